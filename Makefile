@@ -1,0 +1,59 @@
+# Everything installs into .venv; nothing is needed but CPython 3.11, gcc/g++, make, cmake and a package index.
+PYTHON ?= python3.11
+VENV := .venv
+PY := $(VENV)/bin/python
+NATIVE := CMakeLists.txt pyproject.toml $(shell find native -type f 2>/dev/null)
+CXX_FILES = $(shell git ls-files 'native/*.cc' 'native/*.h')
+CODE := src tests tools bench
+
+.PHONY: demo test test-all test-asan test-tsan lint format bench clean
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/deepmnn demo
+
+test: $(VENV)/.test
+	$(PY) -m pytest -m "not slow"
+
+test-all: $(VENV)/.test
+	$(PY) -m pytest
+
+test-asan: $(VENV)/.test
+	tools/test_sanitized.sh address,undefined $(PY)
+
+test-tsan: $(VENV)/.test
+	tools/test_sanitized.sh thread $(PY)
+
+lint: $(VENV)/.lint
+	$(VENV)/bin/ruff check $(CODE)
+	$(VENV)/bin/ruff format --check $(CODE)
+	$(VENV)/bin/mypy
+	$(VENV)/bin/clang-format --dry-run --Werror $(CXX_FILES)
+
+format: $(VENV)/.lint
+	$(VENV)/bin/ruff check --fix $(CODE)
+	$(VENV)/bin/ruff format $(CODE)
+	$(VENV)/bin/clang-format -i $(CXX_FILES)
+
+bench: $(VENV)/.installed
+	$(VENV)/bin/deepmnn bench
+
+clean:
+	rm -rf build $(VENV)
+
+# An editable install: Python sources are used in place, the core is rebuilt when native/ changes.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python $(NATIVE)
+	$(PY) -m pip install --quiet --disable-pip-version-check "scikit-build-core>=0.10" "nanobind>=2.4" ninja
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	$(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[torch,test]"
+	@touch $@
+
+$(VENV)/.lint: $(VENV)/.installed
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[lint]"
+	@touch $@

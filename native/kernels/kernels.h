@@ -1,0 +1,130 @@
+// The kernel interface: plain data in, plain data out, one table of functions per ISA.
+//
+// Every kernel is written once, in kernels/<op>.h, against the thin vector types of isa/<isa>.h, and compiled once
+// per ISA (isa/kernels_<isa>.cc). Nothing here knows about threads, files or models: a kernel works on a range that
+// its caller chose. Weight layouts: docs/layouts.md.
+#pragma once
+
+#include <cstdint>
+
+namespace deepmnn {
+
+enum class DType : uint32_t { vector = 0, f32 = 1, bf16 = 2, w8 = 3, w4 = 4 };
+
+constexpr int kBlockRows = 16;  // output rows per block of a packed matrix
+
+// A packed matrix [rows, cols] (y = W x). A vector has rows = 1 and raw float32 data.
+struct Weight {
+  const uint8_t* data = nullptr;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int32_t group_size = 0;
+  DType dtype = DType::f32;
+};
+
+// Bytes of one block of 16 rows, and of the whole matrix padded to 64.
+int64_t block_nbytes(DType dtype, int64_t cols, int32_t group_size);
+int64_t packed_nbytes(DType dtype, int64_t rows, int64_t cols, int32_t group_size);
+
+// Input rows of a linear. f32 and bf16 weights read x; w8 and w4 read the quantised form:
+// codes [n, padded_cols], scales and sums [n, groups], where groups = ceil(cols / group_size).
+struct Rows {
+  const float* x = nullptr;
+  int64_t stride = 0;  // floats between rows of x
+  const int8_t* codes = nullptr;
+  const float* scales = nullptr;
+  const int32_t* sums = nullptr;
+  const int32_t* index = nullptr;  // row i of the task is row index[i] here; null: row i
+  int64_t n = 0;
+};
+
+enum class Epilogue : uint32_t {
+  store,       // y = W x (+ bias)
+  accumulate,  // y += W x
+  swiglu,      // blocks are (gate, up) pairs: y = silu(gate x) * (up x), half as many output columns
+};
+
+struct LinearTask {
+  Weight weight;
+  Rows rows;
+  float* y = nullptr;
+  int64_t y_stride = 0;         // floats between rows of y
+  int64_t out_cols = 0;         // columns of y that exist: padding rows of W are not stored
+  const float* bias = nullptr;  // [out_cols] or null; store only
+  Epilogue epilogue = Epilogue::store;
+};
+
+struct SamplingParams {
+  float temperature = 1.0f;  // 0: greedy
+  int32_t top_k = 0;         // 0: all
+  float top_p = 1.0f;
+  float min_p = 0.0f;
+};
+
+// One function per kernel; every ISA fills one table.
+struct Kernels {
+  const char* isa;
+
+  // y columns of output blocks [begin, end); a block is 16 columns of y (for swiglu: of one gate/up pair).
+  void (*linear)(const LinearTask& task, int64_t begin, int64_t end);
+
+  // Quantises rows [n, cols] (stride floats apart) per group: codes [n, groups * group_size], scales, sums [n, groups].
+  void (*quantize_rows)(const float* x, int64_t stride, int64_t n, int64_t cols, int32_t group_size, int8_t* codes,
+                        float* scales, int32_t* sums);
+
+  // Decodes columns [0, cols) of one weight row to y (embedding lookup).
+  void (*decode_row)(const Weight& weight, int64_t row, float* y);
+
+  // Chooses scales by least squared error and packs blocks [begin, end) of w [rows, cols] into out (the whole matrix).
+  void (*quantize_pack)(const float* w, const Weight& shape, int64_t begin, int64_t end, uint8_t* out);
+
+  // y = x / sqrt(mean(x^2) + eps) * w, one row of d floats; w may be null.
+  void (*rms_norm)(const float* x, const float* w, float eps, int64_t d, float* y);
+  // sum = a + b; y = rms_norm(sum).
+  void (*add_rms_norm)(const float* a, const float* b, const float* w, float eps, int64_t d, float* sum, float* y);
+
+  void (*add)(const float* a, const float* b, int64_t n, float* y);
+  void (*mul)(const float* a, const float* b, int64_t n, float* y);
+  void (*axpy)(float a, const float* x, int64_t n, float* y);  // y += a x
+  void (*scale)(const float* x, float factor, int64_t n, float* y);
+  void (*silu)(const float* x, int64_t n, float* y);
+  void (*sigmoid)(const float* x, int64_t n, float* y);
+  void (*softmax)(const float* x, int64_t n, float* y);
+
+  // Rotates one head x [2 * half] in place with cos, sin [half]; interleaved: pairs (2i, 2i+1), else (i, i + half).
+  void (*rope)(float* x, const float* cos, const float* sin, int64_t half, bool interleaved);
+
+  // Flash-style attention state for queries against one run of cache rows; see kernels/attention.h.
+  struct AttentionTask {
+    const float* q;         // query vectors, one every q_stride floats, each qk_dim long
+    int64_t q_stride;
+    int64_t n_queries;      // queries that share these keys (heads of a KV group, or all heads for MLA latent; × tokens)
+    int64_t qk_dim;
+    int64_t v_dim;
+    float scale;
+    const void* k;          // rows of keys, k_stride elements apart
+    const void* v;          // rows of values, v_stride elements apart (MLA absorbed: the same rows as k)
+    int64_t k_stride;
+    int64_t v_stride;
+    bool bf16;              // k and v are bf16, else float32
+    int64_t n_keys;         // rows present in this run
+    const int32_t* limits;  // [n_queries]: query i sees keys [0, limits[i]) of this run (causal mask), clamped to n_keys
+    float* acc;             // [n_queries, v_dim] running output, unnormalised
+    float* max_sum;         // [n_queries, 2] running maximum and sum; start at {-inf, 0}
+  };
+  void (*attention)(const AttentionTask& task);
+
+  // Converts n floats to bf16, round to nearest even.
+  void (*to_bf16)(const float* x, int64_t n, uint16_t* y);
+};
+
+// The tables that were compiled in; null where the machine cannot run one.
+const Kernels* scalar_kernels();
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+
+// The best table for this machine, or the one DEEPMNN_ISA / `name` asks for ("scalar", "avx2", "avx512"; null or ""
+// = the best). Throws deepmnn::Error when the name is unknown or this machine lacks it.
+const Kernels& select_kernels(const char* name);
+
+}  // namespace deepmnn

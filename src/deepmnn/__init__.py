@@ -1,0 +1,1 @@
+"""DeepSeek models from checkpoint to phone and server."""
