@@ -94,7 +94,7 @@ def test_quantising_is_near_the_best_scale(dtype: str, levels: int) -> None:
             step = sign * factor * np.abs(w).max(1, keepdims=True) / (levels / 2)
             trial = np.clip(np.rint(w / step), low, high)
             best = np.minimum(best, ((w - trial * step) ** 2).sum(1))
-    assert error <= 1.10 * best.sum()
+    assert error <= 1.2 * best.sum()
     assert error < ((w - plain_rtn(w, high)) ** 2).sum()
 
 
