@@ -1,0 +1,282 @@
+"""GraphBuilder: writes a graph one plain op at a time (docs/ops.md), inferring shapes.
+
+A method is an op: it takes value names and the node's name, registers the weights the node needs,
+appends the node and returns the name of its output (a tuple of names when there are several). A
+weight is called after its node ("layers.0.mlp.up_proj" reads "layers.0.mlp.up_proj.weight"), and so
+is the checkpoint tensor behind it, with `prefix` in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from deepmnn.errors import GraphError
+from deepmnn.graph.ir import CONTEXT, ROWS, TOKENS, Attr, Dim, Graph, Node, Value, Weight
+from deepmnn.graph.weights import Expr, Tensor
+
+Shape = tuple[Dim, ...]
+
+
+class GraphBuilder:
+    """Builds one graph; `graph` is the result.
+
+    Args:
+        name: the graph's name.
+        prefix: what checkpoint tensor names carry in front of node names.
+    """
+
+    def __init__(self, name: str, prefix: str = "model.") -> None:
+        self.graph = Graph(name)
+        self.prefix = prefix
+        self.ids = self._input("ids")
+        self.positions = self._input("positions")
+
+    def _input(self, name: str) -> str:
+        self.graph.inputs.append(name)
+        self.graph.values[name] = Value(name, (TOKENS,), "i32")
+        return name
+
+    def value(self, name: str) -> Value:
+        """The value of that name. Raises GraphError when nothing produced it."""
+        if name not in self.graph.values:
+            raise GraphError(f"value {name!r} is read before it is produced")
+        return self.graph.values[name]
+
+    def weight(self, name: str, shape: tuple[int, ...], role: str, tensor: str = "") -> str:
+        """Registers a weight read from checkpoint tensor `tensor` (default: prefix + name)."""
+        expr: Expr = Tensor(tensor or self.prefix + name, shape)
+        if name in self.graph.weights:
+            raise GraphError(f"weight {name!r} is registered twice")
+        dtype = "vector" if role == "vector" else "f32"
+        self.graph.weights[name] = Weight(name, expr, role, dtype)
+        return name
+
+    def _add(
+        self,
+        op: str,
+        name: str,
+        inputs: Sequence[str],
+        shapes: Sequence[Shape],
+        weights: Sequence[str] = (),
+        dtype: str = "f32",
+        attrs: Mapping[str, Attr] | None = None,
+    ) -> tuple[str, ...]:
+        """Appends a node; its outputs are fresh values called after it."""
+        for x in inputs:
+            self.value(x)
+        outputs = []
+        for index, shape in enumerate(shapes):
+            output = name if len(shapes) == 1 else f"{name}.{index}"
+            if output in self.graph.values:
+                raise GraphError(f"value {output!r} is produced twice")
+            self.graph.values[output] = Value(output, shape, dtype)
+            outputs.append(output)
+        node = Node(op, tuple(inputs), tuple(outputs), tuple(weights), dict(attrs or {}), name)
+        self.graph.nodes.append(node)
+        return node.outputs
+
+    def output(self, x: str, name: str) -> None:
+        """Makes x, the last node's output, an output of the graph called `name`."""
+        value = self.graph.values.pop(x)
+        self.graph.values[name] = Value(name, value.shape, value.dtype)
+        self.graph.nodes[-1].outputs = (name,)
+        self.graph.outputs.append(name)
+
+    def _rows(self, x: str) -> Dim:
+        return self.value(x).shape[0]
+
+    def embedding(self, ids: str, name: str, vocab_size: int, hidden_size: int) -> str:
+        """ids [n] → rows of a table [vocab_size, hidden_size]."""
+        table = self.weight(f"{name}.weight", (vocab_size, hidden_size), "embedding")
+        return self._add("embedding", name, [ids], [(self._rows(ids), hidden_size)], [table])[0]
+
+    def linear(
+        self,
+        x: str,
+        name: str,
+        out_features: int,
+        bias: bool = False,
+        role: str = "linear",
+        tensor: str = "",
+    ) -> str:
+        """W x (+ b): [n, in] → [n, out_features]. tensor: where W lies if not under its name."""
+        shape = (out_features, self.value(x).width)
+        weights = [self.weight(f"{name}.weight", shape, role, tensor)]
+        if bias:
+            weights.append(self.weight(f"{name}.bias", (out_features,), "vector"))
+        return self._add("linear", name, [x], [(self._rows(x), out_features)], weights)[0]
+
+    def rms_norm(self, x: str, name: str, eps: float, heads: int = 1) -> str:
+        """x / rms(x) · w, over the row or over each of `heads` heads."""
+        value = self.value(x)
+        weight = self.weight(f"{name}.weight", (value.width // heads,), "vector")
+        attrs: dict[str, Attr] = {"eps": eps, "heads": heads}
+        return self._add("rms_norm", name, [x], [value.shape], [weight], attrs=attrs)[0]
+
+    def reshape(self, x: str, name: str, *trailing: int) -> str:
+        """The same data, seen as [n, *trailing]."""
+        return self._add("reshape", name, [x], [(self._rows(x), *trailing)])[0]
+
+    def split(self, x: str, name: str, sizes: tuple[int, ...], heads: int = 1) -> tuple[str, ...]:
+        """[n, heads, Σ sizes] → one [n, heads, size] each."""
+        rows = self._rows(x)
+        shapes = [(rows, heads, size) if heads > 1 else (rows, size) for size in sizes]
+        return self._add("split", name, [x], shapes, attrs={"sizes": sizes, "heads": heads})
+
+    def concat(self, parts: Sequence[str], name: str, heads: int = 1) -> str:
+        """[n, heads, d₀], [n, heads, d₁], … → [n, heads, Σ d]."""
+        width = sum(self.value(part).width for part in parts) // heads
+        rows = self._rows(parts[0])
+        shape = (rows, heads, width) if heads > 1 else (rows, width)
+        return self._add("concat", name, parts, [shape], attrs={"heads": heads})[0]
+
+    def broadcast(self, x: str, name: str, heads: int) -> str:
+        """[n, d] → [n, heads, d], every head the same."""
+        shape = (self._rows(x), heads, self.value(x).width)
+        return self._add("broadcast", name, [x], [shape], attrs={"heads": heads})[0]
+
+    def rope(
+        self,
+        x: str,
+        name: str,
+        heads: int,
+        inv_freq: tuple[float, ...],
+        rope_scale: float,
+        interleaved: bool,
+    ) -> str:
+        """Rotates pairs of every head by position · inv_freq (RoFormer, arXiv:2104.09864)."""
+        return self._add(
+            "rope",
+            name,
+            [x, self.positions],
+            [self.value(x).shape],
+            attrs={
+                "heads": heads,
+                "inv_freq": inv_freq,
+                "rope_scale": rope_scale,
+                "interleaved": int(interleaved),
+            },
+        )[0]
+
+    def cache(self, x: str, name: str) -> str:
+        """Appends [tokens, …] to cache entry `name`; → all rows the sequences see, [context, …]."""
+        value = self.value(x)
+        self.graph.caches[name] = value.width
+        return self._add("cache", name, [x], [(CONTEXT, *value.shape[1:])], attrs={"cache": name})[
+            0
+        ]
+
+    def attention(
+        self, q: str, k: str, v: str, name: str, heads: int, kv_heads: int, scale: float
+    ) -> str:
+        """Causal softmax(scale · q kᵀ) v within each sequence: → [tokens, heads, v_head_dim]."""
+        head_dim = self.value(q).width // heads
+        v_head_dim = self.value(v).width // kv_heads
+        return self._add(
+            "attention",
+            name,
+            [q, k, v],
+            [(self._rows(q), heads, v_head_dim)],
+            attrs={
+                "heads": heads,
+                "kv_heads": kv_heads,
+                "head_dim": head_dim,
+                "v_head_dim": v_head_dim,
+                "scale": scale,
+            },
+        )[0]
+
+    def _pointwise(self, op: str, name: str, *inputs: str, **attrs: Attr) -> str:
+        return self._add(op, name, inputs, [self.value(inputs[0]).shape], attrs=attrs)[0]
+
+    def silu(self, x: str, name: str) -> str:
+        """x · sigmoid(x)."""
+        return self._pointwise("silu", name, x)
+
+    def sigmoid(self, x: str, name: str) -> str:
+        """1 / (1 + exp(−x))."""
+        return self._pointwise("sigmoid", name, x)
+
+    def softmax(self, x: str, name: str) -> str:
+        """Over the whole row."""
+        return self._pointwise("softmax", name, x)
+
+    def add(self, a: str, b: str, name: str) -> str:
+        """a + b, equal shapes."""
+        return self._pointwise("add", name, a, b)
+
+    def mul(self, a: str, b: str, name: str) -> str:
+        """a · b, equal shapes."""
+        return self._pointwise("mul", name, a, b)
+
+    def scale(self, x: str, name: str, factor: float) -> str:
+        """x · factor."""
+        return self._pointwise("scale", name, x, factor=factor)
+
+    def normalize(self, x: str, name: str, eps: float) -> str:
+        """x / (Σ x + eps) over the row."""
+        return self._pointwise("normalize", name, x, eps=eps)
+
+    def bias_add(self, x: str, name: str) -> str:
+        """x + b; b is the checkpoint tensor called like the node."""
+        value = self.value(x)
+        bias = self.weight(name, (value.width,), "vector")
+        return self._add("bias_add", name, [x], [value.shape], [bias])[0]
+
+    def group_limit(
+        self, x: str, name: str, n_group: int, topk_group: int, group_score: str
+    ) -> str:
+        """Scores [n, experts], −inf outside the best topk_group of n_group groups."""
+        return self._pointwise(
+            "group_limit",
+            name,
+            x,
+            n_group=n_group,
+            topk_group=topk_group,
+            group_score=group_score,
+        )
+
+    def top_k(self, scores: str, name: str, k: int) -> str:
+        """Indices of the k best scores, best first: [n, experts] → i32 [n, k]."""
+        shape = (self._rows(scores), k)
+        return self._add("top_k", name, [scores], [shape], dtype="i32", attrs={"top_k": k})[0]
+
+    def gather(self, x: str, indices: str, name: str) -> str:
+        """x [n, experts] at indices [n, k] → [n, k]."""
+        return self._add("gather", name, [x, indices], [self.value(indices).shape])[0]
+
+    def expert_linear(
+        self,
+        x: str,
+        indices: str,
+        name: str,
+        projection: str,
+        experts: int,
+        out_features: int,
+        per_choice: bool,
+    ) -> str:
+        """W_e x for each of a token's k experts e: → [n, k, out_features].
+
+        Expert e's matrix is "{name}.{e}.{projection}.weight". per_choice: x brings one row for each
+        choice, [n, k, in]; otherwise all choices share [n, in].
+        """
+        k = self.value(indices).width
+        in_features = self.value(x).width // (k if per_choice else 1)
+        weights = [
+            self.weight(f"{name}.{e}.{projection}.weight", (out_features, in_features), "expert")
+            for e in range(experts)
+        ]
+        shape = (self._rows(x), k, out_features)
+        attrs: dict[str, Attr] = {"top_k": k, "per_choice": int(per_choice)}
+        node = f"{name}.{projection}"
+        return self._add("expert_linear", node, [x, indices], [shape], weights, attrs=attrs)[0]
+
+    def combine(self, y: str, weights: str, name: str) -> str:
+        """Σₖ wₖ yₖ: y [n, k, h], weights [n, k] → [n, h]."""
+        k = self.value(weights).width
+        shape = (self._rows(y), self.value(y).width // k)
+        return self._add("combine", name, [y, weights], [shape], attrs={"top_k": k})[0]
+
+    def select_rows(self, x: str, name: str) -> str:
+        """[tokens, d] → [rows, d]: the rows whose logits are wanted."""
+        return self._add("select_rows", name, [x], [(ROWS, self.value(x).width)])[0]

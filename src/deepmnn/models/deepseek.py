@@ -1,0 +1,44 @@
+"""DeepSeek-MoE-16B (arXiv:2401.06066), as the hub's modeling_deepseek.py has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deepmnn.graph.ir import Graph
+from deepmnn.models.config import supported
+from deepmnn.models.decoder import decoder
+from deepmnn.models.gqa import GroupedQueryAttention, check_heads
+from deepmnn.models.moe import FeedForward, MoeConfig, Routing
+
+
+@dataclass(frozen=True)
+class DeepseekConfig(MoeConfig):
+    """The hub's DeepseekConfig."""
+
+    vocab_size: int = 102400
+    num_hidden_layers: int = 30
+    num_key_value_heads: int | None = 32
+    attention_bias: bool = False
+
+    def check(self) -> None:
+        """Raises ConfigError when the fields contradict one another."""
+        super().check()
+        supported("scoring_func", self.scoring_func, "softmax")
+        check_heads(self, None)
+
+
+def build(config: Mapping[str, Any]) -> Graph:
+    """The graph of a config.json. Raises ConfigError, UnsupportedModelError."""
+    c = DeepseekConfig.from_dict(config)
+    attention = GroupedQueryAttention(
+        c.num_attention_heads,
+        c.kv_heads,
+        check_heads(c, None),
+        c.rope_parameters,
+        qkv_bias=c.attention_bias,
+        o_bias=c.attention_bias,
+    )
+    routing = Routing("softmax", c.top_k, c.normalize)
+    return decoder("deepseek", c, attention, FeedForward(c, routing)).graph

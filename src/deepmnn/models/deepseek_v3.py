@@ -1,0 +1,101 @@
+"""DeepSeek-V3 and R1 (arXiv:2412.19437), as the hub's modeling_deepseek.py has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deepmnn.graph.builder import GraphBuilder
+from deepmnn.graph.ir import Graph
+from deepmnn.models.config import bounded, supported
+from deepmnn.models.decoder import Block, decoder, decoder_layer
+from deepmnn.models.mla import LatentAttention, MlaConfig
+from deepmnn.models.moe import MAX_EXPERTS, FeedForward, MoeConfig, Routing
+
+
+@dataclass(frozen=True)
+class DeepseekV3Config(MoeConfig, MlaConfig):
+    """transformers' DeepseekV3Config, and the hub's moe_layer_freq, scoring_func and topk_method.
+
+    num_nextn_predict_layers defaults to 0, not 1: a config that does not name MTP layers comes
+    without their weights.
+    """
+
+    vocab_size: int = 129280
+    hidden_size: int = 7168
+    intermediate_size: int = 18432
+    moe_intermediate_size: int = 2048
+    num_hidden_layers: int = bounded(61, 1, 4096)
+    num_attention_heads: int = 128
+    max_position_embeddings: int = 4096
+    n_shared_experts: int | None = bounded(1, 0, MAX_EXPERTS)
+    n_routed_experts: int | None = bounded(256, 1, MAX_EXPERTS)
+    num_experts_per_tok: int | None = 8
+    routed_scaling_factor: float = 2.5
+    n_group: int | None = 8
+    topk_group: int | None = 4
+    first_k_dense_replace: int = bounded(3, 0)
+    norm_topk_prob: bool = True
+    scoring_func: str = "sigmoid"
+    topk_method: str = "noaux_tc"
+    rope_interleave: bool = True
+    num_nextn_predict_layers: int = bounded(0, 0, 64)
+
+    def check(self) -> None:
+        """Raises ConfigError when the fields contradict one another."""
+        super().check()
+        supported("scoring_func", self.scoring_func, "sigmoid")
+        supported("topk_method", self.topk_method, "noaux_tc")
+        if self.n_routed_experts is not None and self.groups > 1:
+            self.check_groups(self.n_group, self.topk_group, smallest=2)
+
+    @property
+    def groups(self) -> int:
+        """n_group, 1 when the config has none."""
+        return self.n_group or 1
+
+    @property
+    def routing(self) -> Routing:
+        """Sigmoid scores; the bias and the groups choose, the scores weigh (section 2.1.2)."""
+        return Routing(
+            "sigmoid",
+            self.top_k,
+            normalize=self.normalize,
+            factor=self.routed_scaling_factor,
+            n_group=self.groups,
+            topk_group=self.topk_group or 1,
+            group_score="top2_sum",
+            correction_bias=True,
+        )
+
+
+def build(config: Mapping[str, Any]) -> Graph:
+    """The graph of a config.json. Raises ConfigError, UnsupportedModelError."""
+    c = DeepseekV3Config.from_dict(config)
+    attention = LatentAttention(c, c.rope_interleave)
+    feed_forward = FeedForward(c, c.routing)
+    graph = decoder("deepseek_v3", c, attention, feed_forward).graph
+    for layer in range(c.num_hidden_layers, c.num_hidden_layers + c.num_nextn_predict_layers):
+        keep_mtp_layer(graph, c, layer, attention, feed_forward)
+    return graph
+
+
+def keep_mtp_layer(
+    graph: Graph, c: DeepseekV3Config, layer: int, attention: Block, feed_forward: Block
+) -> None:
+    """Registers the weights of a multi-token-prediction layer (section 2.2), which no node reads.
+
+    They are those of a decoder layer, found by writing one into a graph of its own, and of what
+    joins it to the model: eh_proj([enorm(embedding); hnorm(hidden)]) before, shared_head after.
+    """
+    name, hidden = f"layers.{layer}", c.hidden_size
+    b = GraphBuilder(name)
+    x = b.embedding(b.ids, f"{name}.embed_tokens", c.vocab_size, hidden)
+    parts = [b.rms_norm(x, f"{name}.{norm}", c.rms_norm_eps) for norm in ("enorm", "hnorm")]
+    x = b.linear(b.concat(parts, f"{name}.concat"), f"{name}.eh_proj", hidden)
+    x = decoder_layer(b, x, layer, c, attention, feed_forward)
+    x = b.rms_norm(x, f"{name}.shared_head.norm", c.rms_norm_eps)
+    b.linear(x, f"{name}.shared_head.head", c.vocab_size, role="lm_head")
+    graph.weights |= b.graph.weights
+    graph.kept += b.graph.weights
