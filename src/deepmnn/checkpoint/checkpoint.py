@@ -1,0 +1,128 @@
+"""Opens a checkpoint: config.json plus weights in one of the FORMATS."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Protocol
+
+from deepmnn.checkpoint import fp8
+from deepmnn.checkpoint.json_file import read_object
+from deepmnn.checkpoint.safetensors import FP8
+from deepmnn.checkpoint.safetensors_store import SafetensorsStore
+from deepmnn.errors import CheckpointError, TensorNotFoundError
+from deepmnn.graph.weights import F32
+
+CONFIG = "config.json"
+
+
+class Store(Protocol):
+    """One weight format: named tensors of a path."""
+
+    def names(self) -> list[str]:
+        """Every tensor's name."""
+        ...
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape. Raises TensorNotFoundError."""
+        ...
+
+    def dtype(self, name: str) -> str:
+        """A tensor's stored type, in safetensors' words. Raises TensorNotFoundError."""
+        ...
+
+    def nbytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        ...
+
+    def read(self, name: str) -> F32:
+        """A tensor as float32. Raises TensorNotFoundError."""
+        ...
+
+
+FORMATS: tuple[type[SafetensorsStore], ...] = (SafetensorsStore,)
+"""Weight formats in the order they are tried; a new format is a Store with `matches`."""
+
+
+class Checkpoint:
+    """A model as published: its config and its tensors, decoded to float32 (a TensorSource).
+
+    FP8 weights come with their block scales applied; the scales are not tensors of their own.
+    """
+
+    def __init__(self, path: Path, config: dict[str, Any], store: Store) -> None:
+        self.path = path
+        self.config = config
+        self._store = store
+        self._block = fp8.block_size(config)
+        self._fp8_config = config.get("quantization_config") is not None
+        self._all = frozenset(store.names())
+
+    def names(self) -> list[str]:
+        """The tensors' names, without FP8 scales."""
+        return [name for name in self._store.names() if not self._is_scale(name)]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._all
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape. Raises TensorNotFoundError."""
+        return self._store.shape(name)
+
+    def nbytes(self) -> int:
+        """Bytes of all tensors as stored."""
+        return self._store.nbytes()
+
+    def read(self, name: str) -> F32:
+        """The tensor as float32, FP8 scales applied. Raises TensorNotFoundError."""
+        weight = self._store.read(name)
+        if self._store.dtype(name) not in FP8:
+            return weight
+        scale_name = name + fp8.SCALE_SUFFIX
+        if scale_name in self._all:
+            return fp8.dequantize(name, weight, self._store.read(scale_name), self._block)
+        if self._fp8_config:
+            raise TensorNotFoundError(
+                f"{self.path} has no tensor {scale_name!r}",
+                f"the block scales of the FP8 weight {name!r}",
+                "The checkpoint is incomplete; download it again.",
+            )
+        return weight
+
+    def _is_scale(self, name: str) -> bool:
+        return name.endswith(fp8.SCALE_SUFFIX) and name[: -len(fp8.SCALE_SUFFIX)] in self._all
+
+
+def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
+    """Opens a checkpoint directory.
+
+    Raises CheckpointError (nothing readable there, damaged files) or UnsupportedModelError
+    (weights quantised in a way that is not read).
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"{directory} is {'a file' if directory.exists() else 'missing'}",
+            "a checkpoint directory with config.json and weights",
+        )
+    config = read_config(directory)
+    fp8.block_size(config)
+    for store in FORMATS:
+        if store.matches(directory):
+            return Checkpoint(directory, config, store(directory))
+    raise CheckpointError(
+        f"{directory} holds {_listing(directory)}",
+        f"weights in one of these formats: {', '.join(s.format_name for s in FORMATS)}",
+    )
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """config.json of a directory, or a config file itself. Raises CheckpointError."""
+    target = Path(path)
+    return read_object(target / CONFIG if target.is_dir() else target, CheckpointError)
+
+
+def _listing(directory: Path) -> str:
+    names = sorted(entry.name for entry in directory.iterdir())
+    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
+    return shown or "no files"
