@@ -45,10 +45,10 @@ def draw(weight: Weight, seed: int) -> U8:
 
 def _shape_scales(groups: NDArray[np.uint8], dtype: str, cols: int) -> None:
     """Turns the random bits at each group's end into scales of one size, of either sign."""
-    scales = np.ascontiguousarray(groups[:, :, -2 * BLOCK_ROWS :]).view(np.uint16)
+    scales = groups.reshape(-1, groups.shape[2]).view(np.uint16)[:, -BLOCK_ROWS:]
     size = np.float16(1 / (math.sqrt(cols) * _UNIFORM_DEVIATION[dtype]))
-    base = size.view(np.uint16) & ~_SIGN_AND_JITTER
-    groups[:, :, -2 * BLOCK_ROWS :] = ((scales & _SIGN_AND_JITTER) | base).view(np.uint8)
+    scales &= _SIGN_AND_JITTER
+    scales |= size.view(np.uint16) & ~_SIGN_AND_JITTER
 
 
 def _clear_columns(groups: NDArray[np.uint8], dtype: str, cols: int, group_size: int) -> None:
