@@ -1,1 +1,61 @@
-"""DeepSeek models from checkpoint to phone and server."""
+"""DeepSeek models from checkpoint to phone and server.
+
+import deepmnn
+
+deepmnn.convert("DeepSeek-R1-Distill-Qwen-1.5B", "r1-w4", quant="w4")
+model = deepmnn.load("r1-w4")
+answer = model.generate([{"role": "user", "content": "What is 347 + 285?"}])
+print(answer.reasoning, answer.text)
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from deepmnn import errors
+
+if TYPE_CHECKING:
+    from deepmnn.api import LLM, load
+    from deepmnn.convert import convert
+    from deepmnn.engine.completion import Chunk, Completion
+    from deepmnn.engine.sampler import SamplingParams
+
+__all__ = ["LLM", "Chunk", "Completion", "SamplingParams", "convert", "errors", "load"]
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "LLM": "deepmnn.api",
+    "load": "deepmnn.api",
+    "convert": "deepmnn.convert",
+    "Chunk": "deepmnn.engine.completion",
+    "Completion": "deepmnn.engine.completion",
+    "SamplingParams": "deepmnn.engine.sampler",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first used, so that `import deepmnn` is quick."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'deepmnn' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])
+
+
+class _Package(ModuleType):
+    """Keeps `deepmnn.convert` the function: importing the submodule would put itself there."""
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (name in _HOMES and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

@@ -1,1 +1,1 @@
-""""""
+"""The serving engine: sequences in, tokens out, one ragged batch per step."""

@@ -1,0 +1,158 @@
+"""The engine: many sequences, one model, one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as List
+
+import numpy as np
+
+from deepmnn.backends.base import F32, Backend, Batch
+from deepmnn.engine.kv_cache import BlockManager
+from deepmnn.engine.sampler import SamplingParams
+from deepmnn.engine.scheduler import Chunk, Scheduler
+from deepmnn.engine.sequence import Sequence
+from deepmnn.engine.text import TextStream
+from deepmnn.errors import ContextLengthError, RequestError
+
+BLOCK_SIZE = 32
+"""Tokens per cache block."""
+
+
+class Engine:
+    """Runs sequences on a backend. Not thread-safe.
+
+    Args:
+        backend: the model.
+        cache_tokens: rows of the KV cache, shared by all sequences; rounded up to whole blocks.
+        context_length: the longest sequence the model takes (max_position_embeddings).
+        max_batch_tokens: tokens of one step; a longer prompt is prefilled in chunks.
+        max_sequences: sequences that run at the same time.
+        kv_dtype: "f32" or "bf16".
+        eos_ids: tokens that end an answer.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        cache_tokens: int,
+        context_length: int,
+        *,
+        max_batch_tokens: int = 512,
+        max_sequences: int = 64,
+        kv_dtype: str = "f32",
+        eos_ids: Iterable[int] = (),
+        block_size: int = BLOCK_SIZE,
+    ) -> None:
+        self.backend = backend
+        self.cache = backend.new_cache(-(-cache_tokens // block_size), block_size, kv_dtype)
+        self.manager = BlockManager(self.cache)
+        self.scheduler = Scheduler(self.manager, max_batch_tokens, max_sequences)
+        self.context_length = min(context_length, self.manager.capacity)
+        self.eos_ids = frozenset(eos_ids)
+
+    def submit(
+        self, ids: List[int], params: SamplingParams, output: TextStream | None = None
+    ) -> Sequence:
+        """Queues a request. Raises RequestError or ContextLengthError before any work is done."""
+        limit = self.check(ids, params)
+        eos_ids, prompt = self.eos_ids, [int(token) for token in ids]
+        sequence = Sequence(prompt, params=params, limit=limit, eos_ids=eos_ids, output=output)
+        self.scheduler.add(sequence)
+        return sequence
+
+    def check(self, ids: List[int], params: SamplingParams) -> int:
+        """The most tokens prompt and answer may have together; raises as `submit` does."""
+        self.check_ids(ids)
+        room = self.context_length - len(ids)
+        wanted = params.max_tokens or 1
+        if wanted > room:
+            raise ContextLengthError(
+                f"the prompt has {len(ids)} tokens and the answer may have {wanted}",
+                f"at most {self.context_length} together",
+                "Shorten the prompt, lower max_tokens, or load with a larger cache_tokens.",
+            )
+        return len(ids) + (params.max_tokens or room)
+
+    def step(self) -> list[Sequence]:
+        """Runs one step and returns the sequences that got a token."""
+        chunks = self.scheduler.schedule()
+        if not chunks:
+            self._refuse()
+            return []
+        logits = self.forward(chunks)
+        ready = [c.table for c in chunks if isinstance(c.table, Sequence) and not c.table.pending]
+        for sequence, row in zip(ready, logits, strict=True):
+            sequence.accept(row)
+            if sequence.finish_reason:
+                self.scheduler.remove(sequence)
+        return ready
+
+    def cancel(self, sequence: Sequence) -> None:
+        """Ends a sequence early; nothing happens when it has ended."""
+        if sequence.finish_reason is None:
+            sequence.finish("cancelled")
+        self.scheduler.remove(sequence)
+
+    def forward(self, chunks: List[Chunk], *, all_rows: bool = False) -> F32:
+        """Runs chunks whose cache rows are reserved; logits [rows, vocab_size].
+
+        Rows are every chunk's tokens (all_rows), or the last token of every chunk that leaves
+        nothing pending.
+        """
+        logits = self.backend.step(self.cache, make_batch(chunks, all_rows))
+        for chunk in chunks:
+            self.manager.commit(chunk.table, chunk.count)
+        return logits
+
+    def check_ids(self, ids: List[int]) -> None:
+        """Raises RequestError unless ids are tokens of this model, at least one."""
+        if len(ids) == 0:
+            raise RequestError("the prompt is empty", "at least one token")
+        array = np.asarray(ids)
+        vocab = self.backend.vocab_size
+        if array.ndim != 1 or array.dtype.kind not in "iu":
+            raise RequestError(f"the token ids are {ids!r:.80}", "a flat list of integers")
+        if array.min() < 0 or array.max() >= vocab:
+            wrong = array[(array < 0) | (array >= vocab)][0]
+            raise RequestError(
+                f"token id {wrong} is outside the vocabulary",
+                f"0 to {vocab - 1}",
+                "Check that the tokenizer belongs to this model.",
+            )
+
+    def _refuse(self) -> None:
+        """Nothing can run: if something wants to, the cache is held by open sessions."""
+        stuck = [*self.scheduler.running, *self.scheduler.waiting]
+        if not stuck:
+            return
+        for sequence in stuck:
+            self.cancel(sequence)
+        raise ContextLengthError(
+            f"the KV cache has {self.manager.free_blocks} free blocks, the rest is in use",
+            "room for the next tokens",
+            "Close sessions, or load the model with a larger cache_tokens.",
+        )
+
+
+def make_batch(chunks: List[Chunk], all_rows: bool = False) -> Batch:
+    """The descriptor of one step; see backends/base.py."""
+    counts = [chunk.count for chunk in chunks]
+    starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
+    spans = [(c.table, c.table.length, c.table.length + c.count) for c in chunks]
+    width = max(len(chunk.table.blocks) for chunk in chunks)
+    tables = np.full((len(chunks), width), -1, np.int32)
+    for row, chunk in zip(tables, chunks, strict=True):
+        row[: len(chunk.table.blocks)] = chunk.table.blocks
+    done = [chunk.count == chunk.table.pending for chunk in chunks]
+    rows = np.arange(sum(counts)) if all_rows else starts[1:][done] - 1
+    return Batch(
+        ids=np.concatenate([t.ids[start:end] for t, start, end in spans]).astype(np.int32),
+        positions=np.concatenate([np.arange(start, end) for _, start, end in spans]).astype(
+            np.int32
+        ),
+        sequence_starts=starts,
+        context_lengths=np.array([end for _, _, end in spans], np.int32),
+        block_tables=tables,
+        logit_rows=rows.astype(np.int32),
+    )

@@ -1,0 +1,171 @@
+"""The paged KV cache's book-keeping: which block holds which rows of which sequence.
+
+A block is shared by every sequence whose tokens up to its end are the same: a full block is
+registered under a key that chains the hash of its tokens to the key of the block before it (the
+prefix caching of vLLM, arXiv:2309.06180). Blocks that nobody uses any more keep their rows until
+the space is needed, the least recently used first.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from hashlib import blake2b
+
+from deepmnn.backends.base import Cache
+from deepmnn.errors import ContextLengthError
+
+
+@dataclass(eq=False)
+class BlockTable:
+    """The tokens of one sequence and the cache blocks of those that have been run.
+
+    ids: every token known so far. length: how many of them have their rows in the cache.
+    blocks: cache blocks, in order. keys: the hash chain of the full ones.
+    """
+
+    ids: list[int]
+    length: int = 0
+    blocks: list[int] = field(default_factory=list)
+    keys: list[bytes] = field(default_factory=list)
+
+    @property
+    def pending(self) -> int:
+        """Tokens that have not been run yet."""
+        return len(self.ids) - self.length
+
+
+class BlockManager:
+    """Hands out the blocks of one cache, with reference counts."""
+
+    def __init__(self, cache: Cache) -> None:
+        self.cache = cache
+        self.block_size = cache.block_size
+        self._references = [0] * cache.blocks
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(cache.blocks))
+        self._key_of: dict[int, bytes] = {}
+        self._block_of: dict[bytes, int] = {}
+
+    @property
+    def free_blocks(self) -> int:
+        """Blocks that no sequence holds (some may still hold rows worth finding again)."""
+        return len(self._free)
+
+    @property
+    def capacity(self) -> int:
+        """Rows that fit in the whole cache."""
+        return self.cache.blocks * self.block_size
+
+    def references(self, block: int) -> int:
+        """How many sequences hold this block."""
+        return self._references[block]
+
+    def share_prefix(self, table: BlockTable) -> int:
+        """Gives an empty table the cached blocks that begin with its tokens; returns their rows.
+
+        The last token always stays to be run, because its logits are wanted.
+        """
+        for index in range((len(table.ids) - 1) // self.block_size):
+            key = self._chain(table, index)
+            block = self._block_of.get(key)
+            if block is None:
+                break
+            self._take(block)
+            table.blocks.append(block)
+            table.keys.append(key)
+        table.length = len(table.blocks) * self.block_size
+        return table.length
+
+    def can_append(self, table: BlockTable, count: int) -> bool:
+        """Whether `count` more rows fit now."""
+        return self._missing(table, count) <= len(self._free)
+
+    def room(self, table: BlockTable) -> int:
+        """How many more rows fit now."""
+        spare = len(self._free) - (1 if self._shares_tail(table) else 0)
+        held = len(table.blocks) * self.block_size - table.length
+        return max(0, held + spare * self.block_size) if spare >= 0 else 0
+
+    def append(self, table: BlockTable, count: int) -> None:
+        """Makes rows length .. length + count of the table writable.
+
+        A partly filled block that others share is copied first. Raises ContextLengthError when
+        the cache is full; then nothing has changed.
+        """
+        if not self.can_append(table, count):
+            raise ContextLengthError(
+                f"the KV cache has {self.free_blocks} free blocks of {self.block_size} tokens",
+                f"{self._missing(table, count)} for {count} more tokens",
+                "Close sessions, or load the model with a larger cache_tokens.",
+            )
+        tail = table.length // self.block_size
+        if self._shares_tail(table):
+            copy = self._new_block()
+            self.cache.copy_block(table.blocks[tail], copy)
+            self._release(table.blocks[tail])
+            table.blocks[tail] = copy
+        elif tail < len(table.blocks):
+            self._forget(table.blocks[tail])
+        while len(table.blocks) * self.block_size < table.length + count:
+            table.blocks.append(self._new_block())
+
+    def commit(self, table: BlockTable, count: int) -> None:
+        """Says that `count` appended rows have been written; full blocks become shareable."""
+        table.length += count
+        for index in range(len(table.keys), table.length // self.block_size):
+            key, block = self._chain(table, index), table.blocks[index]
+            table.keys.append(key)
+            if key not in self._block_of:
+                self._block_of[key], self._key_of[block] = block, key
+
+    def rollback(self, table: BlockTable, length: int) -> None:
+        """Drops the rows from `length` on. `table.ids` is the caller's to cut."""
+        kept = -(-length // self.block_size)
+        for block in reversed(table.blocks[kept:]):
+            self._release(block)
+        del table.blocks[kept:], table.keys[length // self.block_size :]
+        table.length = length
+
+    def free(self, table: BlockTable) -> None:
+        """Drops every row; full blocks can still be found by a later sequence with this prefix."""
+        self.rollback(table, 0)
+
+    def _chain(self, table: BlockTable, index: int) -> bytes:
+        """The key of block `index`; those before it are in `table.keys`."""
+        start = index * self.block_size
+        tokens = array("q", table.ids[start : start + self.block_size]).tobytes()
+        parent = table.keys[index - 1] if index else b""
+        return blake2b(parent + tokens, digest_size=16).digest()
+
+    def _shares_tail(self, table: BlockTable) -> bool:
+        """Whether the next row falls into a block that another sequence holds too."""
+        tail = table.length // self.block_size
+        return tail < len(table.blocks) and self._references[table.blocks[tail]] > 1
+
+    def _missing(self, table: BlockTable, count: int) -> int:
+        blocks = -(-(table.length + count) // self.block_size) - len(table.blocks)
+        return max(0, blocks) + (1 if self._shares_tail(table) else 0)
+
+    def _new_block(self) -> int:
+        block = next(iter(self._free))
+        self._forget(block)
+        self._take(block)
+        return block
+
+    def _take(self, block: int) -> None:
+        self._free.pop(block, None)
+        self._references[block] += 1
+
+    def _release(self, block: int) -> None:
+        self._references[block] -= 1
+        if self._references[block] == 0:
+            self._free[block] = None
+            if block not in self._key_of:
+                self._free.move_to_end(block, last=False)
+
+    def _forget(self, block: int) -> None:
+        """The block is about to be overwritten: nobody may find it by its key any more."""
+        key = self._key_of.pop(block, None)
+        if key is not None:
+            del self._block_of[key]

@@ -1,0 +1,106 @@
+"""Which tokens run in the next step: continuous batching."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from deepmnn.engine.kv_cache import BlockManager, BlockTable
+from deepmnn.engine.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """The next `count` tokens of a sequence, to be run in this step."""
+
+    table: BlockTable
+    count: int
+
+
+class Scheduler:
+    """Decodes first, then prefills in chunks, at most max_batch_tokens in a step.
+
+    When blocks run out the youngest sequence gives its own back and is run again later
+    ("preemption by recompute"); its prefix may still be in the cache by then.
+    """
+
+    def __init__(self, manager: BlockManager, max_batch_tokens: int, max_sequences: int) -> None:
+        self.manager = manager
+        self.max_batch_tokens = max_batch_tokens
+        self.max_sequences = min(max_sequences, max_batch_tokens)
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    @property
+    def busy(self) -> bool:
+        """Whether any sequence is unfinished."""
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        """Queues a new sequence."""
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Takes a sequence out, finished or not, and frees its blocks."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self.manager.free(sequence)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)
+
+    def schedule(self) -> list[Chunk]:
+        """The next step's chunks, their cache rows reserved. Empty when no sequence can run."""
+        while True:
+            chunks = self._decodes()
+            chunks += self._prefills(self.max_batch_tokens - len(chunks))
+            if chunks or len(self.running) < 2:
+                return chunks
+            self._preempt()
+
+    def _decodes(self) -> list[Chunk]:
+        """One token for every sequence that has just got one, oldest first."""
+        chunks = []
+        for sequence in list(self.running):
+            if sequence.pending != 1 or sequence not in self.running:
+                continue
+            while not self.manager.can_append(sequence, 1) and self.running[-1] is not sequence:
+                self._preempt()
+            if self.manager.can_append(sequence, 1):
+                chunks.append(self._reserve(sequence, 1))
+        return chunks
+
+    def _prefills(self, budget: int) -> list[Chunk]:
+        """As many prompt tokens as fit: started prompts first, then new ones."""
+        chunks = []
+        for sequence in self.running:
+            if sequence.pending > 1:
+                count = min(sequence.pending, budget, self.manager.room(sequence))
+                if count > 0:
+                    chunks.append(self._reserve(sequence, count))
+                    budget -= count
+        while budget > 0 and self.waiting and len(self.running) < self.max_sequences:
+            # Leave every running sequence a block to grow into, or it would be preempted at once.
+            if self.running and self.manager.free_blocks <= len(self.running):
+                break
+            sequence = self.waiting[0]
+            shared = self.manager.share_prefix(sequence)
+            count = min(sequence.pending, budget, self.manager.room(sequence))
+            if count <= 0:
+                self.manager.free(sequence)
+                break
+            if not sequence.preemptions:
+                sequence.cached_tokens = shared
+            self.running.append(self.waiting.popleft())
+            chunks.append(self._reserve(sequence, count))
+            budget -= count
+        return chunks
+
+    def _reserve(self, sequence: Sequence, count: int) -> Chunk:
+        self.manager.append(sequence, count)
+        return Chunk(sequence, count)
+
+    def _preempt(self) -> None:
+        sequence = self.running.pop()
+        self.manager.free(sequence)
+        sequence.preemptions += 1
+        self.waiting.appendleft(sequence)

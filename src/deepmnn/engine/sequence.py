@@ -1,0 +1,69 @@
+"""One request on its way through the engine."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from deepmnn.backends.base import F32
+from deepmnn.engine.kv_cache import BlockTable
+from deepmnn.engine.sampler import Sampler, SamplingParams
+from deepmnn.engine.text import TextStream
+
+
+@dataclass(eq=False)
+class Sequence(BlockTable):
+    """A prompt, the answer so far and when it is done.
+
+    limit: the longest `ids` may grow. output: turns tokens into text; None when nobody reads it.
+    finish_reason: None while running, then "stop" (end-of-sequence token or stop string),
+    "length" or "cancelled". cached_tokens: prompt rows that were found in the cache. Times are
+    seconds of time.perf_counter().
+    """
+
+    params: SamplingParams = field(default_factory=SamplingParams)
+    limit: int = 0
+    eos_ids: frozenset[int] = frozenset()
+    output: TextStream | None = None
+    finish_reason: str | None = None
+    cached_tokens: int = 0
+    preemptions: int = 0
+    submitted: float = field(default_factory=time.perf_counter)
+    first_token: float | None = None
+    last_token: float | None = None
+
+    def __post_init__(self) -> None:
+        self.prompt_tokens = len(self.ids)
+        self._sampler = Sampler(self.params)
+
+    @property
+    def answer(self) -> list[int]:
+        """The tokens generated so far."""
+        return self.ids[self.prompt_tokens :]
+
+    @property
+    def completion_tokens(self) -> int:
+        """How many that are."""
+        return len(self.ids) - self.prompt_tokens
+
+    def accept(self, logits: F32) -> None:
+        """Draws the next token from logits [vocab_size] and sees whether it was the last."""
+        token = self._sampler(logits, self.ids, self.prompt_tokens)
+        self.ids.append(token)
+        self.last_token = time.perf_counter()
+        self.first_token = self.first_token or self.last_token
+        if token in self.eos_ids and not self.params.ignore_eos:
+            self.finish("stop")
+            return
+        if self.output is not None:
+            self.output.push(token)
+        if self.output is not None and self.output.stopped:
+            self.finish("stop")
+        elif len(self.ids) >= self.limit:
+            self.finish("length")
+
+    def finish(self, reason: str) -> None:
+        """Ends the answer and lets go of text that was held back."""
+        self.finish_reason = reason
+        if self.output is not None:
+            self.output.close()

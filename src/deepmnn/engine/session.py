@@ -1,0 +1,116 @@
+"""A sequence driven by hand, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as List
+from types import TracebackType
+
+import numpy as np
+
+from deepmnn.backends.base import F32
+from deepmnn.engine.engine import Engine
+from deepmnn.engine.kv_cache import BlockTable
+from deepmnn.engine.scheduler import Chunk
+from deepmnn.errors import ContextLengthError, RequestError
+
+
+class Session:
+    """Feeds tokens to the model and hands back logits; holds its cache blocks until closed.
+
+        with model.session() as session:
+            logits = session.prefill(ids)
+            logits = session.decode(int(logits.argmax()))
+
+    share_prefix: start from cached blocks of other sequences with the same beginning.
+    """
+
+    def __init__(self, engine: Engine, *, share_prefix: bool = False) -> None:
+        self._engine = engine
+        self._share_prefix = share_prefix
+        self._table = BlockTable([])
+        self._closed = False
+
+    @property
+    def length(self) -> int:
+        """Tokens in the context so far."""
+        return self._table.length
+
+    @property
+    def ids(self) -> list[int]:
+        """The tokens in the context."""
+        return list(self._table.ids)
+
+    def prefill(self, ids: List[int]) -> F32:
+        """Appends tokens; the logits [vocab_size] after the last one.
+
+        Raises RequestError for an impossible token, ContextLengthError when they do not fit;
+        the session is then as it was.
+        """
+        return self._run(ids, all_rows=False)[-1]
+
+    def logits(self, ids: List[int]) -> F32:
+        """Appends tokens; the logits [len(ids), vocab_size] after each of them."""
+        return self._run(ids, all_rows=True)
+
+    def decode(self, token: int) -> F32:
+        """Appends one token; the logits [vocab_size] after it."""
+        return self._run([token], all_rows=False)[-1]
+
+    def rollback(self, length: int) -> None:
+        """Forgets every token from `length` on. Raises RequestError unless 0 <= length <= now."""
+        self._check_open()
+        if not isinstance(length, int) or not 0 <= length <= self.length:
+            raise RequestError(f"rollback to length {length!r}", f"0 to {self.length}")
+        self._cut(length)
+
+    def close(self) -> None:
+        """Gives the cache blocks back. Closing twice is fine."""
+        if not self._closed:
+            self._engine.manager.free(self._table)
+            self._closed = True
+
+    def __enter__(self) -> Session:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _run(self, ids: List[int], *, all_rows: bool) -> F32:
+        self._check_open()
+        engine, table = self._engine, self._table
+        engine.check_ids(ids)
+        start, total = table.length, table.length + len(ids)
+        if total > engine.context_length:
+            raise ContextLengthError(
+                f"the context would have {total} tokens", f"at most {engine.context_length}"
+            )
+        table.ids += [int(token) for token in ids]
+        if self._share_prefix and start == 0 and not all_rows:
+            engine.manager.share_prefix(table)
+        try:
+            return self._forward(all_rows)
+        except BaseException:
+            self._cut(start)
+            raise
+
+    def _forward(self, all_rows: bool) -> F32:
+        engine, table = self._engine, self._table
+        parts = []
+        while table.pending:
+            count = min(table.pending, engine.scheduler.max_batch_tokens)
+            engine.manager.append(table, count)
+            parts.append(engine.forward([Chunk(table, count)], all_rows=all_rows))
+        return np.concatenate(parts)
+
+    def _cut(self, length: int) -> None:
+        self._engine.manager.rollback(self._table, length)
+        del self._table.ids[length:]
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise RequestError("the session is closed", "an open session", "Open a new one.")

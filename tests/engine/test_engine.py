@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+
+from deepmnn.engine.engine import Engine
+from deepmnn.engine.sampler import SamplingParams
+from deepmnn.engine.sequence import Sequence
+from deepmnn.engine.session import Session
+from deepmnn.errors import ContextLengthError, RequestError
+from tests.engine.fake import FakeBackend, expected_answer, expected_logits
+
+
+def make_engine(
+    blocks: int = 32, block_size: int = 4, context: int = 1000, **limits: int
+) -> tuple[Engine, FakeBackend]:
+    backend = FakeBackend()
+    engine = Engine(backend, blocks * block_size, context, block_size=block_size, **limits)
+    return engine, backend
+
+
+def run(engine: Engine, limit: int = 10_000) -> None:
+    while engine.scheduler.busy:
+        engine.step()
+        limit -= 1
+        assert limit, "the engine does not come to an end"
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_answers_do_not_depend_on_the_batch(seed: int) -> None:
+    """Random arrivals, cancellations, chunk sizes and a cache that is too small for all."""
+    rng = random.Random(seed)
+    engine, backend = make_engine(
+        blocks=rng.randint(12, 40),
+        block_size=rng.choice([1, 2, 4, 7]),
+        max_batch_tokens=rng.choice([1, 3, 8, 64]),
+        max_sequences=rng.randint(1, 9),
+    )
+    wanted: list[tuple[Sequence, list[int]]] = []
+    for _ in range(60):
+        if rng.random() < 0.3:
+            prompt = [rng.randrange(3) for _ in range(rng.randint(1, engine.context_length - 1))]
+            count = rng.randint(1, min(20, engine.context_length - len(prompt)))
+            sequence = engine.submit(prompt, SamplingParams(max_tokens=count))
+            wanted.append((sequence, expected_answer(prompt, count, backend.vocab_size)))
+        if rng.random() < 0.03 and wanted:
+            engine.cancel(rng.choice(wanted)[0])
+        engine.step()
+        assert len(engine.scheduler.running) <= engine.scheduler.max_sequences
+    run(engine)
+    assert all(len(batch.ids) <= engine.scheduler.max_batch_tokens for batch in backend.steps)
+    assert engine.manager.free_blocks == engine.cache.blocks
+    assert wanted
+    for sequence, answer in wanted:
+        if sequence.finish_reason == "cancelled":
+            assert sequence.answer == answer[: len(sequence.answer)]
+        else:
+            assert sequence.finish_reason == "length"
+            assert sequence.answer == answer
+
+
+def test_preemption_happens_and_loses_nothing() -> None:
+    engine, backend = make_engine(blocks=8, block_size=2)
+    params = SamplingParams(max_tokens=10)
+    sequences = [engine.submit([i, i + 1, i + 2], params) for i in range(4)]
+    run(engine)
+    assert sum(s.preemptions for s in sequences) > 0
+    assert sequences[0].preemptions == 0, "the oldest sequence always goes on"
+    for i, sequence in enumerate(sequences):
+        assert sequence.answer == expected_answer([i, i + 1, i + 2], 10, backend.vocab_size)
+
+
+def test_decodes_run_beside_a_chunked_prefill() -> None:
+    engine, backend = make_engine(blocks=64, max_batch_tokens=8)
+    short = engine.submit([1, 2], SamplingParams(max_tokens=20))
+    engine.step()
+    engine.submit(list(range(40)), SamplingParams(max_tokens=2))
+    engine.step()
+    assert backend.steps[-1].context_lengths.tolist() == [3, 7]
+    assert short.completion_tokens == 2
+    run(engine)
+
+
+def test_a_prefix_is_run_once() -> None:
+    engine, backend = make_engine(blocks=64, block_size=4)
+    prefix = list(range(40))
+    first = engine.submit([*prefix, 1], SamplingParams(max_tokens=3))
+    run(engine)
+    before = sum(len(batch.ids) for batch in backend.steps)
+    second = engine.submit([*prefix, 2], SamplingParams(max_tokens=3))
+    run(engine)
+    assert (first.cached_tokens, second.cached_tokens) == (0, 40)
+    assert sum(len(batch.ids) for batch in backend.steps) - before == 1 + 2
+    assert second.answer == expected_answer([*prefix, 2], 3, backend.vocab_size)
+
+
+def test_eos_ends_the_answer() -> None:
+    engine, backend = make_engine()
+    answer = expected_answer([5, 6], 10, backend.vocab_size)
+    engine.eos_ids = frozenset({answer[3]})
+    stopped = engine.submit([5, 6], SamplingParams(max_tokens=10))
+    ignored = engine.submit([5, 6], SamplingParams(max_tokens=10, ignore_eos=True))
+    run(engine)
+    assert (stopped.finish_reason, ignored.finish_reason) == ("stop", "length")
+    assert stopped.answer == answer[: answer.index(answer[3]) + 1]
+    assert ignored.answer == answer
+
+
+def test_impossible_requests_are_refused_before_any_work() -> None:
+    engine, backend = make_engine(blocks=4, block_size=4, context=12)
+    for ids in ([], [backend.vocab_size], [-1], [[1, 2]], ["a"], [0.5]):
+        with pytest.raises(RequestError):
+            engine.submit(ids, SamplingParams())
+    for length, max_tokens in ((13, 1), (12, 1), (8, 5), (12, None)):
+        with pytest.raises(ContextLengthError, match="12"):
+            engine.submit([1] * length, SamplingParams(max_tokens=max_tokens))
+    assert not backend.steps
+    assert not engine.scheduler.busy
+    sequence = engine.submit([1] * 8, SamplingParams())
+    run(engine)
+    assert len(sequence.answer) == 4
+
+
+def test_open_sessions_can_fill_the_cache_without_a_hang() -> None:
+    engine, _ = make_engine(blocks=4, block_size=4)
+    with Session(engine) as session:
+        session.prefill([1] * 13)
+        sequence = engine.submit([1] * 8, SamplingParams(max_tokens=2))
+        with pytest.raises(ContextLengthError, match="sessions"):
+            run(engine)
+        assert sequence.finish_reason == "cancelled"
+        with pytest.raises(ContextLengthError):
+            session.prefill([1] * 4)
+        assert session.length == 13
+    engine.submit([1] * 8, SamplingParams(max_tokens=2))
+    run(engine)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_session_random_walk(seed: int) -> None:
+    """prefill, decode and rollback of two sessions that share prefixes give the right logits."""
+    rng = random.Random(seed)
+    engine, backend = make_engine(blocks=40, block_size=rng.choice([1, 3, 4]), max_batch_tokens=5)
+    sessions = [Session(engine, share_prefix=True) for _ in range(2)]
+    ids: list[list[int]] = [[], []]
+    for _ in range(80):
+        which = rng.randrange(2)
+        session, mine = sessions[which], ids[which]
+        if mine and (rng.random() < 0.3 or len(mine) > 15):
+            length = rng.randint(0, len(mine))
+            session.rollback(length)
+            del mine[length:]
+        else:
+            new = [rng.randrange(2) for _ in range(rng.choice([1, 1, 2, 5]))]
+            logits = session.decode(new[0]) if len(new) == 1 else session.prefill(new)
+            mine += new
+            np.testing.assert_array_equal(logits, expected_logits(mine, backend.vocab_size))
+        assert (session.length, session.ids) == (len(mine), mine)
+    for session in sessions:
+        session.close()
+        session.close()
+    assert engine.manager.free_blocks == engine.cache.blocks
+
+
+def test_session_logits_of_every_row_in_chunks() -> None:
+    engine, backend = make_engine(max_batch_tokens=4)
+    ids = [3, 1, 4, 1, 5, 9, 2, 6, 5]
+    with Session(engine) as session:
+        logits = session.logits(ids)
+    wanted = [expected_logits(ids[: i + 1], backend.vocab_size) for i in range(len(ids))]
+    np.testing.assert_array_equal(logits, np.stack(wanted))
+
+
+def test_session_errors_leave_it_as_it_was() -> None:
+    engine, backend = make_engine(blocks=4, block_size=4, context=12)
+    session = Session(engine)
+    session.prefill([1, 2, 3])
+    for wrong in (-1, 4, "2"):
+        with pytest.raises(RequestError):
+            session.rollback(wrong)
+    with pytest.raises(RequestError):
+        session.prefill([])
+    with pytest.raises(RequestError):
+        session.decode(backend.vocab_size)
+    with pytest.raises(ContextLengthError):
+        session.prefill([1] * 10)
+    assert session.ids == [1, 2, 3]
+    np.testing.assert_array_equal(
+        session.decode(4), expected_logits([1, 2, 3, 4], backend.vocab_size)
+    )
+    session.close()
+    with pytest.raises(RequestError, match="closed"):
+        session.decode(1)
