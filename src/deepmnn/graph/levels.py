@@ -1,0 +1,101 @@
+"""Optimisation levels: which passes run, in order.
+
+0  nothing: the model as its file writes it
+1  clean-ups and weight sharing
+2  + operator fusion
+3  + latent attention over the latents themselves (and memory reuse, see plan_memory)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+
+from deepmnn.errors import RequestError
+from deepmnn.graph.ir import Graph
+from deepmnn.graph.passes import (
+    absorb_mla,
+    drop_identities,
+    fuse_add_norm,
+    fuse_gqa_attention,
+    fuse_linears,
+    fuse_moe,
+    fuse_route,
+    fuse_swiglu,
+    share_weights,
+)
+from deepmnn.graph.verify import verify
+from deepmnn.graph.weights import TensorSource
+
+MAX_LEVEL = 3
+
+_PASSES: tuple[tuple[int, ModuleType], ...] = (
+    (1, drop_identities),
+    (1, share_weights),
+    (2, fuse_swiglu),  # before fuse_linears: gate and up read the same value too
+    (2, fuse_linears),
+    (2, fuse_gqa_attention),
+    (2, fuse_route),
+    (2, fuse_moe),
+    (2, fuse_add_norm),
+    (3, absorb_mla),
+)
+
+
+@dataclass(frozen=True)
+class PassResult:
+    """What one pass did."""
+
+    name: str
+    rewrites: int
+    nodes_before: int
+    nodes_after: int
+
+
+def pass_names(level: int = MAX_LEVEL) -> tuple[str, ...]:
+    """The passes of a level, in the order they run. Raises RequestError for an unknown level."""
+    return tuple(_name(module) for module in _modules(level))
+
+
+def optimize(
+    graph: Graph,
+    level: int,
+    source: TensorSource | None = None,
+    disabled: frozenset[str] = frozenset(),
+) -> tuple[Graph, list[PassResult]]:
+    """The graph at an optimisation level, and what each pass did; `graph` is not touched.
+
+    Args:
+        graph: level 0, as a model file builds it.
+        level: 0 to 3.
+        source: finds weights of equal content too, when given.
+        disabled: names of passes to leave out.
+
+    Raises RequestError for an unknown level or pass name, CheckpointError when `source` and the
+    graph disagree.
+    """
+    unknown = sorted(disabled.difference(pass_names()))
+    if unknown:
+        raise RequestError(f"no pass is called {unknown[0]!r}", f"one of {', '.join(pass_names())}")
+    optimized = graph.copy()
+    verify(optimized)
+    results: list[PassResult] = []
+    for module in _modules(level):
+        if _name(module) in disabled:
+            continue
+        before = len(optimized.nodes)
+        arguments = (source,) if module is share_weights else ()
+        rewrites = module.run(optimized, *arguments)
+        verify(optimized)
+        results.append(PassResult(_name(module), rewrites, before, len(optimized.nodes)))
+    return optimized, results
+
+
+def _modules(level: int) -> list[ModuleType]:
+    if level not in range(MAX_LEVEL + 1):
+        raise RequestError(f"optimize level {level}", f"a level from 0 to {MAX_LEVEL}")
+    return [module for minimum, module in _PASSES if minimum <= level]
+
+
+def _name(module: ModuleType) -> str:
+    return module.__name__.rpartition(".")[2]

@@ -1,0 +1,97 @@
+"""Equal weights become one.
+
+    embedding ─ table A            embedding ─┐
+    lm_head ─── table A'     →     lm_head ───┴─ table A
+
+Weights made of the same expression are always equal. With the numbers at hand (a TensorSource),
+weights of equal content are found too: those of equal shape and equal sample are read and hashed.
+The one that stays takes the role that wants the better precision. Vectors and packed matrices are
+never mixed, and kept weights, which other readers know by name, stay as they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Iterable
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+
+from deepmnn.graph.ir import Graph, Weight
+from deepmnn.graph.weights import F32, Tensor, TensorSource
+
+ROLES_BY_PRECISION = ("vector", "router", "lm_head", "embedding", "latent", "linear", "expert")
+"""Roles, the ones that quantisation hurts most first."""
+
+
+@runtime_checkable
+class SampledSource(TensorSource, Protocol):
+    """A source that can show a little of a tensor without reading it all."""
+
+    def sample(self, name: str) -> bytes:
+        """Some bytes of the tensor as stored, the same places in tensors of one shape."""
+        ...
+
+
+def run(graph: Graph, source: TensorSource | None = None) -> int:
+    """Returns the number of weights that went away.
+
+    Raises CheckpointError when `source` lacks a tensor or its shape differs.
+    """
+    return _merge(graph, {}) if source is None else _merge(graph, _contents(graph, source))
+
+
+def _merge(graph: Graph, contents: dict[str, str]) -> int:
+    """Merges weights of equal expression, or of equal content hash where there is one."""
+    groups: dict[Hashable, list[Weight]] = {}
+    for weight in _candidates(graph):
+        content = contents.get(weight.name)
+        groups.setdefault((_storage(weight), content or weight.expr), []).append(weight)
+    renames: dict[str, str] = {}
+    for first, *others in groups.values():
+        for other in others:
+            if ROLES_BY_PRECISION.index(other.role) < ROLES_BY_PRECISION.index(first.role):
+                first.role = other.role
+            renames[other.name] = first.name
+            del graph.weights[other.name]
+    if renames:
+        for node in graph.nodes:
+            node.weights = tuple(renames.get(name, name) for name in node.weights)
+    return len(renames)
+
+
+def _contents(graph: Graph, source: TensorSource) -> dict[str, str]:
+    """Weight name → hash of its numbers, for those that could equal another."""
+    groups: dict[Hashable, list[Weight]] = {}
+    for weight in _candidates(graph):
+        groups.setdefault((_storage(weight), _sample(weight, source)), []).append(weight)
+    return {
+        weight.name: _hash(weight.expr.read(source))
+        for group in groups.values()
+        if len({weight.expr for weight in group}) > 1
+        for weight in group
+    }
+
+
+def _sample(weight: Weight, source: TensorSource) -> Hashable:
+    """What tells most unequal weights apart cheaply.
+
+    Without samples an expert counts as one of a kind: experts are most of a checkpoint, and reading
+    them all to compare them would cost as much as converting them.
+    """
+    if isinstance(source, SampledSource) and isinstance(weight.expr, Tensor):
+        return source.sample(weight.expr.name)
+    return weight.name if weight.role == "expert" else None
+
+
+def _hash(array: F32) -> str:
+    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
+
+
+def _candidates(graph: Graph) -> Iterable[Weight]:
+    kept = set(graph.kept)
+    return [weight for weight in graph.weights.values() if weight.name not in kept]
+
+
+def _storage(weight: Weight) -> tuple[tuple[int, ...], str, int]:
+    return weight.shape, weight.dtype, weight.group_size

@@ -1,0 +1,209 @@
+"""graph.json: a graph as text, and back.
+
+After conversion a weight's numbers lie in the artifact under its own name, so a weight is written
+as name, shape and storage, and read back as `Tensor(name, shape)`. Everything else round-trips
+exactly, floats included. Reading checks every field: what comes back is a valid graph or an
+ArtifactError.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from deepmnn.errors import ArtifactError, GraphError
+from deepmnn.graph.ir import CONTEXT, ROWS, TOKENS, Attr, Dim, Graph, Node, Value, Weight
+from deepmnn.graph.verify import verify
+from deepmnn.graph.weights import Tensor
+
+FORMAT = 1
+_MAX_DIM = 2**40
+_VALUE_DTYPES = ("f32", "i32")
+_WEIGHT_DTYPES = ("vector", "f32", "bf16", "w8", "w4")
+_ROLES = ("linear", "expert", "latent", "router", "embedding", "lm_head", "vector")
+
+T = TypeVar("T")
+
+
+def to_json(graph: Graph) -> str:
+    """The graph as JSON. Raises GraphError when an attribute is not a finite number or text."""
+    fields = {
+        "format": FORMAT,
+        "name": graph.name,
+        "inputs": graph.inputs,
+        "outputs": graph.outputs,
+        "caches": graph.caches,
+        "kept": graph.kept,
+        "values": {v.name: [v.dtype, *v.shape] for v in graph.values.values()},
+        "weights": {
+            w.name: [w.role, w.dtype, w.group_size, *w.shape] for w in graph.weights.values()
+        },
+        "nodes": [
+            {
+                "op": node.op,
+                "name": node.name,
+                "inputs": node.inputs,
+                "outputs": node.outputs,
+                "weights": node.weights,
+                "attrs": node.attrs,
+            }
+            for node in graph.nodes
+        ],
+    }
+    try:
+        return json.dumps(fields, allow_nan=False, separators=(",", ":"))
+    except (TypeError, ValueError) as error:
+        raise GraphError(f"graph {graph.name!r} cannot be written as JSON: {error}") from None
+
+
+def from_json(text: str | bytes) -> Graph:
+    """The graph that `to_json` wrote, weights as tensors under their own names.
+
+    Raises ArtifactError for anything that is not a valid graph.
+    """
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise _damaged(f"not JSON ({error})") from None
+    fields = _object(data, "the graph")
+    if fields.get("format") != FORMAT:
+        raise _damaged(f"format {fields.get('format')!r}, this deepmnn reads {FORMAT}")
+    values = _object(fields.get("values"), "values")
+    weights = _object(fields.get("weights"), "weights")
+    caches = _object(fields.get("caches"), "caches")
+    graph = Graph(
+        _text(fields.get("name"), "name"),
+        _list(fields.get("inputs"), _text, "inputs"),
+        _list(fields.get("outputs"), _text, "outputs"),
+        _list(fields.get("nodes"), _node, "nodes"),
+        {name: _value(name, value) for name, value in values.items()},
+        {name: _weight(name, value) for name, value in weights.items()},
+        {name: _dim(width, f"cache {name!r}") for name, width in caches.items()},
+        _list(fields.get("kept"), _text, "kept"),
+    )
+    _check_names(graph)
+    try:
+        verify(graph)
+    except GraphError as error:
+        raise _damaged(str(error)) from None
+    return graph
+
+
+def _damaged(found: str) -> ArtifactError:
+    return ArtifactError(f"graph.json: {found[:500]}", "", "Convert the model again.")
+
+
+def _check_names(graph: Graph) -> None:
+    """Every name that is used exists."""
+    used = [*graph.inputs, *graph.outputs]
+    used += [name for node in graph.nodes for name in (*node.inputs, *node.outputs)]
+    for name in used:
+        if name not in graph.values:
+            raise _damaged(f"value {name!r} is used but not listed")
+    for name in [*graph.kept, *(name for node in graph.nodes for name in node.weights)]:
+        if name not in graph.weights:
+            raise _damaged(f"weight {name!r} is used but not listed")
+
+
+# ---------------------------------------------------------------------------- fields
+
+
+def _object(value: object, what: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise _damaged(f"{what} is {_kind(value)}, not an object")
+    return value
+
+
+def _text(value: object, what: str) -> str:
+    if not isinstance(value, str):
+        raise _damaged(f"{what} is {_kind(value)}, not text")
+    return value
+
+
+def _int(value: object, what: str, low: int, high: int = _MAX_DIM) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        raise _damaged(f"{what} is {value!r:.50}, not a whole number from {low} to {high}")
+    return value
+
+
+def _dim(value: object, what: str) -> int:
+    return _int(value, what, 1)
+
+
+def _list(value: object, item: Callable[[object, str], T], what: str) -> list[T]:
+    if not isinstance(value, list):
+        raise _damaged(f"{what} is {_kind(value)}, not a list")
+    return [item(element, f"{what}[{index}]") for index, element in enumerate(value)]
+
+
+def _one_of(value: object, choices: tuple[str, ...], what: str) -> str:
+    if value not in choices:
+        raise _damaged(f"{what} is {value!r:.50}, not one of {', '.join(choices)}")
+    return str(value)
+
+
+def _kind(value: object) -> str:
+    return "missing" if value is None else f"of type {type(value).__name__}"
+
+
+# ---------------------------------------------------------------------------- parts
+
+
+def _value(name: str, value: object) -> Value:
+    what = f"value {name!r}"
+    dtype, rows, *trailing = _at_least(value, 2, what)
+    shape: list[Dim] = [_one_of(rows, (TOKENS, CONTEXT, ROWS), f"{what} rows")]
+    shape += [_dim(size, what) for size in trailing]
+    result = Value(name, tuple(shape), _one_of(dtype, _VALUE_DTYPES, f"{what} dtype"))
+    _int(result.width, f"{what} width", 1)
+    return result
+
+
+def _weight(name: str, value: object) -> Weight:
+    what = f"weight {name!r}"
+    role, dtype, group_size, *dims = _at_least(value, 4, what)
+    shape = tuple(_dim(size, what) for size in dims)
+    _int(math.prod(shape), f"{what} size", 1)
+    return Weight(
+        name,
+        Tensor(name, shape),
+        _one_of(role, _ROLES, f"{what} role"),
+        _one_of(dtype, _WEIGHT_DTYPES, f"{what} dtype"),
+        _int(group_size, f"{what} group_size", 0, 1024),
+    )
+
+
+def _at_least(value: object, count: int, what: str) -> list[Any]:
+    if not isinstance(value, list) or len(value) < count:
+        raise _damaged(f"{what} is not a list of at least {count} fields")
+    return value
+
+
+def _node(value: object, what: str) -> Node:
+    fields = _object(value, what)
+    attrs = _object(fields.get("attrs"), f"{what} attrs")
+    return Node(
+        _text(fields.get("op"), f"{what} op"),
+        tuple(_list(fields.get("inputs"), _text, f"{what} inputs")),
+        tuple(_list(fields.get("outputs"), _text, f"{what} outputs")),
+        tuple(_list(fields.get("weights"), _text, f"{what} weights")),
+        {key: _attr(attr, f"{what} {key}") for key, attr in attrs.items()},
+        _text(fields.get("name"), f"{what} name"),
+    )
+
+
+def _attr(value: object, what: str) -> Attr:
+    if isinstance(value, list):
+        numbers = tuple(_list(value, _number, what))
+        if len({type(number) for number in numbers}) > 1:
+            raise _damaged(f"{what} mixes whole numbers and floats")
+        return numbers
+    return value if isinstance(value, str) else _number(value, what)
+
+
+def _number(value: object, what: str) -> int | float:
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    return _int(value, what, -(2**63), 2**63 - 1)
