@@ -1,4 +1,4 @@
-"""DeepSeek-V2, V2-Lite and Coder-V2 (arXiv:2405.04434), as the hub's modeling_deepseek.py has them."""
+"""DeepSeek-V2, V2-Lite and Coder-V2 (arXiv:2405.04434), as modeling_deepseek.py has them."""
 
 from __future__ import annotations
 

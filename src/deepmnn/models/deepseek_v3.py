@@ -1,4 +1,4 @@
-"""DeepSeek-V3 and R1 (arXiv:2412.19437), as the hub's modeling_deepseek.py has them."""
+"""DeepSeek-V3 and R1 (arXiv:2412.19437), as modeling_deepseek.py has them."""
 
 from __future__ import annotations
 

@@ -1,0 +1,117 @@
+"""Runs a graph of any optimisation level with numpy, one node after another."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from deepmnn.backends.base import F32, Batch, Cache
+from deepmnn.backends.reference.cache import PagedCache
+from deepmnn.backends.reference.ops import OPS, Array, Call
+from deepmnn.errors import GraphError, RequestError
+from deepmnn.graph.ir import Graph, Node
+
+MLA_FORMS = ("expanded", "absorbed")
+
+
+class ReferenceBackend:
+    """The oracle; see backends/base.py for the protocol.
+
+    Args:
+        graph: the model.
+        read_weight: weight name → float32 array of that weight's shape; called once for each.
+        mla_form: which form `mla_attention` takes, "expanded" or "absorbed". Both give the same
+            result but for rounding.
+    """
+
+    def __init__(
+        self, graph: Graph, read_weight: Callable[[str], F32], mla_form: str = "expanded"
+    ) -> None:
+        if mla_form not in MLA_FORMS:
+            raise RequestError(f"mla_form is {mla_form!r}", f"one of {', '.join(MLA_FORMS)}")
+        self.graph, self.mla_form = graph, mla_form
+        self.vocab_size = graph.values[graph.outputs[0]].width
+        self._read_weight = read_weight
+        self._weights: dict[str, F32] = {}
+
+    def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> PagedCache:
+        """Allocates an empty cache. dtype: "f32" or "bf16". Raises RequestError."""
+        return PagedCache(self.graph.caches, blocks, block_size, dtype)
+
+    def step(self, cache: Cache, batch: Batch) -> F32:
+        """Runs one step, appends to the cache, returns logits [rows, vocab_size].
+
+        Raises:
+            RequestError: the batch does not fit the model or the cache.
+        """
+        return self.run(cache, batch)[self.graph.outputs[0]]
+
+    def run(self, cache: Cache, batch: Batch) -> dict[str, Array]:
+        """Like `step`, but returns every value of the graph by name, each [n, width]."""
+        if not isinstance(cache, PagedCache):
+            raise RequestError(f"cache is a {type(cache).__name__}", "one made by new_cache")
+        _check_batch(batch, cache, self.vocab_size)
+        inputs = {"ids": batch.ids, "positions": batch.positions}
+        values: dict[str, Array] = {name: inputs[name] for name in self.graph.inputs}
+        for node in self.graph.nodes:
+            outputs = self._call(node, values, cache, batch)
+            values.update(zip(node.outputs, outputs, strict=True))
+        return values
+
+    def _call(
+        self, node: Node, values: dict[str, Array], cache: PagedCache, batch: Batch
+    ) -> tuple[Array, ...]:
+        if node.op not in OPS:
+            raise GraphError(f"node {node.name!r} has the unknown op {node.op!r}")
+        widths = tuple(self.graph.values[output].width for output in node.outputs)
+        inputs = tuple(values[name] for name in node.inputs)
+        weights = tuple(self._weight(name) for name in node.weights)
+        result = OPS[node.op](
+            Call(inputs, weights, node.attrs, widths, cache, batch, self.mla_form)
+        )
+        outputs = result if isinstance(result, tuple) else (result,)
+        for output, width in zip(outputs, widths, strict=True):
+            if output.shape[1] != width:
+                raise GraphError(f"node {node.name!r} made rows of {output.shape[1]}", f"{width}")
+        return outputs
+
+    def _weight(self, name: str) -> F32:
+        if name not in self._weights:
+            array = np.asarray(self._read_weight(name), np.float32)
+            shape = self.graph.weights[name].shape
+            if array.shape != shape:
+                raise GraphError(f"weight {name!r} has shape {array.shape}", f"{shape}")
+            self._weights[name] = array
+        return self._weights[name]
+
+
+def _check_batch(batch: Batch, cache: PagedCache, vocab_size: int) -> None:
+    """Raises RequestError unless every index of the batch lies where it should."""
+    tokens, starts = len(batch.ids), batch.sequence_starts
+    new = np.diff(starts)
+    lengths = batch.context_lengths
+
+    def need(condition: bool, found: str, expected: str) -> None:
+        if not condition:
+            raise RequestError(found, expected)
+
+    need(len(starts) >= 2 and starts[0] == 0 and starts[-1] == tokens, "starts", f"0 … {tokens}")
+    need(bool((new >= 1).all()), "a sequence without new tokens", "at least one")
+    need(len(batch.positions) == tokens, f"{len(batch.positions)} positions", f"{tokens}")
+    need(
+        _within(batch.ids, vocab_size), "a token id outside the vocabulary", f"0 … {vocab_size - 1}"
+    )
+    need(_within(batch.logit_rows, tokens), "a logit row outside the step", f"below {tokens}")
+    need(len(lengths) == len(new), f"{len(lengths)} context lengths", f"{len(new)}")
+    need(len(batch.block_tables) == len(new), f"{len(batch.block_tables)} tables", f"{len(new)}")
+    need(bool((lengths >= new).all()), "a context shorter than its new tokens", "history + new")
+    for table, length in zip(batch.block_tables, lengths, strict=True):
+        used = table[: -(-int(length) // cache.block_size)]
+        enough = len(used) * cache.block_size >= length
+        need(enough, f"{len(used)} blocks for {length} rows", "enough blocks")
+        need(_within(used, cache.blocks), "a cache block outside the cache", f"{cache.blocks}")
+
+
+def _within(indices: Array, limit: int) -> bool:
+    return bool(((indices >= 0) & (indices < limit)).all())

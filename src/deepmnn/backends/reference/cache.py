@@ -1,0 +1,56 @@
+"""A paged KV cache in numpy."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+
+import ml_dtypes
+import numpy as np
+
+from deepmnn.backends.base import F32, Batch
+from deepmnn.errors import RequestError
+
+_DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+
+class PagedCache:
+    """For each cache entry an array [blocks, block_size, width], zero until written."""
+
+    def __init__(self, widths: Mapping[str, int], blocks: int, block_size: int, dtype: str) -> None:
+        if dtype not in _DTYPES:
+            raise RequestError(f"cache dtype is {dtype!r}", f"one of {', '.join(_DTYPES)}")
+        if blocks < 1 or block_size < 1:
+            raise RequestError(f"cache of {blocks} blocks of {block_size} rows", "positive sizes")
+        self.blocks, self.block_size = blocks, block_size
+        self.entries = {
+            name: np.zeros((blocks, block_size, width), _DTYPES[dtype])
+            for name, width in widths.items()
+        }
+
+    def copy_block(self, source: int, target: int) -> None:
+        """Copies one block of every entry."""
+        for name in (source, target):
+            if not 0 <= name < self.blocks:
+                raise RequestError(f"cache block {name}", f"a block below {self.blocks}")
+        for entry in self.entries.values():
+            entry[target] = entry[source]
+
+    def append(self, name: str, x: F32, batch: Batch) -> F32:
+        """Writes the step's rows [tokens, width]; → all the sequences see, [context, width]."""
+        entry = self.entries[name].reshape(-1, x.shape[1])
+        seen = []
+        for sequence, tokens in enumerate(token_ranges(batch)):
+            length = int(batch.context_lengths[sequence])
+            rows = np.arange(length)
+            table = batch.block_tables[sequence]
+            slots = table[rows // self.block_size] * self.block_size + rows % self.block_size
+            entry[slots[length - (tokens.stop - tokens.start) :]] = x[tokens]
+            seen.append(entry[slots].astype(np.float32))
+        return np.concatenate(seen)
+
+
+def token_ranges(batch: Batch) -> Iterator[slice]:
+    """Each sequence's own tokens."""
+    starts = [int(start) for start in batch.sequence_starts]
+    return (slice(start, stop) for start, stop in itertools.pairwise(starts))

@@ -1,0 +1,179 @@
+"""The op table: what each op of docs/ops.md does with a node's inputs, weights and attributes.
+
+Fused ops are written with the plain ones they replace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepmnn.backends.base import F32, I32, Batch
+from deepmnn.backends.reference import numerics as nx
+from deepmnn.backends.reference.cache import PagedCache
+from deepmnn.graph.weights import BLOCK_ROWS
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Call:
+    """One node at work. x: inputs, w: weights, a: attributes, widths: of the outputs."""
+
+    x: tuple[Array, ...]
+    w: tuple[F32, ...]
+    a: Mapping[str, Any]
+    widths: tuple[int, ...]
+    cache: PagedCache
+    batch: Batch
+    mla_form: str
+
+    def append(self, key: str, x: F32) -> F32:
+        """Appends x to the cache entry named by attribute `key`; returns the context's rows."""
+        return self.cache.append(self.a[key], x, self.batch)
+
+    def rope(self, x: F32, positions: I32, heads: int) -> F32:
+        """x rotated as the attributes say."""
+        a = self.a
+        return nx.rope(x, positions, heads, a["inv_freq"], a["rope_scale"], bool(a["interleaved"]))
+
+
+def _linear(c: Call) -> tuple[F32, ...]:
+    return nx.split(nx.linear(c.x[0], *c.w), c.widths, 1)
+
+
+def _attention(c: Call) -> F32:
+    q, k, v = c.x
+    return nx.attention(q, k, v, c.batch, c.a["heads"], c.a["kv_heads"], c.a["scale"])
+
+
+def _add_rms_norm(c: Call) -> tuple[F32, F32]:
+    total = c.x[0] + c.x[1]
+    return total, nx.rms_norm(total, c.w[0], c.a["eps"])
+
+
+def _swiglu(x: F32, weight: F32, size: int) -> F32:
+    """silu(gate x) · up x, the two matrices dealt out in blocks of 16 rows."""
+    blocks = weight.reshape(-1, 2, BLOCK_ROWS, weight.shape[1])
+    gate, up = (blocks[:, i].reshape(-1, weight.shape[1])[:size] for i in (0, 1))
+    return nx.silu(nx.linear(x, gate)) * nx.linear(x, up)
+
+
+def _gqa_attention(c: Call) -> F32:
+    a = c.a
+    q, k, v, positions = c.x
+    if c.w:
+        q = nx.rms_norm(q, c.w[0], a["eps"], a["heads"])
+        k = nx.rms_norm(k, c.w[1], a["eps"], a["kv_heads"])
+    q = c.rope(q, positions, a["heads"])
+    k = c.append("k_cache", c.rope(k, positions, a["kv_heads"]))
+    v = c.append("v_cache", v)
+    return nx.attention(q, k, v, c.batch, a["heads"], a["kv_heads"], a["scale"])
+
+
+def _mla_attention(c: Call) -> F32:
+    a, heads = c.a, c.a["heads"]
+    q, kv, positions = c.x
+    latent, k_pe = nx.split(kv, (a["kv_lora_rank"], a["qk_rope_head_dim"]), 1)
+    latent = nx.rms_norm(latent, c.w[0], a["eps"])
+    rows = c.append("cache", nx.concat([latent, c.rope(k_pe, positions, 1)], 1))
+    q_nope, q_pe = nx.split(q, (a["qk_nope_head_dim"], a["qk_rope_head_dim"]), heads)
+    form = _mla_absorbed if c.mla_form == "absorbed" else _mla_expanded
+    return form(c, q_nope, c.rope(q_pe, positions, heads), rows)
+
+
+def _head_matrices(weight: F32, heads: int, rows: int) -> F32:
+    """A PadHeads matrix as [heads, rows, cols], the padding cut off."""
+    return weight.reshape(heads, -1, weight.shape[1])[:, :rows]
+
+
+def _mla_expanded(c: Call, q_nope: F32, q_pe: F32, rows: F32) -> F32:
+    """Keys and values rebuilt from the latents."""
+    a, heads = c.a, c.a["heads"]
+    latent, k_pe = nx.split(rows, (a["kv_lora_rank"], a["qk_rope_head_dim"]), 1)
+    w_uk = _head_matrices(c.w[1], heads, a["qk_nope_head_dim"])
+    w_uv = _head_matrices(c.w[3], heads, a["v_head_dim"])
+    k_nope = nx.linear(latent, w_uk.reshape(-1, latent.shape[1]))
+    v = nx.linear(latent, w_uv.reshape(-1, latent.shape[1]))
+    k = nx.concat([k_nope, np.tile(k_pe, heads)], heads)
+    q = nx.concat([q_nope, q_pe], heads)
+    return nx.attention(q, k, v, c.batch, heads, heads, a["scale"])
+
+
+def _mla_absorbed(c: Call, q_nope: F32, q_pe: F32, rows: F32) -> F32:
+    """Queries moved into the latent space: one key, the cache row; one value, its latent."""
+    a, heads, rank = c.a, c.a["heads"], c.a["kv_lora_rank"]
+    w_uk_t = _head_matrices(c.w[2], heads, rank)
+    w_uv = _head_matrices(c.w[3], heads, a["v_head_dim"])
+    q_latent = np.einsum("thn,hrn->thr", nx.split_heads(q_nope, heads), w_uk_t)
+    q = nx.concat([nx.merge_heads(q_latent), q_pe], heads)
+    latent = np.ascontiguousarray(rows[:, :rank])
+    out = nx.attention(q, rows, latent, c.batch, heads, 1, a["scale"])
+    return nx.merge_heads(np.einsum("thr,hvr->thv", nx.split_heads(out, heads), w_uv))
+
+
+def _route(c: Call) -> tuple[I32, F32]:
+    a = c.a
+    scores = nx.sigmoid(c.x[0]) if a["scoring"] == "sigmoid" else nx.softmax(c.x[0])
+    choice = scores + c.w[0] if c.w else scores
+    if a["n_group"] > 1:
+        choice = nx.group_limit(choice, a["n_group"], a["topk_group"], a["group_score"])
+    indices = nx.top_k(choice, a["top_k"])
+    weights = nx.gather(scores, indices)
+    if a["normalize"]:
+        weights = nx.normalize(weights, a["eps"])
+    return indices, weights * np.float32(a["factor"])
+
+
+def _moe(c: Call) -> F32:
+    x, indices, weights, *shared = c.x
+    n, k = indices.shape
+    y = np.zeros((n, k, x.shape[1]), np.float32)
+    for expert in np.unique(indices):
+        token, choice = np.nonzero(indices == expert)
+        gate_up, down = c.w[2 * expert], c.w[2 * expert + 1]
+        hidden = _swiglu(x[token], gate_up, c.a["intermediate_size"])
+        y[token, choice] = nx.linear(hidden, down)
+    out = nx.combine(nx.merge_heads(y), weights)
+    return out + shared[0] if shared else out
+
+
+OPS: dict[str, Callable[[Call], Array | tuple[Array, ...]]] = {
+    "embedding": lambda c: c.w[0][c.x[0]],
+    "linear": _linear,
+    "rms_norm": lambda c: nx.rms_norm(c.x[0], c.w[0], c.a["eps"], c.a["heads"]),
+    "reshape": lambda c: c.x[0],
+    "split": lambda c: nx.split(c.x[0], c.a["sizes"], c.a["heads"]),
+    "concat": lambda c: nx.concat(c.x, c.a["heads"]),
+    "broadcast": lambda c: np.tile(c.x[0], c.a["heads"]),
+    "rope": lambda c: c.rope(c.x[0], c.x[1], c.a["heads"]),
+    "cache": lambda c: c.append("cache", c.x[0]),
+    "attention": _attention,
+    "silu": lambda c: nx.silu(c.x[0]),
+    "sigmoid": lambda c: nx.sigmoid(c.x[0]),
+    "softmax": lambda c: nx.softmax(c.x[0]),
+    "add": lambda c: c.x[0] + c.x[1],
+    "mul": lambda c: c.x[0] * c.x[1],
+    "bias_add": lambda c: c.x[0] + c.w[0],
+    "scale": lambda c: c.x[0] * np.float32(c.a["factor"]),
+    "group_limit": lambda c: nx.group_limit(
+        c.x[0], c.a["n_group"], c.a["topk_group"], c.a["group_score"]
+    ),
+    "top_k": lambda c: nx.top_k(c.x[0], c.a["top_k"]),
+    "gather": lambda c: nx.gather(c.x[0], c.x[1]),
+    "normalize": lambda c: nx.normalize(c.x[0], c.a["eps"]),
+    "expert_linear": lambda c: nx.expert_linear(c.x[0], c.x[1], c.w, bool(c.a["per_choice"])),
+    "combine": lambda c: nx.combine(c.x[0], c.x[1]),
+    "select_rows": lambda c: c.x[0][c.batch.logit_rows],
+    "add_rms_norm": _add_rms_norm,
+    "swiglu": lambda c: _swiglu(c.x[0], c.w[0], c.a["intermediate_size"]),
+    "gqa_attention": _gqa_attention,
+    "mla_attention": _mla_attention,
+    "route": _route,
+    "moe": _moe,
+}
+"""op → its outputs (one array, or a tuple), each [n, width]."""

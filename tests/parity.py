@@ -1,0 +1,143 @@
+"""Runs a model through a backend in every way an engine may, and compares it with its oracle.
+
+    check_parity(tiny, reference)                       level 0, numpy
+    check_parity(tiny, my_backend, level=3)             anything else
+
+A backend is made by a function (graph, source) → Backend, source being where the weights'
+expressions read from (TinyModel itself).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from tiny_models import TinyModel
+
+from deepmnn.backends.base import F32, Backend, Batch
+from deepmnn.backends.reference import ReferenceBackend
+from deepmnn.graph.ir import Graph
+from deepmnn.graph.verify import verify
+from deepmnn.graph.weights import TensorSource
+from deepmnn.models import build
+
+MakeBackend = Callable[[Graph, TensorSource], Backend]
+Step = Sequence[int]
+"""New tokens of each sequence in one step; 0: the sequence sits it out."""
+
+SCHEDULES: dict[str, tuple[Sequence[int], list[Step]]] = {
+    # name: (prompt lengths, steps)
+    "prefill": ([23], [(23,)]),
+    "one by one": ([13], [(1,)] * 13),
+    "chunks": ([23], [(5,), (1,), (10,), (7,)]),
+    "ragged": ([11, 5, 17], [(3, 4, 0), (1, 0, 9), (0, 1, 1), (7, 0, 7)]),
+}
+"""Every way to split prompts into steps."""
+
+
+def reference(graph: Graph, source: TensorSource) -> ReferenceBackend:
+    """The numpy backend, MLA expanded."""
+    return ReferenceBackend(graph, lambda name: graph.weights[name].expr.read(source))
+
+
+def reference_absorbed(graph: Graph, source: TensorSource) -> ReferenceBackend:
+    """The numpy backend, MLA absorbed."""
+    return ReferenceBackend(graph, lambda name: graph.weights[name].expr.read(source), "absorbed")
+
+
+def lowered(tiny: TinyModel, level: int) -> Graph:
+    """The model's graph at an optimisation level, verified."""
+    graph = build(tiny.config)
+    if level > 0:
+        from deepmnn.graph.levels import optimize
+
+        graph = optimize(graph, level)
+    verify(graph)
+    return graph
+
+
+@dataclass
+class Runner:
+    """Feeds sequences to a backend, handing out cache blocks in a shuffled order."""
+
+    backend: Backend
+    block_size: int = 3
+    blocks: int = 40
+    cache_dtype: str = "f32"
+    tables: dict[int, list[int]] = field(default_factory=dict)
+    lengths: dict[int, int] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cache = self.backend.new_cache(self.blocks, self.block_size, self.cache_dtype)
+        self.free = [int(block) for block in np.random.default_rng(5).permutation(self.blocks)]
+
+    def step(self, new: dict[int, Sequence[int]]) -> dict[int, F32]:
+        """Runs one step of sequence → new token ids; returns sequence → logits of every new token."""
+        starts = np.cumsum([0, *(len(ids) for ids in new.values())])
+        positions = []
+        for sequence, ids in new.items():
+            length = self.lengths.get(sequence, 0)
+            positions += range(length, length + len(ids))
+            self.lengths[sequence] = length + len(ids)
+            table = self.tables.setdefault(sequence, [])
+            while len(table) * self.block_size < self.lengths[sequence]:
+                table.append(self.free.pop())
+        width = max(len(self.tables[sequence]) for sequence in new)
+        tables = [self.tables[s] + [-1] * (width - len(self.tables[s])) for s in new]
+        batch = Batch(
+            ids=np.array([i for ids in new.values() for i in ids], np.int32),
+            positions=np.array(positions, np.int32),
+            sequence_starts=starts.astype(np.int32),
+            context_lengths=np.array([self.lengths[s] for s in new], np.int32),
+            block_tables=np.array(tables, np.int32),
+            logit_rows=np.arange(starts[-1], dtype=np.int32),
+        )
+        logits = self.backend.step(self.cache, batch)
+        return dict(zip(new, np.split(logits, starts[1:-1]), strict=True))
+
+
+def run_schedule(
+    backend: Backend, prompts: Sequence[Sequence[int]], steps: Sequence[Step], **options: object
+) -> list[F32]:
+    """Logits of every token of every prompt, [len(prompt), vocab_size] each."""
+    runner = Runner(backend, **options)  # type: ignore[arg-type]
+    done = [0] * len(prompts)
+    out: list[list[F32]] = [[] for _ in prompts]
+    for step in steps:
+        new = {s: prompts[s][done[s] : done[s] + count] for s, count in enumerate(step) if count}
+        for sequence, logits in runner.step(new).items():
+            out[sequence].append(logits)
+            done[sequence] += len(new[sequence])
+    return [np.concatenate(parts) for parts in out]
+
+
+def prompts_for(lengths: Sequence[int], vocab_size: int, seed: int = 3) -> list[list[int]]:
+    """Random prompts of these lengths."""
+    rng = np.random.default_rng(seed)
+    return [rng.integers(0, vocab_size, length).tolist() for length in lengths]
+
+
+def relative_error(got: F32, want: F32) -> float:
+    """The largest difference, in units of the largest logit."""
+    return float(np.abs(got - want).max() / np.abs(want).max())
+
+
+def check_parity(
+    tiny: TinyModel,
+    make_backend: MakeBackend,
+    level: int = 0,
+    tolerance: float = 1e-4,
+    schedules: Sequence[str] = tuple(SCHEDULES),
+) -> dict[str, float]:
+    """Asserts that every schedule gives the oracle's logits; returns the error of each."""
+    backend = make_backend(lowered(tiny, level), tiny)
+    errors = {}
+    for name in schedules:
+        lengths, steps = SCHEDULES[name]
+        prompts = prompts_for(lengths, tiny.config["vocab_size"])
+        got = run_schedule(backend, prompts, steps)
+        want = [tiny.logits(prompt) for prompt in prompts]
+        errors[name] = max(relative_error(g, w) for g, w in zip(got, want, strict=True))
+        assert errors[name] <= tolerance, f"{name}: {errors[name]:.2e} of the largest logit"
+    return errors
