@@ -35,6 +35,10 @@ class Store(Protocol):
         """Bytes of all tensors as stored."""
         ...
 
+    def sample(self, name: str) -> bytes:
+        """A little of a tensor's stored bytes. Raises TensorNotFoundError."""
+        ...
+
     def read(self, name: str) -> F32:
         """A tensor as float32. Raises TensorNotFoundError."""
         ...
@@ -73,6 +77,12 @@ class Checkpoint:
         """Bytes of all tensors as stored."""
         return self._store.nbytes()
 
+    def sample(self, name: str) -> bytes:
+        """A little of a tensor's stored bytes, at the same places in all tensors of one size:
+        tells most unequal tensors apart without reading them. Raises TensorNotFoundError.
+        """
+        return self._store.sample(name)
+
     def read(self, name: str) -> F32:
         """The tensor as float32, FP8 scales applied. Raises TensorNotFoundError."""
         weight = self._store.read(name)
@@ -104,6 +114,10 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         raise CheckpointError(
             f"{directory} is {'a file' if directory.exists() else 'missing'}",
             "a checkpoint directory with config.json and weights",
+        )
+    if (directory / "deepmnn.json").exists():
+        raise CheckpointError(
+            f"{directory} is a converted model", "a checkpoint", "Use the original checkpoint."
         )
     config = read_config(directory)
     fp8.block_size(config)

@@ -52,3 +52,13 @@ def read_small(path: Path, error: type[DeepmnnError]) -> bytes:
         return path.read_bytes()
     except (OSError, ValueError) as fault:
         raise error(f"{path} cannot be read: {fault}") from None
+
+
+def is_plain_name(value: object) -> bool:
+    """Whether value is a file name without folders: a file must not reach outside its directory."""
+    return (
+        isinstance(value, str)
+        and value not in ("", ".", "..")
+        and value.isprintable()
+        and not any(c in "/\\" for c in value)
+    )

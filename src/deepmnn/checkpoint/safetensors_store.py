@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deepmnn.checkpoint.json_file import read_object
+from deepmnn.checkpoint.json_file import is_plain_name, read_object
 from deepmnn.checkpoint.safetensors import SafetensorsFile
 from deepmnn.errors import CheckpointError, TensorNotFoundError
 from deepmnn.graph.weights import F32
@@ -53,6 +53,10 @@ class SafetensorsStore:
         """A tensor as float32, without any FP8 scale. Raises TensorNotFoundError."""
         return self._file(name).read(name)
 
+    def sample(self, name: str) -> bytes:
+        """A little of a tensor's stored bytes. Raises TensorNotFoundError."""
+        return self._file(name).sample(name)
+
     def _file(self, name: str) -> SafetensorsFile:
         if name not in self._file_of:
             raise TensorNotFoundError(
@@ -81,7 +85,7 @@ class SafetensorsStore:
             raise CheckpointError(f"{index} has no weight_map", "tensor name → file name")
         files: dict[str, SafetensorsFile] = {}
         for name, file_name in weight_map.items():
-            if not _is_plain_name(file_name):
+            if not is_plain_name(file_name):
                 raise CheckpointError(
                     f"{index} puts tensor {name!r} in {file_name!r:.80}", "a file name beside it"
                 )
@@ -104,12 +108,3 @@ class SafetensorsStore:
                 "The download is incomplete; download the missing file.",
             )
         return SafetensorsFile(path)
-
-
-def _is_plain_name(value: object) -> bool:
-    """Whether value is a file name without folders (a checkpoint must not reach outside)."""
-    return (
-        isinstance(value, str)
-        and value not in ("", ".", "..")
-        and not any(c in "/\\\0" for c in value)
-    )

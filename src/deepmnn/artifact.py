@@ -1,0 +1,289 @@
+"""A converted model: the directory that `convert` writes and the engine runs in place.
+
+    config.json, tokenizer files, ...     as the checkpoint has them
+    graph.json                            the graph (graph/serialize.py)
+    program.bin                           the graph lowered for the C++ core (docs/program.md)
+    model-0000i-of-0000N.safetensors      weights in kernel layout, U8 tensors, 64-byte aligned
+    deepmnn.json                          the manifest: versions, recipe, passes, sizes, checksums
+
+The manifest lists every other file with its size and CRC-32 (5 GB/s here, five times blake2b), and
+carries the CRC-32 of itself. Checksums find damage, not malice.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zlib
+from pathlib import Path
+from typing import Any, TypedDict
+
+import numpy as np
+
+from deepmnn.checkpoint.json_file import is_plain_name, read_object, read_small
+from deepmnn.checkpoint.safetensors import SafetensorsFile
+from deepmnn.errors import ArtifactError, RequestError
+from deepmnn.graph.ir import Graph
+from deepmnn.graph.serialize import from_json
+from deepmnn.quant.pack import U8, weight_nbytes
+
+FORMAT = "deepmnn"
+FORMAT_VERSION = 1
+MANIFEST = "deepmnn.json"
+GRAPH = "graph.json"
+PROGRAM = "program.bin"
+CONFIG = "config.json"
+REQUIRED = (CONFIG, GRAPH, PROGRAM)
+ALIGNMENT = 64
+TEMP_MARK = ".deepmnn-tmp-"
+"""A directory with this in its name is a conversion under way, or one that was killed."""
+
+VERIFY_ALWAYS_BYTES = 256 << 20
+"""Weights up to this size are checksummed whenever the artifact is opened (about 50 ms)."""
+
+_CHUNK = 8 << 20
+_AGAIN = "Convert the model again."
+
+
+class FileRecord(TypedDict):
+    """Size and CRC-32 of a file."""
+
+    nbytes: int
+    crc32: int
+
+
+class ShardRecord(FileRecord):
+    """A weight file of the artifact, in the order that program.bin counts them."""
+
+    file: str
+
+
+class PassRecord(TypedDict):
+    """What one pass did."""
+
+    name: str
+    rewrites: int
+    nodes_before: int
+    nodes_after: int
+
+
+class Manifest(TypedDict):
+    """deepmnn.json."""
+
+    format: str
+    format_version: int
+    deepmnn_version: str
+    model_type: str
+    quant: str
+    optimize_level: int
+    nodes_level_0: int
+    nodes: int
+    passes: list[PassRecord]
+    shards: list[ShardRecord]
+    files: dict[str, FileRecord]
+    crc32: int
+
+
+class Artifact:
+    """An opened artifact. Weights are memory-mapped, never copied.
+
+    Attributes:
+        path: the directory.
+        manifest: deepmnn.json.
+        config: config.json.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, shards: list[SafetensorsFile]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.config: dict[str, Any] = read_object(path / CONFIG, ArtifactError)
+        self._shard_of = {name: shard for shard in shards for name in shard.entries}
+        self._maps: dict[Path, U8] = {}
+        self._graph: Graph | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], verify: bool | None = None) -> Artifact:
+        """Opens and checks an artifact.
+
+        Every file's presence and size and the small files' checksums are always checked; the
+        weights' checksums when they total at most 256 MB, or always (verify=True), or never
+        (verify=False).
+
+        Raises ArtifactError, saying what is wrong with which file.
+        """
+        directory = Path(path)
+        manifest = read_manifest(directory)
+        for name, record in manifest["files"].items():
+            _check_size(directory / name, record)
+            _check_crc(directory / name, record)
+        shards = [_open_shard(directory, record) for record in manifest["shards"]]
+        _check_unique(shards)
+        total = sum(record["nbytes"] for record in manifest["shards"])
+        if verify or (verify is None and total <= VERIFY_ALWAYS_BYTES):
+            for record in manifest["shards"]:
+                _check_crc(directory / record["file"], record)
+        return cls(directory, manifest, shards)
+
+    @property
+    def weights_nbytes(self) -> int:
+        """Bytes of all weight files."""
+        return sum(record["nbytes"] for record in self.manifest["shards"])
+
+    def tensor(self, name: str) -> U8:
+        """The stored bytes of a weight, read-only and memory-mapped. Raises ArtifactError."""
+        shard = self._shard_of.get(name)
+        if shard is None:
+            raise ArtifactError(f"{self.path} has no weight {name!r}", "", _AGAIN)
+        if shard.path not in self._maps:
+            try:
+                self._maps[shard.path] = np.memmap(shard.path, np.uint8, "r")
+            except (OSError, ValueError) as fault:
+                raise ArtifactError(f"{shard.path} cannot be mapped: {fault}") from None
+        entry = shard.entries[name]
+        stored = self._maps[shard.path][entry.begin : entry.end]
+        if stored.nbytes != entry.nbytes:
+            raise ArtifactError(f"{shard.path} has shrunk since it was opened", "", _AGAIN)
+        return stored
+
+    def graph(self) -> Graph:
+        """The graph, checked against the stored weights. Raises ArtifactError."""
+        if self._graph is None:
+            graph = from_json(read_small(self.path / GRAPH, ArtifactError))
+            self._check_weights(graph)
+            self._graph = graph
+        return self._graph
+
+    def _check_weights(self, graph: Graph) -> None:
+        for weight in graph.weights.values():
+            shard = self._shard_of.get(weight.name)
+            found = shard.entries[weight.name].nbytes if shard else None
+            try:
+                expected = weight_nbytes(weight)
+            except (RequestError, ValueError) as fault:
+                raise ArtifactError(f"weight {weight.name!r}: {fault}", "", _AGAIN) from None
+            if found != expected:
+                raise ArtifactError(
+                    f"weight {weight.name!r} has {found} stored bytes",
+                    f"{expected} for {weight.dtype} {list(weight.shape)}",
+                    _AGAIN,
+                )
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """deepmnn.json of a directory, its own checksum and its fields' types checked."""
+    if TEMP_MARK in directory.resolve().name:
+        raise ArtifactError(f"{directory} is an unfinished conversion", "a converted model", _AGAIN)
+    if not directory.is_dir():
+        raise ArtifactError(
+            f"{directory} is {'a file' if directory.exists() else 'missing'}",
+            "the directory of a converted model",
+            "Convert a checkpoint first: deepmnn convert CHECKPOINT OUT",
+        )
+    path = directory / MANIFEST
+    fields = read_object(path, ArtifactError)
+    if fields.get("format") != FORMAT or fields.get("format_version") != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path} has format {fields.get('format')!r:.40} version "
+            f"{fields.get('format_version')!r:.40}",
+            f"{FORMAT} version {FORMAT_VERSION}",
+            "Convert the model again with this version of deepmnn.",
+        )
+    if fields.get("crc32") != manifest_crc(fields):
+        raise ArtifactError(f"{path} is damaged: its checksum is wrong", "", _AGAIN)
+    _check_manifest(fields, path)
+    manifest: Manifest = fields  # type: ignore[assignment]
+    return manifest
+
+
+def manifest_crc(fields: dict[str, Any]) -> int:
+    """CRC-32 of a manifest without its own crc32 field, written canonically."""
+    rest = {key: value for key, value in fields.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
+
+
+def file_crc(path: Path) -> int:
+    """CRC-32 of a file. Raises OSError."""
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _check_manifest(fields: dict[str, Any], path: Path) -> None:
+    """Raises ArtifactError unless every field of `Manifest` has its type."""
+    counts = dict.fromkeys(("optimize_level", "nodes_level_0", "nodes"), int)
+    texts = dict.fromkeys(("deepmnn_version", "model_type", "quant"), str)
+    containers = {"passes": list, "shards": list, "files": dict}
+    for key, kind in {**counts, **texts, **containers}.items():
+        if type(fields.get(key)) is not kind:
+            raise ArtifactError(f"{path}: {key} is {fields.get(key)!r:.80}", f"a {kind.__name__}")
+    for record in fields["passes"]:
+        sizes = ("rewrites", "nodes_before", "nodes_after")
+        if not _has(record, str, "name") or not _has(record, int, *sizes):
+            raise ArtifactError(f"{path}: a pass is {record!r:.80}")
+    records = [*fields["files"].values(), *fields["shards"]]
+    names = [*fields["files"], *(_name_of(record) for record in fields["shards"])]
+    for name, record in zip(names, records, strict=True):
+        if not is_plain_name(name) or not _has(record, int, "nbytes", "crc32"):
+            raise ArtifactError(f"{path}: file {name!r:.80} is listed as {record!r:.80}")
+    if len(set(names)) != len(names):
+        raise ArtifactError(f"{path} lists a file twice")
+    missing = [name for name in REQUIRED if name not in fields["files"]]
+    if missing:
+        raise ArtifactError(f"{path} does not list {missing[0]}", ", ".join(REQUIRED), _AGAIN)
+
+
+def _name_of(record: object) -> object:
+    return record.get("file") if isinstance(record, dict) else None
+
+
+def _has(record: object, kind: type, *keys: str) -> bool:
+    return isinstance(record, dict) and all(type(record.get(key)) is kind for key in keys)
+
+
+def _check_size(path: Path, record: FileRecord) -> None:
+    try:
+        found = path.stat().st_size if path.is_file() else None
+    except (OSError, ValueError) as fault:
+        raise ArtifactError(f"{path} cannot be read: {fault}") from None
+    if found is None:
+        raise ArtifactError(f"{path} is missing", "every file that deepmnn.json lists", _AGAIN)
+    if found != record["nbytes"]:
+        raise ArtifactError(f"{path} has {found} bytes", f"{record['nbytes']}", _AGAIN)
+
+
+def _check_crc(path: Path, record: FileRecord) -> None:
+    try:
+        found = file_crc(path)
+    except OSError as fault:
+        raise ArtifactError(f"{path} cannot be read: {fault}") from None
+    if found != record["crc32"]:
+        raise ArtifactError(
+            f"{path} is damaged: its checksum is {found:08x}", f"{record['crc32']:08x}", _AGAIN
+        )
+
+
+def _open_shard(directory: Path, record: ShardRecord) -> SafetensorsFile:
+    path = directory / record["file"]
+    _check_size(path, record)
+    shard = SafetensorsFile(path, ArtifactError)
+    for name, entry in shard.entries.items():
+        if entry.dtype != "U8" or len(entry.shape) != 1 or entry.begin % ALIGNMENT:
+            raise ArtifactError(
+                f"{path}: weight {name!r} is {entry.dtype} {list(entry.shape)} at {entry.begin}",
+                f"bytes at a multiple of {ALIGNMENT}",
+                _AGAIN,
+            )
+    return shard
+
+
+def _check_unique(shards: list[SafetensorsFile]) -> None:
+    seen: dict[str, Path] = {}
+    for shard in shards:
+        for name in shard.entries:
+            if name in seen:
+                raise ArtifactError(
+                    f"weight {name!r} is in {seen[name].name} and {shard.path.name}", "", _AGAIN
+                )
+            seen[name] = shard.path
