@@ -1,0 +1,156 @@
+"""verify: checks a graph against the rules of the IR and the op table, after every rewrite."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+from deepmnn.errors import GraphError
+from deepmnn.graph.ir import CONTEXT, ROWS, TOKENS, Graph, Node, Value, Weight
+from deepmnn.graph.signatures import CACHE_ATTRS, KINDS, SIGNATURES, Call, Signature
+
+ROLES = ("linear", "expert", "latent", "router", "embedding", "lm_head", "vector")
+MATRIX_DTYPES = ("f32", "bf16", "w8", "w4")
+GROUP_SIZES = (32, 64, 128)
+_ROW_LETTERS = {TOKENS: "t", CONTEXT: "c", ROWS: "r"}
+_DTYPE_LETTERS = {"f32": "f", "i32": "i"}
+_INPUTS = ("ids", "positions")
+
+
+def verify(graph: Graph) -> None:
+    """Checks single assignment, shapes, weights, attributes and caches of the whole graph.
+
+    Raises:
+        GraphError: the first rule broken, with the node's name.
+    """
+    for name, value in graph.values.items():
+        _check_value(name, value)
+    for name, weight in graph.weights.items():
+        _check_weight(name, weight)
+    _check_order(graph)
+    for node in graph.nodes:
+        _check_node(graph, node)
+    _check_caches(graph)
+    _check_use_of_weights(graph)
+
+
+def _need(condition: bool, found: str, expected: str = "") -> None:
+    if not condition:
+        raise GraphError(found, expected)
+
+
+def _check_value(name: str, value: Value) -> None:
+    _need(value.name == name, f"value {value.name!r} is filed under {name!r}")
+    known = bool(value.shape) and value.shape[0] in _ROW_LETTERS
+    _need(known, f"value {name!r} has shape {value.shape}", "tokens, context or rows first")
+    sizes = value.shape[1:]
+    positive = all(isinstance(size, int) and size > 0 for size in sizes)
+    _need(positive, f"value {name!r} has shape {value.shape}", "positive integers after the first")
+    _need(value.dtype in _DTYPE_LETTERS, f"value {name!r} has dtype {value.dtype!r}", "f32 or i32")
+
+
+def _check_weight(name: str, weight: Weight) -> None:
+    what = f"weight {name!r}"
+    _need(weight.name == name, f"{what} calls itself {weight.name!r}")
+    _need(weight.role in ROLES, f"{what} has role {weight.role!r}", f"one of {', '.join(ROLES)}")
+    rank = len(weight.shape)
+    _need(rank in (1, 2), f"{what} has shape {weight.shape}", "one or two dimensions")
+    dtypes = ("vector",) if rank == 1 else MATRIX_DTYPES
+    _need(weight.dtype in dtypes, f"{what} has dtype {weight.dtype!r}", " or ".join(dtypes))
+    _need(
+        (weight.role == "vector") == (rank == 1), f"{what} has role {weight.role!r}", "its rank's"
+    )
+    sizes = GROUP_SIZES if weight.dtype in ("w8", "w4") else (0,)
+    _need(weight.group_size in sizes, f"{what} has group_size {weight.group_size}", f"{sizes}")
+
+
+def _check_order(graph: Graph) -> None:
+    """Every value is produced once, before it is read, and outputs exist."""
+    for name in graph.inputs:
+        _need(name in _INPUTS, f"graph input {name!r}", " or ".join(_INPUTS))
+        value = graph.values.get(name)
+        right = value is not None and value.shape == (TOKENS,) and value.dtype == "i32"
+        _need(right, f"graph input {name!r} is {value}", "i32 [tokens]")
+    produced = set(graph.inputs)
+    for node in graph.nodes:
+        what = f"node {node.name!r} ({node.op})"
+        for name in node.inputs:
+            _need(name in produced, f"{what} reads {name!r} before it is produced")
+        for name in node.outputs:
+            _need(name in graph.values, f"{what} writes the unknown value {name!r}")
+            _need(name not in produced, f"{what} produces {name!r} again")
+            produced.add(name)
+        for name in node.weights:
+            _need(name in graph.weights, f"{what} reads the unknown weight {name!r}")
+    _need(
+        graph.values.keys() == produced,
+        f"values without a producer: {graph.values.keys() - produced}",
+    )
+    _need(bool(graph.outputs), "the graph has no output")
+    for name in graph.outputs:
+        _need(name in produced, f"output {name!r} is not produced")
+
+
+def _check_node(graph: Graph, node: Node) -> None:
+    what = f"node {node.name!r} ({node.op})"
+    signature = SIGNATURES.get(node.op)
+    if signature is None:
+        raise GraphError(f"{what} has an unknown op", "one of docs/ops.md")
+    call = Call(
+        tuple(graph.values[name] for name in node.inputs),
+        tuple(graph.values[name] for name in node.outputs),
+        tuple(graph.weights[name].shape for name in node.weights),
+        node.attrs,
+        graph.caches,
+    )
+    _check_attrs(what, signature, node)
+    _check_patterns(what, signature, call)
+    for subject, found, expected in signature.rule(call):
+        _need(found == expected, f"{what}: {subject}: {found}", str(expected))
+
+
+def _check_attrs(what: str, signature: Signature, node: Node) -> None:
+    names = sorted(signature.attrs)
+    _need(sorted(node.attrs) == names, f"{what} has attributes {sorted(node.attrs)}", f"{names}")
+    for name, kind in signature.attrs.items():
+        value = node.attrs[name]
+        valid = KINDS[kind](value) if kind in KINDS else value in kind.split("|")
+        _need(valid, f"{what}: {name} is {value!r}", f"{kind!r}")
+
+
+def _check_patterns(what: str, signature: Signature, call: Call) -> None:
+    dtypes = ["".join(_DTYPE_LETTERS[v.dtype] for v in values) for values in (call.x, call.y)]
+    for side, pattern, found in zip(
+        ("inputs", "outputs"), (signature.inputs, signature.outputs), dtypes, strict=True
+    ):
+        _need(bool(re.fullmatch(pattern, found)), f"{what}: {side} are {found!r}", f"{pattern!r}")
+    weights = "".join("m" if len(shape) == 2 else "v" for shape in call.w)
+    expected = signature.weights
+    _need(
+        bool(re.fullmatch(expected, weights)), f"{what}: weights are {weights!r}", f"{expected!r}"
+    )
+    rows = [_ROW_LETTERS[value.rows] for value in (*call.x, *call.y)]
+    if signature.rows:
+        _need(rows == list(signature.rows.replace(">", "")), f"{what}: rows {rows}", signature.rows)
+    else:
+        _need(len(set(rows)) == 1, f"{what}: rows are {rows}", "all the same")
+
+
+def _check_caches(graph: Graph) -> None:
+    """Every entry is written by one node."""
+    writers = Counter(
+        str(node.attrs[key]) for node in graph.nodes for key in CACHE_ATTRS if key in node.attrs
+    )
+    for name, width in graph.caches.items():
+        _need(width > 0, f"cache {name!r} is {width} wide", "a positive width")
+        _need(writers[name] == 1, f"cache {name!r} is written by {writers[name]} nodes", "one")
+
+
+def _check_use_of_weights(graph: Graph) -> None:
+    """Every weight is read or kept; a kept weight exists."""
+    for name in graph.kept:
+        _need(name in graph.weights, f"kept weight {name!r} does not exist")
+    used = {name for node in graph.nodes for name in node.weights} | set(graph.kept)
+    _need(
+        graph.weights.keys() <= used, f"weights that nothing reads: {graph.weights.keys() - used}"
+    )
