@@ -13,14 +13,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from tiny_models import TinyModel
 
 from deepmnn.backends.base import F32, Backend, Batch
 from deepmnn.backends.reference import ReferenceBackend
 from deepmnn.graph.ir import Graph
-from deepmnn.graph.verify import verify
+from deepmnn.graph.levels import optimize
 from deepmnn.graph.weights import TensorSource
 from deepmnn.models import build
+from tiny_models import TinyModel
 
 MakeBackend = Callable[[Graph, TensorSource], Backend]
 Step = Sequence[int]
@@ -48,13 +48,7 @@ def reference_absorbed(graph: Graph, source: TensorSource) -> ReferenceBackend:
 
 def lowered(tiny: TinyModel, level: int) -> Graph:
     """The model's graph at an optimisation level, verified."""
-    graph = build(tiny.config)
-    if level > 0:
-        from deepmnn.graph.levels import optimize
-
-        graph = optimize(graph, level)
-    verify(graph)
-    return graph
+    return optimize(build(tiny.config), level)[0]
 
 
 @dataclass
@@ -73,7 +67,7 @@ class Runner:
         self.free = [int(block) for block in np.random.default_rng(5).permutation(self.blocks)]
 
     def step(self, new: dict[int, Sequence[int]]) -> dict[int, F32]:
-        """Runs one step of sequence → new token ids; returns sequence → logits of every new token."""
+        """One step of sequence → new token ids; returns sequence → logits of every new token."""
         starts = np.cumsum([0, *(len(ids) for ids in new.values())])
         positions = []
         for sequence, ids in new.items():

@@ -149,7 +149,7 @@ CONFIGS: dict[str, list[Config]] = {
         },
     ],
 }
-"""model_type → configs, in Hugging Face's field names; what is left out has the library's default."""
+"""model_type → configs, in Hugging Face's field names; the rest has the library's default."""
 
 ALL = [(model_type, index) for model_type in CONFIGS for index in range(len(CONFIGS[model_type]))]
 """Every (model_type, index), to parametrise a test with."""
