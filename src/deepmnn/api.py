@@ -95,15 +95,12 @@ def _open_backend(artifact: Artifact, path: Path, backend: str, threads: int | N
 
         return CpuBackend(path, threads or 0)
     from deepmnn.backends.reference import ReferenceBackend
-    from deepmnn.quant.pack import unpack
+    from deepmnn.quant.pack import unpack_weight
 
     graph = artifact.graph()
 
     def read_weight(name: str) -> F32:
-        weight = graph.weights[name]
-        rows, cols = weight.shape if len(weight.shape) == 2 else (1, weight.shape[0])
-        values = unpack(artifact.tensor(name), weight.dtype, rows, cols, weight.group_size)
-        return values.reshape(weight.shape)
+        return unpack_weight(graph.weights[name], artifact.tensor(name))
 
     return ReferenceBackend(graph, read_weight)
 

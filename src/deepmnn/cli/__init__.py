@@ -1,1 +1,67 @@
-""""""
+"""The command line: one file per verb, its flags are the function's arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from deepmnn import __version__
+from deepmnn.cli.bench import bench
+from deepmnn.cli.chat import chat
+from deepmnn.cli.console import err, out
+from deepmnn.cli.convert import convert
+from deepmnn.cli.demo import demo
+from deepmnn.cli.eval import evaluate
+from deepmnn.cli.generate import generate
+from deepmnn.cli.info import info
+from deepmnn.cli.pull import pull
+from deepmnn.errors import DeepmnnError
+
+
+class _Group(TyperGroup):
+    """Turns errors into one red message: exit code 1, or 130 for Ctrl-C. Usage errors are 2."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except DeepmnnError as error:
+            err.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+        except KeyboardInterrupt as interrupt:
+            raise typer.Exit(130) from interrupt
+
+
+app = typer.Typer(
+    cls=_Group,
+    help="DeepSeek models from checkpoint to phone and server.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        out.print(f"deepmnn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", callback=_version, is_eager=True, help="Print the version."
+    ),
+) -> None:
+    pass
+
+
+for _verb in (demo, pull, convert, info, generate, chat, bench):
+    app.command()(_verb)
+app.command("eval")(evaluate)
+
+
+def main() -> None:
+    """Entry point of the `deepmnn` command."""
+    app()

@@ -1,0 +1,181 @@
+"""Speed of a model on this machine, beside the machine's own limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deepmnn.engine.engine import Engine
+from deepmnn.engine.kv_cache import BlockTable
+from deepmnn.engine.scheduler import Chunk
+from deepmnn.errors import ContextLengthError, RequestError
+from deepmnn.workload import Workload
+
+if TYPE_CHECKING:
+    from deepmnn.api import LLM
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second over the repetitions, and their standard deviation."""
+
+    mean: float
+    sd: float
+
+    @staticmethod
+    def of(tokens: int, seconds: Sequence[float]) -> Speed:
+        """From the wall times of equal runs."""
+        rates = [tokens / time for time in seconds]
+        return Speed(fmean(rates), stdev(rates) if len(rates) > 1 else 0.0)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Measured limits: bytes per second read from memory, int8 multiply-accumulates per second."""
+
+    threads: int
+    isa: str
+    read_bandwidth: float
+    int8_macs: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt length and batch size.
+
+    The shares (0 to 1) are of the machine's limits: what prefill multiplies against its int8 peak,
+    what decode reads and multiplies against both; None when the limits are unknown.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    batch: int
+    prefill: Speed
+    decode: Speed
+    prefill_macs_share: float | None
+    decode_bandwidth_share: float | None
+    decode_macs_share: float | None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All rows; machine is None for a backend without native limits."""
+
+    machine: Machine | None
+    rows: list[Row]
+
+
+def benchmark(
+    model: LLM,
+    prompt_tokens: Sequence[int] = (128, 512),
+    new_tokens: int = 64,
+    batch: Sequence[int] = (1, 4, 16),
+    repeat: int = 5,
+    progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Times prefill and decode of random prompts, after one warm-up run of each shape.
+
+    Raises RequestError for impossible counts, ContextLengthError when a shape does not fit.
+    """
+    for name, values in {"prompt_tokens": prompt_tokens, "batch": batch}.items():
+        if not values or min(values) < 1:
+            raise RequestError(f"{name} is {list(values)}", "positive counts")
+    if new_tokens < 1 or repeat < 1:
+        raise RequestError(f"new_tokens {new_tokens}, repeat {repeat}", "positive counts")
+    needed = max(prompt_tokens) + new_tokens
+    if needed > model.engine.context_length:
+        raise ContextLengthError(
+            f"{needed} tokens per sequence", f"at most {model.engine.context_length}"
+        )
+    machine = measure_machine(model)
+    workload = Workload.of(model.artifact.graph())
+    rows = []
+    for prompt in prompt_tokens:
+        for size in batch:
+            if progress:
+                progress(f"prompt {prompt}, batch {size}")
+            times = [
+                time_run(model.engine, prompt, new_tokens, size, seed) for seed in range(repeat + 1)
+            ]
+            prefills, decodes = zip(*times[1:], strict=True)
+            prefill = Speed.of(size * prompt, prefills)
+            decode = Speed.of(size * new_tokens, decodes)
+            shares = _shares(model, machine, workload, prompt, new_tokens, size, prefill, decode)
+            rows.append(Row(prompt, new_tokens, size, prefill, decode, *shares))
+    return Report(machine, rows)
+
+
+def time_run(
+    engine: Engine, prompt_tokens: int, new_tokens: int, batch: int, seed: int
+) -> tuple[float, float]:
+    """Seconds of prefill and of decode for `batch` random prompts side by side."""
+    rng = np.random.default_rng(seed)
+    vocab = engine.backend.vocab_size
+    prompts = rng.integers(0, vocab, (batch, prompt_tokens)).tolist()
+    tables = [BlockTable(ids) for ids in prompts]
+    try:
+        start = perf_counter()
+        while any(table.pending for table in tables):
+            _step(engine, tables)
+        middle = perf_counter()
+        for _ in range(new_tokens):
+            for table in tables:
+                table.ids.append(int(rng.integers(vocab)))
+            _step(engine, tables)
+        return middle - start, perf_counter() - middle
+    finally:
+        for table in tables:
+            engine.manager.free(table)
+
+
+def _step(engine: Engine, tables: list[BlockTable]) -> None:
+    """One step as the scheduler would fill it."""
+    budget, chunks = engine.scheduler.max_batch_tokens, []
+    for table in tables:
+        count = min(table.pending, budget)
+        if count:
+            engine.manager.append(table, count)
+            chunks.append(Chunk(table, count))
+            budget -= count
+    engine.forward(chunks)
+
+
+def measure_machine(model: LLM) -> Machine | None:
+    """This machine's limits with the model's threads and instruction set (about a second)."""
+    threads, isa = getattr(model.backend, "threads", None), getattr(model.backend, "isa", None)
+    if not isinstance(threads, int) or not isinstance(isa, str):
+        return None
+    from deepmnn import _core
+
+    bandwidth = float(_core.measure_read_bandwidth(threads))
+    return Machine(threads, isa, bandwidth, float(_core.measure_int8_peak(threads, isa)))
+
+
+def _shares(
+    model: LLM,
+    machine: Machine | None,
+    workload: Workload,
+    prompt_tokens: int,
+    new_tokens: int,
+    batch: int,
+    prefill: Speed,
+    decode: Speed,
+) -> tuple[float | None, float | None, float | None]:
+    if machine is None:
+        return None, None, None
+    prefill_seconds = batch * prompt_tokens / prefill.mean
+    prefill_macs = workload.macs(batch * prompt_tokens, prompt_tokens / 2, batch)
+    context = prompt_tokens + new_tokens / 2
+    steps_per_second = decode.mean / batch
+    element = model.kv_bytes_per_token // max(1, workload.cache_width)
+    decode_nbytes = workload.decode_nbytes(batch, context, element)
+    return (
+        prefill_macs / prefill_seconds / machine.int8_macs,
+        decode_nbytes * steps_per_second / machine.read_bandwidth,
+        workload.macs(batch, context, batch) * steps_per_second / machine.int8_macs,
+    )

@@ -1,0 +1,76 @@
+"""deepmnn bench: speed, beside this machine's limits."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+from typer import Option
+
+from deepmnn.cli import options
+from deepmnn.cli.console import err, out, table
+
+
+def bench(
+    path: options.OptionalModelPath = None,
+    prompt_tokens: Annotated[str, Option(help="Prompt lengths, comma-separated.")] = "128,512",
+    new_tokens: Annotated[int, Option(min=1, help="Tokens to decode.")] = 64,
+    batch: Annotated[str, Option(help="Batch sizes, comma-separated.")] = "1,4,16",
+    repeat: Annotated[int, Option(min=1, help="Timed runs per row.")] = 5,
+    backend: options.Backend = "cpu",
+    threads: options.Threads = None,
+    kv_dtype: options.KvDtype = "f32",
+    as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Measure prefill and decode speed."""
+    import deepmnn
+    from deepmnn.benchmark import benchmark
+
+    prompts, batches = _counts(prompt_tokens, "prompt-tokens"), _counts(batch, "batch")
+    rows = max(batches) * (max(prompts) + new_tokens + 32)
+    location = path or options.bundled()
+    model = deepmnn.load(location, backend, threads, kv_dtype, cache_tokens=rows)
+    with err.status("measuring") as status:
+        report = benchmark(
+            model, prompts, new_tokens, batches, repeat, lambda text: status.update(text)
+        )
+    if as_json:
+        out.print_json(json.dumps(asdict(report)))
+        return
+    columns = ("prefill tok/s", "of int8 peak", "decode tok/s", "of bandwidth", "of int8 peak")
+    made = table(str(location), "prompt", "batch", *columns)
+    for row in report.rows:
+        made.add_row(
+            str(row.prompt_tokens),
+            str(row.batch),
+            f"{row.prefill.mean:.0f} ± {row.prefill.sd:.0f}",
+            _share(row.prefill_macs_share),
+            f"{row.decode.mean:.1f} ± {row.decode.sd:.1f}",
+            _share(row.decode_bandwidth_share),
+            _share(row.decode_macs_share),
+        )
+    out.print(made)
+    if report.machine:
+        machine = report.machine
+        out.print(
+            f"this machine: {machine.threads} threads, {machine.isa}, reads "
+            f"{machine.read_bandwidth / 1e9:.1f} GB/s, multiplies "
+            f"{machine.int8_macs / 1e9:.0f} G int8 MAC/s; {new_tokens} new tokens, {repeat} runs",
+            soft_wrap=True,
+        )
+
+
+def _counts(text: str, flag: str) -> list[int]:
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError:
+        counts = []
+    if not counts or min(counts) < 1:
+        raise typer.BadParameter(f"--{flag} is {text!r}, expected counts such as 1,4,16")
+    return counts
+
+
+def _share(share: float | None) -> str:
+    return "-" if share is None else f"{share:.0%}"

@@ -1,0 +1,82 @@
+"""deepmnn chat: a conversation."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+from typer import Option
+
+from deepmnn.cli import options
+from deepmnn.cli.answer import show, show_stats
+from deepmnn.cli.console import err
+
+if TYPE_CHECKING:
+    from deepmnn.api import LLM
+    from deepmnn.engine.sampler import SamplingParams
+
+HELP = "/reset starts over, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
+
+
+def chat(
+    path: options.ModelPath,
+    system: Annotated[str | None, Option(help="A system message.")] = None,
+    max_tokens: options.MaxTokens = None,
+    temperature: options.Temperature = None,
+    top_k: options.TopK = None,
+    top_p: options.TopP = None,
+    min_p: options.MinP = None,
+    seed: options.Seed = None,
+    backend: options.Backend = "cpu",
+    threads: options.Threads = None,
+    kv_dtype: options.KvDtype = "f32",
+) -> None:
+    """Talk with the model. Earlier turns stay in the KV cache."""
+    import deepmnn
+
+    model = deepmnn.load(path, backend, threads, kv_dtype)
+    params = options.sampling(
+        model,
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+    )
+    opening = [{"role": "system", "content": system}] if system else []
+    model.tokenizer  # noqa: B018  # a chat needs one: say so before the first question
+    err.print(f"[dim]{HELP}[/]")
+    messages = list(opening)
+    while (question := _read()) is not None:
+        if question == "/reset":
+            messages = list(opening)
+        elif question:
+            messages = _turn(model, messages, question, params)
+
+
+def _read() -> str | None:
+    """The next line; None at its end. Ctrl-C here leaves with 130."""
+    try:
+        line = input("> ").strip()
+    except EOFError:
+        return None
+    return None if line in ("/exit", "/quit") else line
+
+
+def _turn(
+    model: LLM, messages: list[dict[str, str]], question: str, params: SamplingParams
+) -> list[dict[str, str]]:
+    """Asks; the conversation with question and answer, or as it was when Ctrl-C stopped it."""
+    from deepmnn.errors import ContextLengthError
+
+    asked = [*messages, {"role": "user", "content": question}]
+    try:
+        completion = show(model.stream(asked, params))
+    except KeyboardInterrupt:
+        err.print("\n[dim]stopped; the question is forgotten[/]")
+        return messages
+    except ContextLengthError as error:
+        err.print(f"{error} Type /reset to start over.", style="bold red", markup=False)
+        return messages
+    show_stats(completion)
+    return [*asked, {"role": "assistant", "content": completion.text}]
