@@ -1,0 +1,149 @@
+"""Every pass, alone and with the others, on every architecture: same logits, fewer nodes."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from deepmnn.errors import RequestError
+from deepmnn.graph.levels import MAX_LEVEL, optimize, pass_names
+from deepmnn.graph.passes import share_weights
+from deepmnn.graph.verify import verify
+from deepmnn.models import build
+from tiny_models import ALL, CONFIGS
+
+ALL_PASSES = frozenset(pass_names())
+
+DEEPSEEK_V3 = {
+    "model_type": "deepseek_v3",
+    "vocab_size": 129280,
+    "hidden_size": 7168,
+    "intermediate_size": 18432,
+    "moe_intermediate_size": 2048,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 128,
+    "num_key_value_heads": 128,
+    "n_shared_experts": 1,
+    "n_routed_experts": 16,
+    "routed_scaling_factor": 2.5,
+    "kv_lora_rank": 512,
+    "q_lora_rank": 1536,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "qk_nope_head_dim": 128,
+    "n_group": 8,
+    "topk_group": 4,
+    "num_experts_per_tok": 8,
+    "first_k_dense_replace": 3,
+    "norm_topk_prob": True,
+}
+
+
+def assert_close(found, expected):
+    assert found.shape == expected.shape
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize(("model_type", "index"), ALL)
+def test_levels_keep_the_logits(model_type, index, tiny, random_source, logits):
+    graph = tiny(model_type, index)
+    source = random_source(graph)
+    expected = logits(graph, source)
+    for level in range(MAX_LEVEL + 1):
+        optimized, _ = optimize(graph, level, source)
+        for form in ("expanded", "absorbed"):
+            assert_close(logits(optimized, source, form), expected)
+
+
+@pytest.mark.parametrize(("model_type", "index"), ALL)
+def test_each_pass_alone_and_missing(model_type, index, tiny, random_source, logits):
+    graph = tiny(model_type, index)
+    source = random_source(graph)
+    expected = logits(graph, source)
+    for name in pass_names():
+        alone, (result,) = optimize(graph, MAX_LEVEL, disabled=ALL_PASSES - {name})
+        if result.rewrites:
+            assert_close(logits(alone, source), expected)
+            missing, _ = optimize(graph, MAX_LEVEL, disabled=frozenset({name}))
+            assert_close(logits(missing, source), expected)
+
+
+@pytest.mark.parametrize(("model_type", "index"), ALL)
+def test_passes_are_idempotent(model_type, index, tiny):
+    graph = tiny(model_type, index)
+    optimized, first = optimize(graph, MAX_LEVEL)
+    again, second = optimize(optimized, MAX_LEVEL)
+    assert sum(result.rewrites for result in first) > 0
+    assert [result.rewrites for result in second] == [0] * len(second)
+    assert again == optimized
+
+
+@pytest.mark.parametrize(("model_type", "index"), ALL)
+def test_every_chain_is_fused(model_type, index, tiny):
+    """Level 3 of any model holds no plain op that a fused one replaces."""
+    graph = tiny(model_type, index)
+    counts = optimize(graph, MAX_LEVEL)[0].op_counts()
+    plain = {"reshape", "split", "concat", "broadcast", "rope", "cache", "attention"}
+    plain |= {"expert_linear", "combine", "top_k", "gather", "normalize", "softmax", "sigmoid"}
+    assert not plain & counts.keys()
+    layers = CONFIGS[model_type][index]["num_hidden_layers"]
+    kind = "mla" if model_type in ("deepseek_v2", "deepseek_v3") else "gqa"
+    assert counts[f"{kind}_attention"] == layers
+    assert counts["add_rms_norm"] == 2 * layers - 1
+    assert counts["moe"] == counts["route"] == graph.op_counts()["top_k"]
+
+
+def test_the_input_graph_is_not_touched(tiny):
+    graph = tiny("deepseek_v3", 0)
+    before = graph.copy()
+    optimize(graph, MAX_LEVEL)
+    assert graph == before
+    verify(graph)
+
+
+def test_level_0_does_nothing(tiny):
+    graph = tiny("qwen3", 0)
+    optimized, results = optimize(graph, 0)
+    assert optimized == graph
+    assert results == []
+
+
+def test_deepseek_v3_loses_two_thirds_of_its_nodes():
+    graph = build(DEEPSEEK_V3)
+    nodes = [len(optimize(graph, level)[0].nodes) for level in range(MAX_LEVEL + 1)]
+    assert nodes == sorted(nodes, reverse=True)
+    assert nodes[3] <= 0.33 * nodes[0]
+
+
+def test_results_follow_the_node_count(tiny):
+    optimized, results = optimize(tiny("deepseek_v3", 1), MAX_LEVEL)
+    assert tuple(result.name for result in results) == pass_names()
+    for before, after in pairwise(results):
+        assert before.nodes_after == after.nodes_before
+    assert results[-1].nodes_after == len(optimized.nodes)
+
+
+def test_a_source_reaches_share_weights(tiny, random_source):
+    """With numbers at hand, an untied head equal to the embedding is stored once."""
+    graph = tiny("llama", 0)
+    plain = random_source(graph)
+
+    class Tied:
+        def read(self, name):
+            return plain.read(name.replace("lm_head", "model.embed_tokens"))
+
+    structural = optimize(graph, MAX_LEVEL)[0]
+    shared = optimize(graph, MAX_LEVEL, Tied())[0]
+    assert len(shared.weights) == len(structural.weights) - 1
+    assert share_weights.run(shared.copy(), None) == 0
+
+
+@pytest.mark.parametrize("level", [-1, 4, 99])
+def test_unknown_levels_are_refused(level, tiny):
+    with pytest.raises(RequestError, match=f"level {level}"):
+        optimize(tiny("llama", 0), level)
+
+
+def test_unknown_passes_are_refused(tiny):
+    with pytest.raises(RequestError, match="fuse_everything"):
+        optimize(tiny("llama", 0), 1, disabled=frozenset({"fuse_everything"}))
