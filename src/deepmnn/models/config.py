@@ -18,6 +18,10 @@ MAX_INT = 1 << 24
 """No size in a config is larger; a damaged config must not make us allocate without end."""
 
 
+MAX_HEAD_DIM = 1 << 16
+"""The same for the size of a head, of which every node keeps the frequencies."""
+
+
 def bounded(default: Any, low: int, high: int = MAX_INT) -> Any:
     """A field whose number lies in low..high (without it: ints 1..MAX_INT, floats above 0)."""
     return field(default=default, metadata={"low": low, "high": high})

@@ -24,11 +24,13 @@ class DeepseekV2Config(MoeConfig, MlaConfig):
     topk_method: str = "greedy"
     n_group: int | None = None
     topk_group: int | None = None
+    mlp_bias: bool = False
 
     def check(self) -> None:
         """Raises ConfigError when the fields contradict one another."""
         super().check()
         supported("scoring_func", self.scoring_func, "softmax")
+        supported("mlp_bias", self.mlp_bias, False)
         supported("topk_method", self.topk_method, "greedy", "group_limited_greedy")
         if self.topk_method == "group_limited_greedy":
             self.check_groups(self.n_group, self.topk_group, smallest=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepmnn.graph.builder import GraphBuilder
-from deepmnn.models.config import ModelConfig, require
+from deepmnn.models.config import MAX_HEAD_DIM, ModelConfig, require
 from deepmnn.models.rope import RopeParameters
 
 
@@ -58,5 +58,6 @@ def check_heads(config: ModelConfig, head_dim: int | None) -> int:
         expected = f"a multiple of num_attention_heads, {heads}"
         require(config.hidden_size % heads == 0, "hidden_size", config.hidden_size, expected)
         head_dim = config.hidden_size // heads
-    require(head_dim % 2 == 0, "head_dim", head_dim, "an even number")
+    even = head_dim % 2 == 0 and head_dim <= MAX_HEAD_DIM
+    require(even, "head_dim", head_dim, f"an even number up to {MAX_HEAD_DIM}")
     return head_dim

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepmnn.graph.builder import GraphBuilder
-from deepmnn.models.config import ModelConfig, require
+from deepmnn.models.config import MAX_HEAD_DIM, ModelConfig, require
 from deepmnn.models.rope import RopeParameters, yarn_mscale
 
 LATENT_NORM_EPS = 1e-6
@@ -30,7 +30,8 @@ class MlaConfig(ModelConfig):
         """Raises ConfigError when the fields contradict one another."""
         super().check()
         rope = self.qk_rope_head_dim
-        require(rope % 2 == 0, "qk_rope_head_dim", rope, "an even number")
+        even = rope % 2 == 0 and rope <= MAX_HEAD_DIM
+        require(even, "qk_rope_head_dim", rope, f"an even number up to {MAX_HEAD_DIM}")
 
     @property
     def softmax_scale(self) -> float:

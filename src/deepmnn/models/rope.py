@@ -72,6 +72,8 @@ class RopeParameters:
             fields = {}
         if not isinstance(fields, Mapping):
             raise ConfigError(f"{key} is {fields!r}", "an object", "Check config.json.")
+        if any(isinstance(value, Mapping) for value in fields.values()):
+            raise UnsupportedModelError(f"{key} differs from layer to layer", "one for all layers")
         rope_type = fields.get("rope_type", fields.get("type", "default"))
         if not isinstance(rope_type, str) or rope_type not in _FIELDS:
             raise UnsupportedModelError(

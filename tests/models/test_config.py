@@ -1,0 +1,138 @@
+"""A config.json from anywhere: what is wrong with it is always said in a typed error."""
+
+import math
+from typing import Any
+
+import pytest
+
+from deepmnn.errors import ConfigError, UnsupportedModelError
+from deepmnn.graph.verify import verify
+from deepmnn.models import build, model_types
+from tiny_models import ALL, CONFIGS, YARN
+
+WRONG: list[Any] = [None, "x", "", -1, 0, 3.5, 7, True, [], [1], {}, {"a": {}}]
+EXTREME: list[Any] = [math.nan, math.inf, -math.inf, 1e300, 10**400, 1 << 24]
+ROPE_FIELDS = [*YARN, "rope_theta", "mscale", "mscale_all_dim", "attention_factor", "truncate"]
+
+
+def config_of(model_type: str, index: int = 0) -> dict[str, Any]:
+    return {"model_type": model_type} | CONFIGS[model_type][index]
+
+
+def refusal(config: dict[str, Any]) -> ConfigError | None:
+    """Why this config is refused, None when it builds a sound graph; other errors pass through."""
+    try:
+        verify(build(config))
+    except ConfigError as error:
+        return error
+    return None
+
+
+def test_models_are_found_by_file_name() -> None:
+    assert model_types() == sorted(CONFIGS)
+
+
+@pytest.mark.parametrize("found", ["gpt2", "rope", "__init__", "../llama", "os", "", None, 3, []])
+def test_unknown_model_type(found: Any) -> None:
+    with pytest.raises(UnsupportedModelError, match="model_type is"):
+        build({"model_type": found})
+
+
+@pytest.mark.parametrize("found", [[], "x", None, 3])
+def test_config_must_be_an_object(found: Any) -> None:
+    with pytest.raises(ConfigError, match="an object"):
+        build(found)
+
+
+@pytest.mark.parametrize("value", WRONG + EXTREME, ids=repr)
+@pytest.mark.parametrize(("model_type", "index"), ALL)
+def test_any_value_in_any_field_builds_or_raises_config_error(
+    model_type: str, index: int, value: Any
+) -> None:
+    fields = config_of(model_type, index)
+    for name in fields:
+        if value == 1 << 24 and name in ("n_routed_experts", "num_hidden_layers"):
+            continue  # refused, but only once: test_sizes_have_a_limit
+        problem = refusal(fields | {name: value})
+        assert problem is None or problem.expected, f"{name}: {problem}"
+
+
+@pytest.mark.parametrize("value", WRONG + EXTREME, ids=repr)
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+def test_any_value_in_any_rope_field_builds_or_raises_config_error(key: str, value: Any) -> None:
+    for rope_type in ("default", "linear", "llama3", "yarn", "dynamic", "longrope"):
+        for name in ROPE_FIELDS:
+            rope = YARN | {"rope_type": rope_type, name: value}
+            problem = refusal(config_of("qwen2") | {key: rope})
+            assert problem is None or problem.expected, f"{name}: {problem}"
+
+
+@pytest.mark.parametrize(("model_type", "index"), ALL)
+def test_a_string_in_a_number_field_is_named(model_type: str, index: int) -> None:
+    fields = config_of(model_type, index)
+    numbers = [n for n, v in fields.items() if isinstance(v, int | float) and n != "head_dim"]
+    assert len(numbers) >= 8
+    for name in numbers:
+        with pytest.raises(ConfigError, match=f"^{name} is 'x'; expected"):
+            build(fields | {name: "x"})
+
+
+@pytest.mark.parametrize("name", ["num_hidden_layers", "vocab_size", "n_routed_experts"])
+def test_sizes_have_a_limit(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{name} is 1000000000; expected a number from"):
+        build(config_of("deepseek_v3") | {name: 10**9})
+
+
+REFUSED = [
+    ("llama", {"hidden_act": "gelu"}, "hidden_act"),
+    ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type"),
+    ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "layer to layer"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
+    ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
+    ("qwen3", {"use_sliding_window": True}, "use_sliding_window"),
+    ("deepseek", {"scoring_func": "sigmoid"}, "scoring_func"),
+    ("deepseek_v2", {"scoring_func": "sigmoid"}, "scoring_func"),
+    ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method"),
+    ("deepseek_v2", {"mlp_bias": True}, "mlp_bias"),
+    ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func"),
+    ("deepseek_v3", {"topk_method": "greedy"}, "topk_method"),
+]
+
+
+@pytest.mark.parametrize(("model_type", "change", "match"), REFUSED)
+def test_what_is_not_run_is_refused(model_type: str, change: dict[str, Any], match: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=match):
+        build(config_of(model_type) | change)
+
+
+CONTRADICTIONS = [
+    ("llama", {"num_key_value_heads": 2}, "num_key_value_heads"),
+    ("llama", {"hidden_size": 37}, "hidden_size"),
+    ("llama", {"head_dim": 7}, "head_dim"),
+    ("qwen2", {"hidden_size": 33}, "head_dim"),
+    ("deepseek_v3", {"qk_rope_head_dim": 5}, "qk_rope_head_dim"),
+    ("deepseek_v3", {"num_experts_per_tok": 13}, "num_experts_per_tok"),
+    ("deepseek_v3", {"n_group": 5}, "n_group"),
+    ("deepseek_v3", {"n_group": 12}, "n_group"),  # one expert in a group has no two best
+    ("deepseek_v3", {"topk_group": 5}, "topk_group"),
+    ("deepseek_v3", {"n_group": 6, "topk_group": 1}, "topk_group"),  # 2 experts for 3 choices
+    ("deepseek_v2", {"topk_method": "group_limited_greedy"}, "n_group"),
+    ("llama", {"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor"),
+    ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "original_max_position"),
+    ("llama", {"rope_theta": 1.0}, "rope_theta"),
+]
+
+
+@pytest.mark.parametrize(("model_type", "change", "match"), CONTRADICTIONS)
+def test_contradictions(model_type: str, change: dict[str, Any], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        build(config_of(model_type) | change)
+
+
+def test_old_and_new_spelling_of_rope_give_the_same_graph() -> None:
+    fields = config_of("deepseek_v2")
+    scaling = YARN | {"mscale": 0.7, "mscale_all_dim": 0.7}
+    new = build(fields | {"rope_parameters": scaling | {"rope_theta": 5e4}, "dtype": "bfloat16"})
+    old = {name: value for name, value in scaling.items() if name != "rope_type"}
+    old_style = {"rope_theta": 50000, "rope_scaling": old | {"type": "yarn"}}
+    assert build(fields | old_style | {"torch_dtype": "bfloat16"}) == new
