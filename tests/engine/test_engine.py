@@ -10,7 +10,7 @@ from deepmnn.engine.sampler import SamplingParams
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.session import Session
 from deepmnn.errors import ContextLengthError, RequestError
-from tests.engine.fake import FakeBackend, expected_answer, expected_logits
+from fake_backend import FakeBackend, expected_answer, expected_logits
 
 
 def make_engine(

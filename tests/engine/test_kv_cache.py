@@ -6,7 +6,7 @@ import pytest
 
 from deepmnn.engine.kv_cache import BlockManager, BlockTable
 from deepmnn.errors import ContextLengthError
-from tests.engine.fake import FakeCache
+from fake_backend import FakeCache
 
 
 def write(manager: BlockManager, table: BlockTable, count: int) -> None:
