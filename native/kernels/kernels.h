@@ -61,6 +61,11 @@ struct SamplingParams {
   float min_p = 0.0f;
 };
 
+// Draws one index of logits [n]. u in [0, 1) is the random number, so equal arguments give equal answers. Filters run
+// in the order temperature, top_k, top_p, min_p; ties go to the lower index. Throws Error("request") when no logit is
+// finite, one is NaN, or a parameter is out of range.
+int32_t sample(const float* logits, int64_t n, const SamplingParams& params, float u);
+
 // One function per kernel; every ISA fills one table.
 struct Kernels {
   const char* isa;
@@ -96,29 +101,33 @@ struct Kernels {
 
   // Flash-style attention state for queries against one run of cache rows; see kernels/attention.h.
   struct AttentionTask {
-    const float* q;         // query vectors, one every q_stride floats, each qk_dim long
+    const float* q;  // query vectors, one every q_stride floats, each qk_dim long
     int64_t q_stride;
-    int64_t n_queries;      // queries that share these keys (heads of a KV group, or all heads for MLA latent; × tokens)
+    int64_t n_queries;  // queries that share these keys (heads of a KV group, or all heads for MLA latent; × tokens)
     int64_t qk_dim;
     int64_t v_dim;
     float scale;
-    const void* k;          // rows of keys, k_stride elements apart
-    const void* v;          // rows of values, v_stride elements apart (MLA absorbed: the same rows as k)
+    const void* k;  // rows of keys, k_stride elements apart
+    const void* v;  // rows of values, v_stride elements apart (MLA absorbed: the same rows as k)
     int64_t k_stride;
     int64_t v_stride;
-    bool bf16;              // k and v are bf16, else float32
-    int64_t n_keys;         // rows present in this run
-    const int32_t* limits;  // [n_queries]: query i sees keys [0, limits[i]) of this run (causal mask), clamped to n_keys
-    float* acc;             // [n_queries, v_dim] running output, unnormalised
-    float* max_sum;         // [n_queries, 2] running maximum and sum; start at {-inf, 0}
+    bool bf16;       // k and v are bf16, else float32
+    int64_t n_keys;  // rows present in this run
+    const int32_t*
+        limits;      // [n_queries]: query i sees keys [0, limits[i]) of this run (causal mask), clamped to n_keys
+    float* acc;      // [n_queries, v_dim] running output, unnormalised; not read while the sum is 0
+    float* max_sum;  // [n_queries, 2] running maximum and sum; start at {-inf, 0}
   };
   void (*attention)(const AttentionTask& task);
 
   // Converts n floats to bf16, round to nearest even.
   void (*to_bf16)(const float* x, int64_t n, uint16_t* y);
+
+  // Runs the dot product of w8 in registers and returns the multiply-accumulates done: what this ISA can do at most.
+  int64_t (*peak_dot)(int64_t rounds);
 };
 
-// The tables that were compiled in; null where the machine cannot run one.
+// The table of each ISA; null where it was not compiled in or this machine cannot run it.
 const Kernels* scalar_kernels();
 const Kernels* avx2_kernels();
 const Kernels* avx512_kernels();

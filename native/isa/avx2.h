@@ -1,0 +1,217 @@
+// AVX2 with FMA and F16C: two registers per vector. The interface is defined in isa/scalar.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include "isa/compiler.h"
+
+#define DEEPMNN_NS avx2
+
+namespace deepmnn::avx2 {
+
+constexpr int kTileBlocks = 1;
+constexpr int kTileRows = 4;
+
+struct F32x16 {
+  __m256 lo, hi;
+};
+struct I32x16 {
+  __m256i lo, hi;
+};
+struct U8x64 {
+  __m256i lo, hi;
+};
+
+// All ones in the first n of lanes 0..7 (n may be below 0 or above 8).
+DEEPMNN_INLINE __m256i first_lanes(int64_t n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int32_t>(n)), lane);
+}
+
+DEEPMNN_INLINE F32x16 splat(float x) { return {_mm256_set1_ps(x), _mm256_set1_ps(x)}; }
+DEEPMNN_INLINE F32x16 load(const float* p) { return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)}; }
+DEEPMNN_INLINE F32x16 load(const float* p, int64_t n) {
+  return {_mm256_maskload_ps(p, first_lanes(n)),
+          n > 8 ? _mm256_maskload_ps(p + 8, first_lanes(n - 8)) : _mm256_setzero_ps()};
+}
+DEEPMNN_INLINE void store(float* p, F32x16 a) {
+  _mm256_storeu_ps(p, a.lo);
+  _mm256_storeu_ps(p + 8, a.hi);
+}
+DEEPMNN_INLINE void store(float* p, F32x16 a, int64_t n) {
+  _mm256_maskstore_ps(p, first_lanes(n), a.lo);
+  if (n > 8) _mm256_maskstore_ps(p + 8, first_lanes(n - 8), a.hi);
+}
+DEEPMNN_INLINE F32x16 operator+(F32x16 a, F32x16 b) { return {_mm256_add_ps(a.lo, b.lo), _mm256_add_ps(a.hi, b.hi)}; }
+DEEPMNN_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return {_mm256_sub_ps(a.lo, b.lo), _mm256_sub_ps(a.hi, b.hi)}; }
+DEEPMNN_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return {_mm256_mul_ps(a.lo, b.lo), _mm256_mul_ps(a.hi, b.hi)}; }
+DEEPMNN_INLINE F32x16 operator/(F32x16 a, F32x16 b) { return {_mm256_div_ps(a.lo, b.lo), _mm256_div_ps(a.hi, b.hi)}; }
+DEEPMNN_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) {
+  return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)};
+}
+DEEPMNN_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
+DEEPMNN_INLINE F32x16 min(F32x16 a, F32x16 b) { return {_mm256_min_ps(a.lo, b.lo), _mm256_min_ps(a.hi, b.hi)}; }
+DEEPMNN_INLINE F32x16 select_less(F32x16 a, F32x16 b, F32x16 x, F32x16 y) {
+  return {_mm256_blendv_ps(y.lo, x.lo, _mm256_cmp_ps(a.lo, b.lo, _CMP_LT_OQ)),
+          _mm256_blendv_ps(y.hi, x.hi, _mm256_cmp_ps(a.hi, b.hi, _CMP_LT_OQ))};
+}
+DEEPMNN_INLINE float sum(F32x16 a) {
+  const __m256 eight = _mm256_add_ps(a.lo, a.hi);
+  const __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+DEEPMNN_INLINE float max_lane(F32x16 a) {
+  const __m256 eight = _mm256_max_ps(a.lo, a.hi);
+  const __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+  const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+  return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+}
+// Per 128-bit lane the sums of four vectors, whose upper half was added to the lower one.
+DEEPMNN_INLINE __m256 fold_four(const F32x16* v) {
+  const __m256 ab = _mm256_hadd_ps(_mm256_add_ps(v[0].lo, v[0].hi), _mm256_add_ps(v[1].lo, v[1].hi));
+  const __m256 cd = _mm256_hadd_ps(_mm256_add_ps(v[2].lo, v[2].hi), _mm256_add_ps(v[3].lo, v[3].hi));
+  return _mm256_hadd_ps(ab, cd);
+}
+DEEPMNN_INLINE __m256 fold_eight(const F32x16* v) {
+  const __m256 a = fold_four(v), b = fold_four(v + 4);
+  return _mm256_add_ps(_mm256_permute2f128_ps(a, b, 0x20), _mm256_permute2f128_ps(a, b, 0x31));
+}
+DEEPMNN_INLINE F32x16 sums(const F32x16 (&v)[16]) { return {fold_eight(v), fold_eight(v + 8)}; }
+
+// Even (mask 0x88) or odd (0xdd) elements of 16 consecutive floats.
+template <int kMask>
+DEEPMNN_INLINE __m256 every_second(F32x16 a) {
+  const __m256d pairs = _mm256_castps_pd(_mm256_shuffle_ps(a.lo, a.hi, kMask));
+  return _mm256_castpd_ps(_mm256_permute4x64_pd(pairs, 0xd8));
+}
+DEEPMNN_INLINE void deinterleave(F32x16 a, F32x16 b, F32x16& first, F32x16& second) {
+  first = {every_second<0x88>(a), every_second<0x88>(b)};
+  second = {every_second<0xdd>(a), every_second<0xdd>(b)};
+}
+DEEPMNN_INLINE F32x16 zip(__m256 first, __m256 second) {
+  const __m256 low = _mm256_unpacklo_ps(first, second), high = _mm256_unpackhi_ps(first, second);
+  return {_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31)};
+}
+DEEPMNN_INLINE void interleave(F32x16 first, F32x16 second, F32x16& a, F32x16& b) {
+  a = zip(first.lo, second.lo);
+  b = zip(first.hi, second.hi);
+}
+
+DEEPMNN_INLINE I32x16 splat_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
+DEEPMNN_INLINE I32x16 load_i32(const void* p) {
+  const __m256i* q = static_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+DEEPMNN_INLINE I32x16 operator+(I32x16 a, I32x16 b) {
+  return {_mm256_add_epi32(a.lo, b.lo), _mm256_add_epi32(a.hi, b.hi)};
+}
+DEEPMNN_INLINE I32x16 operator-(I32x16 a, I32x16 b) {
+  return {_mm256_sub_epi32(a.lo, b.lo), _mm256_sub_epi32(a.hi, b.hi)};
+}
+DEEPMNN_INLINE I32x16 operator&(I32x16 a, I32x16 b) {
+  return {_mm256_and_si256(a.lo, b.lo), _mm256_and_si256(a.hi, b.hi)};
+}
+DEEPMNN_INLINE I32x16 shift_left(I32x16 a, int n) { return {_mm256_slli_epi32(a.lo, n), _mm256_slli_epi32(a.hi, n)}; }
+DEEPMNN_INLINE I32x16 shift_right(I32x16 a, int n) { return {_mm256_srli_epi32(a.lo, n), _mm256_srli_epi32(a.hi, n)}; }
+DEEPMNN_INLINE I32x16 max(I32x16 a, I32x16 b) { return {_mm256_max_epi32(a.lo, b.lo), _mm256_max_epi32(a.hi, b.hi)}; }
+DEEPMNN_INLINE I32x16 select_greater(I32x16 a, I32x16 b, I32x16 x, I32x16 y) {
+  return {_mm256_blendv_epi8(y.lo, x.lo, _mm256_cmpgt_epi32(a.lo, b.lo)),
+          _mm256_blendv_epi8(y.hi, x.hi, _mm256_cmpgt_epi32(a.hi, b.hi))};
+}
+DEEPMNN_INLINE int32_t sum(I32x16 a) {
+  const __m256i eight = _mm256_add_epi32(a.lo, a.hi);
+  const __m128i four = _mm_add_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  const __m128i two = _mm_add_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_add_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+DEEPMNN_INLINE int32_t max_lane(I32x16 a) {
+  const __m256i eight = _mm256_max_epi32(a.lo, a.hi);
+  const __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+  const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
+}
+
+DEEPMNN_INLINE I32x16 bits(F32x16 a) { return {_mm256_castps_si256(a.lo), _mm256_castps_si256(a.hi)}; }
+DEEPMNN_INLINE F32x16 from_bits(I32x16 a) { return {_mm256_castsi256_ps(a.lo), _mm256_castsi256_ps(a.hi)}; }
+DEEPMNN_INLINE F32x16 to_float(I32x16 a) { return {_mm256_cvtepi32_ps(a.lo), _mm256_cvtepi32_ps(a.hi)}; }
+DEEPMNN_INLINE I32x16 to_int(F32x16 a) { return {_mm256_cvtps_epi32(a.lo), _mm256_cvtps_epi32(a.hi)}; }
+
+// The low half of every lane, in order.
+DEEPMNN_INLINE __m256i narrow16(I32x16 a) {
+  const __m256i mask = _mm256_set1_epi32(0xffff);
+  const __m256i packed = _mm256_packus_epi32(_mm256_and_si256(a.lo, mask), _mm256_and_si256(a.hi, mask));
+  return _mm256_permute4x64_epi64(packed, 0xd8);
+}
+DEEPMNN_INLINE void store_u16(uint16_t* p, I32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), narrow16(a));
+}
+DEEPMNN_INLINE void store_i8(int8_t* p, I32x16 a) {
+  const __m256i bytes = _mm256_and_si256(narrow16(a), _mm256_set1_epi16(0xff));
+  const __m128i packed = _mm_packus_epi16(_mm256_castsi256_si128(bytes), _mm256_extracti128_si256(bytes, 1));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), packed);
+}
+DEEPMNN_INLINE __m256 widen_bf16(__m128i h) {
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
+}
+DEEPMNN_INLINE F32x16 load_bf16(const uint16_t* p) {
+  const __m128i* q = reinterpret_cast<const __m128i*>(p);
+  return {widen_bf16(_mm_loadu_si128(q)), widen_bf16(_mm_loadu_si128(q + 1))};
+}
+DEEPMNN_INLINE F32x16 load_bf16(const uint16_t* p, int64_t n) {
+  uint16_t all[16] = {};
+  __builtin_memcpy(all, p, static_cast<uint64_t>(n) * sizeof(uint16_t));
+  return load_bf16(all);
+}
+DEEPMNN_INLINE F32x16 load_f16(const void* p) {
+  const __m128i* q = static_cast<const __m128i*>(p);
+  return {_mm256_cvtph_ps(_mm_loadu_si128(q)), _mm256_cvtph_ps(_mm_loadu_si128(q + 1))};
+}
+DEEPMNN_INLINE void store_f16(void* p, F32x16 a) {
+  __m128i* q = static_cast<__m128i*>(p);
+  _mm_storeu_si128(q, _mm256_cvtps_ph(a.lo, _MM_FROUND_TO_NEAREST_INT));
+  _mm_storeu_si128(q + 1, _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
+}
+
+DEEPMNN_INLINE U8x64 load_u8(const uint8_t* p) {
+  const __m256i* q = reinterpret_cast<const __m256i*>(p);
+  return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
+}
+DEEPMNN_INLINE U8x64 low_nibbles(U8x64 a) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(a.lo, mask), _mm256_and_si256(a.hi, mask)};
+}
+DEEPMNN_INLINE U8x64 high_nibbles(U8x64 a) {
+  const __m256i mask = _mm256_set1_epi8(15);
+  return {_mm256_and_si256(_mm256_srli_epi16(a.lo, 4), mask), _mm256_and_si256(_mm256_srli_epi16(a.hi, 4), mask)};
+}
+DEEPMNN_INLINE __m256i broadcast4(const int8_t* a) {
+  int32_t four;
+  __builtin_memcpy(&four, a, sizeof(four));
+  return _mm256_set1_epi32(four);
+}
+DEEPMNN_INLINE __m256i add_pairs(__m256i acc, __m256i pairs) {
+  return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+}
+// A pair is at most 2 * 15 * 128, so two of them still fit int16.
+DEEPMNN_INLINE I32x16 dot_w4(I32x16 acc, U8x64 low, U8x64 high, const int8_t* a) {
+  const __m256i a0 = broadcast4(a), a1 = broadcast4(a + 4);
+  const __m256i lo = _mm256_add_epi16(_mm256_maddubs_epi16(low.lo, a0), _mm256_maddubs_epi16(high.lo, a1));
+  const __m256i hi = _mm256_add_epi16(_mm256_maddubs_epi16(low.hi, a0), _mm256_maddubs_epi16(high.hi, a1));
+  return {add_pairs(acc.lo, lo), add_pairs(acc.hi, hi)};
+}
+// maddubs saturates at int16: with full u8 weights two products may not fit. So the weight becomes signed and its sign
+// moves to the activation: |w - 128| <= 128 times 127, twice, is 32512.
+constexpr int kW8Bias = 0;
+DEEPMNN_INLINE __m256i signed_pairs(__m256i w, __m256i a) {
+  const __m256i code = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
+  return _mm256_maddubs_epi16(_mm256_abs_epi8(code), _mm256_sign_epi8(a, code));
+}
+DEEPMNN_INLINE I32x16 dot_w8(I32x16 acc, U8x64 w, const int8_t* a) {
+  const __m256i four = broadcast4(a);
+  return {add_pairs(acc.lo, signed_pairs(w.lo, four)), add_pairs(acc.hi, signed_pairs(w.hi, four))};
+}
+
+DEEPMNN_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace deepmnn::avx2

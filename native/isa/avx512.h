@@ -1,0 +1,140 @@
+// AVX-512 with VNNI: one register per vector. The interface is defined in isa/scalar.h.
+#pragma once
+
+#include <immintrin.h>
+
+#include "isa/compiler.h"
+
+#if defined(__GNUC__) && !defined(__clang__) && __GNUC__ < 13
+#pragma GCC diagnostic ignored "-Wuninitialized"  // GCC 12's own _mm512_undefined_* functions
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#endif
+
+#define DEEPMNN_NS avx512
+
+namespace deepmnn::avx512 {
+
+constexpr int kTileBlocks = 2;
+constexpr int kTileRows = 6;
+
+struct F32x16 {
+  __m512 v;
+};
+struct I32x16 {
+  __m512i v;
+};
+struct U8x64 {
+  __m512i v;
+};
+
+DEEPMNN_INLINE __mmask16 first_lanes(int64_t n) { return static_cast<__mmask16>((1u << n) - 1); }
+
+DEEPMNN_INLINE F32x16 splat(float x) { return {_mm512_set1_ps(x)}; }
+DEEPMNN_INLINE F32x16 load(const float* p) { return {_mm512_loadu_ps(p)}; }
+DEEPMNN_INLINE F32x16 load(const float* p, int64_t n) { return {_mm512_maskz_loadu_ps(first_lanes(n), p)}; }
+DEEPMNN_INLINE void store(float* p, F32x16 a) { _mm512_storeu_ps(p, a.v); }
+DEEPMNN_INLINE void store(float* p, F32x16 a, int64_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), a.v); }
+DEEPMNN_INLINE F32x16 operator+(F32x16 a, F32x16 b) { return {_mm512_add_ps(a.v, b.v)}; }
+DEEPMNN_INLINE F32x16 operator-(F32x16 a, F32x16 b) { return {_mm512_sub_ps(a.v, b.v)}; }
+DEEPMNN_INLINE F32x16 operator*(F32x16 a, F32x16 b) { return {_mm512_mul_ps(a.v, b.v)}; }
+DEEPMNN_INLINE F32x16 operator/(F32x16 a, F32x16 b) { return {_mm512_div_ps(a.v, b.v)}; }
+DEEPMNN_INLINE F32x16 fma(F32x16 a, F32x16 b, F32x16 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+DEEPMNN_INLINE F32x16 max(F32x16 a, F32x16 b) { return {_mm512_max_ps(a.v, b.v)}; }
+DEEPMNN_INLINE F32x16 min(F32x16 a, F32x16 b) { return {_mm512_min_ps(a.v, b.v)}; }
+DEEPMNN_INLINE F32x16 select_less(F32x16 a, F32x16 b, F32x16 x, F32x16 y) {
+  return {_mm512_mask_blend_ps(_mm512_cmp_ps_mask(a.v, b.v, _CMP_LT_OQ), y.v, x.v)};
+}
+DEEPMNN_INLINE float sum(F32x16 a) { return _mm512_reduce_add_ps(a.v); }
+DEEPMNN_INLINE float max_lane(F32x16 a) { return _mm512_reduce_max_ps(a.v); }
+
+// Per 128-bit lane: (a0 + a2, b0 + b2, a1 + a3, b1 + b3), then with its like (a, b, c, d).
+DEEPMNN_INLINE __m512 fold_pair(F32x16 a, F32x16 b) {
+  return _mm512_add_ps(_mm512_unpacklo_ps(a.v, b.v), _mm512_unpackhi_ps(a.v, b.v));
+}
+DEEPMNN_INLINE __m512 fold_four(const F32x16* v) {
+  const __m512d ab = _mm512_castps_pd(fold_pair(v[0], v[1])), cd = _mm512_castps_pd(fold_pair(v[2], v[3]));
+  return _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+}
+// Adds neighbouring 128-bit lanes: (a0 + a1, a2 + a3, b0 + b1, b2 + b3).
+DEEPMNN_INLINE __m512 fold_lanes(__m512 a, __m512 b) {
+  return _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+}
+DEEPMNN_INLINE F32x16 sums(const F32x16 (&v)[16]) {
+  const __m512 low = fold_lanes(fold_four(v), fold_four(v + 4));
+  const __m512 high = fold_lanes(fold_four(v + 8), fold_four(v + 12));
+  return {fold_lanes(low, high)};
+}
+DEEPMNN_INLINE void deinterleave(F32x16 a, F32x16 b, F32x16& first, F32x16& second) {
+  const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+  const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+  first = {_mm512_permutex2var_ps(a.v, even, b.v)};
+  second = {_mm512_permutex2var_ps(a.v, odd, b.v)};
+}
+DEEPMNN_INLINE void interleave(F32x16 first, F32x16 second, F32x16& a, F32x16& b) {
+  const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+  const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  a = {_mm512_permutex2var_ps(first.v, low, second.v)};
+  b = {_mm512_permutex2var_ps(first.v, high, second.v)};
+}
+
+DEEPMNN_INLINE I32x16 splat_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
+DEEPMNN_INLINE I32x16 load_i32(const void* p) { return {_mm512_loadu_si512(p)}; }
+DEEPMNN_INLINE I32x16 operator+(I32x16 a, I32x16 b) { return {_mm512_add_epi32(a.v, b.v)}; }
+DEEPMNN_INLINE I32x16 operator-(I32x16 a, I32x16 b) { return {_mm512_sub_epi32(a.v, b.v)}; }
+DEEPMNN_INLINE I32x16 operator&(I32x16 a, I32x16 b) { return {_mm512_and_si512(a.v, b.v)}; }
+DEEPMNN_INLINE I32x16 shift_left(I32x16 a, int n) { return {_mm512_slli_epi32(a.v, static_cast<unsigned>(n))}; }
+DEEPMNN_INLINE I32x16 shift_right(I32x16 a, int n) { return {_mm512_srli_epi32(a.v, static_cast<unsigned>(n))}; }
+DEEPMNN_INLINE I32x16 max(I32x16 a, I32x16 b) { return {_mm512_max_epi32(a.v, b.v)}; }
+DEEPMNN_INLINE I32x16 select_greater(I32x16 a, I32x16 b, I32x16 x, I32x16 y) {
+  return {_mm512_mask_blend_epi32(_mm512_cmpgt_epi32_mask(a.v, b.v), y.v, x.v)};
+}
+DEEPMNN_INLINE int32_t sum(I32x16 a) { return _mm512_reduce_add_epi32(a.v); }
+DEEPMNN_INLINE int32_t max_lane(I32x16 a) { return _mm512_reduce_max_epi32(a.v); }
+
+DEEPMNN_INLINE I32x16 bits(F32x16 a) { return {_mm512_castps_si512(a.v)}; }
+DEEPMNN_INLINE F32x16 from_bits(I32x16 a) { return {_mm512_castsi512_ps(a.v)}; }
+DEEPMNN_INLINE F32x16 to_float(I32x16 a) { return {_mm512_cvtepi32_ps(a.v)}; }
+DEEPMNN_INLINE I32x16 to_int(F32x16 a) { return {_mm512_cvtps_epi32(a.v)}; }
+DEEPMNN_INLINE void store_i8(int8_t* p, I32x16 a) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(a.v));
+}
+DEEPMNN_INLINE void store_u16(uint16_t* p, I32x16 a) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtepi32_epi16(a.v));
+}
+DEEPMNN_INLINE F32x16 widen_bf16(__m256i h) {
+  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16))};
+}
+DEEPMNN_INLINE F32x16 load_bf16(const uint16_t* p) {
+  return widen_bf16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+DEEPMNN_INLINE F32x16 load_bf16(const uint16_t* p, int64_t n) {
+  return widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+DEEPMNN_INLINE F32x16 load_f16(const void* p) {
+  return {_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
+}
+DEEPMNN_INLINE void store_f16(void* p, F32x16 a) {
+  _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
+}
+
+DEEPMNN_INLINE U8x64 load_u8(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+DEEPMNN_INLINE U8x64 low_nibbles(U8x64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
+DEEPMNN_INLINE U8x64 high_nibbles(U8x64 a) {
+  return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
+}
+DEEPMNN_INLINE __m512i broadcast4(const int8_t* a) {
+  int32_t four;
+  __builtin_memcpy(&four, a, sizeof(four));
+  return _mm512_set1_epi32(four);
+}
+DEEPMNN_INLINE I32x16 dot_w4(I32x16 acc, U8x64 low, U8x64 high, const int8_t* a) {
+  return {_mm512_dpbusd_epi32(_mm512_dpbusd_epi32(acc.v, low.v, broadcast4(a)), high.v, broadcast4(a + 4))};
+}
+constexpr int kW8Bias = 128;
+DEEPMNN_INLINE I32x16 dot_w8(I32x16 acc, U8x64 w, const int8_t* a) {
+  return {_mm512_dpbusd_epi32(acc.v, w.v, broadcast4(a))};
+}
+
+DEEPMNN_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+
+}  // namespace deepmnn::avx512

@@ -1,0 +1,2 @@
+#include "isa/avx2.h"
+#include "kernels/table.h"

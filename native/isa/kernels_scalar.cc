@@ -1,0 +1,2 @@
+#include "isa/scalar.h"
+#include "kernels/table.h"

@@ -1,0 +1,40 @@
+// Instantiates every kernel for the vectors of the isa header included before, and collects them in a table.
+#pragma once
+
+#include "kernels/attention.h"
+#include "kernels/elementwise.h"
+#include "kernels/kernels.h"
+#include "kernels/linear.h"
+#include "kernels/norm.h"
+#include "kernels/pack.h"
+#include "kernels/peak.h"
+#include "kernels/quantize_rows.h"
+
+namespace deepmnn::DEEPMNN_NS {
+
+#define DEEPMNN_TEXT_OF(name) #name
+#define DEEPMNN_TEXT(name) DEEPMNN_TEXT_OF(name)
+
+extern const Kernels kTable;
+const Kernels kTable = {
+    DEEPMNN_TEXT(DEEPMNN_NS),
+    linear_kernel,
+    quantize_rows_kernel,
+    decode_row_kernel,
+    quantize_pack_kernel,
+    rms_norm_kernel,
+    add_rms_norm_kernel,
+    add_kernel,
+    mul_kernel,
+    axpy_kernel,
+    scale_kernel,
+    silu_kernel,
+    sigmoid_kernel,
+    softmax_kernel,
+    rope_kernel,
+    attention_kernel,
+    to_bf16_kernel,
+    peak_dot_kernel,
+};
+
+}  // namespace deepmnn::DEEPMNN_NS
