@@ -19,7 +19,7 @@ from deepmnn.backends.program import (
     read_program,
 )
 from deepmnn.errors import GraphError
-from deepmnn.graph.ir import Graph
+from deepmnn.graph.ir import Graph, Node
 from deepmnn.graph.passes.memory_plan import MemoryPlan
 
 __all__ = ["WeightLocation", "format_program", "lower", "read_program"]
@@ -54,17 +54,6 @@ def lower(
     values = {name: index for index, name in enumerate(produced)}
     read = dict.fromkeys(name for node in graph.nodes for name in node.weights)
     weights = {name: index for index, name in enumerate(read)}
-    instructions = tuple(
-        Instruction(
-            node.op,
-            node.name,
-            tuple(values[name] for name in node.inputs),
-            tuple(values[name] for name in node.outputs),
-            tuple(weights[name] for name in node.weights),
-            node.attrs,
-        )
-        for node in graph.nodes
-    )
     tokens, context, rows = (plan.nbytes[dim] for dim in DIMS)
     return encode(
         Program(
@@ -76,8 +65,19 @@ def lower(
             arenas=(tokens, context, rows),
             inputs=tuple(values[name] for name in graph.inputs),
             outputs=tuple(values[name] for name in graph.outputs),
-            instructions=instructions,
+            instructions=tuple(_instruction(node, values, weights) for node in graph.nodes),
         )
+    )
+
+
+def _instruction(node: Node, values: dict[str, int], weights: dict[str, int]) -> Instruction:
+    return Instruction(
+        node.op,
+        node.name,
+        tuple(values[name] for name in node.inputs),
+        tuple(values[name] for name in node.outputs),
+        tuple(weights[name] for name in node.weights),
+        node.attrs,
     )
 
 
