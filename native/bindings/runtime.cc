@@ -1,3 +1,140 @@
+// deepmnn._core.Model, KvCache and the machine's limits.
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
 
-void bind_runtime(nanobind::module_&) {}
+#include <algorithm>
+
+#include "runtime/fail.h"
+#include "runtime/machine.h"
+#include "runtime/model.h"
+
+namespace nb = nanobind;
+using namespace nb::literals;
+
+namespace deepmnn {
+namespace {
+
+using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using IntTable = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+
+void require_length(const char* what, size_t length, size_t expected) {
+  if (length == expected) return;
+  fail_request(std::string(what) + " has length " + std::to_string(length), std::to_string(expected));
+}
+
+Batch make_batch(const Ints& ids, const Ints& positions, const Ints& starts, const Ints& lengths,
+                 const IntTable& tables, const Ints& rows) {
+  require_length("positions", positions.shape(0), ids.shape(0));
+  require_length("sequence_starts", starts.shape(0), lengths.shape(0) + 1);
+  require_length("block_tables", tables.shape(0), lengths.shape(0));
+  Batch batch;
+  batch.ids = ids.data();
+  batch.positions = positions.data();
+  batch.sequence_starts = starts.data();
+  batch.context_lengths = lengths.data();
+  batch.block_tables = tables.data();
+  batch.logit_rows = rows.data();
+  batch.tokens = static_cast<int64_t>(ids.shape(0));
+  batch.sequences = static_cast<int64_t>(lengths.shape(0));
+  batch.table_width = static_cast<int64_t>(tables.shape(1));
+  batch.rows = static_cast<int64_t>(rows.shape(0));
+  return batch;
+}
+
+Logits step(Model& model, KvCache& cache, const Ints& ids, const Ints& positions, const Ints& sequence_starts,
+            const Ints& context_lengths, const IntTable& block_tables, const Ints& logit_rows) {
+  const Batch batch = make_batch(ids, positions, sequence_starts, context_lengths, block_tables, logit_rows);
+  const int64_t floats = batch.rows * model.vocab_size();  // rows may be no more than memory holds ids
+  auto memory = std::make_unique<Memory>(std::max<int64_t>(floats, 1) * 4, "logits");
+  float* logits = reinterpret_cast<float*>(memory->data());
+  {
+    nb::gil_scoped_release release;
+    model.step(cache, batch, logits);
+  }
+  nb::capsule owner(memory.release(), [](void* pointer) noexcept { delete static_cast<Memory*>(pointer); });
+  return Logits(logits, {static_cast<size_t>(batch.rows), static_cast<size_t>(model.vocab_size())}, owner);
+}
+
+std::unique_ptr<KvCache> new_cache(const Model& model, int64_t blocks, int64_t block_size, const std::string& dtype) {
+  if (dtype != "f32" && dtype != "bf16") fail_request("a cache of dtype " + dtype, "f32 or bf16");
+  return std::make_unique<KvCache>(model.caches(), blocks, block_size, dtype == "bf16");
+}
+
+void set_mla_form(Model& model, const std::string& form) {
+  if (form == "auto") {
+    model.set_mla_form(MlaForm::automatic);
+  } else if (form == "absorbed") {
+    model.set_mla_form(MlaForm::absorbed);
+  } else if (form == "expanded") {
+    model.set_mla_form(MlaForm::expanded);
+  } else {
+    fail_request("MLA form " + form, "auto, absorbed or expanded");
+  }
+}
+
+nb::dict caches(const Model& model) {
+  nb::dict widths;
+  for (const CacheInfo& cache : model.caches()) widths[cache.name.c_str()] = cache.width;
+  return widths;
+}
+
+nb::list profile(Model& model, bool reset) {
+  nb::list ops;
+  for (const OpProfile& cost : model.profile(reset)) {
+    nb::dict entry;
+    entry["op"] = cost.op;
+    entry["name"] = cost.name;
+    entry["calls"] = cost.calls;
+    entry["seconds"] = cost.seconds;
+    entry["busy_seconds"] = cost.busy_seconds;
+    entry["wait_seconds"] = cost.wait_seconds;
+    ops.append(entry);
+  }
+  return ops;
+}
+
+int checked_threads(int threads) {
+  if (threads < 0 || threads > 1024) fail_request(std::to_string(threads) + " threads", "0 to 1024");
+  return threads == 0 ? available_cores() : threads;
+}
+
+void bind_model(nb::module_& m) {
+  nb::class_<KvCache>(m, "KvCache")
+      .def_prop_ro("blocks", &KvCache::blocks)
+      .def_prop_ro("block_size", &KvCache::block_size)
+      .def_prop_ro("nbytes", &KvCache::nbytes)
+      .def("copy_block", &KvCache::copy_block, "source"_a, "target"_a, nb::call_guard<nb::gil_scoped_release>());
+  nb::class_<Model>(m, "Model")
+      .def(nb::init<const std::string&, int, const std::string&>(), "directory"_a, "threads"_a = 0, "isa"_a = "",
+           nb::call_guard<nb::gil_scoped_release>())
+      .def_prop_ro("vocab_size", &Model::vocab_size)
+      .def_prop_ro("isa", &Model::isa)
+      .def_prop_ro("threads", &Model::threads)
+      .def_prop_ro("weight_nbytes", &Model::weight_nbytes)
+      .def_prop_ro("caches", &caches)
+      .def("new_cache", &new_cache, "blocks"_a, "block_size"_a, "dtype"_a = "f32")
+      .def("set_mla_form", &set_mla_form, "form"_a)
+      .def("step", &step, "cache"_a, "ids"_a, "positions"_a, "sequence_starts"_a, "context_lengths"_a, "block_tables"_a,
+           "logit_rows"_a)
+      .def("profile", &profile, "reset"_a = false);
+}
+
+}  // namespace
+}  // namespace deepmnn
+
+void bind_runtime(nb::module_& m) {
+  using namespace deepmnn;
+  bind_model(m);
+  m.def(
+      "measure_read_bandwidth", [](int threads) { return measure_read_bandwidth(checked_threads(threads)); },
+      "threads"_a = 0, nb::call_guard<nb::gil_scoped_release>());
+  m.def(
+      "measure_int8_peak",
+      [](int threads, const std::string& isa) {
+        return measure_int8_peak(checked_threads(threads), select_kernels(isa.c_str()));
+      },
+      "threads"_a = 0, "isa"_a = "", nb::call_guard<nb::gil_scoped_release>());
+}

@@ -1,0 +1,45 @@
+// Causal attention of one sequence's queries over keys and values that lie in rows: in the pages of a cache, or one
+// after another. Runs any number of (sequence, kv head) jobs in one or two dispatches.
+#pragma once
+
+#include <cstdint>
+
+#include "runtime/step.h"
+
+namespace deepmnn {
+
+// Where a sequence's keys and values lie. Row r is row r % block_size of block table[r / block_size].
+struct KeyRows {
+  const uint8_t* k = nullptr;  // row 0 of block 0
+  const uint8_t* v = nullptr;
+  int64_t k_stride = 0;  // elements between rows
+  int64_t v_stride = 0;
+  bool bf16 = false;               // else f32
+  const int32_t* table = nullptr;  // null: row r is row r
+  int64_t block_size = 1;
+};
+
+// Query j (one every q_stride floats) belongs to new token i = j / per_token and sees the first history + i + 1 rows.
+// Its answer goes to out + i * out_token_stride + (j % per_token) * out_query_stride.
+struct AttendJob {
+  KeyRows keys;
+  const float* q = nullptr;
+  int64_t q_stride = 0;
+  int64_t tokens = 0;
+  int64_t per_token = 1;
+  int64_t history = 0;
+  float* out = nullptr;
+  int64_t out_token_stride = 0;
+  int64_t out_query_stride = 0;
+};
+
+// Sizes that all jobs of an op share.
+struct AttendShape {
+  int64_t qk_dim = 0;
+  int64_t v_dim = 0;
+  float scale = 1.0f;
+};
+
+void attend(Step& step, const AttendShape& shape, const AttendJob* jobs, int64_t count);
+
+}  // namespace deepmnn

@@ -1,0 +1,91 @@
+// The plain attention chain: cache gathers every row the sequences see, attention works on those rows.
+#include "ops/attend.h"
+#include "ops/cache_rows.h"
+#include "ops/ops.h"
+
+namespace deepmnn {
+namespace {
+
+class CacheOp : public Op {
+ public:
+  explicit CacheOp(const OpSpec& spec) {
+    spec.require_counts(1, 1, 0);
+    x_ = spec.input(0);
+    spec.require(x_.dim == Dim::tokens, "an input that does not count tokens", "[tokens, width]");
+    y_ = spec.output(0, Dim::context, x_.width);
+    entry_ = spec.cache_attr("cache", x_.width);
+  }
+
+  void run(Step& step) override {
+    const float* x = step.f32(x_);
+    const int64_t width = x_.width;
+    for_rows(step, step.n(x_), width, [&](int64_t token, int) {
+      store_row(step, x + token * width, width, cache_row(step, entry_, step.slots[token]));
+    });
+    for (int64_t s = 0; s < step.batch.sequences; ++s) {
+      float* y = step.f32(y_) + step.context_starts[s] * width;
+      for_rows(step, step.batch.context_lengths[s], width, [&](int64_t row, int) {
+        load_row(step, cache_row(step, entry_, step.slot(s, row)), width, y + row * width);
+      });
+    }
+  }
+
+ private:
+  Buffer x_, y_;
+  size_t entry_;
+};
+
+class Attention : public Op {
+ public:
+  explicit Attention(const OpSpec& spec) {
+    spec.require_counts(3, 1, 0);
+    heads_ = spec.int_attr("heads", 1, kMaxExtentAttr);
+    kv_heads_ = spec.int_attr("kv_heads", 1, heads_);
+    spec.require(heads_ % kv_heads_ == 0, std::to_string(heads_) + " heads", "a multiple of kv_heads");
+    shape_.qk_dim = spec.int_attr("head_dim", 1, kMaxExtentAttr);
+    shape_.v_dim = spec.int_attr("v_head_dim", 1, kMaxExtentAttr);
+    shape_.scale = spec.float_attr("scale");
+    q_ = spec.input(0, Dim::tokens, heads_ * shape_.qk_dim);
+    k_ = spec.input(1, Dim::context, kv_heads_ * shape_.qk_dim);
+    v_ = spec.input(2, Dim::context, kv_heads_ * shape_.v_dim);
+    y_ = spec.output(0, Dim::tokens, heads_ * shape_.v_dim);
+  }
+
+  void run(Step& step) override {
+    const int64_t sequences = step.batch.sequences;
+    AttendJob* jobs = step.scratch.take<AttendJob>(sequences * heads_);
+    for (int64_t s = 0; s < sequences; ++s) {
+      for (int64_t head = 0; head < heads_; ++head) jobs[s * heads_ + head] = job(step, s, head);
+    }
+    attend(step, shape_, jobs, sequences * heads_);
+  }
+
+ private:
+  AttendJob job(const Step& step, int64_t s, int64_t head) const {
+    const int64_t kv_head = head / (heads_ / kv_heads_);
+    const int64_t row = step.context_starts[s], token = step.batch.sequence_starts[s];
+    AttendJob job;
+    job.keys.k = reinterpret_cast<const uint8_t*>(step.f32(k_) + row * k_.width + kv_head * shape_.qk_dim);
+    job.keys.v = reinterpret_cast<const uint8_t*>(step.f32(v_) + row * v_.width + kv_head * shape_.v_dim);
+    job.keys.k_stride = k_.width;
+    job.keys.v_stride = v_.width;
+    job.q = step.f32(q_) + token * q_.width + head * shape_.qk_dim;
+    job.q_stride = q_.width;
+    job.tokens = step.batch.tokens_of(s);
+    job.history = step.batch.history(s);
+    job.out = step.f32(y_) + token * y_.width + head * shape_.v_dim;
+    job.out_token_stride = y_.width;
+    return job;
+  }
+
+  int64_t heads_, kv_heads_;
+  AttendShape shape_;
+  Buffer q_, k_, v_, y_;
+};
+
+}  // namespace
+
+OpPtr make_cache(const OpSpec& spec) { return std::make_unique<CacheOp>(spec); }
+OpPtr make_attention(const OpSpec& spec) { return std::make_unique<Attention>(spec); }
+
+}  // namespace deepmnn

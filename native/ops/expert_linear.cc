@@ -1,0 +1,94 @@
+// The plain mixture of experts: expert_linear (each choice through its expert's matrix) and combine.
+#include "ops/expert_groups.h"
+#include "ops/gemm.h"
+#include "ops/ops.h"
+
+namespace deepmnn {
+namespace {
+
+class ExpertLinear : public Op {
+ public:
+  explicit ExpertLinear(const OpSpec& spec) {
+    spec.require(spec.inputs() == 2 && spec.outputs() == 1 && spec.weights() >= 1, "its inputs, outputs and weights",
+                 "2 inputs, 1 output, at least 1 weight");
+    top_k_ = spec.int_attr("top_k", 1, kMaxExtentAttr);
+    per_choice_ = spec.int_attr("per_choice", 0, 1) != 0;
+    x_ = spec.input(0);
+    const Weight first = spec.matrix(0);
+    spec.require(x_.width == first.cols * (per_choice_ ? top_k_ : 1), "an input of width " + std::to_string(x_.width),
+                 std::to_string(first.cols) + " for each row");
+    indices_ = spec.int_input(1, x_.dim, top_k_);
+    y_ = spec.output(0, x_.dim, top_k_ * first.rows);
+    for (size_t i = 0; i < spec.weights(); ++i) {
+      weights_.push_back(spec.matrix(i, first.rows, first.cols));
+      const Weight& weight = weights_.back();
+      if (is_quantized(weight.dtype)) {
+        spec.require(group_size_ == 0 || group_size_ == weight.group_size, "experts of several group sizes", "one");
+        group_size_ = weight.group_size;
+      }
+    }
+  }
+
+  void run(Step& step) override {
+    const int64_t n = step.n(x_);
+    const ExpertGroups groups =
+        group_by_expert(step, step.ints(indices_), n, top_k_, static_cast<int64_t>(weights_.size()));
+    const int64_t in = weights_[0].cols, out = weights_[0].rows;
+    QuantizedRows quantized;
+    if (group_size_) quantized = quantize(step, step.f32(x_), in, per_choice_ ? groups.n : n, in, group_size_);
+    float* parts = step.scratch.take<float>(groups.n * out);
+    LinearTask* tasks = step.scratch.take<LinearTask>(groups.active);
+    for (int64_t i = 0; i < groups.active; ++i) {
+      LinearTask task;
+      task.weight = weights_[static_cast<size_t>(groups.experts[i])];
+      task.rows.x = step.f32(x_);
+      task.rows.stride = in;
+      quantized.put_into(task.rows);
+      task.rows.index = (per_choice_ ? groups.choices : groups.tokens) + groups.starts[i];
+      task.rows.n = groups.size(i);
+      task.y = parts + groups.starts[i] * out;
+      task.y_stride = task.out_cols = out;
+      tasks[i] = task;
+    }
+    run_linear(step, tasks, groups.active);
+    float* y = step.f32(y_);
+    for_rows(step, groups.n, out,
+             [&](int64_t choice, int) { std::copy_n(parts + groups.place[choice] * out, out, y + choice * out); });
+  }
+
+ private:
+  int64_t top_k_;
+  bool per_choice_;
+  Buffer x_, indices_, y_;
+  std::vector<Weight> weights_;
+  int32_t group_size_ = 0;
+};
+
+class Combine : public Op {
+ public:
+  explicit Combine(const OpSpec& spec) {
+    spec.require_counts(2, 1, 0);
+    top_k_ = spec.int_attr("top_k", 1, kMaxExtentAttr);
+    x_ = spec.input(0);
+    weights_ = spec.input(1, x_.dim, top_k_);
+    y_ = spec.output(0);
+    spec.require(y_.dim == x_.dim && x_.width % top_k_ == 0 && x_.width / top_k_ == y_.width,
+                 "an output of width " + std::to_string(y_.width), "one top_k-th of the input's");
+  }
+
+  void run(Step& step) override {
+    combine_choices(step, step.f32(x_), nullptr, step.f32(weights_), step.n(x_), top_k_, y_.width, nullptr,
+                    step.f32(y_));
+  }
+
+ private:
+  int64_t top_k_;
+  Buffer x_, weights_, y_;
+};
+
+}  // namespace
+
+OpPtr make_expert_linear(const OpSpec& spec) { return std::make_unique<ExpertLinear>(spec); }
+OpPtr make_combine(const OpSpec& spec) { return std::make_unique<Combine>(spec); }
+
+}  // namespace deepmnn

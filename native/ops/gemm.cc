@@ -1,0 +1,97 @@
+#include "ops/gemm.h"
+
+namespace deepmnn {
+namespace {
+
+constexpr int64_t kRowTileNbytes = 192 << 10;    // a tile's input rows stay in L2 while weights pass
+constexpr int64_t kBlockTileNbytes = 256 << 10;  // a tile's weights stay in L2 while row tiles pass
+constexpr int64_t kMinRowTile = 24;
+constexpr int64_t kMinTileWork = 16 << 10;  // weight bytes × rows: less is not worth a thread
+constexpr int64_t kTilesPerWorker = 8;
+
+struct Tile {
+  int32_t task;
+  int32_t first_row;
+  int32_t rows;
+  int32_t begin, end;  // output blocks
+};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t blocks_of(const LinearTask& task) { return ceil_div(task.out_cols, kBlockRows); }
+
+// Weight bytes behind one output block.
+int64_t block_weight_nbytes(const LinearTask& task) {
+  const Weight& weight = task.weight;
+  return block_nbytes(weight.dtype, weight.cols, weight.group_size) * (task.epilogue == Epilogue::swiglu ? 2 : 1);
+}
+
+int64_t row_tile(const LinearTask& task) {
+  const int64_t row_nbytes = task.weight.cols * (is_quantized(task.weight.dtype) ? 1 : 4);
+  const int64_t most = std::max(kMinRowTile, kRowTileNbytes / row_nbytes);
+  const int64_t even = ceil_div(task.rows.n, ceil_div(task.rows.n, most));
+  return ceil_div(even, 4) * 4;
+}
+
+// How many blocks go into one tile, given all the work there is.
+int64_t block_tile(const LinearTask& task, int64_t work, int64_t workers) {
+  const int64_t per_block = block_weight_nbytes(task) * std::min(task.rows.n, row_tile(task));
+  const int64_t share = std::max(kMinTileWork, work / (workers * kTilesPerWorker));
+  const int64_t blocks = std::min(share / per_block, kBlockTileNbytes / block_weight_nbytes(task));
+  return std::max<int64_t>(blocks / 2 * 2, task.rows.n > 1 ? 2 : 1);  // the kernels take blocks in pairs
+}
+
+// Calls function(tile): tiles of a task that share weights follow one another.
+template <class Function>
+void for_tiles(const LinearTask* tasks, int64_t count, int64_t workers, Function&& function) {
+  int64_t work = 0;
+  for (int64_t i = 0; i < count; ++i) work += block_weight_nbytes(tasks[i]) * blocks_of(tasks[i]) * tasks[i].rows.n;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t rows = tasks[i].rows.n, blocks = blocks_of(tasks[i]);
+    if (rows == 0) continue;
+    const int64_t row_step = row_tile(tasks[i]), block_step = block_tile(tasks[i], work, workers);
+    for (int64_t block = 0; block < blocks; block += block_step) {
+      for (int64_t row = 0; row < rows; row += row_step) {
+        function(Tile{static_cast<int32_t>(i), static_cast<int32_t>(row),
+                      static_cast<int32_t>(std::min(row_step, rows - row)), static_cast<int32_t>(block),
+                      static_cast<int32_t>(std::min(blocks, block + block_step))});
+      }
+    }
+  }
+}
+
+// The task's rows [first, first + n).
+LinearTask row_range(LinearTask task, int64_t first, int64_t n) {
+  Rows& rows = task.rows;
+  if (rows.index) {
+    rows.index += first;
+  } else {
+    if (rows.x) rows.x += first * rows.stride;
+    if (rows.codes) {
+      const int64_t group_size = task.weight.group_size, groups = ceil_div(task.weight.cols, group_size);
+      rows.codes += first * groups * group_size;
+      rows.scales += first * groups;
+      rows.sums += first * groups;
+    }
+  }
+  rows.n = n;
+  task.y += first * task.y_stride;
+  return task;
+}
+
+}  // namespace
+
+void run_linear(Step& step, const LinearTask* tasks, int64_t count) {
+  const int64_t workers = step.pool.size();
+  int64_t tiles = 0;
+  for_tiles(tasks, count, workers, [&](const Tile&) { ++tiles; });
+  Tile* list = step.scratch.take<Tile>(tiles);
+  int64_t filled = 0;
+  for_tiles(tasks, count, workers, [&](const Tile& tile) { list[filled++] = tile; });
+  step.pool.run(tiles, [&](int64_t chunk, int) {
+    const Tile& tile = list[chunk];
+    step.kernels.linear(row_range(tasks[tile.task], tile.first_row, tile.rows), tile.begin, tile.end);
+  });
+}
+
+}  // namespace deepmnn

@@ -1,0 +1,43 @@
+// Multi-head latent attention (arXiv:2405.04434): what its two forms share. Both read the same cache, one row
+// [latent, rotated key] per token, and the same weights.
+#pragma once
+
+#include "ops/attend.h"
+#include "ops/rope.h"
+
+namespace deepmnn {
+
+struct Mla {
+  int64_t heads = 0;
+  int64_t rank = 0;  // kv_lora_rank
+  int64_t nope = 0;  // qk_nope_head_dim
+  int64_t rope_dim = 0;
+  int64_t v_dim = 0;
+  float scale = 1.0f;
+  Rope rope;
+  size_t entry = 0;           // cache entry
+  Buffer q, y;                // [tokens, heads, nope + rope] → [tokens, heads, v]
+  Weight w_uk, w_uk_t, w_uv;  // per head [nope, rank], [rank, nope], [v, rank], padded to whole blocks
+
+  int64_t qk_dim() const { return nope + rope_dim; }
+  int64_t row_width() const { return rank + rope_dim; }
+};
+
+inline int64_t padded_rows(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows * kBlockRows; }
+
+// Rows of one head of a matrix whose heads start at whole blocks.
+inline Weight head_matrix(const Weight& weight, int64_t head, int64_t rows) {
+  Weight one = weight;
+  one.data += head * (padded_rows(rows) / kBlockRows) * block_nbytes(weight.dtype, weight.cols, weight.group_size);
+  one.rows = rows;
+  return one;
+}
+
+// The new tokens of these sequences: queries moved into the latent space, the cache's rows as keys and values. Little
+// memory traffic: for few tokens.
+void run_absorbed(Step& step, const Mla& mla, const int64_t* sequences, int64_t count);
+
+// The same with keys and values rebuilt from the latents, some heads at a time. Fewer operations for many tokens.
+void run_expanded(Step& step, const Mla& mla, const int64_t* sequences, int64_t count);
+
+}  // namespace deepmnn

@@ -1,0 +1,81 @@
+#include "ops/cache_rows.h"
+#include "ops/mla.h"
+#include "ops/ops.h"
+
+namespace deepmnn {
+namespace {
+
+class MlaAttention : public Op {
+ public:
+  explicit MlaAttention(const OpSpec& spec) {
+    spec.require_counts(3, 1, 4);
+    mla_.heads = spec.int_attr("heads", 1, kMaxExtentAttr);
+    mla_.rank = spec.int_attr("kv_lora_rank", 1, kMaxExtentAttr);
+    mla_.nope = spec.int_attr("qk_nope_head_dim", 1, kMaxExtentAttr);
+    mla_.rope_dim = spec.int_attr("qk_rope_head_dim", 2, kMaxExtentAttr);
+    mla_.v_dim = spec.int_attr("v_head_dim", 1, kMaxExtentAttr);
+    mla_.scale = spec.float_attr("scale");
+    eps_ = spec.float_attr("eps");
+    mla_.q = spec.input(0, Dim::tokens, mla_.heads * mla_.qk_dim());
+    kv_ = spec.input(1, Dim::tokens, mla_.row_width());
+    spec.require_graph_input(2, "positions");
+    mla_.y = spec.output(0, Dim::tokens, mla_.heads * mla_.v_dim);
+    mla_.rope = Rope(spec, mla_.rope_dim);
+    mla_.entry = spec.cache_attr("cache", mla_.row_width());
+    norm_ = spec.vector(0, mla_.rank);
+    mla_.w_uk = spec.matrix(1, mla_.heads * padded_rows(mla_.nope), mla_.rank);
+    mla_.w_uk_t = spec.matrix(2, mla_.heads * padded_rows(mla_.rank), mla_.nope);
+    mla_.w_uv = spec.matrix(3, mla_.heads * padded_rows(mla_.v_dim), mla_.rank);
+  }
+
+  void run(Step& step) override {
+    write_cache(step);
+    const int64_t sequences = step.batch.sequences;
+    int64_t* absorbed = step.scratch.take<int64_t>(sequences);
+    int64_t* expanded = step.scratch.take<int64_t>(sequences);
+    int64_t n_absorbed = 0, n_expanded = 0;
+    for (int64_t s = 0; s < sequences; ++s) {
+      if (wants_expanded(step, step.batch.tokens_of(s))) {
+        expanded[n_expanded++] = s;
+      } else {
+        absorbed[n_absorbed++] = s;
+      }
+    }
+    if (n_absorbed) run_absorbed(step, mla_, absorbed, n_absorbed);
+    if (n_expanded) run_expanded(step, mla_, expanded, n_expanded);
+  }
+
+ private:
+  void write_cache(Step& step) const {
+    const float* kv = step.f32(kv_);
+    const int64_t width = mla_.row_width();
+    float* rows = step.scratch.take<float>(step.pool.size() * width);
+    for_rows(step, step.n(kv_), 2 * width, [&](int64_t token, int worker) {
+      const float* from = kv + token * width;
+      float* row = rows + worker * width;
+      step.kernels.rms_norm(from, norm_, eps_, mla_.rank, row);
+      std::copy_n(from + mla_.rank, mla_.rope_dim, row + mla_.rank);
+      mla_.rope.rotate(step, token, row + mla_.rank);
+      store_row(step, row, width, cache_row(step, mla_.entry, step.slots[token]));
+    });
+  }
+
+  // Absorbed, a query costs 2 rank + rope for each key, expanded nope + rope + v; but then each key costs
+  // rank (nope + v) to rebuild.
+  bool wants_expanded(const Step& step, int64_t new_tokens) const {
+    if (step.mla_form != MlaForm::automatic) return step.mla_form == MlaForm::expanded;
+    const double saved = static_cast<double>(2 * mla_.rank - mla_.nope - mla_.v_dim);
+    return static_cast<double>(new_tokens) * saved > static_cast<double>(mla_.rank) * (mla_.nope + mla_.v_dim);
+  }
+
+  Mla mla_;
+  Buffer kv_;
+  const float* norm_;
+  float eps_;
+};
+
+}  // namespace
+
+OpPtr make_mla_attention(const OpSpec& spec) { return std::make_unique<MlaAttention>(spec); }
+
+}  // namespace deepmnn

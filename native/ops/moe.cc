@@ -1,0 +1,113 @@
+#include "ops/expert_groups.h"
+#include "ops/gemm.h"
+#include "ops/ops.h"
+
+namespace deepmnn {
+namespace {
+
+// A mixture of SwiGLU experts: tokens sorted by expert, one dispatch for every expert's gate and up, one for every
+// down, then the weighted sum. For one token that is a handful of matrix-vector products in two dispatches.
+class Moe : public Op {
+ public:
+  explicit Moe(const OpSpec& spec) {
+    spec.require((spec.inputs() == 3 || spec.inputs() == 4) && spec.outputs() == 1, "its inputs and outputs",
+                 "3 or 4 inputs, 1 output");
+    const int64_t experts = spec.int_attr("experts", 1, kMaxExtentAttr);
+    top_k_ = spec.int_attr("top_k", 1, kMaxExtentAttr);
+    size_ = spec.int_attr("intermediate_size", 1, kMaxExtentAttr);
+    spec.require(spec.weights() == 2 * static_cast<size_t>(experts), std::to_string(spec.weights()) + " weights",
+                 "gate_up and down for each expert");
+    x_ = spec.input(0);
+    indices_ = spec.int_input(1, x_.dim, top_k_);
+    weights_ = spec.input(2, x_.dim, top_k_);
+    has_shared_ = spec.inputs() == 4;
+    if (has_shared_) shared_ = spec.input(3, x_.dim, x_.width);
+    y_ = spec.output(0, x_.dim, x_.width);
+    const int64_t gate_up_rows = 2 * ((size_ + kBlockRows - 1) / kBlockRows * kBlockRows);
+    for (size_t i = 0; i < spec.weights(); i += 2) {
+      gate_up_.push_back(spec.matrix(i, gate_up_rows, x_.width));
+      down_.push_back(spec.matrix(i + 1, x_.width, size_));
+    }
+    gate_up_group_ = common_group(spec, gate_up_);
+    down_group_ = common_group(spec, down_);
+  }
+
+  void run(Step& step) override {
+    const int64_t n = step.n(x_);
+    if (n == 0) return;
+    const ExpertGroups groups =
+        group_by_expert(step, step.ints(indices_), n, top_k_, static_cast<int64_t>(gate_up_.size()));
+    const float* hidden = run_gate_up(step, groups);
+    const float* parts = run_down(step, groups, hidden);
+    combine_choices(step, parts, groups.place, step.f32(weights_), n, top_k_, y_.width,
+                    has_shared_ ? step.f32(shared_) : nullptr, step.f32(y_));
+  }
+
+ private:
+  // The group size of the quantised ones, 0 when there is none.
+  static int32_t common_group(const OpSpec& spec, const std::vector<Weight>& weights) {
+    int32_t group_size = 0;
+    for (const Weight& weight : weights) {
+      if (!is_quantized(weight.dtype)) continue;
+      spec.require(group_size == 0 || group_size == weight.group_size, "experts of several group sizes", "one");
+      group_size = weight.group_size;
+    }
+    return group_size;
+  }
+
+  // [choices, intermediate], sorted by expert.
+  const float* run_gate_up(Step& step, const ExpertGroups& groups) const {
+    float* hidden = step.scratch.take<float>(groups.n * size_);
+    LinearTask* tasks = step.scratch.take<LinearTask>(groups.active);
+    QuantizedRows quantized;
+    if (gate_up_group_) quantized = step.quantized.get(step, x_, gate_up_group_);
+    for (int64_t i = 0; i < groups.active; ++i) {
+      LinearTask task;
+      task.weight = gate_up_[static_cast<size_t>(groups.experts[i])];
+      task.rows.x = step.f32(x_);
+      task.rows.stride = x_.width;
+      quantized.put_into(task.rows);
+      task.rows.index = groups.tokens + groups.starts[i];
+      task.rows.n = groups.size(i);
+      task.y = hidden + groups.starts[i] * size_;
+      task.y_stride = task.out_cols = size_;
+      task.epilogue = Epilogue::swiglu;
+      tasks[i] = task;
+    }
+    run_linear(step, tasks, groups.active);
+    return hidden;
+  }
+
+  // [choices, hidden], sorted by expert.
+  const float* run_down(Step& step, const ExpertGroups& groups, const float* hidden) const {
+    float* parts = step.scratch.take<float>(groups.n * y_.width);
+    LinearTask* tasks = step.scratch.take<LinearTask>(groups.active);
+    QuantizedRows quantized;
+    if (down_group_) quantized = quantize(step, hidden, size_, groups.n, size_, down_group_);
+    for (int64_t i = 0; i < groups.active; ++i) {
+      LinearTask task;
+      task.weight = down_[static_cast<size_t>(groups.experts[i])];
+      task.rows.x = hidden + groups.starts[i] * size_;
+      task.rows.stride = size_;
+      if (down_group_) quantized.from(groups.starts[i]).put_into(task.rows);
+      task.rows.n = groups.size(i);
+      task.y = parts + groups.starts[i] * y_.width;
+      task.y_stride = task.out_cols = y_.width;
+      tasks[i] = task;
+    }
+    run_linear(step, tasks, groups.active);
+    return parts;
+  }
+
+  int64_t top_k_, size_;
+  Buffer x_, indices_, weights_, shared_, y_;
+  bool has_shared_;
+  std::vector<Weight> gate_up_, down_;
+  int32_t gate_up_group_, down_group_;
+};
+
+}  // namespace
+
+OpPtr make_moe(const OpSpec& spec) { return std::make_unique<Moe>(spec); }
+
+}  // namespace deepmnn

@@ -1,0 +1,26 @@
+// The rotary attributes that rope, gqa_attention and mla_attention share.
+#pragma once
+
+#include "runtime/step.h"
+
+namespace deepmnn {
+
+class Rope {
+ public:
+  Rope() = default;
+  // dim: floats per head that are rotated.
+  Rope(const OpSpec& spec, int64_t dim)
+      : table_(spec.rope_attr(dim)), half_(dim / 2), interleaved_(spec.int_attr("interleaved", 0, 1) != 0) {}
+
+  // Rotates one head of a token in place.
+  void rotate(const Step& step, int64_t token, float* x) const {
+    step.kernels.rope(x, step.ropes.cos(table_, token), step.ropes.sin(table_, token), half_, interleaved_);
+  }
+
+ private:
+  size_t table_ = 0;
+  int64_t half_ = 0;
+  bool interleaved_ = false;
+};
+
+}  // namespace deepmnn

@@ -1,0 +1,55 @@
+#include <algorithm>
+#include <iterator>
+
+#include "ops/ops.h"
+
+namespace deepmnn {
+namespace {
+
+struct Entry {
+  const char* name;
+  OpPtr (*make)(const OpSpec& spec);
+};
+
+constexpr Entry kOps[] = {
+    {"embedding", make_embedding},
+    {"linear", make_linear},
+    {"rms_norm", make_rms_norm},
+    {"reshape", make_reshape},
+    {"split", make_split},
+    {"concat", make_concat},
+    {"broadcast", make_broadcast},
+    {"rope", make_rope},
+    {"cache", make_cache},
+    {"attention", make_attention},
+    {"silu", make_silu},
+    {"sigmoid", make_sigmoid},
+    {"softmax", make_softmax},
+    {"add", make_add},
+    {"mul", make_mul},
+    {"bias_add", make_bias_add},
+    {"scale", make_scale},
+    {"group_limit", make_group_limit},
+    {"top_k", make_top_k},
+    {"gather", make_gather},
+    {"normalize", make_normalize},
+    {"expert_linear", make_expert_linear},
+    {"combine", make_combine},
+    {"select_rows", make_select_rows},
+    {"add_rms_norm", make_add_rms_norm},
+    {"swiglu", make_swiglu},
+    {"gqa_attention", make_gqa_attention},
+    {"mla_attention", make_mla_attention},
+    {"route", make_route},
+    {"moe", make_moe},
+};
+
+}  // namespace
+
+OpPtr make_op(const OpSpec& spec, const std::string& name) {
+  const Entry* found = std::find_if(std::begin(kOps), std::end(kOps), [&](const Entry& op) { return op.name == name; });
+  if (found == std::end(kOps)) spec.reject("unknown op", "one this version has; convert the model again");
+  return found->make(spec);
+}
+
+}  // namespace deepmnn

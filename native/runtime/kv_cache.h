@@ -1,0 +1,39 @@
+// The paged KV cache: for each cache entry of a program a pool of rows [blocks, block_size, width].
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "runtime/memory.h"
+#include "runtime/program.h"
+
+namespace deepmnn {
+
+class KvCache {
+ public:
+  // Throws Error("request") for sizes below 1 and for more than the memory available. Pages are taken when written.
+  KvCache(const std::vector<CacheInfo>& entries, int64_t blocks, int64_t block_size, bool bf16);
+
+  int64_t blocks() const { return blocks_; }
+  int64_t block_size() const { return block_size_; }
+  bool bf16() const { return bf16_; }
+  int64_t nbytes() const { return memory_.nbytes(); }
+  bool fits(const std::vector<CacheInfo>& entries) const;
+
+  // Copies one block of every entry. Throws Error("request") for a block out of range.
+  void copy_block(int64_t source, int64_t target);
+
+  // Row 0 of block 0 of an entry. Row r of block b lies (b * block_size + r) * row_nbytes(entry) bytes further.
+  uint8_t* data(size_t entry) const { return memory_.data() + offsets_[entry]; }
+  int64_t row_nbytes(size_t entry) const { return entries_[entry].width * (bf16_ ? 2 : 4); }
+
+ private:
+  std::vector<CacheInfo> entries_;
+  int64_t blocks_;
+  int64_t block_size_;
+  bool bf16_;
+  std::vector<int64_t> offsets_;  // of each entry in memory_
+  Memory memory_;
+};
+
+}  // namespace deepmnn

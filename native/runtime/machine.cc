@@ -1,0 +1,97 @@
+#include "runtime/machine.h"
+
+#include <sched.h>
+
+#include <algorithm>
+#include <chrono>
+#include <fstream>
+#include <set>
+#include <string>
+#include <thread>
+
+#include "runtime/memory.h"
+#include "runtime/thread_pool.h"
+
+namespace deepmnn {
+namespace {
+
+// The hardware threads of a core share this line.
+std::string core_of(int cpu) {
+  std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
+  std::string siblings;
+  return std::getline(file, siblings) ? siblings : "cpu" + std::to_string(cpu);
+}
+
+int affinity_cores() {
+#if defined(__linux__)
+  cpu_set_t set;
+  if (sched_getaffinity(0, sizeof set, &set) == 0) {
+    std::set<std::string> cores;
+    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
+      if (CPU_ISSET(cpu, &set)) cores.insert(core_of(cpu));
+    }
+    return static_cast<int>(cores.size());
+  }
+#endif
+  return static_cast<int>(std::thread::hardware_concurrency());
+}
+
+// cpu.max holds "quota period" in microseconds, or "max period".
+int quota_cores() {
+  std::ifstream file("/sys/fs/cgroup/cpu.max");
+  double quota = 0, period = 0;
+  if (file >> quota >> period && quota > 0 && period > 0) return std::max(1, static_cast<int>(quota / period));
+  return affinity_cores();
+}
+
+uint64_t sum(const uint64_t* data, int64_t n) {
+  uint64_t parts[8] = {};
+  for (int64_t i = 0; i + 8 <= n; i += 8) {
+    for (int j = 0; j < 8; ++j) parts[j] += data[i + j];
+  }
+  return parts[0] + parts[1] + parts[2] + parts[3] + parts[4] + parts[5] + parts[6] + parts[7];
+}
+
+// The fastest of several runs, in seconds.
+template <class Function>
+double best_seconds(Function&& function) {
+  double best = 1e9;
+  for (int pass = 0; pass < 5; ++pass) {
+    const auto start = std::chrono::steady_clock::now();
+    function();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  return best;
+}
+
+}  // namespace
+
+int available_cores() { return std::max(1, std::min(affinity_cores(), quota_cores())); }
+
+double measure_read_bandwidth(int threads) {
+  constexpr int64_t kChunk = 256 << 10, kChunks = 2048;  // 512 MiB: more than any last-level cache
+  const Memory memory(kChunk * kChunks, "a buffer to measure memory with");
+  ThreadPool pool(threads);
+  pool.run(kChunks, [&](int64_t chunk, int) { std::fill_n(memory.data() + chunk * kChunk, kChunk, uint8_t{1}); });
+  std::atomic<uint64_t> total{0};  // used, so that the reads are not optimised away
+  const double seconds = best_seconds([&] {
+    pool.run(kChunks, [&](int64_t chunk, int) {
+      total += sum(reinterpret_cast<const uint64_t*>(memory.data() + chunk * kChunk), kChunk / 8);
+    });
+  });
+  return static_cast<double>(kChunk * kChunks) / seconds;
+}
+
+double measure_int8_peak(int threads, const Kernels& kernels) {
+  constexpr int64_t kRounds = 1 << 20;
+  ThreadPool pool(threads);
+  const int64_t chunks = pool.size() * 8;
+  std::atomic<int64_t> operations{0};
+  const double seconds = best_seconds([&] {
+    operations = 0;
+    pool.run(chunks, [&](int64_t, int) { operations += kernels.peak_dot(kRounds); });
+  });
+  return static_cast<double>(operations) / seconds;
+}
+
+}  // namespace deepmnn

@@ -1,0 +1,67 @@
+// Grow-only, 64-byte aligned memory, asked for only when the machine has it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+namespace deepmnn {
+
+// Bytes this process could still use: the system's available memory or what its control group leaves, whichever is
+// less. INT64_MAX where neither can be read.
+int64_t available_memory();
+
+// A block of zeroed bytes. Pages are only taken when they are written to.
+class Memory {
+ public:
+  Memory() = default;
+  // Throws Error("request") naming `what` when the machine has not got that much.
+  Memory(int64_t nbytes, const char* what);
+
+  uint8_t* data() const { return aligned_; }
+  int64_t nbytes() const { return nbytes_; }
+
+ private:
+  struct Free {
+    void operator()(void* pointer) const;
+  };
+  std::unique_ptr<void, Free> block_;
+  uint8_t* aligned_ = nullptr;
+  int64_t nbytes_ = 0;
+};
+
+// One arena of a step: reserve() keeps at least that much, and forgets what was inside when it has to grow.
+class Arena {
+ public:
+  uint8_t* reserve(int64_t nbytes, const char* what) {
+    if (nbytes > memory_.nbytes()) {
+      memory_ = Memory();
+      memory_ = Memory(nbytes, what);
+    }
+    return memory_.data();
+  }
+
+ private:
+  Memory memory_;
+};
+
+// Working memory of one op: take() as often as needed, reset() before the next op. What was taken stays where it is;
+// after a reset one block holds as much as was ever needed, so a warm step allocates nothing.
+class Scratch {
+ public:
+  // Room for `count` items, 64-byte aligned, holding whatever was there.
+  template <class T>
+  T* take(int64_t count) {
+    return reinterpret_cast<T*>(take_bytes(count, sizeof(T)));
+  }
+  void reset();
+
+ private:
+  uint8_t* take_bytes(int64_t count, int64_t item_nbytes);
+
+  std::vector<Memory> blocks_;  // the last one is being filled
+  int64_t used_ = 0;            // of the last block
+  int64_t full_ = 0;            // bytes in the blocks before it
+};
+
+}  // namespace deepmnn

@@ -1,0 +1,137 @@
+#include "runtime/model.h"
+
+#include <chrono>
+
+#include "runtime/fail.h"
+#include "runtime/machine.h"
+
+namespace deepmnn {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+Program read_program(const std::string& directory) {
+  const MappedFile file(directory + "/program.bin");
+  return parse_program(file.data(), file.nbytes());
+}
+
+int thread_count(int threads) {
+  if (threads < 0 || threads > kMaxThreads) {
+    fail_request(std::to_string(threads) + " threads", "0 (one per core) to " + std::to_string(kMaxThreads));
+  }
+  return threads == 0 ? available_cores() : threads;
+}
+
+int64_t now_ns() {
+  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
+      .count();
+}
+
+}  // namespace
+
+Model::Model(const std::string& directory, int threads, const std::string& isa)
+    : program_(read_program(directory)),
+      weights_(directory, program_),
+      kernels_(select_kernels(isa.c_str())),
+      pool_(thread_count(threads)) {
+  check_interface();
+  build_ops();
+}
+
+// ids and positions go in, logits come out.
+void Model::check_interface() {
+  for (uint32_t id : program_.inputs) {
+    const BufferInfo& input = program_.buffers[id];
+    const bool known = input.name == "ids" || input.name == "positions";
+    if (!known || !input.is_int || input.dim != Dim::tokens || input.width != 1) {
+      fail_artifact("program.bin: graph input " + input.name, "ids or positions, i32 [tokens]");
+    }
+    (input.name == "ids" ? ids_buffer_ : positions_buffer_) = id;
+  }
+  if (program_.outputs.size() != 1) {
+    fail_artifact("program.bin: " + std::to_string(program_.outputs.size()) + " graph outputs", "1");
+  }
+  const BufferInfo& logits = program_.buffers[program_.outputs[0]];
+  if (logits.is_int || logits.dim != Dim::rows) {
+    fail_artifact("program.bin: graph output " + logits.name, "f32 [rows, vocab_size]");
+  }
+  vocab_size_ = id_limit_ = logits.width;
+}
+
+void Model::build_ops() {
+  for (const Instruction& instruction : program_.instructions) {
+    const OpSpec spec(program_, weights_, instruction, ropes_);
+    ops_.push_back(make_op(spec, instruction.op));
+    if (instruction.op == "embedding") id_limit_ = std::min(id_limit_, spec.matrix(0).rows);
+  }
+  costs_.resize(ops_.size());
+}
+
+void Model::place_rows(const KvCache& cache, const Batch& batch) {
+  slots_.resize(static_cast<size_t>(batch.tokens));
+  context_starts_.assign(1, 0);
+  const int64_t size = cache.block_size();
+  for (int64_t s = 0; s < batch.sequences; ++s) {
+    int64_t row = batch.history(s);
+    for (int64_t token = batch.sequence_starts[s]; token < batch.sequence_starts[s + 1]; ++token, ++row) {
+      slots_[static_cast<size_t>(token)] = batch.table(s)[row / size] * size + row % size;
+    }
+    context_starts_.push_back(context_starts_.back() + batch.context_lengths[s]);
+  }
+}
+
+void Model::step(KvCache& cache, const Batch& batch, float* logits) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (!cache.fits(program_.caches)) fail_request("a cache of another model", "one made by this model's new_cache");
+  if (static_cast<int64_t>(block_uses_.size()) < cache.blocks())
+    block_uses_.resize(static_cast<size_t>(cache.blocks()));
+  check_batch(batch, cache, id_limit_, block_uses_);
+  place_rows(cache, batch);
+  ropes_.compute(pool_, batch.positions, batch.tokens);
+  quantized_.clear();
+  Step step{batch,
+            cache,
+            pool_,
+            kernels_,
+            ropes_,
+            scratch_,
+            quantized_,
+            mla_form_,
+            {batch.tokens, context_starts_.back(), batch.rows},
+            {},
+            slots_.data(),
+            context_starts_.data(),
+            ids_buffer_,
+            positions_buffer_,
+            logits};
+  for (int dim = 0; dim < kDims; ++dim) {
+    step.arenas[dim] = arenas_[dim].reserve(program_.arena_nbytes[dim] * step.counts[dim], "activations");
+  }
+  for (size_t i = 0; i < ops_.size(); ++i) run_op(i, step);
+}
+
+void Model::run_op(size_t index, Step& step) {
+  const int64_t start = now_ns(), helpers = pool_.helper_busy_ns(), waited = pool_.caller_wait_ns();
+  scratch_.reset();
+  ops_[index]->run(step);
+  const int64_t ns = now_ns() - start;
+  Cost& cost = costs_[index];
+  cost.calls += 1;
+  cost.ns += ns;
+  cost.busy_ns += ns - (pool_.caller_wait_ns() - waited) + (pool_.helper_busy_ns() - helpers);
+}
+
+std::vector<OpProfile> Model::profile(bool reset) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<OpProfile> profiles;
+  for (size_t i = 0; i < ops_.size(); ++i) {
+    const Cost& cost = costs_[i];
+    const double seconds = static_cast<double>(cost.ns) * 1e-9, busy = static_cast<double>(cost.busy_ns) * 1e-9;
+    profiles.push_back({program_.instructions[i].op, program_.instructions[i].name, cost.calls, seconds, busy,
+                        std::max(0.0, seconds * threads() - busy)});
+    if (reset) costs_[i] = Cost{};
+  }
+  return profiles;
+}
+
+}  // namespace deepmnn

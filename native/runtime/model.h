@@ -1,0 +1,79 @@
+// A loaded model: program, weights and ops, and everything a step needs. Once warm a step allocates nothing.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "runtime/batch.h"
+#include "runtime/op.h"
+#include "runtime/program.h"
+#include "runtime/step.h"
+#include "runtime/weight_store.h"
+
+namespace deepmnn {
+
+// What one instruction has cost since the last reset. Over all threads, busy + wait = seconds × threads.
+struct OpProfile {
+  std::string op;
+  std::string name;
+  int64_t calls = 0;
+  double seconds = 0;
+  double busy_seconds = 0;
+  double wait_seconds = 0;
+};
+
+class Model {
+ public:
+  // Loads `directory`/program.bin and its shards. threads 0: one per physical core. isa "": the best one. Throws
+  // Error("artifact") for anything wrong in the directory.
+  Model(const std::string& directory, int threads, const std::string& isa);
+
+  int64_t vocab_size() const { return vocab_size_; }
+  const char* isa() const { return kernels_.isa; }
+  int threads() const { return pool_.size(); }
+  int64_t weight_nbytes() const { return weights_.nbytes(); }
+  const std::vector<CacheInfo>& caches() const { return program_.caches; }
+  void set_mla_form(MlaForm form) { mla_form_ = form; }
+
+  // Runs one step and writes logits [batch.rows, vocab_size]. One step at a time: a second caller waits. Throws
+  // Error("request") before anything is written when the batch or the cache does not fit.
+  void step(KvCache& cache, const Batch& batch, float* logits);
+
+  std::vector<OpProfile> profile(bool reset);
+
+ private:
+  struct Cost {
+    int64_t calls = 0, ns = 0, busy_ns = 0;
+  };
+
+  void check_interface();
+  void build_ops();
+  void place_rows(const KvCache& cache, const Batch& batch);
+  void run_op(size_t index, Step& step);
+
+  Program program_;
+  WeightStore weights_;
+  const Kernels& kernels_;
+  ThreadPool pool_;
+  RopeTables ropes_;
+  std::vector<std::unique_ptr<Op>> ops_;
+  std::vector<Cost> costs_;
+  int64_t vocab_size_ = 0;
+  int64_t id_limit_ = 0;  // ids must be below: the rows of the smallest embedding table
+  uint32_t ids_buffer_ = 0;
+  uint32_t positions_buffer_ = 0;
+  MlaForm mla_form_ = MlaForm::automatic;
+
+  std::mutex mutex_;
+  Arena arenas_[kDims];
+  Scratch scratch_;
+  QuantizedCache quantized_;
+  std::vector<int64_t> slots_;
+  std::vector<int64_t> context_starts_;
+  std::vector<int32_t> block_uses_;
+};
+
+}  // namespace deepmnn

@@ -1,0 +1,89 @@
+// An op of docs/ops.md: built once when the program loads, when every shape is checked, so that run() cannot leave its
+// buffers whatever the batch.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "runtime/program.h"
+#include "runtime/rope_tables.h"
+#include "runtime/weight_store.h"
+
+namespace deepmnn {
+
+class Step;
+
+class Op {
+ public:
+  virtual ~Op() = default;
+  virtual void run(Step& step) = 0;
+};
+
+// A buffer as an op sees it: rows of `width` elements, Step::n(dim) of them.
+struct Buffer {
+  uint32_t id = 0;
+  Dim dim = Dim::tokens;
+  int64_t width = 0;
+  int64_t offset = 0;  // bytes per row of the arena; -1: supplied by the caller
+};
+
+// An instruction with everything it refers to, and the checks. Every method throws Error("artifact"), naming the
+// instruction, when the program does not say what the op needs.
+class OpSpec {
+ public:
+  OpSpec(const Program& program, const WeightStore& weights, const Instruction& instruction, RopeTables& ropes)
+      : program_(program), store_(weights), instruction_(instruction), ropes_(ropes) {}
+
+  size_t inputs() const { return instruction_.inputs.size(); }
+  size_t outputs() const { return instruction_.outputs.size(); }
+  size_t weights() const { return instruction_.weights.size(); }
+  void require_counts(size_t inputs, size_t outputs, size_t weights) const;
+
+  Buffer input(size_t index) const { return buffer(instruction_.inputs[index], false); }
+  Buffer int_input(size_t index) const { return buffer(instruction_.inputs[index], true); }
+  Buffer output(size_t index) const { return buffer(instruction_.outputs[index], false); }
+  Buffer int_output(size_t index) const { return buffer(instruction_.outputs[index], true); }
+  // The same, of a known dim and width.
+  Buffer input(size_t index, Dim dim, int64_t width) const { return require_shape(input(index), dim, width); }
+  Buffer int_input(size_t index, Dim dim, int64_t width) const { return require_shape(int_input(index), dim, width); }
+  Buffer output(size_t index, Dim dim, int64_t width) const { return require_shape(output(index), dim, width); }
+  Buffer int_output(size_t index, Dim dim, int64_t width) const { return require_shape(int_output(index), dim, width); }
+  // Input `index` is this graph input: "ids" or "positions".
+  void require_graph_input(size_t index, const char* name) const;
+
+  const float* vector(size_t index, int64_t length) const;
+  Weight matrix(size_t index) const;
+  Weight matrix(size_t index, int64_t rows, int64_t cols) const;
+
+  int64_t int_attr(const char* key, int64_t low, int64_t high) const;
+  float float_attr(const char* key) const;
+  const std::string& string_attr(const char* key) const;
+  std::vector<int64_t> ints_attr(const char* key) const;
+  size_t cache_attr(const char* key, int64_t width) const;  // index of the entry
+  size_t rope_attr(int64_t dim) const;  // id of the table made of `inv_freq` (dim / 2 numbers) and `rope_scale`
+
+  void require(bool ok, const std::string& found, const std::string& expected) const {
+    if (!ok) reject(found, expected);
+  }
+  [[noreturn]] void reject(const std::string& found, const std::string& expected) const;
+
+ private:
+  Buffer buffer(uint32_t id, bool is_int) const;
+  Buffer require_shape(Buffer buffer, Dim dim, int64_t width) const;
+  const Attr& attr(const char* key) const;
+  const WeightInfo& weight_info(size_t index) const;
+
+  const Program& program_;
+  const WeightStore& store_;
+  const Instruction& instruction_;
+  RopeTables& ropes_;
+};
+
+// Extents above this are refused, so that a product of two always fits.
+constexpr int64_t kMaxExtentAttr = int64_t{1} << 28;
+
+// The op the instruction names.
+std::unique_ptr<Op> make_op(const OpSpec& spec, const std::string& name);
+
+}  // namespace deepmnn

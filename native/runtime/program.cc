@@ -1,0 +1,250 @@
+#include "runtime/program.h"
+
+#include <cstring>
+
+#include "runtime/fail.h"
+
+namespace deepmnn {
+namespace {
+
+constexpr char kMagic[8] = {'D', 'M', 'N', 'P', 'R', 'O', 'G', '\0'};
+constexpr uint32_t kVersion = 1;
+constexpr int64_t kMaxExtent = int64_t{1} << 31;  // rows, columns, widths and bytes per arena row
+constexpr int64_t kAlign = 64;
+
+class Reader {
+ public:
+  Reader(const uint8_t* data, size_t nbytes) : data_(data), left_(nbytes) {}
+
+  template <class T>
+  T number(const char* what) {
+    T value;
+    std::memcpy(&value, take(sizeof(T), what), sizeof(T));
+    return value;
+  }
+
+  std::string str(const char* what) {
+    const uint32_t length = number<uint32_t>(what);
+    const uint8_t* bytes = take(length, what);
+    return std::string(reinterpret_cast<const char*>(bytes), length);
+  }
+
+  // A list's count, which the bytes left can really hold.
+  uint32_t count(size_t item_nbytes, const char* what) {
+    const uint32_t items = number<uint32_t>(what);
+    if (items > left_ / item_nbytes) {
+      fail_artifact(
+          "program.bin: " + std::to_string(items) + " " + what + " in the last " + std::to_string(left_) + " bytes",
+          "a count that fits");
+    }
+    return items;
+  }
+
+  template <class T>
+  std::vector<T> list(const char* what) {
+    std::vector<T> items(count(sizeof(T), what));
+    if (!items.empty()) std::memcpy(items.data(), take(items.size() * sizeof(T), what), items.size() * sizeof(T));
+    return items;
+  }
+
+  std::vector<uint32_t> ids(size_t table_size, const char* what) {
+    std::vector<uint32_t> items = list<uint32_t>(what);
+    for (uint32_t id : items) {
+      if (id >= table_size) {
+        fail_artifact("program.bin: id " + std::to_string(id) + " among the " + what,
+                      "less than " + std::to_string(table_size));
+      }
+    }
+    return items;
+  }
+
+  void finish() const {
+    if (left_) fail_artifact("program.bin: " + std::to_string(left_) + " bytes after the program", "none");
+  }
+
+  const uint8_t* take(size_t nbytes, const char* what) {
+    if (nbytes > left_) {
+      fail_artifact("program.bin ends inside its " + std::string(what), std::to_string(nbytes - left_) + " more bytes");
+    }
+    const uint8_t* start = data_;
+    data_ += nbytes;
+    left_ -= nbytes;
+    return start;
+  }
+
+ private:
+  const uint8_t* data_;
+  size_t left_;
+};
+
+void require(bool ok, const std::string& what, const char* expected) {
+  if (!ok) fail_artifact("program.bin: " + what, expected);
+}
+
+void read_header(Reader& in, Program& program) {
+  require(std::memcmp(in.take(sizeof kMagic, "magic"), kMagic, sizeof kMagic) == 0, "wrong first 8 bytes",
+          "\"DMNPROG\\0\"");
+  const uint32_t version = in.number<uint32_t>("version");
+  require(version == kVersion, "version " + std::to_string(version), "version 1; convert the model again");
+  program.name = in.str("graph name");
+}
+
+void read_shards(Reader& in, Program& program) {
+  program.shards.resize(in.count(4, "shards"));
+  for (std::string& shard : program.shards) {
+    shard = in.str("shard name");
+    const bool plain = !shard.empty() && shard != "." && shard != ".." &&
+                       shard.find_first_of(std::string("/\\\0", 3)) == std::string::npos;
+    require(plain, "shard name \"" + shard + "\"", "a file name without a path");
+  }
+}
+
+WeightInfo read_weight(Reader& in, size_t shards) {
+  WeightInfo weight;
+  weight.name = in.str("weight name");
+  const std::string who = "weight " + weight.name + ": ";
+  const uint8_t dtype = in.number<uint8_t>("weight dtype");
+  require(dtype <= static_cast<uint8_t>(DType::w4), who + "dtype " + std::to_string(dtype), "0 to 4");
+  weight.dtype = static_cast<DType>(dtype);
+  weight.rows = in.number<int64_t>("weight rows");
+  weight.cols = in.number<int64_t>("weight columns");
+  const bool in_range =
+      weight.rows > 0 && weight.cols > 0 && weight.rows <= kMaxExtent && weight.cols <= kMaxExtent / 2;
+  require(in_range, who + "shape [" + std::to_string(weight.rows) + ", " + std::to_string(weight.cols) + "]",
+          "sizes from 1 to 2^31 rows and 2^30 columns");
+  require(weight.dtype != DType::vector || weight.rows == 1,
+          who + "a vector with " + std::to_string(weight.rows) + " rows", "1 row");
+  const uint32_t group_size = in.number<uint32_t>("weight group size");
+  const bool grouped = weight.dtype == DType::w8 || weight.dtype == DType::w4;
+  require(grouped ? group_size == 32 || group_size == 64 || group_size == 128 : group_size == 0,
+          who + "group size " + std::to_string(group_size), grouped ? "32, 64 or 128" : "0 for this dtype");
+  weight.group_size = static_cast<int32_t>(group_size);
+  weight.shard = in.number<uint32_t>("weight shard");
+  require(weight.shard < shards, who + "shard " + std::to_string(weight.shard), "one of the shards listed");
+  weight.offset = in.number<uint64_t>("weight offset");
+  weight.nbytes = in.number<uint64_t>("weight nbytes");
+  require(weight.offset % kAlign == 0, who + "offset " + std::to_string(weight.offset), "a multiple of 64");
+  return weight;
+}
+
+BufferInfo read_buffer(Reader& in) {
+  BufferInfo buffer;
+  buffer.name = in.str("buffer name");
+  const std::string who = "buffer " + buffer.name + ": ";
+  const uint8_t dtype = in.number<uint8_t>("buffer dtype");
+  require(dtype <= 1, who + "dtype " + std::to_string(dtype), "0 or 1");
+  buffer.is_int = dtype == 1;
+  const uint8_t dim = in.number<uint8_t>("buffer dim");
+  require(dim < kDims, who + "dim " + std::to_string(dim), "0, 1 or 2");
+  buffer.dim = static_cast<Dim>(dim);
+  buffer.width = 1;
+  for (uint32_t extent : in.list<uint32_t>("buffer dims")) {
+    require(extent > 0 && buffer.width <= kMaxExtent / extent, who + "its dims", "a product from 1 to 2^31");
+    buffer.width *= extent;
+  }
+  buffer.offset = in.number<int64_t>("buffer offset");
+  return buffer;
+}
+
+void read_arenas(Reader& in, Program& program) {
+  for (int64_t& nbytes : program.arena_nbytes) {
+    nbytes = in.number<int64_t>("arena sizes");
+    require(nbytes >= 0 && nbytes <= kMaxExtent && nbytes % kAlign == 0, "arena size " + std::to_string(nbytes),
+            "a multiple of 64 up to 2^31");
+  }
+  for (const BufferInfo& buffer : program.buffers) {
+    if (buffer.offset == -1) continue;
+    const int64_t arena = program.arena_nbytes[static_cast<int>(buffer.dim)];
+    const bool inside = buffer.offset >= 0 && buffer.offset % kAlign == 0 && buffer.width * 4 <= arena &&
+                        buffer.offset <= arena - buffer.width * 4;
+    require(inside, "buffer " + buffer.name + ": offset " + std::to_string(buffer.offset),
+            "a multiple of 64 that leaves the buffer inside its arena");
+  }
+}
+
+Attr read_attr(Reader& in, const std::string& key) {
+  const uint8_t type = in.number<uint8_t>("attribute type");
+  switch (type) {
+    case 0:
+      return in.number<int64_t>("attribute");
+    case 1:
+      return in.number<double>("attribute");
+    case 2:
+      return in.str("attribute");
+    case 3:
+      return in.list<int64_t>("attribute");
+    case 4:
+      return in.list<double>("attribute");
+  }
+  fail_artifact("program.bin: attribute " + key + " of type " + std::to_string(type), "0 to 4");
+}
+
+Instruction read_instruction(Reader& in, const Program& program) {
+  Instruction instruction;
+  instruction.op = in.str("op");
+  instruction.name = in.str("instruction name");
+  instruction.inputs = in.ids(program.buffers.size(), "input buffers");
+  instruction.outputs = in.ids(program.buffers.size(), "output buffers");
+  instruction.weights = in.ids(program.weights.size(), "weights");
+  const uint32_t attrs = in.count(6, "attributes");
+  for (uint32_t i = 0; i < attrs; ++i) {
+    const std::string key = in.str("attribute key");
+    instruction.attrs[key] = read_attr(in, key);
+  }
+  return instruction;
+}
+
+// Every buffer is written once, before it is read; what the caller supplies is exactly the graph's inputs and outputs.
+void check_data_flow(const Program& program) {
+  std::vector<bool> written(program.buffers.size());
+  std::vector<bool> external(program.buffers.size());
+  for (uint32_t id : program.inputs) written[id] = external[id] = true;
+  for (uint32_t id : program.outputs) external[id] = true;
+  for (size_t id = 0; id < program.buffers.size(); ++id) {
+    require(external[id] == (program.buffers[id].offset == -1), "buffer " + program.buffers[id].name,
+            "offset -1 for graph inputs and outputs, and for them only");
+  }
+  for (const Instruction& instruction : program.instructions) {
+    const std::string who = instruction.name + " (" + instruction.op + ") ";
+    for (uint32_t id : instruction.inputs) {
+      require(written[id], who + "reads " + program.buffers[id].name, "a buffer written before");
+    }
+    for (uint32_t id : instruction.outputs) {
+      require(!written[id], who + "writes " + program.buffers[id].name + " again", "one writer for each buffer");
+      written[id] = true;
+    }
+  }
+  for (uint32_t id : program.outputs) {
+    require(written[id], "nothing writes output " + program.buffers[id].name, "one writer");
+  }
+}
+
+}  // namespace
+
+Program parse_program(const uint8_t* data, size_t nbytes) {
+  Reader in(data, nbytes);
+  Program program;
+  read_header(in, program);
+  read_shards(in, program);
+  const uint32_t weights = in.count(49, "weights");
+  for (uint32_t i = 0; i < weights; ++i) program.weights.push_back(read_weight(in, program.shards.size()));
+  program.caches.resize(in.count(8, "caches"));
+  for (CacheInfo& cache : program.caches) {
+    cache.name = in.str("cache name");
+    cache.width = in.number<uint32_t>("cache width");
+    require(cache.width > 0 && cache.width <= kMaxExtent,
+            "cache " + cache.name + ": width " + std::to_string(cache.width), "1 to 2^31");
+  }
+  const uint32_t buffers = in.count(18, "buffers");
+  for (uint32_t i = 0; i < buffers; ++i) program.buffers.push_back(read_buffer(in));
+  read_arenas(in, program);
+  program.inputs = in.ids(program.buffers.size(), "graph inputs");
+  program.outputs = in.ids(program.buffers.size(), "graph outputs");
+  const uint32_t instructions = in.count(24, "instructions");
+  for (uint32_t i = 0; i < instructions; ++i) program.instructions.push_back(read_instruction(in, program));
+  in.finish();
+  check_data_flow(program);
+  return program;
+}
+
+}  // namespace deepmnn

@@ -1,0 +1,70 @@
+// program.bin: what to compute, as plain data (docs/program.md). Parsing checks every length, id and range, so that
+// whoever reads a Program can index its tables without looking.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "kernels/kernels.h"
+
+namespace deepmnn {
+
+// What a buffer's first dimension counts.
+enum class Dim : uint8_t { tokens = 0, context = 1, rows = 2 };
+constexpr int kDims = 3;
+
+struct BufferInfo {
+  std::string name;
+  bool is_int = false;  // i32, else f32
+  Dim dim = Dim::tokens;
+  int64_t width = 0;   // elements per row
+  int64_t offset = 0;  // bytes per row of its arena; -1: supplied by the caller
+};
+
+struct WeightInfo {
+  std::string name;
+  DType dtype = DType::f32;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int32_t group_size = 0;
+  uint32_t shard = 0;
+  uint64_t offset = 0;  // in the shard's file
+  uint64_t nbytes = 0;
+};
+
+struct CacheInfo {
+  std::string name;
+  int64_t width = 0;  // elements per token
+};
+
+using Attr = std::variant<int64_t, double, std::string, std::vector<int64_t>, std::vector<double>>;
+
+struct Instruction {
+  std::string op;
+  std::string name;
+  std::vector<uint32_t> inputs;
+  std::vector<uint32_t> outputs;
+  std::vector<uint32_t> weights;
+  std::map<std::string, Attr> attrs;
+};
+
+struct Program {
+  std::string name;
+  std::vector<std::string> shards;
+  std::vector<WeightInfo> weights;
+  std::vector<CacheInfo> caches;
+  std::vector<BufferInfo> buffers;
+  int64_t arena_nbytes[kDims] = {};  // per row
+  std::vector<uint32_t> inputs;
+  std::vector<uint32_t> outputs;
+  std::vector<Instruction> instructions;
+};
+
+// Throws Error("artifact") for anything docs/program.md does not allow, including a buffer that is read before it is
+// written or written twice.
+Program parse_program(const uint8_t* data, size_t nbytes);
+
+}  // namespace deepmnn

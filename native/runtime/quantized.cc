@@ -1,0 +1,59 @@
+#include "runtime/quantized.h"
+
+#include "runtime/step.h"
+
+namespace deepmnn {
+namespace {
+
+void fill(Step& step, const float* x, int64_t stride, int64_t n, int64_t cols, const QuantizedRows& out) {
+  for_rows(step, n, cols, [&](int64_t row, int) {
+    const QuantizedRows to = out.from(row);
+    step.kernels.quantize_rows(x + row * stride, stride, 1, cols, out.group_size, to.codes, to.scales, to.sums);
+  });
+}
+
+}  // namespace
+
+QuantizedRows take_quantized(Step& step, int64_t n, int64_t cols, int32_t group_size) {
+  const int64_t groups = (cols + group_size - 1) / group_size;
+  return {step.scratch.take<int8_t>(n * groups * group_size), step.scratch.take<float>(n * groups),
+          step.scratch.take<int32_t>(n * groups), groups, group_size};
+}
+
+QuantizedRows quantize(Step& step, const float* x, int64_t stride, int64_t n, int64_t cols, int32_t group_size) {
+  const QuantizedRows out = take_quantized(step, n, cols, group_size);
+  fill(step, x, stride, n, cols, out);
+  return out;
+}
+
+void QuantizedCache::clear() {
+  for (Entry& entry : entries_) entry.buffer = -1;
+}
+
+QuantizedRows QuantizedCache::get(Step& step, const Buffer& buffer, int32_t group_size) {
+  for (const Entry& entry : entries_) {
+    if (entry.buffer == buffer.id && entry.rows.group_size == group_size) return entry.rows;
+  }
+  Entry& entry = entries_[next_];
+  next_ = (next_ + 1) % kEntries;
+  const int64_t n = step.n(buffer), groups = (buffer.width + group_size - 1) / group_size;
+  entry.buffer = -1;
+  entry.rows = {reinterpret_cast<int8_t*>(entry.codes.reserve(n * groups * group_size, "quantised activations")),
+                reinterpret_cast<float*>(entry.scales.reserve(n * groups * 4, "quantised activations")),
+                reinterpret_cast<int32_t*>(entry.sums.reserve(n * groups * 4, "quantised activations")), groups,
+                group_size};
+  fill(step, step.f32(buffer), buffer.width, n, buffer.width, entry.rows);
+  entry.buffer = buffer.id;
+  return entry.rows;
+}
+
+Rows input_rows(Step& step, const Buffer& buffer, const Weight& weight) {
+  Rows rows;
+  rows.x = step.f32(buffer);
+  rows.stride = buffer.width;
+  rows.n = step.n(buffer);
+  if (is_quantized(weight.dtype)) step.quantized.get(step, buffer, weight.group_size).put_into(rows);
+  return rows;
+}
+
+}  // namespace deepmnn

@@ -1,0 +1,63 @@
+// Activations in the int8 form of docs/layouts.md, shared by consecutive ops that read the same buffer.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/kernels.h"
+#include "runtime/memory.h"
+
+namespace deepmnn {
+
+class Step;
+struct Buffer;
+
+inline bool is_quantized(DType dtype) { return dtype == DType::w8 || dtype == DType::w4; }
+
+// Rows quantised per group of `group_size` columns: codes [n, groups * group_size], scales and sums [n, groups].
+struct QuantizedRows {
+  int8_t* codes = nullptr;
+  float* scales = nullptr;
+  int32_t* sums = nullptr;
+  int64_t groups = 0;
+  int32_t group_size = 0;
+
+  // Row `first` and those after it.
+  QuantizedRows from(int64_t first) const {
+    return {codes + first * groups * group_size, scales + first * groups, sums + first * groups, groups, group_size};
+  }
+  void put_into(Rows& rows) const {
+    rows.codes = codes;
+    rows.scales = scales;
+    rows.sums = sums;
+  }
+};
+
+// Room for n rows in the op's scratch.
+QuantizedRows take_quantized(Step& step, int64_t n, int64_t cols, int32_t group_size);
+
+// Quantises x [n, cols] (stride floats apart) into scratch, on the pool.
+QuantizedRows quantize(Step& step, const float* x, int64_t stride, int64_t n, int64_t cols, int32_t group_size);
+
+// The last few buffers that were quantised in this step. A buffer is written once in a step, so an entry stays valid
+// until the step ends.
+class QuantizedCache {
+ public:
+  void clear();
+  // The buffer's rows, quantised now or before.
+  QuantizedRows get(Step& step, const Buffer& buffer, int32_t group_size);
+
+ private:
+  static constexpr int kEntries = 4;
+  struct Entry {
+    int64_t buffer = -1;
+    QuantizedRows rows;
+    Arena codes, scales, sums;
+  };
+  Entry entries_[kEntries];
+  int next_ = 0;
+};
+
+// A buffer's rows as a linear reads them: with the quantised form when the weight needs it.
+Rows input_rows(Step& step, const Buffer& buffer, const Weight& weight);
+
+}  // namespace deepmnn

@@ -1,0 +1,76 @@
+// What an op sees while a step runs: the batch, its buffers, and the shared machinery.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "kernels/kernels.h"
+#include "runtime/batch.h"
+#include "runtime/kv_cache.h"
+#include "runtime/memory.h"
+#include "runtime/op.h"
+#include "runtime/quantized.h"
+#include "runtime/rope_tables.h"
+#include "runtime/thread_pool.h"
+
+namespace deepmnn {
+
+// How mla_attention computes: by counting operations for each sequence, or always in one form.
+enum class MlaForm { automatic, absorbed, expanded };
+
+class Step {
+ public:
+  const Batch& batch;
+  KvCache& cache;
+  ThreadPool& pool;
+  const Kernels& kernels;
+  const RopeTables& ropes;
+  Scratch& scratch;  // reset before every op
+  QuantizedCache& quantized;
+  MlaForm mla_form;
+  int64_t counts[kDims];  // tokens, context, rows
+  uint8_t* arenas[kDims];
+  const int64_t* slots;           // [tokens] row of the cache pool each new token is written to
+  const int64_t* context_starts;  // [sequences + 1] first context row of each sequence
+  uint32_t ids_buffer, positions_buffer;
+  float* logits;
+
+  int64_t n(Dim dim) const { return counts[static_cast<int>(dim)]; }
+  int64_t n(const Buffer& buffer) const { return n(buffer.dim); }
+
+  // Row of the cache pool where context row `row` of sequence s lies.
+  int64_t slot(int64_t s, int64_t row) const {
+    const int64_t size = cache.block_size();
+    return batch.table(s)[row / size] * size + row % size;
+  }
+
+  float* f32(const Buffer& buffer) const {
+    if (buffer.offset < 0) return logits;  // the only f32 buffer a caller supplies
+    return reinterpret_cast<float*>(address(buffer));
+  }
+  int32_t* i32(const Buffer& buffer) const { return reinterpret_cast<int32_t*>(address(buffer)); }
+  const int32_t* ints(const Buffer& buffer) const {
+    if (buffer.offset < 0) return buffer.id == ids_buffer ? batch.ids : batch.positions;
+    return i32(buffer);
+  }
+
+ private:
+  uint8_t* address(const Buffer& buffer) const {
+    return arenas[static_cast<int>(buffer.dim)] + buffer.offset * n(buffer.dim);
+  }
+};
+
+// Calls function(row, worker) for rows [0, n), each touching about `cost` floats: in as many chunks as are worth it.
+template <class Function>
+void for_rows(const Step& step, int64_t n, int64_t cost, Function&& function) {
+  constexpr int64_t kChunkCost = 8192;     // floats, about 2 us: less is not worth a thread
+  constexpr int64_t kChunksPerWorker = 8;  // enough to balance, few enough to stay in order
+  const int64_t most = step.pool.size() * kChunksPerWorker;
+  const int64_t rows = std::max({int64_t{1}, kChunkCost / std::max<int64_t>(cost, 1), (n + most - 1) / most});
+  step.pool.run((n + rows - 1) / rows, [&](int64_t chunk, int worker) {
+    const int64_t end = std::min(n, (chunk + 1) * rows);
+    for (int64_t row = chunk * rows; row < end; ++row) function(row, worker);
+  });
+}
+
+}  // namespace deepmnn

@@ -1,0 +1,79 @@
+// One persistent pool. A dispatch is a range of chunks: each worker starts on its own contiguous part and steals from
+// the others when done. The caller is worker 0 and needs nobody: a worker that wakes late finds the dispatch closed.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <type_traits>
+#include <vector>
+
+namespace deepmnn {
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int threads);  // at least 1; the caller counts as one
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const { return static_cast<int>(slots_.size()); }
+
+  // Calls function(chunk, worker) once for each chunk in [0, chunks), worker in [0, size()), and returns when all are
+  // done. The first exception is rethrown here and the chunks not yet started are dropped. Inside a chunk, run() works
+  // through its range alone. One caller at a time.
+  template <class Function>
+  void run(int64_t chunks, Function&& function) {
+    using F = std::remove_reference_t<Function>;
+    dispatch(chunks, {[](void* self, int64_t chunk, int worker) { (*static_cast<F*>(self))(chunk, worker); },
+                      const_cast<void*>(static_cast<const void*>(&function))});
+  }
+
+  // Nanoseconds the helpers (workers 1 ...) have spent in chunks, and the caller has spent waiting for them.
+  int64_t helper_busy_ns() const;
+  int64_t caller_wait_ns() const { return caller_wait_ns_; }
+
+ private:
+  struct Call {
+    void (*invoke)(void* self, int64_t chunk, int worker) = nullptr;
+    void* self = nullptr;
+  };
+  // A worker's part of the range: begin in the low half, end in the high half. The owner takes from the front, thieves
+  // from the back.
+  struct alignas(64) Slot {
+    std::atomic<uint64_t> range{0};
+    std::atomic<int64_t> busy_ns{0};
+  };
+
+  void dispatch(int64_t chunks, Call call);
+  void open(uint32_t chunks, Call call);
+  void close_and_wait();
+  void work(int worker);
+  bool run_one(Slot& slot, bool front, int worker);
+  void helper(int worker);
+  bool wait_for_work(uint64_t seen_epoch);
+  bool join(uint64_t& seen_epoch);
+  void leave();
+  void stop();
+
+  // epoch << 32 | open << 31 | workers inside
+  std::atomic<uint64_t> state_{0};
+  std::vector<Slot> slots_;
+  Call call_;
+  int64_t caller_wait_ns_ = 0;
+
+  std::atomic<bool> failed_{false};
+  std::exception_ptr error_;
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::atomic<int> sleepers_{0};
+  std::atomic<bool> stop_{false};
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace deepmnn

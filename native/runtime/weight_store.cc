@@ -1,0 +1,78 @@
+#include "runtime/weight_store.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "runtime/fail.h"
+
+namespace deepmnn {
+namespace {
+
+uint64_t expected_nbytes(const WeightInfo& weight) {
+  const int64_t nbytes = weight.dtype == DType::vector
+                             ? weight.cols * 4
+                             : packed_nbytes(weight.dtype, weight.rows, weight.cols, weight.group_size);
+  return (static_cast<uint64_t>(nbytes) + 63) / 64 * 64;
+}
+
+void check(const WeightInfo& weight, const std::string& shard, uint64_t file_nbytes) {
+  // A shape whose bytes could not even be counted cannot be inside any file.
+  const bool countable = weight.rows <= (int64_t{1} << 56) / (weight.cols + 128);
+  const uint64_t expected = countable ? expected_nbytes(weight) : 0;
+  if (!countable || weight.nbytes != expected) {
+    fail_artifact("program.bin: weight " + weight.name + " has " + std::to_string(weight.nbytes) + " bytes",
+                  std::to_string(expected) + " for its shape and layout");
+  }
+  if (weight.nbytes > file_nbytes || weight.offset > file_nbytes - weight.nbytes) {
+    fail_artifact("weight " + weight.name + " ends at byte " + std::to_string(weight.offset) + " + " +
+                      std::to_string(weight.nbytes) + " of " + shard + ", which has " + std::to_string(file_nbytes),
+                  "a complete file; convert or copy the model again");
+  }
+}
+
+}  // namespace
+
+MappedFile::MappedFile(const std::string& path) {
+  const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  struct stat status;
+  if (file < 0 || fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) {
+    const std::string reason = file < 0 ? std::strerror(errno) : "not a regular file";
+    if (file >= 0) close(file);
+    fail_artifact("cannot open " + path + ": " + reason, "a readable file");
+  }
+  nbytes_ = static_cast<uint64_t>(status.st_size);
+  if (nbytes_ > 0) {  // an empty file cannot be mapped
+    void* mapped = mmap(nullptr, nbytes_, PROT_READ, MAP_SHARED, file, 0);
+    if (mapped == MAP_FAILED) {
+      const std::string reason = std::strerror(errno);
+      close(file);
+      fail_artifact("cannot map " + path + ": " + reason, "a file that fits the address space");
+    }
+    madvise(mapped, nbytes_, MADV_WILLNEED);
+    data_ = static_cast<const uint8_t*>(mapped);
+  }
+  close(file);
+}
+
+MappedFile::~MappedFile() {
+  if (data_) munmap(const_cast<uint8_t*>(data_), nbytes_);
+}
+
+WeightStore::WeightStore(const std::string& directory, const Program& program) {
+  for (const std::string& shard : program.shards) {
+    shards_.push_back(std::make_unique<MappedFile>(directory + "/" + shard));
+  }
+  for (const WeightInfo& info : program.weights) {
+    const MappedFile& shard = *shards_[info.shard];
+    check(info, program.shards[info.shard], shard.nbytes());
+    weights_.push_back({shard.data() + info.offset, info.rows, info.cols, info.group_size, info.dtype});
+    nbytes_ += static_cast<int64_t>(info.nbytes);
+  }
+}
+
+}  // namespace deepmnn
