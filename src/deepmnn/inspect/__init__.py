@@ -1,1 +1,1 @@
-""""""
+"""Looking into models: node counts and memory."""
