@@ -145,7 +145,12 @@ def test_shards_end_at_layers() -> None:
     assert plan_shards([], 1) == []
 
 
-def test_existing_targets(tmp_path: Path) -> None:
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_existing_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(artifact_writer, "_exchange", lambda a, b: False)
     path = write(tmp_path / "m")
     inode = path.stat().st_ino
     with pytest.raises(StorageError, match="already exists"):

@@ -7,6 +7,7 @@ which nothing loads and the next conversion to that target removes.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import errno
 import json
 import os
@@ -14,6 +15,7 @@ import re
 import secrets
 import shutil
 import socket
+import sys
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -198,17 +200,14 @@ class ArtifactWriter:
         if temp is None:
             return
         _sync_directory(temp)
-        old = None
-        if (self.target / MANIFEST).exists():
+        if not (self.target / MANIFEST).exists():
+            temp.rename(self.target)
+            self._temp = None
+        elif not _exchange(temp, self.target):
             old = self.target.parent / _temp_name(self.target.name)
             self.target.rename(old)
-        try:
             temp.rename(self.target)
-        except OSError:
-            if old is not None:
-                old.rename(self.target)
-            raise
-        self._temp = old
+            self._temp = old
         _sync_directory(self.target.parent)
 
     def _check_target(self) -> None:
@@ -313,6 +312,17 @@ def _is_alive(pid: int) -> bool:
     except OSError:
         return True
     return True
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swaps two directories in one step where the system can (renameat2, RENAME_EXCHANGE)."""
+    if sys.platform != "linux":
+        return False
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
+    here, exchange = -100, 2
+    return renameat2 is not None and not renameat2(
+        here, os.fsencode(a), here, os.fsencode(b), exchange
+    )
 
 
 def _layer(name: str) -> str:
