@@ -193,3 +193,18 @@ def test_session_errors_leave_it_as_it_was() -> None:
     session.close()
     with pytest.raises(RequestError, match="closed"):
         session.decode(1)
+
+
+def test_a_failing_step_cancels_its_sequences() -> None:
+    engine, backend = make_engine()
+    sequences = [engine.submit([1, 2], SamplingParams(max_tokens=5)) for _ in range(2)]
+    plain = backend.step
+    backend.step = lambda *_: np.full((2, backend.vocab_size), np.nan, np.float32)
+    with pytest.raises(RequestError, match="NaN"):
+        engine.step()
+    backend.step = plain
+    assert [s.finish_reason for s in sequences] == ["cancelled", "cancelled"]
+    assert not engine.scheduler.busy
+    assert engine.manager.free_blocks == engine.cache.blocks
+    engine.submit([1, 2], SamplingParams(max_tokens=5))
+    run(engine)

@@ -80,10 +80,18 @@ class Engine:
         if not chunks:
             self._refuse()
             return []
-        logits = self.forward(chunks)
-        ready = [c.table for c in chunks if isinstance(c.table, Sequence) and not c.table.pending]
-        for sequence, row in zip(ready, logits, strict=True):
-            sequence.accept(row)
+        try:
+            logits = self.forward(chunks)
+            tables = [chunk.table for chunk in chunks if not chunk.table.pending]
+            ready = [table for table in tables if isinstance(table, Sequence)]
+            for sequence, row in zip(ready, logits, strict=True):
+                sequence.accept(row)
+        except BaseException:
+            for chunk in chunks:
+                if isinstance(chunk.table, Sequence):
+                    self.cancel(chunk.table)
+            raise
+        for sequence in ready:
             if sequence.finish_reason:
                 self.scheduler.remove(sequence)
         return ready

@@ -81,7 +81,8 @@ class Sampler:
         params = self.params
         if params.has_penalty:
             logits = penalize(logits, ids, prompt_tokens, params)
-        u = float(self._random.random()) if params.temperature > 0 else 0.0
+        # In float32, as the core takes it: a double just below 1 would round up to 1.
+        u = float(self._random.random(dtype=np.float32)) if params.temperature > 0 else 0.0
         token = _core.sample(
             np.ascontiguousarray(logits, np.float32),
             params.temperature,

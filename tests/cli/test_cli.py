@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import deepmnn
+from deepmnn.cli import app
+from tiny_artifact import CONFIG, tiny_artifact, write_config
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("cli"), quant="w8")
+
+
+def run(*arguments: object, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, [str(a) for a in arguments], input=stdin)
+
+
+def good(*arguments: object, stdin: str | None = None) -> Result:
+    result = run(*arguments, stdin=stdin)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def bad(code: int, *arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == code, result.output
+    assert "Traceback" not in result.output
+    if code == 1:
+        assert result.stderr.startswith("error: ")
+        assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_help_of_every_verb() -> None:
+    text = good("--help").output
+    for verb in ("demo", "pull", "convert", "info", "generate", "chat", "bench", "eval"):
+        assert re.search(rf"\b{verb}\b", text)
+        assert "--help" in good(verb, "--help").output
+    assert good("--version").output.strip() == f"deepmnn {deepmnn.__version__}"
+
+
+def test_convert_and_info(tmp_path: Path) -> None:
+    write_config(tmp_path / "source")
+    flags = ["--quant", "w4", "--random-weights", "--seed", 5, "--optimize-level", 2]
+    text = good("convert", tmp_path / "source", tmp_path / "out", *flags).output
+    manifest = json.loads((tmp_path / "out" / "deepmnn.json").read_text())
+    assert (manifest["quant"], manifest["optimize_level"]) == ("w4", 2)
+    assert f"{manifest['nodes_level_0']} -> {manifest['nodes']}" in text
+    assert "parameters as w4" in text
+    assert "exists" in bad(1, "convert", tmp_path / "source", tmp_path / "out", *flags)
+    good("convert", tmp_path / "source", tmp_path / "out", *flags, "--overwrite")
+
+    text = good("info", tmp_path / "out", "--verify").output
+    parameters = sum(f.stat().st_size for f in (tmp_path / "out").glob("*.safetensors"))
+    assert parameters > 0
+    for wanted in ("DeepseekV3ForCausalLM", "192 tokens", "w4", "level 3", "mla_attention"):
+        assert wanted in text
+    assert f"{4 * 2 * (18 + 6)} B per token" in text
+    program = good("info", tmp_path / "out", "--program").output
+    assert f"{manifest['nodes']} instructions" in program
+
+
+def test_info_counts_parameters_of_a_checkpoint(tmp_path: Path) -> None:
+    import transformers
+
+    write_config(tmp_path)
+    config = transformers.AutoConfig.for_model(**CONFIG)
+    torch_model = transformers.AutoModelForCausalLM.from_config(config)
+    numbers = sum(p.numel() for p in torch_model.state_dict().values())
+    text = good("info", tmp_path).output
+    assert f"{numbers / 1000:.1f} k" in text
+    assert good("info", tmp_path / "config.json").output == text
+
+
+def test_info_verify_finds_damage(tmp_path: Path) -> None:
+    path = tiny_artifact(tmp_path)
+    shard = next(path.glob("*.safetensors"))
+    data = bytearray(shard.read_bytes())
+    data[-100] ^= 1
+    shard.write_bytes(data)
+    assert "damaged" in bad(1, "info", path, "--verify")
+
+
+def test_generate(artifact: Path) -> None:
+    flags = ["--max-tokens", 8, "--temperature", 0.8, "--seed", 1, "--threads", 1]
+    result = good("generate", artifact, "Hello", *flags)
+    assert "answer " in result.stderr
+    assert "tok/s" in result.stderr
+    assert "tok/s" not in result.stdout
+    assert good("generate", artifact, "Hello", *flags).stdout == result.stdout
+    raw = good("generate", artifact, "Hello", "--raw", *flags)
+    model = deepmnn.load(artifact, threads=1)
+    params = deepmnn.SamplingParams(temperature=0.8, seed=1, max_tokens=8)
+    assert raw.stdout == model.generate("Hello", params).text + "\n"
+
+
+def test_chat_keeps_the_conversation_and_reuses_its_prefix(artifact: Path) -> None:
+    flags = ["--max-tokens", 4, "--system", "A long system message. " * 3, "--threads", 1]
+    result = good("chat", artifact, *flags, stdin="Hello\n\nAgain\n/reset\nHello\n/exit\nno\n")
+    stats = [line for line in result.stderr.splitlines() if "tok/s" in line]
+    lengths = [int(re.search(r"prompt (\d+)", line)[1]) for line in stats]
+    assert lengths[1] > lengths[0] == lengths[2]
+    assert ["cached" in line for line in stats] == [False, True, True]
+    good("chat", artifact, *flags, stdin="")
+
+
+def test_eval(artifact: Path, tmp_path: Path) -> None:
+    data = tmp_path / "problems.jsonl"
+    lines = [
+        {"question": f"{i} + 1?", "answer": str(i + 1), "kind": "odd" * (i % 2)} for i in range(6)
+    ]
+    data.write_text("\n".join(map(json.dumps, lines)) + "\n\n")
+    text = good("eval", artifact, "--data", data, "--limit", 5, "--max-tokens", 6).output
+    assert re.search(r"exact match \d+\.\d% \(\d of 5\)", text)
+    assert "odd" in text
+    data.write_text('{"question": "only"}\n')
+    assert "line 1" in bad(1, "eval", artifact, "--data", data)
+    assert "cannot be read" in bad(1, "eval", artifact, "--data", tmp_path / "none")
+
+
+def test_bench_prints_json(artifact: Path) -> None:
+    flags = ["--prompt-tokens", "5,9", "--new-tokens", 3, "--batch", "1,2", "--repeat", 2]
+    report = json.loads(good("bench", artifact, *flags, "--json", "--threads", 1).stdout)
+    shapes = [(row["prompt_tokens"], row["batch"]) for row in report["rows"]]
+    assert shapes == [(5, 1), (5, 2), (9, 1), (9, 2)]
+    for row in report["rows"]:
+        assert row["prefill"]["mean"] > 0 < row["decode"]["mean"]
+        assert 0 < row["decode_bandwidth_share"] < 1
+        assert 0 < row["prefill_macs_share"] < 1
+    assert report["machine"]["threads"] == 1
+    text = good("bench", artifact, *flags, "--threads", 1).stdout
+    assert "GB/s" in text
+    assert "±" in text
+    assert "--batch" in bad(2, "bench", artifact, "--batch", "1,x")
+    assert "192" in bad(1, "bench", artifact, "--prompt-tokens", "190", "--repeat", 1)
+
+
+def test_errors_are_one_line_without_a_traceback(artifact: Path, tmp_path: Path) -> None:
+    assert "config.json" in bad(1, "info", tmp_path / "missing")
+    assert "convert" in bad(1, "generate", artifact.parent / "source", "x")
+    assert "temperature" in bad(1, "generate", artifact, "x", "--temperature", -1)
+    assert "w5" in bad(1, "convert", artifact.parent / "source", tmp_path / "o", "--quant", "w5")
+    assert "converted" in bad(1, "info", artifact.parent / "source", "--program")
+    bad(2, "convert", "only-one")
+    bad(2, "generate", artifact, "x", "--threads", 0)
+    bad(2, "nonsense")
+
+
+def test_pull_explains_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "owner/name" in bad(1, "pull", "not a repository!")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    code = "from deepmnn.cli import main; main()"
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", code, "pull", "owner/name"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "cannot be reached" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_ctrl_c_leaves_with_130(artifact: Path) -> None:
+    code = "from deepmnn.cli import main; main()"
+    command = [sys.executable, "-c", code, "chat", str(artifact)]
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr
+    assert "/reset" in process.stderr.readline()
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Traceback" not in errors

@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+from deepmnn.backends.base import F32
+from deepmnn.engine.sampler import Sampler, SamplingParams, penalize
+from deepmnn.errors import RequestError
+
+DRAWS = 4000
+
+
+def oracle(logits: F32, params: SamplingParams) -> F32:
+    """Probabilities by transformers' logits processors."""
+    scores = torch.tensor(logits)[None]
+    chain: list[Any] = [transformers.TemperatureLogitsWarper(params.temperature)]
+    if params.top_k:
+        chain.append(transformers.TopKLogitsWarper(params.top_k))
+    if params.top_p < 1:
+        chain.append(transformers.TopPLogitsWarper(params.top_p))
+    if params.min_p:
+        chain.append(transformers.MinPLogitsWarper(params.min_p))
+    for warper in chain:
+        scores = warper(None, scores)
+    return np.asarray(scores.softmax(-1)[0])
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 33, 131])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=1.0, seed=1),
+        SamplingParams(temperature=0.6, top_p=0.95, seed=2),
+        SamplingParams(temperature=1.3, top_k=5, seed=3),
+        SamplingParams(temperature=1.0, min_p=0.1, seed=4),
+        SamplingParams(temperature=2.0, top_k=20, top_p=0.7, min_p=0.05, seed=5),
+        SamplingParams(temperature=0.9, top_p=0.01, seed=6),
+    ],
+    ids=range(6),
+)
+def test_tokens_are_drawn_with_the_right_probabilities(size: int, params: SamplingParams) -> None:
+    logits = np.random.default_rng(size).normal(0, 2, size).astype(np.float32)
+    wanted = oracle(logits, params)
+    sampler = Sampler(params)
+    counts = np.bincount([sampler(logits, [], 0) for _ in range(DRAWS)], minlength=size)
+    assert not counts[wanted == 0].any(), "a filtered token was drawn"
+    # Six standard deviations of each count: the seeds are fixed, so this never flickers.
+    bound = 6 * np.sqrt(DRAWS * wanted * (1 - wanted)) + 1e-6
+    assert (np.abs(counts - DRAWS * wanted) <= bound).all()
+
+
+def test_greedy_takes_the_first_of_the_best() -> None:
+    logits = np.array([1.0, 3.0, 3.0, -2.0], np.float32)
+    assert Sampler(SamplingParams())(logits, [], 0) == 1
+
+
+def test_a_seed_makes_draws_reproducible() -> None:
+    logits = np.zeros(50, np.float32)
+    first, second = (Sampler(SamplingParams(temperature=1.0, seed=7)) for _ in range(2))
+    draws = [first(logits, [], 0) for _ in range(20)]
+    assert [second(logits, [], 0) for _ in range(20)] == draws
+    free = Sampler(SamplingParams(temperature=1.0))
+    assert [free(logits, [], 0) for _ in range(20)] != draws
+
+
+def test_penalties() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 3, 40).astype(np.float32)
+    ids = rng.integers(0, 40, 30).tolist()
+    got = penalize(logits, ids, 12, SamplingParams(repetition_penalty=1.7))
+    processor = transformers.RepetitionPenaltyLogitsProcessor(1.7)
+    wanted = processor(torch.tensor([ids]), torch.tensor(logits)[None])[0]
+    np.testing.assert_allclose(got, np.asarray(wanted), rtol=1e-6)
+    got = penalize(logits, ids, 12, SamplingParams(presence_penalty=0.5, frequency_penalty=0.25))
+    for token in range(40):
+        seen = ids[12:].count(token)
+        assert got[token] == pytest.approx(logits[token] - 0.5 * (seen > 0) - 0.25 * seen)
+    assert penalize(logits, ids, 30, SamplingParams(presence_penalty=0.5)) == pytest.approx(logits)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"temperature": "hot"},
+        {"temperature": True},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"top_k": -1},
+        {"top_k": 2.5},
+        {"min_p": -0.5},
+        {"seed": -1},
+        {"max_tokens": 0},
+        {"stop": ""},
+        {"stop": ("a", "")},
+        {"stop": 5},
+        {"repetition_penalty": 0.0},
+        {"presence_penalty": float("nan")},
+        {"frequency_penalty": None},
+    ],
+    ids=str,
+)
+def test_impossible_parameters_are_refused(fields: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=next(iter(fields))):
+        SamplingParams(**fields)
+
+
+def test_one_stop_string_is_a_list_of_one() -> None:
+    assert SamplingParams(stop="x").stop == ("x",)
+    assert SamplingParams(stop=["x", "y"]).stop == ("x", "y")

@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import deepmnn
+from deepmnn import LLM, Completion, SamplingParams
+from deepmnn.errors import (
+    ArtifactError,
+    ConfigError,
+    ContextLengthError,
+    RequestError,
+    TokenizerError,
+)
+from tiny_artifact import tiny_artifact
+
+IDS = [5, 17, 200, 33, 33, 9, 150, 71, 8, 262, 0, 41]
+CHAT = [{"role": "user", "content": "What is 2 + 2?"}]
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("api"))
+
+
+@pytest.fixture(scope="module", params=["reference", "cpu"])
+def model(artifact: Path, request: pytest.FixtureRequest) -> LLM:
+    return deepmnn.load(artifact, request.param, threads=2, max_batch_tokens=8)
+
+
+def close(a: Any, b: Any) -> None:
+    np.testing.assert_allclose(a, b, atol=2e-4 * float(np.abs(b).max()))
+
+
+def test_backends_agree(artifact: Path) -> None:
+    close(
+        deepmnn.load(artifact, "cpu").logits(IDS), deepmnn.load(artifact, "reference").logits(IDS)
+    )
+
+
+def test_logits_in_chunks_or_whole_or_by_session(model: LLM, artifact: Path) -> None:
+    logits = model.logits(IDS)
+    assert logits.shape == (len(IDS), model.vocab_size)
+    assert logits.dtype == np.float32
+    whole = deepmnn.load(artifact, "reference", max_batch_tokens=512).logits(IDS)
+    close(logits, whole)
+    with model.session() as session:
+        close(session.prefill(IDS[:7]), logits[6])
+        for index in range(7, len(IDS)):
+            close(session.decode(IDS[index]), logits[index])
+        assert session.length == len(IDS)
+        session.rollback(5)
+        close(session.prefill(IDS[5:]), logits[-1])
+
+
+def test_rollback_equals_a_fresh_prefill(model: LLM) -> None:
+    with model.session() as rolled, model.session() as fresh:
+        rolled.prefill(IDS * 6)
+        rolled.rollback(40)
+        close(rolled.decode(3), fresh.prefill([*(IDS * 6)[:40], 3]))
+
+
+def test_a_shared_prefix_gives_the_same_logits(model: LLM) -> None:
+    ids = IDS * 8
+    with model.session() as first, model.session(share_prefix=True) as second:
+        wanted = first.prefill(ids)
+        before = model.engine.manager.free_blocks
+        close(second.prefill(ids), wanted)
+        assert before - model.engine.manager.free_blocks < len(ids) // 32
+        close(second.decode(7), first.decode(7))
+
+
+def test_a_batch_answers_as_each_prompt_alone(model: LLM) -> None:
+    params = SamplingParams(max_tokens=12)
+    prompts: list[list[int]] = [IDS[: 3 + i] for i in range(5)]
+    together = model.generate(prompts, params)
+    for prompt, answer in zip(prompts, together, strict=True):
+        alone = model.generate(prompt, params)
+        assert alone.ids == answer.ids
+        assert alone.text == answer.text
+        assert answer.prompt_tokens == len(prompt)
+        assert answer.completion_tokens == len(answer.ids)
+
+
+def test_greedy_generation_follows_the_logits(model: LLM) -> None:
+    answer = model.generate(IDS, SamplingParams(max_tokens=9, ignore_eos=True))
+    ids = IDS + answer.ids
+    assert answer.ids == model.logits(ids)[len(IDS) - 1 : -1].argmax(-1).tolist()
+    assert answer.finish_reason == "length"
+    assert answer.text == model.tokenizer.decode(answer.ids)
+
+
+def test_the_chat_template_opens_the_reasoning(model: LLM) -> None:
+    params = SamplingParams(max_tokens=20, ignore_eos=True)
+    ids = model.tokenizer.encode_chat(CHAT)
+    assert model.tokenizer.decode(ids[-8:]).endswith("<think>\n")
+    chat, plain = model.generate(CHAT, params), model.generate("What is 2 + 2?", params)
+    assert chat.prompt_tokens == len(ids)
+    assert chat.text == ""
+    assert chat.reasoning.strip() == model.tokenizer.decode(chat.ids).strip()
+    assert plain.reasoning == ""
+    assert isinstance(model.generate([CHAT], params), list)
+
+
+def test_stream_adds_up_to_generate(model: LLM) -> None:
+    params = SamplingParams(max_tokens=15, temperature=1.0, seed=3)
+    whole = model.generate("hello", params)
+    chunks = list(model.stream("hello", params))
+    added = Completion()
+    for chunk in chunks:
+        added.add(chunk)
+    assert (added.ids, added.text, added.finish_reason) == (
+        whole.ids,
+        whole.text,
+        whole.finish_reason,
+    )
+    assert [c.finish_reason is None for c in chunks] == [True] * (len(chunks) - 1) + [False]
+    assert [c.completion_tokens for c in chunks] == list(range(1, len(chunks) + 1))
+    assert chunks[-1].decode_seconds > 0 < chunks[-1].prefill_seconds
+    assert added.tokens_per_second == pytest.approx((len(chunks) - 1) / chunks[-1].decode_seconds)
+
+
+def test_two_streams_take_turns(model: LLM) -> None:
+    params = SamplingParams(max_tokens=10, ignore_eos=True)
+    wanted = [model.generate(prompt, params).ids for prompt in ([1, 2, 3], [4, 5])]
+    streams = [model.stream(prompt, params) for prompt in ([1, 2, 3], [4, 5])]
+    got: list[list[int]] = [[], []]
+    for pair in zip(*streams, strict=False):
+        for ids, chunk in zip(got, pair, strict=True):
+            ids += chunk.ids
+    for ids, stream in zip(got, streams, strict=True):
+        ids += [token for chunk in stream for token in chunk.ids]
+    assert got == wanted
+
+
+def test_closing_a_stream_frees_its_blocks(model: LLM) -> None:
+    free = model.engine.manager.free_blocks
+    stream = model.stream(IDS, SamplingParams(max_tokens=50))
+    next(stream)
+    stream.close()
+    model.stream(IDS)  # never started
+    assert not model.engine.scheduler.busy
+    assert model.engine.manager.free_blocks == free
+
+
+def test_stop_strings_end_the_answer(model: LLM) -> None:
+    params = SamplingParams(max_tokens=40, ignore_eos=True)
+    full = model.generate("go on", params)
+    stop = next(c for c in full.text if c not in "\ufffd" and full.text.index(c) > 3)
+    cut = model.generate("go on", SamplingParams(max_tokens=40, ignore_eos=True, stop=stop))
+    assert cut.finish_reason == "stop"
+    assert cut.text == full.text[: full.text.index(stop)]
+    assert cut.completion_tokens < full.completion_tokens
+
+
+def test_impossible_prompts(model: LLM) -> None:
+    for prompt in ([], 5, [[]], [1.5], [[1], 2], None, [CHAT, 3], [-1], [10_000]):
+        with pytest.raises(RequestError):
+            model.generate(prompt)
+        with pytest.raises(RequestError):
+            model.stream(prompt)
+    for length in (192, 500):
+        with pytest.raises(ContextLengthError, match="192"):
+            model.generate([1] * length)
+    with pytest.raises(ContextLengthError):
+        model.logits([1] * 193)
+    with pytest.raises(RequestError):
+        model.logits([])
+    assert not model.engine.scheduler.busy
+
+
+def test_an_answer_ends_where_the_context_does(model: LLM) -> None:
+    answer = model.generate([1] * 180, SamplingParams(ignore_eos=True))
+    assert (answer.completion_tokens, answer.finish_reason) == (12, "length")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"backend": "gpu"},
+        {"kv_dtype": "int3"},
+        {"threads": 0},
+        {"threads": "2"},
+        {"cache_tokens": -5},
+        {"max_batch_tokens": 0},
+        {"max_sequences": 0},
+    ],
+    ids=str,
+)
+def test_impossible_arguments(artifact: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(RequestError, match=next(iter(arguments))):
+        deepmnn.load(artifact, **arguments)
+
+
+def test_bf16_cache_is_close(artifact: Path) -> None:
+    wanted = deepmnn.load(artifact, "reference").logits(IDS)
+    for backend in ("reference", "cpu"):
+        model = deepmnn.load(artifact, backend, kv_dtype="bf16")
+        got = model.logits(IDS)
+        assert model.kv_bytes_per_token == 2 * 2 * (18 + 6)
+        assert 0 < np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
+def test_wrong_directories(artifact: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="convert"):
+        deepmnn.load(artifact.parent / "source")
+    for path in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(ArtifactError):
+            deepmnn.load(path)
+
+
+def test_without_a_tokenizer_token_ids_still_work(tmp_path: Path) -> None:
+    model = deepmnn.load(tiny_artifact(tmp_path, tokenizer=False), "reference")
+    answer = model.generate(IDS, SamplingParams(max_tokens=3))
+    assert len(answer.ids) == 3
+    assert answer.text == ""
+    for call in (lambda: model.generate("hi"), lambda: model.generate(CHAT)):
+        with pytest.raises(TokenizerError, match=r"tokenizer\.json"):
+            call()
+    with pytest.raises(TokenizerError):
+        model.generate(IDS, SamplingParams(stop="x"))
+
+
+@pytest.mark.parametrize(
+    ("content", "eos_ids", "params"),
+    [
+        ({"eos_token_id": [3, 4]}, {3, 4}, SamplingParams()),
+        ({"eos_token_id": 7, "temperature": 0.6}, {7}, SamplingParams()),
+        (
+            {"do_sample": True, "temperature": 0.6, "top_p": 0.95},
+            {1},
+            SamplingParams(temperature=0.6, top_p=0.95),
+        ),
+        ({"do_sample": True}, {1}, SamplingParams(temperature=1.0)),
+    ],
+    ids=range(4),
+)
+def test_generation_config(
+    artifact: Path, tmp_path: Path, content: Any, eos_ids: set[int], params: SamplingParams
+) -> None:
+    found = read_generation_config(artifact, tmp_path, json.dumps(content))
+    assert (found.eos_ids, found.params) == (eos_ids, params)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"eos_token_id": "x"}', '{"do_sample": true, "top_p": 7}']
+)
+def test_malformed_generation_config(artifact: Path, tmp_path: Path, text: str) -> None:
+    with pytest.raises(ConfigError):
+        read_generation_config(artifact, tmp_path, text)
+
+
+def read_generation_config(artifact: Path, tmp_path: Path, text: str) -> Any:
+    from deepmnn.generation_config import GenerationConfig
+
+    shutil.copy(artifact / "config.json", tmp_path)
+    (tmp_path / "generation_config.json").write_text(text)
+    return GenerationConfig.read(tmp_path, json.loads((tmp_path / "config.json").read_text()))
