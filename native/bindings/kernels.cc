@@ -1,3 +1,143 @@
+// deepmnn._core: packing, unpacking and sampling; and the list of instruction sets.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
 
-void bind_kernels(nanobind::module_&) {}
+#include <algorithm>
+#include <atomic>
+#include <thread>
+#include <vector>
+
+#include "bindings/arrays.h"
+
+void bind_errors(nanobind::module_& m);
+void bind_kernel_table(nanobind::module_& m);
+
+namespace deepmnn {
+
+DType parse_dtype(const std::string& name, int64_t group_size) {
+  const char* names[] = {"vector", "f32", "bf16", "w8", "w4"};
+  const auto* found = std::find(std::begin(names), std::end(names), name);
+  if (found == std::end(names)) {
+    throw Error("request", "weight format '" + name + "'; expected one of vector, f32, bf16, w8, w4");
+  }
+  const DType dtype = static_cast<DType>(found - names);
+  const bool grouped = dtype == DType::w8 || dtype == DType::w4;
+  const bool right = grouped ? group_size == 32 || group_size == 64 || group_size == 128 : group_size == 0;
+  if (!right) {
+    throw Error("request", "group_size " + std::to_string(group_size) + " for " + name + "; expected " +
+                               (grouped ? "32, 64 or 128" : "0"));
+  }
+  return dtype;
+}
+
+Weight weight_shape(const std::string& dtype, int64_t rows, int64_t cols, int64_t group_size) {
+  Weight weight;
+  weight.dtype = parse_dtype(dtype, group_size);
+  constexpr int64_t kMost = int64_t{1} << 40;
+  if (rows < 0 || cols < 0 || rows > kMost || cols > kMost ||
+      static_cast<double>(rows + 16) * static_cast<double>(cols + 128) > 0x1p56) {
+    throw Error("request", "a weight of " + std::to_string(rows) + " rows and " + std::to_string(cols) +
+                               " columns; expected sizes from 0 up to what memory can hold");
+  }
+  if (weight.dtype == DType::vector && rows != 1) {
+    throw Error("request", "a vector of " + std::to_string(rows) + " rows; expected 1 row");
+  }
+  weight.rows = rows;
+  weight.cols = cols;
+  weight.group_size = static_cast<int32_t>(group_size);
+  return weight;
+}
+
+namespace {
+
+int64_t nbytes(const Weight& w) { return packed_nbytes(w.dtype, w.rows, w.cols, w.group_size); }
+
+// Runs work(begin, end) over chunks of [0, count) on `threads` threads, this one included.
+template <class F>
+void parallel(int64_t count, int64_t threads, F work) {
+  const int64_t chunk = std::max<int64_t>(1, count / (threads * 8));
+  std::atomic<int64_t> next{0};
+  const auto run = [&] {
+    for (int64_t begin; (begin = next.fetch_add(chunk)) < count;) work(begin, std::min(begin + chunk, count));
+  };
+  std::vector<std::thread> others;
+  for (int64_t i = 1; i < std::min(threads, count); ++i) others.emplace_back(run);
+  run();
+  for (std::thread& thread : others) thread.join();
+}
+
+nb::ndarray<nb::numpy, uint8_t> quantize_pack(const Array& w, const std::string& dtype, int64_t group_size,
+                                              int64_t threads, const std::string& isa) {
+  const Matrix<float> source = matrix<float>(w, "w");
+  if (source.stride != source.cols) reject<float>(w, "w", "C-contiguous");
+  const Weight shape = weight_shape(dtype, source.rows, source.cols, group_size);
+  if (shape.dtype == DType::vector) throw Error("request", "weight format 'vector'; expected a matrix format");
+  if (threads < 1 || threads > 1024) {
+    throw Error("request", "threads " + std::to_string(threads) + "; expected 1 to 1024");
+  }
+  const Kernels& kernels = select_kernels(isa.c_str());
+  NewArray<uint8_t> out({nbytes(shape)});
+  {
+    const nb::gil_scoped_release release;
+    parallel((shape.rows + kBlockRows - 1) / kBlockRows, threads,
+             [&](int64_t begin, int64_t end) { kernels.quantize_pack(source.data, shape, begin, end, out.data()); });
+  }
+  return out.release();
+}
+
+nb::ndarray<nb::numpy, float> unpack(const Array& packed, const std::string& dtype, int64_t rows, int64_t cols,
+                                     int64_t group_size) {
+  Weight weight = weight_shape(dtype, rows, cols, group_size);
+  weight.data = vector<uint8_t>(packed, "packed", nbytes(weight));
+  const bool plain = weight.dtype == DType::vector;
+  NewArray<float> out = plain ? NewArray<float>({cols}) : NewArray<float>({rows, cols});
+  {
+    const nb::gil_scoped_release release;
+    if (plain) std::copy_n(weight.data, cols * 4, reinterpret_cast<uint8_t*>(out.data()));
+    for (int64_t row = 0; row < rows && !plain; ++row) {
+      scalar_kernels()->decode_row(weight, row, out.data() + row * cols);
+    }
+  }
+  return out.release();
+}
+
+int32_t sample_array(const Array& logits, float temperature, int32_t top_k, float top_p, float min_p, float u) {
+  const float* data = vector<float>(logits, "logits");
+  SamplingParams params;
+  params.temperature = temperature;
+  params.top_k = top_k;
+  params.top_p = top_p;
+  params.min_p = min_p;
+  const nb::gil_scoped_release release;
+  return sample(data, static_cast<int64_t>(logits.shape(0)), params, u);
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  for (const Kernels* table : {avx512_kernels(), avx2_kernels(), scalar_kernels()}) {
+    if (table) names.emplace_back(table->isa);
+  }
+  return names;
+}
+
+}  // namespace
+}  // namespace deepmnn
+
+void bind_kernels(nanobind::module_& m) {
+  namespace nb = nanobind;
+  using namespace nb::literals;
+  bind_errors(m);
+  m.def("isas", &deepmnn::isas, "Instruction sets this machine runs, best first.");
+  m.def(
+      "packed_nbytes",
+      [](const std::string& dtype, int64_t rows, int64_t cols, int64_t group_size) {
+        return deepmnn::nbytes(deepmnn::weight_shape(dtype, rows, cols, group_size));
+      },
+      "dtype"_a, "rows"_a, "cols"_a, "group_size"_a = 0);
+  m.def("quantize_pack", &deepmnn::quantize_pack, "w"_a, "dtype"_a, "group_size"_a = 0, "threads"_a = 1, "isa"_a = "");
+  m.def("unpack", &deepmnn::unpack, "packed"_a, "dtype"_a, "rows"_a, "cols"_a, "group_size"_a = 0);
+  m.def("sample", &deepmnn::sample_array, "logits"_a, "temperature"_a = 1.0f, "top_k"_a = 0, "top_p"_a = 1.0f,
+        "min_p"_a = 0.0f, "u"_a);
+  bind_kernel_table(m);
+}

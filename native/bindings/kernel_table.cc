@@ -1,0 +1,257 @@
+// deepmnn._core.kernels: every entry of the kernel table as a Python function, so that tests can hold each instruction
+// set against numpy. Results are new arrays; `isa` is "" (the best) or a name of isas().
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+
+#include <algorithm>
+#include <optional>
+#include <tuple>
+
+#include "bindings/arrays.h"
+
+namespace deepmnn {
+namespace {
+
+using F32 = nb::ndarray<nb::numpy, float>;
+using Unary = void (*)(const float*, int64_t, float*);
+using Binary = void (*)(const float*, const float*, int64_t, float*);
+
+const Kernels& table(const std::string& isa) { return select_kernels(isa.c_str()); }
+int64_t size(const Array& a) { return static_cast<int64_t>(a.shape(0)); }
+
+Epilogue parse_epilogue(const std::string& name) {
+  if (name == "store") return Epilogue::store;
+  if (name == "accumulate") return Epilogue::accumulate;
+  if (name == "swiglu") return Epilogue::swiglu;
+  throw Error("request", "epilogue '" + name + "'; expected store, accumulate or swiglu");
+}
+
+// Activations in the form that w8 and w4 read.
+struct Quantized {
+  NewArray<int8_t> codes;
+  NewArray<float> scales;
+  NewArray<int32_t> sums;
+
+  Quantized(const Matrix<float>& x, int64_t group_size, const Kernels& kernels)
+      : codes({x.rows, groups(x, group_size) * group_size}),
+        scales({x.rows, groups(x, group_size)}),
+        sums({x.rows, groups(x, group_size)}) {
+    kernels.quantize_rows(x.data, x.stride, x.rows, x.cols, static_cast<int32_t>(group_size), codes.data(),
+                          scales.data(), sums.data());
+  }
+  static int64_t groups(const Matrix<float>& x, int64_t group_size) { return (x.cols + group_size - 1) / group_size; }
+};
+
+auto quantize_rows(const Array& x, int64_t group_size, const std::string& isa) {
+  parse_dtype("w8", group_size);
+  Quantized q(matrix<float>(x, "x"), group_size, table(isa));
+  return std::make_tuple(q.codes.release(), q.scales.release(), q.sums.release());
+}
+
+void check_index(const int32_t* index, int64_t n, int64_t rows) {
+  for (int64_t i = 0; i < n; ++i) {
+    if (index[i] < 0 || index[i] >= rows) {
+      throw Error("request", "index " + std::to_string(index[i]) + "; expected a row below " + std::to_string(rows));
+    }
+  }
+}
+
+// y is the initial content of the result: [n, at least out_cols].
+F32 linear(const Array& x, const Array& packed, const std::string& dtype, int64_t rows, int64_t cols,
+           int64_t group_size, const Array& y, int64_t out_cols, const std::string& epilogue,
+           const std::optional<Array>& bias, const std::optional<Array>& index, int64_t begin, int64_t end,
+           const std::string& isa) {
+  const Kernels& kernels = table(isa);
+  const Matrix<float> input = matrix<float>(x, "x"), initial = matrix<float>(y, "y");
+  LinearTask task;
+  task.weight = weight_shape(dtype, rows, cols, group_size);
+  task.weight.data =
+      vector<uint8_t>(packed, "packed", packed_nbytes(task.weight.dtype, rows, cols, task.weight.group_size));
+  task.epilogue = parse_epilogue(epilogue);
+  const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows / (task.epilogue == Epilogue::swiglu ? 2 : 1);
+  if (input.cols != cols || out_cols > initial.cols || begin < 0 || begin > end || end > blocks) {
+    throw Error("request", "shapes of a linear do not agree; expected x [n, cols], y [n, >= out_cols] and blocks 0.." +
+                               std::to_string(blocks));
+  }
+  if (index) task.rows.index = vector<int32_t>(*index, "index");
+  task.rows.n = index ? size(*index) : input.rows;
+  if (initial.rows != task.rows.n) throw Error("request", "y has the wrong number of rows; expected one per input row");
+  if (index) check_index(task.rows.index, task.rows.n, input.rows);
+  NewArray<float> out({initial.rows, initial.cols});
+  for (int64_t i = 0; i < initial.rows; ++i) {
+    std::copy_n(initial.data + i * initial.stride, initial.cols, out.data() + i * initial.cols);
+  }
+  task.y = out.data();
+  task.y_stride = initial.cols;
+  task.out_cols = out_cols;
+  if (bias) task.bias = vector<float>(*bias, "bias", out_cols);
+  task.rows.x = input.data;
+  task.rows.stride = input.stride;
+  std::optional<Quantized> quantized;
+  if (group_size) {
+    quantized.emplace(input, group_size, kernels);
+    task.rows.codes = quantized->codes.data();
+    task.rows.scales = quantized->scales.data();
+    task.rows.sums = quantized->sums.data();
+  }
+  {
+    const nb::gil_scoped_release release;
+    kernels.linear(task, begin, end);
+  }
+  return out.release();
+}
+
+F32 decode_row(const Array& packed, const std::string& dtype, int64_t rows, int64_t cols, int64_t group_size,
+               int64_t row, const std::string& isa) {
+  Weight weight = weight_shape(dtype, rows, cols, group_size);
+  weight.data = vector<uint8_t>(packed, "packed", packed_nbytes(weight.dtype, rows, cols, weight.group_size));
+  if (row < 0 || row >= rows) throw Error("request", "row " + std::to_string(row) + "; expected a row of the weight");
+  NewArray<float> out({cols});
+  table(isa).decode_row(weight, row, out.data());
+  return out.release();
+}
+
+F32 rms_norm(const Array& x, const std::optional<Array>& w, float eps, const std::string& isa) {
+  const float* data = vector<float>(x, "x");
+  const int64_t n = size(x);
+  NewArray<float> out({n});
+  table(isa).rms_norm(data, w ? vector<float>(*w, "w", n) : nullptr, eps, n, out.data());
+  return out.release();
+}
+
+auto add_rms_norm(const Array& a, const Array& b, const std::optional<Array>& w, float eps, const std::string& isa) {
+  const float* first = vector<float>(a, "a");
+  const int64_t n = size(a);
+  NewArray<float> total({n}), out({n});
+  table(isa).add_rms_norm(first, vector<float>(b, "b", n), w ? vector<float>(*w, "w", n) : nullptr, eps, n,
+                          total.data(), out.data());
+  return std::make_tuple(total.release(), out.release());
+}
+
+template <Unary Kernels::* kKernel>
+F32 unary(const Array& x, const std::string& isa) {
+  const float* data = vector<float>(x, "x");
+  NewArray<float> out({size(x)});
+  (table(isa).*kKernel)(data, size(x), out.data());
+  return out.release();
+}
+
+template <Binary Kernels::* kKernel>
+F32 binary(const Array& a, const Array& b, const std::string& isa) {
+  const float* first = vector<float>(a, "a");
+  NewArray<float> out({size(a)});
+  (table(isa).*kKernel)(first, vector<float>(b, "b", size(a)), size(a), out.data());
+  return out.release();
+}
+
+F32 axpy(float a, const Array& x, const Array& y, const std::string& isa) {
+  const float* data = vector<float>(x, "x");
+  NewArray<float> out({size(x)});
+  std::copy_n(vector<float>(y, "y", size(x)), size(x), out.data());
+  table(isa).axpy(a, data, size(x), out.data());
+  return out.release();
+}
+
+F32 scale(const Array& x, float factor, const std::string& isa) {
+  const float* data = vector<float>(x, "x");
+  NewArray<float> out({size(x)});
+  table(isa).scale(data, factor, size(x), out.data());
+  return out.release();
+}
+
+F32 rope(const Array& x, const Array& cos, const Array& sin, bool interleaved, const std::string& isa) {
+  const float* c = vector<float>(cos, "cos");
+  const int64_t half = size(cos);
+  NewArray<float> out({2 * half});
+  std::copy_n(vector<float>(x, "x", 2 * half), 2 * half, out.data());
+  table(isa).rope(out.data(), c, vector<float>(sin, "sin", half), half, interleaved);
+  return out.release();
+}
+
+nb::ndarray<nb::numpy, uint16_t> to_bf16(const Array& x, const std::string& isa) {
+  const float* data = vector<float>(x, "x");
+  NewArray<uint16_t> out({size(x)});
+  table(isa).to_bf16(data, size(x), out.data());
+  return out.release();
+}
+
+template <class T>
+void set_cache(Kernels::AttentionTask& task, const Array& k, const Array& v) {
+  const Matrix<T> keys = matrix<T>(k, "k"), values = matrix<T>(v, "v");
+  if (keys.cols != task.qk_dim || values.cols != task.v_dim || keys.rows != values.rows) {
+    throw Error("request", "shapes of q, k, v, acc do not agree; expected k [keys, qk_dim] and v [keys, v_dim]");
+  }
+  task.k = keys.data;
+  task.v = values.data;
+  task.k_stride = keys.stride;
+  task.v_stride = values.stride;
+  task.n_keys = keys.rows;
+  task.bf16 = sizeof(T) == 2;
+}
+
+// acc and max_sum are the state before this run of keys; returns the state after it.
+auto attention(const Array& q, const Array& k, const Array& v, float factor, const Array& limits, const Array& acc,
+               const Array& max_sum, const std::string& isa) {
+  const Matrix<float> queries = matrix<float>(q, "q"), old = matrix<float>(acc, "acc"),
+                      state = matrix<float>(max_sum, "max_sum");
+  const int64_t n = queries.rows;
+  if (old.rows != n || state.rows != n || state.cols != 2 || old.stride != old.cols || state.stride != 2) {
+    throw Error("request", "acc or max_sum has the wrong shape; expected acc [queries, v_dim], max_sum [queries, 2]");
+  }
+  Kernels::AttentionTask task{};
+  task.q = queries.data;
+  task.q_stride = queries.stride;
+  task.n_queries = n;
+  task.qk_dim = queries.cols;
+  task.v_dim = old.cols;
+  task.scale = factor;
+  task.limits = vector<int32_t>(limits, "limits", n);
+  k.dtype() == nb::dtype<uint16_t>() ? set_cache<uint16_t>(task, k, v) : set_cache<float>(task, k, v);
+  NewArray<float> out({n, old.cols}), out_state({n, 2});
+  std::copy_n(old.data, n * old.cols, out.data());
+  std::copy_n(state.data, n * 2, out_state.data());
+  task.acc = out.data();
+  task.max_sum = out_state.data();
+  table(isa).attention(task);
+  return std::make_tuple(out.release(), out_state.release());
+}
+
+int64_t peak_dot(int64_t rounds, const std::string& isa) {
+  const Kernels& kernels = table(isa);
+  const nb::gil_scoped_release release;
+  return kernels.peak_dot(rounds);
+}
+
+void bind_rows(nb::module_& m) {
+  using namespace nb::literals;
+  m.def("rms_norm", &rms_norm, "x"_a, "w"_a.none(), "eps"_a, "isa"_a = "");
+  m.def("add_rms_norm", &add_rms_norm, "a"_a, "b"_a, "w"_a.none(), "eps"_a, "isa"_a = "");
+  m.def("add", &binary<&Kernels::add>, "a"_a, "b"_a, "isa"_a = "");
+  m.def("mul", &binary<&Kernels::mul>, "a"_a, "b"_a, "isa"_a = "");
+  m.def("axpy", &axpy, "a"_a, "x"_a, "y"_a, "isa"_a = "");
+  m.def("scale", &scale, "x"_a, "factor"_a, "isa"_a = "");
+  m.def("silu", &unary<&Kernels::silu>, "x"_a, "isa"_a = "");
+  m.def("sigmoid", &unary<&Kernels::sigmoid>, "x"_a, "isa"_a = "");
+  m.def("softmax", &unary<&Kernels::softmax>, "x"_a, "isa"_a = "");
+  m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "interleaved"_a, "isa"_a = "");
+  m.def("to_bf16", &to_bf16, "x"_a, "isa"_a = "");
+}
+
+}  // namespace
+}  // namespace deepmnn
+
+void bind_kernel_table(nanobind::module_& parent) {
+  using namespace nanobind::literals;
+  nanobind::module_ m = parent.def_submodule("kernels", "The kernel table, for tests.");
+  m.def("linear", &deepmnn::linear, "x"_a, "packed"_a, "dtype"_a, "rows"_a, "cols"_a, "group_size"_a, "y"_a,
+        "out_cols"_a, "epilogue"_a, "bias"_a.none(), "index"_a.none(), "begin"_a, "end"_a, "isa"_a = "");
+  m.def("quantize_rows", &deepmnn::quantize_rows, "x"_a, "group_size"_a, "isa"_a = "");
+  m.def("decode_row", &deepmnn::decode_row, "packed"_a, "dtype"_a, "rows"_a, "cols"_a, "group_size"_a, "row"_a,
+        "isa"_a = "");
+  m.def("attention", &deepmnn::attention, "q"_a, "k"_a, "v"_a, "scale"_a, "limits"_a, "acc"_a, "max_sum"_a,
+        "isa"_a = "");
+  m.def("peak_dot", &deepmnn::peak_dot, "rounds"_a, "isa"_a = "");
+  deepmnn::bind_rows(m);
+}
