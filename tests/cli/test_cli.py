@@ -147,7 +147,7 @@ def test_bench_prints_json(artifact: Path) -> None:
 
 
 def test_errors_are_one_line_without_a_traceback(artifact: Path, tmp_path: Path) -> None:
-    assert "config.json" in bad(1, "info", tmp_path / "missing")
+    assert "is missing" in bad(1, "info", tmp_path / "missing")
     assert "convert" in bad(1, "generate", artifact.parent / "source", "x")
     assert "temperature" in bad(1, "generate", artifact, "x", "--temperature", -1)
     assert "w5" in bad(1, "convert", artifact.parent / "source", tmp_path / "o", "--quant", "w5")
@@ -177,13 +177,12 @@ def test_pull_explains_what_went_wrong(tmp_path: Path, monkeypatch: pytest.Monke
 def test_ctrl_c_leaves_with_130(artifact: Path) -> None:
     code = "from deepmnn.cli import main; main()"
     command = [sys.executable, "-c", code, "chat", str(artifact)]
-    process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr
-    assert "/reset" in process.stderr.readline()
-    time.sleep(0.3)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        assert process.stderr
+        assert "/reset" in process.stderr.readline()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in errors

@@ -39,8 +39,8 @@ def bench(
     if as_json:
         out.print_json(json.dumps(asdict(report)))
         return
-    columns = ("prefill tok/s", "of int8 peak", "decode tok/s", "of bandwidth", "of int8 peak")
-    made = table(str(location), "prompt", "batch", *columns)
+    columns = ("prefill tok/s", "of int8", "decode tok/s", "of memory", "of int8")
+    made = table("", "prompt", "batch", *columns)
     for row in report.rows:
         made.add_row(
             str(row.prompt_tokens),
@@ -51,6 +51,7 @@ def bench(
             _share(row.decode_bandwidth_share),
             _share(row.decode_macs_share),
         )
+    out.print(f"[bold]{location}[/]", soft_wrap=True)
     out.print(made)
     if report.machine:
         machine = report.machine

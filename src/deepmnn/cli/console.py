@@ -43,9 +43,9 @@ def count(number: float) -> str:
 
 def table(title: str, *columns: str) -> Table:
     """A table whose first column is text and whose others are figures."""
-    made = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
+    made = Table(title=title or None, title_justify="left", title_style="bold", header_style="dim")
     for index, column in enumerate(columns):
-        made.add_column(column, justify="right" if index else "left")
+        made.add_column(column, justify="right" if index else "left", no_wrap=index > 0)
     return made
 
 

@@ -14,7 +14,6 @@ from deepmnn.errors import RequestError
 
 if TYPE_CHECKING:
     from deepmnn.artifact import Artifact
-    from deepmnn.graph.ir import Graph
 
 
 def info(
@@ -55,7 +54,7 @@ def _print_artifact(artifact: Artifact) -> None:
     from deepmnn.quant.pack import weight_nbytes
 
     graph, manifest = artifact.graph(), artifact.manifest
-    _print_head(artifact.config, graph)
+    _print_head(artifact.config)
     out.print(
         f"  converted       {manifest['quant']}, optimize level {manifest['optimize_level']}, "
         f"{manifest['nodes_level_0']} -> {manifest['nodes']} nodes, "
@@ -76,14 +75,16 @@ def _print_artifact(artifact: Artifact) -> None:
 
 def _print_config(path: Path) -> None:
     from deepmnn.checkpoint.checkpoint import read_config
-    from deepmnn.models import build
 
     config = read_config(path)
-    _print_head(config, build(config))
+    _print_head(config)
     _print_levels(config)
 
 
-def _print_head(config: dict[str, Any], graph: Graph) -> None:
+def _print_head(config: dict[str, Any]) -> None:
+    from deepmnn.models import build
+
+    graph = build(config)
     unique = {weight.expr: weight for weight in graph.weights.values()}
     parameters = sum(math.prod(weight.shape) for weight in unique.values())
     width = sum(graph.caches.values())
