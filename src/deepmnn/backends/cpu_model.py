@@ -1,0 +1,75 @@
+"""The CPU backend: a converted model run by the C++ core."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepmnn import _core
+from deepmnn.backends.base import F32, I32, Batch, Cache
+from deepmnn.errors import RequestError
+
+MLA_FORMS = ("auto", "absorbed", "expanded")
+
+
+class CpuBackend:
+    """A loaded model; see backends/base.py for the protocol.
+
+    Args:
+        directory: a converted model: program.bin and the shards it names.
+        threads: worker threads; 0: one for each physical core this process may use.
+        isa: "scalar", "avx2" or "avx512"; "": the best of this machine (or DEEPMNN_ISA).
+        mla_form: how `mla_attention` computes: "absorbed", "expanded", or "auto": whichever takes
+            fewer operations for each sequence. Both give the same result but for rounding.
+
+    Raises:
+        ArtifactError: the directory is damaged or of another version.
+        RequestError: threads, isa or mla_form are impossible.
+    """
+
+    def __init__(
+        self, directory: str | Path, threads: int = 0, isa: str = "", mla_form: str = "auto"
+    ) -> None:
+        self.model = _core.Model(str(directory), threads, isa)
+        self.model.set_mla_form(mla_form)
+        self.vocab_size = self.model.vocab_size
+
+    def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> Cache:
+        """Allocates an empty cache. dtype: "f32" or "bf16".
+
+        Raises RequestError for impossible sizes and for more than the memory available.
+        """
+        return self.model.new_cache(blocks, block_size, dtype)
+
+    def step(self, cache: Cache, batch: Batch) -> F32:
+        """Runs one step, appends to the cache, returns logits [rows, vocab_size].
+
+        Raises RequestError, before anything is computed, when the batch does not fit the model or
+        the cache.
+        """
+        if not isinstance(cache, _core.KvCache):
+            raise RequestError(f"the cache is a {type(cache).__name__}", "one made by new_cache")
+        return self.model.step(
+            cache,
+            _int32("ids", batch.ids, 1),
+            _int32("positions", batch.positions, 1),
+            _int32("sequence_starts", batch.sequence_starts, 1),
+            _int32("context_lengths", batch.context_lengths, 1),
+            _int32("block_tables", batch.block_tables, 2),
+            _int32("logit_rows", batch.logit_rows, 1),
+        )
+
+
+def _int32(name: str, array: NDArray[np.integer], ndim: int) -> I32:
+    """The array as the core takes it: contiguous int32. Raises RequestError."""
+    given = np.asarray(array)
+    if given.ndim != ndim or (given.size and not np.issubdtype(given.dtype, np.integer)):
+        raise RequestError(
+            f"{name} is {given.dtype} with {given.ndim} dimensions", f"integers, {ndim} dimensions"
+        )
+    limits = np.iinfo(np.int32)
+    if given.size and (given.min() < limits.min or given.max() > limits.max):
+        raise RequestError(f"{name} holds numbers beyond 32 bits", "int32")
+    return np.ascontiguousarray(given, np.int32)

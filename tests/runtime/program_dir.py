@@ -1,0 +1,70 @@
+"""Writes a graph as the CPU engine reads it, without the converter: program.bin and one shard."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from deepmnn.backends.base import F32
+from deepmnn.backends.cpu import WeightLocation, lower
+from deepmnn.backends.cpu_model import CpuBackend
+from deepmnn.graph.ir import Graph
+from deepmnn.graph.passes.memory_plan import plan_memory
+from deepmnn.graph.weights import TensorSource
+from deepmnn.quant.pack import matrix_shape, pack, unpack
+
+SHARD = "weights.bin"
+Read = Callable[[str], F32]
+
+
+def write_program(graph: Graph, read: Read, directory: Path, reuse: bool = True) -> None:
+    """graph, with the weights read(name) in their storage formats, as files in `directory`."""
+    locations, parts, offset = {}, [], 0
+    for name in dict.fromkeys(name for node in graph.nodes for name in node.weights):
+        weight = graph.weights[name]
+        matrix = read(name).reshape(matrix_shape(weight))
+        data = pack(matrix, weight.dtype, weight.group_size)
+        locations[name] = WeightLocation(0, offset, data.nbytes)
+        parts.append(data)
+        offset += data.nbytes
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / SHARD).write_bytes(b"".join(part.tobytes() for part in parts))
+    plan = plan_memory(graph, reuse)
+    (directory / "program.bin").write_bytes(lower(graph, plan, locations, [SHARD]))
+
+
+def stored(graph: Graph, read: Read) -> Read:
+    """The weights as their storage formats hold them: what a backend's numbers are judged by."""
+
+    def read_stored(name: str) -> F32:
+        weight, array = graph.weights[name], read(name)
+        rows, cols = matrix_shape(weight)
+        data = pack(array.reshape(rows, cols), weight.dtype, weight.group_size)
+        return unpack(data, weight.dtype, rows, cols, weight.group_size).reshape(array.shape)
+
+    return read_stored
+
+
+def cpu(**options: object) -> Callable[[Graph, TensorSource], CpuBackend]:
+    """Makes CPU backends with these options, for tests/parity.py."""
+
+    def make(graph: Graph, source: TensorSource) -> CpuBackend:
+        with tempfile.TemporaryDirectory() as folder:  # mapped files outlive their names
+            write_program(graph, lambda n: graph.weights[n].expr.read(source), Path(folder))
+            return CpuBackend(folder, **options)  # type: ignore[arg-type]
+
+    return make
+
+
+def random_weights(graph: Graph, seed: int = 0) -> dict[str, F32]:
+    """Normal numbers for every weight of a graph, scaled so that activations stay near one."""
+    rng = np.random.default_rng(seed)
+    return {
+        name: (rng.standard_normal(weight.shape) / np.sqrt(weight.shape[-1] / 2)).astype(np.float32)
+        if weight.dtype != "vector"
+        else (1 + 0.3 * rng.standard_normal(weight.shape)).astype(np.float32)
+        for name, weight in graph.weights.items()
+    }
