@@ -193,7 +193,8 @@ def _unpack_codes(data: U8, dtype: str, blocks: int, group_size: int) -> F32:
         quads = quads.reshape(blocks, groups.shape[1], -1, BLOCK_ROWS, 4)
     codes = quads.transpose(0, 3, 1, 2, 4).reshape(blocks, BLOCK_ROWS, groups.shape[1], group_size)
     values: F32 = codes.astype(np.float32) - OFFSET[dtype]
-    values *= scales.transpose(0, 2, 1)[:, :, :, None]
+    with np.errstate(invalid="ignore", over="ignore"):  # damaged scales may be NaN or infinite
+        values *= scales.transpose(0, 2, 1)[:, :, :, None]
     return values
 
 
