@@ -39,7 +39,7 @@ LLAMA: Config = {
     "num_attention_heads": 3,
     "num_key_value_heads": 3,
     "max_position_embeddings": 256,
-    "rms_norm_eps": 1e-5,
+    "rms_norm_eps": 0.02,
 }
 MLA: Config = LLAMA | {
     "moe_intermediate_size": 19,
