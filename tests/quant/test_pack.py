@@ -6,6 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from deepmnn import _core
 from deepmnn.errors import CheckpointError, RequestError
 from deepmnn.graph.ir import Weight
 from deepmnn.graph.weights import Constant
@@ -128,11 +129,15 @@ def test_representable_weights_are_exact() -> None:
 def test_native_packer_writes_the_same_bytes(
     shape: tuple[int, int], dtype: str, group_size: int
 ) -> None:
-    core = pytest.importorskip("deepmnn._core")
     w = values(*shape, seed=1)
     w[-1] = 0
-    native = np.asarray(core.quantize_pack(w, dtype, group_size, 2))
-    np.testing.assert_array_equal(native, packing.pack(w, dtype, group_size))
+    for matrix in (w, np.sign(w), w * 1e-7, w * 1e-12, w * 1e6, np.round(w * 4)):
+        native = _core.quantize_pack(np.asarray(matrix, np.float32), dtype, group_size, 2)
+        np.testing.assert_array_equal(native, packing.pack(matrix, dtype, group_size))
+        unpacked = _core.unpack(native, dtype, *shape, group_size)
+        np.testing.assert_array_equal(
+            unpacked, packing.unpack(native, dtype, *shape, group_size)
+        )
 
 
 def test_bad_formats_are_request_errors() -> None:
