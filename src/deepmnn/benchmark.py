@@ -147,11 +147,12 @@ def _step(engine: Engine, tables: list[BlockTable]) -> None:
 
 def measure_machine(model: LLM) -> Machine | None:
     """This machine's limits with the model's threads and instruction set (about a second)."""
-    threads, isa = getattr(model.backend, "threads", None), getattr(model.backend, "isa", None)
-    if not isinstance(threads, int) or not isinstance(isa, str):
-        return None
     from deepmnn import _core
+    from deepmnn.backends.cpu_model import CpuBackend
 
+    if not isinstance(model.backend, CpuBackend):
+        return None
+    threads, isa = model.backend.model.threads, model.backend.model.isa
     bandwidth = float(_core.measure_read_bandwidth(threads))
     return Machine(threads, isa, bandwidth, float(_core.measure_int8_peak(threads, isa)))
 

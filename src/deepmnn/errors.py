@@ -6,9 +6,9 @@
     ├── ConfigError            a config.json field is missing, has the wrong type or is out of range
     │   └── UnsupportedModelError a model_type, RoPE scaling or option we do not run
     ├── GraphError             a graph breaks a rule of the IR (a bug in a model file or a pass)
-    ├── ArtifactError          a converted model directory is damaged, incomplete or of another version
+    ├── ArtifactError          a converted model is damaged, incomplete or of another version
     ├── TokenizerError         tokenizer files or a chat template cannot be used
-    ├── RequestError           a call's arguments are impossible (empty prompt, token id outside the vocabulary)
+    ├── RequestError           a call's arguments are impossible (an empty prompt, an unknown token)
     │   └── ContextLengthError    prompt plus answer do not fit the context or the KV cache
     ├── StorageError           disk full, no permission, target already exists
     └── MissingDependencyError an optional package is needed for this call

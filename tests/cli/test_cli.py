@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -186,3 +187,36 @@ def test_ctrl_c_leaves_with_130(artifact: Path) -> None:
         _, errors = process.communicate(timeout=30)
     assert process.returncode == 130
     assert "Traceback" not in errors
+
+
+def test_ctrl_c_stops_an_answer_and_the_chat_goes_on(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, calls = deepmnn.LLM.stream, []
+
+    def stream(self: deepmnn.LLM, *arguments: object) -> Iterator[deepmnn.Chunk]:
+        calls.append(arguments[0])
+        chunks = plain(self, *arguments)
+        yield next(chunks)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        yield from chunks
+
+    monkeypatch.setattr(deepmnn.LLM, "stream", stream)
+    result = good("chat", artifact, "--max-tokens", 4, stdin="one\ntwo\n")
+    assert "stopped" in result.stderr
+    assert [len(messages) for messages in calls] == [1, 1], "the stopped question is forgotten"
+    assert result.stderr.count("tok/s") == 1
+
+
+def test_demo_solves_held_out_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    text = good("demo", "--problems", 12, "--threads", 1).output
+    right, asked = map(int, re.search(r"(\d+) of (\d+) right", text).groups())
+    assert asked == 12
+    assert right >= 9
+    assert "So " in text, "the reasoning is shown"
+    assert "deepmnn chat" in text
+    assert good("demo", "--problems", 12, "--threads", 1).output.split("┏")[0] == text.split("┏")[0]
+    text = good("eval", "--limit", 12, "--threads", 1).output
+    assert "of 12" in text

@@ -110,7 +110,8 @@ def test_eos_ends_the_answer() -> None:
 
 def test_impossible_requests_are_refused_before_any_work() -> None:
     engine, backend = make_engine(blocks=4, block_size=4, context=12)
-    for ids in ([], [backend.vocab_size], [-1], [[1, 2]], ["a"], [0.5]):
+    wrong = ([], [backend.vocab_size], [-1], [[1, 2]], [[1], [2, 3]], ["a"], [0.5], [2**70], None)
+    for ids in wrong:
         with pytest.raises(RequestError):
             engine.submit(ids, SamplingParams())
     for length, max_tokens in ((13, 1), (12, 1), (8, 5), (12, None)):

@@ -45,9 +45,9 @@ def bench(
         made.add_row(
             str(row.prompt_tokens),
             str(row.batch),
-            f"{row.prefill.mean:.0f} ± {row.prefill.sd:.0f}",
+            f"{row.prefill.mean:.4g} ± {row.prefill.sd:.2g}",
             _share(row.prefill_macs_share),
-            f"{row.decode.mean:.1f} ± {row.decode.sd:.1f}",
+            f"{row.decode.mean:.4g} ± {row.decode.sd:.2g}",
             _share(row.decode_bandwidth_share),
             _share(row.decode_macs_share),
         )

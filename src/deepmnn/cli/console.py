@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.progress import (
     BarColumn,
     DownloadColumn,
@@ -45,7 +45,8 @@ def table(title: str, *columns: str) -> Table:
     """A table whose first column is text and whose others are figures."""
     made = Table(title=title or None, title_justify="left", title_style="bold", header_style="dim")
     for index, column in enumerate(columns):
-        made.add_column(column, justify="right" if index else "left", no_wrap=index > 0)
+        justify: JustifyMethod = "right" if index else "left"
+        made.add_column(column, justify=justify, no_wrap=index > 0, min_width=len(column))
     return made
 
 

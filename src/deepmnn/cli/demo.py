@@ -32,7 +32,8 @@ def demo(
     model = deepmnn.load(path, threads=threads)
     out.print(
         f"[bold]tiny-r1[/]: DeepSeek-V3 architecture, {quant}, "
-        f"{file_size(model.artifact.weights_nbytes)}; these problems were held out of its training"
+        f"{file_size(model.artifact.weights_nbytes)}; these problems were held out of its training",
+        soft_wrap=True,
     )
     answers = []
     for problem in asked:
@@ -43,11 +44,12 @@ def demo(
             "[bold green]right[/]" if right else f"[bold red]wrong[/], it is {problem.answer}"
         )
         answers.append((problem, completion, right))
-    made = table("\ntiny-r1", "problem", "tokens", "tok/s", "")
+    made = table("", "problem", "tokens", "tok/s", "")
     for problem, completion, right in answers:
         speed = f"{completion.tokens_per_second:.0f}"
         mark = "[green]right[/]" if right else "[red]wrong[/]"
         made.add_row(problem.question, str(completion.completion_tokens), speed, mark)
+    out.print()
     out.print(made)
     score = sum(right for *_, right in answers)
     out.print(f"{score} of {len(answers)} right; the converted model is in {path}", soft_wrap=True)

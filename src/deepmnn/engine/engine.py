@@ -115,12 +115,15 @@ class Engine:
 
     def check_ids(self, ids: List[int]) -> None:
         """Raises RequestError unless ids are tokens of this model, at least one."""
-        if len(ids) == 0:
+        try:
+            array = np.asarray(ids)
+        except ValueError:  # rows of different lengths
+            array = np.empty(())
+        if array.shape == (0,):
             raise RequestError("the prompt is empty", "at least one token")
-        array = np.asarray(ids)
-        vocab = self.backend.vocab_size
         if array.ndim != 1 or array.dtype.kind not in "iu":
             raise RequestError(f"the token ids are {ids!r:.80}", "a flat list of integers")
+        vocab = self.backend.vocab_size
         if array.min() < 0 or array.max() >= vocab:
             wrong = array[(array < 0) | (array >= vocab)][0]
             raise RequestError(

@@ -46,7 +46,8 @@ class Session:
         Raises RequestError for an impossible token, ContextLengthError when they do not fit;
         the session is then as it was.
         """
-        return self._run(ids, all_rows=False)[-1]
+        logits: F32 = self._run(ids, all_rows=False)[-1]
+        return logits
 
     def logits(self, ids: List[int]) -> F32:
         """Appends tokens; the logits [len(ids), vocab_size] after each of them."""
@@ -54,14 +55,15 @@ class Session:
 
     def decode(self, token: int) -> F32:
         """Appends one token; the logits [vocab_size] after it."""
-        return self._run([token], all_rows=False)[-1]
+        logits: F32 = self._run([token], all_rows=False)[-1]
+        return logits
 
     def rollback(self, length: int) -> None:
         """Forgets every token from `length` on. Raises RequestError unless 0 <= length <= now."""
         self._check_open()
-        if not isinstance(length, int) or not 0 <= length <= self.length:
+        if not isinstance(length, int | np.integer) or not 0 <= length <= self.length:
             raise RequestError(f"rollback to length {length!r}", f"0 to {self.length}")
-        self._cut(length)
+        self._cut(int(length))
 
     def close(self) -> None:
         """Gives the cache blocks back. Closing twice is fine."""
