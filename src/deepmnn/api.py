@@ -297,7 +297,7 @@ def _report(sequence: EngineSequence, index: int, reported: int) -> Chunk:
         index=index,
         text=text,
         reasoning=reasoning,
-        ids=sequence.answer[reported:],
+        ids=sequence.ids[sequence.prompt_tokens + reported :],
         finish_reason=sequence.finish_reason,
         prompt_tokens=sequence.prompt_tokens,
         cached_tokens=sequence.cached_tokens,

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from typer import Option
 
 from deepmnn.cli import options
 from deepmnn.cli.console import err, out, table
+
+if TYPE_CHECKING:
+    from deepmnn.benchmark import Report, Speed
 
 
 def bench(
@@ -39,15 +42,20 @@ def bench(
     if as_json:
         out.print_json(json.dumps(asdict(report)))
         return
+    _print(report, str(location))
+    out.print(f"{new_tokens} new tokens, mean and deviation of {repeat} runs", style="dim")
+
+
+def _print(report: Report, location: str) -> None:
     columns = ("prefill tok/s", "of int8", "decode tok/s", "of memory", "of int8")
     made = table("", "prompt", "batch", *columns)
     for row in report.rows:
         made.add_row(
             str(row.prompt_tokens),
             str(row.batch),
-            f"{row.prefill.mean:.4g} ± {row.prefill.sd:.2g}",
+            _speed(row.prefill),
             _share(row.prefill_macs_share),
-            f"{row.decode.mean:.4g} ± {row.decode.sd:.2g}",
+            _speed(row.decode),
             _share(row.decode_bandwidth_share),
             _share(row.decode_macs_share),
         )
@@ -58,9 +66,13 @@ def bench(
         out.print(
             f"this machine: {machine.threads} threads, {machine.isa}, reads "
             f"{machine.read_bandwidth / 1e9:.1f} GB/s, multiplies "
-            f"{machine.int8_macs / 1e9:.0f} G int8 MAC/s; {new_tokens} new tokens, {repeat} runs",
+            f"{machine.int8_macs / 1e9:.0f} G int8 MAC/s",
             soft_wrap=True,
         )
+
+
+def _speed(speed: Speed) -> str:
+    return f"{speed.mean:.4g} ± {speed.sd:.2g}"
 
 
 def _counts(text: str, flag: str) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import TYPE_CHECKING, Annotated
 
+from rich.text import Text
 from typer import Option
 
 from deepmnn.cli import options
@@ -12,7 +13,15 @@ from deepmnn.cli.answer import show
 from deepmnn.cli.console import file_size, out, table
 
 if TYPE_CHECKING:
-    from deepmnn.evaluate import Problem
+    from deepmnn.evaluate import Answer, Problem
+
+RIGHT, WRONG = "[bold green]right[/]", "[bold red]wrong[/]"
+
+NEXT = """\
+next: deepmnn chat {path}
+      deepmnn eval      (the whole held-out set)
+      deepmnn bench     (speed, beside this machine's limits)
+      deepmnn pull deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"""
 
 
 def demo(
@@ -25,7 +34,7 @@ def demo(
     import deepmnn
     from deepmnn.bundled import HELD_OUT
     from deepmnn.engine.sampler import SamplingParams
-    from deepmnn.evaluate import ask, is_correct, read_problems
+    from deepmnn.evaluate import Answer, ask, is_correct, read_problems
 
     asked = pick(read_problems(HELD_OUT), problems, seed)
     path = options.bundled(quant)
@@ -37,30 +46,25 @@ def demo(
     )
     answers = []
     for problem in asked:
-        out.print(f"\n[bold cyan]> {problem.question}[/]", soft_wrap=True)
+        out.print(Text(f"\n> {problem.question}", style="bold cyan"), soft_wrap=True)
         completion = show(model.stream(ask(model, problem.question), SamplingParams()))
         right = is_correct(completion.text, problem.answer)
-        out.print(
-            "[bold green]right[/]" if right else f"[bold red]wrong[/], it is {problem.answer}"
-        )
-        answers.append((problem, completion, right))
+        out.print(RIGHT if right else f"{WRONG}, it is {problem.answer}")
+        answers.append(Answer(problem, completion, right))
+    _print_summary(answers)
+    out.print(f"\nThe converted model is in {path}", soft_wrap=True)
+    out.print(NEXT.format(path=path), style="dim", soft_wrap=True)
+
+
+def _print_summary(answers: list[Answer]) -> None:
     made = table("", "problem", "tokens", "tok/s", "")
-    for problem, completion, right in answers:
-        speed = f"{completion.tokens_per_second:.0f}"
-        mark = "[green]right[/]" if right else "[red]wrong[/]"
-        made.add_row(problem.question, str(completion.completion_tokens), speed, mark)
+    for answer in answers:
+        tokens, speed = answer.completion.completion_tokens, answer.completion.tokens_per_second
+        mark = RIGHT if answer.correct else WRONG
+        made.add_row(Text(answer.problem.question), str(tokens), f"{speed:.0f}", mark)
     out.print()
     out.print(made)
-    score = sum(right for *_, right in answers)
-    out.print(f"{score} of {len(answers)} right; the converted model is in {path}", soft_wrap=True)
-    out.print(
-        f"next: deepmnn chat {path}\n"
-        "      deepmnn eval      (the whole held-out set)\n"
-        "      deepmnn bench     (speed, beside this machine's limits)\n"
-        "      deepmnn pull deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
-        style="dim",
-        soft_wrap=True,
-    )
+    out.print(f"{sum(answer.correct for answer in answers)} of {len(answers)} right")
 
 
 def pick(problems: list[Problem], count: int, seed: int) -> list[Problem]:

@@ -147,23 +147,31 @@ class Engine:
 
 
 def make_batch(chunks: List[Chunk], all_rows: bool = False) -> Batch:
-    """The descriptor of one step; see backends/base.py."""
-    counts = [chunk.count for chunk in chunks]
-    starts = np.concatenate(([0], np.cumsum(counts))).astype(np.int32)
-    spans = [(c.table, c.table.length, c.table.length + c.count) for c in chunks]
+    """The descriptor of one step; see backends/base.py. Plain lists: a decode step is short."""
+    ids: list[int] = []
+    positions: list[int] = []
+    contexts: list[int] = []
+    rows: list[int] = []
+    starts = [0]
     width = max(len(chunk.table.blocks) for chunk in chunks)
     tables = np.full((len(chunks), width), -1, np.int32)
-    for row, chunk in zip(tables, chunks, strict=True):
-        row[: len(chunk.table.blocks)] = chunk.table.blocks
-    done = [chunk.count == chunk.table.pending for chunk in chunks]
-    rows = np.arange(sum(counts)) if all_rows else starts[1:][done] - 1
+    for index, chunk in enumerate(chunks):
+        table = chunk.table
+        end = table.length + chunk.count
+        ids += table.ids[table.length : end]
+        positions += range(table.length, end)
+        contexts.append(end)
+        tables[index, : len(table.blocks)] = table.blocks
+        if all_rows:
+            rows += range(starts[-1], len(ids))
+        elif chunk.count == table.pending:
+            rows.append(len(ids) - 1)
+        starts.append(len(ids))
     return Batch(
-        ids=np.concatenate([t.ids[start:end] for t, start, end in spans]).astype(np.int32),
-        positions=np.concatenate([np.arange(start, end) for _, start, end in spans]).astype(
-            np.int32
-        ),
-        sequence_starts=starts,
-        context_lengths=np.array([end for _, _, end in spans], np.int32),
+        ids=np.array(ids, np.int32),
+        positions=np.array(positions, np.int32),
+        sequence_starts=np.array(starts, np.int32),
+        context_lengths=np.array(contexts, np.int32),
         block_tables=tables,
-        logit_rows=rows.astype(np.int32),
+        logit_rows=np.array(rows, np.int32),
     )
