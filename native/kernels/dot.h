@@ -127,12 +127,17 @@ struct StepW4 {
   template <int kBlocks, int kRows>
   static DEEPMNN_INLINE void run(const uint8_t* w, int64_t block_bytes, const Row* rows, int64_t column,
                                  IntTile<kBlocks, kRows>& acc) {
+    U8x64 low[kBlocks], high[kBlocks];
     DEEPMNN_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
       const U8x64 packed = load_u8(w + b * block_bytes);
-      const U8x64 low = low_nibbles(packed), high = high_nibbles(packed);
+      low[b] = low_nibbles(packed);
+      high[b] = high_nibbles(packed);
+    }
+    DEEPMNN_UNROLL
+    for (int r = 0; r < kRows; ++r) {
       DEEPMNN_UNROLL
-      for (int r = 0; r < kRows; ++r) acc.v[b][r] = dot_w4(acc.v[b][r], low, high, rows[r].codes + column);
+      for (int b = 0; b < kBlocks; ++b) acc.v[b][r] = dot_w4(acc.v[b][r], low[b], high[b], rows[r].codes + column);
     }
   }
 };
@@ -144,11 +149,13 @@ struct StepW8 {
   template <int kBlocks, int kRows>
   static DEEPMNN_INLINE void run(const uint8_t* w, int64_t block_bytes, const Row* rows, int64_t column,
                                  IntTile<kBlocks, kRows>& acc) {
+    U8x64 packed[kBlocks];
     DEEPMNN_UNROLL
-    for (int b = 0; b < kBlocks; ++b) {
-      const U8x64 packed = load_u8(w + b * block_bytes);
+    for (int b = 0; b < kBlocks; ++b) packed[b] = load_u8(w + b * block_bytes);
+    DEEPMNN_UNROLL
+    for (int r = 0; r < kRows; ++r) {
       DEEPMNN_UNROLL
-      for (int r = 0; r < kRows; ++r) acc.v[b][r] = dot_w8(acc.v[b][r], packed, rows[r].codes + column);
+      for (int b = 0; b < kBlocks; ++b) acc.v[b][r] = dot_w8(acc.v[b][r], packed[b], rows[r].codes + column);
     }
   }
 };

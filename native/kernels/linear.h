@@ -61,11 +61,14 @@ void swiglu_tile(const LinearTask& task, int64_t block, int64_t i) {
     dot<kDType>(w, block_bytes, task.weight, rows, out);
   } else {
     Tile<1, kRows> half;
+    DEEPMNN_UNROLL
     for (int b = 0; b < 2; ++b) {
       dot<kDType>(w + b * block_bytes, block_bytes, task.weight, rows, half);
+      DEEPMNN_UNROLL
       for (int r = 0; r < kRows; ++r) out.v[b][r] = half.v[0][r];
     }
   }
+  DEEPMNN_UNROLL
   for (int r = 0; r < kRows; ++r) write(task, block, i + r, silu(out.v[0][r]) * out.v[1][r]);
 }
 
