@@ -43,11 +43,15 @@ def bench(
         out.print_json(json.dumps(asdict(report)))
         return
     _print(report, str(location))
-    out.print(f"{new_tokens} new tokens, mean and deviation of {repeat} runs", style="dim")
+    out.print(
+        f"shares are of these limits; {new_tokens} new tokens, mean ± deviation of {repeat} runs",
+        style="dim",
+        soft_wrap=True,
+    )
 
 
 def _print(report: Report, location: str) -> None:
-    columns = ("prefill tok/s", "of int8", "decode tok/s", "of memory", "of int8")
+    columns = ("prefill tok/s", "int8", "decode tok/s", "memory", "int8")
     made = table("", "prompt", "batch", *columns)
     for row in report.rows:
         made.add_row(
@@ -72,7 +76,8 @@ def _print(report: Report, location: str) -> None:
 
 
 def _speed(speed: Speed) -> str:
-    return f"{speed.mean:.4g} ± {speed.sd:.2g}"
+    digits = 0 if speed.mean >= 100 else 1
+    return f"{speed.mean:.{digits}f} ± {speed.sd:.{digits}f}"
 
 
 def _counts(text: str, flag: str) -> list[int]:

@@ -46,7 +46,7 @@ def table(title: str, *columns: str) -> Table:
     made = Table(title=title or None, title_justify="left", title_style="bold", header_style="dim")
     for index, column in enumerate(columns):
         justify: JustifyMethod = "right" if index else "left"
-        made.add_column(column, justify=justify, no_wrap=index > 0, min_width=len(column))
+        made.add_column(column, justify=justify, no_wrap=index > 0)
     return made
 
 
