@@ -83,14 +83,18 @@ double measure_read_bandwidth(int threads) {
 }
 
 double measure_int8_peak(int threads, const Kernels& kernels) {
-  constexpr int64_t kRounds = 1 << 20;
   ThreadPool pool(threads);
-  const int64_t chunks = pool.size() * 8;
-  std::atomic<int64_t> operations{0};
-  const double seconds = best_seconds([&] {
-    operations = 0;
-    pool.run(chunks, [&](int64_t, int) { operations += kernels.peak_dot(kRounds); });
-  });
+  int64_t rounds = 1 << 10, operations = 0;
+  double seconds = 0;
+  const auto measure = [&] {
+    std::atomic<int64_t> done{0};
+    seconds = best_seconds([&] {
+      done = 0;
+      pool.run(pool.size() * 8, [&](int64_t, int) { done += kernels.peak_dot(rounds); });
+    });
+    operations = done;
+  };
+  for (measure(); seconds < 0.02; measure()) rounds *= 4;  // long enough for clocks and wake-ups not to count
   return static_cast<double>(operations) / seconds;
 }
 

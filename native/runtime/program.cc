@@ -12,6 +12,21 @@ constexpr uint32_t kVersion = 1;
 constexpr int64_t kMaxExtent = int64_t{1} << 31;  // rows, columns, widths and bytes per arena row
 constexpr int64_t kAlign = 64;
 
+// Well-formed UTF-8 (RFC 3629), so that every name can be shown.
+bool is_utf8(const uint8_t* text, size_t n) {
+  for (size_t i = 0; i < n;) {
+    const uint8_t first = text[i++];
+    const int more = first < 0x80 ? 0 : first < 0xC2 ? -1 : first < 0xE0 ? 1 : first < 0xF0 ? 2 : first < 0xF5 ? 3 : -1;
+    if (more < 0 || n - i < static_cast<size_t>(more)) return false;
+    if ((first == 0xE0 && text[i] < 0xA0) || (first == 0xED && text[i] > 0x9F)) return false;  // too long, surrogate
+    if ((first == 0xF0 && text[i] < 0x90) || (first == 0xF4 && text[i] > 0x8F)) return false;  // too long, too large
+    for (int j = 0; j < more; ++j) {
+      if ((text[i++] & 0xC0) != 0x80) return false;
+    }
+  }
+  return true;
+}
+
 class Reader {
  public:
   Reader(const uint8_t* data, size_t nbytes) : data_(data), left_(nbytes) {}
@@ -26,6 +41,7 @@ class Reader {
   std::string str(const char* what) {
     const uint32_t length = number<uint32_t>(what);
     const uint8_t* bytes = take(length, what);
+    if (!is_utf8(bytes, length)) fail_artifact("program.bin: a " + std::string(what) + " that is no text", "UTF-8");
     return std::string(reinterpret_cast<const char*>(bytes), length);
   }
 

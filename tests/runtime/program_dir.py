@@ -48,15 +48,18 @@ def stored(graph: Graph, read: Read) -> Read:
     return read_stored
 
 
+def cpu_of(graph: Graph, read: Read, **options: object) -> CpuBackend:
+    """A CPU backend of the graph."""
+    with tempfile.TemporaryDirectory() as folder:  # a mapped file outlives its name
+        write_program(graph, read, Path(folder))
+        return CpuBackend(folder, **options)  # type: ignore[arg-type]
+
+
 def cpu(**options: object) -> Callable[[Graph, TensorSource], CpuBackend]:
     """Makes CPU backends with these options, for tests/parity.py."""
-
-    def make(graph: Graph, source: TensorSource) -> CpuBackend:
-        with tempfile.TemporaryDirectory() as folder:  # mapped files outlive their names
-            write_program(graph, lambda n: graph.weights[n].expr.read(source), Path(folder))
-            return CpuBackend(folder, **options)  # type: ignore[arg-type]
-
-    return make
+    return lambda graph, source: cpu_of(
+        graph, lambda name: graph.weights[name].expr.read(source), **options
+    )
 
 
 def random_weights(graph: Graph, seed: int = 0) -> dict[str, F32]:

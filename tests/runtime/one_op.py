@@ -1,0 +1,82 @@
+"""Graphs around one op: an embedding feeds it, a linear head reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from program_dir import cpu_of, random_weights, stored
+
+from deepmnn.backends.reference import ReferenceBackend
+from deepmnn.graph.builder import GraphBuilder
+from deepmnn.graph.ir import Graph
+from deepmnn.graph.weights import BLOCK_ROWS
+from parity import SCHEDULES, prompts_for, relative_error, run_schedule
+
+VOCAB = 41
+Build = Callable[[GraphBuilder, str], str]
+"""(builder, x) → the value to look at."""
+
+EXACT = 2e-5
+"""Relative error allowed where only the order of float32 sums differs."""
+
+QUANTIZED = 8e-2
+"""Where activations are int8 and the oracle's are not; kernels are tested exactly."""
+
+
+def one_op(build: Build, width: int, dtype: str = "f32", group_size: int = 0) -> Graph:
+    """ids → embedding [tokens, width] → build → head → logits; all but vectors stored as dtype."""
+    b = GraphBuilder("one op", prefix="")
+    x = b.embedding(b.ids, "embed", VOCAB, width)
+    y = b.select_rows(build(b, x), "wanted")
+    b.output(b.linear(y, "head", VOCAB), "logits")
+    for name, weight in b.graph.weights.items():
+        if weight.dtype != "vector" and name not in ("embed.weight", "head.weight"):
+            weight.dtype, weight.group_size = dtype, group_size if dtype in ("w8", "w4") else 0
+    return b.graph
+
+
+def check(
+    graph: Graph,
+    schedule: str = "ragged",
+    cache_dtype: str = "f32",
+    seed: int = 0,
+    **options: object,
+) -> float:
+    """Asserts that the engine gives the reference's logits; returns the relative error."""
+    weights = random_weights(graph, seed)
+    quantized = any(weight.dtype in ("w8", "w4") for weight in graph.weights.values())
+    form = "absorbed" if options.get("mla_form") == "absorbed" else "expanded"
+    oracle = ReferenceBackend(graph, stored(graph, weights.__getitem__), form)
+    engine = cpu_of(graph, weights.__getitem__, **options)
+    lengths, steps = SCHEDULES[schedule]
+    prompts = prompts_for(lengths, VOCAB, seed)
+    want = run_schedule(oracle, prompts, steps, cache_dtype=cache_dtype)
+    got = run_schedule(engine, prompts, steps, cache_dtype=cache_dtype)
+    error = max(relative_error(g, w) for g, w in zip(got, want, strict=True))
+    assert error <= (QUANTIZED if quantized else EXACT), f"{error:.2e} of the largest logit"
+    return error
+
+
+def add(
+    b: GraphBuilder,
+    op: str,
+    inputs: list[str],
+    widths: list[int],
+    weights: list[str],
+    **attrs: object,
+) -> tuple[str, ...]:
+    """Any op by name, for those the builder does not write."""
+    shapes = [(b.value(inputs[0]).shape[0], width) for width in widths]
+    return b._add(op, op, inputs, shapes, weights, attrs=attrs)  # type: ignore[arg-type]
+
+
+def rotary(dim: int, interleaved: bool = True) -> dict[str, object]:
+    """The rotary attributes of a head of `dim`."""
+    inv_freq = tuple(float(f) for f in 1e4 ** (-np.arange(0, dim, 2) / dim))
+    return {"inv_freq": inv_freq, "rope_scale": 1.25, "interleaved": int(interleaved)}
+
+
+def ceil_rows(rows: int) -> int:
+    """Rows of whole blocks."""
+    return -(-rows // BLOCK_ROWS) * BLOCK_ROWS

@@ -1,0 +1,167 @@
+"""Every fused op of docs/ops.md on the engine against the numpy reference."""
+
+import numpy as np
+import pytest
+from one_op import add, ceil_rows, check, one_op, rotary
+
+DTYPES = ["f32", "bf16", "w8", "w4"]
+
+
+def f32(graph, *names):
+    for name in names:
+        graph.weights[name].dtype, graph.weights[name].group_size = "f32", 0
+    return graph
+
+
+@pytest.mark.parametrize("width", [1, 16, 33, 200])
+def test_add_rms_norm(width):
+    def build(b, x):
+        w = b.weight("norm", (width,), "vector")
+        total, normed = add(b, "add_rms_norm", [x, b.silu(x, "s")], [width, width], [w], eps=0.01)
+        return b.mul(total, normed, "y")
+
+    check(one_op(build, width), threads=2)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", [(16, 32), (5, 3, 9), (1, 1), (20, 12, 17, 16), (40, 7)])
+def test_linear_with_several_outputs(dtype, sizes):
+    """Outputs that start inside a block of 16 rows of the weight."""
+
+    def build(b, x):
+        w = b.weight("w", (sum(sizes), b.value(x).width), "linear")
+        bias = b.weight("bias", (sum(sizes),), "vector")
+        return b.concat(list(reversed(add(b, "linear", [x], list(sizes), [w, bias]))), "y")
+
+    check(one_op(build, 40, dtype, 32), threads=3)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("size", [1, 16, 19, 64])
+def test_swiglu(dtype, size):
+    def build(b, x):
+        w = b.weight("gate_up", (2 * ceil_rows(size), b.value(x).width), "linear")
+        return add(b, "swiglu", [x], [size], [w], intermediate_size=size)[0]
+
+    check(one_op(build, 70, dtype, 64), threads=2)
+
+
+@pytest.mark.parametrize("schedule", ["prefill", "one by one", "chunks", "ragged"])
+@pytest.mark.parametrize("cache_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("norms", [False, True])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim", "v_dim"), [(1, 1, 2, 1), (6, 2, 18, 7)])
+def test_gqa_attention(schedule, cache_dtype, norms, heads, kv_heads, dim, v_dim):
+    def build(b, x):
+        q, k = b.linear(x, "q", heads * dim), b.linear(x, "k", kv_heads * dim)
+        v = b.linear(x, "v", kv_heads * v_dim)
+        b.graph.caches |= {"keys": kv_heads * dim, "values": kv_heads * v_dim}
+        weights = [b.weight(f"{n}_norm", (dim,), "vector") for n in "qk"] if norms else []
+        sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": dim, "v_head_dim": v_dim}
+        caches = {"k_cache": "keys", "v_cache": "values"}
+        attrs = sizes | caches | rotary(dim, norms) | {"scale": 0.7, "eps": 0.01}
+        return add(b, "gqa_attention", [q, k, v, b.positions], [heads * v_dim], weights, **attrs)[0]
+
+    check(one_op(build, 33), schedule, cache_dtype, threads=2)
+
+
+def mla(heads, rank, nope, rope, v_dim):
+    def build(b, x):
+        q = b.linear(x, "q", heads * (nope + rope))
+        kv = b.linear(x, "kv", rank + rope)
+        b.graph.caches["latent"] = rank + rope
+        weights = [
+            b.weight("kv_a_norm", (rank,), "vector"),
+            b.weight("w_uk", (heads * ceil_rows(nope), rank), "latent"),
+            b.weight("w_uk_t", (heads * ceil_rows(rank), nope), "latent"),
+            b.weight("w_uv", (heads * ceil_rows(v_dim), rank), "latent"),
+        ]
+        sizes = {"heads": heads, "kv_lora_rank": rank, "qk_nope_head_dim": nope}
+        sizes |= {"qk_rope_head_dim": rope, "v_head_dim": v_dim}
+        attrs = sizes | rotary(rope) | {"scale": 0.4, "eps": 0.01, "cache": "latent"}
+        return add(b, "mla_attention", [q, kv, b.positions], [heads * v_dim], weights, **attrs)[0]
+
+    return build
+
+
+@pytest.mark.parametrize("schedule", ["prefill", "one by one", "chunks", "ragged"])
+@pytest.mark.parametrize("cache_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("form", ["absorbed", "expanded"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_mla_attention(schedule, cache_dtype, form, dtype):
+    """The two up-projections are independent random matrices: each form has its own oracle."""
+    graph = one_op(mla(3, 35, 10, 6, 17), 33, dtype, 32)
+    check(f32(graph, "q.weight", "kv.weight"), schedule, cache_dtype, threads=2, mla_form=form)
+
+
+@pytest.mark.parametrize("form", ["absorbed", "expanded"])
+@pytest.mark.parametrize("sizes", [(1, 1, 1, 2, 1), (2, 64, 32, 8, 16), (5, 16, 7, 4, 33)])
+def test_mla_attention_sizes(form, sizes):
+    check(one_op(mla(*sizes), 20), "ragged", threads=3, mla_form=form)
+
+
+@pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("n_group", "topk_group", "group_score"), [(1, 1, "max"), (4, 2, "max"), (3, 2, "top2_sum")]
+)
+@pytest.mark.parametrize("normalize", [0, 1])
+def test_route(scoring, bias, n_group, topk_group, group_score, normalize):
+    experts, k = 12, 4
+    attrs = {"n_group": n_group, "topk_group": topk_group, "group_score": group_score}
+    attrs |= {"scoring": scoring, "normalize": normalize, "top_k": k, "eps": 1e-9, "factor": 2.5}
+
+    def build(b, x):
+        logits = b.linear(x, "router", experts)
+        weights = [b.weight("correction", (experts,), "vector")] if bias else []
+        chosen, mixed = add(b, "route", [logits], [k, k], weights, **attrs)
+        value = b.graph.values[chosen]
+        b.graph.values[chosen] = type(value)(value.name, value.shape, "i32")
+        return b.concat([mixed, b.gather(x, chosen, "which")], "y")
+
+    check(one_op(build, 24))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize(("experts", "k", "size"), [(1, 1, 5), (7, 3, 19), (4, 4, 32)])
+@pytest.mark.parametrize("schedule", ["one by one", "ragged"])
+def test_moe(dtype, shared, experts, k, size, schedule):
+    def build(b, x):
+        scores = b.softmax(b.linear(x, "router", experts), "scores")
+        chosen = b.top_k(scores, "chosen", k)
+        inputs = [x, chosen, b.gather(scores, chosen, "weights")]
+        width = b.value(x).width
+        weights = []
+        for e in range(experts):
+            weights.append(b.weight(f"{e}.gate_up", (2 * ceil_rows(size), width), "expert"))
+            weights.append(b.weight(f"{e}.down", (width, size), "expert"))
+        if shared:
+            inputs.append(b.silu(x, "shared"))
+        attrs = {"experts": experts, "top_k": k, "intermediate_size": size}
+        return add(b, "moe", inputs, [width], weights, **attrs)[0]
+
+    check(f32(one_op(build, 33, dtype, 32), "router.weight"), schedule, threads=2)
+
+
+def test_long_contexts_split_their_keys():
+    """Decoding 700 rows back: more than one split, blocks of 3 rows in shuffled order."""
+    from program_dir import cpu_of, random_weights
+
+    from deepmnn.backends.reference import ReferenceBackend
+    from parity import Runner, relative_error
+
+    for form in ("absorbed", "expanded"):
+        graph = one_op(mla(3, 20, 10, 6, 17), 33)
+        weights = random_weights(graph)
+        backends = [
+            ReferenceBackend(graph, weights.__getitem__, form),
+            cpu_of(graph, weights.__getitem__, threads=2, mla_form=form),
+        ]
+        ids = np.random.default_rng(1).integers(0, 41, 703).tolist()
+        answers = []
+        for backend in backends:
+            runner = Runner(backend, blocks=300)
+            runner.step({0: ids[:600]})
+            parts = [runner.step({0: part})[0] for part in (ids[600:700], ids[700:702], ids[702:])]
+            answers.append(np.concatenate(parts))
+        assert relative_error(answers[1], answers[0]) < 2e-5

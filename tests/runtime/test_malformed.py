@@ -1,0 +1,196 @@
+"""program.bin is not trusted: whatever is in it, loading raises ArtifactError or the model runs."""
+
+import dataclasses
+import random
+import struct
+
+import numpy as np
+import pytest
+from one_op import one_op
+from program_dir import SHARD, random_weights, write_program
+from test_fused_ops import mla
+
+from deepmnn.backends.base import Batch
+from deepmnn.backends.cpu import read_program
+from deepmnn.backends.cpu_model import CpuBackend
+from deepmnn.backends.program import encode
+from deepmnn.errors import ArtifactError, DeepmnnError
+
+
+def everything(b, x):
+    """A chain of ops with attributes, lists, indices, experts and a cache."""
+    y = mla(2, 5, 3, 2, 4)(b, x)
+    scores = b.softmax(b.linear(y, "router", 4), "scores")
+    limited = b.group_limit(scores, "limited", 2, 1, "max")
+    indices = b.top_k(limited, "indices", 2)
+    y = b.expert_linear(y, indices, "experts", "up", 4, 6, False)
+    y = b.combine(y, b.gather(scores, indices, "weights"), "combine")
+    return b.concat(list(b.split(b.rms_norm(y, "norm", 0.1, 2), "split", (1, 2), 2)), "y", 2)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("program")
+    graph = one_op(everything, 12)
+    write_program(graph, random_weights(graph).__getitem__, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(directory):
+    return (directory / "program.bin").read_bytes()
+
+
+@pytest.fixture
+def load(directory, tmp_path):
+    (tmp_path / SHARD).symlink_to(directory / SHARD)
+
+    def load_bytes(changed):
+        (tmp_path / "program.bin").write_bytes(changed)
+        return CpuBackend(tmp_path, threads=1)
+
+    return load_bytes
+
+
+def run(backend):
+    """Two steps; whatever they compute."""
+    cache = backend.new_cache(3, 4)
+    for start, stop in [(0, 3), (3, 5)]:
+        batch = Batch(
+            ids=np.zeros(stop - start, np.int32),
+            positions=np.arange(start, stop, dtype=np.int32),
+            sequence_starts=np.array([0, stop - start], np.int32),
+            context_lengths=np.array([stop], np.int32),
+            block_tables=np.array([[2, 0]], np.int32),
+            logit_rows=np.array([0], np.int32),
+        )
+        assert backend.step(cache, batch).shape == (1, backend.vocab_size)
+
+
+def test_the_program_is_fine_as_it_is(load, data):
+    run(load(data))
+
+
+def test_truncated_at_every_byte(load, data):
+    for length in range(len(data)):
+        with pytest.raises(ArtifactError):
+            load(data[:length])
+
+
+def test_bytes_after_the_end(load, data):
+    with pytest.raises(ArtifactError):
+        load(data + b"\0")
+
+
+@pytest.mark.parametrize("value", [0x00, 0x01, 0xFF])
+def test_every_byte_replaced(load, data, value):
+    """Most changes are refused; some (a scale, a name) make another model, which must run."""
+    refused = 0
+    for at in range(len(data)):
+        changed = bytearray(data)
+        changed[at] = value
+        try:
+            run(load(bytes(changed)))
+        except DeepmnnError:
+            refused += 1
+    assert refused > len(data) // 4
+
+
+def test_random_words(load, data):
+    rng = random.Random(1)
+    for _ in range(2000):
+        changed = bytearray(data)
+        for _ in range(rng.randint(1, 3)):
+            at = rng.randrange(8, len(data) - 8)
+            word = rng.choice([0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63, 2**64 - 1])
+            size = rng.choice([4, 8])
+            changed[at : at + size] = struct.pack("<Q", word)[:size]
+        try:
+            run(load(bytes(changed)))
+        except DeepmnnError:
+            continue
+
+
+def edit(program, table, index, **changes):
+    items = list(getattr(program, table))
+    items[index] = dataclasses.replace(items[index], **changes)
+    return dataclasses.replace(program, **{table: tuple(items)})
+
+
+def find(program, op):
+    return next(i for i, instruction in enumerate(program.instructions) if instruction.op == op)
+
+
+def edit_op(program, at, **changes):
+    return edit(program, "instructions", find(program, at), **changes)
+
+
+def attrs(program, op, **changes):
+    return edit_op(program, op, attrs=program.instructions[find(program, op)].attrs | changes)
+
+
+def without(program, op, key):
+    kept = dict(program.instructions[find(program, op)].attrs)
+    del kept[key]
+    return edit_op(program, op, attrs=kept)
+
+
+BAD = {
+    "shard with a path": lambda p: dataclasses.replace(p, shards=("../" + SHARD,)),
+    "shard missing": lambda p: dataclasses.replace(p, shards=("nothing.bin",)),
+    "weight beyond its file": lambda p: edit(p, "weights", 0, offset=1 << 20),
+    "weight offset wraps": lambda p: edit(p, "weights", 0, offset=2**64 - 64),
+    "weight not aligned": lambda p: edit(p, "weights", 0, offset=4),
+    "weight of another size": lambda p: edit(p, "weights", 0, nbytes=64),
+    "weight of huge shape": lambda p: edit(p, "weights", 0, rows=2**31, cols=2**30),
+    "weight without rows": lambda p: edit(p, "weights", 0, rows=0),
+    "weight in an odd group": lambda p: edit(p, "weights", 0, dtype="w4", group_size=48),
+    "buffer outside its arena": lambda p: edit(p, "buffers", 3, offset=1 << 30),
+    "buffer not aligned": lambda p: edit(p, "buffers", 3, offset=4),
+    "buffer of zero width": lambda p: edit(p, "buffers", 3, shape=(0,)),
+    "buffer of huge width": lambda p: edit(p, "buffers", 3, shape=(2**31, 2**31)),
+    "buffer of another width": lambda p: edit(p, "buffers", 3, shape=(1,)),
+    "arena too small": lambda p: dataclasses.replace(p, arenas=(64, 64, 64)),
+    "arena negative": lambda p: dataclasses.replace(p, arenas=(-64, 0, 0)),
+    "no outputs": lambda p: dataclasses.replace(p, outputs=()),
+    "instructions out of order": lambda p: dataclasses.replace(
+        p, instructions=p.instructions[::-1]
+    ),
+    "an instruction twice": lambda p: dataclasses.replace(
+        p, instructions=(*p.instructions, p.instructions[-1])
+    ),
+    "no instructions": lambda p: dataclasses.replace(p, instructions=()),
+    "unknown op": lambda p: edit_op(p, "softmax", op="softmin"),
+    "op without inputs": lambda p: edit_op(p, "softmax", inputs=()),
+    "op without outputs": lambda p: edit_op(p, "linear", outputs=()),
+    "op without weights": lambda p: edit_op(p, "linear", weights=()),
+    "attribute missing": lambda p: without(p, "top_k", "top_k"),
+    "more experts than there are": lambda p: attrs(p, "top_k", top_k=5),
+    "heads negative": lambda p: attrs(p, "mla_attention", heads=-2),
+    "heads that do not divide": lambda p: attrs(p, "rms_norm", heads=4),
+    "rank of another size": lambda p: attrs(p, "mla_attention", kv_lora_rank=4),
+    "huge sizes": lambda p: attrs(p, "mla_attention", heads=2**62, v_head_dim=2**62),
+    "frequencies of another size": lambda p: attrs(p, "mla_attention", inv_freq=(1.0, 2.0)),
+    "frequencies that are no numbers": lambda p: attrs(p, "mla_attention", inv_freq="ab"),
+    "scale is no number": lambda p: attrs(p, "mla_attention", scale=float("nan")),
+    "unknown cache": lambda p: attrs(p, "mla_attention", cache="elsewhere"),
+    "cache of another width": lambda p: dataclasses.replace(p, caches={"latent": 6}),
+    "groups that do not divide": lambda p: attrs(p, "group_limit", n_group=3),
+    "unknown group score": lambda p: attrs(p, "group_limit", group_score="mean"),
+    "sizes that do not add up": lambda p: attrs(p, "split", sizes=(2, 2)),
+    "top_k as text": lambda p: attrs(p, "top_k", top_k="two"),
+}
+
+
+@pytest.mark.parametrize("change", BAD)
+def test_programs_that_make_no_sense(load, data, change):
+    with pytest.raises(ArtifactError):
+        load(encode(BAD[change](read_program(data))))
+
+
+def test_a_short_shard(load, directory, data, tmp_path):
+    (tmp_path / SHARD).unlink()
+    for nbytes in (0, 64, (directory / SHARD).stat().st_size - 64):
+        (tmp_path / SHARD).write_bytes((directory / SHARD).read_bytes()[:nbytes])
+        with pytest.raises(ArtifactError):
+            load(data)

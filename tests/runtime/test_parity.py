@@ -1,0 +1,139 @@
+"""Whole models on the engine against the library that made them, and against themselves."""
+
+import numpy as np
+import pytest
+from program_dir import cpu
+
+from deepmnn import _core
+from deepmnn.backends.base import Batch
+from parity import SCHEDULES, check_parity, lowered, prompts_for, run_schedule
+from tiny_models import ALL, tiny_checkpoint
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    made = {}
+
+    def make(model_type, index):
+        if (model_type, index) not in made:
+            folder = tmp_path_factory.mktemp(f"{model_type}-{index}")
+            made[model_type, index] = tiny_checkpoint(model_type, index, folder)
+        return made[model_type, index]
+
+    return make
+
+
+@pytest.mark.parametrize(("model_type", "index"), ALL)
+@pytest.mark.parametrize("level", [0, 1, 2, 3])
+def test_every_model_at_every_level(tiny, model_type, index, level):
+    check_parity(tiny(model_type, index), cpu(threads=2), level)
+
+
+@pytest.mark.parametrize("isa", _core.isas())
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("model_type", ["qwen3", "deepseek_v2", "deepseek_v3"])
+def test_every_isa(tiny, model_type, isa, threads):
+    for index in range(3):
+        check_parity(tiny(model_type, index), cpu(threads=threads, isa=isa), 3)
+
+
+@pytest.mark.parametrize("form", ["absorbed", "expanded"])
+@pytest.mark.parametrize(("model_type", "index"), [m for m in ALL if m[0] in "deepseek_v2_v3"])
+def test_both_forms_of_latent_attention(tiny, model_type, index, form):
+    check_parity(tiny(model_type, index), cpu(threads=2, mla_form=form), 3)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "w4"])
+@pytest.mark.parametrize("model_type", ["llama", "deepseek_v3"])
+def test_the_same_numbers_whatever_the_threads(tiny, model_type, dtype):
+    """How work is cut up must not show: logits are equal bit for bit."""
+    model = tiny(model_type, 0)
+    graph = lowered(model, 3)
+    for weight in graph.weights.values():
+        if weight.dtype != "vector" and weight.role != "router":
+            weight.dtype, weight.group_size = dtype, 32 if dtype == "w4" else 0
+    lengths, steps = SCHEDULES["ragged"]
+    prompts = prompts_for(lengths, model.config["vocab_size"])
+    runs = [
+        run_schedule(cpu(threads=threads)(graph, model), prompts, steps) for threads in (1, 2, 5, 2)
+    ]
+    for run in runs[1:]:
+        for got, want in zip(run, runs[0], strict=True):
+            np.testing.assert_array_equal(got, want)
+
+
+def test_a_step_may_want_no_logits(tiny):
+    model = tiny("deepseek_v3", 0)
+    backend = cpu(threads=2)(lowered(model, 3), model)
+    cache = backend.new_cache(4, 8)
+    ids = np.arange(9, dtype=np.int32)
+
+    def step(start, stop, rows):
+        return backend.step(
+            cache,
+            Batch(
+                ids=ids[start:stop],
+                positions=np.arange(start, stop, dtype=np.int32),
+                sequence_starts=np.array([0, stop - start], np.int32),
+                context_lengths=np.array([stop], np.int32),
+                block_tables=np.array([[2, 0, -1]], np.int32),
+                logit_rows=np.array(rows, np.int32),
+            ),
+        )
+
+    assert step(0, 7, []).shape == (0, backend.vocab_size)
+    got = step(7, 9, [1, 0, 1])
+    want = model.logits(ids)[[8, 7, 8]]
+    assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
+
+
+def test_a_shared_prefix_is_read_by_two_sequences(tiny):
+    model = tiny("qwen3", 1)
+    backend = cpu(threads=2)(lowered(model, 3), model)
+    cache = backend.new_cache(6, 4)
+    prefix, tails = [5, 9, 2, 7], [[1, 3], [8]]
+    first = Batch(
+        ids=np.array(prefix + tails[0], np.int32),
+        positions=np.arange(6, dtype=np.int32),
+        sequence_starts=np.array([0, 6], np.int32),
+        context_lengths=np.array([6], np.int32),
+        block_tables=np.array([[3, 1]], np.int32),
+        logit_rows=np.array([5], np.int32),
+    )
+    backend.step(cache, first)
+    second = Batch(
+        ids=np.array([8, 4], np.int32),
+        positions=np.array([4, 6], np.int32),
+        sequence_starts=np.array([0, 1, 2], np.int32),
+        context_lengths=np.array([5, 7], np.int32),
+        block_tables=np.array([[3, 5], [3, 1]], np.int32),
+        logit_rows=np.array([0, 1], np.int32),
+    )
+    got = backend.step(cache, second)
+    want = np.stack([model.logits([*prefix, 8])[-1], model.logits([*prefix, 1, 3, 4])[-1]])
+    assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
+
+
+def test_a_copied_block_continues_alone(tiny):
+    model = tiny("deepseek_v2", 0)
+    backend = cpu()(lowered(model, 3), model)
+    cache = backend.new_cache(3, 4)
+
+    def step(ids, start, block):
+        return backend.step(
+            cache,
+            Batch(
+                ids=np.array(ids, np.int32),
+                positions=np.arange(start, start + len(ids), dtype=np.int32),
+                sequence_starts=np.array([0, len(ids)], np.int32),
+                context_lengths=np.array([start + len(ids)], np.int32),
+                block_tables=np.array([[block]], np.int32),
+                logit_rows=np.array([len(ids) - 1], np.int32),
+            ),
+        )[0]
+
+    step([5, 9], 0, 0)
+    cache.copy_block(0, 2)
+    step([7], 2, 0)
+    got, want = step([4], 2, 2), model.logits([5, 9, 4])[-1]
+    assert np.abs(got - want).max() < 1e-4 * np.abs(want).max()
