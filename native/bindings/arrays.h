@@ -45,8 +45,8 @@ template <class T>
 Matrix<T> matrix(const Array& a, const char* name) {
   if (a.dtype() != nb::dtype<T>() || a.ndim() != 2) reject<T>(a, name, "with two dimensions");
   const int64_t rows = static_cast<int64_t>(a.shape(0)), cols = static_cast<int64_t>(a.shape(1));
-  if ((cols > 1 && a.stride(1) != 1) || (rows > 1 && a.stride(0) < 0)) reject<T>(a, name, "with contiguous columns");
-  return {static_cast<const T*>(a.data()), rows, cols, rows > 1 ? a.stride(0) : cols};
+  if (rows > 0 && cols > 1 && a.stride(1) != 1) reject<T>(a, name, "with contiguous columns");
+  return {static_cast<const T*>(a.data()), rows, cols, rows > 1 && cols > 0 ? a.stride(0) : cols};
 }
 
 // A contiguous vector of `size` elements (-1: any number).

@@ -72,7 +72,7 @@ nb::ndarray<nb::numpy, uint8_t> quantize_pack(const Array& w, const std::string&
   const Matrix<float> source = matrix<float>(w, "w");
   if (source.stride != source.cols) reject<float>(w, "w", "C-contiguous");
   const Weight shape = weight_shape(dtype, source.rows, source.cols, group_size);
-  if (shape.dtype == DType::vector) throw Error("request", "weight format 'vector'; expected a matrix format");
+  if (shape.dtype == DType::vector) throw Error("request", "weight format 'vector'; expected f32, bf16, w8 or w4");
   if (threads < 1 || threads > 1024) {
     throw Error("request", "threads " + std::to_string(threads) + "; expected 1 to 1024");
   }

@@ -1,0 +1,96 @@
+"""The C++ core. Arrays must have exactly the dtype and shape given; nothing is converted.
+
+Bad arguments raise RequestError, damaged artifacts ArtifactError.
+"""
+
+from types import ModuleType
+from typing import Any
+
+from numpy import float32, int32, uint8
+from numpy.typing import NDArray
+
+kernels: ModuleType
+"""The kernel table, one function per kernel, for tests: native/bindings/kernel_table.cc."""
+
+def isas() -> list[str]:
+    """Instruction sets this machine runs, best first: of "avx512", "avx2", "scalar".
+
+    The environment variable DEEPMNN_ISA overrides the choice of the best.
+    """
+
+def packed_nbytes(dtype: str, rows: int, cols: int, group_size: int = 0) -> int:
+    """Bytes of a stored weight (docs/layouts.md), padded to 64."""
+
+def quantize_pack(
+    w: NDArray[float32], dtype: str, group_size: int = 0, threads: int = 1, isa: str = ""
+) -> NDArray[uint8]:
+    """Stored bytes of w [rows, cols] in a matrix format; byte for byte those of quant.pack.pack."""
+
+def unpack(
+    packed: NDArray[uint8], dtype: str, rows: int, cols: int, group_size: int = 0
+) -> NDArray[float32]:
+    """The values of stored bytes: [rows, cols], or [cols] for a vector."""
+
+def sample(
+    logits: NDArray[float32],
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    *,
+    u: float,
+) -> int:
+    """Draws an index of logits [vocab]; equal arguments give equal answers.
+
+    temperature 0 is greedy. The filters run in the order of the arguments: top_k 0 keeps all,
+    top_p keeps the shortest best-first prefix with at least that share, min_p keeps what has at
+    least that share of the best. u in [0, 1) is the random number. Ties go to the lower index.
+    """
+
+class KvCache:
+    """A paged KV cache: for each cache entry of the program, [blocks, block_size, width]."""
+
+    blocks: int
+    block_size: int
+    nbytes: int
+    def copy_block(self, source: int, target: int) -> None:
+        """Copies one block of every entry."""
+
+class Model:
+    """A loaded artifact directory. Not thread-safe: one step at a time."""
+
+    vocab_size: int
+    isa: str
+    threads: int
+    weight_nbytes: int
+    caches: dict[str, int]
+    """Row width of each cache entry, in elements."""
+    def __init__(self, directory: str, threads: int = 0, isa: str = "") -> None:
+        """Maps the weights and checks the program. threads 0: one for each core."""
+
+    def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> KvCache:
+        """An empty cache of "f32" or "bf16" rows."""
+
+    def set_mla_form(self, form: str) -> None:
+        """How MLA attention runs: "auto", "absorbed" or "expanded" (docs/ops.md)."""
+
+    def step(
+        self,
+        cache: KvCache,
+        ids: NDArray[int32],
+        positions: NDArray[int32],
+        sequence_starts: NDArray[int32],
+        context_lengths: NDArray[int32],
+        block_tables: NDArray[int32],
+        logit_rows: NDArray[int32],
+    ) -> NDArray[float32]:
+        """Runs one batch (backends.base.Batch), appends to the cache: logits [rows, vocab_size]."""
+
+    def profile(self, reset: bool = False) -> list[dict[str, Any]]:
+        """Cost of each op so far: op, name, calls, seconds, busy_seconds, wait_seconds."""
+
+def measure_read_bandwidth(threads: int = 0) -> float:
+    """Bytes per second this machine reads from memory. threads 0: one for each core."""
+
+def measure_int8_peak(threads: int = 0, isa: str = "") -> float:
+    """Int8 multiply-accumulates per second with all operands in registers."""

@@ -1,0 +1,127 @@
+"""attention against torch: one run, many runs, causal limits, and the shapes of GQA and MLA."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+
+from deepmnn._core import kernels
+
+
+def fresh(n, v_dim):
+    """The state before the first run; acc holds garbage, which must not be read."""
+    return (
+        np.full((n, v_dim), np.nan, np.float32),
+        np.tile(np.array([-np.inf, 0], np.float32), (n, 1)),
+    )
+
+
+def attend(isa, q, k, v, scale, limits, run_lengths):
+    """Runs of cache rows one after the other, as the engine calls it; the final division here."""
+    acc, max_sum = fresh(len(q), v.shape[1])
+    start = 0
+    for length in run_lengths:
+        stop = start + length
+        local = (limits - start).astype(np.int32)  # below 0 or above the run: clamped
+        acc, max_sum = kernels.attention(
+            q, k[start:stop], v[start:stop], scale, local, acc, max_sum, isa
+        )
+        start = stop
+    return acc / max_sum[:, 1:]
+
+
+def expected(q, k, v, scale, limits):
+    mask = torch.arange(len(k))[None] < torch.from_numpy(limits)[:, None]
+    as64 = [torch.from_numpy(np.asarray(a, np.float64)) for a in (q, k, v)]
+    out = torch.nn.functional.scaled_dot_product_attention(*as64, attn_mask=mask, scale=scale)
+    return out.numpy()
+
+
+def split(rng, n):
+    """Random run lengths that sum to n."""
+    cuts = np.unique(rng.integers(1, n, 3)) if n > 1 else np.array([], int)
+    return np.diff(np.concatenate([[0], cuts, [n]])).tolist()
+
+
+@pytest.mark.parametrize(
+    ("qk_dim", "v_dim"), [(1, 1), (16, 16), (24, 40), (33, 17), (64, 64), (100, 72), (192, 128)]
+)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_matches_torch(isa, rng, qk_dim, v_dim, bf16):
+    for n_queries, n_keys in [(1, 1), (1, 70), (2, 15), (3, 64), (4, 65), (7, 130), (9, 17)]:
+        q = rng.standard_normal((n_queries, qk_dim)).astype(np.float32)
+        k = rng.standard_normal((n_keys, qk_dim)).astype(np.float32)
+        v = rng.standard_normal((n_keys, v_dim)).astype(np.float32)
+        limits = rng.integers(1, n_keys + 1, n_queries).astype(np.int32)
+        keys, values = k, v
+        if bf16:
+            k, v = k.astype(ml_dtypes.bfloat16), v.astype(ml_dtypes.bfloat16)
+            keys, values = k.view(np.uint16), v.view(np.uint16)
+        scale = 1 / np.sqrt(qk_dim)
+        for lengths in ([n_keys], split(rng, n_keys)):
+            y = attend(isa, q, keys, values, scale, limits, lengths)
+            np.testing.assert_allclose(y, expected(q, k, v, scale, limits), rtol=0, atol=5e-6)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_values_inside_the_key_rows(isa, rng, bf16):
+    """MLA absorbed: one cache row is [latent, rope], the latent is the value as well."""
+    rank, rope = 40, 8
+    rows = rng.standard_normal((37, rank + rope)).astype(np.float32)
+    q = rng.standard_normal((6, rank + rope)).astype(np.float32)
+    limits = np.full(6, 37, np.int32)
+    reference = rows
+    if bf16:
+        reference = rows.astype(ml_dtypes.bfloat16)
+        rows = reference.view(np.uint16)
+    y = attend(isa, q, rows, rows[:, :rank], 0.2, limits, [20, 17])
+    np.testing.assert_allclose(
+        y, expected(q, reference, reference[:, :rank], 0.2, limits), rtol=0, atol=5e-6
+    )
+
+
+def test_rows_of_a_wider_cache(isa, rng):
+    """One KV head of a row that holds several: strides larger than the row."""
+    q = rng.standard_normal((5, 20)).astype(np.float32)
+    cache = rng.standard_normal((50, 3, 20)).astype(np.float32)
+    k, v = cache[:, 1], cache[:, 2]
+    limits = np.arange(10, 60, 10, dtype=np.int32)
+    y = attend(isa, q, k, v, 0.3, limits, [50])
+    np.testing.assert_allclose(y, expected(q, k, v, 0.3, limits), rtol=0, atol=5e-6)
+
+
+def test_rising_scores_rescale_what_came_before(isa, rng):
+    """Scores that grow by hundreds from run to run: old weights vanish without overflow."""
+    q = np.ones((2, 16), np.float32)
+    k = np.repeat(np.arange(90, dtype=np.float32)[:, None] * 10, 16, axis=1)
+    v = rng.standard_normal((90, 16)).astype(np.float32)
+    limits = np.array([90, 45], np.int32)
+    y = attend(isa, q, k, v, 1.0, limits, [30, 30, 30])
+    np.testing.assert_allclose(y, v[[89, 44]], rtol=1e-6)
+    y = attend(isa, q, np.ascontiguousarray(k[::-1]), v, 1.0, limits, [30, 30, 30])
+    np.testing.assert_allclose(y, v[[0, 0]], rtol=1e-6)
+
+
+def test_a_query_that_sees_nothing_keeps_its_state(isa, rng):
+    q = rng.standard_normal((3, 16)).astype(np.float32)
+    rows = rng.standard_normal((8, 16)).astype(np.float32)
+    acc, max_sum = fresh(3, 16)
+    limits = np.array([4, 0, -5], np.int32)
+    acc, max_sum = kernels.attention(q, rows, rows, 1.0, limits, acc, max_sum, isa)
+    assert max_sum[0, 1] > 0
+    assert np.isfinite(acc[0]).all()
+    assert (max_sum[1:] == [-np.inf, 0]).all()
+    before = acc[0].copy(), max_sum[0].copy()
+    zeros = np.zeros(3, np.int32)
+    acc, max_sum = kernels.attention(q, rows, rows, 1.0, zeros, acc, max_sum, isa)
+    assert np.array_equal(acc[0], before[0])
+    assert np.array_equal(max_sum[0], before[1])
+
+
+def test_equal_scores_average_the_values(isa, rng):
+    q, k = np.zeros((1, 32), np.float32), np.zeros((77, 32), np.float32)
+    v = rng.standard_normal((77, 32)).astype(np.float32)
+    y = attend(isa, q, k, v, 1.0, np.array([77], np.int32), [77])
+    np.testing.assert_allclose(y[0], v.mean(axis=0), atol=1e-6)

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deepmnn import _core
+from deepmnn._core import kernels
+from deepmnn.errors import RequestError
+
+X = np.ones(3, np.float32)
+
+
+def test_scalar_is_always_there_and_last():
+    assert _core.isas()[-1] == "scalar"
+
+
+def test_the_environment_chooses(monkeypatch):
+    monkeypatch.setenv("DEEPMNN_ISA", "avx9")
+    with pytest.raises(RequestError, match=r"'avx9'; expected one this machine runs: .*scalar"):
+        kernels.add(X, X)
+    assert np.array_equal(kernels.add(X, X, "scalar"), X + X)  # an argument beats it
+    monkeypatch.setenv("DEEPMNN_ISA", "scalar")
+    assert np.array_equal(kernels.add(X, X), X + X)
+
+
+def test_peak_dot_counts_its_work(isa):
+    assert kernels.peak_dot(0, isa) == 0
+    assert kernels.peak_dot(6, isa) == 3 * kernels.peak_dot(2, isa) > 0
