@@ -1,0 +1,160 @@
+// The pool under load: every chunk runs exactly once, whoever steals it, and errors reach the caller.
+#include "runtime/thread_pool.h"
+
+#include <chrono>
+#include <stdexcept>
+#include <vector>
+
+#include "tests/check.h"
+
+namespace deepmnn {
+namespace {
+
+void sleep_us(int us) { std::this_thread::sleep_for(std::chrono::microseconds(us)); }
+
+// Plain ints: a chunk run twice, or seen too late, is a data race for the thread sanitizer and a wrong count here.
+void every_chunk_runs_once(int threads, int64_t chunks) {
+  ThreadPool pool(threads);
+  std::vector<int> runs(static_cast<size_t>(chunks));
+  for (int round = 1; round <= 20; ++round) {
+    pool.run(chunks, [&](int64_t chunk, int worker) {
+      CHECK(worker >= 0 && worker < pool.size());
+      ++runs[static_cast<size_t>(chunk)];
+    });
+    for (int count : runs) CHECK(count == round);
+  }
+}
+
+// Thousands of tiny dispatches, each reading what the one before wrote, with pauses in which the helpers fall asleep.
+void tiny_dispatches(int threads) {
+  ThreadPool pool(threads);
+  std::vector<int64_t> numbers(7);
+  for (int round = 0; round < 5000; ++round) {
+    pool.run(7, [&](int64_t chunk, int) { numbers[static_cast<size_t>(chunk)] += chunk + 1; });
+    if (round % 1000 == 999) sleep_us(500);
+  }
+  for (int64_t i = 0; i < 7; ++i) CHECK(numbers[static_cast<size_t>(i)] == 5000 * (i + 1));
+}
+
+// The caller's own part blocks until somebody else has done all the rest.
+void others_steal() {
+  ThreadPool pool(3);
+  std::atomic<int> done{0};
+  pool.run(30, [&](int64_t chunk, int) {
+    if (chunk == 0) {
+      while (done < 29) std::this_thread::yield();
+    }
+    ++done;
+  });
+  CHECK(done == 30);
+  CHECK(pool.helper_busy_ns() > 0);
+}
+
+// Worker-local memory needs no lock: one worker never runs two chunks at once.
+void workers_are_exclusive(int threads) {
+  ThreadPool pool(threads);
+  std::vector<int64_t> sums(static_cast<size_t>(threads));
+  for (int round = 0; round < 200; ++round) {
+    pool.run(64, [&](int64_t chunk, int worker) { sums[static_cast<size_t>(worker)] += chunk; });
+  }
+  int64_t total = 0;
+  for (int64_t sum : sums) total += sum;
+  CHECK(total == 200 * 64 * 63 / 2);
+}
+
+void errors_reach_the_caller(int threads) {
+  ThreadPool pool(threads);
+  for (int round = 0; round < 200; ++round) {
+    std::atomic<int> started{0};
+    bool caught = false;
+    try {
+      pool.run(50, [&](int64_t chunk, int) {
+        ++started;
+        if (chunk % 10 == round % 10) throw std::runtime_error("chunk");
+      });
+    } catch (const std::runtime_error&) {
+      caught = true;
+    }
+    CHECK(caught && started >= 1 && started <= 50);
+    std::atomic<int> after{0};
+    pool.run(50, [&](int64_t, int) { ++after; });
+    CHECK(after == 50);
+  }
+}
+
+// run() inside a chunk works through its range alone, as the same worker; its errors leave through both levels.
+void nested_runs(int threads) {
+  ThreadPool pool(threads);
+  std::vector<int> counts(40);
+  pool.run(40, [&](int64_t chunk, int worker) {
+    pool.run(5, [&](int64_t, int inner) {
+      CHECK(inner == worker);
+      ++counts[static_cast<size_t>(chunk)];
+    });
+  });
+  for (int count : counts) CHECK(count == 5);
+  bool caught = false;
+  try {
+    pool.run(40, [&](int64_t, int) { pool.run(5, [](int64_t, int) { throw std::logic_error("inner"); }); });
+  } catch (const std::logic_error&) {
+    caught = true;
+  }
+  CHECK(caught);
+}
+
+// A chunk may use another pool: that one dispatches as usual.
+void pools_inside_pools() {
+  ThreadPool outer(2), inner(4);
+  std::atomic<int> count{0};
+  std::mutex one_caller;
+  outer.run(8, [&](int64_t, int) {
+    std::lock_guard<std::mutex> lock(one_caller);
+    inner.run(16, [&](int64_t, int worker) {
+      CHECK(worker < inner.size());
+      ++count;
+    });
+  });
+  CHECK(count == 8 * 16);
+}
+
+void pools_come_and_go() {
+  for (int round = 0; round < 200; ++round) {
+    ThreadPool pool(1 + round % 5);
+    std::atomic<int> count{0};
+    if (round % 3) pool.run(round % 7, [&](int64_t, int) { ++count; });
+    CHECK(count == (round % 3 ? round % 7 : 0));
+  }
+}
+
+void waiting_is_counted() {
+  ThreadPool pool(2);
+  std::atomic<bool> helper_started{false};
+  pool.run(2, [&](int64_t chunk, int worker) {
+    if (worker == 1) {
+      helper_started = true;
+      sleep_us(20000);
+    } else if (chunk == 0) {
+      for (int i = 0; i < 20000 && !helper_started; ++i) sleep_us(100);
+    }
+  });
+  CHECK(!helper_started || pool.helper_busy_ns() > 15000000);
+  CHECK(!helper_started || pool.caller_wait_ns() > 5000000);
+}
+
+}  // namespace
+}  // namespace deepmnn
+
+int main() {
+  using namespace deepmnn;
+  for (int threads : {1, 2, 3, 9}) {
+    for (int64_t chunks : {0, 1, 2, 3, 17, 1000}) every_chunk_runs_once(threads, chunks);
+    tiny_dispatches(threads);
+    workers_are_exclusive(threads);
+    errors_reach_the_caller(threads);
+    nested_runs(threads);
+  }
+  others_steal();
+  pools_inside_pools();
+  pools_come_and_go();
+  waiting_is_counted();
+}
