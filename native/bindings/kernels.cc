@@ -137,7 +137,6 @@ void bind_kernels(nanobind::module_& m) {
       "dtype"_a, "rows"_a, "cols"_a, "group_size"_a = 0);
   m.def("quantize_pack", &deepmnn::quantize_pack, "w"_a, "dtype"_a, "group_size"_a = 0, "threads"_a = 1, "isa"_a = "");
   m.def("unpack", &deepmnn::unpack, "packed"_a, "dtype"_a, "rows"_a, "cols"_a, "group_size"_a = 0);
-  m.def("sample", &deepmnn::sample_array, "logits"_a, "temperature"_a = 1.0f, "top_k"_a = 0, "top_p"_a = 1.0f,
-        "min_p"_a = 0.0f, "u"_a);
+  m.def("sample", &deepmnn::sample_array, "logits"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "u"_a);
   bind_kernel_table(m);
 }

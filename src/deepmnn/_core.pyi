@@ -32,13 +32,7 @@ def unpack(
     """The values of stored bytes: [rows, cols], or [cols] for a vector."""
 
 def sample(
-    logits: NDArray[float32],
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    *,
-    u: float,
+    logits: NDArray[float32], temperature: float, top_k: int, top_p: float, min_p: float, u: float
 ) -> int:
     """Draws an index of logits [vocab]; equal arguments give equal answers.
 

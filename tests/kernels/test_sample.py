@@ -7,6 +7,10 @@ from deepmnn import _core
 from deepmnn.errors import RequestError
 
 
+def sample(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, *, u):
+    return _core.sample(logits, temperature, top_k, top_p, min_p, u)
+
+
 def kept_probabilities(logits, temperature, top_k, top_p, min_p):
     """The distribution that is drawn from, by a full sort."""
     p = np.exp((logits.astype(np.float64) - logits.max()) / temperature)
@@ -41,29 +45,29 @@ def test_walks_the_distribution(rng, n, parameters):
     for u in np.linspace(0, 0.9999, 101):
         if np.abs(steps - u).min() < 1e-5:
             continue  # rounding decides
-        got = _core.sample(logits, *parameters, u)
+        got = sample(logits, *parameters, u=u)
         assert got == np.searchsorted(steps, u, side="right")
 
 
 def test_ties_go_to_the_lower_index():
     logits = np.zeros(20, np.float32)
-    assert _core.sample(logits, 0.0, u=0.9) == 0
-    assert _core.sample(logits, top_k=3, u=0.99) == 2
-    assert _core.sample(logits, top_p=0.25, u=0.99) == 4
-    assert _core.sample(logits, u=0.99) == 19
+    assert sample(logits, 0.0, u=0.9) == 0
+    assert sample(logits, top_k=3, u=0.99) == 2
+    assert sample(logits, top_p=0.25, u=0.99) == 4
+    assert sample(logits, u=0.99) == 19
 
 
 def test_masked_logits_are_never_drawn():
     logits = np.full(50, -np.inf, np.float32)
     logits[[7, 31]] = [1, 1]
-    assert {_core.sample(logits, u=u / 10) for u in range(10)} == {7, 31}
+    assert {sample(logits, u=u / 10) for u in range(10)} == {7, 31}
     logits[31] = -300
-    assert {_core.sample(logits, top_p=0.9, u=u / 10) for u in range(10)} == {7}
+    assert {sample(logits, top_p=0.9, u=u / 10) for u in range(10)} == {7}
 
 
 def test_frequencies(rng):
     logits = np.array([0, 1, 2, -1, 0.5], np.float32)
-    draws = [_core.sample(logits, 0.9, 4, 0.97, 0.0, u) for u in rng.random(20_000) * 0.999999]
+    draws = [sample(logits, 0.9, 4, 0.97, 0.0, u=u) for u in rng.random(20_000) * 0.999999]
     found = np.bincount(draws, minlength=5) / len(draws)
     np.testing.assert_allclose(found, kept_probabilities(logits, 0.9, 4, 0.97, 0.0), atol=0.015)
 
@@ -90,5 +94,5 @@ def test_frequencies(rng):
 def test_bad_calls_raise_typed_errors(options, found):
     arguments = {"logits": np.zeros(4, np.float32), "u": 0.5, **options}
     with pytest.raises(RequestError) as caught:
-        _core.sample(**arguments)
+        sample(**arguments)
     assert found in str(caught.value)
