@@ -14,16 +14,15 @@ A negative q puts the largest magnitude at the longer, negative end of the code 
 
 from __future__ import annotations
 
-import importlib
 import math
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TypeVar
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from deepmnn import _core
 from deepmnn.errors import CheckpointError, RequestError
 from deepmnn.graph.ir import Weight
 from deepmnn.graph.weights import BLOCK_ROWS, F32
@@ -218,7 +217,7 @@ def unpack_weight(weight: Weight, packed: U8) -> F32:
 
 
 def pack_weight(weight: Weight, array: F32, threads: int = 1) -> U8:
-    """Stored bytes of a weight whose values are `array`; uses the C++ packer for matrices.
+    """Stored bytes of a weight whose values are `array`, by the C++ packer.
 
     Raises CheckpointError when a value is not a finite number.
     """
@@ -228,20 +227,10 @@ def pack_weight(weight: Weight, array: F32, threads: int = 1) -> U8:
             "finite numbers",
             "The checkpoint is damaged; download it again.",
         )
-    native = _native()
-    if weight.dtype == "vector" or native is None:
-        return pack(array, weight.dtype, weight.group_size)
+    if weight.dtype == "vector":
+        return pack(array, weight.dtype)
     matrix = np.ascontiguousarray(array, np.float32)
-    packed: U8 = native.quantize_pack(matrix, weight.dtype, weight.group_size, threads)
-    return packed
-
-
-def _native() -> ModuleType | None:
-    try:
-        core = importlib.import_module("deepmnn._core")
-    except ImportError:
-        return None
-    return core if hasattr(core, "quantize_pack") else None
+    return _core.quantize_pack(matrix, weight.dtype, weight.group_size, threads)
 
 
 def _ceil(n: int, multiple: int) -> int:
