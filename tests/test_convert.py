@@ -231,6 +231,11 @@ def test_impossible_arguments(tmp_path: Path) -> None:
     tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
     with pytest.raises(RequestError, match="w5"):
         convert(tiny.path, tmp_path / "out", "w5")
+    with pytest.raises(RequestError, match="recipe"):
+        convert(tiny.path, tmp_path / "out", ["w4"])  # type: ignore[arg-type]
+    for seed in (-1, "x", 1.5):
+        with pytest.raises(RequestError, match="seed"):
+            convert(tiny.path, tmp_path / "out", random_weights=True, seed=seed)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="level"):
         convert(tiny.path, tmp_path / "out", "w4", 4)
     with pytest.raises(CheckpointError, match="missing"):

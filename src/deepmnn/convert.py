@@ -16,7 +16,7 @@ from deepmnn.backends.cpu import lower
 from deepmnn.checkpoint.checkpoint import Checkpoint, open_checkpoint, read_config
 from deepmnn.checkpoint.json_file import read_small
 from deepmnn.checkpoint.random import RandomSource, tensor_shapes, tensors
-from deepmnn.errors import CheckpointError
+from deepmnn.errors import CheckpointError, RequestError
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.levels import PassResult, optimize
 from deepmnn.graph.passes.memory_plan import plan_memory
@@ -102,10 +102,12 @@ def convert(
         overwrite: replaces an artifact at `out`.
         progress: called after each weight.
 
-    Raises CheckpointError, ConfigError, RequestError (unknown quant or level) or StorageError.
+    Raises CheckpointError, ConfigError, RequestError (quant, level or seed) or StorageError.
     """
     began = time.monotonic()
     recipes.check_recipe(quant)
+    if type(seed) is not int or seed < 0:
+        raise RequestError(f"seed is {seed!r:.80}", "an integer of at least 0")
     checkpoint = None if random_weights else open_checkpoint(source)
     config = read_config(source) if checkpoint is None else checkpoint.config
     naive = models.build(config)

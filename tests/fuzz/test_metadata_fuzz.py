@@ -25,7 +25,7 @@ def test_damaged_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_
     rng = np.random.default_rng(6)
     config = {"model_type": model_type, **CONFIGS[model_type][1], "num_hidden_layers": 2}
     converted = 0
-    for _ in range(100):
+    for _ in range(60):
         (tmp_path / "config.json").write_text(json.dumps(mutate_json(rng, config)))
         try:
             report = convert(tmp_path, tmp_path / "out", random_weights=True, overwrite=True)
@@ -35,7 +35,7 @@ def test_damaged_configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model_
             converted += 1
         except DeepmnnError:
             pass
-    assert 0 < converted < 100
+    assert 0 < converted < 60
 
 
 def use_text_files(directory: Path) -> bool:

@@ -26,8 +26,8 @@ QUANTISED = ("w8", "w4")
 
 def check_recipe(recipe: str) -> None:
     """Raises RequestError, listing the choices, unless `recipe` is known."""
-    if recipe not in RECIPES:
-        raise RequestError(f"quantisation recipe {recipe!r}", f"one of {', '.join(RECIPES)}")
+    if not isinstance(recipe, str) or recipe not in RECIPES:
+        raise RequestError(f"quantisation recipe {recipe!r:.80}", f"one of {', '.join(RECIPES)}")
 
 
 def apply(graph: Graph, recipe: str) -> None:
