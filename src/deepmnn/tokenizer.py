@@ -93,7 +93,10 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """The id of a token as it is written in the vocabulary, None when there is none."""
-        found: int | None = self._tokenizer.token_to_id(token)
+        try:
+            found: int | None = self._tokenizer.token_to_id(token)
+        except UnicodeEncodeError:  # half of a surrogate pair: JSON can write it, no text holds it
+            return None
         return found
 
     def apply_chat_template(

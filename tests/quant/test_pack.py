@@ -135,9 +135,7 @@ def test_native_packer_writes_the_same_bytes(
         native = _core.quantize_pack(np.asarray(matrix, np.float32), dtype, group_size, 2)
         np.testing.assert_array_equal(native, packing.pack(matrix, dtype, group_size))
         unpacked = _core.unpack(native, dtype, *shape, group_size)
-        np.testing.assert_array_equal(
-            unpacked, packing.unpack(native, dtype, *shape, group_size)
-        )
+        np.testing.assert_array_equal(unpacked, packing.unpack(native, dtype, *shape, group_size))
 
 
 def test_bad_formats_are_request_errors() -> None:

@@ -56,8 +56,8 @@ class Weight:
 
     role says what the weight is for, so that a quantisation recipe can choose by it: "linear",
     "expert", "latent" (the MLA up-projections), "router", "embedding", "lm_head", "vector".
-    dtype is the storage format: "vector" (raw float32, for norms and biases) or a packed matrix format:
-    "f32", "bf16", "w8", "w4" (docs/layouts.md). group_size is the number of columns that share a
+    dtype is the storage format: "vector" (raw float32, for norms and biases) or a packed matrix
+    format: "f32", "bf16", "w8", "w4" (docs/layouts.md). group_size is the number of columns that share a
     scale (w8 and w4 only, else 0).
     """
 
@@ -69,6 +69,7 @@ class Weight:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of the numbers; the storage may pad."""
         return self.expr.shape
 
 
@@ -84,9 +85,11 @@ class Node:
     name: str = ""
 
     def int_attr(self, key: str) -> int:
+        """An attribute that is a whole number."""
         return int(self.attrs[key])  # type: ignore[arg-type]
 
     def float_attr(self, key: str) -> float:
+        """An attribute that is a number."""
         return float(self.attrs[key])  # type: ignore[arg-type]
 
 
@@ -113,10 +116,7 @@ class Graph:
             self.name,
             list(self.inputs),
             list(self.outputs),
-            [
-                Node(n.op, n.inputs, n.outputs, n.weights, dict(n.attrs), n.name)
-                for n in self.nodes
-            ],
+            [Node(n.op, n.inputs, n.outputs, n.weights, dict(n.attrs), n.name) for n in self.nodes],
             dict(self.values),
             {name: copy.copy(weight) for name, weight in self.weights.items()},
             dict(self.caches),
@@ -139,4 +139,5 @@ class Graph:
         return uses
 
     def op_counts(self) -> Counter[str]:
+        """How many nodes there are of each op."""
         return Counter(node.op for node in self.nodes)

@@ -25,7 +25,7 @@ BLOCK_ROWS = 16
 
 
 class TensorSource(Protocol):
-    """Anything that hands out named tensors as float32: a checkpoint, an artifact, random numbers."""
+    """Anything that hands out named float32 tensors: a checkpoint, an artifact, random numbers."""
 
     def read(self, name: str) -> F32:
         """The tensor, decoded to float32. Raises TensorNotFoundError."""
@@ -141,7 +141,7 @@ class PadHeads(Expr):
 
 @dataclass(frozen=True)
 class Interleave(Expr):
-    """Parts of equal shape, padded with zero rows to whole blocks of 16 and dealt out block by block.
+    """Parts of equal shape, padded with zero rows to whole blocks of 16, dealt out block by block.
 
     [rows, cols] × n → [n * ceil(rows / 16) * 16, cols]: block 0 of each part, then block 1, ...
     The fused SwiGLU kernel finds a gate block and its up block side by side.
