@@ -3,7 +3,8 @@
 
 namespace deepmnn::DEEPMNN_NS {
 
-// One group of `size` codes, of which the first `n` columns exist. A NaN in x makes the scale NaN, so it is not lost.
+// One group of `size` codes, of which the first `n` columns exist. NaN or infinity in x becomes the scale of a group of
+// zeros, so that a dot product with it is NaN: the fault is not lost.
 DEEPMNN_INLINE void quantize_group(const float* x, int64_t n, int32_t size, int8_t* codes, float* scale,
                                    int32_t* total) {
   I32x16 top = splat_i32(0);  // magnitudes compare like their bits
@@ -15,10 +16,11 @@ DEEPMNN_INLINE void quantize_group(const float* x, int64_t n, int32_t size, int8
   const float step = largest / 127.0f;
   *scale = step;
   I32x16 sums = splat_i32(0);
-  const F32x16 divisor = splat(step == 0.0f ? 1.0f : step), limit = splat(127.0f), zero = splat(0.0f);
+  const bool usable = step > 0.0f && step <= 3.40282347e38f;
+  const F32x16 divisor = splat(usable ? step : 1.0f), limit = splat(127.0f), zero = splat(0.0f);
   for (int64_t i = 0; i < size; i += 16) {
     const int64_t left = n - i < 0 ? 0 : (n - i < 16 ? n - i : 16);
-    const F32x16 scaled = step == 0.0f ? zero : load(x + i, left) / divisor;
+    const F32x16 scaled = usable ? load(x + i, left) / divisor : zero;
     const I32x16 code = to_int(min(limit, max(zero - limit, scaled)));
     store_i8(codes + i, code);
     sums = sums + code;

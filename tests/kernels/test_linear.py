@@ -189,10 +189,11 @@ def test_integer_sums_agree_to_the_bit(isa, rng, dtype, group_size):
     assert np.array_equal(y[:, :32], x @ w.T)
 
 
+@pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
-def test_nan_in_the_input_is_not_lost(isa, rng, dtype, group_size):
+def test_faults_in_the_input_are_not_lost(isa, rng, dtype, group_size, fault):
     problem = Problem.random(rng, dtype, group_size, 16, 80, 3)
-    problem.x[1, 5] = np.nan
+    problem.x[1, 5] = fault
     y = problem.run(isa)[:, :16]
-    assert np.isnan(y[1]).all()
+    assert not np.isfinite(y[1]).any()
     assert np.isfinite(y[[0, 2]]).all()
