@@ -1,0 +1,60 @@
+"""Models of published shapes with random weights: conversion in little memory, mapped loading, text.
+
+The memory of a conversion is the child process's own peak, as the operating system counted it.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import deepmnn
+
+CONFIGS = Path(__file__).parents[2] / "bench" / "configs"
+GIB = 1 << 30
+
+
+def convert_in_a_child(config: Path, out: Path) -> int:
+    """Converts with random w4 weights; returns the child's peak memory in bytes."""
+    code = "import sys; from deepmnn.cli import main; sys.argv[0] = 'deepmnn'; main()"
+    arguments = ["convert", str(config), str(out), "--quant", "w4", "--random-weights"]
+    child = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(child.pid, 0)
+    child.returncode = os.waitstatus_to_exitcode(status)
+    assert child.returncode == 0
+    return usage.ru_maxrss * 1024
+
+
+def resident_nbytes() -> int:
+    """Memory this process holds now, mapped pages that it touched included."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(
+    ("name", "nbytes"), [("r1-distill-qwen-1.5b", 1 * GIB), ("deepseek-v2-lite", 8 * GIB)]
+)
+def test_converts_loads_and_generates(tmp_path: Path, name: str, nbytes: int) -> None:
+    if shutil.disk_usage(tmp_path).free < 2 * nbytes:
+        pytest.fail(f"{tmp_path} needs {2 * nbytes / GIB:.0f} GiB of free disk")
+    out = tmp_path / name
+    peak = convert_in_a_child(CONFIGS / f"{name}.json", out)
+    assert peak < 3 * GIB
+    before = resident_nbytes()
+    model = deepmnn.load(out, threads=2)
+    assert model.artifact.weights_nbytes > 0.9 * nbytes
+    assert resident_nbytes() - before < nbytes / 8, (
+        "loading maps the weights, it does not read them"
+    )
+    prompt = list(range(5, 25))
+    answer = model.generate(prompt, deepmnn.SamplingParams(max_tokens=4, ignore_eos=True))
+    assert len(answer.ids) == 4
+    with model.session() as session:
+        logits = session.prefill(prompt)
+    assert np.isfinite(logits).all()
+    assert int(logits.argmax()) == answer.ids[0]
