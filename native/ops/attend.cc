@@ -58,17 +58,11 @@ int64_t list_items(const AttendJob& job, int64_t index, int64_t tile, int64_t& p
   return split.splits * split.tiles;
 }
 
-// The rows from `key` on that lie one after another, up to `end` and kMaxRun.
+// The rows from `key` on that go to the kernel together. Never more than one block, even where the next one happens to
+// follow it in memory: which blocks a sequence was given must not show in its numbers.
 int64_t run_length(const KeyRows& keys, int64_t key, int64_t end) {
   const int64_t most = std::min(end - key, kMaxRun);
-  if (!keys.table) return most;
-  int64_t block = key / keys.block_size;
-  int64_t length = keys.block_size - key % keys.block_size;
-  while (length < most && keys.table[block + 1] == keys.table[block] + 1) {
-    length += keys.block_size;
-    ++block;
-  }
-  return std::min(length, most);
+  return keys.table ? std::min(most, keys.block_size - key % keys.block_size) : most;
 }
 
 struct Workspace {

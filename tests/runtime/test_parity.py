@@ -1,5 +1,7 @@
 """Whole models on the engine against the library that made them, and against themselves."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from program_dir import cpu
@@ -60,6 +62,39 @@ def test_the_same_numbers_whatever_the_threads(tiny, model_type, dtype):
     for run in runs[1:]:
         for got, want in zip(run, runs[0], strict=True):
             np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "deepseek_v3"])
+def test_the_same_numbers_whatever_the_company(tiny, model_type):
+    """Other sequences in the step, and the cache blocks one is given, must not show either.
+
+    True of quantised weights, whose sums are exact; float32 sums depend on the kernel's tile.
+    """
+    model = tiny(model_type, 0)
+    graph = lowered(model, 3)
+    for weight in graph.weights.values():
+        if weight.dtype != "vector":
+            weight.dtype, weight.group_size = "w8", 32
+    backend = cpu(threads=2)(graph, model)
+    prompts = prompts_for([19, 7, 11], model.config["vocab_size"])
+    steps = [(4, 2, 1), (9, 1, 0), (1, 1, 8), (1, 0, 1), (4, 3, 1)]
+    together = run_schedule(backend, prompts, steps)
+    for index, prompt in enumerate(prompts):
+        alone = [(step[index],) for step in steps if step[index]]
+        np.testing.assert_array_equal(run_schedule(backend, [prompt], alone)[0], together[index])
+
+
+def test_two_threads_take_turns(tiny):
+    model = tiny("deepseek_v3", 0)
+    backend = cpu(threads=2)(lowered(model, 3), model)
+    prompts = prompts_for([23, 23], model.config["vocab_size"])
+    steps = SCHEDULES["chunks"][1]
+    want = [run_schedule(backend, [prompt], steps)[0] for prompt in prompts]
+    for _ in range(5):
+        with ThreadPoolExecutor(2) as executor:
+            runs = [executor.submit(run_schedule, backend, [prompt], steps) for prompt in prompts]
+        for run, expected in zip(runs, want, strict=True):
+            np.testing.assert_array_equal(run.result()[0], expected)
 
 
 def test_a_step_may_want_no_logits(tiny):
