@@ -1,5 +1,7 @@
 // Dot products of kBlocks consecutive weight blocks (16 output rows each) with kRows input rows: the only place, with
 // pack.h, that knows the weight layouts. Each weight vector is loaded and unpacked once for all the input rows.
+// A dot product adds up in the order of the columns whatever the tile, so a row's result does not depend on which other
+// rows run with it. The parallelism that hides latency comes from the blocks and rows of a tile.
 #pragma once
 
 #include "kernels/kernels.h"
@@ -22,12 +24,6 @@ struct Tile {
   F32x16 v[kBlocks][kRows];
 };
 
-// One row leaves the multiply-add units waiting for the last result, so it gets several accumulators.
-template <int kBlocks, int kRows>
-constexpr int kChains = kBlocks * kRows == 1   ? 4
-                        : kBlocks * kRows == 2 ? 2
-                                               : 1;
-
 template <int kBlocks, int kRows>
 DEEPMNN_INLINE void clear(Tile<kBlocks, kRows>& tile) {
   DEEPMNN_UNROLL
@@ -37,82 +33,47 @@ DEEPMNN_INLINE void clear(Tile<kBlocks, kRows>& tile) {
   }
 }
 
-// Columns [k, k + 1) of f32 blocks.
 template <int kBlocks, int kRows>
-DEEPMNN_INLINE void step_f32(const uint8_t* w, int64_t block_bytes, const Row* rows, int64_t k,
-                             Tile<kBlocks, kRows>& acc) {
-  if (kRows == 1) prefetch(w + k * 64 + kPrefetch);
-  DEEPMNN_UNROLL
-  for (int b = 0; b < kBlocks; ++b) {
-    const F32x16 weights = load(reinterpret_cast<const float*>(w + b * block_bytes) + k * 16);
+DEEPMNN_INLINE void dot_f32(const uint8_t* w, int64_t block_bytes, const Weight& weight, const Row* rows,
+                            Tile<kBlocks, kRows>& out) {
+  clear(out);
+  for (int64_t k = 0; k < weight.cols; ++k, w += 64) {
     DEEPMNN_UNROLL
-    for (int r = 0; r < kRows; ++r) acc.v[b][r] = fma(weights, splat(rows[r].x[k]), acc.v[b][r]);
+    for (int b = 0; b < kBlocks; ++b) {
+      const uint8_t* at = w + b * block_bytes;
+      if (kRows == 1) prefetch(at + kPrefetch);
+      const F32x16 weights = load(reinterpret_cast<const float*>(at));
+      DEEPMNN_UNROLL
+      for (int r = 0; r < kRows; ++r) out.v[b][r] = fma(weights, splat(rows[r].x[k]), out.v[b][r]);
+    }
   }
 }
 
 // Columns k and, if it exists, k + 1 (k even) of bf16 blocks.
-template <int kBlocks, int kRows>
-DEEPMNN_INLINE void step_bf16(const uint8_t* w, int64_t block_bytes, const Row* rows, int64_t k, bool second,
-                              Tile<kBlocks, kRows>& acc) {
-  if (kRows == 1) prefetch(w + k * 32 + kPrefetch);
+template <bool kSecond, int kBlocks, int kRows>
+DEEPMNN_INLINE void step_bf16(const uint8_t* w, int64_t block_bytes, const Row* rows, int64_t k,
+                              Tile<kBlocks, kRows>& out) {
   DEEPMNN_UNROLL
   for (int b = 0; b < kBlocks; ++b) {
-    const I32x16 pair = load_i32(w + b * block_bytes + k * 32);
+    const uint8_t* at = w + b * block_bytes + k * 32;
+    if (kRows == 1) prefetch(at + kPrefetch);
+    const I32x16 pair = load_i32(at);
     const F32x16 low = from_bits(shift_left(pair, 16)), high = from_bits(pair & splat_i32(-65536));
     DEEPMNN_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      acc.v[b][r] = fma(low, splat(rows[r].x[k]), acc.v[b][r]);
-      if (second) acc.v[b][r] = fma(high, splat(rows[r].x[k + 1]), acc.v[b][r]);
+      out.v[b][r] = fma(low, splat(rows[r].x[k]), out.v[b][r]);
+      if (kSecond) out.v[b][r] = fma(high, splat(rows[r].x[k + 1]), out.v[b][r]);
     }
   }
-}
-
-// Sums the chains of every accumulator into the first.
-template <int kBlocks, int kRows, int kCount>
-DEEPMNN_INLINE void fold(Tile<kBlocks, kRows> (&chains)[kCount]) {
-  DEEPMNN_UNROLL
-  for (int c = 1; c < kCount; ++c) {
-    DEEPMNN_UNROLL
-    for (int b = 0; b < kBlocks; ++b) {
-      DEEPMNN_UNROLL
-      for (int r = 0; r < kRows; ++r) chains[0].v[b][r] = chains[0].v[b][r] + chains[c].v[b][r];
-    }
-  }
-}
-
-template <int kBlocks, int kRows>
-DEEPMNN_INLINE void dot_f32(const uint8_t* w, int64_t block_bytes, const Weight& weight, const Row* rows,
-                            Tile<kBlocks, kRows>& out) {
-  constexpr int kCount = kChains<kBlocks, kRows>;
-  Tile<kBlocks, kRows> chains[kCount];
-  DEEPMNN_UNROLL
-  for (int c = 0; c < kCount; ++c) clear(chains[c]);
-  int64_t k = 0;
-  for (; k + kCount <= weight.cols; k += kCount) {
-    DEEPMNN_UNROLL
-    for (int c = 0; c < kCount; ++c) step_f32(w, block_bytes, rows, k + c, chains[c]);
-  }
-  for (; k < weight.cols; ++k) step_f32(w, block_bytes, rows, k, chains[0]);
-  fold(chains);
-  out = chains[0];
 }
 
 template <int kBlocks, int kRows>
 DEEPMNN_INLINE void dot_bf16(const uint8_t* w, int64_t block_bytes, const Weight& weight, const Row* rows,
                              Tile<kBlocks, kRows>& out) {
-  constexpr int kCount = kChains<kBlocks, kRows>;
-  Tile<kBlocks, kRows> chains[kCount];
-  DEEPMNN_UNROLL
-  for (int c = 0; c < kCount; ++c) clear(chains[c]);
+  clear(out);
   int64_t k = 0;
-  for (; k + 2 * kCount <= weight.cols; k += 2 * kCount) {
-    DEEPMNN_UNROLL
-    for (int c = 0; c < kCount; ++c) step_bf16(w, block_bytes, rows, k + 2 * c, true, chains[c]);
-  }
-  for (; k + 2 <= weight.cols; k += 2) step_bf16(w, block_bytes, rows, k, true, chains[0]);
-  if (k < weight.cols) step_bf16(w, block_bytes, rows, k, false, chains[0]);
-  fold(chains);
-  out = chains[0];
+  for (; k + 2 <= weight.cols; k += 2) step_bf16<true>(w, block_bytes, rows, k, out);
+  if (k < weight.cols) step_bf16<false>(w, block_bytes, rows, k, out);
 }
 
 template <int kBlocks, int kRows>
@@ -130,6 +91,7 @@ struct StepW4 {
     U8x64 low[kBlocks], high[kBlocks];
     DEEPMNN_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
+      if (kRows == 1) prefetch(w + b * block_bytes + kPrefetch);
       const U8x64 packed = load_u8(w + b * block_bytes);
       low[b] = low_nibbles(packed);
       high[b] = high_nibbles(packed);
@@ -151,7 +113,10 @@ struct StepW8 {
                                  IntTile<kBlocks, kRows>& acc) {
     U8x64 packed[kBlocks];
     DEEPMNN_UNROLL
-    for (int b = 0; b < kBlocks; ++b) packed[b] = load_u8(w + b * block_bytes);
+    for (int b = 0; b < kBlocks; ++b) {
+      if (kRows == 1) prefetch(w + b * block_bytes + kPrefetch);
+      packed[b] = load_u8(w + b * block_bytes);
+    }
     DEEPMNN_UNROLL
     for (int r = 0; r < kRows; ++r) {
       DEEPMNN_UNROLL
@@ -164,7 +129,7 @@ struct StepW8 {
 template <class Step, int kBlocks, int kRows>
 DEEPMNN_INLINE void dot_quantized(const uint8_t* w, int64_t block_bytes, const Weight& weight, const Row* rows,
                                   Tile<kBlocks, kRows>& out) {
-  constexpr int kCount = kBlocks * kRows <= 2 ? 2 : 1;  // a group has an even number of steps
+  constexpr int kCount = kBlocks * kRows <= 2 ? 2 : 1;  // accumulators (exact, so their order does not matter)
   const int64_t groups = (weight.cols + weight.group_size - 1) / weight.group_size;
   const int64_t steps = weight.group_size / Step::kColumns;
   int64_t column = 0;
@@ -182,7 +147,6 @@ DEEPMNN_INLINE void dot_quantized(const uint8_t* w, int64_t block_bytes, const W
     for (int64_t s = 0; s < steps; s += kCount) {
       DEEPMNN_UNROLL
       for (int c = 0; c < kCount; ++c) {
-        if (kRows == 1) prefetch(w + kPrefetch);
         Step::template run<kBlocks, kRows>(w, block_bytes, rows, column, acc[c]);
         w += 64;
         column += Step::kColumns;

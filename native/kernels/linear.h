@@ -6,6 +6,11 @@
 
 namespace deepmnn::DEEPMNN_NS {
 
+// Output blocks per tile when there is one input row: floats need several to hide the latency of an addition; integer
+// sums are exact, so one block has accumulators of its own, and reading is fastest along one stream.
+template <DType kDType>
+constexpr int kSingleBlocks = kDType == DType::f32 || kDType == DType::bf16 ? 4 : 1;
+
 DEEPMNN_INLINE int64_t group_count(const Weight& weight) {
   return weight.group_size ? (weight.cols + weight.group_size - 1) / weight.group_size : 0;
 }
@@ -57,7 +62,7 @@ void swiglu_tile(const LinearTask& task, int64_t block, int64_t i) {
   Row rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = input_row<kDType>(task, i + r);
   Tile<2, kRows> out;
-  if constexpr (kTileBlocks == 2 && kRows > 1) {
+  if constexpr (kRows == 1 ? kSingleBlocks<kDType> > 1 : kTileBlocks == 2) {
     dot<kDType>(w, block_bytes, task.weight, rows, out);
   } else {
     Tile<1, kRows> half;
@@ -72,26 +77,28 @@ void swiglu_tile(const LinearTask& task, int64_t block, int64_t i) {
   for (int r = 0; r < kRows; ++r) write(task, block, i + r, silu(out.v[0][r]) * out.v[1][r]);
 }
 
-// The tile with exactly n_rows (1 .. kRows) rows and n_blocks (1 .. kTileBlocks) blocks.
+// The tile with exactly n_rows (1 .. kRows) rows and n_blocks blocks: 1, kTileBlocks or, for one row,
+// kSingleBlocks.
 template <DType kDType, int kRows>
 void run_tile(const LinearTask& task, int64_t block, int64_t n_blocks, int64_t i, int64_t n_rows) {
   if constexpr (kRows > 1) {
     if (n_rows < kRows) return run_tile<kDType, kRows - 1>(task, block, n_blocks, i, n_rows);
   }
   if (task.epilogue == Epilogue::swiglu) return swiglu_tile<kDType, kRows>(task, block, i);
-  if constexpr (kTileBlocks > 1) {
-    if (n_blocks == kTileBlocks) return plain_tile<kDType, kTileBlocks, kRows>(task, block, i);
+  if (n_blocks == 1) return plain_tile<kDType, 1, kRows>(task, block, i);
+  if constexpr (kRows == 1) {
+    if (n_blocks == kSingleBlocks<kDType>) return plain_tile<kDType, kSingleBlocks<kDType>, 1>(task, block, i);
   }
-  plain_tile<kDType, 1, kRows>(task, block, i);
+  plain_tile<kDType, kTileBlocks, kRows>(task, block, i);
 }
 
 // Blocks outside, rows inside: a tile's weights stay in cache while all the rows pass.
 template <DType kDType>
 void linear_blocks(const LinearTask& task, int64_t begin, int64_t end) {
   const int64_t n = task.rows.n;
-  const bool single = n == 1 || task.epilogue == Epilogue::swiglu;  // one block at a time: one stream to read
+  const int64_t most = task.epilogue == Epilogue::swiglu ? 1 : n == 1 ? kSingleBlocks<kDType> : kTileBlocks;
   for (int64_t block = begin; block < end;) {
-    const int64_t n_blocks = !single && end - block >= kTileBlocks ? kTileBlocks : 1;
+    const int64_t n_blocks = end - block >= most ? most : 1;
     for (int64_t i = 0; i < n;) {
       const int64_t tiles = (n - i + kTileRows - 1) / kTileRows, n_rows = (n - i + tiles - 1) / tiles;
       run_tile<kDType, kTileRows>(task, block, n_blocks, i, n_rows);

@@ -125,3 +125,13 @@ def test_equal_scores_average_the_values(isa, rng):
     v = rng.standard_normal((77, 32)).astype(np.float32)
     y = attend(isa, q, k, v, 1.0, np.array([77], np.int32), [77])
     np.testing.assert_allclose(y[0], v.mean(axis=0), atol=1e-6)
+
+
+def test_a_query_does_not_depend_on_its_neighbours(isa, rng):
+    q = rng.standard_normal((9, 50)).astype(np.float32)
+    k, v = (rng.standard_normal((100, 50)).astype(np.float32) for _ in range(2))
+    limits = rng.integers(1, 101, 9).astype(np.int32)
+    together = attend(isa, q, k, v, 0.2, limits, [64, 36])
+    for i in range(9):
+        one = slice(i, i + 1)
+        assert np.array_equal(attend(isa, q[one], k, v, 0.2, limits[one], [64, 36]), together[one])
