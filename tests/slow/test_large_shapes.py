@@ -1,4 +1,4 @@
-"""Models of published shapes with random weights: conversion in little memory, mapped loading, text.
+"""Models of published shapes with random weights: little memory, mapped loading, generation.
 
 The memory of a conversion is the child process's own peak, as the operating system counted it.
 """
