@@ -1,5 +1,7 @@
 #include "runtime/memory.h"
 
+#include <sys/mman.h>
+
 #include <algorithm>
 #include <cstdlib>
 #include <fstream>
@@ -13,6 +15,7 @@ namespace {
 
 constexpr int64_t kAlign = 64;
 constexpr int64_t kUnknown = std::numeric_limits<int64_t>::max();
+constexpr int64_t kHuge = int64_t{4} << 20;        // from here on large pages pay
 constexpr int64_t kUnchecked = int64_t{64} << 20;  // smaller blocks are not worth reading /proc for
 
 int64_t read_number(const std::string& path) {
@@ -65,6 +68,11 @@ Memory::Memory(int64_t nbytes, const char* what) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(block_.get());
   aligned_ = reinterpret_cast<uint8_t*>((address + kAlign - 1) / kAlign * kAlign);
   nbytes_ = nbytes;
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t first = (address + kPage - 1) / kPage * kPage, last = (address + nbytes) / kPage * kPage;
+  if (nbytes >= kHuge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);  // a wish: may be refused
+#endif
 }
 
 void Memory::Free::operator()(void* pointer) const { std::free(pointer); }
