@@ -123,7 +123,7 @@ struct Kernels {
   // Converts n floats to bf16, round to nearest even.
   void (*to_bf16)(const float* x, int64_t n, uint16_t* y);
 
-  // Runs the dot product of w8 in registers and returns the multiply-accumulates done: what this ISA can do at most.
+  // Runs the dot product of w4 in registers and returns the multiply-accumulates done: what this ISA can do at most.
   int64_t (*peak_dot)(int64_t rounds);
 };
 
