@@ -1,5 +1,5 @@
 # Everything installs into .venv; nothing is needed but CPython 3.11, gcc/g++, make, cmake and a package index.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PY := $(VENV)/bin/python
 NATIVE := CMakeLists.txt pyproject.toml $(shell find native -type f 2>/dev/null)
