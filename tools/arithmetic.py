@@ -182,9 +182,9 @@ def _operands(rng: random.Random) -> tuple[int, int]:
     widths = rng.choices((1, 2, 3, 4), weights=(8, 30, 50, 12), k=2)
     a, b = _number(rng, widths[0]), _number(rng, widths[1])
     shape = rng.random()
-    if shape < 0.15:  # close numbers: long borrows, comparisons that take every digit
+    if shape < 0.2:  # close numbers: long borrows, comparisons that take every digit
         b = max(0, a + rng.randrange(-40, 41))
-    elif shape < 0.3:  # shared digits: a borrow that an equal pair of digits passes on
+    elif shape < 0.35:  # shared digits: a borrow that an equal pair of digits passes on
         pairs = zip(str(a), str(b).zfill(len(str(a))), strict=False)
         b = int("".join(x if rng.random() < 0.5 else y for x, y in pairs))
     return a, b
@@ -196,7 +196,7 @@ def _add(rng: random.Random) -> Expr:
 
 def _subtract(rng: random.Random) -> Expr:
     a, b = _operands(rng)
-    return Expr("-", max(a, b), min(a, b)) if rng.random() < 0.65 else Expr("-", a, b)
+    return Expr("-", max(a, b), min(a, b)) if rng.random() < 0.4 else Expr("-", a, b)
 
 
 def _multiply(rng: random.Random) -> Expr:
@@ -289,7 +289,7 @@ _EXPRESSIONS: dict[str, Callable[[random.Random], Expr]] = {
 def draw(rng: random.Random, kind: str | None = None) -> Problem:
     """Any problem, whichever side of the split it falls on; of one kind, or of a mixture of all."""
     if kind is None:
-        kind = rng.choices(KINDS, weights=(16, 26, 12, 10, 26, 10))[0]
+        kind = rng.choices(KINDS, weights=(14, 34, 10, 8, 24, 10))[0]
     if kind == "story":
         expr, question = _story(rng)
     else:

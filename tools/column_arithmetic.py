@@ -89,10 +89,24 @@ class Working:
         return self._so(f"{a} + {b}", a + b)
 
     def _subtract(self, a: int, b: int) -> int:
-        if a < b:
+        if self._compare(a, b):
             self.say(f"{a} is less than {b}, so turn it around: {b} - {a}.")
             self.steps.append(f"{b} - {a}")
-            return self._so(f"{a} - {b}", -self._subtract(b, a))
+            return self._so(f"{a} - {b}", -self._borrow(b, a))
+        return self._borrow(a, b)
+
+    def _compare(self, a: int, b: int) -> bool:
+        """Says the digits up to the first that differ; whether `a` is less."""
+        pairs = []
+        for x, y in reversed(_columns(a, b)):
+            pairs.append(f"{x} {'<' if x < y else '>' if x > y else '='} {y}")
+            if x != y:
+                break
+        self.say(f"From the left: {', '.join(pairs)}.")
+        return a < b
+
+    def _borrow(self, a: int, b: int) -> int:
+        """Column subtraction, `a` not less than `b`."""
         borrow = 0
         for place, (x, y) in enumerate(_columns(a, b)):
             taken = f" - {borrow}" if borrow else ""

@@ -3,7 +3,7 @@
     python tools/train_tiny_r1.py --minutes 60 --out src/deepmnn/tiny_r1
 
 One CPU core learns about 5,000 tokens a second. The learning rate stays level and falls over the
-last 30 % of the time; an exponential average of the weights is what is evaluated and exported, so
+last 40 % of the time; an exponential average of the weights is what is evaluated and exported, so
 any checkpoint along the way is usable. Once the trunk is done it is frozen and the MTP layer learns
 to draft from its output.
 """
@@ -135,7 +135,7 @@ class Muon(torch.optim.Optimizer):
             weight.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
 
-def optimisers(params: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
+def optimisers(params: dict[str, nn.Parameter], rate: float) -> list[torch.optim.Optimizer]:
     def is_matrix(name: str) -> bool:
         return params[name].dim() > 1 and not any(
             part in name for part in ("embed", "lm_head", ".gate.weight")
@@ -144,8 +144,8 @@ def optimisers(params: dict[str, nn.Parameter]) -> list[torch.optim.Optimizer]:
     matrices = [(name, p) for name, p in params.items() if is_matrix(name)]
     rest = [p for name, p in params.items() if not is_matrix(name)]
     return [
-        Muon(matrices, lr=0.015, weight_decay=0.1),
-        torch.optim.AdamW(rest, lr=3e-3, betas=(0.9, 0.95), weight_decay=0.01),
+        Muon(matrices, lr=0.015 * rate, weight_decay=0.1),
+        torch.optim.AdamW(rest, lr=3e-3 * rate, betas=(0.9, 0.95), weight_decay=0.01),
     ]
 
 
@@ -220,13 +220,16 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
         for opt, saved in zip(self.opts, state["opts"], strict=True):
+            rates = [group["lr"] for group in opt.param_groups]
             opt.load_state_dict(saved)
+            for group, mine in zip(opt.param_groups, rates, strict=True):
+                group["lr"] = mine
         self.rng.setstate(state["rng"])
         self.tokens, self.seconds, self.step = state["tokens"], state["seconds"], state["step"]
 
     @torch.no_grad()
     def update_average(self) -> None:
-        keep = min(0.995, (self.step + 1) / (self.step + 10))
+        keep = min(0.98, (self.step + 1) / (self.step + 10))
         mine, theirs = self.average.state_dict(), self.model.state_dict()
         for name, weight in mine.items():
             weight.lerp_(theirs[name], 1 - keep)
@@ -241,7 +244,7 @@ def fit(
     save: Callable[[], None],
     every: float = 180.0,
 ) -> None:
-    """Optimises `loss_of` for `minutes`: warm-up, level, then a linear fall over the last 30 %."""
+    """Optimises `loss_of` for `minutes`: warm-up, level, then a linear fall over the last 40 %."""
     rates = [[group["lr"] for group in opt.param_groups] for opt in run.opts]
     start = last = noted = time.monotonic()
     warm = run.step
@@ -251,7 +254,7 @@ def fit(
         bar = progress.add_task("", total=minutes * 60)
         while (elapsed := time.monotonic() - start) < minutes * 60:
             batch = next(source)
-            factor = min(1.0, (1 + run.step - warm) / 60, (1 - elapsed / (60 * minutes)) / 0.3)
+            factor = min(1.0, (1 + run.step - warm) / 60, (1 - elapsed / (60 * minutes)) / 0.4)
             for opt, base in zip(run.opts, rates, strict=True):
                 for group, rate in zip(opt.param_groups, base, strict=True):
                     group["lr"] = rate * factor
@@ -324,6 +327,7 @@ def main(
     ),
     resume: Annotated[bool, typer.Option(help="Go on from the training state.")] = False,
     threads: Annotated[int, typer.Option(help="CPU threads.")] = 1,
+    rate: Annotated[float, typer.Option(help="Scale of the trunk's learning rates.")] = 1.0,
     batch_tokens: Annotated[int, typer.Option(help="Tokens per step.")] = 8192,
     seed: Annotated[int, typer.Option(help="Of the weights and the problems.")] = 1,
 ) -> None:
@@ -361,9 +365,9 @@ def main(
         export(out, average, tokenizer, held_out)
 
     source = training_batches(tokenizer, rng, batch_tokens)
-    run.opts = optimisers(
-        {n: p for n, p in model.named_parameters() if p not in set(model.mtp.parameters())}
-    )
+    drafting = set(model.mtp.parameters())
+    trunk = {name: weight for name, weight in model.named_parameters() if weight not in drafting}
+    run.opts = optimisers(trunk, rate)
     if resume:
         run.load(state / "trunk.pt")
     fit(run, trunk_loss, source, minutes, report, lambda: run.save(state / "trunk.pt"))
@@ -371,7 +375,7 @@ def main(
     model.load_state_dict(average.state_dict())
     model.requires_grad_(False)
     model.mtp.requires_grad_(True)
-    run.opts = optimisers({n: p for n, p in model.named_parameters() if p.requires_grad})
+    run.opts = optimisers({n: p for n, p in model.named_parameters() if p.requires_grad}, 1.0)
     fit(run, mtp_loss, source, mtp_minutes, report, lambda: run.save(state / "mtp.pt"))
 
 

@@ -31,6 +31,9 @@ def check_line(line: str) -> None:
         left, *rights = equation.split(" = ")
         for right in rights:
             assert value(left) == value(right), line
+    for x, sign, y in re.findall(r"(\d) ([<>]) (\d)", line):
+        assert (int(x) < int(y)) == (sign == "<"), line
+        assert x != y, line
     if written := re.search(r"= (\d+)\. Write (\d+)(?:, carry (\d+))?\.", line):
         total, digit, carry = (int(group or 0) for group in written.groups())
         assert total == 10 * carry + digit or total == digit, line
@@ -59,7 +62,7 @@ def test_columns_spell_the_result() -> None:
         assert int("".join(reversed(written))) == a + b
         working = columns.Working()
         assert working.operate("-", max(a, b), min(a, b)) == abs(a - b)
-        digits = re.findall(r"(\d)\.$", "\n".join(working.lines[:-1]), re.MULTILINE)
+        digits = re.findall(r"^\w+: .*(\d)\.$", "\n".join(working.lines[:-1]), re.MULTILINE)
         assert int("".join(reversed(digits))) == abs(a - b)
 
 
