@@ -1,4 +1,4 @@
-"""The CPU engine against the oracle of each architecture: every level, every ISA, both MLA forms.
+"""The CPU engine against every architecture: all levels, all ISAs, both forms of MLA."""
 
 from pathlib import Path
 
