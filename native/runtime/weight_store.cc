@@ -9,6 +9,7 @@
 #include <cstring>
 
 #include "runtime/fail.h"
+#include "runtime/memory.h"
 
 namespace deepmnn {
 namespace {
@@ -53,7 +54,6 @@ MappedFile::MappedFile(const std::string& path) {
       close(file);
       fail_artifact("cannot map " + path + ": " + reason, "a file that fits the address space");
     }
-    madvise(mapped, nbytes_, MADV_WILLNEED);
     data_ = static_cast<const uint8_t*>(mapped);
   }
   close(file);
@@ -63,9 +63,19 @@ MappedFile::~MappedFile() {
   if (data_) munmap(const_cast<uint8_t*>(data_), nbytes_);
 }
 
+void MappedFile::prefetch() const {
+  if (data_) madvise(const_cast<uint8_t*>(data_), nbytes_, MADV_WILLNEED);
+}
+
 WeightStore::WeightStore(const std::string& directory, const Program& program) {
+  uint64_t file_nbytes = 0;
   for (const std::string& shard : program.shards) {
     shards_.push_back(std::make_unique<MappedFile>(directory + "/" + shard));
+    file_nbytes += shards_.back()->nbytes();
+  }
+  // A model larger than memory is read where it is used: what is read ahead would push it out again.
+  if (file_nbytes < static_cast<uint64_t>(available_memory())) {
+    for (const auto& shard : shards_) shard->prefetch();
   }
   for (const WeightInfo& info : program.weights) {
     const MappedFile& shard = *shards_[info.shard];

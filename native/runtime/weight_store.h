@@ -21,6 +21,8 @@ class MappedFile {
 
   const uint8_t* data() const { return data_; }
   uint64_t nbytes() const { return nbytes_; }
+  // Asks the system to read the whole file soon.
+  void prefetch() const;
 
  private:
   const uint8_t* data_ = nullptr;
