@@ -1,133 +1,86 @@
-"""Published configs: their graphs have the published sizes and read the published tensors."""
+"""Published configs: their graphs have the published sizes and read the published tensors.
 
+published/*.json: config.json of the hub's deepseek-ai repositories, in alphabetical order.
+"""
+
+import json
 import math
+import re
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
 from safetensors import safe_open
 
+from deepmnn.checkpoint import fp8
+from deepmnn.checkpoint.random import tensor_shapes
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.verify import verify
 from deepmnn.graph.weights import Tensor
 from deepmnn.models import build
 from tiny_models import ALL, tiny_checkpoint
 
-V3: dict[str, Any] = {
-    "model_type": "deepseek_v3",
-    "vocab_size": 129280,
-    "hidden_size": 7168,
-    "intermediate_size": 18432,
-    "moe_intermediate_size": 2048,
-    "num_hidden_layers": 61,
-    "num_nextn_predict_layers": 1,
-    "num_attention_heads": 128,
-    "num_key_value_heads": 128,
-    "n_shared_experts": 1,
-    "n_routed_experts": 256,
-    "ep_size": 1,
-    "routed_scaling_factor": 2.5,
-    "kv_lora_rank": 512,
-    "q_lora_rank": 1536,
-    "qk_rope_head_dim": 64,
-    "v_head_dim": 128,
-    "qk_nope_head_dim": 128,
-    "topk_method": "noaux_tc",
-    "n_group": 8,
-    "topk_group": 4,
-    "num_experts_per_tok": 8,
-    "moe_layer_freq": 1,
-    "first_k_dense_replace": 3,
-    "norm_topk_prob": True,
-    "scoring_func": "sigmoid",
-    "hidden_act": "silu",
-    "max_position_embeddings": 163840,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "rope_theta": 10000,
-    "rope_scaling": {
-        "beta_fast": 32,
-        "beta_slow": 1,
-        "factor": 40,
-        "mscale": 1.0,
-        "mscale_all_dim": 1.0,
-        "original_max_position_embeddings": 4096,
-        "type": "yarn",
-    },
-    "attention_bias": False,
-    "torch_dtype": "bfloat16",
+CONFIGS: dict[str, dict[str, Any]] = {
+    path.stem: json.loads(path.read_text())
+    for path in sorted((Path(__file__).parent / "published").glob("*.json"))
 }
-V2_LITE: dict[str, Any] = V3 | {
-    "model_type": "deepseek_v2",
-    "vocab_size": 102400,
-    "hidden_size": 2048,
-    "intermediate_size": 10944,
-    "moe_intermediate_size": 1408,
-    "num_hidden_layers": 27,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "n_shared_experts": 2,
-    "n_routed_experts": 64,
-    "routed_scaling_factor": 1.0,
-    "q_lora_rank": None,
-    "topk_method": "greedy",
-    "n_group": 1,
-    "topk_group": 1,
-    "num_experts_per_tok": 6,
-    "first_k_dense_replace": 1,
-    "norm_topk_prob": False,
-    "scoring_func": "softmax",
+PARAMETERS = {
+    # what the hub counts in the safetensors files; of V3 and R1 without the MTP layer
+    "DeepSeek-V3": 671_026_419_200,
+    "DeepSeek-R1": 671_026_419_200,
+    "DeepSeek-V2": 235_741_434_880,
+    "DeepSeek-V2-Lite": 15_706_484_224,
+    "DeepSeek-Coder-V2-Instruct": 235_741_434_880,
+    "deepseek-moe-16b-base": 16_375_728_128,
+    "deepseek-llm-7b-base": 6_910_365_696,
+    "deepseek-llm-67b-base": 67_425_001_472,
+    "deepseek-coder-1.3b-base": 1_346_471_936,
+    "deepseek-coder-6.7b-base": 6_740_512_768,
+    "deepseek-coder-33b-base": 33_342_991_360,
+    "DeepSeek-R1-Distill-Llama-8B": 8_030_261_248,
+    "DeepSeek-R1-Distill-Llama-70B": 70_553_706_496,
+    "DeepSeek-R1-Distill-Qwen-1.5B": 1_777_088_000,
+    "DeepSeek-R1-Distill-Qwen-7B": 7_615_616_512,
+    "DeepSeek-R1-Distill-Qwen-14B": 14_770_033_664,
+    "DeepSeek-R1-Distill-Qwen-32B": 32_763_876_352,
+    "DeepSeek-R1-0528-Qwen3-8B": 8_190_735_360,
 }
-V2: dict[str, Any] = V2_LITE | {
-    "hidden_size": 5120,
-    "intermediate_size": 12288,
-    "moe_intermediate_size": 1536,
-    "num_hidden_layers": 60,
-    "num_attention_heads": 128,
-    "num_key_value_heads": 128,
-    "n_routed_experts": 160,
-    "routed_scaling_factor": 16.0,
-    "q_lora_rank": 1536,
-    "topk_method": "group_limited_greedy",
-    "n_group": 8,
-    "topk_group": 3,
-}
-MOE_16B: dict[str, Any] = {
-    "model_type": "deepseek",
-    "vocab_size": 102400,
-    "hidden_size": 2048,
-    "intermediate_size": 10944,
-    "moe_intermediate_size": 1408,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 16,
-    "n_shared_experts": 2,
-    "n_routed_experts": 64,
-    "num_experts_per_tok": 6,
-    "moe_layer_freq": 1,
-    "first_k_dense_replace": 1,
-    "norm_topk_prob": False,
-    "scoring_func": "softmax",
-}
-DISTILL_QWEN_1_5B: dict[str, Any] = {
-    "model_type": "qwen2",
-    "vocab_size": 151936,
-    "hidden_size": 1536,
-    "intermediate_size": 8960,
-    "num_hidden_layers": 28,
-    "num_attention_heads": 12,
-    "num_key_value_heads": 2,
-    "rope_theta": 10000,
-    "use_sliding_window": False,
-    "sliding_window": 4096,
-}
-SIZES = [
-    # billions of parameters, from the model cards and reports
-    (V3, 671.0),
-    (V2, 236.0),
-    (V2_LITE, 15.7),
-    (MOE_16B, 16.4),
-    (DISTILL_QWEN_1_5B, 1.78),
+
+MLP = ["mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight"]
+MOE = [
+    *MLP,  # of the first layers
+    *(name.replace("mlp.", "mlp.experts.#.") for name in MLP),
+    *(name.replace("mlp.", "mlp.shared_experts.") for name in MLP),
+    "mlp.gate.weight",
 ]
+QKV = ["self_attn.q_proj.weight", "self_attn.k_proj.weight", "self_attn.v_proj.weight"]
+LATENT = [
+    "self_attn.kv_a_proj_with_mqa.weight",
+    "self_attn.kv_a_layernorm.weight",
+    "self_attn.kv_b_proj.weight",
+]
+LOW_RANK_QUERY = [
+    "self_attn.q_a_proj.weight",
+    "self_attn.q_a_layernorm.weight",
+    "self_attn.q_b_proj.weight",
+]
+NORMS = ["input_layernorm.weight", "post_attention_layernorm.weight", "self_attn.o_proj.weight"]
+LAYER = {
+    # the names in model.safetensors.index.json, numbers replaced by #
+    "llama": [*NORMS, *QKV, *MLP],
+    "qwen2": [*NORMS, *QKV, *(name.replace("weight", "bias") for name in QKV), *MLP],
+    "qwen3": [*NORMS, *QKV, "self_attn.q_norm.weight", "self_attn.k_norm.weight", *MLP],
+    "deepseek": [*NORMS, *QKV, *MOE],
+    "deepseek_v2": [*NORMS, *LATENT, *LOW_RANK_QUERY, *MOE],
+    "deepseek_v3": [*NORMS, *LATENT, *LOW_RANK_QUERY, *MOE, "mlp.gate.e_score_correction_bias"],
+}
+MTP = ["embed_tokens", "enorm", "hnorm", "eh_proj", "shared_head.norm", "shared_head.head"]
+
+
+@cache
+def published(name: str) -> Graph:
+    return build(CONFIGS[name])
 
 
 def parameters(graph: Graph) -> int:
@@ -135,16 +88,73 @@ def parameters(graph: Graph) -> int:
     return sum(math.prod(w.shape) for name, w in graph.weights.items() if name not in kept)
 
 
-@pytest.mark.parametrize(("config", "billions"), SIZES)
-def test_published_sizes(config: dict[str, Any], billions: float) -> None:
-    graph = build(config)
+def test_every_published_config_has_a_size() -> None:
+    assert PARAMETERS.keys() == CONFIGS.keys()
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_published_sizes(name: str) -> None:
+    graph = published(name)
     verify(graph)
-    assert parameters(graph) / 1e9 == pytest.approx(billions, rel=0.004)
+    assert parameters(graph) == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_published_tensor_names(name: str) -> None:
+    config = CONFIGS[name]
+    layer = set(LAYER[config["model_type"]])
+    if "q_lora_rank" in config and config["q_lora_rank"] is None:  # V2-Lite
+        layer = layer - {*LOW_RANK_QUERY} | {"self_attn.q_proj.weight"}
+    if config.get("num_nextn_predict_layers"):
+        layer |= {f"{part}.weight" for part in MTP}
+    found = {re.sub(r"\.\d+\.", ".#.", tensor) for tensor in tensor_shapes(published(name))}
+    ends = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    assert found == ends | {f"model.layers.#.{part}" for part in layer}
+
+
+def test_published_fp8_blocks() -> None:
+    assert fp8.block_size(CONFIGS["DeepSeek-V3"]) == (128, 128)
+    # model.layers.3.self_attn.kv_a_proj_with_mqa.weight_scale_inv has 5 rows: a ragged edge
+    shape = published("DeepSeek-V3").weights["layers.3.self_attn.kv_a_proj_with_mqa.weight"].shape
+    assert [math.ceil(size / 128) for size in shape] == [5, 56]
+
+
+@pytest.mark.parametrize(
+    ("name", "rope_scale", "first", "last"),
+    [
+        # cos and sin times, and the fastest and slowest rotation in radians per token
+        ("DeepSeek-V3", 1.0, 1.0, 1e4 ** (-62 / 64) / 40),
+        ("DeepSeek-V2-Lite", 1.0, 1.0, 1e4 ** (-62 / 64) / 40),
+        ("deepseek-moe-16b-base", 1.0, 1.0, 1e4 ** (-126 / 128)),
+        ("deepseek-coder-33b-base", 1.0, 1 / 4, 1e5 ** (-126 / 128) / 4),
+        ("DeepSeek-R1-Distill-Llama-8B", 1.0, 1.0, 5e5 ** (-126 / 128) / 8),
+        ("DeepSeek-R1-Distill-Qwen-32B", 1.0, 1.0, 1e6 ** (-126 / 128)),
+        ("DeepSeek-R1-0528-Qwen3-8B", 1.0, 1.0, 1e6 ** (-126 / 128) / 4),
+    ],
+)
+def test_published_rotations(name: str, rope_scale: float, first: float, last: float) -> None:
+    ropes = [node for node in published(name).nodes if node.op == "rope"]
+    assert len(ropes) == 2 * CONFIGS[name]["num_hidden_layers"]
+    for rope in ropes:
+        inv_freq = rope.attrs["inv_freq"]
+        assert isinstance(inv_freq, tuple)
+        assert (inv_freq[0], inv_freq[-1]) == pytest.approx((first, last))
+        assert rope.attrs["rope_scale"] == pytest.approx(rope_scale)
+
+
+@pytest.mark.parametrize(
+    ("name", "mscale"), [("DeepSeek-V3", 1.0), ("DeepSeek-V2-Lite", 0.707), ("DeepSeek-V2", 0.707)]
+)
+def test_published_softmax_scale(name: str, mscale: float) -> None:
+    """modeling_deepseek.py: (128 + 64)^-1/2, times (0.1 mscale ln 40 + 1)²."""
+    scales = {node.attrs["scale"] for node in published(name).nodes if node.op == "attention"}
+    assert len(scales) == 1
+    assert scales.pop() == pytest.approx(192**-0.5 * (0.1 * mscale * math.log(40) + 1) ** 2)
 
 
 def test_mtp_layer_has_the_tensors_of_the_hub() -> None:
     """Layer 61 of DeepSeek-V3's model.safetensors.index.json."""
-    graph = build(V3)
+    graph = published("DeepSeek-V3")
     kept = {name.removeprefix("layers.61.") for name in graph.kept}
     rest = {name for name in kept if not name.startswith(("self_attn.", "mlp."))}
     assert rest == {
@@ -164,7 +174,7 @@ def test_mtp_layer_has_the_tensors_of_the_hub() -> None:
         for name in graph.weights
         if name.startswith(("layers.60.self_attn.", "layers.60.mlp."))
     }
-    assert not build(V3 | {"num_nextn_predict_layers": 0}).kept
+    assert not build(CONFIGS["DeepSeek-V3"] | {"num_nextn_predict_layers": 0}).kept
 
 
 @pytest.mark.parametrize(("model_type", "index"), ALL)

@@ -8,6 +8,7 @@ import pytest
 import transformers
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from deepmnn.errors import ConfigError
 from deepmnn.models import deepseek_v3
 from deepmnn.models.mla import rope_scale
 from deepmnn.models.rope import RopeParameters
@@ -49,6 +50,24 @@ def test_frequencies_are_those_of_transformers(
     rope = RopeParameters.from_dict({"rope_parameters": parameters})
     np.testing.assert_allclose(rope.inv_freq(head_dim), inv_freq.numpy(), rtol=2e-6)
     assert rope.rope_scale() == pytest.approx(scale)
+
+
+def test_attn_factor_multiplies_the_temperature() -> None:
+    """YaRN's own code (jquesnelle/yarn): mscale = (0.1 ln factor + 1) · attn_factor.
+
+    DeepSeek-R1-0528-Qwen3-8B gives the factor that makes it 1; transformers does not read it.
+    """
+    yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+    def scale(**fields: Any) -> float:
+        return RopeParameters.from_dict({"rope_scaling": yarn | fields}).rope_scale()
+
+    assert scale(attn_factor=0.8782488562869419) == pytest.approx(1.0)
+    assert scale(attn_factor=0.5) == pytest.approx(0.5 * (0.1 * math.log(4) + 1))
+    assert scale(attn_factor=None) == scale(attn_factor=1) == scale()
+    assert scale(attn_factor=0.5, attention_factor=0.7) == 0.7  # transformers' field says it all
+    with pytest.raises(ConfigError, match="attn_factor is 'x'"):
+        scale(attn_factor="x")
 
 
 def test_default_frequencies() -> None:

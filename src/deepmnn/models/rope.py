@@ -55,12 +55,11 @@ class RopeParameters:
     truncate: bool = True
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any], rope_theta: float = 10000.0) -> RopeParameters:
+    def from_dict(cls, config: Mapping[str, Any]) -> RopeParameters:
         """Reads rope_parameters (transformers 5) or rope_theta and rope_scaling (before).
 
         Args:
             config: the whole config.json.
-            rope_theta: what holds when the config gives none.
 
         Raises:
             ConfigError: a field has the wrong type or range, or is missing.
@@ -83,7 +82,7 @@ class RopeParameters:
             )
         theta = fields.get("rope_theta", config.get("rope_theta"))
         values: dict[str, Any] = {
-            "rope_theta": _number(key, "rope_theta", rope_theta if theta is None else theta)
+            "rope_theta": _number(key, "rope_theta", cls.rope_theta if theta is None else theta)
         }
         partial = fields.get("partial_rotary_factor", config.get("partial_rotary_factor"))
         if partial is not None and partial != 1.0:
@@ -94,7 +93,7 @@ class RopeParameters:
                 found = config.get(name)
             values[name] = _number(key, name, default if found is None else found)
         if rope_type == "yarn":
-            values |= _yarn_options(key, fields)
+            values |= _yarn_options(key, fields, values["factor"])
         return cls(rope_type=rope_type, **values)._checked(key)
 
     def _checked(self, key: str) -> RopeParameters:
@@ -175,12 +174,17 @@ def _number(key: str, name: str, value: Any, positive: bool = True) -> float:
     return float(value)
 
 
-def _yarn_options(key: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+def _yarn_options(key: str, fields: Mapping[str, Any], factor: float) -> dict[str, Any]:
     options: dict[str, Any] = {
         name: _number(key, name, fields[name], positive=False)
         for name in ("attention_factor", "mscale", "mscale_all_dim")
         if fields.get(name) is not None
     }
+    if fields.get("attn_factor") is not None:
+        # R1-0528-Qwen3-8B: as in YaRN's own code it multiplies the temperature (to 1, there).
+        # transformers warns that it does not know the field, and goes on without it.
+        attn_factor = _number(key, "attn_factor", fields["attn_factor"])
+        options.setdefault("attention_factor", attn_factor * yarn_mscale(factor, 1.0))
     truncate = fields.get("truncate", True)
     if not isinstance(truncate, bool):
         raise ConfigError(f"{key}.truncate is {truncate!r}", "true or false")
