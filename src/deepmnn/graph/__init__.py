@@ -1,1 +1,1 @@
-""""""
+"""The graph: its form, its rules, what its weights are made of, and the passes over it."""

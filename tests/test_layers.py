@@ -1,0 +1,35 @@
+"""CONTRIBUTING.md draws the rooms in the order in which they may import one another."""
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "src" / "deepmnn"
+
+
+def rooms() -> list[str]:
+    (line,) = re.findall(r"^    (graph → .*)$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    return line.split(" → ")
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Rooms that a file imports from."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        yield from (name.split(".")[1] for name in names if name.startswith("deepmnn."))
+
+
+def test_a_room_imports_only_from_rooms_before_it() -> None:
+    order = rooms()
+    seen = set()
+    for number, room in enumerate(order):
+        files = [*(PACKAGE / room).rglob("*.py"), *PACKAGE.glob(f"{room}.py")]
+        assert files, f"there is no room {room}"
+        found = {other for file in files for other in imported(file)}
+        assert not found & set(order[number + 1 :]), room
+        seen |= found
+    assert seen >= {"graph", "backends", "engine"}
