@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from deepmnn.checkpoint.json_file import read_object
 from deepmnn.engine.sampler import SamplingParams
 from deepmnn.errors import ConfigError, RequestError
 
@@ -27,7 +27,7 @@ class GenerationConfig:
         Raises ConfigError when a field has the wrong type or is out of range.
         """
         path = directory / "generation_config.json"
-        found = _read_object(path) if path.is_file() else {}
+        found = read_object(path, ConfigError) if path.is_file() else {}
         eos = found.get("eos_token_id")
         eos_ids = _token_ids(config.get("eos_token_id") if eos is None else eos)
         values = {name: found[name] for name in _SAMPLING if found.get(name) is not None}
@@ -54,13 +54,3 @@ def _token_ids(value: Any) -> frozenset[int]:
     if not all(isinstance(i, int) and not isinstance(i, bool) and i >= 0 for i in ids):
         raise ConfigError(f"eos_token_id is {value!r:.80}", "a token id or a list of token ids")
     return frozenset(ids)
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} cannot be read: {error}", "a JSON object") from error
-    if not isinstance(found, dict):
-        raise ConfigError(f"{path} holds {found!r:.80}", "a JSON object")
-    return found

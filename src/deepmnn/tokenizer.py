@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import tokenizers
 
 from deepmnn.chat_template import ChatTemplate, Message
+from deepmnn.checkpoint.json_file import read_object
 from deepmnn.errors import RequestError, TokenizerError
 
 _SPECIAL = (
@@ -203,12 +203,4 @@ def _read(path: Path) -> str:
 
 def _read_config(path: Path) -> dict[str, Any]:
     """A JSON object; empty when there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        config = json.loads(_read(path))
-    except (ValueError, RecursionError) as error:
-        raise TokenizerError(f"{path} is not JSON: {error}", "a JSON object") from error
-    if not isinstance(config, dict):
-        raise TokenizerError(f"{path} holds {config!r:.80}", "a JSON object")
-    return config
+    return read_object(path, TokenizerError) if path.is_file() else {}
