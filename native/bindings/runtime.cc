@@ -47,8 +47,7 @@ Batch make_batch(const Ints& ids, const Ints& positions, const Ints& starts, con
 Logits step(Model& model, KvCache& cache, const Ints& ids, const Ints& positions, const Ints& sequence_starts,
             const Ints& context_lengths, const IntTable& block_tables, const Ints& logit_rows) {
   const Batch batch = make_batch(ids, positions, sequence_starts, context_lengths, block_tables, logit_rows);
-  const int64_t floats = batch.rows * model.vocab_size();  // rows may be no more than memory holds ids
-  auto memory = std::make_unique<Memory>(std::max<int64_t>(floats, 1) * 4, "logits");
+  auto memory = std::make_unique<Memory>(nbytes_of(std::max<int64_t>(batch.rows, 1), model.vocab_size() * 4), "logits");
   float* logits = reinterpret_cast<float*>(memory->data());
   {
     nb::gil_scoped_release release;

@@ -15,8 +15,8 @@ constexpr int64_t kSplitTokens = 4;  // sequences with at most this many new tok
 // A query tile against one split of its keys. The cut depends on the job alone, never on the batch or the threads, so
 // that a sequence's numbers do not either.
 struct Item {
-  int32_t job;
-  int32_t first, last;  // queries
+  int64_t job;
+  int64_t first, last;  // queries
   int64_t key_begin, key_end;
   int64_t partial;  // index of its partial result, -1: the only split
 };
@@ -47,12 +47,7 @@ int64_t list_items(const AttendJob& job, int64_t index, int64_t tile, int64_t& p
     for (int64_t t = 0; t < split.tiles; ++t) {
       const int64_t last = std::min(queries, (t + 1) * tile);
       const int64_t end = std::min(visible(job, last - 1), split.splits > 1 ? (s + 1) * kSplitKeys : split.keys);
-      *items++ = {static_cast<int32_t>(index),
-                  static_cast<int32_t>(t * tile),
-                  static_cast<int32_t>(last),
-                  s * kSplitKeys,
-                  end,
-                  split.splits > 1 ? partials++ : -1};
+      *items++ = {index, t * tile, last, s * kSplitKeys, end, split.splits > 1 ? partials++ : -1};
     }
   }
   return split.splits * split.tiles;

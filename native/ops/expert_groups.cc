@@ -6,6 +6,7 @@ namespace deepmnn {
 
 ExpertGroups group_by_expert(Step& step, const int32_t* indices, int64_t tokens, int64_t top_k, int64_t experts) {
   const int64_t n = tokens * top_k;
+  if (n > INT32_MAX) fail_request("a step of " + std::to_string(n) + " choices of experts", "fewer tokens");
   Scratch& scratch = step.scratch;
   ExpertGroups groups{scratch.take<int32_t>(n),
                       scratch.take<int32_t>(n),

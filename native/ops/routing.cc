@@ -124,11 +124,12 @@ class Gather : public Op {
     float* y = step.f32(y_);
     for_rows(step, step.n(x_), 4 * y_.width, [&](int64_t row, int) {
       for (int64_t i = row * y_.width; i < (row + 1) * y_.width; ++i) {
-        if (indices[i] < 0 || indices[i] >= x_.width) {
-          fail_artifact("program.bin: gather of column " + std::to_string(indices[i]),
+        const int32_t column = indices[i];
+        if (column < 0 || column >= x_.width) {
+          fail_artifact("program.bin: gather of column " + std::to_string(column),
                         "less than " + std::to_string(x_.width));
         }
-        y[i] = x[row * x_.width + indices[i]];
+        y[i] = x[row * x_.width + column];
       }
     });
   }

@@ -58,6 +58,12 @@ int64_t available_memory() {
   return std::min({system_available(), v1, v2});
 }
 
+int64_t nbytes_of(int64_t count, int64_t item_nbytes) {
+  int64_t nbytes = 0;
+  const bool countable = !__builtin_mul_overflow(count, item_nbytes, &nbytes) && nbytes <= kUnknown / 2;
+  return countable ? nbytes : kUnknown / 2;
+}
+
 Memory::Memory(int64_t nbytes, const char* what) {
   const int64_t available = nbytes > kUnchecked ? available_memory() : kUnknown - kAlign;
   if (nbytes <= available) block_.reset(std::calloc(static_cast<size_t>(nbytes + kAlign), 1));
@@ -87,9 +93,7 @@ void Scratch::reset() {
 }
 
 uint8_t* Scratch::take_bytes(int64_t count, int64_t item_nbytes) {
-  int64_t nbytes = 0;
-  if (__builtin_mul_overflow(count, item_nbytes, &nbytes) || nbytes > kUnknown / 2) nbytes = kUnknown / 2;
-  nbytes = (nbytes + kAlign - 1) / kAlign * kAlign;
+  const int64_t nbytes = (nbytes_of(count, item_nbytes) + kAlign - 1) / kAlign * kAlign;
   if (blocks_.empty() || used_ + nbytes > blocks_.back().nbytes()) {
     Memory block(std::max<int64_t>(nbytes, 1 << 16), "working memory");
     if (!blocks_.empty()) full_ += blocks_.back().nbytes();

@@ -11,6 +11,9 @@ namespace deepmnn {
 // less. INT64_MAX where neither can be read.
 int64_t available_memory();
 
+// Bytes of `count` items; more than any machine has when that cannot be counted.
+int64_t nbytes_of(int64_t count, int64_t item_nbytes);
+
 // A block of zeroed bytes. Pages are only taken when they are written to.
 class Memory {
  public:

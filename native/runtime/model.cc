@@ -1,5 +1,6 @@
 #include "runtime/model.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "runtime/fail.h"
@@ -47,6 +48,11 @@ void Model::check_interface() {
       fail_artifact("program.bin: graph input " + input.name, "ids or positions, i32 [tokens]");
     }
     (input.name == "ids" ? ids_buffer_ : positions_buffer_) = id;
+    // A second one would be given the other's numbers, which nobody has checked for it.
+    const auto same = [&](uint32_t other) { return program_.buffers[other].name == input.name; };
+    if (std::count_if(program_.inputs.begin(), program_.inputs.end(), same) > 1) {
+      fail_artifact("program.bin: several graph inputs " + input.name, "one");
+    }
   }
   if (program_.outputs.size() != 1) {
     fail_artifact("program.bin: " + std::to_string(program_.outputs.size()) + " graph outputs", "1");
@@ -105,7 +111,7 @@ void Model::step(KvCache& cache, const Batch& batch, float* logits) {
             positions_buffer_,
             logits};
   for (int dim = 0; dim < kDims; ++dim) {
-    step.arenas[dim] = arenas_[dim].reserve(program_.arena_nbytes[dim] * step.counts[dim], "activations");
+    step.arenas[dim] = arenas_[dim].reserve(nbytes_of(step.counts[dim], program_.arena_nbytes[dim]), "activations");
   }
   for (size_t i = 0; i < ops_.size(); ++i) run_op(i, step);
 }

@@ -1,6 +1,8 @@
 #include "runtime/program.h"
 
+#include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "runtime/fail.h"
 
@@ -210,11 +212,49 @@ Instruction read_instruction(Reader& in, const Program& program) {
   return instruction;
 }
 
-// Every buffer is written once, before it is read; what the caller supplies is exactly the graph's inputs and outputs.
+// Which buffers still hold what was written to them: a buffer loses its bytes to the next one placed there.
+class Contents {
+ public:
+  explicit Contents(const Program& program) : program_(program), intact_(program.buffers.size()) {}
+
+  bool operator[](uint32_t id) const { return intact_[id]; }
+
+  void write(uint32_t id) {
+    intact_[id] = true;
+    const BufferInfo& buffer = program_.buffers[id];
+    if (buffer.offset < 0) return;
+    auto& spans = spans_[static_cast<int>(buffer.dim)];
+    const int64_t end = buffer.offset + buffer.width * 4;
+    auto span = spans.upper_bound(buffer.offset);
+    if (span != spans.begin() && std::prev(span)->second.end > buffer.offset) --span;
+    while (span != spans.end() && span->first < end) {
+      intact_[span->second.id] = false;
+      span = spans.erase(span);
+    }
+    spans[buffer.offset] = {end, id};
+  }
+
+ private:
+  struct Span {
+    int64_t end;  // bytes per row
+    uint32_t id;
+  };
+  const Program& program_;
+  std::vector<bool> intact_;
+  std::map<int64_t, Span> spans_[kDims];  // by begin; they do not overlap
+};
+
+// Every buffer is written once and read before its bytes go to another one, and what an instruction reads and writes
+// lies apart: no op sees its indices change under it. What the caller supplies is exactly the graph's inputs and
+// outputs.
 void check_data_flow(const Program& program) {
   std::vector<bool> written(program.buffers.size());
   std::vector<bool> external(program.buffers.size());
-  for (uint32_t id : program.inputs) written[id] = external[id] = true;
+  Contents contents(program);
+  for (uint32_t id : program.inputs) {
+    written[id] = external[id] = true;
+    contents.write(id);
+  }
   for (uint32_t id : program.outputs) external[id] = true;
   for (size_t id = 0; id < program.buffers.size(); ++id) {
     require(external[id] == (program.buffers[id].offset == -1), "buffer " + program.buffers[id].name,
@@ -223,12 +263,20 @@ void check_data_flow(const Program& program) {
   for (const Instruction& instruction : program.instructions) {
     const std::string who = instruction.name + " (" + instruction.op + ") ";
     for (uint32_t id : instruction.inputs) {
-      require(written[id], who + "reads " + program.buffers[id].name, "a buffer written before");
+      require(contents[id], who + "reads " + program.buffers[id].name,
+              "a buffer written before, its bytes not given to another one since");
     }
     for (uint32_t id : instruction.outputs) {
       require(!written[id], who + "writes " + program.buffers[id].name + " again", "one writer for each buffer");
       written[id] = true;
+      contents.write(id);
     }
+    const auto apart = [&](uint32_t id) {
+      require(contents[id], who + "has " + program.buffers[id].name + " in the bytes of another buffer of its own",
+              "inputs and outputs that lie apart");
+    };
+    std::for_each(instruction.inputs.begin(), instruction.inputs.end(), apart);
+    std::for_each(instruction.outputs.begin(), instruction.outputs.end(), apart);
   }
   for (uint32_t id : program.outputs) {
     require(written[id], "nothing writes output " + program.buffers[id].name, "one writer");
@@ -242,7 +290,7 @@ Program parse_program(const uint8_t* data, size_t nbytes) {
   Program program;
   read_header(in, program);
   read_shards(in, program);
-  const uint32_t weights = in.count(49, "weights");
+  const uint32_t weights = in.count(45, "weights");
   for (uint32_t i = 0; i < weights; ++i) program.weights.push_back(read_weight(in, program.shards.size()));
   program.caches.resize(in.count(8, "caches"));
   for (CacheInfo& cache : program.caches) {

@@ -135,7 +135,46 @@ def without(program, op, key):
     return edit_op(program, op, attrs=kept)
 
 
+def at(program, instruction, which, index, offset_of):
+    """Puts an output or input of an instruction where another buffer is, `offset_of` its place."""
+    step = program.instructions[instruction]
+    return edit(program, "buffers", getattr(step, which)[index], offset=offset_of(step))
+
+
+def share_outputs(program):
+    op = find(program, "split")
+    first = program.instructions[op].outputs[0]
+    return at(program, op, "outputs", 1, lambda _: program.buffers[first].offset)
+
+
+def share_input(program):
+    op = find(program, "softmax")
+    return at(program, op, "outputs", 0, lambda step: program.buffers[step.inputs[0]].offset)
+
+
+def share_too_early(program):
+    """The router's scores are read again after the limited ones were put in their place."""
+    op = find(program, "group_limit")
+    tokens, context, rows = program.arenas
+    scores = program.instructions[op].inputs[0]
+    moved = edit(program, "buffers", scores, offset=tokens)
+    spare = dataclasses.replace(moved, arenas=(tokens + 64, context, rows))
+    return at(spare, find(program, "top_k"), "outputs", 0, lambda _: tokens)
+
+
+def ids_twice(program):
+    """What the embedding reads would be another input's numbers, in another input's range."""
+    first, second = program.inputs
+    buffers = (*program.buffers, program.buffers[first])
+    inputs = (first, second, len(program.buffers))
+    return dataclasses.replace(program, buffers=buffers, inputs=inputs)
+
+
 BAD = {
+    "outputs in the same bytes": share_outputs,
+    "an output in its input's bytes": share_input,
+    "a buffer overwritten before it is read": share_too_early,
+    "two inputs of one name": ids_twice,
     "shard with a path": lambda p: dataclasses.replace(p, shards=("../" + SHARD,)),
     "shard missing": lambda p: dataclasses.replace(p, shards=("nothing.bin",)),
     "weight beyond its file": lambda p: edit(p, "weights", 0, offset=1 << 20),
@@ -186,6 +225,12 @@ BAD = {
 def test_programs_that_make_no_sense(load, data, change):
     with pytest.raises(ArtifactError):
         load(encode(BAD[change](read_program(data))))
+
+
+def test_many_weights_with_short_names(load, data):
+    program = read_program(data)
+    extra = dataclasses.replace(program.weights[0], name="")
+    run(load(encode(dataclasses.replace(program, weights=program.weights + (extra,) * 2000))))
 
 
 def test_a_short_shard(load, directory, data, tmp_path):

@@ -9,7 +9,9 @@ from program_dir import cpu_of, random_weights, write_program
 
 from deepmnn import _core
 from deepmnn.backends.base import Batch
+from deepmnn.backends.cpu import read_program
 from deepmnn.backends.cpu_model import CpuBackend
+from deepmnn.backends.program import encode
 from deepmnn.backends.reference import PagedCache
 from deepmnn.errors import ArtifactError, RequestError
 
@@ -94,6 +96,28 @@ def test_impossible_batches(backend, batch, change):
     with pytest.raises(RequestError):
         backend.step(cache, bad)
     assert np.isfinite(backend.step(cache, batch)).all()
+
+
+def test_activations_beyond_64_bits(tmp_path):
+    """Three sequences of 2^31 rows, almost all in one shared block: 2^31 bytes for each row."""
+    graph = one_op(cached, 8)
+    write_program(graph, random_weights(graph).__getitem__, tmp_path)
+    program = read_program((tmp_path / "program.bin").read_bytes())
+    large = dataclasses.replace(program, arenas=(program.arenas[0], 2**31 - 64, program.arenas[2]))
+    (tmp_path / "program.bin").write_bytes(encode(large))
+    backend = CpuBackend(tmp_path, threads=1)
+    tables = np.full((3, 2048), 3, np.int32)
+    tables[:, -1] = range(3)
+    batch = Batch(
+        ids=i32(1, 2, 3),
+        positions=i32(0, 0, 0),
+        sequence_starts=i32(0, 1, 2, 3),
+        context_lengths=np.full(3, 2**31 - 1, np.int32),
+        block_tables=tables,
+        logit_rows=i32(),
+    )
+    with pytest.raises(RequestError, match="activations"):
+        backend.step(backend.new_cache(4, 2**20), batch)
 
 
 @pytest.mark.parametrize(
