@@ -4,11 +4,10 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
-#include <atomic>
-#include <thread>
 #include <vector>
 
 #include "bindings/arrays.h"
+#include "runtime/thread_pool.h"
 
 void bind_errors(nanobind::module_& m);
 void bind_kernel_table(nanobind::module_& m);
@@ -53,20 +52,6 @@ namespace {
 
 int64_t nbytes(const Weight& w) { return packed_nbytes(w.dtype, w.rows, w.cols, w.group_size); }
 
-// Runs work(begin, end) over chunks of [0, count) on `threads` threads, this one included.
-template <class F>
-void parallel(int64_t count, int64_t threads, F work) {
-  const int64_t chunk = std::max<int64_t>(1, count / (threads * 8));
-  std::atomic<int64_t> next{0};
-  const auto run = [&] {
-    for (int64_t begin; (begin = next.fetch_add(chunk)) < count;) work(begin, std::min(begin + chunk, count));
-  };
-  std::vector<std::thread> others;
-  for (int64_t i = 1; i < std::min(threads, count); ++i) others.emplace_back(run);
-  run();
-  for (std::thread& thread : others) thread.join();
-}
-
 nb::ndarray<nb::numpy, uint8_t> quantize_pack(const Array& w, const std::string& dtype, int64_t group_size,
                                               int64_t threads, const std::string& isa) {
   const Matrix<float> source = matrix<float>(w, "w");
@@ -80,8 +65,10 @@ nb::ndarray<nb::numpy, uint8_t> quantize_pack(const Array& w, const std::string&
   NewArray<uint8_t> out({nbytes(shape)});
   {
     const nb::gil_scoped_release release;
-    parallel((shape.rows + kBlockRows - 1) / kBlockRows, threads,
-             [&](int64_t begin, int64_t end) { kernels.quantize_pack(source.data, shape, begin, end, out.data()); });
+    const int64_t blocks = (shape.rows + kBlockRows - 1) / kBlockRows;
+    ThreadPool pool(static_cast<int>(std::min(threads, blocks)));
+    pool.run(blocks,
+             [&](int64_t block, int) { kernels.quantize_pack(source.data, shape, block, block + 1, out.data()); });
   }
   return out.release();
 }

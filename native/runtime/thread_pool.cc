@@ -1,5 +1,7 @@
 #include "runtime/thread_pool.h"
 
+#include <pthread.h>
+
 #include <chrono>
 #include <string>
 #include <system_error>
@@ -42,15 +44,21 @@ int64_t now_ns() {
       .count();
 }
 
+// How often fork() has returned as the child on the way from the first process to this one.
+std::atomic<uint32_t> forks{0};
+[[maybe_unused]] const int forks_counted = pthread_atfork(nullptr, nullptr, [] { ++forks; });
+
 uint64_t pack(uint32_t begin, uint32_t end) { return uint64_t{end} << 32 | begin; }
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) : slots_(static_cast<size_t>(threads < 1 ? 1 : threads)) {
+ThreadPool::ThreadPool(int threads)
+    : slots_(static_cast<size_t>(threads < 1 ? 1 : threads)), helpers_(std::make_unique<Helpers>()), forks_(forks) {
+  std::vector<std::thread>& helpers = helpers_->threads;
   try {
-    for (int worker = 1; worker < size(); ++worker) threads_.emplace_back([this, worker] { helper(worker); });
+    for (int worker = 1; worker < size(); ++worker) helpers.emplace_back([this, worker] { helper(worker); });
   } catch (const std::system_error&) {
-    const size_t started = threads_.size();
+    const size_t started = helpers.size();
     stop();
     fail_request(std::to_string(threads) + " threads", "at most the " + std::to_string(started) + " the system allows");
   }
@@ -58,14 +66,20 @@ ThreadPool::ThreadPool(int threads) : slots_(static_cast<size_t>(threads < 1 ? 1
 
 ThreadPool::~ThreadPool() { stop(); }
 
+bool ThreadPool::forked() const { return forks_ != forks.load(std::memory_order_relaxed); }
+
 void ThreadPool::stop() {
+  if (forked()) {
+    static_cast<void>(helpers_.release());  // to join or destroy what only the parent has would wait for ever
+    return;
+  }
   {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<std::mutex> lock(helpers_->mutex);
     stop_ = true;
   }
-  wake_.notify_all();
-  for (std::thread& thread : threads_) thread.join();
-  threads_.clear();
+  helpers_->wake.notify_all();
+  for (std::thread& thread : helpers_->threads) thread.join();
+  helpers_->threads.clear();
 }
 
 int64_t ThreadPool::helper_busy_ns() const {
@@ -79,7 +93,7 @@ void ThreadPool::dispatch(int64_t chunks, Call call) {
   if (chunks <= 0) return;
   if (chunks > UINT32_MAX) fail_request("a step with " + std::to_string(chunks) + " pieces of work", "fewer tokens");
   const bool nested = inside.pool == this;
-  if (nested || size() == 1 || chunks == 1) {
+  if (nested || size() == 1 || chunks == 1 || forked()) {
     const int worker = nested ? inside.worker : 0;
     for (int64_t chunk = 0; chunk < chunks; ++chunk) call.invoke(call.self, chunk, worker);
     return;
@@ -107,8 +121,8 @@ void ThreadPool::open(uint32_t chunks, Call call) {
   state_.store(epoch << 32 |
                kOpen);  // sequentially consistent, as is the sleeper's count: one of the two sees the other
   if (sleepers_.load() > 0) {
-    std::lock_guard<std::mutex> lock(mutex_);
-    wake_.notify_all();
+    std::lock_guard<std::mutex> lock(helpers_->mutex);
+    helpers_->wake.notify_all();
   }
 }
 
@@ -146,7 +160,7 @@ bool ThreadPool::run_one(Slot& slot, bool front, int worker) {
   try {
     call_.invoke(call_.self, front ? begin : end - 1, worker);
   } catch (...) {
-    std::lock_guard<std::mutex> lock(mutex_);
+    std::lock_guard<std::mutex> lock(helpers_->mutex);
     if (!error_) error_ = std::current_exception();
     failed_.store(true, std::memory_order_relaxed);
   }
@@ -171,9 +185,9 @@ bool ThreadPool::wait_for_work(uint64_t seen_epoch) {
     if (state_.load(std::memory_order_relaxed) >> 32 != seen_epoch) return true;
     spin(turn);
   }
-  std::unique_lock<std::mutex> lock(mutex_);
+  std::unique_lock<std::mutex> lock(helpers_->mutex);
   sleepers_.fetch_add(1);
-  wake_.wait(lock, [&] { return stop_.load() || state_.load() >> 32 != seen_epoch; });
+  helpers_->wake.wait(lock, [&] { return stop_.load() || state_.load() >> 32 != seen_epoch; });
   sleepers_.fetch_sub(1);
   return !stop_;
 }

@@ -1,5 +1,6 @@
 // One persistent pool. A dispatch is a range of chunks: each worker starts on its own contiguous part and steals from
-// the others when done. The caller is worker 0 and needs nobody: a worker that wakes late finds the dispatch closed.
+// the others when done. The caller is worker 0 and needs nobody: a worker that wakes late finds the dispatch closed,
+// and in a forked child, where no helper exists, it does all the work.
 #pragma once
 
 #include <atomic>
@@ -59,6 +60,7 @@ class ThreadPool {
   bool join(uint64_t& seen_epoch);
   void leave();
   void stop();
+  bool forked() const;
 
   // epoch << 32 | open << 31 | workers inside
   std::atomic<uint64_t> state_{0};
@@ -69,11 +71,15 @@ class ThreadPool {
   std::atomic<bool> failed_{false};
   std::exception_ptr error_;
 
-  std::mutex mutex_;
-  std::condition_variable wake_;
   std::atomic<int> sleepers_{0};
   std::atomic<bool> stop_{false};
-  std::vector<std::thread> threads_;
+  struct Helpers {
+    std::mutex mutex;
+    std::condition_variable wake;
+    std::vector<std::thread> threads;
+  };
+  std::unique_ptr<Helpers> helpers_;
+  uint32_t forks_;  // of this process when the helpers were started
 };
 
 }  // namespace deepmnn

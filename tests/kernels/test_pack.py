@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -49,6 +52,27 @@ def test_threads_write_the_same_bytes(rng, threads):
     w = rng.standard_normal((100, 130)).astype(np.float32)
     one = _core.quantize_pack(w, "w4", 64)
     assert np.array_equal(one, _core.quantize_pack(w, "w4", 64, threads))
+
+
+CROWDED = """
+import resource
+import numpy as np
+from deepmnn import _core
+from deepmnn.errors import RequestError
+w = np.ones((4096, 4096), np.float32)
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20),) * 2)
+try:
+    _core.quantize_pack(w, "w4", 64, 1024)
+except RequestError:
+    print("refused")
+"""
+
+
+def test_more_threads_than_the_system_allows():
+    """Memory for the stacks of a few threads only, in a process of its own."""
+    run = subprocess.run([sys.executable, "-c", CROWDED], capture_output=True, text=True)
+    assert run.stdout == "refused\n", run.stderr
 
 
 @pytest.mark.parametrize(("dtype", "group_size"), FORMATS)

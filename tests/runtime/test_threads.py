@@ -1,9 +1,14 @@
 """Work large enough to be cut into many pieces: they must fit together on any number of threads."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 from one_op import EXACT, QUANTIZED, VOCAB, add, ceil_rows, one_op
-from program_dir import cpu_of, random_weights, stored
+from program_dir import cpu_of, random_weights, stored, write_program
 from test_fused_ops import f32, gqa, mla, moe
 
 from deepmnn.backends.reference import ReferenceBackend
@@ -65,3 +70,13 @@ def test_many_pieces(op, dtype, cache_dtype):
         for run in runs[1:]:
             for got, expected in zip(run, runs[0], strict=True):
                 np.testing.assert_array_equal(got, expected)
+
+
+def test_a_forked_child_works_alone(tmp_path):
+    """It has the model and its memory, but none of its threads: it must not wait for them."""
+    graph = one_op(gqa(6, 2, 48, 40, norms=True), WIDTH)
+    write_program(graph, random_weights(graph).__getitem__, tmp_path)
+    here = Path(__file__).parent
+    child = [sys.executable, str(here / "forking_child.py"), str(tmp_path)]
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    subprocess.run(child, check=True, timeout=60, env=os.environ | {"PYTHONPATH": paths})
