@@ -106,7 +106,7 @@ def is_correct(text: str, answer: str) -> bool:
 def parse_number(text: str) -> str | None:
     r"""The number an answer gives: in \boxed{}, else bold, else the last one; None without one."""
     plain = re.sub(r"(?<=\d),(?=\d{3})", "", text)
-    number = r"-?\d+(?:\.\d+)?"
+    number = r"-?[0-9]+(?:\.[0-9]+)?"
     for pattern in (
         rf"\\boxed\{{\s*({number})\s*\}}",
         rf"\*\*\s*({number})\s*\*\*",
@@ -114,9 +114,9 @@ def parse_number(text: str) -> str | None:
     ):
         found = re.findall(pattern, plain)
         if found:
-            whole, _, fraction = found[-1].partition(".")
-            fraction = fraction.rstrip("0")
-            return f"{int(whole)}.{fraction}" if fraction else str(int(whole))
+            whole, _, fraction = found[-1].lstrip("-").partition(".")
+            digits = (whole.lstrip("0") or "0") + f".{fraction}".rstrip("0").rstrip(".")
+            return f"-{digits}" if found[-1].startswith("-") and digits != "0" else digits
     return None
 
 
