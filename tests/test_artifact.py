@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -55,15 +56,19 @@ SIZES = [(w.name, weight_nbytes(w)) for w in GRAPH.weights.values()]
 
 def write(path: Path, overwrite: bool = False, max_shard_bytes: int = 1 << 30) -> Path:
     with ArtifactWriter(path, overwrite) as writer:
-        locations = writer.plan_weights(SIZES, max_shard_bytes)
-        assert list(locations) == list(PACKED)
-        writer.add_file("config.json", b'{"model_type": "llama"}')
-        writer.add_file("graph.json", to_json(GRAPH).encode())
-        writer.add_file("program.bin", b"program")
-        for name, packed in PACKED.items():
-            writer.write_weight(name, packed)
+        fill(writer, max_shard_bytes)
         writer.commit(DESCRIPTION)
     return path
+
+
+def fill(writer: ArtifactWriter, max_shard_bytes: int = 1 << 30) -> None:
+    locations = writer.plan_weights(SIZES, max_shard_bytes)
+    assert list(locations) == list(PACKED)
+    writer.add_file("config.json", b'{"model_type": "llama"}')
+    writer.add_file("graph.json", to_json(GRAPH).encode())
+    writer.add_file("program.bin", b"program")
+    for name, packed in PACKED.items():
+        writer.write_weight(name, packed)
 
 
 def reseal(path: Path, change: Callable[[dict[str, Any]], None] = lambda fields: None) -> None:
@@ -169,6 +174,54 @@ def test_existing_targets(
             write(tmp_path / other, overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
     assert sorted(os.listdir(tmp_path)) == ["empty", "file", "m", "mine"]
+
+
+def test_pressing_ctrl_c_again_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    presses, remove = 3, shutil.rmtree
+
+    def interrupted(path: Path, ignore_errors: bool) -> None:
+        nonlocal presses
+        presses -= 1
+        if presses >= 0:
+            raise KeyboardInterrupt
+        remove(path, ignore_errors)
+
+    monkeypatch.setattr(artifact_writer.shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), ArtifactWriter(tmp_path / "m"):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_quicker_process_is_replaced(tmp_path: Path) -> None:
+    with ArtifactWriter(tmp_path / "m") as writer:
+        fill(writer)
+        inode = write(tmp_path / "m").stat().st_ino
+        writer.commit(DESCRIPTION)
+    assert Artifact.open(tmp_path / "m").path.stat().st_ino != inode
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_a_link_to_a_directory_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for overwrite in (False, True):
+        write(tmp_path / "link", overwrite=overwrite)
+        assert (tmp_path / "link").is_symlink()
+        Artifact.open(tmp_path / "real")
+        assert sorted(os.listdir(tmp_path)) == ["link", "real"]
+
+
+def test_a_mount_point_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "volume")
+    with pytest.raises(StorageError, match=r"mount point.*inside it.*volume/model"):
+        write(tmp_path / "volume")
+    write(tmp_path / "volume" / "model")
+    assert os.listdir(tmp_path) == ["volume"]
 
 
 def test_a_failed_overwrite_keeps_the_old_artifact(tmp_path: Path) -> None:

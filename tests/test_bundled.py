@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deepmnn import bundled
-from deepmnn.errors import CheckpointError
+from deepmnn.errors import CheckpointError, StorageError
 
 
 @pytest.fixture
@@ -46,6 +46,24 @@ def test_without_the_model_there_is_a_clear_error(
 ) -> None:
     monkeypatch.setattr(bundled, "CHECKPOINT", tmp_path)
     with pytest.raises(CheckpointError, match="Install"):
+        bundled.bundled_model()
+
+
+def test_a_cache_that_cannot_be_written(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    for cache in (tmp_path / "file", tmp_path / ("n" * 300)):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+        with pytest.raises(StorageError, match="Set XDG_CACHE_HOME"):
+            bundled.bundled_model()
+
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(StorageError, match="Set XDG_CACHE_HOME"):
         bundled.bundled_model()
 
 

@@ -180,6 +180,12 @@ def read_manifest(directory: Path) -> Manifest:
             "Convert a checkpoint first: deepmnn convert CHECKPOINT OUT",
         )
     path = directory / MANIFEST
+    if not path.exists():
+        raise ArtifactError(
+            f"{path} is missing",
+            "the directory of a converted model",
+            "Convert a checkpoint first: deepmnn convert CHECKPOINT OUT",
+        )
     fields = read_object(path, ArtifactError)
     if fields.get("format") != FORMAT or fields.get("format_version") != FORMAT_VERSION:
         raise ArtifactError(

@@ -85,7 +85,7 @@ class ArtifactWriter:
     """
 
     def __init__(self, target: str | os.PathLike[str], overwrite: bool = False) -> None:
-        self.target = Path(target).absolute()
+        self.target = Path(os.path.realpath(target))
         self._overwrite = overwrite
         self._temp: Path | None = None
         self._shards: list[Shard] = []
@@ -113,7 +113,7 @@ class ArtifactWriter:
         if self._sink is not None:
             self._sink.abandon()
         if self._temp is not None:
-            shutil.rmtree(self._temp, ignore_errors=True)
+            _remove(self._temp)
 
     @property
     def shard_names(self) -> list[str]:
@@ -200,20 +200,29 @@ class ArtifactWriter:
         if temp is None:
             return
         _sync_directory(temp)
-        if not (self.target / MANIFEST).exists():
+        try:
             temp.rename(self.target)
             self._temp = None
-        elif not _exchange(temp, self.target):
-            old = self.target.parent / _temp_name(self.target.name)
-            self.target.rename(old)
-            temp.rename(self.target)
-            self._temp = old
+        except OSError:  # not empty: an artifact to replace, or another process was quicker
+            if not (self.target / MANIFEST).exists():
+                raise
+            if not _exchange(temp, self.target):
+                old = self.target.parent / _temp_name(self.target.name)
+                self.target.rename(old)
+                temp.rename(self.target)
+                self._temp = old
         _sync_directory(self.target.parent)
 
     def _check_target(self) -> None:
-        if self.target.is_dir() and not any(self.target.iterdir()):
+        if not self.target.exists():
             return
-        if not self.target.exists() and not self.target.is_symlink():
+        if self.target.is_mount():  # a directory can be renamed onto any other empty one
+            raise StorageError(
+                f"{self.target} is a mount point",
+                "a directory inside it",
+                f"Write to {self.target / 'model'}, for example.",
+            )
+        if self.target.is_dir() and not any(self.target.iterdir()):
             return
         if not (self.target / MANIFEST).is_file():
             raise StorageError(
@@ -293,6 +302,15 @@ def remove_stale(target: Path) -> None:
         match = pattern.fullmatch(entry.name)
         if match and not _is_alive(int(match[1])):
             shutil.rmtree(entry, ignore_errors=True)
+
+
+def _remove(directory: Path) -> None:
+    """Removes all of it, however often Ctrl-C is pressed meanwhile."""
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+    except KeyboardInterrupt:
+        _remove(directory)
+        raise
 
 
 def _temp_prefix(name: str) -> str:

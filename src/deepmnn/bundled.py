@@ -8,17 +8,24 @@ from hashlib import blake2b
 from pathlib import Path
 
 from deepmnn import __version__
-from deepmnn.errors import ArtifactError, CheckpointError
+from deepmnn.errors import ArtifactError, CheckpointError, StorageError
 
 CHECKPOINT = Path(__file__).parent / "tiny_r1"
+_HINT = "Set XDG_CACHE_HOME to a directory that you may write to."
 HELD_OUT = CHECKPOINT / "held_out.jsonl"
 """Problems that tiny-r1's training never saw."""
 
 
 def cache_directory() -> Path:
-    """Where converted models are kept: $XDG_CACHE_HOME/deepmnn or ~/.cache/deepmnn."""
+    """Where converted models are kept: $XDG_CACHE_HOME/deepmnn or ~/.cache/deepmnn.
+
+    Raises StorageError when there is neither.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "deepmnn"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "deepmnn"
+    except RuntimeError as error:
+        raise StorageError("this user has no home directory", "a cache", _HINT) from error
 
 
 def bundled_model(
@@ -33,13 +40,17 @@ def bundled_model(
     from deepmnn.convert import convert
 
     target = cache_directory() / f"tiny-r1-{quant}-{_content_key()}"
-    if target.exists():
-        try:
-            Artifact.open(target)
-            return target
-        except ArtifactError:
-            pass  # damaged, or of another format version: write it again
-    convert(CHECKPOINT, target, quant=quant, overwrite=True, progress=progress)
+    try:
+        if target.exists():
+            try:
+                Artifact.open(target)
+                return target
+            except ArtifactError:
+                pass  # damaged, or of another format version: write it again
+        convert(CHECKPOINT, target, quant=quant, overwrite=True, progress=progress)
+    except (StorageError, OSError) as error:
+        found = error.found if isinstance(error, StorageError) else f"{target}: {error.strerror}"
+        raise StorageError(found, "a cache that can be written", _HINT) from error
     return target
 
 

@@ -132,8 +132,14 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """config.json of a directory, or a config file itself. Raises CheckpointError."""
-    target = Path(path)
-    return read_object(target / CONFIG if target.is_dir() else target, CheckpointError)
+    target = Path(path) / CONFIG if Path(path).is_dir() else Path(path)
+    if not target.exists():
+        raise CheckpointError(
+            f"{target} is missing",
+            f"a checkpoint directory with {CONFIG}, or that file",
+            "Check the path, or fetch a checkpoint: deepmnn pull OWNER/NAME OUT",
+        )
+    return read_object(target, CheckpointError)
 
 
 def _listing(directory: Path) -> str:
