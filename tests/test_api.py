@@ -148,6 +148,15 @@ def test_closing_a_stream_frees_its_blocks(model: LLM) -> None:
     assert model.engine.manager.free_blocks == free
 
 
+def test_a_dropped_session_frees_its_blocks(model: LLM) -> None:
+    free = model.engine.manager.free_blocks
+    session = model.session()
+    session.prefill(IDS)
+    assert model.engine.manager.free_blocks < free
+    del session
+    assert model.engine.manager.free_blocks == free
+
+
 def test_stop_strings_end_the_answer(model: LLM) -> None:
     params = SamplingParams(max_tokens=40, ignore_eos=True)
     full = model.generate("go on", params)
@@ -159,14 +168,18 @@ def test_stop_strings_end_the_answer(model: LLM) -> None:
 
 
 def test_impossible_prompts(model: LLM) -> None:
-    for prompt in ([], 5, [[]], [1.5], [[1], 2], None, [CHAT, 3], [-1], [10_000]):
+    impossible = ([], 5, [[]], [1.5], [[1], 2], None, [CHAT, 3], [-1], [10_000], CHAT[0], b"ab")
+    for prompt in impossible:
         with pytest.raises(RequestError):
             model.generate(prompt)
         with pytest.raises(RequestError):
             model.stream(prompt)
+    with pytest.raises(RequestError, match="SamplingParams"):
+        model.generate(IDS, {"temperature": 1.0})
     for length in (192, 500):
-        with pytest.raises(ContextLengthError, match="192"):
+        with pytest.raises(ContextLengthError, match="192") as caught:
             model.generate([1] * length)
+        assert "cache_tokens" not in str(caught.value), "the context is full, not the cache"
     with pytest.raises(ContextLengthError):
         model.logits([1] * 193)
     with pytest.raises(RequestError):
@@ -186,6 +199,9 @@ def test_an_answer_ends_where_the_context_does(model: LLM) -> None:
         {"kv_dtype": "int3"},
         {"threads": 0},
         {"threads": "2"},
+        {"threads": 1 << 40},
+        {"cache_tokens": 10**30},
+        {"kv_dtype": ["f32"]},
         {"cache_tokens": -5},
         {"max_batch_tokens": 0},
         {"max_sequences": 0},

@@ -35,6 +35,9 @@ KV_DTYPES = {"f32": 4, "bf16": 2}
 DEFAULT_CACHE_BYTES = 1 << 30
 """The KV cache may take this much unless cache_tokens says otherwise."""
 
+MAX_SIZE = (1 << 31) - 1
+"""No argument of `load` is larger: the core counts in 32 bits."""
+
 
 def load(
     path: str | Path,
@@ -61,15 +64,15 @@ def load(
     Raises ArtifactError when the directory is not a sound converted model, RequestError when an
     argument is impossible.
     """
-    if kv_dtype not in KV_DTYPES:
+    if kv_dtype not in tuple(KV_DTYPES):
         raise RequestError(f"kv_dtype is {kv_dtype!r}", " or ".join(map(repr, KV_DTYPES)))
     if backend not in ("cpu", "reference"):
         raise RequestError(f"backend is {backend!r}", "'cpu' or 'reference'")
     sizes = {"max_batch_tokens": max_batch_tokens, "max_sequences": max_sequences}
     optional = {"threads": threads, "cache_tokens": cache_tokens}
     for name, value in {**sizes, **{k: v for k, v in optional.items() if v is not None}}.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise RequestError(f"{name} is {value!r}", "an integer of at least 1")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
+            raise RequestError(f"{name} is {value!r}", f"an integer from 1 to {MAX_SIZE}")
     artifact = open_artifact(path)
     model = _open_backend(artifact, Path(path), backend, threads)
     return LLM(artifact, Path(path), model, kv_dtype, cache_tokens, max_batch_tokens, max_sequences)
@@ -225,7 +228,9 @@ class LLM:
         return list(cast(Sequence[int], prompt))
 
     def _stream(self, prompts: Sequence[Prompt], params: SamplingParams | None) -> Iterator[Chunk]:
-        params = params or self.generation_config.params
+        params = self.generation_config.params if params is None else params
+        if not isinstance(params, SamplingParams):
+            raise RequestError(f"the parameters are {params!r:.80}", "deepmnn.SamplingParams")
         requests = []
         for prompt in prompts:
             ids = self.encode(prompt)
@@ -268,9 +273,12 @@ def _as_batch(prompts: Prompt | Sequence[Prompt]) -> tuple[bool, list[Prompt]]:
     if isinstance(prompts, str):
         return True, [prompts]
     try:
-        items = list(prompts)
+        # Their items are strings and numbers: they would pass for prompts.
+        items = None if isinstance(prompts, Mapping | bytes | bytearray) else list(prompts)
     except TypeError:
-        raise RequestError(f"the prompt is {prompts!r:.80}", _PROMPTS) from None
+        items = None
+    if items is None:
+        raise RequestError(f"the prompt is {prompts!r:.80}", _PROMPTS)
     if not items:
         raise RequestError("the prompt is empty", _PROMPTS)
     if all(isinstance(item, Mapping) for item in items):

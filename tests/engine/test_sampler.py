@@ -58,6 +58,13 @@ def test_greedy_takes_the_first_of_the_best() -> None:
     assert Sampler(SamplingParams())(logits, [], 0) == 1
 
 
+def test_top_k_beyond_the_vocabulary_keeps_all() -> None:
+    logits = np.arange(5, dtype=np.float32)
+    for top_k in (5, 2**31, 2**80):
+        draws = [Sampler(SamplingParams(9.0, top_k, seed=s))(logits, [], 0) for s in range(20)]
+        assert draws == [Sampler(SamplingParams(9.0, seed=s))(logits, [], 0) for s in range(20)]
+
+
 def test_a_seed_makes_draws_reproducible() -> None:
     logits = np.zeros(50, np.float32)
     first, second = (Sampler(SamplingParams(temperature=1.0, seed=7)) for _ in range(2))
@@ -83,12 +90,31 @@ def test_penalties() -> None:
 
 
 @pytest.mark.parametrize(
+    ("params", "token"),
+    [
+        (SamplingParams(), 2),
+        (SamplingParams(repetition_penalty=2.0), 3),
+        (SamplingParams(presence_penalty=0.5), 1),
+        (SamplingParams(frequency_penalty=0.5), 1),
+    ],
+)
+def test_penalties_change_the_choice(params: SamplingParams, token: int) -> None:
+    logits = np.array([0.0, 2.9, 3.0, 2.8], np.float32)
+    assert Sampler(params)(logits, [1, 2], prompt_tokens=1) == token
+
+
+@pytest.mark.parametrize(
     "fields",
     [
         {"temperature": -0.1},
         {"temperature": float("nan")},
         {"temperature": float("inf")},
         {"temperature": "hot"},
+        {"temperature": 10**400},
+        {"temperature": 1e300},
+        {"top_p": 1e-300},
+        {"repetition_penalty": 1e-300},
+        {"presence_penalty": -1e300},
         {"temperature": True},
         {"top_p": 0.0},
         {"top_p": 1.5},

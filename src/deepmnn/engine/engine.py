@@ -49,6 +49,7 @@ class Engine:
         self.manager = BlockManager(self.cache)
         self.scheduler = Scheduler(self.manager, max_batch_tokens, max_sequences)
         self.context_length = min(context_length, self.manager.capacity)
+        self._cache_is_short = self.context_length < context_length
         self.eos_ids = frozenset(eos_ids)
 
     def submit(
@@ -70,7 +71,9 @@ class Engine:
             raise ContextLengthError(
                 f"the prompt has {len(ids)} tokens and the answer may have {wanted}",
                 f"at most {self.context_length} together",
-                "Shorten the prompt, lower max_tokens, or load with a larger cache_tokens.",
+                "Shorten the prompt, lower max_tokens, or load with a larger cache_tokens."
+                if self._cache_is_short
+                else "Shorten the prompt or lower max_tokens.",
             )
         return len(ids) + (params.max_tokens or room)
 

@@ -10,6 +10,9 @@ import numpy as np
 from deepmnn.backends.base import F32
 from deepmnn.errors import RequestError
 
+_LARGEST = 1e6
+"""No temperature or penalty is larger, so that logits stay finite in float32."""
+
 
 @dataclass(frozen=True)
 class SamplingParams:
@@ -86,7 +89,7 @@ class Sampler:
         token = _core.sample(
             np.ascontiguousarray(logits, np.float32),
             params.temperature,
-            params.top_k,
+            min(params.top_k, len(logits)),
             params.top_p,
             params.min_p,
             u,
@@ -110,10 +113,11 @@ def penalize(logits: F32, ids: list[int], prompt_tokens: int, params: SamplingPa
 
 
 def _number(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    valid = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not valid or not low <= value <= high or (open_low and value == low):
+    low, high = max(low, -_LARGEST), min(high, _LARGEST)
+    valid = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+    if not valid or (open_low and np.float32(value) == low):
         bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]"
-        raise RequestError(f"{name} is {value!r}", f"a finite number in {bounds}")
+        raise RequestError(f"{name} is {value!r:.80}", f"a finite number in {bounds}")
 
 
 def _integer(name: str, value: int, low: int) -> None:

@@ -15,7 +15,9 @@ from deepmnn.errors import ContextLengthError, RequestError
 
 
 class Session:
-    """Feeds tokens to the model and hands back logits; holds its cache blocks until closed.
+    """Feeds tokens to the model and hands back logits.
+
+    Holds its cache blocks until it is closed or dropped.
 
         with model.session() as session:
             logits = session.prefill(ids)
@@ -70,6 +72,9 @@ class Session:
         if not self._closed:
             self._engine.manager.free(self._table)
             self._closed = True
+
+    def __del__(self) -> None:
+        self.close()
 
     def __enter__(self) -> Session:
         return self
