@@ -11,10 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from rich.color import ColorSystem
 from typer.testing import CliRunner, Result
 
 import deepmnn
-from deepmnn.cli import app
+from deepmnn.cli import answer, app
 from tiny_artifact import CONFIG, tiny_artifact, write_config
 
 
@@ -106,6 +107,50 @@ def test_generate(artifact: Path) -> None:
     assert raw.stdout == model.generate("Hello", params).text + "\n"
 
 
+def test_an_answer_is_printed_as_it_is(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "if x:\n\t\treturn [bold]\x1b[2J :smile: \r\n"
+
+    def stream(*_: object) -> Iterator[deepmnn.Chunk]:
+        yield deepmnn.Chunk(0, said, "", [1], "stop", 1, 0, 1, 0.1, 0.1)
+
+    monkeypatch.setattr(deepmnn.LLM, "stream", stream)
+    assert said in good("generate", artifact, "x").stdout_bytes.decode()
+    monkeypatch.setattr(answer.out, "_force_terminal", True)
+    on_a_terminal = good("generate", artifact, "x").stdout_bytes.decode()
+    assert "\x1b[2J" not in on_a_terminal, "a model does not command the terminal"
+    assert "if x:\n\t\treturn [bold]␛[2J" in on_a_terminal
+
+
+def test_names_are_not_markup(artifact: Path, tmp_path: Path) -> None:
+    for number, named in enumerate((["[/b] LM"], "LM", 5, [], {"a": 1}, [None])):
+        config = {**CONFIG, "architectures": named}
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        assert "model type" in good("info", tmp_path / "config.json").output, named
+        assert number or "[/b] LM" in good("info", tmp_path / "config.json").output
+    out = tmp_path / "a[red]" / "b[/c]"
+    text = good("convert", tmp_path / "config.json", out, "--random-weights").output
+    assert str(out) in text
+
+
+def test_output_in_any_encoding(artifact: Path) -> None:
+    command = [sys.executable, "-c", "from deepmnn.cli import main; main()"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    hot = ["--max-tokens", "40", "--temperature", "9", "--seed", "3"]
+    for arguments, stdin in (
+        (["generate", artifact, "x", *hot], b""),
+        (["chat", artifact, "--max-tokens", "4"], b"caf\xe9\n"),
+        (["info", artifact], b""),
+    ):
+        done = subprocess.run(
+            [*command, *map(str, arguments)], input=stdin, capture_output=True, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        assert b"Traceback" not in done.stderr
+    without_stdin = ["sh", "-c", 'exec "$@" <&-', "sh", *command, "chat", str(artifact)]
+    done = subprocess.run(without_stdin, capture_output=True)
+    assert (done.returncode, b"Traceback" in done.stderr) == (0, False), done.stderr
+
+
 def test_chat_keeps_the_conversation_and_reuses_its_prefix(artifact: Path) -> None:
     flags = ["--max-tokens", 4, "--system", "A long system message. " * 3, "--threads", 1]
     result = good("chat", artifact, *flags, stdin="Hello\n\nAgain\n/reset\nHello\n/exit\nno\n")
@@ -130,7 +175,7 @@ def test_eval(artifact: Path, tmp_path: Path) -> None:
     assert "cannot be read" in bad(1, "eval", artifact, "--data", tmp_path / "none")
 
 
-def test_bench_prints_json(artifact: Path) -> None:
+def test_bench_prints_json(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flags = ["--prompt-tokens", "5,9", "--new-tokens", 3, "--batch", "1,2", "--repeat", 2]
     report = json.loads(good("bench", artifact, *flags, "--json", "--threads", 1).stdout)
     shapes = [(row["prompt_tokens"], row["batch"]) for row in report["rows"]]
@@ -140,6 +185,10 @@ def test_bench_prints_json(artifact: Path) -> None:
         assert 0 < row["decode_bandwidth_share"] < 1
         assert 0 < row["prefill_macs_share"] < 1
     assert report["machine"]["threads"] == 1
+    monkeypatch.setattr(answer.out, "_force_terminal", True)  # as FORCE_COLOR does
+    monkeypatch.setattr(answer.out, "_color_system", ColorSystem.TRUECOLOR)
+    json.loads(good("bench", artifact, *flags, "--json", "--threads", 1).stdout)
+    monkeypatch.undo()
     text = good("bench", artifact, *flags, "--threads", 1).stdout
     assert "GB/s" in text
     assert "±" in text
@@ -153,6 +202,10 @@ def test_errors_are_one_line_without_a_traceback(artifact: Path, tmp_path: Path)
     assert "temperature" in bad(1, "generate", artifact, "x", "--temperature", -1)
     assert "w5" in bad(1, "convert", artifact.parent / "source", tmp_path / "o", "--quant", "w5")
     assert "converted" in bad(1, "info", artifact.parent / "source", "--program")
+    assert "Convert a checkpoint first" in bad(1, "generate", tmp_path, "x")
+    assert "pull" in bad(1, "info", tmp_path)
+    for verb in ("info", "chat"):  # the system's own errors are one line too
+        assert "too long" in bad(1, verb, "a" * 5000)
     bad(2, "convert", "only-one")
     bad(2, "generate", artifact, "x", "--threads", 0)
     bad(2, "nonsense")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
 from typing import Any
 
 import typer
@@ -27,6 +29,11 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except DeepmnnError as error:
+            err.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+            raise typer.Exit(1) from error
+        except BrokenPipeError:  # typer ends quietly
+            raise
+        except OSError as error:  # a name too long, a directory that may not be searched, ...
             err.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
@@ -64,4 +71,7 @@ app.command("eval")(evaluate)
 
 def main() -> None:
     """Entry point of the `deepmnn` command."""
+    for stream in (sys.stdin, sys.stdout):  # what a terminal's encoding lacks is shown, not raised
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     app()

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from rich.text import Text
+from rich.segment import Segment, Segments
 
 from deepmnn.cli.console import err, out
 from deepmnn.engine.completion import Chunk, Completion
+
+_CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
+_CONTROLS |= dict.fromkeys(range(0x7F, 0xA0), "\ufffd")
+"""A model must not command the terminal: its control characters are shown as pictures."""
 
 
 def show(chunks: Iterable[Chunk]) -> Completion:
@@ -15,13 +19,19 @@ def show(chunks: Iterable[Chunk]) -> Completion:
     completion = Completion()
     for chunk in chunks:
         if chunk.reasoning:
-            out.print(Text(chunk.reasoning, style="dim"), end="", soft_wrap=True)
+            _write(chunk.reasoning, "dim")
         if chunk.text:
             gap = "\n\n" if completion.reasoning and not completion.text else ""
-            out.print(Text(gap + chunk.text), end="", soft_wrap=True)
+            _write(gap + chunk.text)
         completion.add(chunk)
     out.print()
     return completion
+
+
+def _write(text: str, style: str = "") -> None:
+    """Prints text as it is, tabs and all (rich's Text would expand them)."""
+    shown = text.translate(_CONTROLS) if out.is_terminal else text
+    out.print(Segments([Segment(shown, out.get_style(style))]), end="", soft_wrap=True)
 
 
 def show_stats(completion: Completion) -> None:

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.text import Text
 from typer import Option
 
 from deepmnn.cli import options
@@ -40,7 +41,7 @@ def bench(
             model, prompts, new_tokens, batches, repeat, lambda text: status.update(text)
         )
     if as_json:
-        out.print_json(json.dumps(asdict(report)))
+        out.print(json.dumps(asdict(report), indent=2), markup=False, soft_wrap=True)
         return
     _print(report, str(location))
     out.print(
@@ -63,7 +64,7 @@ def _print(report: Report, location: str) -> None:
             _share(row.decode_bandwidth_share),
             _share(row.decode_macs_share),
         )
-    out.print(f"[bold]{location}[/]", soft_wrap=True)
+    out.print(Text(location, style="bold"), soft_wrap=True)
     out.print(made)
     if report.machine:
         machine = report.machine

@@ -58,7 +58,7 @@ def _read() -> str | None:
     """The next line; None at its end. Ctrl-C here leaves with 130."""
     try:
         line = input("> ").strip()
-    except EOFError:
+    except (EOFError, RuntimeError):  # RuntimeError: the process was given no stdin at all
         return None
     return None if line in ("/exit", "/quit") else line
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Annotated
 
+from rich.text import Text
 from typer import Argument, Option
 
 from deepmnn.cli.console import ConvertProgress, byte_progress, count, file_size, out
@@ -35,7 +36,7 @@ def convert(
             overwrite=overwrite,
             progress=ConvertProgress(progress),
         )
-    out.print(f"[bold green]{report.path}[/]", soft_wrap=True)
+    out.print(Text(str(report.path), style="bold green"), soft_wrap=True)
     size = file_size(report.nbytes)
     if report.source_nbytes:
         size += f", {report.source_nbytes / report.nbytes:.2f} x smaller than the checkpoint"

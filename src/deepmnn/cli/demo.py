@@ -52,8 +52,8 @@ def demo(
         out.print(RIGHT if right else f"{WRONG}, it is {problem.answer}")
         answers.append(Answer(problem, completion, right))
     _print_summary(answers)
-    out.print(f"\nThe converted model is in {path}", soft_wrap=True)
-    out.print(NEXT.format(path=path), style="dim", soft_wrap=True)
+    out.print(f"\nThe converted model is in {path}", markup=False, soft_wrap=True)
+    out.print(NEXT.format(path=path), style="dim", markup=False, soft_wrap=True)
 
 
 def _print_summary(answers: list[Answer]) -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from rich.text import Text
 from typer import Argument, Option
 
 from deepmnn.cli.console import count, err, file_size, out, table
@@ -88,8 +89,9 @@ def _print_head(config: dict[str, Any]) -> None:
     unique = {weight.expr: weight for weight in graph.weights.values()}
     parameters = sum(math.prod(weight.shape) for weight in unique.values())
     width = sum(graph.caches.values())
-    out.print(f"[bold]{(config.get('architectures') or [graph.name])[0]}[/]")
-    out.print(f"  model type      {config.get('model_type')}")
+    named = config.get("architectures")
+    out.print(Text(str(named[0] if isinstance(named, list) and named else graph.name), "bold"))
+    out.print(f"  model type      {config['model_type']}")
     out.print(f"  parameters      {count(parameters)}")
     out.print(f"  context length  {config.get('max_position_embeddings')} tokens")
     out.print(f"  KV cache        {file_size(4 * width)} per token (f32), half of it in bf16")

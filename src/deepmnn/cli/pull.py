@@ -23,8 +23,8 @@ def pull(
 ) -> None:
     """Download a checkpoint from the Hugging Face hub."""
     path = download(repo, directory, revision)
-    out.print(str(path), soft_wrap=True)
-    out.print(f"[dim]next: deepmnn convert {path} OUT[/]", soft_wrap=True)
+    out.print(str(path), markup=False, soft_wrap=True)
+    out.print(f"next: deepmnn convert {path} OUT", style="dim", markup=False, soft_wrap=True)
 
 
 def download(repo: str, directory: Path | None = None, revision: str | None = None) -> Path:
