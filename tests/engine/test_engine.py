@@ -72,6 +72,29 @@ def test_preemption_happens_and_loses_nothing() -> None:
         assert sequence.answer == expected_answer([i, i + 1, i + 2], 10, backend.vocab_size)
 
 
+def test_a_preempted_sequence_goes_before_those_that_wait() -> None:
+    engine, _ = make_engine(blocks=6, block_size=2, max_sequences=2)
+    params = SamplingParams(max_tokens=8)
+    first, second, third = (engine.submit([i, i + 1, i + 2], params) for i in range(3))
+    while not second.preemptions:
+        engine.step()
+    assert list(engine.scheduler.waiting) == [second, third]
+    run(engine)
+    assert first.finish_reason == second.finish_reason == third.finish_reason == "length"
+    assert second.cached_tokens == 0, "its own rows, found again, are no cached prompt"
+
+
+def test_nobody_is_admitted_to_the_last_blocks_of_the_running() -> None:
+    engine, _ = make_engine(blocks=3, block_size=2)
+    first = engine.submit([1, 2, 3, 4], SamplingParams(max_tokens=2))
+    second = engine.submit([5], SamplingParams(max_tokens=2))
+    engine.step()
+    assert engine.manager.free_blocks == 1
+    assert second.length == 0, "the first would be short of a block for its next token"
+    run(engine)
+    assert first.preemptions == second.preemptions == 0
+
+
 def test_decodes_run_beside_a_chunked_prefill() -> None:
     engine, backend = make_engine(blocks=64, max_batch_tokens=8)
     short = engine.submit([1, 2], SamplingParams(max_tokens=20))
@@ -169,6 +192,17 @@ def test_session_logits_of_every_row_in_chunks() -> None:
     engine, backend = make_engine(max_batch_tokens=4)
     ids = [3, 1, 4, 1, 5, 9, 2, 6, 5]
     with Session(engine) as session:
+        logits = session.logits(ids)
+    wanted = [expected_logits(ids[: i + 1], backend.vocab_size) for i in range(len(ids))]
+    np.testing.assert_array_equal(logits, np.stack(wanted))
+
+
+def test_session_logits_come_for_cached_tokens_too() -> None:
+    engine, backend = make_engine()
+    ids = [3, 1, 4, 1, 5, 9, 2, 6, 5]
+    with Session(engine) as session:
+        session.prefill(ids)
+    with Session(engine, share_prefix=True) as session:
         logits = session.logits(ids)
     wanted = [expected_logits(ids[: i + 1], backend.vocab_size) for i in range(len(ids))]
     np.testing.assert_array_equal(logits, np.stack(wanted))

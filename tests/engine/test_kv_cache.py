@@ -123,3 +123,24 @@ def test_freed_blocks_are_found_again_and_the_oldest_are_reused_first() -> None:
     write(manager, fill, 5)  # three blocks: the two partly filled ones and the older full one
     assert manager.share_prefix(BlockTable([0, 1, 2])) == 0
     assert manager.share_prefix(BlockTable([10, 11, 12])) == 2
+
+
+def test_blocks_nobody_can_find_are_reused_before_cached_ones() -> None:
+    manager = BlockManager(FakeCache(2, 2))
+    cached = BlockTable([0, 1])
+    write(manager, cached, 2)
+    manager.free(cached)
+    for token in (7, 8):  # each takes and gives back one partly filled block
+        table = BlockTable([token])
+        write(manager, table, 1)
+        manager.free(table)
+    assert manager.share_prefix(BlockTable([0, 1, 2])) == 2
+
+
+def test_a_freed_sequence_loses_its_last_block_first() -> None:
+    manager = BlockManager(FakeCache(2, 2))
+    long = BlockTable([0, 1, 2, 3])
+    write(manager, long, 4)
+    manager.free(long)
+    write(manager, BlockTable([9]), 1)
+    assert manager.share_prefix(BlockTable([0, 1, 2, 3, 4])) == 2

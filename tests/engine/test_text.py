@@ -25,6 +25,7 @@ def pieces(text: str, rng: random.Random) -> list[str]:
         ("nothing to see", ("xyz", "seek")),
         ("first of both", ("both", "of b")),
         ("ends with en", ("end.",)),
+        ("a longer start: abc", ("abcd", "cx")),
         ("naïve 你好 text", ("好 t",)),
     ],
 )
@@ -54,6 +55,7 @@ def test_nothing_is_held_back_longer_than_needed() -> None:
     ]
     assert matcher.flush() == "E"
     assert partial_match("abc", ()) == 0
+    assert partial_match("abc", ("abcd", "cx")) == 3
     assert partial_match("say <thi", ("</think>", "<think>")) == 4
 
 

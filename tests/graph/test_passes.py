@@ -446,6 +446,57 @@ def test_fuse_moe_leaves_experts_of_different_values():
     assert fuse_moe.run(graph) == 0
 
 
+def other_indices(graph):
+    up = next(n for n in graph.nodes if n.name == "experts.up")
+    up.inputs = (up.inputs[0], "other")
+
+
+def other_storage(graph):
+    graph.weights["experts.3.up.weight"].dtype = "bf16"
+
+
+def rows_of_their_own(graph):
+    for found in graph.nodes:
+        if found.name in ("experts.gate", "experts.up"):
+            found.attrs["per_choice"] = 1
+
+
+@pytest.mark.parametrize("edit", [other_indices, other_storage, rows_of_their_own])
+def test_fuse_moe_leaves_experts_that_are_no_mixture(edit):
+    b = Start()
+    indices, weights = route(b)
+    b.top_k("mlp.gate", "other", 3)
+    graph = b.end(experts(b, indices, weights))
+    edit(graph)
+    assert fuse_moe.run(graph) == 0
+
+
+def test_fuse_moe_leaves_experts_that_others_read():
+    b = Start()
+    y = experts(b, *route(b))
+    graph = b.end(y, b.linear("experts.mul", "probe", WIDTH))
+    assert fuse_moe.run(graph) == 0
+
+
+def test_fuse_moe_leaves_a_mixture_added_to_itself():
+    b = Start()
+    y = experts(b, *route(b))
+    graph = b.end(b.add(b.x, b.add(y, y, "twice"), "residual"))
+    assert fuse_moe.run(graph) == 1
+    verify(graph)
+    assert node(graph, "moe").outputs == ("experts.combine",)
+
+
+def test_fuse_moe_takes_the_shared_experts_in_after_the_norms_are_fused():
+    b = Start()
+    out = b.add(experts(b, *route(b)), b.linear(b.x, "shared", WIDTH), "with_shared")
+    residual = b.add(b.x, out, "residual")
+    graph = b.end(residual, b.rms_norm(residual, "norm", 1e-5))
+    assert (fuse_add_norm.run(graph), fuse_moe.run(graph)) == (1, 1)
+    verify(graph)
+    assert node(graph, "moe").outputs == ("with_shared",)
+
+
 # ---------------------------------------------------------------- absorb_mla
 
 

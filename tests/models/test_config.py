@@ -129,6 +129,36 @@ def test_contradictions(model_type: str, change: dict[str, Any], match: str) -> 
         build(config_of(model_type) | change)
 
 
+def test_the_original_length_may_stand_beside_the_scaling() -> None:
+    fields = config_of("qwen2")
+    inside = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 48}
+    beside = {"type": "yarn", "factor": 4.0}
+    graph = build(fields | {"rope_scaling": beside, "original_max_position_embeddings": 48})
+    assert graph == build(fields | {"rope_scaling": inside})
+
+
+def test_a_full_rank_query_has_no_bias() -> None:
+    """modeling_deepseek.py: attention_bias is for q_a_proj, kv_a_proj_with_mqa and o_proj."""
+    graph = build(config_of("deepseek_v3") | {"q_lora_rank": None, "attention_bias": True})
+    biased = {name for name in graph.weights if name.startswith("layers.0.") and "bias" in name}
+    assert biased == {f"layers.0.self_attn.{p}.bias" for p in ("kv_a_proj_with_mqa", "o_proj")}
+
+
+def test_no_mtp_layer_unless_the_config_names_it() -> None:
+    fields = config_of("deepseek_v3")
+    assert build(fields).kept
+    del fields["num_nextn_predict_layers"]
+    assert not build(fields).kept
+
+
+def test_greedy_routing_has_no_groups() -> None:
+    """MoEGate of DeepSeek-V2: topk_method says whether n_group counts."""
+    fields = config_of("deepseek_v2") | {"topk_method": "greedy"}
+    grouped = build(fields | {"n_group": 4, "topk_group": 2})
+    assert grouped == build(fields | {"n_group": 1, "topk_group": 1})
+    assert "group_limit" not in grouped.op_counts()
+
+
 def test_old_and_new_spelling_of_rope_give_the_same_graph() -> None:
     fields = config_of("deepseek_v2")
     scaling = YARN | {"mscale": 0.7, "mscale_all_dim": 0.7}
