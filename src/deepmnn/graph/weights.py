@@ -74,7 +74,11 @@ class Concat(Expr):
         return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
 
     def read(self, source: TensorSource) -> F32:
-        return np.concatenate([part.read(source) for part in self.parts])
+        out, row = np.empty(self.shape, np.float32), 0
+        for part in self.parts:  # in place: only one part is in memory twice
+            out[row : row + part.shape[0]] = part.read(source)
+            row += part.shape[0]
+        return out
 
 
 @dataclass(frozen=True)
@@ -158,10 +162,12 @@ class Interleave(Expr):
         rows, cols = self.parts[0].shape
         blocks = math.ceil(rows / BLOCK_ROWS)
         out = np.zeros((blocks, len(self.parts), BLOCK_ROWS, cols), np.float32)
+        whole = rows // BLOCK_ROWS
         for index, part in enumerate(self.parts):
-            padded = np.zeros((blocks * BLOCK_ROWS, cols), np.float32)
-            padded[:rows] = part.read(source)
-            out[:, index] = padded.reshape(blocks, BLOCK_ROWS, cols)
+            array = part.read(source)
+            out[:whole, index] = array[: whole * BLOCK_ROWS].reshape(whole, BLOCK_ROWS, cols)
+            out[whole:, index, : rows % BLOCK_ROWS] = array[whole * BLOCK_ROWS :]
+            del array  # before the next part is read: only one is in memory twice
         return out.reshape(self.shape)
 
 
