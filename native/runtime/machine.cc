@@ -96,7 +96,11 @@ double measure_int8_peak(int threads, const Kernels& kernels) {
     });
     operations = done;
   };
-  for (measure(); seconds < 0.02; measure()) rounds *= 4;  // long enough for clocks and wake-ups not to count
+  measure();
+  while (seconds < 0.02) {  // long enough for clocks and wake-ups not to count
+    rounds *= 4;
+    measure();
+  }
   return static_cast<double>(operations) / seconds;
 }
 
