@@ -107,6 +107,17 @@ def test_generate(artifact: Path) -> None:
     assert raw.stdout == model.generate("Hello", params).text + "\n"
 
 
+def test_the_cache_can_be_made_smaller_or_larger(artifact: Path, tmp_path: Path) -> None:
+    flags = ["--max-tokens", 33, "--cache-tokens", 32]
+    assert "--cache-tokens" in bad(1, "generate", artifact, "x", *flags)
+    good("generate", artifact, "x", "--max-tokens", 33, "--cache-tokens", 64)
+    assert "--cache-tokens" in run("chat", artifact, *flags, stdin="x\n").stderr
+    data = tmp_path / "problems.jsonl"
+    data.write_text(json.dumps({"question": "x" * 60, "answer": "1"}))
+    bad(1, "eval", artifact, "--data", data, "--cache-tokens", 32)
+    good("eval", artifact, "--data", data, "--cache-tokens", 128)
+
+
 def test_an_answer_is_printed_as_it_is(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     said = "if x:\n\t\treturn [bold]\x1b[2J :smile: \r\n"
 

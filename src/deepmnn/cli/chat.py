@@ -29,11 +29,12 @@ def chat(
     backend: options.Backend = "cpu",
     threads: options.Threads = None,
     kv_dtype: options.KvDtype = "f32",
+    cache_tokens: options.CacheTokens = None,
 ) -> None:
     """Talk with the model. Earlier turns stay in the KV cache."""
     import deepmnn
 
-    model = deepmnn.load(path, backend, threads, kv_dtype)
+    model = deepmnn.load(path, backend, threads, kv_dtype, cache_tokens=cache_tokens)
     params = options.sampling(
         model,
         max_tokens=max_tokens,

@@ -22,6 +22,7 @@ def evaluate(
     backend: options.Backend = "cpu",
     threads: options.Threads = None,
     kv_dtype: options.KvDtype = "f32",
+    cache_tokens: options.CacheTokens = None,
 ) -> None:
     """Score a model on problems with known answers."""
     import deepmnn
@@ -30,7 +31,8 @@ def evaluate(
     from deepmnn.evaluate import read_problems
 
     problems = read_problems(data or HELD_OUT)[:limit]
-    model = deepmnn.load(path or options.bundled(), backend, threads, kv_dtype)
+    location = path or options.bundled()
+    model = deepmnn.load(location, backend, threads, kv_dtype, cache_tokens=cache_tokens)
     columns = (TextColumn("asking"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task("", total=len(problems))

@@ -25,11 +25,12 @@ def generate(
     backend: options.Backend = "cpu",
     threads: options.Threads = None,
     kv_dtype: options.KvDtype = "f32",
+    cache_tokens: options.CacheTokens = None,
 ) -> None:
     """Answer one prompt; the reasoning is dimmed."""
     import deepmnn
 
-    model = deepmnn.load(path, backend, threads, kv_dtype)
+    model = deepmnn.load(path, backend, threads, kv_dtype, cache_tokens=cache_tokens)
     params = options.sampling(
         model,
         max_tokens=max_tokens,

@@ -20,6 +20,9 @@ OptionalModelPath = Annotated[
 Backend = Annotated[str, Option(help="cpu, or reference (numpy, slow).")]
 Threads = Annotated[int | None, Option(min=1, help="Worker threads; default: every core.")]
 KvDtype = Annotated[str, Option(help="KV cache: f32 or bf16.")]
+CacheTokens = Annotated[
+    int | None, Option(min=1, help="KV cache rows; default: four contexts, at most 1 GiB.")
+]
 Temperature = Annotated[float | None, Option(help="0 is greedy; default: the model's own.")]
 TopK = Annotated[int | None, Option(help="Keep the k most likely tokens.")]
 TopP = Annotated[float | None, Option(help="Keep the most likely tokens up to this mass.")]

@@ -71,9 +71,8 @@ class Engine:
             raise ContextLengthError(
                 f"the prompt has {len(ids)} tokens and the answer may have {wanted}",
                 f"at most {self.context_length} together",
-                "Shorten the prompt, lower max_tokens, or load with a larger cache_tokens."
-                if self._cache_is_short
-                else "Shorten the prompt or lower max_tokens.",
+                "Shorten the prompt or lower max_tokens"
+                + (", or enlarge cache_tokens (--cache-tokens)." if self._cache_is_short else "."),
             )
         return len(ids) + (params.max_tokens or room)
 

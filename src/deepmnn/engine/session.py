@@ -94,7 +94,9 @@ class Session:
         start, total = table.length, table.length + len(ids)
         if total > engine.context_length:
             raise ContextLengthError(
-                f"the context would have {total} tokens", f"at most {engine.context_length}"
+                f"the context would have {total} tokens",
+                f"at most {engine.context_length}",
+                "Roll back, or open a new session.",
             )
         table.ids += [int(token) for token in ids]
         if self._share_prefix and start == 0 and not all_rows:
