@@ -174,3 +174,23 @@ def test_long_contexts_split_their_keys():
             parts = [runner.step({0: part})[0] for part in (ids[600:700], ids[700:702], ids[702:])]
             answers.append(np.concatenate(parts))
         assert relative_error(answers[1], answers[0]) < 2e-5
+
+
+def test_expanded_in_groups_of_heads():
+    """All the heads together have more keys and values than are rebuilt at once."""
+    from program_dir import cpu_of, random_weights
+
+    from deepmnn.backends.reference import ReferenceBackend
+    from parity import relative_error, run_schedule
+
+    graph = one_op(mla(3, 8, 1000, 8, 1001), 20)
+    weights = random_weights(graph)
+    prompt, steps = [np.random.default_rng(1).integers(0, 41, 1501).tolist()], [(1490,), (11,)]
+    want, got = (
+        run_schedule(backend, prompt, steps, blocks=501)[0]
+        for backend in (
+            ReferenceBackend(graph, weights.__getitem__, "expanded"),
+            cpu_of(graph, weights.__getitem__, threads=2, mla_form="expanded"),
+        )
+    )
+    assert relative_error(got, want) < 2e-5
