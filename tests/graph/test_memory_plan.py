@@ -7,7 +7,7 @@ import pytest
 from deepmnn.errors import GraphError
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.levels import MAX_LEVEL, optimize
-from deepmnn.graph.passes.memory_plan import EXTERNAL, check_plan, plan_memory
+from deepmnn.graph.passes.memory_plan import EXTERNAL, _best_fit, check_plan, plan_memory
 from tiny_models import ALL
 
 
@@ -55,6 +55,19 @@ def test_a_value_lives_to_its_last_reader():
     plan = plan_memory(b.graph, reuse=True)
     check_plan(b.graph, plan)
     assert plan.nbytes["tokens"] == 3 * 128
+
+
+def test_the_largest_values_are_placed_first() -> None:
+    """In order of execution the first, small one would lie in the way: 64 + 256 + 256 bytes."""
+    b = GraphBuilder("widening")
+    x = b.linear(b.embedding(b.ids, "embed", 10, 16), "wide", 64)
+    b.output(b.select_rows(b.silu(x, "silu"), "rows"), "logits")
+    assert plan_memory(b.graph, reuse=True).nbytes["tokens"] == 2 * 256
+
+
+def test_the_tightest_gap_is_taken() -> None:
+    spans = [(0, 64), (192, 256), (320, 384), (640, 704)]
+    assert [_best_fit(spans, size) for size in (64, 128, 192, 320)] == [256, 64, 384, 704]
 
 
 def test_an_unread_value_still_has_a_place():

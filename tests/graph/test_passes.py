@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from deepmnn.checkpoint.random import tensor_shapes
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.ir import Node
 from deepmnn.graph.passes import (
@@ -48,6 +49,17 @@ def ops(graph):
 def node(graph, op):
     (found,) = [node for node in graph.nodes if node.op == op]
     return found
+
+
+def named(graph, name):
+    return next(node for node in graph.nodes if node.name == name)
+
+
+ANOTHER_ROTATION = [
+    lambda rope: rope.attrs.update(rope_scale=2.0),
+    lambda rope: rope.attrs.update(interleaved=1 - rope.attrs["interleaved"]),
+    lambda rope: setattr(rope, "inputs", (rope.inputs[0], "ids")),
+]
 
 
 class Table:
@@ -157,14 +169,28 @@ def test_share_weights_keeps_storage_formats_and_kept_weights_apart():
     weights["c.weight"].dtype = "bf16"
     graph.kept.append("d.weight")
     assert share_weights.run(graph) == 0
+    graph.kept.clear()
+    for name, group_size in (("a", 32), ("d", 64)):
+        weights[f"{name}.weight"].dtype, weights[f"{name}.weight"].group_size = "w4", group_size
+    assert share_weights.run(graph) == 0
+
+
+def test_share_weights_reads_no_expert_without_samples():
+    """They are most of a checkpoint: reading them to compare would cost as much as converting."""
+    b = Start()
+    graph = b.end(experts(b, *route(b)))
+
+    shapes = tensor_shapes(graph)
+    tables = {name: np.zeros(shape) for name, shape in shapes.items() if "experts" not in name}
+    assert share_weights.run(graph, Table(**tables)) == 1  # the embedding and the head
 
 
 # ---------------------------------------------------------------- fuse_swiglu
 
 
-def swiglu_graph(b, swapped=False, up_x=None, bias=False, up_size=7):
+def swiglu_graph(b, swapped=False, up_x=None, bias=False):
     gate = b.linear(b.x, "mlp.gate", 7, bias)
-    up = b.linear(up_x or b.x, "mlp.up", up_size, bias)
+    up = b.linear(up_x or b.x, "mlp.up", 7, bias)
     silu = b.silu(gate, "mlp.silu")
     return b.mul(up, silu, "mul") if swapped else b.mul(silu, up, "mul")
 
@@ -207,6 +233,21 @@ def test_fuse_swiglu_leaves_projections_of_different_values():
     assert fuse_swiglu.run(graph) == 0
 
 
+def test_fuse_swiglu_leaves_one_projection_that_is_both():
+    b = Start()
+    gate = b.linear(b.x, "gate", 7)
+    graph = b.end(b.linear(b.mul(b.silu(gate, "silu"), gate, "mul"), "down", WIDTH))
+    assert fuse_swiglu.run(graph) == 0
+
+
+@pytest.mark.parametrize(("field", "value"), [("dtype", "bf16"), ("role", "expert")])
+def test_fuse_swiglu_leaves_weights_of_another_kind(field, value):
+    b = Start()
+    graph = b.end(b.linear(swiglu_graph(b), "down", WIDTH))
+    setattr(graph.weights["mlp.up.weight"], field, value)
+    assert fuse_swiglu.run(graph) == 0
+
+
 def test_fuse_swiglu_leaves_a_gate_that_others_read():
     b = Start()
     y = swiglu_graph(b)
@@ -239,6 +280,17 @@ def test_fuse_linears_leaves_routers_and_other_roles():
     parts = [b.linear(b.x, name, 3, role="router") for name in "abc"]
     graph = b.end(b.concat([*parts, b.linear(b.x, "d", 3)], "all"))
     graph.weights["c.weight"].role = "latent"
+    assert fuse_linears.run(graph) == 0
+
+
+def test_fuse_linears_leaves_other_formats():
+    b = Start()
+    graph = b.end(b.concat([b.linear(b.x, name, 3) for name in "abcd"], "all"))
+    formats = (("w4", 32), ("w4", 64), ("w8", 64), ("bf16", 0))
+    for name, (dtype, group_size) in zip("abcd", formats, strict=True):
+        weight = graph.weights[f"{name}.weight"]
+        weight.dtype, weight.group_size = dtype, group_size
+    verify(graph)
     assert fuse_linears.run(graph) == 0
 
 
@@ -276,8 +328,10 @@ def test_fuse_add_norm_leaves_norms_per_head():
 # ---------------------------------------------------------------- fuse_gqa_attention
 
 
-def gqa_graph(b, k_freq=(1.0, 0.5), q_norm=None, k_norm=None, read_k=False):
-    """q [tokens, 3·4], k and v [tokens, 4]."""
+def gqa_graph(
+    b, k_freq=(1.0, 0.5), q_norm=None, k_norm=None, heads=(3, 1), one_cache=False, read_k=False
+):
+    """q [tokens, 3·4], k and v [tokens, 4]; q and k rotated as 3 heads and 1, of 4."""
     q, k, v = (b.linear(b.x, name, width) for name, width in (("q", 12), ("k", 4), ("v", 4)))
     if q_norm:
         q = b.rms_norm(q, "q_norm", q_norm, 3)
@@ -285,7 +339,9 @@ def gqa_graph(b, k_freq=(1.0, 0.5), q_norm=None, k_norm=None, read_k=False):
         k = b.rms_norm(k, "k_norm", k_norm, 1)
     q = b.rope(q, "q_rope", 3, (1.0, 0.5), 1.0, False)
     k = b.rope(k, "k_rope", 1, k_freq, 1.0, False)
-    out = b.attention(q, b.cache(k, "keys"), b.cache(v, "values"), "attn", 3, 1, 0.5)
+    keys = b.cache(k, "keys")
+    values = keys if one_cache else b.cache(v, "values")
+    out = b.attention(q, keys, values, "attn", *heads, 0.5)
     return b.end(out, b.linear(k, "probe", WIDTH)) if read_k else b.end(out)
 
 
@@ -327,6 +383,8 @@ def test_fuse_gqa_attention_without_norms():
         {"q_norm": 1e-5},
         {"k_norm": 1e-5},
         {"q_norm": 1e-5, "k_norm": 1e-6},
+        {"heads": (6, 2)},
+        {"one_cache": True},
         {"read_k": True},
     ],
 )
@@ -335,6 +393,23 @@ def test_fuse_gqa_attention_leaves_what_it_cannot_say(different):
     before = graph.copy()
     assert fuse_gqa_attention.run(graph) == 0
     assert graph == before
+
+
+@pytest.mark.parametrize("edit", ANOTHER_ROTATION)
+def test_fuse_gqa_attention_leaves_keys_that_turn_otherwise(edit):
+    graph = gqa_graph(Start())
+    edit(named(graph, "k_rope"))
+    assert fuse_gqa_attention.run(graph) == 0
+
+
+def test_fuse_gqa_attention_leaves_norms_over_the_whole_row():
+    graph = gqa_graph(Start(), q_norm=1e-5, k_norm=1e-5)
+    named(graph, "q_norm").attrs["heads"] = 1
+    graph.weights["q_norm.weight"].expr = Constant((12,))
+    assert fuse_gqa_attention.run(graph) == 1
+    verify(graph)
+    fused = node(graph, "gqa_attention")
+    assert (fused.inputs, fused.weights) == (("q_norm", "k_norm", "v", "positions"), ())
 
 
 # ---------------------------------------------------------------- fuse_route and fuse_moe
@@ -447,7 +522,7 @@ def test_fuse_moe_leaves_experts_of_different_values():
 
 
 def other_indices(graph):
-    up = next(n for n in graph.nodes if n.name == "experts.up")
+    up = named(graph, "experts.up")
     up.inputs = (up.inputs[0], "other")
 
 
@@ -456,9 +531,8 @@ def other_storage(graph):
 
 
 def rows_of_their_own(graph):
-    for found in graph.nodes:
-        if found.name in ("experts.gate", "experts.up"):
-            found.attrs["per_choice"] = 1
+    for name in ("experts.gate", "experts.up"):
+        named(graph, name).attrs["per_choice"] = 1
 
 
 @pytest.mark.parametrize("edit", [other_indices, other_storage, rows_of_their_own])
@@ -558,6 +632,49 @@ def test_absorb_mla_leaves_what_it_cannot_say(different):
     before = graph.copy()
     assert absorb_mla.run(graph) == 0
     assert graph == before
+
+
+@pytest.mark.parametrize("edit", ANOTHER_ROTATION)
+def test_absorb_mla_leaves_keys_that_turn_otherwise(edit):
+    graph = mla_graph(Start())
+    edit(named(graph, "k_rope"))
+    assert absorb_mla.run(graph) == 0
+
+
+def heads_of(name, heads):
+    return lambda graph: named(graph, name).attrs.update(heads=heads)
+
+
+def inputs_of(**inputs):
+    """Gives nodes other inputs; what they leave out stays."""
+
+    def edit(graph):
+        for name, values in inputs.items():
+            found = named(graph, name)
+            found.inputs = (*values, *found.inputs[len(values) :])
+
+    return edit
+
+
+NOT_LATENT_ATTENTION = {
+    "kv_heads": lambda graph: named(graph, "attn").attrs.update(kv_heads=1),
+    "sizes": lambda graph: named(graph, "rows_split").attrs.update(sizes=(4, 7)),
+    "query halves": inputs_of(q_rope=["q_split.0"], q_all=["q_split.1"]),
+    "latent halves": inputs_of(kv_norm=["kv_split.1"], k_rope=["kv_split.0"]),
+    "row halves": inputs_of(kv_b=["rows_split.1"], k_wide=["rows_split.0"]),
+    "key and value": inputs_of(k_all=["halves.1"], attn=["q_all", "k_all", "halves.0"]),
+}
+for name in ("q_split", "q_rope", "q_all", "halves", "k_all"):
+    NOT_LATENT_ATTENTION[f"heads of {name}"] = heads_of(name, 1)
+for name in ("kv_split", "kv_norm", "k_rope", "row", "rows_split"):
+    NOT_LATENT_ATTENTION[f"heads of {name}"] = heads_of(name, 2)
+
+
+@pytest.mark.parametrize("what", NOT_LATENT_ATTENTION)
+def test_absorb_mla_leaves_parts_that_do_not_fit(what):
+    graph = mla_graph(Start())
+    NOT_LATENT_ATTENTION[what](graph)
+    assert absorb_mla.run(graph) == 0
 
 
 # ---------------------------------------------------------------- names
