@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from deepmnn import artifact_writer
 from deepmnn.artifact import Artifact
+from deepmnn.backends.program import read_program
 from deepmnn.backends.reference import ReferenceBackend
 from deepmnn.checkpoint.random import tensor_shapes
 from deepmnn.convert import convert, weight_order
@@ -201,6 +202,37 @@ def test_missing_mtp_layers_are_dropped(tmp_path: Path) -> None:
     assert Artifact.open(report.path).graph().kept == []
 
 
+def test_an_incomplete_mtp_layer_is_dropped_whole(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("deepseek_v3", 0, tmp_path / "hf")
+    file = tiny.path / "model.safetensors"
+    tensors = load_file(file)
+    del tensors["model.layers.2.eh_proj.weight"]
+    save_file(tensors, file)
+    report = convert(tiny.path, tmp_path / "out")
+    assert report.dropped == tuple(build(tiny.config).kept)
+
+
+def test_tensors_of_equal_content_are_stored_once(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    file = tiny.path / "model.safetensors"
+    plain = convert(tiny.path, tmp_path / "plain", "bf16")
+    tensors = load_file(file)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
+    tied = convert(tiny.path, tmp_path / "tied", "bf16")
+    assert len(Artifact.open(tied.path).graph().weights) + 1 == len(
+        Artifact.open(plain.path).graph().weights
+    )
+
+
+def test_level_3_reuses_memory(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    arenas = []
+    for level in (2, 3):
+        path = convert(tiny.path, tmp_path / str(level), optimize_level=level).path
+        arenas.append(read_program((path / "program.bin").read_bytes()).arenas)
+    assert arenas[1][0] < arenas[0][0] / 2
+
+
 def test_tensors_are_checked_before_anything_is_written(tmp_path: Path) -> None:
     tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
     file = tiny.path / "model.safetensors"
@@ -263,6 +295,11 @@ def test_random_weights(tmp_path: Path, quant: str) -> None:
     assert 0.1 < logits.std() < 10
     chunked = run_schedule(backend, prompts_for([9], 150), [(1,)] * 9)[0]
     assert relative_error(chunked, logits) < 1e-4
+    absorbed = ReferenceBackend(backend.graph, first.__getitem__, "absorbed")
+    logits = run_schedule(absorbed, prompts_for([9], 150), [(9,)])[0]
+    assert relative_error(logits, chunked) < 0.1, "the matrices of latent attention belong together"
+    gate_up = first["layers.0.mlp.gate_proj+up_proj.weight"].reshape(-1, 2, 16, 200)
+    assert not gate_up[-1, :, 300 % 16 :].any(), "padding is zero"
 
 
 def test_random_weights_compare_across_levels_in_fp32(tmp_path: Path) -> None:
