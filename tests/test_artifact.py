@@ -385,3 +385,42 @@ def test_directories_that_are_no_artifact(tmp_path: Path) -> None:
         Artifact.open(tmp_path / "file")
     with pytest.raises(ArtifactError, match=r"deepmnn.json is missing"):
         Artifact.open(tmp_path)
+
+
+def test_a_weight_in_two_shards(tmp_path: Path) -> None:
+    path = write(tmp_path / "m", max_shard_bytes=3000)
+    first, second, *_ = sorted(path.glob("*.safetensors"))
+    second.write_bytes(first.read_bytes())
+    reseal(path)
+    with pytest.raises(ArtifactError, match=f"is in {first.name} and {second.name}"):
+        Artifact.open(path)
+
+
+def test_weights_off_their_alignment(tmp_path: Path) -> None:
+    path = write(tmp_path / "m")
+    shard = path / FILES[-1]
+    data = shard.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    shard.write_bytes(end.to_bytes(8, "little") + data[8:end] + b" " * 8 + data[end:])
+    reseal(path)
+    with pytest.raises(ArtifactError, match="multiple of 64"):
+        Artifact.open(path)
+
+
+def test_a_shard_that_shrinks_after_it_was_opened(tmp_path: Path) -> None:
+    path = write(tmp_path / "m")
+    artifact = Artifact.open(path)
+    os.truncate(path / FILES[-1], 1000)
+    with pytest.raises(ArtifactError, match="shrunk"):
+        artifact.tensor(list(PACKED)[-1])
+
+
+def test_files_listed_twice_or_outside(tmp_path: Path) -> None:
+    path = write(tmp_path / "m")
+    reseal(path, lambda fields: fields["shards"].append(fields["shards"][0]))
+    with pytest.raises(ArtifactError, match="lists a file twice"):
+        Artifact.open(path)
+    record = {"nbytes": 1, "crc32": 1}
+    reseal(write(tmp_path / "n"), lambda fields: fields["files"].update({"../x": record}))
+    with pytest.raises(ArtifactError, match=r"file '\.\./x' is listed"):
+        Artifact.open(tmp_path / "n")

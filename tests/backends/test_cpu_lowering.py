@@ -141,6 +141,19 @@ def test_truncated_programs_are_refused():
         read_program(data + b"\0")
 
 
+def test_other_versions_and_wrong_positions_are_refused():
+    data = lowered("llama", 0, 0)[2]
+    with pytest.raises(ArtifactError, match="version 2"):
+        read_program(data[:8] + struct.pack("<I", 2) + data[12:])
+    program = read_program(data)
+    for change, what in (
+        ({"outputs": (len(program.buffers),)}, "buffer"),
+        ({"weights": ()}, "weight"),
+    ):
+        with pytest.raises(ArtifactError, match=f"{what} .* does not exist"):
+            read_program(encode(dataclasses.replace(program, **change)))
+
+
 def test_flipped_bytes_are_refused_or_read():
     graph, plan = tiny_program()
     data = lower(graph, plan, {"e.weight": WeightLocation(0, 128, 320)}, ["w"])

@@ -258,3 +258,9 @@ def test_bad_arguments_are_refused(tiny: TinyModel) -> None:
     graph.nodes[0] = Node("conv2d", ("ids",), ("embed_tokens",))
     with pytest.raises(GraphError, match="unknown op"):
         backend.step(backend.new_cache(2, 4), one_batch([1], [1]))
+
+
+def test_ties_go_to_the_lower_index() -> None:
+    scores = np.zeros((2, 200), np.float32)
+    scores[1, 150:] = 1
+    np.testing.assert_array_equal(nx.top_k(scores, 3), [[0, 1, 2], [150, 151, 152]])

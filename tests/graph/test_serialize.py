@@ -92,3 +92,10 @@ def test_damaged_documents_are_refused_or_valid(tiny):
         except ArtifactError:
             refused += 1
     assert refused > 300
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_other_formats_are_refused(version, tiny):
+    data = json.loads(to_json(tiny("llama", 0)))
+    with pytest.raises(ArtifactError, match="format"):
+        from_json(json.dumps(data | {"format": version}))
