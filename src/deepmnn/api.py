@@ -54,7 +54,7 @@ def load(
     Args:
         path: the directory that `convert` wrote.
         backend: "cpu" (the C++ engine) or "reference" (numpy; slow, the oracle).
-        threads: worker threads of the C++ engine; None uses every available core.
+        threads: worker threads of the C++ engine; None takes one for each physical core.
         kv_dtype: how the KV cache is stored, "f32" or "bf16".
         cache_tokens: rows of the KV cache, shared by all sequences that run together; None takes
             four full contexts, but at most 1 GiB.

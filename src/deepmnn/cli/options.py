@@ -18,7 +18,7 @@ OptionalModelPath = Annotated[
     Path | None, Argument(metavar="[PATH]", help="A converted model; default: the bundled tiny-r1.")
 ]
 Backend = Annotated[str, Option(help="cpu, or reference (numpy, slow).")]
-Threads = Annotated[int | None, Option(min=1, help="Worker threads; default: every core.")]
+Threads = Annotated[int | None, Option(min=1, help="Worker threads; default: one for each core.")]
 KvDtype = Annotated[str, Option(help="KV cache: f32 or bf16.")]
 CacheTokens = Annotated[
     int | None, Option(min=1, help="KV cache rows; default: four contexts, at most 1 GiB.")
