@@ -10,8 +10,7 @@
     ├── TokenizerError         tokenizer files or a chat template cannot be used
     ├── RequestError           a call's arguments are impossible (an empty prompt, an unknown token)
     │   └── ContextLengthError    prompt plus answer do not fit the context or the KV cache
-    ├── StorageError           disk full, no permission, target already exists
-    └── MissingDependencyError an optional package is needed for this call
+    └── StorageError           disk full, no permission, target already exists
 
 Each message has three parts: what was found, what was expected, what to do next.
 """
@@ -75,7 +74,3 @@ class ContextLengthError(RequestError):
 
 class StorageError(DeepmnnError):
     """Disk full, no permission, or the target already exists."""
-
-
-class MissingDependencyError(DeepmnnError):
-    """An optional package is needed for this call."""

@@ -86,7 +86,8 @@ def optimize(
         before = len(optimized.nodes)
         arguments = (source,) if module is share_weights else ()
         rewrites = module.run(optimized, *arguments)
-        verify(optimized)
+        if rewrites:
+            verify(optimized)
         results.append(PassResult(_name(module), rewrites, before, len(optimized.nodes)))
     return optimized, results
 
