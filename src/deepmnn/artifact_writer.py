@@ -240,8 +240,8 @@ class ArtifactWriter:
             free = shutil.disk_usage(self.target.parent).free
         if free < nbytes:
             raise StorageError(
-                f"{self.target.parent} has {free / 1e6:,.1f} MB free",
-                f"{nbytes / 1e6:,.1f} MB for the weights",
+                f"{self.target.parent} has {free:,} bytes free",
+                f"{nbytes:,} bytes for the weights",
                 _HINTS[errno.ENOSPC],
             )
 
