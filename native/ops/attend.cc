@@ -179,4 +179,17 @@ void attend(Step& step, const AttendShape& shape, const AttendJob* jobs, int64_t
   });
 }
 
+void GroupedQueryOp::read_grouped_query(const OpSpec& spec, Dim keys) {
+  heads_ = spec.int_attr("heads", 1, kMaxExtentAttr);
+  kv_heads_ = spec.int_attr("kv_heads", 1, heads_);
+  spec.require(heads_ % kv_heads_ == 0, std::to_string(heads_) + " heads", "a multiple of kv_heads");
+  shape_.qk_dim = spec.int_attr("head_dim", 1, kMaxExtentAttr);
+  shape_.v_dim = spec.int_attr("v_head_dim", 1, kMaxExtentAttr);
+  shape_.scale = spec.float_attr("scale");
+  q_ = spec.input(0, Dim::tokens, heads_ * shape_.qk_dim);
+  k_ = spec.input(1, keys, kv_heads_ * shape_.qk_dim);
+  v_ = spec.input(2, keys, kv_heads_ * shape_.v_dim);
+  y_ = spec.output(0, Dim::tokens, heads_ * shape_.v_dim);
+}
+
 }  // namespace deepmnn

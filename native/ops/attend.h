@@ -42,4 +42,14 @@ struct AttendShape {
 
 void attend(Step& step, const AttendShape& shape, const AttendJob* jobs, int64_t count);
 
+// What the plain and the fused op share: q and y [tokens, heads, dim], k and v [keys, kv_heads, dim].
+class GroupedQueryOp : public Op {
+ protected:
+  void read_grouped_query(const OpSpec& spec, Dim keys);
+
+  int64_t heads_ = 0, kv_heads_ = 0;
+  AttendShape shape_;
+  Buffer q_, k_, v_, y_;
+};
+
 }  // namespace deepmnn

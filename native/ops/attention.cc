@@ -35,20 +35,11 @@ class CacheOp : public Op {
   size_t entry_;
 };
 
-class Attention : public Op {
+class Attention : public GroupedQueryOp {
  public:
   explicit Attention(const OpSpec& spec) {
     spec.require_counts(3, 1, 0);
-    heads_ = spec.int_attr("heads", 1, kMaxExtentAttr);
-    kv_heads_ = spec.int_attr("kv_heads", 1, heads_);
-    spec.require(heads_ % kv_heads_ == 0, std::to_string(heads_) + " heads", "a multiple of kv_heads");
-    shape_.qk_dim = spec.int_attr("head_dim", 1, kMaxExtentAttr);
-    shape_.v_dim = spec.int_attr("v_head_dim", 1, kMaxExtentAttr);
-    shape_.scale = spec.float_attr("scale");
-    q_ = spec.input(0, Dim::tokens, heads_ * shape_.qk_dim);
-    k_ = spec.input(1, Dim::context, kv_heads_ * shape_.qk_dim);
-    v_ = spec.input(2, Dim::context, kv_heads_ * shape_.v_dim);
-    y_ = spec.output(0, Dim::tokens, heads_ * shape_.v_dim);
+    read_grouped_query(spec, Dim::context);
   }
 
   void run(Step& step) override {
@@ -77,10 +68,6 @@ class Attention : public Op {
     job.out_token_stride = y_.width;
     return job;
   }
-
-  int64_t heads_, kv_heads_;
-  AttendShape shape_;
-  Buffer q_, k_, v_, y_;
 };
 
 }  // namespace

@@ -8,21 +8,12 @@
 namespace deepmnn {
 namespace {
 
-class GqaAttention : public Op {
+class GqaAttention : public GroupedQueryOp {
  public:
   explicit GqaAttention(const OpSpec& spec) {
     spec.require(spec.inputs() == 4 && spec.outputs() == 1 && (spec.weights() == 0 || spec.weights() == 2),
                  "its inputs, outputs and weights", "4 inputs, 1 output, 0 or 2 weights");
-    heads_ = spec.int_attr("heads", 1, kMaxExtentAttr);
-    kv_heads_ = spec.int_attr("kv_heads", 1, heads_);
-    spec.require(heads_ % kv_heads_ == 0, std::to_string(heads_) + " heads", "a multiple of kv_heads");
-    shape_.qk_dim = spec.int_attr("head_dim", 1, kMaxExtentAttr);
-    shape_.v_dim = spec.int_attr("v_head_dim", 1, kMaxExtentAttr);
-    shape_.scale = spec.float_attr("scale");
-    q_ = spec.input(0, Dim::tokens, heads_ * shape_.qk_dim);
-    k_ = spec.input(1, Dim::tokens, kv_heads_ * shape_.qk_dim);
-    v_ = spec.input(2, Dim::tokens, kv_heads_ * shape_.v_dim);
-    y_ = spec.output(0, Dim::tokens, heads_ * shape_.v_dim);
+    read_grouped_query(spec, Dim::tokens);
     spec.require_graph_input(3, "positions");
     rope_ = Rope(spec, shape_.qk_dim);
     k_entry_ = spec.cache_attr("k_cache", k_.width);
@@ -91,9 +82,6 @@ class GqaAttention : public Op {
     return job;
   }
 
-  int64_t heads_, kv_heads_;
-  AttendShape shape_;
-  Buffer q_, k_, v_, y_;
   Rope rope_;
   size_t k_entry_, v_entry_;
   const float* q_norm_ = nullptr;
