@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PY := $(VENV)/bin/python
 NATIVE := CMakeLists.txt pyproject.toml $(shell find native -type f 2>/dev/null)
-CXX_FILES = $(shell git ls-files 'native/*.cc' 'native/*.h')
+CXX_FILES = $(shell git ls-files '*.cc' '*.cpp' '*.h' '*.hpp')
 CODE := src tests tools bench
 
 .PHONY: demo test test-all test-asan test-tsan lint format bench clean
@@ -51,7 +51,7 @@ $(VENV)/.installed: $(VENV)/bin/python $(NATIVE)
 
 $(VENV)/.test: $(VENV)/.installed
 	$(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[torch,test]"
+	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[mnn,torch,test]"
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.installed

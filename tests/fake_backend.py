@@ -43,8 +43,9 @@ class FakeCache:
 
 
 class FakeBackend:
-    def __init__(self, vocab_size: int = 97) -> None:
-        self.vocab_size = vocab_size
+    def __init__(self, vocab_size: int = 97, max_sequences: int | None = None) -> None:
+        self.vocab_size, self.max_sequences = vocab_size, max_sequences
+        self.cache_width = 1
         self.steps: list[Batch] = []
 
     def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> FakeCache:

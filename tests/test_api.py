@@ -28,9 +28,21 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_artifact(tmp_path_factory.mktemp("api"))
 
 
-@pytest.fixture(scope="module", params=["reference", "cpu"])
-def model(artifact: Path, request: pytest.FixtureRequest) -> LLM:
-    return deepmnn.load(artifact, request.param, threads=2, max_batch_tokens=8)
+@pytest.fixture(scope="module", params=["reference", "cpu", "mnn"])
+def backend(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def model(artifact: Path, backend: str) -> LLM:
+    return load(artifact, backend, threads=2, max_batch_tokens=8)
+
+
+def load(artifact: Path, backend: str, **options: Any) -> LLM:
+    """For MNN the model is exported beside the artifact."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(artifact.parent / "cache"))
+        return deepmnn.load(artifact, backend, **options)
 
 
 def close(a: Any, b: Any) -> None:
@@ -43,11 +55,11 @@ def test_backends_agree(artifact: Path) -> None:
     )
 
 
-def test_logits_in_chunks_or_whole_or_by_session(model: LLM, artifact: Path) -> None:
+def test_logits_in_chunks_or_whole_or_by_session(model: LLM, artifact: Path, backend: str) -> None:
     logits = model.logits(IDS)
     assert logits.shape == (len(IDS), model.vocab_size)
     assert logits.dtype == np.float32
-    whole = deepmnn.load(artifact, "reference", max_batch_tokens=512).logits(IDS)
+    whole = load(artifact, backend, max_batch_tokens=512).logits(IDS)
     close(logits, whole)
     with model.session() as session:
         close(session.prefill(IDS[:7]), logits[6])

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from deepmnn import artifact as artifact_module
-from deepmnn import artifact_writer
+from deepmnn import directory_writer
 from deepmnn.artifact import ALIGNMENT, MANIFEST, TEMP_MARK, Artifact, file_crc, manifest_crc
 from deepmnn.artifact_writer import ArtifactWriter, plan_shards
 from deepmnn.errors import ArtifactError, StorageError
@@ -155,7 +155,7 @@ def test_existing_targets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
 ) -> None:
     if not can_exchange:
-        monkeypatch.setattr(artifact_writer, "_exchange", lambda a, b: False)
+        monkeypatch.setattr(directory_writer, "_exchange", lambda a, b: False)
     path = write(tmp_path / "m")
     inode = path.stat().st_ino
     with pytest.raises(StorageError, match="already exists"):
@@ -188,7 +188,7 @@ def test_pressing_ctrl_c_again_leaves_nothing(
             raise KeyboardInterrupt
         remove(path, ignore_errors)
 
-    monkeypatch.setattr(artifact_writer.shutil, "rmtree", interrupted)
+    monkeypatch.setattr(directory_writer.shutil, "rmtree", interrupted)
     with pytest.raises(KeyboardInterrupt), ArtifactWriter(tmp_path / "m"):
         raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
@@ -257,8 +257,8 @@ def test_no_permission(tmp_path: Path) -> None:
 def test_too_little_space_is_known_before_writing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = artifact_writer.shutil.disk_usage(tmp_path)._replace(free=1000)
-    monkeypatch.setattr(artifact_writer.shutil, "disk_usage", lambda path: free)
+    free = directory_writer.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(directory_writer.shutil, "disk_usage", lambda path: free)
     with pytest.raises(StorageError, match=r"1,000 bytes free"):
         write(tmp_path / "m")
     assert os.listdir(tmp_path) == []
@@ -269,7 +269,7 @@ def test_stale_directories_of_dead_processes_are_removed(tmp_path: Path) -> None
         [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
     )
     dead, alive = int(child.stdout), os.getpid()
-    prefix = artifact_writer._temp_prefix("m")
+    prefix = directory_writer._temp_prefix("m")
     others = [
         f"{prefix}{alive}-00",
         f".m{TEMP_MARK}otherhost-{dead}-00",
@@ -284,7 +284,7 @@ def test_stale_directories_of_dead_processes_are_removed(tmp_path: Path) -> None
 def test_a_temporary_directory_never_loads(tmp_path: Path) -> None:
     """Even when it is complete: killed just before the rename."""
     path = write(tmp_path / "m")
-    temp = tmp_path / artifact_writer._temp_name("m")
+    temp = tmp_path / directory_writer.temp_name("m")
     path.rename(temp)
     with pytest.raises(ArtifactError, match="unfinished"):
         Artifact.open(temp)

@@ -18,7 +18,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from deepmnn import artifact_writer
+from deepmnn import directory_writer
 from deepmnn.artifact import Artifact
 from deepmnn.backends.program import read_program
 from deepmnn.backends.reference import ReferenceBackend
@@ -276,6 +276,20 @@ def test_impossible_arguments(tmp_path: Path) -> None:
         convert(tiny.path, tiny.path, overwrite=True)
 
 
+def test_group_size(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    for size in (32, 64, 128):
+        graph = Artifact.open(
+            convert(tiny.path, tmp_path / str(size), group_size=size).path
+        ).graph()
+        found = {(w.dtype in ("w4", "w8"), w.group_size) for w in graph.weights.values()}
+        assert found == {(True, size), (False, 0)}
+    with pytest.raises(RequestError, match="group_size 48"):
+        convert(tiny.path, tmp_path / "out", group_size=48)
+    with pytest.raises(RequestError, match="group_size 64"):
+        convert(tiny.path, tmp_path / "out", "fp32", group_size=64)
+
+
 @pytest.mark.parametrize("quant", ["fp32", "w8", "w4"])
 def test_random_weights(tmp_path: Path, quant: str) -> None:
     """From config.json alone; the same seed the same bytes, and logits that mean something."""
@@ -352,7 +366,7 @@ def convert_and_die(source: Path, out: Path, calls: int, overwrite: bool = False
         return wrapper
 
     os.fsync, os.mkdir, os.rename = counted(os.fsync), counted(os.mkdir), counted(os.rename)
-    artifact_writer._Sink.write = counted(artifact_writer._Sink.write)  # type: ignore[method-assign]
+    directory_writer.Sink.write = counted(directory_writer.Sink.write)  # type: ignore[method-assign]
     convert(source, out, "w8", overwrite=overwrite)
     return min(left, 98)
 

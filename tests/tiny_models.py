@@ -180,12 +180,23 @@ class TinyModel:
 
 def tiny_checkpoint(model_type: str, index: int, path: Path, seed: int = 0) -> TinyModel:
     """Writes CONFIGS[model_type][index] with random weights to `path`."""
-    fields = CONFIGS[model_type][index]
+    return checkpoint_of(model_type, CONFIGS[model_type][index], path, seed)
+
+
+def checkpoint_of(
+    model_type: str, fields: Config, path: Path, seed: int = 0, bf16_embedding: bool = False
+) -> TinyModel:
+    """Writes a model with random weights to `path`.
+
+    bf16_embedding: the embedding table's values are all bf16's.
+    """
     make = _deepseek if model_type == "deepseek" else _transformers(model_type)
     model, config = make(fields)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
-        tensor.copy_(_random(name, tensor.shape, generator))
+        values = _random(name, tensor.shape, generator)
+        rounded = bf16_embedding and ("embed_tokens" in name or "lm_head" in name)  # tied, perhaps
+        tensor.copy_(values.bfloat16().float() if rounded else values)
     path.mkdir(parents=True, exist_ok=True)
     if model_type == "deepseek":
         tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}

@@ -23,11 +23,16 @@ from deepmnn.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from deepmnn.artifact import Artifact
+    from deepmnn.backends.mnn.backend import MnnOptions
+    from deepmnn.convert import Progress
+    from deepmnn.export.folder import MnnFolder
 
 Prompt = str | Sequence[Message] | Sequence[int]
 """Plain text, a conversation (rendered with the chat template), or token ids."""
 
 _PROMPTS = "text, a list of messages, a list of token ids, or a list of those"
+
+BACKENDS = ("cpu", "mnn", "reference")
 
 KV_DTYPES = {"f32": 4, "bf16": 2}
 """Storage formats of the KV cache and their bytes per element."""
@@ -41,41 +46,94 @@ MAX_SIZE = (1 << 31) - 1
 
 def load(
     path: str | Path,
-    backend: str = "cpu",
+    backend: str | None = None,
     threads: int | None = None,
     kv_dtype: str = "f32",
     *,
     cache_tokens: int | None = None,
     max_batch_tokens: int = 512,
     max_sequences: int = 64,
+    mnn: MnnOptions | None = None,
+    progress: Progress | None = None,
 ) -> LLM:
     """Loads a converted model.
 
     Args:
-        path: the directory that `convert` wrote.
-        backend: "cpu" (the C++ engine) or "reference" (numpy; slow, the oracle).
-        threads: worker threads of the C++ engine; None takes one for each physical core.
-        kv_dtype: how the KV cache is stored, "f32" or "bf16".
+        path: the directory that `convert` wrote, or the folder that `export` wrote for MNN.
+        backend: "cpu" (the C++ engine), "mnn" (the MNN wheel; exports a converted model at first
+            use, into the user's cache) or "reference" (numpy; slow, the oracle). None takes "mnn"
+            for an exported folder and "cpu" for anything else.
+        threads: worker threads; None takes one for each physical core.
+        kv_dtype: how the KV cache is stored, "f32" or "bf16" (not by MNN).
         cache_tokens: rows of the KV cache, shared by all sequences that run together; None takes
             four full contexts, but at most 1 GiB.
         max_batch_tokens: tokens of one step; longer prompts are prefilled in chunks.
-        max_sequences: sequences that run together.
+        max_sequences: sequences that run together; MNN runs one at a time.
+        mnn: how MNN computes.
+        progress: called while a converted model is exported for MNN, as by `export`.
 
     Raises ArtifactError when the directory is not a sound converted model, RequestError when an
-    argument is impossible.
+    argument is impossible, MissingDependencyError when MNN is wanted and not installed.
     """
-    if kv_dtype not in tuple(KV_DTYPES):
-        raise RequestError(f"kv_dtype is {kv_dtype!r}", " or ".join(map(repr, KV_DTYPES)))
-    if backend not in ("cpu", "reference"):
-        raise RequestError(f"backend is {backend!r}", "'cpu' or 'reference'")
+    from deepmnn.export.folder import is_exported
+
+    path = Path(path)
+    exported = is_exported(path)
+    backend = ("mnn" if exported else "cpu") if backend is None else backend
+    _check_backend(path, backend, exported, kv_dtype, mnn)
     sizes = {"max_batch_tokens": max_batch_tokens, "max_sequences": max_sequences}
     optional = {"threads": threads, "cache_tokens": cache_tokens}
     for name, value in {**sizes, **{k: v for k, v in optional.items() if v is not None}}.items():
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
             raise RequestError(f"{name} is {value!r}", f"an integer from 1 to {MAX_SIZE}")
-    artifact = open_artifact(path)
-    model = _open_backend(artifact, Path(path), backend, threads)
-    return LLM(artifact, Path(path), model, kv_dtype, cache_tokens, max_batch_tokens, max_sequences)
+    opened = (
+        _open_mnn(path, exported, threads, mnn, progress)
+        if backend == "mnn"
+        else _open_converted(path, backend, threads)
+    )
+    return LLM(*opened, kv_dtype, cache_tokens, max_batch_tokens, max_sequences)
+
+
+def _check_backend(
+    path: Path, backend: str, exported: bool, kv_dtype: str, mnn: MnnOptions | None
+) -> None:
+    """Raises RequestError unless the backend can run this with these options."""
+    if backend not in BACKENDS:
+        raise RequestError(f"backend is {backend!r:.80}", " or ".join(map(repr, BACKENDS)))
+    if kv_dtype not in tuple(KV_DTYPES):
+        raise RequestError(f"kv_dtype is {kv_dtype!r}", " or ".join(map(repr, KV_DTYPES)))
+    if backend == "mnn":
+        from deepmnn.backends.mnn.backend import check_kv_dtype
+
+        check_kv_dtype(kv_dtype)
+    elif exported:
+        raise RequestError(
+            f"{path} is a folder for MNN, the backend is {backend!r}",
+            "backend 'mnn'",
+            "Load the converted model that it was exported from.",
+        )
+    elif mnn is not None:
+        raise RequestError(
+            f"memory, precision or mmap are given with the backend {backend!r}", "backend 'mnn'"
+        )
+
+
+def _open_mnn(
+    path: Path,
+    exported: bool,
+    threads: int | None,
+    options: MnnOptions | None,
+    progress: Progress | None,
+) -> tuple[Artifact | MnnFolder, Path, Backend]:
+    """The model as it was given, its tokenizer's directory and the backend."""
+    from deepmnn.backends.mnn.backend import MnnBackend
+    from deepmnn.export.cached import exported_model
+    from deepmnn.export.folder import MnnFolder
+
+    artifact = None if exported else open_artifact(path)
+    folder = MnnFolder.open(path if artifact is None else exported_model(artifact, progress))
+    backend = MnnBackend(folder, threads or 0, options)
+    return artifact or folder, folder.sidecar, backend
 
 
 def open_artifact(path: str | Path) -> Artifact:
@@ -92,11 +150,15 @@ def open_artifact(path: str | Path) -> Artifact:
     return Artifact.open(path)
 
 
-def _open_backend(artifact: Artifact, path: Path, backend: str, threads: int | None) -> Backend:
+def _open_converted(
+    path: Path, backend: str, threads: int | None
+) -> tuple[Artifact, Path, Backend]:
+    """What `convert` wrote, its tokenizer's directory and the backend."""
+    artifact = open_artifact(path)
     if backend == "cpu":
         from deepmnn.backends.cpu_model import CpuBackend
 
-        return CpuBackend(path, threads or 0)
+        return artifact, path, CpuBackend(path, threads or 0)
     from deepmnn.backends.reference import ReferenceBackend
     from deepmnn.quant.pack import unpack_weight
 
@@ -105,14 +167,15 @@ def _open_backend(artifact: Artifact, path: Path, backend: str, threads: int | N
     def read_weight(name: str) -> F32:
         return unpack_weight(graph.weights[name], artifact.tensor(name))
 
-    return ReferenceBackend(graph, read_weight)
+    return artifact, path, ReferenceBackend(graph, read_weight)
 
 
 class LLM:
     """A model that answers. Made by `load`; not thread-safe.
 
     Attributes:
-        artifact: the files: `.config`, `.manifest`, `.graph()`.
+        artifact: the files: `.config`, `.manifest`.
+        path: the directory of the tokenizer.
         backend: what runs the steps.
         engine: the scheduler and the KV cache; allocated at first use.
         tokenizer: raises TokenizerError at first use when the model has none.
@@ -120,7 +183,7 @@ class LLM:
 
     def __init__(
         self,
-        artifact: Artifact,
+        artifact: Artifact | MnnFolder,
         path: Path,
         backend: Backend,
         kv_dtype: str = "f32",
@@ -143,10 +206,10 @@ class LLM:
         """Width of the logits."""
         return self.backend.vocab_size
 
-    @cached_property
+    @property
     def kv_bytes_per_token(self) -> int:
         """Bytes one token takes in the KV cache."""
-        return sum(self.artifact.graph().caches.values()) * KV_DTYPES[self._kv_dtype]
+        return self.backend.cache_width * KV_DTYPES[self._kv_dtype]
 
     @property
     def has_tokenizer(self) -> bool:

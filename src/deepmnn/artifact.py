@@ -114,14 +114,14 @@ class Artifact:
         directory = Path(path)
         manifest = read_manifest(directory)
         for name, record in manifest["files"].items():
-            _check_size(directory / name, record)
-            _check_crc(directory / name, record)
+            check_size(directory / name, record)
+            check_crc(directory / name, record)
         shards = [_open_shard(directory, record) for record in manifest["shards"]]
         _check_unique(shards)
         total = sum(record["nbytes"] for record in manifest["shards"])
         if verify or (verify is None and total <= VERIFY_ALWAYS_BYTES):
             for record in manifest["shards"]:
-                _check_crc(directory / record["file"], record)
+                check_crc(directory / record["file"], record)
         return cls(directory, manifest, shards)
 
     @property
@@ -141,6 +141,23 @@ class Artifact:
                 raise ArtifactError(f"{shard.path} cannot be mapped: {fault}") from None
         entry = shard.entries[name]
         stored = self._maps[shard.path][entry.begin : entry.end]
+        if stored.nbytes != entry.nbytes:
+            raise ArtifactError(f"{shard.path} has shrunk since it was opened", "", _AGAIN)
+        return stored
+
+    def read(self, name: str) -> U8:
+        """A copy of the stored bytes: unlike with `tensor`, nothing stays mapped.
+
+        Raises ArtifactError.
+        """
+        shard = self._shard_of.get(name)
+        if shard is None:
+            raise ArtifactError(f"{self.path} has no weight {name!r}", "", _AGAIN)
+        entry = shard.entries[name]
+        try:
+            stored = np.fromfile(shard.path, np.uint8, entry.nbytes, offset=entry.begin)
+        except OSError as fault:
+            raise ArtifactError(f"{shard.path} cannot be read: {fault}") from None
         if stored.nbytes != entry.nbytes:
             raise ArtifactError(f"{shard.path} has shrunk since it was opened", "", _AGAIN)
         return stored
@@ -248,7 +265,8 @@ def _has(record: object, kind: type, *keys: str) -> bool:
     return isinstance(record, dict) and all(type(record.get(key)) is kind for key in keys)
 
 
-def _check_size(path: Path, record: FileRecord) -> None:
+def check_size(path: Path, record: FileRecord) -> None:
+    """Raises ArtifactError unless the file is there and as long as recorded."""
     try:
         found = path.stat().st_size if path.is_file() else None
     except (OSError, ValueError) as fault:
@@ -259,7 +277,8 @@ def _check_size(path: Path, record: FileRecord) -> None:
         raise ArtifactError(f"{path} has {found} bytes", f"{record['nbytes']}", _AGAIN)
 
 
-def _check_crc(path: Path, record: FileRecord) -> None:
+def check_crc(path: Path, record: FileRecord) -> None:
+    """Raises ArtifactError unless the file has the recorded checksum."""
     try:
         found = file_crc(path)
     except OSError as fault:
@@ -272,7 +291,7 @@ def _check_crc(path: Path, record: FileRecord) -> None:
 
 def _open_shard(directory: Path, record: ShardRecord) -> SafetensorsFile:
     path = directory / record["file"]
-    _check_size(path, record)
+    check_size(path, record)
     shard = SafetensorsFile(path, ArtifactError)
     for name, entry in shard.entries.items():
         if entry.dtype != "U8" or len(entry.shape) != 1 or entry.begin % ALIGNMENT:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -18,6 +18,10 @@ from deepmnn.workload import Workload
 
 if TYPE_CHECKING:
     from deepmnn.api import LLM
+
+
+BATCHES = (1, 4, 16)
+"""Batch sizes that are measured by default."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """All rows; machine is None for a backend without native limits."""
+    """All rows; machine is None for the reference backend."""
 
     machine: Machine | None
     rows: list[Row]
@@ -74,14 +78,18 @@ def benchmark(
     model: LLM,
     prompt_tokens: Sequence[int] = (128, 512),
     new_tokens: int = 64,
-    batch: Sequence[int] = (1, 4, 16),
+    batch: Sequence[int] | None = None,
     repeat: int = 5,
     progress: Callable[[str], None] | None = None,
 ) -> Report:
     """Times prefill and decode of random prompts, after one warm-up run of each shape.
 
-    Raises RequestError for impossible counts, ContextLengthError when a shape does not fit.
+    batch: how many prompts side by side; None takes BATCHES, as far as the backend runs as many.
+
+    Raises RequestError for impossible counts and for more side by side than the backend runs,
+    ContextLengthError when a shape does not fit.
     """
+    batch = _batches(model, batch)
     for name, values in {"prompt_tokens": prompt_tokens, "batch": batch}.items():
         if not values or min(values) < 1:
             raise RequestError(f"{name} is {list(values)}", "positive counts")
@@ -93,7 +101,7 @@ def benchmark(
             f"{needed} tokens per sequence", f"at most {model.engine.context_length}"
         )
     machine = measure_machine(model)
-    workload = Workload.of(model.artifact.graph())
+    workload = _workload(model)
     rows = []
     for prompt in prompt_tokens:
         for size in batch:
@@ -108,6 +116,22 @@ def benchmark(
             shares = _shares(model, machine, workload, prompt, new_tokens, size, prefill, decode)
             rows.append(Row(prompt, new_tokens, size, prefill, decode, *shares))
     return Report(machine, rows)
+
+
+def _batches(model: LLM, batch: Sequence[int] | None) -> Sequence[int]:
+    """The batch sizes to measure. Raises RequestError."""
+    most = model.backend.max_sequences
+    if most is None:
+        return BATCHES if batch is None else batch
+    if batch is None:
+        return [size for size in BATCHES if size <= most]
+    if max(batch, default=0) > most:
+        raise RequestError(
+            f"batches of {list(batch)}",
+            f"at most {most}: this backend has no batching",
+            "Leave --batch out.",
+        )
+    return batch
 
 
 def time_run(
@@ -146,15 +170,32 @@ def _step(engine: Engine, tables: list[BlockTable]) -> None:
 
 
 def measure_machine(model: LLM) -> Machine | None:
-    """This machine's limits with the model's threads and instruction set (about a second)."""
+    """This machine's limits with the model's threads and instruction set (about a second).
+
+    MNN does not say which instruction set it takes: its limit is that of the machine's best one.
+    """
     from deepmnn import _core
     from deepmnn.backends.cpu_model import CpuBackend
+    from deepmnn.backends.mnn.backend import MnnBackend
 
-    if not isinstance(model.backend, CpuBackend):
+    if isinstance(model.backend, CpuBackend):
+        threads, isa = model.backend.model.threads, model.backend.model.isa
+    elif isinstance(model.backend, MnnBackend):
+        threads, isa = model.backend.threads, _core.isas()[0]
+    else:
         return None
-    threads, isa = model.backend.model.threads, model.backend.model.isa
     bandwidth = float(_core.measure_read_bandwidth(threads))
     return Machine(threads, isa, bandwidth, float(_core.measure_int8_peak(threads, isa)))
+
+
+def _workload(model: LLM) -> Workload:
+    """What a token costs."""
+    from deepmnn.artifact import Artifact
+
+    if not isinstance(model.artifact, Artifact):
+        return model.artifact.workload
+    workload = Workload.of(model.artifact.graph())
+    return replace(workload, cache_width=model.backend.cache_width)
 
 
 def _shares(

@@ -11,7 +11,7 @@ from deepmnn import __version__
 from deepmnn.errors import ArtifactError, CheckpointError, StorageError
 
 CHECKPOINT = Path(__file__).parent / "tiny_r1"
-_HINT = "Set XDG_CACHE_HOME to a directory that you may write to."
+CACHE_HINT = "Set XDG_CACHE_HOME to a directory that you may write to."
 HELD_OUT = CHECKPOINT / "held_out.jsonl"
 """Problems that tiny-r1's training never saw."""
 
@@ -25,7 +25,7 @@ def cache_directory() -> Path:
     try:
         return (Path(base) if base else Path.home() / ".cache") / "deepmnn"
     except RuntimeError as error:
-        raise StorageError("this user has no home directory", "a cache", _HINT) from error
+        raise StorageError("this user has no home directory", "a cache", CACHE_HINT) from error
 
 
 def bundled_model(
@@ -50,7 +50,7 @@ def bundled_model(
         convert(CHECKPOINT, target, quant=quant, overwrite=True, progress=progress)
     except (StorageError, OSError) as error:
         found = error.found if isinstance(error, StorageError) else f"{target}: {error.strerror}"
-        raise StorageError(found, "a cache that can be written", _HINT) from error
+        raise StorageError(found, "a cache that can be written", CACHE_HINT) from error
     return target
 
 

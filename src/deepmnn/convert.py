@@ -13,7 +13,12 @@ from deepmnn import models
 from deepmnn.artifact import CONFIG, GRAPH, PROGRAM
 from deepmnn.artifact_writer import ArtifactWriter
 from deepmnn.backends.cpu import lower
-from deepmnn.checkpoint.checkpoint import Checkpoint, open_checkpoint, read_config
+from deepmnn.checkpoint.checkpoint import (
+    Checkpoint,
+    config_path,
+    open_checkpoint,
+    read_config,
+)
 from deepmnn.checkpoint.json_file import read_small
 from deepmnn.checkpoint.random import RandomSource, tensor_shapes, tensors
 from deepmnn.errors import CheckpointError, RequestError
@@ -23,7 +28,7 @@ from deepmnn.graph.passes.memory_plan import plan_memory
 from deepmnn.graph.serialize import to_json
 from deepmnn.graph.weights import BLOCK_ROWS, Concat, Interleave, Tensor, TensorSource
 from deepmnn.quant import recipes
-from deepmnn.quant.pack import pack_weight, weight_nbytes
+from deepmnn.quant.pack import check_format, pack_weight, weight_nbytes
 from deepmnn.quant.random_bytes import draw
 
 COPIED = (
@@ -80,55 +85,64 @@ def convert(
     quant: str = "w4",
     optimize_level: int = 3,
     *,
+    config: str | os.PathLike[str] | None = None,
+    group_size: int | None = None,
     random_weights: bool = False,
     seed: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ConvertReport:
-    """Converts a checkpoint directory to an artifact that `deepmnn.load` runs.
+    """Converts a checkpoint to an artifact that `deepmnn.load` runs.
 
     Needs memory for one weight at a time. Written to a temporary directory and renamed when
     complete: interrupted at any moment it leaves nothing that loads.
 
     Args:
-        source: a checkpoint directory; with random_weights a directory with config.json, or that
-            file itself, is enough.
+        source: a checkpoint directory, or a PyTorch file (.pt, .pth, .bin, .ckpt); with
+            random_weights a directory with config.json, or that file itself, is enough.
         out: the directory to create.
         quant: "fp32", "bf16", "w8" or "w4" (quant/recipes.py).
         optimize_level: 0 (the graph as the paper writes it) to 3.
+        config: a config.json, or its directory, to use instead of the one beside the weights.
+        group_size: columns per scale in w8 and w4: 32, 64 or 128; by default 64, or 32 where that
+            wastes less.
         random_weights: weights drawn at random, for benchmarks; in w8 and w4 most of them are drawn
             in their stored form, so another optimisation level is another model.
         seed: of the random weights.
         overwrite: replaces an artifact at `out`.
         progress: called after each weight.
 
-    Raises CheckpointError, ConfigError, RequestError (quant, level or seed) or StorageError.
+    Raises CheckpointError, ConfigError, RequestError (quant, level, group_size or seed),
+    MissingDependencyError (PyTorch files need torch) or StorageError.
     """
     began = time.monotonic()
     recipes.check_recipe(quant)
     if type(seed) is not int or seed < 0:
         raise RequestError(f"seed is {seed!r:.80}", "an integer of at least 0")
-    checkpoint = None if random_weights else open_checkpoint(source)
-    config = read_config(source) if checkpoint is None else checkpoint.config
-    naive = models.build(config)
+    checkpoint = None if random_weights else open_checkpoint(source, config)
+    fields = read_config(config or source) if checkpoint is None else checkpoint.config
+    naive = models.build(fields)
     dropped = () if checkpoint is None else _match(naive, checkpoint)
     shapes = tensor_shapes(naive)
     tensor_source = RandomSource(shapes, seed) if checkpoint is None else checkpoint
     graph, passes = optimize(naive, optimize_level, checkpoint)
     recipes.apply(graph, quant)
+    if group_size is not None:
+        _regroup(graph, group_size)
     order = weight_order(graph)
     with ArtifactWriter(out, overwrite) as writer:
         locations = writer.plan_weights([(w.name, weight_nbytes(w)) for w in order])
         plan = plan_memory(graph, reuse=optimize_level >= MEMORY_REUSE_LEVEL)
         writer.add_file(PROGRAM, lower(graph, plan, locations, writer.shard_names))
         writer.add_file(GRAPH, to_json(graph).encode())
-        for name, data in _copied_files(Path(source)):
+        config_file = config_path(source, (config or source) if random_weights else config)
+        for name, data in _copied_files(Path(source), config_file):
             writer.add_file(name, data)
         drawn_seed = seed if random_weights else None
         nbytes = _write_weights(writer, order, tensor_source, drawn_seed, progress)
         writer.commit(
             {
-                "model_type": config["model_type"],
+                "model_type": fields["model_type"],
                 "quant": quant,
                 "optimize_level": optimize_level,
                 "nodes_level_0": len(naive.nodes),
@@ -138,7 +152,7 @@ def convert(
         )
     return ConvertReport(
         path=Path(out),
-        model_type=config["model_type"],
+        model_type=fields["model_type"],
         quant=quant,
         optimize_level=optimize_level,
         parameters=sum(math.prod(shape) for shape in shapes.values()),
@@ -150,6 +164,16 @@ def convert(
         dropped=dropped,
         seconds=time.monotonic() - began,
     )
+
+
+def _regroup(graph: Graph, group_size: int) -> None:
+    """Gives every quantised weight groups of that size. Raises RequestError."""
+    weights = [weight for weight in graph.weights.values() if weight.dtype in recipes.QUANTISED]
+    if not weights:
+        raise RequestError(f"group_size {group_size}", "w8 or w4: these weights are not quantised")
+    for weight in weights:
+        check_format(weight.dtype, group_size)
+        weight.group_size = group_size
 
 
 def weight_order(graph: Graph) -> list[Weight]:
@@ -220,14 +244,16 @@ def _match(graph: Graph, checkpoint: Checkpoint) -> tuple[str, ...]:
     return dropped
 
 
-def _copied_files(source: Path) -> Iterator[tuple[str, bytes]]:
-    """config.json, and the tokenizer's and generation files that lie beside it."""
-    if not source.is_dir():
-        yield CONFIG, read_small(source, CheckpointError)
-        return
-    for name in (CONFIG, *COPIED):
-        if (source / name).is_file():
-            yield name, read_small(source / name, CheckpointError)
+def _copied_files(source: Path, config: Path) -> Iterator[tuple[str, bytes]]:
+    """config.json, and the tokenizer's and generation files that lie beside the weights, or beside
+    config.json when there are none.
+    """
+    yield CONFIG, read_small(config, CheckpointError)
+    for folder in (source if source.is_dir() else source.parent, config.parent):
+        files = [folder / name for name in COPIED if (folder / name).is_file()]
+        if files:
+            yield from ((file.name, read_small(file, CheckpointError)) for file in files)
+            return
 
 
 def _cores() -> int:

@@ -8,6 +8,7 @@
     ├── GraphError             a graph breaks a rule of the IR (a bug in a model file or a pass)
     ├── ArtifactError          a converted model is damaged, incomplete or of another version
     ├── TokenizerError         tokenizer files or a chat template cannot be used
+    ├── MissingDependencyError an optional package is not installed
     ├── RequestError           a call's arguments are impossible (an empty prompt, an unknown token)
     │   └── ContextLengthError    prompt plus answer do not fit the context or the KV cache
     └── StorageError           disk full, no permission, target already exists
@@ -62,6 +63,10 @@ class ArtifactError(DeepmnnError):
 
 class TokenizerError(DeepmnnError):
     """Tokenizer files or a chat template cannot be used."""
+
+
+class MissingDependencyError(DeepmnnError):
+    """An optional package is not installed, or is too old."""
 
 
 class RequestError(DeepmnnError):

@@ -62,6 +62,11 @@ class Tokenizer:
         """Whether messages can be rendered."""
         return self._template is not None
 
+    @property
+    def chat_template(self) -> str:
+        """The template's source; "" when there is none."""
+        return "" if self._template is None else self._template.source
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of text; add_special_tokens puts the begin-of-sequence token in front."""
         if not isinstance(text, str):

@@ -72,6 +72,17 @@ def test_preemption_happens_and_loses_nothing() -> None:
         assert sequence.answer == expected_answer([i, i + 1, i + 2], 10, backend.vocab_size)
 
 
+@pytest.mark.parametrize(("most", "together"), [(None, 9), (3, 3), (1, 1), (20, 9)])
+def test_a_backend_may_run_fewer_sequences_at_once(most: int | None, together: int) -> None:
+    engine = Engine(FakeBackend(max_sequences=most), 640, 100, max_sequences=9)
+    sequences = [engine.submit([i, 1], SamplingParams(max_tokens=5)) for i in range(12)]
+    engine.step()
+    assert len(engine.scheduler.running) == together
+    run(engine)
+    for i, sequence in enumerate(sequences):
+        assert sequence.answer == expected_answer([i, 1], 5, engine.backend.vocab_size)
+
+
 def test_a_preempted_sequence_goes_before_those_that_wait() -> None:
     engine, _ = make_engine(blocks=6, block_size=2, max_sequences=2)
     params = SamplingParams(max_tokens=8)

@@ -8,6 +8,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deepmnn.errors import RequestError
+
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
 
@@ -50,6 +52,10 @@ class Backend(Protocol):
     """A loaded model. Not thread-safe: one step at a time."""
 
     vocab_size: int
+    cache_width: int
+    """Elements of the KV cache per token."""
+    max_sequences: int | None
+    """Sequences worth running together (a step takes any number); None: no limit."""
 
     def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> Cache:
         """Allocates an empty cache. dtype: "f32" or "bf16"."""
@@ -58,3 +64,34 @@ class Backend(Protocol):
     def step(self, cache: Cache, batch: Batch) -> F32:
         """Runs one step, appends to the cache, returns logits [rows, vocab_size]."""
         ...
+
+
+def check_batch(batch: Batch, cache: Cache, vocab_size: int) -> None:
+    """Raises RequestError unless every index of the batch lies where it should."""
+    tokens, starts = len(batch.ids), batch.sequence_starts
+    new = np.diff(starts)
+    lengths = batch.context_lengths
+
+    def need(condition: bool, found: str, expected: str) -> None:
+        if not condition:
+            raise RequestError(found, expected)
+
+    need(len(starts) >= 2 and starts[0] == 0 and starts[-1] == tokens, "starts", f"0 … {tokens}")
+    need(bool((new >= 1).all()), "a sequence without new tokens", "at least one")
+    need(len(batch.positions) == tokens, f"{len(batch.positions)} positions", f"{tokens}")
+    need(
+        _within(batch.ids, vocab_size), "a token id outside the vocabulary", f"0 … {vocab_size - 1}"
+    )
+    need(_within(batch.logit_rows, tokens), "a logit row outside the step", f"below {tokens}")
+    need(len(lengths) == len(new), f"{len(lengths)} context lengths", f"{len(new)}")
+    need(len(batch.block_tables) == len(new), f"{len(batch.block_tables)} tables", f"{len(new)}")
+    need(bool((lengths >= new).all()), "a context shorter than its new tokens", "history + new")
+    for table, length in zip(batch.block_tables, lengths, strict=True):
+        used = table[: -(-int(length) // cache.block_size)]
+        enough = len(used) * cache.block_size >= length
+        need(enough, f"{len(used)} blocks for {length} rows", "enough blocks")
+        need(_within(used, cache.blocks), "a cache block outside the cache", f"{cache.blocks}")
+
+
+def _within(indices: I32, limit: int) -> bool:
+    return bool(((indices >= 0) & (indices < limit)).all())

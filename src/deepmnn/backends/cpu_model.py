@@ -29,12 +29,15 @@ class CpuBackend:
         RequestError: threads, isa or mla_form are impossible.
     """
 
+    max_sequences: int | None = None
+
     def __init__(
         self, directory: str | Path, threads: int = 0, isa: str = "", mla_form: str = "auto"
     ) -> None:
         self.model = _core.Model(str(directory), threads, isa)
         self.model.set_mla_form(mla_form)
         self.vocab_size = self.model.vocab_size
+        self.cache_width = sum(self.model.caches.values())
 
     def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> Cache:
         """Allocates an empty cache. dtype: "f32" or "bf16".

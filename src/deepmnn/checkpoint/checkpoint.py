@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from deepmnn.checkpoint import fp8
+from deepmnn.checkpoint.file_store import FileStore
 from deepmnn.checkpoint.json_file import read_object
 from deepmnn.checkpoint.safetensors import FP8
 from deepmnn.checkpoint.safetensors_store import SafetensorsStore
+from deepmnn.checkpoint.torch_store import TorchStore
 from deepmnn.errors import CheckpointError, TensorNotFoundError
 from deepmnn.graph.weights import F32
 
@@ -44,7 +46,7 @@ class Store(Protocol):
         ...
 
 
-FORMATS: tuple[type[SafetensorsStore], ...] = (SafetensorsStore,)
+FORMATS: tuple[type[FileStore[Any]], ...] = (SafetensorsStore, TorchStore)
 """Weight formats in the order they are tried; a new format is a Store with `matches`."""
 
 
@@ -103,43 +105,66 @@ class Checkpoint:
         return name.endswith(fp8.SCALE_SUFFIX) and name[: -len(fp8.SCALE_SUFFIX)] in self._all
 
 
-def open_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
-    """Opens a checkpoint directory.
+def open_checkpoint(
+    path: str | os.PathLike[str], config: str | os.PathLike[str] | None = None
+) -> Checkpoint:
+    """Opens a checkpoint.
 
-    Raises CheckpointError (nothing readable there, damaged files) or UnsupportedModelError
-    (weights quantised in a way that is not read).
+    Args:
+        path: a directory with weights in one of the FORMATS, or a file of such.
+        config: config.json, or its directory; by default the one beside the weights.
+
+    Raises CheckpointError (nothing readable there, damaged files), UnsupportedModelError
+    (weights quantised in a way that is not read) or MissingDependencyError.
     """
-    directory = Path(path)
-    if not directory.is_dir():
+    source = Path(path)
+    store = next((store for store in FORMATS if store.matches(source)), None)
+    if not source.is_dir() and store is None:
         raise CheckpointError(
-            f"{directory} is {'a file' if directory.exists() else 'missing'}",
-            "a checkpoint directory with config.json and weights",
+            f"{source} is {'a file' if source.exists() else 'missing'}",
+            f"a checkpoint directory with config.json and weights, or weights: {_formats()}",
         )
-    if (directory / "deepmnn.json").exists():
+    if (source / "deepmnn.json").exists():
         raise CheckpointError(
-            f"{directory} is a converted model", "a checkpoint", "Use the original checkpoint."
+            f"{source} is a converted model", "a checkpoint", "Use the original checkpoint."
         )
-    config = read_config(directory)
-    fp8.block_size(config)
-    for store in FORMATS:
-        if store.matches(directory):
-            return Checkpoint(directory, config, store(directory))
-    raise CheckpointError(
-        f"{directory} holds {_listing(directory)}",
-        f"weights in one of these formats: {', '.join(s.format_name for s in FORMATS)}",
-    )
+    fields = _read_fields(config_path(source, config))
+    fp8.block_size(fields)
+    if store is None:
+        raise CheckpointError(
+            f"{source} holds {_listing(source)}", f"weights in one of these formats: {_formats()}"
+        )
+    return Checkpoint(source, fields, store(source))
+
+
+def config_path(
+    source: str | os.PathLike[str], config: str | os.PathLike[str] | None = None
+) -> Path:
+    """The config.json of weights: the one beside them, unless `config` (or its directory) is."""
+    home = Path(source) if config is None else Path(config)
+    if config is None and not home.is_dir():
+        home = home.parent
+    return home / CONFIG if home.is_dir() else home
 
 
 def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
     """config.json of a directory, or a config file itself. Raises CheckpointError."""
-    target = Path(path) / CONFIG if Path(path).is_dir() else Path(path)
+    return _read_fields(config_path(path, path))
+
+
+def _read_fields(target: Path) -> dict[str, Any]:
     if not target.exists():
         raise CheckpointError(
             f"{target} is missing",
             f"a checkpoint directory with {CONFIG}, or that file",
-            "Check the path, or fetch a checkpoint: deepmnn pull OWNER/NAME OUT",
+            "Check the path (--config names another), or fetch a checkpoint: "
+            "deepmnn pull OWNER/NAME OUT",
         )
     return read_object(target, CheckpointError)
+
+
+def _formats() -> str:
+    return ", ".join(store.format_name for store in FORMATS)
 
 
 def _listing(directory: Path) -> str:

@@ -1,110 +1,22 @@
-"""A directory of safetensors files: one file, shards with an index, or several without."""
+"""safetensors weights: one file or a Hugging Face directory."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from deepmnn.checkpoint.json_file import is_plain_name, read_object
+from deepmnn.checkpoint.file_store import FileStore
 from deepmnn.checkpoint.safetensors import SafetensorsFile
-from deepmnn.errors import CheckpointError, TensorNotFoundError
-from deepmnn.graph.weights import F32
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 
 
-class SafetensorsStore:
-    """Tensors of a HF directory by name. Headers are read at once, data on demand."""
+class SafetensorsStore(FileStore[SafetensorsFile]):
+    """Tensors of safetensors files by name."""
 
     format_name = "safetensors (*.safetensors)"
+    index = "model.safetensors.index.json"
+    single = "model.safetensors"
+    pattern = "*.safetensors"
+    suffixes = (".safetensors",)
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._file_of: dict[str, SafetensorsFile] = {}
-        if (path / INDEX).exists():
-            self._open_index()
-        elif (path / SINGLE).exists():
-            self._open_files([path / SINGLE])
-        else:
-            self._open_files(sorted(path.glob("*.safetensors")))
-
-    @staticmethod
-    def matches(path: Path) -> bool:
-        """Whether the directory holds safetensors weights."""
-        return (path / INDEX).exists() or any(path.glob("*.safetensors"))
-
-    def names(self) -> list[str]:
-        """Every tensor's name, in file order."""
-        return list(self._file_of)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape. Raises TensorNotFoundError."""
-        return self._file(name).entries[name].shape
-
-    def dtype(self, name: str) -> str:
-        """A tensor's safetensors dtype ("BF16", "F8_E4M3", ...). Raises TensorNotFoundError."""
-        return self._file(name).entries[name].dtype
-
-    def nbytes(self) -> int:
-        """Bytes of all tensors as stored."""
-        return sum(file.entries[name].nbytes for name, file in self._file_of.items())
-
-    def read(self, name: str) -> F32:
-        """A tensor as float32, without any FP8 scale. Raises TensorNotFoundError."""
-        return self._file(name).read(name)
-
-    def sample(self, name: str) -> bytes:
-        """A little of a tensor's stored bytes. Raises TensorNotFoundError."""
-        return self._file(name).sample(name)
-
-    def _file(self, name: str) -> SafetensorsFile:
-        if name not in self._file_of:
-            raise TensorNotFoundError(
-                f"{self.path} has no tensor {name!r}",
-                "",
-                "Check that config.json belongs to these weights and that no file is missing.",
-            )
-        return self._file_of[name]
-
-    def _open_files(self, paths: list[Path]) -> None:
-        for path in paths:
-            file = SafetensorsFile(path)
-            for name in file.entries:
-                if name in self._file_of:
-                    raise CheckpointError(
-                        f"tensor {name!r} is in {self._file_of[name].path.name} and {path.name}",
-                        "each tensor in one file",
-                        f"Keep one set of weights in the directory, or add {INDEX}.",
-                    )
-                self._file_of[name] = file
-
-    def _open_index(self) -> None:
-        index = self.path / INDEX
-        weight_map = read_object(index, CheckpointError).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
-            raise CheckpointError(f"{index} has no weight_map", "tensor name → file name")
-        files: dict[str, SafetensorsFile] = {}
-        for name, file_name in weight_map.items():
-            if not is_plain_name(file_name):
-                raise CheckpointError(
-                    f"{index} puts tensor {name!r} in {file_name!r:.80}", "a file name beside it"
-                )
-            if file_name not in files:
-                files[file_name] = self._open_shard(file_name)
-            if name not in files[file_name].entries:
-                raise TensorNotFoundError(
-                    f"{index} puts tensor {name!r} in {file_name}, which does not have it",
-                    "",
-                    "The index and the shards are of different downloads; download again.",
-                )
-            self._file_of[name] = files[file_name]
-
-    def _open_shard(self, file_name: str) -> SafetensorsFile:
-        path = self.path / file_name
-        if not path.is_file():
-            raise CheckpointError(
-                f"shard {file_name} is missing in {self.path}",
-                f"every file that {INDEX} names",
-                "The download is incomplete; download the missing file.",
-            )
+    def open_file(self, path: Path) -> SafetensorsFile:
+        """Opens one file. Raises CheckpointError."""
         return SafetensorsFile(path)

@@ -16,6 +16,7 @@ from deepmnn.cli.console import err, out
 from deepmnn.cli.convert import convert
 from deepmnn.cli.demo import demo
 from deepmnn.cli.eval import evaluate
+from deepmnn.cli.export import export
 from deepmnn.cli.generate import generate
 from deepmnn.cli.info import info
 from deepmnn.cli.pull import pull
@@ -64,7 +65,7 @@ def _options(
     pass
 
 
-for _verb in (demo, pull, convert, info, generate, chat, bench):
+for _verb in (demo, pull, convert, export, info, generate, chat, bench):
     app.command()(_verb)
 app.command("eval")(evaluate)
 

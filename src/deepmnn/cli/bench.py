@@ -21,21 +21,25 @@ def bench(
     path: options.OptionalModelPath = None,
     prompt_tokens: Annotated[str, Option(help="Prompt lengths, comma-separated.")] = "128,512",
     new_tokens: Annotated[int, Option(min=1, help="Tokens to decode.")] = 64,
-    batch: Annotated[str, Option(help="Batch sizes, comma-separated.")] = "1,4,16",
+    batch: Annotated[
+        str | None, Option(help="Batch sizes, comma-separated; default: 1,4,16, for MNN 1.")
+    ] = None,
     repeat: Annotated[int, Option(min=1, help="Timed runs per row.")] = 5,
-    backend: options.Backend = "cpu",
+    backend: options.Backend = None,
     threads: options.Threads = None,
     kv_dtype: options.KvDtype = "f32",
+    memory: options.Memory = None,
+    precision: options.Precision = None,
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure prefill and decode speed."""
-    import deepmnn
-    from deepmnn.benchmark import benchmark
+    from deepmnn.benchmark import BATCHES, benchmark
 
-    prompts, batches = _counts(prompt_tokens, "prompt-tokens"), _counts(batch, "batch")
-    rows = max(batches) * (max(prompts) + new_tokens + 32)
+    prompts = _counts(prompt_tokens, "prompt-tokens")
+    batches = None if batch is None else _counts(batch, "batch")
+    rows = max(batches or BATCHES) * (max(prompts) + new_tokens + 32)
     location = path or options.bundled()
-    model = deepmnn.load(location, backend, threads, kv_dtype, cache_tokens=rows)
+    model = options.load(location, backend, threads, kv_dtype, rows, memory, precision)
     with err.status("measuring") as status:
         report = benchmark(
             model, prompts, new_tokens, batches, repeat, lambda text: status.update(text)

@@ -26,15 +26,15 @@ def chat(
     top_p: options.TopP = None,
     min_p: options.MinP = None,
     seed: options.Seed = None,
-    backend: options.Backend = "cpu",
+    backend: options.Backend = None,
     threads: options.Threads = None,
     kv_dtype: options.KvDtype = "f32",
+    memory: options.Memory = None,
+    precision: options.Precision = None,
     cache_tokens: options.CacheTokens = None,
 ) -> None:
     """Talk with the model. Earlier turns stay in the KV cache."""
-    import deepmnn
-
-    model = deepmnn.load(path, backend, threads, kv_dtype, cache_tokens=cache_tokens)
+    model = options.load(path, backend, threads, kv_dtype, cache_tokens, memory, precision)
     params = options.sampling(
         model,
         max_tokens=max_tokens,

@@ -14,10 +14,16 @@ from deepmnn.cli.console import ConvertProgress, byte_progress, count, file_size
 
 
 def convert(
-    source: Annotated[Path, Argument(help="Checkpoint directory, or a config.json.")],
+    source: Annotated[Path, Argument(help="Checkpoint directory, or a PyTorch file.")],
     target: Annotated[Path, Argument(metavar="OUT", help="Directory to write.")],
     quant: Annotated[str, Option(help="fp32, bf16, w8 or w4.")] = "w4",
     optimize_level: Annotated[int, Option(min=0, max=3, help="Graph optimisation.")] = 3,
+    config: Annotated[
+        Path | None, Option(help="config.json to use; default: the one beside the weights.")
+    ] = None,
+    group_size: Annotated[
+        int | None, Option(help="Columns per scale in w8 and w4: 32, 64 or 128.")
+    ] = None,
     random_weights: Annotated[bool, Option(help="Make the weights up; needs no tensors.")] = False,
     seed: Annotated[int, Option(min=0, help="Of the random weights.")] = 0,
     overwrite: Annotated[bool, Option(help="Replace an earlier conversion in OUT.")] = False,
@@ -31,6 +37,8 @@ def convert(
             target,
             quant,
             optimize_level,
+            config=config,
+            group_size=group_size,
             random_weights=random_weights,
             seed=seed,
             overwrite=overwrite,

@@ -19,20 +19,21 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, Option(min=1, help="Ask only the first N.")] = None,
     max_tokens: Annotated[int, Option(min=1, help="Longest answer.")] = 1024,
-    backend: options.Backend = "cpu",
+    backend: options.Backend = None,
     threads: options.Threads = None,
     kv_dtype: options.KvDtype = "f32",
+    memory: options.Memory = None,
+    precision: options.Precision = None,
     cache_tokens: options.CacheTokens = None,
 ) -> None:
     """Score a model on problems with known answers."""
-    import deepmnn
     from deepmnn.bundled import HELD_OUT
     from deepmnn.evaluate import evaluate as run
     from deepmnn.evaluate import read_problems
 
     problems = read_problems(data or HELD_OUT)[:limit]
     location = path or options.bundled()
-    model = deepmnn.load(location, backend, threads, kv_dtype, cache_tokens=cache_tokens)
+    model = options.load(location, backend, threads, kv_dtype, cache_tokens, memory, precision)
     columns = (TextColumn("asking"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task("", total=len(problems))

@@ -22,15 +22,15 @@ def generate(
     min_p: options.MinP = None,
     seed: options.Seed = None,
     stop: Annotated[list[str] | None, Option(help="Text that ends the answer; repeatable.")] = None,
-    backend: options.Backend = "cpu",
+    backend: options.Backend = None,
     threads: options.Threads = None,
     kv_dtype: options.KvDtype = "f32",
+    memory: options.Memory = None,
+    precision: options.Precision = None,
     cache_tokens: options.CacheTokens = None,
 ) -> None:
     """Answer one prompt; the reasoning is dimmed."""
-    import deepmnn
-
-    model = deepmnn.load(path, backend, threads, kv_dtype, cache_tokens=cache_tokens)
+    model = options.load(path, backend, threads, kv_dtype, cache_tokens, memory, precision)
     params = options.sampling(
         model,
         max_tokens=max_tokens,

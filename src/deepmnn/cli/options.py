@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,11 +14,27 @@ if TYPE_CHECKING:
     from deepmnn.api import LLM
     from deepmnn.engine.sampler import SamplingParams
 
-ModelPath = Annotated[Path, Argument(metavar="PATH", help="A converted model.")]
-OptionalModelPath = Annotated[
-    Path | None, Argument(metavar="[PATH]", help="A converted model; default: the bundled tiny-r1.")
+ModelPath = Annotated[
+    Path, Argument(metavar="PATH", help="A converted model, or a folder exported for MNN.")
 ]
-Backend = Annotated[str, Option(help="cpu, or reference (numpy, slow).")]
+OptionalModelPath = Annotated[
+    Path | None,
+    Argument(metavar="[PATH]", help="As for chat; default: the bundled tiny-r1."),
+]
+Backend = Annotated[
+    str | None,
+    Option(
+        help="cpu, mnn, or reference (numpy, slow); default: mnn for its own folders, else cpu."
+    ),
+]
+Memory = Annotated[
+    str | None,
+    Option(help="MNN: low (int8 activations, quick; the default), normal or high (floats, exact)."),
+]
+Precision = Annotated[
+    str | None,
+    Option(help="MNN: low (float16 where the processor can), normal or high (the default)."),
+]
 Threads = Annotated[int | None, Option(min=1, help="Worker threads; default: one for each core.")]
 KvDtype = Annotated[str, Option(help="KV cache: f32 or bf16.")]
 CacheTokens = Annotated[
@@ -37,6 +54,33 @@ def sampling(model: LLM, **flags: float | int | tuple[str, ...] | None) -> Sampl
 
     given = {name: value for name, value in flags.items() if value is not None}
     return replace(model.generation_config.params, **given)  # type: ignore[arg-type]
+
+
+def load(
+    path: Path,
+    backend: str | None,
+    threads: int | None,
+    kv_dtype: str,
+    cache_tokens: int | None,
+    memory: str | None,
+    precision: str | None,
+) -> LLM:
+    """The model; for MNN a converted one is exported at first use, with a progress bar."""
+    from dataclasses import replace
+
+    import deepmnn
+    from deepmnn.backends.mnn.backend import MnnOptions
+
+    flags = {"memory": memory, "precision": precision}
+    given = {name: value for name, value in flags.items() if value is not None}
+    mnn = replace(MnnOptions(), **given) if given else None  # type: ignore[arg-type]
+    load = partial(
+        deepmnn.load, path, backend, threads, kv_dtype, cache_tokens=cache_tokens, mnn=mnn
+    )
+    if backend != "mnn":
+        return load()
+    with byte_progress("exporting for MNN") as progress:
+        return load(progress=ConvertProgress(progress))
 
 
 def bundled(quant: str = "w8") -> Path:

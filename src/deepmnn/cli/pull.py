@@ -10,8 +10,11 @@ from typer import Argument, Option
 from deepmnn.cli.console import out
 from deepmnn.errors import CheckpointError, DeepmnnError, StorageError
 
-FILES = ["*.safetensors", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
-"""What a conversion needs."""
+FILES = ["*.json", "*.jinja", "tokenizer.model", "merges.txt"]
+"""What a conversion needs beside the weights."""
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+"""Formats of weights, the first one that a repository has is fetched."""
 
 
 def pull(
@@ -36,9 +39,16 @@ def download(repo: str, directory: Path | None = None, revision: str | None = No
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(
-            snapshot_download(repo, revision=revision, local_dir=directory, allow_patterns=FILES)
-        )
+        for weights in WEIGHTS:
+            wanted = [*FILES, weights]
+            path = Path(
+                snapshot_download(
+                    repo, revision=revision, local_dir=directory, allow_patterns=wanted
+                )
+            )
+            if any(path.glob(weights)):
+                break
+        return path
     except Exception as error:  # the hub library raises its own, the network's and the system's
         raise _explain(error, repo) from error
 

@@ -27,7 +27,7 @@ class Engine:
         cache_tokens: rows of the KV cache, shared by all sequences; rounded up to whole blocks.
         context_length: the longest sequence the model takes (max_position_embeddings).
         max_batch_tokens: tokens of one step; a longer prompt is prefilled in chunks.
-        max_sequences: sequences that run at the same time.
+        max_sequences: sequences that run at the same time, as far as the backend runs as many.
         kv_dtype: "f32" or "bf16".
         eos_ids: tokens that end an answer.
     """
@@ -47,7 +47,8 @@ class Engine:
         self.backend = backend
         self.cache = backend.new_cache(-(-cache_tokens // block_size), block_size, kv_dtype)
         self.manager = BlockManager(self.cache)
-        self.scheduler = Scheduler(self.manager, max_batch_tokens, max_sequences)
+        together = min(max_sequences, backend.max_sequences or max_sequences)
+        self.scheduler = Scheduler(self.manager, max_batch_tokens, together)
         self.context_length = min(context_length, self.manager.capacity)
         self._cache_is_short = self.context_length < context_length
         self.eos_ids = frozenset(eos_ids)

@@ -178,22 +178,32 @@ def unpack(packed: U8, dtype: str, rows: int, cols: int, group_size: int = 0) ->
         pairs = data.view(ml_dtypes.bfloat16).reshape(blocks, _ceil(cols, 2) // 2, BLOCK_ROWS, 2)
         values = pairs.transpose(0, 2, 1, 3).astype(np.float32)
     else:
-        values = _unpack_codes(data, dtype, blocks, group_size)
+        values = _unpack_codes(data, dtype, cols, group_size)
     return np.ascontiguousarray(values.reshape(blocks * BLOCK_ROWS, -1)[:rows, :cols])
 
 
-def _unpack_codes(data: U8, dtype: str, blocks: int, group_size: int) -> F32:
+def unpack_codes(packed: U8, dtype: str, cols: int, group_size: int) -> Quantized:
+    """The codes and scales of whole blocks of a "w8" or "w4" matrix: rows as stored, a multiple
+    of 16, and columns padded to whole groups.
+    """
     body_nbytes = BLOCK_ROWS * (group_size if dtype == "w8" else group_size // 2)
-    groups = data.reshape(blocks, -1, body_nbytes + BLOCK_ROWS * 2)
-    scales = np.ascontiguousarray(groups[:, :, body_nbytes:]).view("<f2").astype(np.float32)
-    quads = groups[:, :, :body_nbytes].reshape(blocks, groups.shape[1], -1, BLOCK_ROWS, 4)
+    groups = packed.reshape(-1, math.ceil(cols / group_size), body_nbytes + BLOCK_ROWS * 2)
+    blocks, count = groups.shape[:2]
+    scales = np.ascontiguousarray(groups[:, :, body_nbytes:]).view("<f2").transpose(0, 2, 1)
+    quads = groups[:, :, :body_nbytes].reshape(blocks, count, -1, BLOCK_ROWS, 4)
     if dtype == "w4":
         quads = np.stack([quads & 15, quads >> 4], axis=3)  # [blocks, groups, steps, 2, 16, 4]
-        quads = quads.reshape(blocks, groups.shape[1], -1, BLOCK_ROWS, 4)
-    codes = quads.transpose(0, 3, 1, 2, 4).reshape(blocks, BLOCK_ROWS, groups.shape[1], group_size)
-    values: F32 = codes.astype(np.float32) - OFFSET[dtype]
+        quads = quads.reshape(blocks, count, -1, BLOCK_ROWS, 4)
+    codes = (quads - np.uint8(OFFSET[dtype])).view(np.int8)  # wraps around to the signed code
+    rows = blocks * BLOCK_ROWS
+    return Quantized(codes.transpose(0, 3, 1, 2, 4).reshape(rows, -1), scales.reshape(rows, count))
+
+
+def _unpack_codes(data: U8, dtype: str, cols: int, group_size: int) -> F32:
+    quantized = unpack_codes(data, dtype, cols, group_size)
+    values = quantized.codes.astype(np.float32).reshape(*quantized.scales.shape, group_size)
     with np.errstate(invalid="ignore", over="ignore"):  # damaged scales may be NaN or infinite
-        values *= scales.transpose(0, 2, 1)[:, :, :, None]
+        values *= quantized.scales.astype(np.float32)[:, :, None]
     return values
 
 

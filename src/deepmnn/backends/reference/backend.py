@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from deepmnn.backends.base import F32, Batch, Cache
+from deepmnn.backends.base import F32, Batch, Cache, check_batch
 from deepmnn.backends.reference.cache import PagedCache
 from deepmnn.backends.reference.ops import OPS, Array, Call
 from deepmnn.errors import GraphError, RequestError
@@ -25,6 +25,8 @@ class ReferenceBackend:
             result but for rounding.
     """
 
+    max_sequences: int | None = None
+
     def __init__(
         self, graph: Graph, read_weight: Callable[[str], F32], mla_form: str = "expanded"
     ) -> None:
@@ -32,6 +34,7 @@ class ReferenceBackend:
             raise RequestError(f"mla_form is {mla_form!r}", f"one of {', '.join(MLA_FORMS)}")
         self.graph, self.mla_form = graph, mla_form
         self.vocab_size = graph.values[graph.outputs[0]].width
+        self.cache_width = sum(graph.caches.values())
         self._read_weight = read_weight
         self._weights: dict[str, F32] = {}
 
@@ -51,7 +54,7 @@ class ReferenceBackend:
         """Like `step`, but returns every value of the graph by name, each [n, width]."""
         if not isinstance(cache, PagedCache):
             raise RequestError(f"cache is a {type(cache).__name__}", "one made by new_cache")
-        _check_batch(batch, cache, self.vocab_size)
+        check_batch(batch, cache, self.vocab_size)
         inputs = {"ids": batch.ids, "positions": batch.positions}
         values: dict[str, Array] = {name: inputs[name] for name in self.graph.inputs}
         for node in self.graph.nodes:
@@ -84,34 +87,3 @@ class ReferenceBackend:
                 raise GraphError(f"weight {name!r} has shape {array.shape}", f"{shape}")
             self._weights[name] = array
         return self._weights[name]
-
-
-def _check_batch(batch: Batch, cache: PagedCache, vocab_size: int) -> None:
-    """Raises RequestError unless every index of the batch lies where it should."""
-    tokens, starts = len(batch.ids), batch.sequence_starts
-    new = np.diff(starts)
-    lengths = batch.context_lengths
-
-    def need(condition: bool, found: str, expected: str) -> None:
-        if not condition:
-            raise RequestError(found, expected)
-
-    need(len(starts) >= 2 and starts[0] == 0 and starts[-1] == tokens, "starts", f"0 … {tokens}")
-    need(bool((new >= 1).all()), "a sequence without new tokens", "at least one")
-    need(len(batch.positions) == tokens, f"{len(batch.positions)} positions", f"{tokens}")
-    need(
-        _within(batch.ids, vocab_size), "a token id outside the vocabulary", f"0 … {vocab_size - 1}"
-    )
-    need(_within(batch.logit_rows, tokens), "a logit row outside the step", f"below {tokens}")
-    need(len(lengths) == len(new), f"{len(lengths)} context lengths", f"{len(new)}")
-    need(len(batch.block_tables) == len(new), f"{len(batch.block_tables)} tables", f"{len(new)}")
-    need(bool((lengths >= new).all()), "a context shorter than its new tokens", "history + new")
-    for table, length in zip(batch.block_tables, lengths, strict=True):
-        used = table[: -(-int(length) // cache.block_size)]
-        enough = len(used) * cache.block_size >= length
-        need(enough, f"{len(used)} blocks for {length} rows", "enough blocks")
-        need(_within(used, cache.blocks), "a cache block outside the cache", f"{cache.blocks}")
-
-
-def _within(indices: Array, limit: int) -> bool:
-    return bool(((indices >= 0) & (indices < limit)).all())

@@ -1,0 +1,241 @@
+"""The MNN backend: an exported folder run by the MNN wheel.
+
+MNN's runtime keeps one history of keys and values, in one sequence, and hides it. So the cache
+here holds token ids: a step looks how far the runtime's history is that of its sequence, drops the
+rest and runs what is missing. One growing sequence costs nothing extra, and neither do rollback
+and the turns of a chat; sequences that take turns are recomputed from where they part.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+import weakref
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from deepmnn.backends.base import F32, I32, Batch, Cache, check_batch
+from deepmnn.backends.mnn.cache import MnnCache
+from deepmnn.backends.mnn.threads import available_cores
+from deepmnn.backends.mnn.wheel import captured, runtime
+from deepmnn.errors import ArtifactError, RequestError, StorageError
+
+LEVELS = ("low", "normal", "high")
+MOST_THREADS = 32
+"""MNN takes no more."""
+
+CHUNK = 512
+"""Tokens of one forward pass at most: it bounds the activations of a recomputed history."""
+
+_FLOAT_ATTENTION = 8
+"""MNN's attention_mode: flash attention, keys and values as they are. The int8 modes are wrong for
+a history that grows in chunks, the 3 and 4 bit modes on x86 (docs/log.md)."""
+
+
+class Folder(Protocol):
+    """What `export` wrote; export/folder.py has the meaning of the fields."""
+
+    path: Path
+    runtime_config: Path
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+
+    @property
+    def cache_width(self) -> int:
+        """Elements that MNN caches for each token."""
+
+
+@dataclass(frozen=True)
+class MnnOptions:
+    """How MNN computes.
+
+    Attributes:
+        memory: "low" rounds activations to int8 and multiplies them with the quantised weights,
+            MNN's own default and its quick way; "normal" and "high" compute in floats, exactly,
+            with the weights unpacked to floats in memory.
+        precision: "high" and "normal" compute in float32; "low" in float16 where the processor
+            can (no x86 does), keys and values too.
+        mmap: a directory on disk for the weights in MNN's layout: they are mapped instead of held
+            in memory, and removed with the model. None holds them in memory.
+
+    Raises RequestError when a value is none of these.
+    """
+
+    memory: str = "low"
+    precision: str = "high"
+    mmap: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("memory", "precision"):
+            value = getattr(self, name)
+            if value not in LEVELS:
+                raise RequestError(f"{name} is {value!r:.80}", " or ".join(map(repr, LEVELS)))
+
+
+class MnnBackend:
+    """A loaded model; see backends/base.py for the protocol.
+
+    Args:
+        folder: what `export` wrote.
+        threads: worker threads, at most 32; 0: one for each physical core. MNN keeps one pool a
+            process: the first model with more than one thread sets the most for those after it.
+        options: how MNN computes.
+
+    Raises:
+        MissingDependencyError: the MNN wheel is missing or of another version.
+        ArtifactError: MNN cannot load the folder; its words are in the message.
+        StorageError: options.mmap cannot be written to.
+    """
+
+    max_sequences: int | None = 1
+
+    def __init__(self, folder: Folder, threads: int = 0, options: MnnOptions | None = None) -> None:
+        options = options or MnnOptions()
+        self.vocab_size = folder.vocab_size
+        self.cache_width = folder.cache_width
+        self.threads = min(threads or available_cores(), MOST_THREADS)
+        self._history: I32 = np.empty(0, np.int32)
+        self._every = self._copied = False
+        self._llm = _load(folder, self._settings(options))
+
+    def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> MnnCache:
+        """An empty cache of token ids; MNN's own grows with the longest sequence.
+
+        Raises RequestError for impossible sizes, and for a dtype other than "f32".
+        """
+        check_kv_dtype(dtype)
+        return MnnCache(blocks, block_size)
+
+    def step(self, cache: Cache, batch: Batch) -> F32:
+        """Runs one step, one sequence after another; logits [rows, vocab_size].
+
+        Raises RequestError when the batch does not fit the model or the cache, and when MNN gives
+        up, which it does for want of memory; the next step starts afresh.
+        """
+        if not isinstance(cache, MnnCache):
+            raise RequestError(f"the cache is a {type(cache).__name__}", "one made by new_cache")
+        check_batch(batch, cache, self.vocab_size)
+        logits = np.empty((len(batch.logit_rows), self.vocab_size), np.float32)
+        for sequence, length in enumerate(batch.context_lengths):
+            start, stop = batch.sequence_starts[sequence : sequence + 2]
+            ids = cache.append(batch.block_tables[sequence], int(length), batch.ids[start:stop])
+            own = (batch.logit_rows >= start) & (batch.logit_rows < stop)
+            logits[own] = self._extend(ids, int(stop - start), batch.logit_rows[own] - start)
+        return logits
+
+    def _extend(self, ids: I32, new: int, rows: I32) -> F32:
+        """Makes `ids` the history; logits [rows, vocab_size] of rows of its last `new` tokens."""
+        kept = _common_prefix(self._history, ids[: len(ids) - new])
+        wanted, logits = rows + len(ids) - new, np.empty((len(rows), self.vocab_size), np.float32)
+        self._history = self._history[:0]  # a failure leaves nothing to build on
+        self._rewind(kept)
+        for start in range(kept, len(ids), CHUNK):
+            piece = ids[start : start + CHUNK]
+            here = (wanted >= start) & (wanted < start + len(piece))
+            logits[here] = self._forward(piece, wanted[here] - start)
+        self._history = ids
+        return logits
+
+    def _forward(self, ids: I32, rows: I32) -> F32:
+        """Runs ids after the runtime's history; their logits [rows, vocab_size]."""
+        llm = self._llm
+        found = self._run(ids, every=bool((rows < len(ids) - 1).any()))
+        try:
+            # To ask a failed result for anything would crash.
+            context = llm.get_context()
+            if context["status"] != 0:
+                raise RequestError(
+                    f"MNN could not run {len(ids)} tokens after {context['all_seq_len']}",
+                    "memory for them",
+                    "Shorten the prompt, or load the model with a smaller max_batch_tokens.",
+                )
+            view = found.read().reshape(-1, self.vocab_size)  # MNN's memory
+            logits: F32 = view[rows if len(view) == len(ids) else np.zeros_like(rows)]
+            return logits  # a copy
+        finally:
+            del found  # it must not outlive the runtime, as in a traceback it would
+
+    def _run(self, ids: I32, every: bool) -> Any:
+        """MNN's forward pass, with the logits of every token or of the last one."""
+        llm = self._llm
+        if every != self._every:
+            llm.set_config(json.dumps({"all_logits": every}))
+            self._every = every
+        # After the first token MNN takes all for decoding, and keeps a copy of the network for
+        # each number of tokens it has decoded at once: this keeps it at "one" and "many".
+        llm.set_context({"gen_seq_len": int(len(ids) == 1)})
+        if not every or self._copied:
+            return llm.forward(ids.tolist())
+        self._copied = True
+        with captured():  # another copy, and it says so
+            return llm.forward(ids.tolist())
+
+    def _rewind(self, length: int) -> None:
+        """Cuts the runtime's history, whatever became of the last step."""
+        self._llm.set_context({"status": 0})
+        if length < self._llm.get_current_history():
+            self._llm.erase_history(length, 0)
+
+    def _settings(self, options: MnnOptions) -> dict[str, Any]:
+        """MNN's configuration, over that of the folder."""
+        settings: dict[str, Any] = {
+            "backend_type": "cpu",
+            "thread_num": self.threads,
+            "memory": options.memory,
+            "precision": options.precision,
+            "attention_mode": _FLOAT_ATTENTION,
+            "all_logits": False,
+            "use_mmap": options.mmap is not None,
+            "use_cached_mmap": False,
+        }
+        if options.mmap is not None:
+            settings["tmp_path"] = self._weights_directory(options.mmap)
+        return settings
+
+    def _weights_directory(self, parent: Path) -> str:
+        try:
+            made = tempfile.mkdtemp(prefix="deepmnn-mnn-", dir=parent)
+        except OSError as error:
+            raise StorageError(f"{parent}: {error.strerror}", "a writable directory") from error
+        weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
+        return made
+
+
+def check_kv_dtype(dtype: str) -> None:
+    """Raises RequestError unless MNN can store keys and values so."""
+    if dtype != "f32":
+        raise RequestError(
+            f"kv_dtype is {dtype!r}", "'f32': MNN stores keys and values as it computes them"
+        )
+
+
+def _load(folder: Folder, settings: dict[str, Any]) -> Any:
+    """MNN's runtime with the model."""
+    module = runtime()
+    try:
+        with captured() as printed:
+            llm = module.llm.create(str(folder.runtime_config), False)
+            llm.set_config(json.dumps(settings))
+            loaded = llm.load()
+    except TypeError:  # it takes no other path
+        raise ArtifactError(f"{str(folder.path)!r} is not UTF-8", "a plain path") from None
+    if not loaded:
+        raise ArtifactError(
+            f"MNN cannot load {folder.path}: {' '.join(printed().split())}",
+            "a folder that this version of deepmnn exported",
+            "Export the model again.",
+        )
+    return llm
+
+
+def _common_prefix(a: I32, b: I32) -> int:
+    """How many leading elements are equal."""
+    length = min(len(a), len(b))
+    different = np.flatnonzero(a[:length] != b[:length])
+    return int(different[0]) if len(different) else length

@@ -1,0 +1,38 @@
+"""deepmnn export: a converted model for MNN, on this machine or on a phone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.text import Text
+from typer import Argument, Option
+
+from deepmnn.cli import options
+from deepmnn.cli.console import ConvertProgress, byte_progress, count, err, file_size, out
+
+
+def export(
+    path: options.ModelPath,
+    target: Annotated[Path, Argument(metavar="OUT", help="Folder to write.")],
+    kind: Annotated[
+        str, Option("--target", help="mnn: a model folder. android: that, in a project for it.")
+    ] = "mnn",
+    mla: Annotated[str, Option(help="What latent attention caches: expanded, absorbed.")] = "auto",
+    overwrite: Annotated[bool, Option(help="Replace an earlier export in OUT.")] = False,
+) -> None:
+    """Export a converted model for MNN and phones."""
+    from deepmnn.export import TARGETS
+
+    if kind not in TARGETS:
+        raise typer.BadParameter(f"--target is {kind!r}, expected {' or '.join(TARGETS)}")
+    with byte_progress("exporting") as progress:
+        shown = ConvertProgress(progress)
+        report = TARGETS[kind](path, target, mla_form=mla, overwrite=overwrite, progress=shown)
+    out.print(Text(str(report.path), style="bold green"), soft_wrap=True)
+    form = f", latent attention {report.mla_form}" if report.mla_form else ""
+    out.print(f"  size   {file_size(report.nbytes)}, {count(report.ops)} MNN ops{form}")
+    out.print(f"  took   {report.seconds:.1f} s")
+    if report.note:
+        err.print(Text(f"  note   {report.note}", style="yellow"), soft_wrap=True)

@@ -1,0 +1,53 @@
+"""Artifact → an MNN folder for a phone, and an Android Studio project that runs it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from deepmnn.android.chat_app import check_folder, phone_name
+from deepmnn.android.project import write_project
+from deepmnn.artifact import MANIFEST
+from deepmnn.convert import Progress
+from deepmnn.errors import StorageError
+from deepmnn.export.folder import MnnFolder
+from deepmnn.export.mnn import ExportReport, export
+from deepmnn.generation_config import read_context_length
+
+PROJECT = "project"
+CONTEXT = 4096
+"""Tokens that a chat on a phone may have: its cache must fit in memory beside the weights."""
+
+
+def export_android(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    mla_form: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """As `export`, into a folder in `target` that MNN's chat app for Android takes as it is, with
+    an Android Studio project of ours beside it (docs/android.md).
+
+    Raises as `export`, and ArtifactError when MNN's chat app would not take the folder.
+    """
+    place = Path(os.path.realpath(target))
+    folder, project = place / phone_name(place.name), place / PROJECT
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        if not overwrite or not (folder / MANIFEST).is_file():
+            raise StorageError(f"{place} already exists", "a new directory", "Choose another one.")
+        shutil.rmtree(project, ignore_errors=True)
+    report = export(
+        source,
+        folder,
+        mla_form=mla_form,
+        needs_tokenizer=True,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    check_folder(folder)
+    context = read_context_length(MnnFolder.open(folder).config)
+    write_project(project, folder.name, min(context, CONTEXT))
+    return report

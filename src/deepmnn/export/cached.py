@@ -1,0 +1,35 @@
+"""MNN folders of converted models, exported once per user."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deepmnn import __version__
+from deepmnn.artifact import Artifact
+from deepmnn.bundled import CACHE_HINT, cache_directory
+from deepmnn.convert import Progress
+from deepmnn.errors import ArtifactError, StorageError
+from deepmnn.export.folder import MnnFolder
+
+
+def exported_model(artifact: Artifact, progress: Progress | None = None) -> Path:
+    """The artifact's MNN folder in the user's cache; exports it when it is not there yet.
+
+    progress is that of `export`. Raises as `export`, StorageError when the cache cannot be
+    written.
+    """
+    from deepmnn.export import export
+
+    target = cache_directory() / f"mnn-{artifact.manifest['crc32']:08x}-{__version__}"
+    try:
+        if target.exists():
+            try:
+                MnnFolder.open(target)
+                return target
+            except ArtifactError:
+                pass  # damaged, or of another format version: write it again
+        export(artifact.path, target, overwrite=True, progress=progress)
+    except (StorageError, OSError) as error:
+        found = error.found if isinstance(error, StorageError) else f"{target}: {error.strerror}"
+        raise StorageError(found, "a cache that can be written", CACHE_HINT) from error
+    return target

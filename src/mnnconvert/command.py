@@ -1,0 +1,84 @@
+"""A checkpoint to an MNN model: deepmnn.convert to a temporary artifact, then its export."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from io import TextIOWrapper
+from pathlib import Path
+
+from deepmnn.backends.mnn import wheel
+from deepmnn.cli.console import ConvertProgress, byte_progress, count
+from deepmnn.convert import ConvertReport, convert
+from deepmnn.directory_writer import remove_stale, storage_errors, temp_name
+from deepmnn.errors import DeepmnnError, StorageError
+from deepmnn.export import export
+from deepmnn.export.folder import Names
+from deepmnn.export.writer import FolderWriter
+from mnnconvert.options import Options, parse
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line; returns the exit code, 0 or 1. Errors are one line on stderr."""
+    if isinstance(sys.stdout, TextIOWrapper):  # what its encoding lacks is shown, not raised
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        options = parse(arguments)
+        report = run(options)
+    except (DeepmnnError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    floats = "fp16" if options.fp16 else "fp32"
+    print(
+        f"{options.mnn_model}: {report.model_type}, {count(report.parameters)} parameters as "
+        f"{floats if report.quant == 'fp32' else report.quant}\n"
+        f"next: MNN.llm.create({str(options.mnn_model.with_suffix('.config.json'))!r})"
+    )
+    return 0
+
+
+def run(options: Options) -> ConvertReport:
+    """Converts and exports; a failure leaves nothing behind. Raises as `convert` and `export`."""
+    target = options.mnn_model
+    if not target.parent.is_dir():
+        raise StorageError(f"{target.parent} is no directory", "a directory that exists")
+    # What the export would refuse after hours of converting, it refuses now.
+    FolderWriter(target.parent, Names(target.stem), options.overwrite).check_target()
+    wheel.runtime()
+    with _scratch(target) as scratch, byte_progress("converting") as progress:
+        report = convert(
+            options.model_file,
+            scratch / "artifact",
+            options.quant,
+            options.optimize_level,
+            config=options.config,
+            group_size=options.group_size,
+            progress=ConvertProgress(progress),
+        )
+        export(
+            report.path,
+            target.parent,
+            stem=target.stem,
+            float_dtype="fp16" if options.fp16 else None,
+            biz_code=options.biz_code,
+            overwrite=options.overwrite,
+            progress=ConvertProgress(progress),
+        )
+    return report
+
+
+@contextlib.contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """A directory beside the target, where there must be room anyway. What a killed process leaves,
+    the next one to that target removes.
+    """
+    with storage_errors(target):
+        remove_stale(target)
+        scratch = target.parent / temp_name(target.name)
+        scratch.mkdir()
+    try:
+        yield scratch
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

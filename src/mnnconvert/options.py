@@ -1,0 +1,210 @@
+"""The flags: those of MNNConvert that make sense here, with its spelling, and ours."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from deepmnn import __version__
+from deepmnn.errors import RequestError
+
+FRAMEWORKS = ("TORCH", "SAFETENSORS", "HF")
+BITS = {0: "fp32", 8: "w8", 4: "w4"}
+"""--weightQuantBits → recipe."""
+
+QUANTIZE_MODES = {"NONE": 0, "WEIGHT_INT8": 8, "W8": 8, "WEIGHT_INT4": 4, "W4": 4}
+"""--quantizeMode → --weightQuantBits."""
+
+CALIBRATED_MODES = ("FULL_QUANTIZE", "FULL_INT8", "INT8", "MIXED", "MIXED_PRECISION", "KL", "EMA")
+"""Modes that fix the scales of activations, for which sample inputs must be run."""
+
+REFUSED = {
+    "weightQuantAsymmetric": "weights are quantised symmetrically: leave it out",
+    "hqq": "weights are quantised symmetrically with the least squared error: leave it out",
+    "weightQuantScaleBit": "leave it out",
+    "splitBlockQuant": "leave it out: --weightQuantBlock works on every matrix",
+    "compressionParamsFile": "use --weightQuantBits and --weightQuantBlock",
+    "optimizePrefer": "use --optimizeLevel 0 to 3",
+    "transformerFuse": "leave it out: attention and experts are always one op each",
+    "transformerFuseC4": "leave it out",
+    "saveExternalData": "leave it out: the weights always lie in a file of their own",
+    "allowCustomOp": "leave it out: the model is made of MNN's own ops",
+    "customOpLibs": "leave it out: the model is made of MNN's own ops",
+    "batch": "leave it out: MNN's LLM runtime runs one sequence",
+    "saveStaticModel": "leave it out: the model takes prompts of any length",
+    "inputConfigFile": "leave it out: the model takes prompts of any length",
+    "keepInputFormat": "leave it out: tokens have no image format",
+    "convertMatmulToConv": "leave it out: it is always done",
+    "prototxt": "Caffe models are for MNN's own MNNConvert",
+    "OP": "ops of other frameworks are for MNN's own MNNConvert",
+    "info": "use MNN's own MNNConvert, or: deepmnn info",
+    "JsonFile": "dumps are for MNN's own MNNConvert",
+    "testdir": "use: deepmnn eval",
+    "testconfig": "use: deepmnn eval",
+    "thredhold": "use: deepmnn eval",
+    "benchmarkModel": "use: deepmnn convert --random-weights",
+    "forTraining": "the model is for inference",
+    "authCode": "leave it out",
+    "targetVersion": "leave it out: the model is for the installed MNN",
+    "alignDenormalizedValue": "leave it out",
+    "detectSparseSpeedUp": "leave it out: weights are dense",
+    "useGeluApproximation": "leave it out: these models have no GELU",
+    "groupConvNative": "leave it out: these models have no grouped convolution",
+    "useOriginRNNImpl": "leave it out: these models have no LSTM or GRU",
+    "debug": "leave it out",
+    "dumpPass": "use: deepmnn info MODEL",
+}
+"""MNNConvert's other flags, and what to do instead."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What is asked for.
+
+    Attributes:
+        model_file: weights, or a checkpoint directory.
+        mnn_model: the .mnn file to write.
+        config: a config.json other than the one beside model_file.
+        quant: the recipe, "fp32", "w8" or "w4".
+        group_size: columns per scale; None leaves it to the recipe.
+        fp16: whether float weights are stored in half precision.
+    """
+
+    model_file: Path
+    mnn_model: Path
+    config: Path | None
+    quant: str
+    group_size: int | None
+    optimize_level: int
+    fp16: bool
+    biz_code: str
+    overwrite: bool
+
+
+def parse(arguments: Sequence[str]) -> Options:
+    """Reads the command line.
+
+    Raises RequestError for what MNNConvert has and we refuse, SystemExit (2) for what nobody knows.
+    """
+    given = _parser().parse_args(arguments)
+    model_file, mnn_model = Path(given.modelFile), Path(given.MNNModel)
+    if given.framework.upper() not in FRAMEWORKS:
+        raise RequestError(
+            f"-f {given.framework}",
+            f"one of {', '.join(FRAMEWORKS)}",
+            "Models of other frameworks are for MNN's own MNNConvert.",
+        )
+    if given.framework.upper() != "TORCH" and model_file.is_file():
+        raise RequestError(
+            f"--modelFile {model_file} is a file",
+            f"a checkpoint directory for -f {given.framework}",
+        )
+    if mnn_model.suffix != ".mnn":
+        raise RequestError(f"--MNNModel {mnn_model}", "a name that ends with .mnn")
+    bits = _bits(given.weightQuantBits, given.quantizeMode)
+    if given.weightQuantBlock is not None and not bits:
+        raise RequestError("--weightQuantBlock alone", "--weightQuantBits 8 or 4 with it")
+    return Options(
+        model_file=model_file,
+        mnn_model=mnn_model,
+        config=given.config and Path(given.config),
+        quant=BITS[bits],
+        group_size=given.weightQuantBlock,
+        optimize_level=given.optimizeLevel,
+        fp16=given.fp16,
+        biz_code=given.bizCode,
+        overwrite=given.overwrite,
+    )
+
+
+def _bits(bits: int | None, mode: str | None) -> int:
+    """Bits of the weights, 0 for floats, from the two flags that say so."""
+    if mode is None:
+        return bits or 0
+    if mode.upper() in CALIBRATED_MODES:
+        raise RequestError(
+            f"--quantizeMode {mode} needs calibration on sample inputs, which there is not yet",
+            f"weights only: one of {', '.join(QUANTIZE_MODES)}",
+            "Use --weightQuantBits 8 or 4.",
+        )
+    if mode.upper() not in QUANTIZE_MODES:
+        raise RequestError(f"--quantizeMode {mode}", f"one of {', '.join(QUANTIZE_MODES)}")
+    wanted = QUANTIZE_MODES[mode.upper()]
+    if bits is not None and bits != wanted:
+        raise RequestError(
+            f"--quantizeMode {mode} and --weightQuantBits {bits}", "two flags that agree"
+        )
+    return wanted
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as every error."""
+        self.exit(2, f"error: {message} (--help lists the flags)\n")
+
+
+class _Refuse(argparse.Action):
+    def __call__(self, parser: object, namespace: object, values: object, option: Any = "") -> None:
+        name = str(option).lstrip("-")
+        raise RequestError(f"--{name} is not for these models", "", f"{_sentence(REFUSED[name])}")
+
+
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="mnnconvert",
+        description="DeepSeek-family checkpoints to MNN, with the flags of MNN's MNNConvert.",
+        epilog="Beside NAME.mnn lie NAME.mnn.weight and what MNN's LLM runtime needs; "
+        "MNN.llm.create takes NAME.config.json.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    version = f"mnnconvert of deepmnn {__version__}"
+    add("-v", "--version", action="version", version=version, help="print the version")
+    add(
+        *("-f", "--framework"),
+        required=True,
+        help="TORCH (a .pt, .pth or .bin state dict, or a directory), SAFETENSORS or HF (one)",
+    )
+    add("--modelFile", required=True, help="the weights, or a Hugging Face directory")
+    add("--MNNModel", required=True, help="the file to write, NAME.mnn")
+    add("--bizCode", default="", help="a label that is stored in the model")
+    add(
+        "--optimizeLevel",
+        type=int,
+        choices=range(4),
+        default=3,
+        help="graph optimisation: 0 none, 3 (default) all; MNN's own converter has 0 to 2",
+    )
+    add("--fp16", action="store_true", help="store float weights in half precision")
+    add(
+        "--weightQuantBits",
+        type=int,
+        choices=sorted(BITS),
+        help="bits of the large matrices; 0 (default) leaves them float",
+    )
+    add(
+        "--weightQuantBlock",
+        type=int,
+        choices=(32, 64, 128),
+        help="columns that share a scale; default 64, or 32 where it wastes less",
+    )
+    ours = parser.add_argument_group("flags that MNN's own converter has not")
+    ours.add_argument(
+        "--config", metavar="PATH", help="config.json; default: the one beside the weights"
+    )
+    ours.add_argument("--overwrite", action="store_true", help="replace files that are there")
+    ours.add_argument(
+        "--quantizeMode",
+        metavar="MODE",
+        help=f"{', '.join(QUANTIZE_MODES)}; modes that need calibration are refused",
+    )
+    for name in REFUSED:
+        add(f"--{name}", nargs="?", action=_Refuse, help=argparse.SUPPRESS)
+    return parser

@@ -1,0 +1,158 @@
+"""MNN against every architecture: all levels, both forms of MLA, every weight format."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("MNN")
+
+from deepmnn.api import load
+from deepmnn.backends.base import F32
+from deepmnn.backends.mnn.backend import MnnBackend, MnnOptions
+from deepmnn.convert import convert
+from deepmnn.export import export
+from deepmnn.export.folder import MnnFolder
+from parity import SCHEDULES, check_parity, prompts_for, relative_error, run_schedule
+from tiny_models import ALL, CONFIGS, Config, TinyModel, checkpoint_of
+
+EXACT = 1e-4
+"""Of the largest logit, memory "normal"."""
+INT8_ACTIVATIONS = (0.08, 0.12)
+"""The median token's error and the worst one's, memory "low": activations of 8 bits, one scale for
+a token, through two or three layers of random weights."""
+
+MLA = [case for case in ALL if case[0] in ("deepseek_v2", "deepseek_v3")]
+WHOLE: Config = {
+    "hidden_size": 192,
+    "intermediate_size": 320,
+    "moe_intermediate_size": 64,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
+"""Widths that groups of 64 divide, so that matrices keep their codes."""
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """What `check_parity` asks: the reference backend on the artifact's own numbers."""
+
+    config: Config
+    model: Any
+
+    def logits(self, ids: Sequence[int]) -> F32:
+        logits: F32 = self.model.logits(list(ids))
+        return logits
+
+
+def backend(path: Path, memory: str = "normal", **options: Any) -> MnnBackend:
+    folder = MnnFolder.open(path)
+    return MnnBackend(folder, threads=options.pop("threads", 1), options=MnnOptions(memory=memory))
+
+
+def tiny(model_type: str, index: int, path: Path, **fields: Any) -> TinyModel:
+    config = CONFIGS[model_type][index] | fields
+    return checkpoint_of(model_type, config, path, bf16_embedding=True)
+
+
+def exported(model: TinyModel, quant: str, level: int = 3, form: str = "auto") -> tuple[Path, Path]:
+    """→ (artifact, MNN folder) beside the checkpoint."""
+    artifact = model.path.parent / "artifact"
+    convert(model.path, artifact, quant, level, overwrite=True)
+    folder = model.path.parent / f"mnn-{form}"
+    export(artifact, folder, mla_form=form)
+    return artifact, folder
+
+
+def token_errors(oracle: Any, runner: MnnBackend) -> list[float]:
+    """Of each token's logits, in units of its largest one.
+
+    A token whose experts are nearly tied may get another one for a rounding: that one's error says
+    nothing.
+    """
+    lengths, steps = SCHEDULES["chunks"]
+    prompts = prompts_for(lengths, oracle.config["vocab_size"])
+    got, want = run_schedule(runner, prompts, steps)[0], oracle.logits(prompts[0])
+    return [relative_error(g, w) for g, w in zip(got, want, strict=True)]
+
+
+@pytest.mark.parametrize(("model_type", "index"), ALL)
+def test_every_schedule_gives_the_oracles_logits(
+    tmp_path: Path, model_type: str, index: int
+) -> None:
+    model = tiny(model_type, index, tmp_path / "hf")
+    _, folder = exported(model, "fp32")
+    check_parity(model, lambda *_: backend(folder, threads=2), tolerance=EXACT)
+
+
+@pytest.mark.parametrize(("model_type", "index"), MLA)
+def test_expanded_latent_attention(tmp_path: Path, model_type: str, index: int) -> None:
+    model = tiny(model_type, index, tmp_path / "hf")
+    _, folder = exported(model, "fp32", form="expanded")
+    check_parity(model, lambda *_: backend(folder), tolerance=EXACT)
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+@pytest.mark.parametrize(
+    ("model_type", "index"),
+    [case for case in ALL if case[1] in (0, 2, 3)],
+)
+def test_lower_levels_give_the_same(
+    tmp_path: Path, model_type: str, index: int, level: int
+) -> None:
+    model = tiny(model_type, index, tmp_path / "hf")
+    _, folder = exported(model, "fp32", level)
+    check_parity(model, lambda *_: backend(folder), tolerance=EXACT, schedules=("chunks",))
+
+
+@pytest.mark.parametrize("quant", ["bf16", "w8", "w4"])
+@pytest.mark.parametrize(("model_type", "index"), ALL)
+def test_ragged_groups_and_floats(tmp_path: Path, model_type: str, index: int, quant: str) -> None:
+    """Odd widths: every number of the artifact still arrives."""
+    model = tiny(model_type, index, tmp_path / "hf")
+    artifact, folder = exported(model, quant)
+    oracle: Any = Oracle(model.config, load(artifact, "reference"))
+    tolerance = EXACT if quant != "bf16" else 5e-4  # bf16's least numbers are rounded in fp16
+    check_parity(oracle, lambda *_: backend(folder), tolerance=tolerance, schedules=("chunks",))
+
+
+@pytest.mark.parametrize("quant", ["w8", "w4"])
+@pytest.mark.parametrize(
+    ("model_type", "index"),
+    [case for case in ALL if case not in (("deepseek", 0), ("deepseek_v2", 4))],
+)
+def test_whole_groups_keep_their_codes(
+    tmp_path: Path, model_type: str, index: int, quant: str
+) -> None:
+    fields = dict(WHOLE)
+    if "q_lora_rank" in CONFIGS[model_type][index]:
+        rank = CONFIGS[model_type][index]["q_lora_rank"]
+        fields |= {"kv_lora_rank": 64, "v_head_dim": 16, "q_lora_rank": rank and 64}
+    else:
+        fields |= {"head_dim": 16}
+    model = tiny(model_type, index, tmp_path / "hf", **fields)
+    artifact, folder = exported(model, quant)
+    stored = sum(file.stat().st_size for file in artifact.glob("*.safetensors"))
+    assert (folder / "llm.mnn.weight").stat().st_size < 1.2 * stored
+    oracle: Any = Oracle(model.config, load(artifact, "reference"))
+    check_parity(oracle, lambda *_: backend(folder), tolerance=EXACT)
+    errors = token_errors(oracle, backend(folder, "low"))
+    median, worst = INT8_ACTIVATIONS
+    assert EXACT < np.median(errors) <= median  # below: nothing was computed in int8
+    if not any("expert" in name for name in load(artifact).artifact.graph().weights):
+        assert max(errors) <= worst
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_group_sizes(tmp_path: Path, group_size: int) -> None:
+    fields = {"hidden_size": 256, "intermediate_size": 384, "head_dim": 32}
+    model = tiny(
+        "qwen2", 0, tmp_path / "hf", **fields, num_attention_heads=4, num_key_value_heads=2
+    )
+    convert(model.path, tmp_path / "artifact", "w4", group_size=group_size)
+    export(tmp_path / "artifact", tmp_path / "mnn")
+    oracle: Any = Oracle(model.config, load(tmp_path / "artifact", "reference"))
+    check_parity(oracle, lambda *_: backend(tmp_path / "mnn"), tolerance=EXACT)

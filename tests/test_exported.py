@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+import deepmnn
+from deepmnn import SamplingParams
+from deepmnn.artifact import Artifact
+from deepmnn.backends.mnn.backend import MnnBackend, MnnOptions
+from deepmnn.errors import ArtifactError, MissingDependencyError, RequestError, StorageError
+from deepmnn.export import export
+from deepmnn.export.cached import exported_model
+from deepmnn.export.folder import MnnFolder
+from parity import relative_error
+from tiny_artifact import tiny_artifact
+
+IDS = [5, 17, 200, 33, 33, 9]
+EXACT = MnnOptions(memory="normal")
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("exported"), quant="w8")
+
+
+@pytest.fixture(scope="module")
+def folder(artifact: Path) -> Path:
+    return export(artifact, artifact.parent / "folder").path
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "deepmnn"
+
+
+def test_an_artifact_is_exported_once(artifact: Path, cache: Path) -> None:
+    reported: list[tuple[int, int, str]] = []
+    progress = lambda *report: reported.append(report)  # noqa: E731
+    first = deepmnn.load(artifact, "mnn", mnn=EXACT, progress=progress)
+    (made,) = cache.iterdir()
+    assert 0 < reported[0][0] < reported[-1][0] <= reported[-1][1]
+    stamp, reported[:] = made.stat().st_mtime_ns, []
+    second = deepmnn.load(artifact, "mnn", mnn=EXACT, progress=progress)
+    assert reported == []
+    assert [made.stat().st_mtime_ns] == [path.stat().st_mtime_ns for path in cache.iterdir()]
+    assert stamp == made.stat().st_mtime_ns
+    want = deepmnn.load(artifact, "reference").logits(IDS)
+    for model in (first, second):
+        assert relative_error(model.logits(IDS), want) < 1e-5
+
+
+def test_a_damaged_export_is_made_again(artifact: Path, cache: Path) -> None:
+    opened = Artifact.open(artifact)
+    made = exported_model(opened)
+    network = made / "llm.mnn"
+    sound = network.read_bytes()
+    network.write_bytes(sound[:-9])
+    with pytest.raises(ArtifactError):
+        MnnFolder.open(made)
+    assert exported_model(opened) == made
+    assert network.read_bytes() == sound
+
+
+def test_another_model_is_exported_elsewhere(artifact: Path, cache: Path, tmp_path: Path) -> None:
+    other = tiny_artifact(tmp_path / "other", quant="w4")
+    assert exported_model(Artifact.open(artifact)) != exported_model(Artifact.open(other))
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_a_cache_that_cannot_be_written(artifact: Path, cache: Path) -> None:
+    cache.write_text("in the way")
+    with pytest.raises(StorageError, match="XDG_CACHE_HOME"):
+        deepmnn.load(artifact, "mnn")
+    assert os.listdir(cache.parent) == ["deepmnn"]
+
+
+def test_a_folder_needs_no_more_than_its_path(folder: Path, artifact: Path) -> None:
+    model, source = deepmnn.load(folder), deepmnn.load(artifact)
+    assert isinstance(model.backend, MnnBackend)
+    assert (model.vocab_size, model.context_length) == (source.vocab_size, source.context_length)
+    assert model.generation_config == source.generation_config
+    assert model.encode([{"role": "user", "content": "Hi"}]) == source.encode(
+        [{"role": "user", "content": "Hi"}]
+    )
+    # Two layers; MNN holds the latent row twice, as keys and as values.
+    assert model.kv_bytes_per_token == 4 * 2 * 2 * (18 + 6)
+    answer = model.generate("Hello", SamplingParams(max_tokens=4, ignore_eos=True))
+    assert answer.text == model.tokenizer.decode(answer.ids)
+
+
+def test_a_model_file_among_others(artifact: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("kept")
+    path = export(artifact, tmp_path, stem="small").path
+    assert path.name == "small.mnn"
+    same, model = (deepmnn.load(place, mnn=EXACT) for place in (folder, path))
+    assert (model.logits(IDS) == same.logits(IDS)).all()
+    assert model.encode("Hello") == same.encode("Hello")
+
+
+def test_impossible_combinations(folder: Path, artifact: Path) -> None:
+    for backend in ("cpu", "reference"):
+        with pytest.raises(RequestError, match=r"folder for MNN.*'mnn'"):
+            deepmnn.load(folder, backend)
+        with pytest.raises(RequestError, match="memory, precision or mmap"):
+            deepmnn.load(artifact, backend, mnn=EXACT)
+    with pytest.raises(RequestError, match="memory, precision or mmap"):
+        deepmnn.load(artifact, mnn=EXACT)
+    for kv_dtype in ("bf16", "int8"):
+        with pytest.raises(RequestError, match="kv_dtype"):
+            deepmnn.load(folder, kv_dtype=kv_dtype)
+    with pytest.raises(RequestError, match="threads"):
+        deepmnn.load(folder, threads=0)
+
+
+def test_without_the_wheel(
+    folder: Path, artifact: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepmnn.backends.mnn import wheel
+
+    monkeypatch.setattr(wheel, "version", lambda _: "2.0")
+    for path in (folder, artifact):
+        with pytest.raises(MissingDependencyError, match="pip install"):
+            deepmnn.load(path, "mnn")
+    assert not list(cache.rglob("llm*"))
+    assert deepmnn.load(artifact, "cpu").logits(IDS).shape == (6, 271)
