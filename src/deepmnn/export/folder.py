@@ -169,7 +169,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     }
     for key, kind in kinds.items():
         if type(fields.get(key)) is not kind:
-            raise ArtifactError(f"{path}: {key} is {fields.get(key)!r:.80}", f"a {kind.__name__}")
+            found = f"{path}: {key} is {fields.get(key)!r:.80}"
+            raise ArtifactError(found, f"a {kind.__name__}", _AGAIN)
     for name, record in fields["files"].items():
         if not _is_inside(name) or not _is_record(record):
             raise ArtifactError(f"{path}: file {name!r:.80} is listed as {record!r:.80}")

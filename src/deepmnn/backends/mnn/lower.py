@@ -20,6 +20,9 @@ from deepmnn.graph.weights import F32
 from deepmnn.quant.pack import U8, unpack_weight
 
 MLA_FORMS = ("auto", "expanded", "absorbed")
+CACHE_TOKENS = 4096
+CACHE_LIMIT = 3 << 30
+"""Bytes that a cache of CACHE_TOKENS may take, keys and values in float32."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +52,18 @@ Rule = Callable[["Lowering", Node], None]
 def choose_mla_form(graph: Graph, wanted: str) -> str:
     """ "expanded", "absorbed", or "" for a model without latent attention.
 
-    "auto" is absorbed: docs/mnn.md has the figures. Latent attention that has not been fused
-    (optimize level below 3) only runs expanded. Raises RequestError.
+    "auto" is expanded, which is faster at every context measured (docs/mnn.md), unless its cache
+    would pass CACHE_LIMIT: DeepSeek-V2 and V3 have 128 heads. Latent attention that has not been
+    fused (optimize level below 3) only runs expanded. Raises RequestError.
     """
     if wanted not in MLA_FORMS:
         raise RequestError(f"mla form {wanted!r:.40}", " or ".join(MLA_FORMS))
-    ops = {node.op for node in graph.nodes}
-    if "mla_attention" in ops:
-        return "absorbed" if wanted == "auto" else wanted
+    fused = [node for node in graph.nodes if node.op == "mla_attention"]
+    if fused and wanted == "auto":
+        size = _expanded_width(fused) * 4 * CACHE_TOKENS
+        return "expanded" if size <= CACHE_LIMIT else "absorbed"
+    if fused:
+        return wanted
     if not any(name.endswith(".latent") for name in graph.caches):
         return ""
     if wanted == "absorbed":
@@ -66,6 +73,16 @@ def choose_mla_form(graph: Graph, wanted: str) -> str:
             "Convert it again with --optimize-level 3.",
         )
     return "expanded"
+
+
+def _expanded_width(attentions: list[Node]) -> int:
+    """Elements that all layers cache for a token, keys and values of one size."""
+    sizes = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim", "heads")
+    total = 0
+    for node in attentions:
+        nope, pe, v, heads = (node.int_attr(key) for key in sizes)
+        total += 2 * heads * max(nope + pe, v)
+    return total
 
 
 class Lowering:
