@@ -85,8 +85,8 @@ def test_a_folder_needs_no_more_than_its_path(folder: Path, artifact: Path) -> N
     assert model.encode([{"role": "user", "content": "Hi"}]) == source.encode(
         [{"role": "user", "content": "Hi"}]
     )
-    # Two layers; MNN holds the latent row twice, as keys and as values.
-    assert model.kv_bytes_per_token == 4 * 2 * 2 * (18 + 6)
+    # Two layers of keys and values, of three heads of 16.
+    assert model.kv_bytes_per_token == 4 * 2 * 2 * 3 * 16
     answer = model.generate("Hello", SamplingParams(max_tokens=4, ignore_eos=True))
     assert answer.text == model.tokenizer.decode(answer.ids)
 

@@ -125,6 +125,19 @@ struct StepW8 {
   }
 };
 
+// kSteps steps in a row, in turn over the kCount sets of accumulators: unrolled, because at a loop's edge compilers copy
+// every accumulator (int8 ran at 57 % of the multipliers' peak instead of 77 %).
+template <class Step, int kSteps, int kBlocks, int kRows, int kCount>
+DEEPMNN_INLINE void walk(const uint8_t*& w, int64_t block_bytes, const Row* rows, int64_t& column,
+                         IntTile<kBlocks, kRows> (&acc)[kCount]) {
+  DEEPMNN_UNROLL
+  for (int s = 0; s < kSteps; ++s) {
+    Step::template run<kBlocks, kRows>(w, block_bytes, rows, column, acc[s % kCount]);
+    w += 64;
+    column += Step::kColumns;
+  }
+}
+
 // Group by group: exact int32 sums, started at -offset * sum of codes, then one multiply-add with both scales.
 template <class Step, int kBlocks, int kRows>
 DEEPMNN_INLINE void dot_quantized(const uint8_t* w, int64_t block_bytes, const Weight& weight, const Row* rows,
@@ -144,13 +157,10 @@ DEEPMNN_INLINE void dot_quantized(const uint8_t* w, int64_t block_bytes, const W
         if (kCount == 2) acc[kCount - 1].v[b][r] = splat_i32(0);
       }
     }
-    for (int64_t s = 0; s < steps; s += kCount) {
-      DEEPMNN_UNROLL
-      for (int c = 0; c < kCount; ++c) {
-        Step::template run<kBlocks, kRows>(w, block_bytes, rows, column, acc[c]);
-        w += 64;
-        column += Step::kColumns;
-      }
+    if (steps % 8 == 0) {
+      for (int64_t s = 0; s < steps; s += 8) walk<Step, 8>(w, block_bytes, rows, column, acc);
+    } else {  // groups of 32 in w4
+      for (int64_t s = 0; s < steps; s += 4) walk<Step, 4>(w, block_bytes, rows, column, acc);
     }
     DEEPMNN_UNROLL
     for (int b = 0; b < kBlocks; ++b) {

@@ -19,18 +19,32 @@ from deepmnn import errors
 
 if TYPE_CHECKING:
     from deepmnn.api import LLM, load
+    from deepmnn.backends.mnn.backend import MnnOptions
     from deepmnn.convert import convert
     from deepmnn.engine.completion import Chunk, Completion
     from deepmnn.engine.sampler import SamplingParams
+    from deepmnn.export import export
 
-__all__ = ["LLM", "Chunk", "Completion", "SamplingParams", "convert", "errors", "load"]
+__all__ = [
+    "LLM",
+    "Chunk",
+    "Completion",
+    "MnnOptions",
+    "SamplingParams",
+    "convert",
+    "errors",
+    "export",
+    "load",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "deepmnn.api",
     "load": "deepmnn.api",
+    "MnnOptions": "deepmnn.backends.mnn.backend",
     "convert": "deepmnn.convert",
+    "export": "deepmnn.export",
     "Chunk": "deepmnn.engine.completion",
     "Completion": "deepmnn.engine.completion",
     "SamplingParams": "deepmnn.engine.sampler",

@@ -103,9 +103,11 @@ def _check_backend(
     if kv_dtype not in tuple(KV_DTYPES):
         raise RequestError(f"kv_dtype is {kv_dtype!r}", " or ".join(map(repr, KV_DTYPES)))
     if backend == "mnn":
-        from deepmnn.backends.mnn.backend import check_kv_dtype
+        from deepmnn.backends.mnn.backend import MnnOptions, check_kv_dtype
 
         check_kv_dtype(kv_dtype)
+        if not isinstance(mnn, MnnOptions | None):
+            raise RequestError(f"mnn is {mnn!r:.80}", "deepmnn.MnnOptions")
     elif exported:
         raise RequestError(
             f"{path} is a folder for MNN, the backend is {backend!r}",

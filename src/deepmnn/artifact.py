@@ -204,6 +204,12 @@ def read_manifest(directory: Path) -> Manifest:
             "Convert a checkpoint first: deepmnn convert CHECKPOINT OUT",
         )
     fields = read_object(path, ArtifactError)
+    if str(fields.get("format")).startswith(f"{FORMAT}-"):
+        raise ArtifactError(
+            f"{directory} is an export, {fields['format']!r:.40}",
+            "a converted model",
+            "Use the model that it was exported from.",
+        )
     if fields.get("format") != FORMAT or fields.get("format_version") != FORMAT_VERSION:
         raise ArtifactError(
             f"{path} has format {fields.get('format')!r:.40} version "
@@ -265,27 +271,27 @@ def _has(record: object, kind: type, *keys: str) -> bool:
     return isinstance(record, dict) and all(type(record.get(key)) is kind for key in keys)
 
 
-def check_size(path: Path, record: FileRecord) -> None:
-    """Raises ArtifactError unless the file is there and as long as recorded."""
+def check_size(path: Path, record: FileRecord, again: str = _AGAIN) -> None:
+    """Raises ArtifactError, with `again` as its advice, unless the file is as long as recorded."""
     try:
         found = path.stat().st_size if path.is_file() else None
     except (OSError, ValueError) as fault:
         raise ArtifactError(f"{path} cannot be read: {fault}") from None
     if found is None:
-        raise ArtifactError(f"{path} is missing", "every file that deepmnn.json lists", _AGAIN)
+        raise ArtifactError(f"{path} is missing", "every file that deepmnn.json lists", again)
     if found != record["nbytes"]:
-        raise ArtifactError(f"{path} has {found} bytes", f"{record['nbytes']}", _AGAIN)
+        raise ArtifactError(f"{path} has {found} bytes", f"{record['nbytes']}", again)
 
 
-def check_crc(path: Path, record: FileRecord) -> None:
-    """Raises ArtifactError unless the file has the recorded checksum."""
+def check_crc(path: Path, record: FileRecord, again: str = _AGAIN) -> None:
+    """Raises ArtifactError, with `again` as its advice, unless the file's checksum is recorded."""
     try:
         found = file_crc(path)
     except OSError as fault:
         raise ArtifactError(f"{path} cannot be read: {fault}") from None
     if found != record["crc32"]:
         raise ArtifactError(
-            f"{path} is damaged: its checksum is {found:08x}", f"{record['crc32']:08x}", _AGAIN
+            f"{path} is damaged: its checksum is {found:08x}", f"{record['crc32']:08x}", again
         )
 
 

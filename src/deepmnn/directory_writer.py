@@ -23,7 +23,8 @@ from types import TracebackType
 from typing import Any, Self
 
 from deepmnn import __version__
-from deepmnn.artifact import MANIFEST, TEMP_MARK, FileRecord, file_crc, manifest_crc
+from deepmnn.artifact import FORMAT, MANIFEST, TEMP_MARK, FileRecord, file_crc, manifest_crc
+from deepmnn.checkpoint.json_file import read_object
 from deepmnn.errors import ArtifactError, StorageError
 
 HINTS = {
@@ -32,6 +33,9 @@ HINTS = {
     errno.EFBIG: "This disk or process may not write files of that size.",
     errno.EACCES: "Choose a directory that you may write to.",
     errno.EROFS: "The disk is read-only.",
+    errno.EEXIST: "A file is in the way: choose another directory.",
+    errno.ENOTDIR: "A file is in the way: choose another directory.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
 }
 
 
@@ -42,13 +46,14 @@ class DirectoryWriter:
 
     Args:
         target: the directory; its manifest, deepmnn.json, tells what it is.
-        overwrite: replaces a directory with a manifest that is already there; anything else that
-            exists is refused.
+        overwrite: replaces a directory of the same format that is already there; anything else
+            that exists is refused.
 
     Raises StorageError: the target exists, the disk is full, no permission, ...
     """
 
     manifest = MANIFEST
+    format = FORMAT
 
     def __init__(self, target: str | os.PathLike[str], overwrite: bool = False) -> None:
         self.target = Path(os.path.realpath(target))
@@ -175,6 +180,13 @@ class DirectoryWriter:
             raise StorageError(
                 f"{self.target} already exists", "a new directory", "Overwrite it with --overwrite."
             )
+        found = found_format(self.target / MANIFEST)
+        if found not in (None, self.format):  # one made from it, perhaps, or it from that one
+            raise StorageError(
+                f"{self.target} has format {found!r:.40}",
+                f"{self.format}, or a new directory",
+                "Choose another output directory.",
+            )
 
 
 class Sink:
@@ -206,6 +218,14 @@ class Sink:
         """Closes, whatever state the file is in."""
         with contextlib.suppress(OSError):
             self._file.close()
+
+
+def found_format(manifest: Path) -> object:
+    """What a manifest says it is; None when it is too damaged to say."""
+    try:
+        return read_object(manifest, ArtifactError).get("format")
+    except ArtifactError:
+        return None
 
 
 def remove_stale(target: Path) -> None:

@@ -14,7 +14,7 @@ from deepmnn.cli.console import ConvertProgress, byte_progress, count
 from deepmnn.convert import ConvertReport, convert
 from deepmnn.directory_writer import remove_stale, storage_errors, temp_name
 from deepmnn.errors import DeepmnnError, StorageError
-from deepmnn.export import export
+from deepmnn.export import ExportReport, export
 from deepmnn.export.folder import Names
 from deepmnn.export.writer import FolderWriter
 from mnnconvert.options import Options, parse
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         options = parse(arguments)
-        report = run(options)
+        report, exported = run(options)
     except (DeepmnnError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -36,10 +36,12 @@ def main(arguments: Sequence[str]) -> int:
         f"{floats if report.quant == 'fp32' else report.quant}\n"
         f"next: MNN.llm.create({str(options.mnn_model.with_suffix('.config.json'))!r})"
     )
+    if exported.note:
+        print(f"note: {exported.note}", file=sys.stderr)
     return 0
 
 
-def run(options: Options) -> ConvertReport:
+def run(options: Options) -> tuple[ConvertReport, ExportReport]:
     """Converts and exports; a failure leaves nothing behind. Raises as `convert` and `export`."""
     target = options.mnn_model
     if not target.parent.is_dir():
@@ -57,7 +59,7 @@ def run(options: Options) -> ConvertReport:
             group_size=options.group_size,
             progress=ConvertProgress(progress),
         )
-        export(
+        exported = export(
             report.path,
             target.parent,
             stem=target.stem,
@@ -66,7 +68,7 @@ def run(options: Options) -> ConvertReport:
             overwrite=options.overwrite,
             progress=ConvertProgress(progress),
         )
-    return report
+    return report, exported
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 MAX_REPEATED = 1 << 28
 """Elements that a tensor may have beyond those stored (torch's expand repeats with stride 0)."""
 
-MAX_EXPERTS = 1 << 12
+MAX_EXPERTS = 1 << 16
 """No layer has more experts; a damaged size is not taken for their number."""
 
 _NAMES = {

@@ -9,12 +9,11 @@ import typer
 from rich.text import Text
 from typer import Argument, Option
 
-from deepmnn.cli import options
 from deepmnn.cli.console import ConvertProgress, byte_progress, count, err, file_size, out
 
 
 def export(
-    path: options.ModelPath,
+    path: Annotated[Path, Argument(metavar="PATH", help="A converted model.")],
     target: Annotated[Path, Argument(metavar="OUT", help="Folder to write.")],
     kind: Annotated[
         str, Option("--target", help="mnn: a model folder. android: that, in a project for it.")

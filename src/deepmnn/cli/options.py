@@ -73,7 +73,7 @@ def load(
 
     flags = {"memory": memory, "precision": precision}
     given = {name: value for name, value in flags.items() if value is not None}
-    mnn = replace(MnnOptions(), **given) if given else None  # type: ignore[arg-type]
+    mnn = replace(MnnOptions(), **given) if given else None
     load = partial(
         deepmnn.load, path, backend, threads, kv_dtype, cache_tokens=cache_tokens, mnn=mnn
     )

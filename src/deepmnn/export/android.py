@@ -8,8 +8,9 @@ from pathlib import Path
 
 from deepmnn.android.chat_app import check_folder, phone_name
 from deepmnn.android.project import write_project
-from deepmnn.artifact import MANIFEST
+from deepmnn.artifact import MANIFEST, TEMP_MARK
 from deepmnn.convert import Progress
+from deepmnn.directory_writer import storage_errors
 from deepmnn.errors import StorageError
 from deepmnn.export.folder import MnnFolder
 from deepmnn.export.mnn import ExportReport, export
@@ -34,11 +35,9 @@ def export_android(
     Raises as `export`, and ArtifactError when MNN's chat app would not take the folder.
     """
     place = Path(os.path.realpath(target))
-    folder, project = place / phone_name(place.name), place / PROJECT
-    if place.exists() and (not place.is_dir() or any(place.iterdir())):
-        if not overwrite or not (folder / MANIFEST).is_file():
-            raise StorageError(f"{place} already exists", "a new directory", "Choose another one.")
-        shutil.rmtree(project, ignore_errors=True)
+    name = phone_name(place.name)
+    folder, project = place / ("model" if name == PROJECT else name), place / PROJECT
+    _check_place(place, folder, overwrite)
     report = export(
         source,
         folder,
@@ -49,5 +48,27 @@ def export_android(
     )
     check_folder(folder)
     context = read_context_length(MnnFolder.open(folder).config)
+    shutil.rmtree(project, ignore_errors=True)
     write_project(project, folder.name, min(context, CONTEXT))
     return report
+
+
+def _check_place(place: Path, folder: Path, overwrite: bool) -> None:
+    """Raises StorageError unless `place` is new, empty or, with overwrite, an earlier export."""
+    with storage_errors(place):
+        # A killed export may have left no more than temporary directories.
+        foreign = place.exists() and (
+            not place.is_dir() or any(TEMP_MARK not in entry.name for entry in place.iterdir())
+        )
+    if not foreign:
+        return
+    if not (folder / MANIFEST).is_file():
+        raise StorageError(
+            f"{place} already exists and is no exported model",
+            "a new directory",
+            "Choose another output directory.",
+        )
+    if not overwrite:
+        raise StorageError(
+            f"{place} already exists", "a new directory", "Overwrite it with --overwrite."
+        )

@@ -13,7 +13,8 @@ from deepmnn.backends.mnn import embedding
 from deepmnn.backends.mnn.lower import Lowering, choose_mla_form
 from deepmnn.backends.mnn.tokenizer import FILE as TOKENIZER
 from deepmnn.backends.mnn.weights import WeightFile
-from deepmnn.backends.mnn.wheel import VERSION, convert_tool
+from deepmnn.backends.mnn.wheel import VERSION, convert_tool, runtime
+from deepmnn.checkpoint.json_file import is_plain_name
 from deepmnn.convert import COPIED, Progress
 from deepmnn.errors import RequestError
 from deepmnn.export.folder import FORMAT, FORMAT_VERSION, Names
@@ -60,7 +61,7 @@ def export(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
-    """Exports a converted model for MNN 3.6.1 and later.
+    """Exports a converted model for MNN 3.6.1.
 
     Quantised weights keep their codes and scales. Needs memory for one weight and for the
     description of the network. Written to a temporary directory and renamed when complete.
@@ -85,6 +86,9 @@ def export(
     began = time.monotonic()
     if float_dtype not in (None, *FLOAT_DTYPES):
         raise RequestError(f"float_dtype is {float_dtype!r:.40}", " or ".join(FLOAT_DTYPES))
+    if stem is not None and not is_plain_name(stem):
+        raise RequestError(f"the model's name is {stem!r:.80}", "a file name without directories")
+    runtime()  # that it is missing must not show after all has been written
     artifact = Artifact.open(source)
     graph, names = artifact.graph(), Names(stem)
     form, table = choose_mla_form(graph, mla_form), _embedding_weight(graph)
@@ -102,7 +106,8 @@ def export(
         _convert(writer, names, low)
         writer.add_file(names.of(TOKENIZER), text.tokenizer)
         writer.add_json(names.of("llm_config.json"), llm_config(artifact, low, text, tied))
-        writer.add_json(names.of("config.json"), runtime_config(artifact, names, text, embedded))
+        settings = runtime_config(artifact, names, text, embedded)
+        writer.add_json(names.of("config.json"), settings, keep=False)  # it is the user's to change
         for name in (CONFIG, *COPIED):
             if (artifact.path / name).is_file():
                 writer.add_file(f"{names.sidecar}/{name}", (artifact.path / name).read_bytes())

@@ -37,9 +37,15 @@ def text_side(artifact: Artifact, vocab_size: int, needs_tokenizer: bool) -> Tex
     """Of the artifact's tokenizer files, if there are any.
 
     A tokenizer that MNN has no form for leaves a model that MNN runs by token ids, and a note; with
-    needs_tokenizer it raises TokenizerError.
+    needs_tokenizer that and a model without one raise TokenizerError. So does a damaged one.
     """
     has_tokenizer = (artifact.path / "tokenizer.json").is_file()
+    if needs_tokenizer and not has_tokenizer:
+        raise TokenizerError(
+            f"{artifact.path} has no tokenizer.json",
+            "a model with a tokenizer, which a phone needs",
+            "Convert it again, with the tokenizer's files beside the checkpoint.",
+        )
     tokenizer = Tokenizer(artifact.path) if has_tokenizer else None
     stop_ids = GenerationConfig.read(artifact.path, artifact.config).eos_ids
     notes = []

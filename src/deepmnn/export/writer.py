@@ -9,9 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deepmnn.directory_writer import DirectoryWriter, Sink, sync_directory
+from deepmnn.directory_writer import DirectoryWriter, Sink, found_format, sync_directory
 from deepmnn.errors import StorageError
-from deepmnn.export.folder import Names
+from deepmnn.export.folder import FORMAT, Names
 
 
 class FolderWriter(DirectoryWriter):
@@ -19,6 +19,8 @@ class FolderWriter(DirectoryWriter):
 
     Raises StorageError.
     """
+
+    format = FORMAT
 
     def __init__(self, target: Path, names: Names, overwrite: bool = False) -> None:
         super().__init__(target if names.stem is None else target / names.model, overwrite)
@@ -38,9 +40,10 @@ class FolderWriter(DirectoryWriter):
         if keep:
             self.record(name, record)
 
-    def add_json(self, name: str, fields: dict[str, Any]) -> None:
-        """Writes a JSON file. Raises StorageError."""
-        self.add_file(name, json.dumps(fields, indent=2, ensure_ascii=False).encode())
+    def add_json(self, name: str, fields: dict[str, Any], keep: bool = True) -> None:
+        """Writes a JSON file; keep: it goes into the manifest. Raises StorageError."""
+        with self.stream(name, keep) as sink:
+            sink.write(json.dumps(fields, indent=2, ensure_ascii=False).encode())
 
     def check_target(self) -> None:
         """Raises StorageError unless the target may be written."""
@@ -48,7 +51,7 @@ class FolderWriter(DirectoryWriter):
             super().check_target()
             return
         here = [path for path in self._finals() if path.exists()]
-        if here and not (self.target.parent / self.names.manifest).is_file():
+        if here and found_format(self.target.parent / self.names.manifest) != self.format:
             raise StorageError(
                 f"{here[0]} already exists and belongs to no exported model",
                 "a new name",
@@ -65,20 +68,23 @@ class FolderWriter(DirectoryWriter):
             super().replace_target()
             return
         sync_directory(self.temp)
-        self.target.unlink(missing_ok=True)  # from here on the old model does not load
-        for old in self._finals():
-            shutil.rmtree(old) if old.is_dir() else old.unlink(missing_ok=True)
-        made = sorted(self.temp.iterdir(), key=lambda path: path.name == self.names.model)
-        for path in made:
-            path.rename(self.target.parent / path.name)
+        for old in self._finals():  # the network first: from then on the old model does not load
+            if old.is_dir():
+                shutil.rmtree(old)
+            elif old.name != self.names.manifest:  # it says whose the rest is, if this is killed
+                old.unlink(missing_ok=True)
+        first, last = self.names.manifest, self.names.model
+        made = {path.name: path for path in self.temp.iterdir()}
+        for name in (first, *sorted(made.keys() - {first, last}), last):
+            made[name].rename(self.target.parent / name)
         sync_directory(self.target.parent)
 
     def _finals(self) -> list[Path]:
-        """Everything that an export of this name may have put here."""
-        stem, directory = self.names.stem, self.target.parent
+        """Everything that an export of this name may have put here; first the network."""
+        directory = self.target.parent
         if not directory.is_dir():
             return []
         names = (self.names.model, self.names.weight, self.names.sidecar, self.names.manifest)
         others = ("config.json", "llm_config.json", "tokenizer.mtok")
-        tables = [*directory.glob(f"{stem}.embeddings_*.bin")]
-        return [directory / name for name in (*names, *map(self.names.of, others))] + tables
+        tables = (f"embeddings_{kind}.bin" for kind in ("bf16", "int4", "int8"))
+        return [directory / name for name in (*names, *map(self.names.of, (*others, *tables)))]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("MNN")
 
@@ -144,6 +145,70 @@ def test_whole_groups_keep_their_codes(
     assert EXACT < np.median(errors) <= median  # below: nothing was computed in int8
     if not any("expert" in name for name in load(artifact).artifact.graph().weights):
         assert max(errors) <= worst
+
+
+@pytest.mark.parametrize("form", ["expanded", "absorbed"])
+@pytest.mark.parametrize("dims", [(1, 2, 1), (4, 34, 4), (5, 14, 40), (9, 2, 9), (15, 2, 17)])
+def test_head_sizes_of_latent_attention(
+    tmp_path: Path, dims: tuple[int, int, int], form: str
+) -> None:
+    """Any of nope, rope and v may be the largest, and none fill MNN's packs of 4 and 8."""
+    fields = dict(zip(("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"), dims, strict=True))
+    model = tiny("deepseek_v3", 1, tmp_path / "hf", num_hidden_layers=1, **fields)
+    _, folder = exported(model, "fp32", form=form)
+    check_parity(model, lambda *_: backend(folder), tolerance=EXACT, schedules=("chunks",))
+
+
+@pytest.mark.parametrize(("experts", "top_k"), [(1, 1), (6, 1), (5, 5), (64, 6)])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_sizes_of_routers(tmp_path: Path, experts: int, top_k: int, groups: int) -> None:
+    if experts % groups or experts // groups < top_k:
+        groups = experts  # one in each, all kept
+    model = tiny(
+        *("deepseek_v2", 2, tmp_path / "hf"),
+        n_routed_experts=experts,
+        num_experts_per_tok=top_k,
+        n_group=groups,
+        topk_group=1 if groups == 2 else groups,
+    )
+    _, folder = exported(model, "fp32")
+    check_parity(model, lambda *_: backend(folder), tolerance=EXACT, schedules=("chunks",))
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v2", "deepseek_v3"])
+def test_tied_scores_go_to_the_first(tmp_path: Path, model_type: str) -> None:
+    """Groups of equal strength too: no more than topk_group may stay."""
+    fields = {"topk_method": "group_limited_greedy"} if model_type == "deepseek_v2" else {}
+    model = tiny(model_type, 0, tmp_path / "hf", n_group=4, topk_group=2, **fields)
+    file = model.path / "model.safetensors"
+    tensors = load_file(file)
+    for name, tensor in tensors.items():
+        if ".mlp.gate." in name:
+            tensor.zero_()
+        if name.endswith(".mlp.gate.weight"):
+            tensor[[0, 3, 6, 7, 8], 0] = 3.0  # one element: every way of adding is exact
+    save_file(tensors, file, {"format": "pt"})
+    artifact, folder = exported(model, "fp32")
+    oracle: Any = Oracle(model.config, load(artifact, "reference"))
+    check_parity(oracle, lambda *_: backend(folder), tolerance=EXACT, schedules=("prefill",))
+
+
+@pytest.mark.parametrize("quant", ["bf16", "w8", "w4"])
+@pytest.mark.parametrize("tied", [False, True])
+def test_more_than_65535_rows(tmp_path: Path, quant: str, tied: bool) -> None:
+    """Their count takes 32 bits."""
+    model = tiny(
+        *("qwen2", 0, tmp_path / "hf"),
+        vocab_size=65539,
+        hidden_size=64,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_hidden_layers=1,
+        tie_word_embeddings=tied,
+    )
+    artifact, folder = exported(model, quant)
+    oracle: Any = Oracle(model.config, load(artifact, "reference"))
+    check_parity(oracle, lambda *_: backend(folder), tolerance=EXACT, schedules=("prefill",))
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])

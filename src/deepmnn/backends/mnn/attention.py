@@ -17,6 +17,7 @@ from deepmnn.backends.mnn.lower import Lowering
 from deepmnn.backends.mnn.weights import Rows
 from deepmnn.graph.ir import Node
 from deepmnn.graph.signatures import padded
+from deepmnn.graph.weights import F32
 
 
 def rope(low: Lowering, node: Node) -> None:
@@ -57,7 +58,7 @@ def gqa_attention(low: Lowering, node: Node) -> None:
     v = low.project(node.inputs[2], _per_head(v_order, kv_heads, v_dim))
     norms = {}
     for name, weight in zip(("q_norm", "k_norm"), node.weights, strict=False):
-        gamma = low.vector(weight)[order].tolist()
+        gamma = low.values(weight)[order].tolist()
         norms[name] = {
             "axis": [-1],
             "epsilon": node.float_attr("eps"),
@@ -116,7 +117,7 @@ def _absorbed(low: Lowering, node: Node, q: int, k_pe: int, latent: int) -> None
     nope, pe, v = a["qk_nope_head_dim"], a["qk_rope_head_dim"], a["v_head_dim"]
     model = low.model
     q_pe, q_nope = model.split(q, (pe, nope), 3)
-    w_uk = low.matrix(node.weights[1]).reshape(heads, -1, rank)[:, :nope]  # [heads, nope, rank]
+    w_uk = low.values(node.weights[1]).reshape(heads, -1, rank)[:, :nope]  # [heads, nope, rank]
     q_latent = _per_head_matmul(low, q_nope, w_uk)
     q = model.concat([q_latent, q_pe], 3)  # [1, tokens, heads, rank + pe]
     latent = model.reshape(model.unpack(latent), (1, -1, 1, rank))
@@ -124,12 +125,12 @@ def _absorbed(low: Lowering, node: Node, q: int, k_pe: int, latent: int) -> None
     shape = _Heads(heads, 1, rank + pe, rank)
     out = _attend(low, node, (q, k, _widened(low, latent, rank, rank + pe)), shape)
     latent_out = model.reshape(_cut(low, out, shape), (1, -1, heads, rank))
-    w_uv = low.matrix(node.weights[3]).reshape(heads, -1, rank)[:, :v].transpose(0, 2, 1)
+    w_uv = low.values(node.weights[3]).reshape(heads, -1, rank)[:, :v].transpose(0, 2, 1)
     out = _per_head_matmul(low, latent_out, w_uv)
     low.set_plain(node.outputs[0], model.reshape(out, (-1, heads * v)))
 
 
-def _per_head_matmul(low: Lowering, x: int, weight: Any) -> int:
+def _per_head_matmul(low: Lowering, x: int, weight: F32) -> int:
     """[1, tokens, heads, m] times [heads, m, n] → [1, tokens, heads, n]."""
     stored = low.constant(np.ascontiguousarray(weight)[None])
     by_head = low.model.matmul(low.model.permute(x, (0, 2, 1, 3)), stored)

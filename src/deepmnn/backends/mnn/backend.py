@@ -69,13 +69,15 @@ class MnnOptions:
 
     memory: str = "low"
     precision: str = "high"
-    mmap: Path | None = None
+    mmap: str | Path | None = None
 
     def __post_init__(self) -> None:
         for name in ("memory", "precision"):
             value = getattr(self, name)
             if value not in LEVELS:
                 raise RequestError(f"{name} is {value!r:.80}", " or ".join(map(repr, LEVELS)))
+        if not isinstance(self.mmap, str | Path | None):
+            raise RequestError(f"mmap is {self.mmap!r:.80}", "a directory")
 
 
 class MnnBackend:
@@ -155,7 +157,14 @@ class MnnBackend:
                     "memory for them",
                     "Shorten the prompt, or load the model with a smaller max_batch_tokens.",
                 )
-            view = found.read().reshape(-1, self.vocab_size)  # MNN's memory
+            values = found.read()
+            if values.size not in (self.vocab_size, len(ids) * self.vocab_size):
+                raise ArtifactError(
+                    f"MNN gave {values.size} logits for {len(ids)} tokens",
+                    f"{self.vocab_size} for each",
+                    "Export the model again.",
+                )
+            view = values.reshape(-1, self.vocab_size)  # MNN's memory
             logits: F32 = view[rows if len(view) == len(ids) else np.zeros_like(rows)]
             return logits  # a copy
         finally:
@@ -198,7 +207,7 @@ class MnnBackend:
             settings["tmp_path"] = self._weights_directory(options.mmap)
         return settings
 
-    def _weights_directory(self, parent: Path) -> str:
+    def _weights_directory(self, parent: str | Path) -> str:
         try:
             made = tempfile.mkdtemp(prefix="deepmnn-mnn-", dir=parent)
         except OSError as error:

@@ -14,7 +14,8 @@ from deepmnn.graph.signatures import padded
 from deepmnn.graph.weights import BLOCK_ROWS, Interleave, Tensor
 
 FAR = 1e4
-"""Taken off the scores of groups that lost. Scores and their biases are of the order of one."""
+"""Taken off the scores of groups that lost: no two scores, biases included, are so far apart. In
+float16 several times this is −inf, which loses as well."""
 
 
 def route(low: Lowering, node: Node) -> None:
@@ -115,7 +116,7 @@ def _expert(low: Lowering, name: str, hidden: int, size: int, gate_up: str, down
 
 
 def _add_bias(low: Lowering, x: int, weight: str) -> int:
-    return low.model.binary("ADD", x, low.model.floats(low.vector(weight)[None]))
+    return low.model.binary("ADD", x, low.model.floats(low.values(weight)[None]))
 
 
 def _normalized(low: Lowering, x: int, eps: float) -> int:

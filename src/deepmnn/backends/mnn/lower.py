@@ -199,12 +199,8 @@ class Lowering:
 
     # ------------------------------------------------------------------ weights
 
-    def vector(self, name: str) -> F32:
-        """A norm's weight or a bias, as numbers."""
-        return unpack_weight(self.stored[name], self.read(name))
-
-    def matrix(self, name: str) -> F32:
-        """The values of a stored matrix."""
+    def values(self, name: str) -> F32:
+        """The numbers of a stored weight, a vector's or a matrix's."""
         return unpack_weight(self.stored[name], self.read(name))
 
     def constant(self, values: F32) -> int:
@@ -214,7 +210,7 @@ class Lowering:
     def norm(self, name: str) -> list[int]:
         """Where the weight file has a norm's weight and the zeros MNN wants beside it."""
         if name not in self._norms:
-            values = self.vector(name)
+            values = self.values(name)
             start, nbytes = self.weights.floats(values)
             self.weights.floats(np.zeros_like(values))
             self._norms[name] = [start, nbytes, nbytes]
@@ -232,7 +228,7 @@ class Lowering:
                 f"{name} does not come straight from a linear map", "q, k and v that do"
             )
         rows = np.where(order < 0, -1, projection.rows[order])
-        bias = None if projection.bias is None else self.vector(projection.bias)
+        bias = None if projection.bias is None else self.values(projection.bias)
         return self.linear(
             self.model,
             self.packed(projection.source),

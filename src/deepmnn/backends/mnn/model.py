@@ -124,7 +124,7 @@ class Block:
     # ------------------------------------------------------------------ arithmetic, either form
 
     def unary(self, operation: str, x: int) -> int:
-        """A UnaryOpOperation: SILU, SIGMOID, SIN, COS, ..."""
+        """A UnaryOpOperation: SILU, SIGMOID, NEG, ABS, ..."""
         main = {"opType": operation, "T": "DT_FLOAT"}
         return self.op("UnaryOp", (x,), "UnaryOp", main)[0]
 

@@ -26,9 +26,6 @@ from deepmnn.quant.pack import OFFSET, U8, block_nbytes, unpack, unpack_codes
 
 Rows = NDArray[np.intp]
 
-BLOB_FORMATS = {"w4": 4, "w8": 8}
-"""Bits of a code."""
-
 _CHUNK_ROWS = 4096
 _FP16_MAX = 65504.0
 _SHAPE_16_MAX = 0xFFFF
@@ -42,10 +39,10 @@ class Writable(Protocol):
 
 
 class WeightFile:
-    """Appends blobs to a file. half: matrices of floats are stored as fp16.
+    """Appends blobs to a file. half: matrices of floats, but for routers, are stored as fp16.
 
-    whole tells, for a quantised matrix that has been written whole, where its codes begin and the
-    bytes of its codes and of its scales.
+    whole tells, for a quantised matrix that has been written whole and in order, where its codes
+    begin and the bytes of its codes and of its scales.
     """
 
     def __init__(self, file: Writable, half: bool = False) -> None:
@@ -75,8 +72,8 @@ class WeightFile:
 
         A scale is for `block_size` columns.
         """
-        offset, cols, nbytes = OFFSET[weight.dtype], weight.shape[1], 0
-        size = block_size(weight)
+        cols, size, nbytes = weight.shape[1], block_size(weight), 0
+        bits = code_bits(weight)
         scales = []
         for chunk in chunks(rows):
             blocks = _blocks(weight, packed, chunk)
@@ -85,10 +82,8 @@ class WeightFile:
             repeated = np.repeat(quantized.scales[local], weight.group_size // size, axis=1)
             scales.append(np.where(zero, np.float16(0), repeated[:, : cols // size]))
             codes = np.where(zero, np.int8(0), quantized.codes[local, :cols]).view(np.uint8)
-            codes += np.uint8(offset)
-            nbytes += self.write(
-                codes if weight.dtype == "w8" else codes[:, ::2] << 4 | codes[:, 1::2]
-            )
+            codes += np.uint8(1 << bits - 1)
+            nbytes += self.write(codes if bits == 8 else codes[:, ::2] << 4 | codes[:, 1::2])
         return nbytes, self.write(np.concatenate(scales).astype("<f2"))
 
     def write(self, array: NDArray[Any]) -> int:
@@ -109,14 +104,14 @@ class WeightFile:
         self.write(np.arange(-offset, offset, dtype=np.int8))
         begin = self.position
         codes, scales = self.codes(weight, packed, rows)
-        if len(rows) == weight.shape[0]:
+        if np.array_equal(rows, np.arange(weight.shape[0])):
             self.whole[weight.name] = (begin, codes, scales)
         bias_nbytes = 0 if bias is None else self.write(bias.astype("<f4"))
         return {
             "quanParameter": {
                 "type": 1,
                 "quantScale": 1.0,
-                "aMaxOrBits": BLOB_FORMATS[weight.dtype],
+                "aMaxOrBits": code_bits(weight),
                 "readType": 0,
                 "shapeInt32": wide,
                 "scaleStorage": "FP16",
@@ -126,7 +121,8 @@ class WeightFile:
 
     def _floats(self, weight: Weight, packed: U8, rows: Rows, bias: F32 | None) -> dict[str, Any]:
         start = self.position
-        half = (self._half or weight.dtype == "bf16") and _fits_half(weight, packed, rows)
+        wanted = weight.dtype == "bf16" or (self._half and weight.role != "router")
+        half = wanted and fits_half(weight, packed, rows)
         for chunk in chunks(rows):
             values = chunk_values(weight, packed, chunk)
             self.write(values.astype("<f2") if half else values)
@@ -135,6 +131,11 @@ class WeightFile:
         if half:
             return {"quanParameter": {"type": 3}, "external": [start, nbytes, 0, bias_nbytes, 0]}
         return {"external": [start, nbytes, bias_nbytes]}
+
+
+def code_bits(weight: Weight) -> int:
+    """Bits of a code once written: of an odd row of nibbles each takes a byte."""
+    return 4 if weight.dtype == "w4" and weight.shape[1] % 2 == 0 else 8
 
 
 def block_size(weight: Weight) -> int:
@@ -173,7 +174,7 @@ def chunk_values(weight: Weight, packed: U8, rows: Rows) -> F32:
     return np.where(rows[:, None] < 0, np.float32(0), values)
 
 
-def _fits_half(weight: Weight, packed: U8, rows: Rows) -> bool:
+def fits_half(weight: Weight, packed: U8, rows: Rows) -> bool:
     """Whether no value overflows fp16; those too small for it lose at most 3e-8."""
     return all(
         np.abs(chunk_values(weight, packed, chunk)).max() <= _FP16_MAX for chunk in chunks(rows)

@@ -1,0 +1,84 @@
+"""deepmnn export: what it prints, and its errors on one line."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from deepmnn.cli import app
+from deepmnn.convert import convert
+from export.folders import change_json
+from tiny_artifact import tiny_artifact
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_artifact(tmp_path_factory.mktemp("cli-export"), quant="w4")
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["export", *map(str, arguments)])
+
+
+def bad(*arguments: object) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    return result.stderr
+
+
+def test_it_says_what_it_wrote(artifact: Path, tmp_path: Path) -> None:
+    result = run(artifact, tmp_path / "f")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    path, size, took = result.stdout.splitlines()
+    assert path == str(tmp_path / "f")
+    assert re.fullmatch(r"  size   \d+\.\d kB, \d+ MNN ops, latent attention expanded", size)
+    assert re.fullmatch(r"  took   \d+\.\d s", took)
+
+
+@pytest.mark.parametrize("form", ["expanded", "absorbed"])
+def test_the_form_and_overwriting(artifact: Path, tmp_path: Path, form: str) -> None:
+    assert run(artifact, tmp_path / "f").exit_code == 0
+    assert "--overwrite" in bad(artifact, tmp_path / "f", "--mla", form)
+    result = run(artifact, tmp_path / "f", "--mla", form, "--overwrite")
+    assert f"latent attention {form}" in result.stdout
+    manifest = json.loads((tmp_path / "f" / "deepmnn.json").read_text())
+    assert manifest["mla_form"] == form
+
+
+def test_android(artifact: Path, tmp_path: Path) -> None:
+    result = run(artifact, tmp_path / "phone", "--target", "android")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(f"{tmp_path / 'phone' / 'phone'}\n")
+    assert (tmp_path / "phone" / "project" / "README.md").is_file()
+
+
+def test_a_note_goes_to_stderr(tmp_path: Path) -> None:
+    artifact = tiny_artifact(tmp_path)
+    decoder = {"type": "Metaspace", "replacement": "_", "prepend_scheme": "always"}
+    change_json(tmp_path / "source" / "tokenizer.json", decoder=decoder)
+    convert(tmp_path / "source", artifact, "w8", random_weights=True, overwrite=True)
+    result = run(artifact, tmp_path / "f")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("  note   MNN's own tokenizer cannot be used")
+    assert "cannot be used" not in result.stdout
+    assert "decoder" in bad(artifact, tmp_path / "phone", "--target", "android")
+
+
+def test_what_it_refuses(artifact: Path, tmp_path: Path) -> None:
+    result = run(artifact, tmp_path / "f", "--target", "ios")
+    assert result.exit_code == 2
+    assert "mnn or android" in re.sub(r"[\s│]+", " ", result.stderr)
+    assert run(artifact).exit_code == 2
+    assert "auto or expanded or absorbed" in bad(artifact, tmp_path / "f", "--mla", "latent")
+    assert "checkpoint" in bad(artifact.parent / "source", tmp_path / "f").lower()
+    assert "missing" in bad(tmp_path / "none", tmp_path / "f")
+    assert "format 'deepmnn'" in bad(artifact, artifact, "--overwrite")
+    assert not (tmp_path / "f").exists()
