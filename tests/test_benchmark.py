@@ -42,7 +42,10 @@ def test_every_backend_is_measured_with_the_batches_it_runs(
         benchmark(model, batch=(1, 2), **SHAPE)
 
 
-def test_a_folder_has_the_shares_of_its_artifact(artifact: Path) -> None:
+def test_a_folder_has_the_shares_of_its_artifact(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     folder = export(artifact, artifact.parent / "folder").path
     model = deepmnn.load(folder)
     (row,) = benchmark(model, **SHAPE).rows

@@ -125,8 +125,8 @@ struct StepW8 {
   }
 };
 
-// kSteps steps in a row, in turn over the kCount sets of accumulators: unrolled, because at a loop's edge compilers copy
-// every accumulator (int8 ran at 57 % of the multipliers' peak instead of 77 %).
+// kSteps steps in a row, in turn over the kCount sets of accumulators: unrolled, because at a loop's edge compilers
+// copy every accumulator (int8 ran at 57 % of the multipliers' peak instead of 77 %).
 template <class Step, int kSteps, int kBlocks, int kRows, int kCount>
 DEEPMNN_INLINE void walk(const uint8_t*& w, int64_t block_bytes, const Row* rows, int64_t& column,
                          IntTile<kBlocks, kRows> (&acc)[kCount]) {
