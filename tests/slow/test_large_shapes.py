@@ -1,6 +1,6 @@
 """Models of published shapes with random weights: little memory, mapped loading, generation.
 
-The memory of a conversion is the child process's own peak, as the operating system counted it.
+The memory of a conversion is a child process's own peak.
 """
 
 import os
@@ -19,14 +19,27 @@ CONFIGS = Path(__file__).parents[2] / "bench" / "configs"
 GIB = 1 << 30
 
 
+CHILD = """
+import re, sys
+from deepmnn.cli import main
+sys.argv[0] = "deepmnn"
+try:
+    main()
+finally:
+    status = open("/proc/self/status").read()
+    print(re.search(r"VmHWM:\\s+(\\d+) kB", status)[1], file=sys.stderr)
+"""
+
+
 def run_in_a_child(*arguments: str) -> int:
-    """Runs the command line; returns the child's peak memory in bytes."""
-    code = "import sys; from deepmnn.cli import main; sys.argv[0] = 'deepmnn'; main()"
-    child = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(child.pid, 0)
-    child.returncode = os.waitstatus_to_exitcode(status)
-    assert child.returncode == 0
-    return usage.ru_maxrss * 1024
+    """Runs the command line; returns the child's peak memory in bytes.
+
+    Not from its rusage: that begins with the memory of the process that it was forked from.
+    """
+    child = subprocess.run(
+        [sys.executable, "-c", CHILD, *arguments], capture_output=True, text=True, check=True
+    )
+    return int(child.stderr.splitlines()[-1]) * 1024
 
 
 def resident_nbytes() -> int:
