@@ -1,0 +1,79 @@
+"""deepmnn on its own engine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bench.peers.engine import Config
+
+if TYPE_CHECKING:
+    from deepmnn.api import LLM
+    from deepmnn.engine.kv_cache import BlockTable
+
+TITLE, BUILDER, NEEDS = "deepmnn", "deepmnn_cpu", ""
+SETTINGS = "w4, groups of 64, lm_head too; KV cache bf16"
+KV_DTYPE = "bf16"
+
+
+def version(source: Path | None) -> str | None:
+    try:
+        import deepmnn
+    except ImportError:
+        return None
+    return str(deepmnn.__version__)
+
+
+def refuses(config: Config) -> str:
+    return ""
+
+
+def build(config: Path, out: Path, needed: Path | None, source: Path | None) -> str:
+    from deepmnn.convert import convert
+
+    convert(config, out / "model", quant="w4", group_size=64, random_weights=True)
+    return "model"
+
+
+def load(model: Path, threads: int, source: Path | None) -> DeepmnnSession:
+    import deepmnn
+
+    return DeepmnnSession(deepmnn.load(model, "cpu", threads))
+
+
+class DeepmnnSession:
+    """Sequences on one engine, stepped as its scheduler would."""
+
+    most = None
+
+    def __init__(self, model: LLM) -> None:
+        self._model = model
+        self._tables: list[BlockTable] = []
+
+    def reserve(self, batch: int, tokens: int) -> None:
+        from deepmnn.engine.engine import BLOCK_SIZE, Engine
+
+        rows = batch * -(-tokens // BLOCK_SIZE) * BLOCK_SIZE
+        model = self._model
+        self._engine = Engine(model.backend, rows, model.context_length, kv_dtype=KV_DTYPE)
+        self._tables = []
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> None:
+        from deepmnn.engine.kv_cache import BlockTable
+
+        for table in self._tables:
+            self._engine.manager.free(table)
+        self._tables = [BlockTable(list(ids)) for ids in prompts]
+        self._run()
+
+    def step(self, tokens: Sequence[int]) -> None:
+        for table, token in zip(self._tables, tokens, strict=True):
+            table.ids.append(token)
+        self._run()
+
+    def _run(self) -> None:
+        from deepmnn.benchmark import _step
+
+        while any(table.pending for table in self._tables):
+            _step(self._engine, self._tables)

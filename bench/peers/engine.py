@@ -1,0 +1,163 @@
+"""What an engine brings, and what is measured of it. Standard library only: any interpreter."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol, cast
+
+Config = Mapping[str, Any]
+"""A model's config.json."""
+
+
+class Session(Protocol):
+    """A loaded model, which reads prompts and goes on from them, several side by side."""
+
+    most: int | None
+    """The most sequences that run together; None: any number."""
+
+    def reserve(self, batch: int, tokens: int) -> None:
+        """Makes room for `batch` sequences of `tokens` tokens each; what was there is forgotten."""
+
+    def start(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Forgets all and reads the prompts, up to the logits of each one's last token."""
+
+    def step(self, tokens: Sequence[int]) -> None:
+        """Runs one more token of every sequence, up to its logits.
+
+        An engine that cannot be told which token takes its own most likely one.
+        """
+
+
+class Builder(Protocol):
+    """A module of this package that makes models. At its top it imports the standard library alone.
+
+    NEEDS: the module whose model it is made of; "" for none.
+    """
+
+    NEEDS: str
+
+    def build(self, config: Path, out: Path, needed: Path | None, source: Path | None) -> str:
+        """Writes a model of random weights into the directory out; returns its path in there.
+
+        config: a config.json. needed: the model of NEEDS. source: the directory that the user
+        gave for this module.
+        """
+
+
+class Engine(Protocol):
+    """A module of this package that runs models. At its top it imports no more than a builder.
+
+    TITLE: its name in the tables. BUILDER: the module that makes its models, most often itself.
+    SETTINGS: how it is run, for the report.
+    """
+
+    TITLE: str
+    BUILDER: str
+    SETTINGS: str
+
+    def version(self, source: Path | None) -> str | None:
+        """The installed version, after importing what it runs with; None: it is missing."""
+
+    def refuses(self, config: Config) -> str:
+        """Why it cannot run such a model; "" if it can."""
+
+    def load(self, model: Path, threads: int, source: Path | None) -> Session:
+        """The model, ready to run."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One measurement: a prompt of `tokens` tokens for each of `batch` sequences, then `steps`.
+
+    steps 0: the prompt is timed, `repeat` times; else each step is.
+    """
+
+    tokens: int
+    batch: int = 1
+    steps: int = 0
+    repeat: int = 1
+
+    @property
+    def name(self) -> str:
+        """As in the tables and files."""
+        if not self.steps:
+            return f"prefill {self.tokens}"
+        name = f"decode at {self.tokens}"
+        return name if self.batch == 1 else f"{name}, batch {self.batch}"
+
+
+FULL = (
+    Case(128, repeat=8),
+    Case(512, repeat=2),
+    Case(2048),
+    Case(128, steps=64),
+    Case(4096, steps=32),
+    Case(128, batch=4, steps=32),
+    Case(128, batch=16, steps=32),
+)
+QUICK = (
+    Case(128, repeat=2),
+    Case(512),
+    Case(128, steps=16),
+    Case(128, batch=4, steps=8),
+    Case(128, batch=16, steps=8),
+)
+
+
+@dataclass
+class Timing:
+    """Wall times of one case in one process: of each repetition, or of each step."""
+
+    seconds: list[float] = field(default_factory=list)
+    missing: str = ""
+    """Why there are none."""
+
+
+@dataclass
+class Measured:
+    """What one process measured of one engine and model.
+
+    load_seconds: from asking for the model to the logits of a prompt of one token, its files being
+    in the page cache. peak_nbytes: the most memory that the process held, mapped files included;
+    own_nbytes: what it held at the end without mapped files.
+    """
+
+    load_seconds: float
+    peak_nbytes: int
+    own_nbytes: int
+    timings: dict[str, Timing]
+
+    @staticmethod
+    def of(fields: Mapping[str, Any]) -> Measured:
+        """The inverse of `dataclasses.asdict`."""
+        timings = {name: Timing(**timing) for name, timing in fields["timings"].items()}
+        return Measured(**{**fields, "timings": timings})
+
+
+def cases_of(fields: Sequence[Mapping[str, Any]]) -> list[Case]:
+    """The inverse of `as_fields`."""
+    return [Case(**case) for case in fields]
+
+
+def as_fields(cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """For JSON."""
+    return [asdict(case) for case in cases]
+
+
+def engine(name: str) -> Engine:
+    """The engine of that name."""
+    return cast(Engine, _module(name))
+
+
+def builder(name: str) -> Builder:
+    """The builder of that name."""
+    return cast(Builder, _module(name))
+
+
+def _module(name: str) -> ModuleType:
+    """A module of this package; a dotted name is one from elsewhere."""
+    return importlib.import_module(name if "." in name else f"bench.peers.{name}")

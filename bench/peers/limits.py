@@ -1,0 +1,88 @@
+"""What this machine can do, and what that makes the most tokens per second of a shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from bench.peers.engine import Case
+
+if TYPE_CHECKING:
+    from deepmnn.workload import Workload
+
+KV_NBYTES = 2
+"""Bytes of a cached number that the limit allows for: 16 bits, most engines' choice."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Bytes per second read from memory, int8 multiply-accumulates per second."""
+
+    read_bandwidth: float
+    int8_macs: float
+
+    @staticmethod
+    def best(measured: Sequence[Machine]) -> Machine:
+        """Of several measurements: what disturbs one only ever lowers it."""
+        return Machine(
+            max(machine.read_bandwidth for machine in measured),
+            max(machine.int8_macs for machine in measured),
+        )
+
+
+def measure_machine(threads: int) -> Machine:
+    """About a second, during which nothing else may run."""
+    from deepmnn import _core
+
+    bandwidth = float(_core.measure_read_bandwidth(threads))
+    return Machine(bandwidth, float(_core.measure_int8_peak(threads, _core.isas()[0])))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What tokens of a shape cost in w4 with groups of 64.
+
+    They differ in latent attention: decoding over latents takes fewer bytes, reading a prompt with
+    whole keys and values fewer multiply-accumulates.
+    """
+
+    prefill: Workload
+    decode: Workload
+    weights_nbytes: int
+
+    @staticmethod
+    def of(config: Mapping[str, Any]) -> Costs:
+        """From the graph that deepmnn makes of a config.json."""
+        from deepmnn import models
+        from deepmnn.graph.levels import optimize
+        from deepmnn.quant import recipes
+        from deepmnn.workload import Workload
+
+        graph, _ = optimize(models.build(dict(config)), 3, None)
+        recipes.apply(graph, "w4")
+        decode = prefill = Workload.of(graph)
+        if "kv_lora_rank" in config:
+            names = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+            heads = config["num_hidden_layers"] * config["num_attention_heads"]
+            prefill = replace(decode, context_macs=heads * sum(config[name] for name in names))
+        experts = sum(layer.experts * layer.nbytes for layer in decode.experts)
+        table = config["vocab_size"] * decode.embedding_nbytes
+        return Costs(prefill, decode, int(decode.dense_nbytes + experts + table))
+
+
+def limit(costs: Costs, machine: Machine, case: Case) -> float:
+    """The most tokens per second that the machine allows.
+
+    A step takes at least the time to read its weights and cache, and at least the time of its
+    multiply-accumulates at the int8 peak; whichever is longer counts.
+    """
+    if not case.steps:
+        tokens = case.batch * case.tokens
+        macs = costs.prefill.macs(tokens, case.tokens / 2, case.batch)
+        nbytes = costs.prefill.decode_nbytes(tokens, 0, KV_NBYTES)
+    else:
+        tokens, context = case.batch, case.tokens + case.steps / 2
+        macs = costs.decode.macs(tokens, context, tokens)
+        nbytes = costs.decode.decode_nbytes(tokens, context, KV_NBYTES)
+    return tokens / max(macs / machine.int8_macs, nbytes / machine.read_bandwidth)

@@ -1,0 +1,96 @@
+"""The engines' models of one shape, built once and kept."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench.peers.child import ChildError, Peer, call
+from bench.peers.engine import builder, engine
+
+from deepmnn.checkpoint.json_file import read_object
+from deepmnn.errors import ConfigError
+
+STAMP = "peers.json"
+SPARE_NBYTES = 1 << 30
+"""Left free on the disk."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A model's config.json: its name, path and fields."""
+
+    name: str
+    path: Path
+    config: Mapping[str, Any]
+
+    @staticmethod
+    def read(path: Path) -> Shape:
+        """Named after the file. Raises ConfigError."""
+        return Shape(path.stem, path.resolve(), read_object(path, ConfigError))
+
+
+@dataclass(frozen=True)
+class Models:
+    """Builds models into WORK/SHAPE/BUILDER, each complete or not at all.
+
+    python: runs builders that are no engines. timeout: seconds for each. say: hears what is built.
+    """
+
+    work: Path
+    python: str
+    timeout: float
+    say: Callable[[str], None]
+
+    def of(self, peer: Peer, shape: Shape, nbytes: int) -> Path:
+        """What an engine loads, built now or earlier. Raises ChildError.
+
+        nbytes: about what it takes on the disk.
+        """
+        return self._build(replace(peer, name=engine(peer.name).BUILDER), shape, nbytes)
+
+    def _build(self, peer: Peer, shape: Shape, nbytes: int) -> Path:
+        place = self.work / shape.name / peer.name
+        stamp = {"config": zlib.crc32(shape.path.read_bytes())}
+        if (kept := _read_stamp(place, stamp)) is not None:
+            return place / kept
+        needs, needed = builder(peer.name).NEEDS, None
+        if needs:
+            needed = str(self._build(Peer(needs, self.python), shape, nbytes))
+        self._check_space(nbytes)
+        self.say(f"{shape.name}: building for {peer.name}")
+        partial = place.with_name(place.name + ".partial")
+        for folder in (place, partial):
+            shutil.rmtree(folder, ignore_errors=True)
+        partial.mkdir(parents=True)
+        request = {"config": str(shape.path), "out": str(partial), "needed": needed}
+        try:
+            made: str = call(
+                peer, "build", request, self.timeout, place.with_name(f"{place.name}.log")
+            )
+            (partial / STAMP).write_text(json.dumps(stamp | {"model": made}))
+            partial.rename(place)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+        return place / made
+
+    def _check_space(self, nbytes: int) -> None:
+        free = shutil.disk_usage(self.work).free
+        if free < nbytes + SPARE_NBYTES:
+            raise ChildError(
+                f"{self.work} has {free / 1e9:.1f} GB free, the model takes {nbytes / 1e9:.1f} GB"
+            )
+
+
+def _read_stamp(place: Path, wanted: Mapping[str, Any]) -> str | None:
+    """The model's path inside a place that holds what is wanted."""
+    try:
+        found = json.loads((place / STAMP).read_text())
+    except (OSError, ValueError):
+        return None
+    return str(found["model"]) if wanted.items() <= found.items() else None

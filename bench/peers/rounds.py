@@ -1,0 +1,140 @@
+"""The measuring: every engine in turn, again and again, never two at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from bench.peers.child import ChildError, Peer, call
+from bench.peers.engine import Case, Measured, as_fields, engine
+from bench.peers.limits import Machine
+from bench.peers.models import Models, Shape
+
+MARGIN = 1.15
+"""A 4-bit model takes about this much more on the disk than the weights that a limit counts."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to measure. timeout: seconds that one engine may take for one shape."""
+
+    shapes: Sequence[Shape]
+    peers: Sequence[Peer]
+    cases: Sequence[Case]
+    threads: int
+    repeat: int
+    timeout: float
+    python: str
+
+
+@dataclass
+class Found:
+    """Everything measured so far.
+
+    versions: of each engine; None: it is missing. rounds: shape → engine → what each round
+    measured, or why it failed.
+    """
+
+    versions: dict[str, str | None] = field(default_factory=dict)
+    machines: list[Machine] = field(default_factory=list)
+    rounds: dict[str, dict[str, list[Measured | str]]] = field(default_factory=dict)
+
+
+Say = Callable[[str], None]
+Save = Callable[[Found], None]
+
+
+def find_versions(peers: Sequence[Peer], say: Say) -> dict[str, str | None]:
+    """Which engines are there; one that cannot even be asked counts as missing."""
+    versions: dict[str, str | None] = {}
+    for peer in peers:
+        try:
+            versions[peer.name] = call(peer, "version", {}, 300, None)
+        except ChildError as error:
+            say(f"{peer.name}: {error}")
+            versions[peer.name] = None
+        say(f"{engine(peer.name).TITLE}: {versions[peer.name] or 'missing, see bench/README.md'}")
+    return versions
+
+
+def run(plan: Plan, models: Models, sizes: Mapping[str, int], say: Say, save: Save) -> Found:
+    """Builds what is to be built, then measures; every result is saved at once.
+
+    sizes: bytes of each shape's weights.
+    """
+    found = Found(find_versions(plan.peers, say))
+    built = _build(plan, models, sizes, found, say)
+    logs = models.work / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    for number in range(plan.repeat):
+        for shape in plan.shapes:
+            found.machines.append(_machine(plan))
+            # forth and back, so that a machine that slows down favours none
+            for peer in plan.peers[:: -1 if number % 2 else 1]:
+                if model := built.get((shape.name, peer.name)):
+                    say(f"round {number + 1} of {plan.repeat}, {shape.name}: {peer.name}")
+                    log = logs / f"{shape.name}-{peer.name}.log"
+                    result = _measure(plan, shape, peer, model, number, log)
+                    if isinstance(result, str):
+                        say(f"  {result}")
+                    found.rounds[shape.name].setdefault(peer.name, []).append(result)
+                    save(found)
+    return found
+
+
+def _build(
+    plan: Plan, models: Models, sizes: Mapping[str, int], found: Found, say: Say
+) -> dict[tuple[str, str], Path]:
+    """Models by shape and engine; an engine without one gets the reason as its result."""
+    built = {}
+    for shape in plan.shapes:
+        results = found.rounds.setdefault(shape.name, {})
+        for peer in plan.peers:
+            if found.versions[peer.name] is None:
+                continue
+            if reason := engine(peer.name).refuses(shape.config):
+                results[peer.name] = [reason]
+                continue
+            try:
+                size = int(MARGIN * sizes[shape.name])
+                built[shape.name, peer.name] = models.of(peer, shape, size)
+            except ChildError as error:
+                say(f"{peer.name}: {error}")
+                results[peer.name] = [f"no model: {error}"]
+    return built
+
+
+def _machine(plan: Plan) -> Machine:
+    """This machine's limits now."""
+    own = Peer("limits", plan.python)
+    return Machine(**call(own, "machine", {"threads": plan.threads}, 300, None))
+
+
+def _measure(
+    plan: Plan, shape: Shape, peer: Peer, model: Path, number: int, log: Path
+) -> Measured | str:
+    request = {
+        "model": str(model),
+        "threads": plan.threads,
+        "vocab_size": shape.config["vocab_size"],
+        "seed": number,
+        "cases": as_fields(plan.cases),
+    }
+    try:
+        return Measured.of(call(peer, "measure", request, plan.timeout, log))
+    except ChildError as error:
+        return str(error)
+
+
+def raw(found: Found) -> dict[str, object]:
+    """For JSON."""
+    rounds = {
+        shape: {
+            name: [r if isinstance(r, str) else asdict(r) for r in results]
+            for name, results in engines.items()
+        }
+        for shape, engines in found.rounds.items()
+    }
+    machines = [asdict(machine) for machine in found.machines]
+    return {"versions": found.versions, "machines": machines, "rounds": rounds}

@@ -1,0 +1,146 @@
+"""One engine in a process of its own; its parent is `child.py`.
+
+    python -m bench.peers.worker VERB ENGINE REQUEST
+
+VERB is `version`, `build`, `measure`, or `machine` (of no engine), and REQUEST their arguments as
+JSON; the answer is one line of JSON on standard output. What engines print goes to standard error.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from bench.peers.engine import Case, Measured, Session, Timing, builder, cases_of, engine
+
+WARM_UP_TOKENS = 512
+"""Prompts up to this length are run once before they are timed; engines take longer ones in
+pieces, or they cost more than a warm-up changes."""
+
+WARM_UP_STEPS = 2
+"""Steps before the timed ones."""
+
+Json = dict[str, Any]
+
+
+def main() -> None:
+    """Answers one request."""
+    answer = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    verb, name, request = sys.argv[1:]
+    found = VERBS[verb](name, json.loads(request))
+    answer.write(json.dumps(found) + "\n")
+    answer.flush()
+    sys.stderr.flush()
+    os._exit(0)  # some engines crash when an interpreter takes them down
+
+
+def version(name: str, request: Json) -> str | None:
+    """The installed version."""
+    return engine(name).version(_path(request["source"]))
+
+
+def build(name: str, request: Json) -> str:
+    """Builds the model; its path inside `out`."""
+    out = Path(request["out"])
+    paths = (_path(request["needed"]), _path(request["source"]))
+    return builder(name).build(Path(request["config"]), out, *paths)
+
+
+def measure(name: str, request: Json) -> Json:
+    """Loads the model and runs every case."""
+    model, source = Path(request["model"]), _path(request["source"])
+    read_files(model)
+    runs = engine(name)
+    runs.version(source)
+    began = perf_counter()
+    session = runs.load(model, request["threads"], source)
+    session.reserve(1, 2)
+    session.start([[1]])
+    load_seconds = perf_counter() - began
+    rng, vocab_size = random.Random(request["seed"]), request["vocab_size"]
+
+    def draw(count: int) -> list[int]:
+        """New tokens every time: engines remember prompts."""
+        return rng.choices(range(vocab_size), k=count)
+
+    cases = cases_of(request["cases"])
+    timings = {case.name: run_case(session, case, draw) for case in cases}
+    peak, own = memory()
+    return asdict(Measured(load_seconds, peak, own, timings))
+
+
+def machine(name: str, request: Json) -> Json:
+    """This machine's limits."""
+    from bench.peers.limits import measure_machine
+
+    return asdict(measure_machine(request["threads"]))
+
+
+def run_case(session: Session, case: Case, draw: Callable[[int], list[int]]) -> Timing:
+    """The wall times of one case."""
+    if session.most is not None and case.batch > session.most:
+        return Timing(missing="no batching")
+
+    def start() -> float:
+        prompts = [draw(case.tokens) for _ in range(case.batch)]
+        began = perf_counter()
+        session.start(prompts)
+        return perf_counter() - began
+
+    session.reserve(case.batch, case.tokens + case.steps + WARM_UP_STEPS)
+    if not case.steps:
+        if case.tokens <= WARM_UP_TOKENS:
+            start()
+        return Timing([start() for _ in range(case.repeat)])
+    start()
+    return Timing(_steps(session, case, draw)[WARM_UP_STEPS:])
+
+
+def _steps(session: Session, case: Case, draw: Callable[[int], list[int]]) -> list[float]:
+    times = []
+    for _ in range(case.steps + WARM_UP_STEPS):
+        tokens = draw(case.batch)
+        began = perf_counter()
+        session.step(tokens)
+        times.append(perf_counter() - began)
+    return times
+
+
+def read_files(model: Path) -> None:
+    """Brings a model's files into the page cache, so that no engine waits for the disk."""
+    files = [model] if model.is_file() else sorted(p for p in model.rglob("*") if p.is_file())
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            while file.read(1 << 24):
+                pass
+
+
+def memory() -> tuple[int, int]:
+    """Peak bytes of this process, and those it holds now without mapped files."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    fields = {key: value for key, _, value in (line.partition(":") for line in lines)}
+    peak, own = (1024 * int(fields[name].split()[0]) for name in ("VmHWM", "RssAnon"))
+    return peak, own
+
+
+def _path(text: str | None) -> Path | None:
+    return None if text is None else Path(text)
+
+
+VERBS: dict[str, Callable[[str, Json], Any]] = {
+    "version": version,
+    "build": build,
+    "measure": measure,
+    "machine": machine,
+}
+
+if __name__ == "__main__":
+    main()
