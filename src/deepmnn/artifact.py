@@ -21,7 +21,7 @@ from typing import Any, TypedDict
 import numpy as np
 
 from deepmnn.checkpoint.json_file import is_plain_name, read_object, read_small
-from deepmnn.checkpoint.safetensors import SafetensorsFile
+from deepmnn.checkpoint.safetensors import Entry, SafetensorsFile
 from deepmnn.errors import ArtifactError, RequestError
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.serialize import from_json
@@ -131,36 +131,32 @@ class Artifact:
 
     def tensor(self, name: str) -> U8:
         """The stored bytes of a weight, read-only and memory-mapped. Raises ArtifactError."""
-        shard = self._shard_of.get(name)
-        if shard is None:
-            raise ArtifactError(f"{self.path} has no weight {name!r}", "", _AGAIN)
-        if shard.path not in self._maps:
+        path, entry = self._stored(name)
+        if path not in self._maps:
             try:
-                self._maps[shard.path] = np.memmap(shard.path, np.uint8, "r")
+                self._maps[path] = np.memmap(path, np.uint8, "r")
             except (OSError, ValueError) as fault:
-                raise ArtifactError(f"{shard.path} cannot be mapped: {fault}") from None
-        entry = shard.entries[name]
-        stored = self._maps[shard.path][entry.begin : entry.end]
-        if stored.nbytes != entry.nbytes:
-            raise ArtifactError(f"{shard.path} has shrunk since it was opened", "", _AGAIN)
-        return stored
+                raise ArtifactError(f"{path} cannot be mapped: {fault}") from None
+        return _whole(self._maps[path][entry.begin : entry.end], path, entry)
 
     def read(self, name: str) -> U8:
         """A copy of the stored bytes: unlike with `tensor`, nothing stays mapped.
 
         Raises ArtifactError.
         """
+        path, entry = self._stored(name)
+        try:
+            stored = np.fromfile(path, np.uint8, entry.nbytes, offset=entry.begin)
+        except OSError as fault:
+            raise ArtifactError(f"{path} cannot be read: {fault}") from None
+        return _whole(stored, path, entry)
+
+    def _stored(self, name: str) -> tuple[Path, Entry]:
+        """The shard that has a weight, and where in it. Raises ArtifactError."""
         shard = self._shard_of.get(name)
         if shard is None:
             raise ArtifactError(f"{self.path} has no weight {name!r}", "", _AGAIN)
-        entry = shard.entries[name]
-        try:
-            stored = np.fromfile(shard.path, np.uint8, entry.nbytes, offset=entry.begin)
-        except OSError as fault:
-            raise ArtifactError(f"{shard.path} cannot be read: {fault}") from None
-        if stored.nbytes != entry.nbytes:
-            raise ArtifactError(f"{shard.path} has shrunk since it was opened", "", _AGAIN)
-        return stored
+        return shard.path, shard.entries[name]
 
     def graph(self) -> Graph:
         """The graph, checked against the stored weights. Raises ArtifactError."""
@@ -184,6 +180,13 @@ class Artifact:
                     f"{expected} for {weight.dtype} {list(weight.shape)}",
                     _AGAIN,
                 )
+
+
+def _whole(stored: U8, path: Path, entry: Entry) -> U8:
+    """The bytes, if they are all there. Raises ArtifactError."""
+    if stored.nbytes != entry.nbytes:
+        raise ArtifactError(f"{path} has shrunk since it was opened", "", _AGAIN)
+    return stored
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -210,18 +213,23 @@ def read_manifest(directory: Path) -> Manifest:
             "a converted model",
             "Use the model that it was exported from.",
         )
-    if fields.get("format") != FORMAT or fields.get("format_version") != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{path} has format {fields.get('format')!r:.40} version "
-            f"{fields.get('format_version')!r:.40}",
-            f"{FORMAT} version {FORMAT_VERSION}",
-            "Convert the model again with this version of deepmnn.",
-        )
-    if fields.get("crc32") != manifest_crc(fields):
-        raise ArtifactError(f"{path} is damaged: its checksum is wrong", "", _AGAIN)
+    check_stamp(fields, path, (FORMAT, FORMAT_VERSION), _AGAIN)
     _check_manifest(fields, path)
     manifest: Manifest = fields  # type: ignore[assignment]
     return manifest
+
+
+def check_stamp(fields: dict[str, Any], path: Path, stamp: tuple[str, int], again: str) -> None:
+    """Raises ArtifactError unless a manifest has this format and version, and its own checksum."""
+    if (fields.get("format"), fields.get("format_version")) != stamp:
+        raise ArtifactError(
+            f"{path} has format {fields.get('format')!r:.40} version "
+            f"{fields.get('format_version')!r:.40}",
+            f"{stamp[0]} version {stamp[1]}",
+            f"{again.removesuffix('.')} with this version of deepmnn.",
+        )
+    if fields.get("crc32") != manifest_crc(fields):
+        raise ArtifactError(f"{path} is damaged: its checksum is wrong", "", again)
 
 
 def manifest_crc(fields: dict[str, Any]) -> int:
@@ -254,7 +262,7 @@ def _check_manifest(fields: dict[str, Any], path: Path) -> None:
     records = [*fields["files"].values(), *fields["shards"]]
     names = [*fields["files"], *(_name_of(record) for record in fields["shards"])]
     for name, record in zip(names, records, strict=True):
-        if not is_plain_name(name) or not _has(record, int, "nbytes", "crc32"):
+        if not is_plain_name(name) or not is_file_record(record):
             raise ArtifactError(f"{path}: file {name!r:.80} is listed as {record!r:.80}")
     if len(set(names)) != len(names):
         raise ArtifactError(f"{path} lists a file twice")
@@ -265,6 +273,11 @@ def _check_manifest(fields: dict[str, Any], path: Path) -> None:
 
 def _name_of(record: object) -> object:
     return record.get("file") if isinstance(record, dict) else None
+
+
+def is_file_record(record: object) -> bool:
+    """Whether it has the fields of a FileRecord."""
+    return _has(record, int, "nbytes", "crc32")
 
 
 def _has(record: object, kind: type, *keys: str) -> bool:

@@ -11,7 +11,7 @@ from deepmnn import __version__
 from deepmnn.errors import ArtifactError, CheckpointError, StorageError
 
 CHECKPOINT = Path(__file__).parent / "tiny_r1"
-CACHE_HINT = "Set XDG_CACHE_HOME to a directory that you may write to."
+_HINT = "Set XDG_CACHE_HOME to a directory that you may write to."
 HELD_OUT = CHECKPOINT / "held_out.jsonl"
 """Problems that tiny-r1's training never saw."""
 
@@ -25,7 +25,7 @@ def cache_directory() -> Path:
     try:
         return (Path(base) if base else Path.home() / ".cache") / "deepmnn"
     except RuntimeError as error:
-        raise StorageError("this user has no home directory", "a cache", CACHE_HINT) from error
+        raise StorageError("this user has no home directory", "a cache", _HINT) from error
 
 
 def bundled_model(
@@ -40,18 +40,30 @@ def bundled_model(
     from deepmnn.convert import convert
 
     target = cache_directory() / f"tiny-r1-{quant}-{_content_key()}"
+    cached(
+        target,
+        Artifact.open,
+        lambda: convert(CHECKPOINT, target, quant=quant, overwrite=True, progress=progress),
+    )
+    return target
+
+
+def cached(target: Path, check: Callable[[Path], object], write: Callable[[], object]) -> None:
+    """Writes `target` unless it is there and `check` raises no ArtifactError.
+
+    Raises StorageError when the cache cannot be written.
+    """
     try:
         if target.exists():
             try:
-                Artifact.open(target)
-                return target
+                check(target)
+                return
             except ArtifactError:
                 pass  # damaged, or of another format version: write it again
-        convert(CHECKPOINT, target, quant=quant, overwrite=True, progress=progress)
+        write()
     except (StorageError, OSError) as error:
         found = error.found if isinstance(error, StorageError) else f"{target}: {error.strerror}"
-        raise StorageError(found, "a cache that can be written", CACHE_HINT) from error
-    return target
+        raise StorageError(found, "a cache that can be written", _HINT) from error
 
 
 def _content_key() -> str:

@@ -98,15 +98,23 @@ class DirectoryWriter:
         """The file goes into the manifest."""
         self._file_records[name] = record
 
-    def add_file(self, name: str, data: bytes) -> None:
-        """Writes a small file. Raises StorageError."""
+    @contextlib.contextmanager
+    def stream(self, name: str, keep: bool = True) -> Iterator[Sink]:
+        """A file to stream into; keep: it goes into the manifest."""
         sink = self.open(name)
         try:
-            sink.write(data)
+            yield sink
         except BaseException:
             sink.abandon()
             raise
-        self.record(name, sink.finish())
+        record = sink.finish()
+        if keep:
+            self.record(name, record)
+
+    def add_file(self, name: str, data: bytes) -> None:
+        """Writes a small file. Raises StorageError."""
+        with self.stream(name) as sink:
+            sink.write(data)
 
     def adopt(self, name: str) -> None:
         """Puts a file into the manifest that somebody else wrote to `temp`. Raises StorageError."""

@@ -6,9 +6,8 @@ from pathlib import Path
 
 from deepmnn import __version__
 from deepmnn.artifact import Artifact
-from deepmnn.bundled import CACHE_HINT, cache_directory
+from deepmnn.bundled import cache_directory, cached
 from deepmnn.convert import Progress
-from deepmnn.errors import ArtifactError, StorageError
 from deepmnn.export.folder import MnnFolder
 
 
@@ -21,15 +20,9 @@ def exported_model(artifact: Artifact, progress: Progress | None = None) -> Path
     from deepmnn.export import export
 
     target = cache_directory() / f"mnn-{artifact.manifest['crc32']:08x}-{__version__}"
-    try:
-        if target.exists():
-            try:
-                MnnFolder.open(target)
-                return target
-            except ArtifactError:
-                pass  # damaged, or of another format version: write it again
-        export(artifact.path, target, overwrite=True, progress=progress)
-    except (StorageError, OSError) as error:
-        found = error.found if isinstance(error, StorageError) else f"{target}: {error.strerror}"
-        raise StorageError(found, "a cache that can be written", CACHE_HINT) from error
+    cached(
+        target,
+        MnnFolder.open,
+        lambda: export(artifact.path, target, overwrite=True, progress=progress),
+    )
     return target

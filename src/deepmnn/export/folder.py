@@ -27,7 +27,8 @@ from deepmnn.artifact import (
     VERIFY_ALWAYS_BYTES,
     check_crc,
     check_size,
-    manifest_crc,
+    check_stamp,
+    is_file_record,
 )
 from deepmnn.checkpoint.json_file import is_plain_name, read_object
 from deepmnn.errors import ArtifactError
@@ -172,15 +173,7 @@ def _read_manifest(path: Path, names: Names) -> dict[str, Any]:
             "Export a converted model first: deepmnn export PATH OUT",
         )
     fields = read_object(path, ArtifactError)
-    if fields.get("format") != FORMAT or fields.get("format_version") != FORMAT_VERSION:
-        raise ArtifactError(
-            f"{path} has format {fields.get('format')!r:.40} version "
-            f"{fields.get('format_version')!r:.40}",
-            f"{FORMAT} version {FORMAT_VERSION}",
-            "Export the model again with this version of deepmnn.",
-        )
-    if fields.get("crc32") != manifest_crc(fields):
-        raise ArtifactError(f"{path} is damaged: its checksum is wrong", "", _AGAIN)
+    check_stamp(fields, path, (FORMAT, FORMAT_VERSION), _AGAIN)
     _check_fields(fields, path)
     sidecar = f"{names.sidecar}/config.json"
     for name in (names.model, names.weight, names.of("llm_config.json"), sidecar):
@@ -201,7 +194,7 @@ def _check_fields(fields: dict[str, Any], path: Path) -> None:
         if not least <= fields[key] <= _MOST:
             raise ArtifactError(f"{path}: {key} is {fields[key]!r:.80}", f"{least} to {_MOST}")
     for name, record in fields["files"].items():
-        if not _is_inside(name) or not _is_record(record):
+        if not _is_inside(name) or not is_file_record(record):
             raise ArtifactError(f"{path}: file {name!r:.80} is listed as {record!r:.80}")
 
 
@@ -231,9 +224,3 @@ def _is_inside(name: str) -> bool:
     """A file here, or in a directory here."""
     parts = PurePosixPath(name).parts
     return len(parts) in (1, 2) and all(map(is_plain_name, parts)) and "/".join(parts) == name
-
-
-def _is_record(record: object) -> bool:
-    return isinstance(record, dict) and all(
-        type(record.get(key)) is int for key in ("nbytes", "crc32")
-    )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from deepmnn.directory_writer import DirectoryWriter, Sink, found_format, sync_directory
+from deepmnn.directory_writer import DirectoryWriter, found_format, sync_directory
 from deepmnn.errors import StorageError
 from deepmnn.export.folder import FORMAT, Names
 
@@ -26,19 +24,6 @@ class FolderWriter(DirectoryWriter):
         super().__init__(target if names.stem is None else target / names.model, overwrite)
         self.names = names
         self.manifest = names.manifest
-
-    @contextlib.contextmanager
-    def stream(self, name: str, keep: bool = True) -> Iterator[Sink]:
-        """A file to stream into; keep: it goes into the manifest."""
-        sink = self.open(name)
-        try:
-            yield sink
-        except BaseException:
-            sink.abandon()
-            raise
-        record = sink.finish()
-        if keep:
-            self.record(name, record)
 
     def add_json(self, name: str, fields: dict[str, Any], keep: bool = True) -> None:
         """Writes a JSON file; keep: it goes into the manifest. Raises StorageError."""

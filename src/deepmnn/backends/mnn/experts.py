@@ -89,7 +89,16 @@ def moe(low: Lowering, node: Node) -> None:
     low.set_packed(node.outputs[0], packed)
 
 
-def gate_up_rows(low: Lowering, weight: str, size: int) -> tuple[tuple[str, Rows], ...]:
+def gate_and_up(low: Lowering, block: Block, x: int, weight: tuple[str, int], prefix: str) -> int:
+    """silu(gate) · up of packed x, by a gate-and-up weight of this intermediate size."""
+    gate, up = (
+        low.linear(block, x, (stored, rows, None), prefix + part)
+        for (stored, rows), part in zip(_gate_up_rows(low, *weight), ("gate", "up"), strict=True)
+    )
+    return block.binary("MUL_SILU", up, gate)
+
+
+def _gate_up_rows(low: Lowering, weight: str, size: int) -> tuple[tuple[str, Rows], ...]:
     """Where gate's and up's rows lie: interleaved in one stored weight, or each in its own."""
     if weight in low.stored:
         blocks = np.arange(2 * padded(size)).reshape(-1, 2, BLOCK_ROWS)
@@ -104,12 +113,7 @@ def _expert(low: Lowering, name: str, hidden: int, size: int, gate_up: str, down
     block = Block()
     x = block.input("x", (-1, hidden))
     packed = block.pack(block.reshape(x, (-1, hidden, 1, 1)))
-    pieces = zip(gate_up_rows(low, gate_up, size), ("gate", "up"), strict=True)
-    gate, up = (
-        low.linear(block, packed, (stored, rows, None), f"{name}/{part}")
-        for (stored, rows), part in pieces
-    )
-    gated = block.binary("MUL_SILU", up, gate)
+    gated = gate_and_up(low, block, packed, (gate_up, size), f"{name}/")
     out = low.linear(block, gated, (down, np.arange(hidden), None), f"{name}/down")
     out = block.reshape(block.unpack(out), (-1, hidden))
     low.model.subgraphs.append((name, block, [x], [out]))

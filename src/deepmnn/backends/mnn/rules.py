@@ -116,13 +116,10 @@ def _select_rows(low: Lowering, node: Node) -> None:
 
 
 def _swiglu(low: Lowering, node: Node) -> None:
-    pieces = experts.gate_up_rows(low, node.weights[0], node.int_attr("intermediate_size"))
+    weight = (node.weights[0], node.int_attr("intermediate_size"))
     x = low.packed(node.inputs[0])
-    gate, up = (
-        low.linear(low.model, x, (stored, rows, None), f"/{node.name}.{part}")
-        for (stored, rows), part in zip(pieces, ("gate", "up"), strict=True)
-    )
-    low.set_packed(node.outputs[0], low.model.binary("MUL_SILU", up, gate))
+    gated = experts.gate_and_up(low, low.model, x, weight, f"/{node.name}.")
+    low.set_packed(node.outputs[0], gated)
 
 
 RULES: dict[str, Rule] = {
