@@ -11,6 +11,10 @@ namespace deepmnn::avx2 {
 
 constexpr int kTileBlocks = 1;
 constexpr int kTileRows = 4;
+constexpr int kSplitSums = 1;
+constexpr int kPanelBlocks = 1;
+constexpr int kPanelTileRows = 4;
+constexpr int kPanelStep = 8;
 
 struct F32x16 {
   __m256 lo, hi;
@@ -177,6 +181,11 @@ DEEPMNN_INLINE U8x64 load_u8(const uint8_t* p) {
   const __m256i* q = reinterpret_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};
 }
+DEEPMNN_INLINE void store_u8(uint8_t* p, U8x64 a) {
+  __m256i* q = reinterpret_cast<__m256i*>(p);
+  _mm256_storeu_si256(q, a.lo);
+  _mm256_storeu_si256(q + 1, a.hi);
+}
 DEEPMNN_INLINE U8x64 low_nibbles(U8x64 a) {
   const __m256i mask = _mm256_set1_epi8(15);
   return {_mm256_and_si256(a.lo, mask), _mm256_and_si256(a.hi, mask)};
@@ -210,6 +219,23 @@ DEEPMNN_INLINE __m256i signed_pairs(__m256i w, __m256i a) {
 DEEPMNN_INLINE I32x16 dot_w8(I32x16 acc, U8x64 w, const int8_t* a) {
   const __m256i four = broadcast4(a);
   return {add_pairs(acc.lo, signed_pairs(w.lo, four)), add_pairs(acc.hi, signed_pairs(w.hi, four))};
+}
+// Eight products of pairs, each at most 2 * 15 * 127, still fit int16.
+DEEPMNN_INLINE I32x16 panel_w4(I32x16 acc, const uint8_t* w, const int8_t* a) {
+  __m256i lo = _mm256_setzero_si256(), hi = lo;
+  DEEPMNN_UNROLL
+  for (int i = 0; i < kPanelStep; ++i) {
+    const __m256i four = broadcast4(a + 4 * i);
+    const U8x64 codes = load_u8(w + 64 * i);
+    lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(codes.lo, four));
+    hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(codes.hi, four));
+  }
+  return {add_pairs(acc.lo, lo), add_pairs(acc.hi, hi)};
+}
+DEEPMNN_INLINE I32x16 panel_w8(I32x16 acc, const uint8_t* w, const int8_t* a) {
+  DEEPMNN_UNROLL
+  for (int i = 0; i < kPanelStep; ++i) acc = dot_w8(acc, load_u8(w + 64 * i), a + 4 * i);
+  return acc;
 }
 
 DEEPMNN_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }

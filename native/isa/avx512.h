@@ -16,6 +16,10 @@ namespace deepmnn::avx512 {
 
 constexpr int kTileBlocks = 2;
 constexpr int kTileRows = 6;
+constexpr int kSplitSums = 3;
+constexpr int kPanelBlocks = 4;
+constexpr int kPanelTileRows = 6;
+constexpr int kPanelStep = 1;
 
 struct F32x16 {
   __m512 v;
@@ -118,6 +122,7 @@ DEEPMNN_INLINE void store_f16(void* p, F32x16 a) {
 }
 
 DEEPMNN_INLINE U8x64 load_u8(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+DEEPMNN_INLINE void store_u8(uint8_t* p, U8x64 a) { _mm512_storeu_si512(p, a.v); }
 DEEPMNN_INLINE U8x64 low_nibbles(U8x64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
 DEEPMNN_INLINE U8x64 high_nibbles(U8x64 a) {
   return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
@@ -134,6 +139,8 @@ constexpr int kW8Bias = 128;
 DEEPMNN_INLINE I32x16 dot_w8(I32x16 acc, U8x64 w, const int8_t* a) {
   return {_mm512_dpbusd_epi32(acc.v, w.v, broadcast4(a))};
 }
+DEEPMNN_INLINE I32x16 panel_w4(I32x16 acc, const uint8_t* w, const int8_t* a) { return dot_w8(acc, load_u8(w), a); }
+DEEPMNN_INLINE I32x16 panel_w8(I32x16 acc, const uint8_t* w, const int8_t* a) { return dot_w8(acc, load_u8(w), a); }
 
 DEEPMNN_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
 

@@ -9,5 +9,5 @@
 #if defined(__clang__)
 #define DEEPMNN_UNROLL _Pragma("unroll")
 #else
-#define DEEPMNN_UNROLL _Pragma("GCC unroll 16")
+#define DEEPMNN_UNROLL _Pragma("GCC unroll 32")
 #endif

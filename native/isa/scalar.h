@@ -9,8 +9,12 @@
 
 namespace deepmnn::scalar {
 
-constexpr int kTileBlocks = 1;  // output blocks per GEMM tile
-constexpr int kTileRows = 2;    // input rows per GEMM tile
+constexpr int kTileBlocks = 1;     // output blocks per tile of a matrix product
+constexpr int kTileRows = 2;       // input rows per tile of it
+constexpr int kSplitSums = 1;      // up to this many rows its sums are kept in two parts
+constexpr int kPanelBlocks = 1;    // output blocks of an unpacked panel
+constexpr int kPanelTileRows = 2;  // input rows per tile of it
+constexpr int kPanelStep = 1;      // vectors of one block that lie together in it, as panel_w4 and panel_w8 take them
 
 struct F32x16 {
   float v[16];
@@ -219,6 +223,7 @@ DEEPMNN_INLINE U8x64 load_u8(const uint8_t* p) {
   __builtin_memcpy(r.v, p, sizeof(r.v));
   return r;
 }
+DEEPMNN_INLINE void store_u8(uint8_t* p, const U8x64& a) { __builtin_memcpy(p, a.v, sizeof(a.v)); }
 DEEPMNN_INLINE U8x64 low_nibbles(const U8x64& a) {
   U8x64 r;
   for (int i = 0; i < 64; ++i) r.v[i] = a.v[i] & 15;
@@ -245,6 +250,18 @@ DEEPMNN_INLINE I32x16 dot_w8(const I32x16& acc, const U8x64& w, const int8_t* a)
     for (int j = 0; j < 4; ++j) s += w.v[4 * i + j] * a[j];
     return acc.v[i] + static_cast<uint32_t>(s);
   });
+}
+// The same for kPanelStep vectors of 16 rows × 4 weights, one after another, and as many times 4 activations; w4's
+// weights are 0..15.
+DEEPMNN_INLINE I32x16 panel_w4(const I32x16& acc, const uint8_t* w, const int8_t* a) {
+  return i32_lanes([&](int i) {
+    int32_t s = 0;
+    for (int j = 0; j < 4; ++j) s += w[4 * i + j] * a[j];
+    return acc.v[i] + static_cast<uint32_t>(s);
+  });
+}
+DEEPMNN_INLINE I32x16 panel_w8(const I32x16& acc, const uint8_t* w, const int8_t* a) {
+  return dot_w8(acc, load_u8(w), a);
 }
 
 DEEPMNN_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }

@@ -16,7 +16,7 @@ struct Row {
   const int32_t* sums;
 };
 
-// Bytes ahead of the reader that a single-row walk asks for: enough to hide memory latency at full bandwidth.
+// Bytes ahead of the reader that a walk asks for: enough to hide memory latency at full bandwidth.
 constexpr int64_t kPrefetch = 8192;
 
 template <int kBlocks, int kRows>
@@ -85,13 +85,14 @@ struct IntTile {
 struct StepW4 {
   static constexpr int kColumns = 8;
   static constexpr int kBias = 8;
+  static DEEPMNN_INLINE I32x16 panel(I32x16 acc, const uint8_t* w, const int8_t* a) { return panel_w4(acc, w, a); }
   template <int kBlocks, int kRows>
-  static DEEPMNN_INLINE void run(const uint8_t* w, int64_t block_bytes, const Row* rows, int64_t column,
+  static DEEPMNN_INLINE void run(const uint8_t* w, int64_t block_bytes, int64_t ahead, const Row* rows, int64_t column,
                                  IntTile<kBlocks, kRows>& acc) {
     U8x64 low[kBlocks], high[kBlocks];
     DEEPMNN_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
-      if (kRows == 1) prefetch(w + b * block_bytes + kPrefetch);
+      prefetch(w + b * block_bytes + ahead);
       const U8x64 packed = load_u8(w + b * block_bytes);
       low[b] = low_nibbles(packed);
       high[b] = high_nibbles(packed);
@@ -108,13 +109,14 @@ struct StepW4 {
 struct StepW8 {
   static constexpr int kColumns = 4;
   static constexpr int kBias = kW8Bias;
+  static DEEPMNN_INLINE I32x16 panel(I32x16 acc, const uint8_t* w, const int8_t* a) { return panel_w8(acc, w, a); }
   template <int kBlocks, int kRows>
-  static DEEPMNN_INLINE void run(const uint8_t* w, int64_t block_bytes, const Row* rows, int64_t column,
+  static DEEPMNN_INLINE void run(const uint8_t* w, int64_t block_bytes, int64_t ahead, const Row* rows, int64_t column,
                                  IntTile<kBlocks, kRows>& acc) {
     U8x64 packed[kBlocks];
     DEEPMNN_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
-      if (kRows == 1) prefetch(w + b * block_bytes + kPrefetch);
+      prefetch(w + b * block_bytes + ahead);
       packed[b] = load_u8(w + b * block_bytes);
     }
     DEEPMNN_UNROLL
@@ -128,11 +130,11 @@ struct StepW8 {
 // kSteps steps in a row, in turn over the kCount sets of accumulators: unrolled, because at a loop's edge compilers
 // copy every accumulator (int8 ran at 57 % of the multipliers' peak instead of 77 %).
 template <class Step, int kSteps, int kBlocks, int kRows, int kCount>
-DEEPMNN_INLINE void walk(const uint8_t*& w, int64_t block_bytes, const Row* rows, int64_t& column,
+DEEPMNN_INLINE void walk(const uint8_t*& w, int64_t block_bytes, int64_t ahead, const Row* rows, int64_t& column,
                          IntTile<kBlocks, kRows> (&acc)[kCount]) {
   DEEPMNN_UNROLL
   for (int s = 0; s < kSteps; ++s) {
-    Step::template run<kBlocks, kRows>(w, block_bytes, rows, column, acc[s % kCount]);
+    Step::template run<kBlocks, kRows>(w, block_bytes, ahead, rows, column, acc[s % kCount]);
     w += 64;
     column += Step::kColumns;
   }
@@ -142,12 +144,15 @@ DEEPMNN_INLINE void walk(const uint8_t*& w, int64_t block_bytes, const Row* rows
 template <class Step, int kBlocks, int kRows>
 DEEPMNN_INLINE void dot_quantized(const uint8_t* w, int64_t block_bytes, const Weight& weight, const Row* rows,
                                   Tile<kBlocks, kRows>& out) {
-  constexpr int kCount = kBlocks * kRows <= 2 ? 2 : 1;  // accumulators (exact, so their order does not matter)
+  constexpr int kCount = kBlocks * kRows <= kSplitSums ? 2 : 1;  // accumulators (exact, so their order does not matter)
   const int64_t groups = (weight.cols + weight.group_size - 1) / weight.group_size;
   const int64_t steps = weight.group_size / Step::kColumns;
+  const uint8_t* const end = w + block_bytes;
   int64_t column = 0;
   clear(out);
   for (int64_t g = 0; g < groups; ++g) {
+    // Behind its end a block is followed by one that the same tile reads; the stream goes on after that one.
+    const int64_t ahead = kPrefetch + (w + kPrefetch >= end ? (kBlocks - 1) * block_bytes : 0);
     IntTile<kBlocks, kRows> acc[kCount];
     DEEPMNN_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
@@ -158,9 +163,9 @@ DEEPMNN_INLINE void dot_quantized(const uint8_t* w, int64_t block_bytes, const W
       }
     }
     if (steps % 8 == 0) {
-      for (int64_t s = 0; s < steps; s += 8) walk<Step, 8>(w, block_bytes, rows, column, acc);
+      for (int64_t s = 0; s < steps; s += 8) walk<Step, 8>(w, block_bytes, ahead, rows, column, acc);
     } else {  // groups of 32 in w4
-      for (int64_t s = 0; s < steps; s += 4) walk<Step, 4>(w, block_bytes, rows, column, acc);
+      for (int64_t s = 0; s < steps; s += 4) walk<Step, 4>(w, block_bytes, ahead, rows, column, acc);
     }
     DEEPMNN_UNROLL
     for (int b = 0; b < kBlocks; ++b) {

@@ -3,13 +3,31 @@
 
 #include "kernels/dot.h"
 #include "kernels/math.h"
+#include "kernels/panel.h"
 
 namespace deepmnn::DEEPMNN_NS {
 
-// Output blocks per tile when there is one input row: floats need several to hide the latency of an addition; integer
-// sums are exact, so one block has accumulators of its own, and reading is fastest along one stream.
 template <DType kDType>
-constexpr int kSingleBlocks = kDType == DType::f32 || kDType == DType::bf16 ? 4 : 1;
+constexpr bool kQuantized = kDType == DType::w8 || kDType == DType::w4;
+
+// Output blocks of a tile of `rows` input rows. Floats need several blocks to hide the latency of an addition. Integers
+// keep sums in two parts instead, and one block is read as one stream, which memory likes best; but with more rows
+// every activation must serve two blocks, or loading them is what takes the time.
+template <DType kDType>
+constexpr int tile_blocks(int64_t rows) {
+  return kQuantized<kDType> ? (rows < 4 ? 1 : kTileBlocks) : (rows == 1 ? 4 : kTileBlocks);
+}
+
+template <DType kDType>
+struct StepOf;
+template <>
+struct StepOf<DType::w4> {
+  using Type = StepW4;
+};
+template <>
+struct StepOf<DType::w8> {
+  using Type = StepW8;
+};
 
 DEEPMNN_INLINE int64_t group_count(const Weight& weight) {
   return weight.group_size ? (weight.cols + weight.group_size - 1) / weight.group_size : 0;
@@ -20,7 +38,7 @@ template <DType kDType>
 DEEPMNN_INLINE Row input_row(const LinearTask& task, int64_t i) {
   const Rows& rows = task.rows;
   const int64_t at = rows.index ? rows.index[i] : i;
-  if constexpr (kDType == DType::f32 || kDType == DType::bf16) {
+  if constexpr (!kQuantized<kDType>) {
     return {rows.x + at * rows.stride, nullptr, nullptr, nullptr};
   } else {
     const int64_t groups = group_count(task.weight), first = at * groups;
@@ -34,6 +52,7 @@ DEEPMNN_INLINE void write(const LinearTask& task, int64_t block, int64_t i, F32x
   const int64_t n = left < kBlockRows ? left : kBlockRows;
   if (n <= 0) return;
   float* y = task.y + i * task.y_stride + column;
+  if (n == kBlockRows && task.epilogue != Epilogue::accumulate && !task.bias) return store(y, value);
   if (task.epilogue == Epilogue::accumulate) value = value + load(y, n);
   if (task.epilogue == Epilogue::store && task.bias) value = value + load(task.bias + column, n);
   store(y, value, n);
@@ -62,7 +81,7 @@ void swiglu_tile(const LinearTask& task, int64_t block, int64_t i) {
   Row rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = input_row<kDType>(task, i + r);
   Tile<2, kRows> out;
-  if constexpr (kRows == 1 ? kSingleBlocks<kDType> > 1 : kTileBlocks == 2) {
+  if constexpr (tile_blocks<kDType>(kRows) > 1) {
     dot<kDType>(w, block_bytes, task.weight, rows, out);
   } else {
     Tile<1, kRows> half;
@@ -77,8 +96,7 @@ void swiglu_tile(const LinearTask& task, int64_t block, int64_t i) {
   for (int r = 0; r < kRows; ++r) write(task, block, i + r, silu(out.v[0][r]) * out.v[1][r]);
 }
 
-// The tile with exactly n_rows (1 .. kRows) rows and n_blocks blocks: 1, kTileBlocks or, for one row,
-// kSingleBlocks.
+// The tile with exactly n_rows (1 .. kRows) rows and n_blocks blocks: 1 or tile_blocks.
 template <DType kDType, int kRows>
 void run_tile(const LinearTask& task, int64_t block, int64_t n_blocks, int64_t i, int64_t n_rows) {
   if constexpr (kRows > 1) {
@@ -86,23 +104,77 @@ void run_tile(const LinearTask& task, int64_t block, int64_t n_blocks, int64_t i
   }
   if (task.epilogue == Epilogue::swiglu) return swiglu_tile<kDType, kRows>(task, block, i);
   if (n_blocks == 1) return plain_tile<kDType, 1, kRows>(task, block, i);
-  if constexpr (kRows == 1) {
-    if (n_blocks == kSingleBlocks<kDType>) return plain_tile<kDType, kSingleBlocks<kDType>, 1>(task, block, i);
+  plain_tile<kDType, tile_blocks<kDType>(kRows), kRows>(task, block, i);
+}
+
+// Output blocks [block, block + kBlocks), or for swiglu the pairs behind kBlocks / 2 of them, of rows [first, first +
+// n).
+template <class Step, int kBlocks>
+void panel_rows(const LinearTask& task, int64_t block, int64_t block_bytes, const Row* rows, int64_t first, int64_t n) {
+  const bool pairs = task.epilogue == Epilogue::swiglu;
+  const uint8_t* w = task.weight.data + (pairs ? 2 : 1) * block * block_bytes;
+  Sums<kBlocks> sums;
+  switch (task.weight.group_size) {
+    case 32:
+      panel_dot<Step, 32, kBlocks>(w, block_bytes, task.weight, rows, n, sums);
+      break;
+    case 64:
+      panel_dot<Step, 64, kBlocks>(w, block_bytes, task.weight, rows, n, sums);
+      break;
+    default:
+      panel_dot<Step, 128, kBlocks>(w, block_bytes, task.weight, rows, n, sums);
   }
-  plain_tile<kDType, kTileBlocks, kRows>(task, block, i);
+  for (int64_t i = 0; i < n; ++i) {
+    for (int b = 0; b < kBlocks; ++b) {
+      if (!pairs) {
+        write(task, block + b, first + i, load(sums.v[i][b]));
+      } else if (b % 2 == 1) {
+        write(task, block + b / 2, first + i, silu(load(sums.v[i][b - 1])) * load(sums.v[i][b]));
+      }
+    }
+  }
+}
+
+template <class Step, DType kDType>
+void panel_blocks(const LinearTask& task, int64_t begin, int64_t end) {
+  const int64_t per = task.epilogue == Epilogue::swiglu ? 2 : 1;
+  const int64_t block_bytes = block_nbytes(kDType, task.weight.cols, task.weight.group_size);
+  Row rows[kPanelRows];
+  for (int64_t first = 0; first < task.rows.n; first += kPanelRows) {
+    const int64_t left = task.rows.n - first, n = left < kPanelRows ? left : kPanelRows;
+    for (int64_t i = 0; i < n; ++i) rows[i] = input_row<kDType>(task, first + i);
+    for (int64_t block = begin; block < end;) {
+      const int64_t weight_blocks = (end - block) * per;
+      if (weight_blocks >= kPanelBlocks && kPanelBlocks >= per) {
+        panel_rows<Step, kPanelBlocks>(task, block, block_bytes, rows, first, n);
+        block += kPanelBlocks / per;
+      } else if (weight_blocks >= 2) {
+        panel_rows<Step, 2>(task, block, block_bytes, rows, first, n);
+        block += 2 / per;
+      } else {
+        panel_rows<Step, 1>(task, block, block_bytes, rows, first, n);
+        block += 1;
+      }
+    }
+  }
 }
 
 // Blocks outside, rows inside: a tile's weights stay in cache while all the rows pass.
 template <DType kDType>
 void linear_blocks(const LinearTask& task, int64_t begin, int64_t end) {
   const int64_t n = task.rows.n;
-  const int64_t most = task.epilogue == Epilogue::swiglu ? 1 : n == 1 ? kSingleBlocks<kDType> : kTileBlocks;
+  if (n == 0) return;
+  if constexpr (kQuantized<kDType>) {
+    using Step = typename StepOf<kDType>::Type;
+    if (n > kTileRows) return panel_blocks<Step, kDType>(task, begin, end);
+  }
+  const int64_t tiles = (n + kTileRows - 1) / kTileRows, all = tile_blocks<kDType>((n + tiles - 1) / tiles);
+  const int64_t most = task.epilogue == Epilogue::swiglu ? 1 : all;
   for (int64_t block = begin; block < end;) {
     const int64_t n_blocks = end - block >= most ? most : 1;
-    for (int64_t i = 0; i < n;) {
-      const int64_t tiles = (n - i + kTileRows - 1) / kTileRows, n_rows = (n - i + tiles - 1) / tiles;
-      run_tile<kDType, kTileRows>(task, block, n_blocks, i, n_rows);
-      i += n_rows;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t i = n * tile / tiles;
+      run_tile<kDType, kTileRows>(task, block, n_blocks, i, n * (tile + 1) / tiles - i);
     }
     block += n_blocks;
   }

@@ -3,7 +3,8 @@
 namespace deepmnn {
 namespace {
 
-constexpr int64_t kRowTileNbytes = 192 << 10;    // a tile's input rows stay in L2 while weights pass
+constexpr int64_t kRowTileNbytes = 192 << 10;    // a tile's float rows stay in L2 while weights pass
+constexpr int64_t kIntegerRowTile = 256;         // integer rows are walked in panels: how long they are does not matter
 constexpr int64_t kBlockTileNbytes = 256 << 10;  // a tile's weights stay in L2 while row tiles pass
 constexpr int64_t kMinRowTile = 24;
 constexpr int64_t kMinTileWork = 16 << 10;  // weight bytes × rows: less is not worth a thread
@@ -27,8 +28,8 @@ int64_t block_weight_nbytes(const LinearTask& task) {
 }
 
 int64_t row_tile(const LinearTask& task) {
-  const int64_t row_nbytes = task.weight.cols * (is_quantized(task.weight.dtype) ? 1 : 4);
-  const int64_t most = std::max(kMinRowTile, kRowTileNbytes / row_nbytes);
+  const int64_t most = is_quantized(task.weight.dtype) ? kIntegerRowTile
+                                                       : std::max(kMinRowTile, kRowTileNbytes / (task.weight.cols * 4));
   const int64_t even = ceil_div(task.rows.n, ceil_div(task.rows.n, most));
   return ceil_div(even, 4) * 4;
 }
@@ -38,7 +39,7 @@ int64_t block_tile(const LinearTask& task, int64_t work, int64_t workers) {
   const int64_t per_block = block_weight_nbytes(task) * std::min(task.rows.n, row_tile(task));
   const int64_t share = std::max(kMinTileWork, work / (workers * kTilesPerWorker));
   const int64_t blocks = std::min(share / per_block, kBlockTileNbytes / block_weight_nbytes(task));
-  return std::max<int64_t>(blocks / 2 * 2, task.rows.n > 1 ? 2 : 1);  // the kernels take blocks in pairs
+  return task.rows.n > 1 ? std::max<int64_t>(blocks / 4 * 4, 4) : std::max<int64_t>(blocks, 1);  // kernels take up to 4
 }
 
 // Calls function(tile): tiles of a task that share weights follow one another.

@@ -1,0 +1,159 @@
+// Quantised matrix products for more rows than one tile holds. A panel is a few blocks by kPanelCols columns, unpacked
+// once into bytes that stay in the first-level cache while every row passes; the running sums wait in memory between
+// panels. Sums are added up group by group in the order of the columns, as in dot.h, so both give the same bits.
+#pragma once
+
+#include "kernels/dot.h"
+
+namespace deepmnn::DEEPMNN_NS {
+
+constexpr int64_t kPanelCols = 256;   // a multiple of every group size
+constexpr int64_t kPanelRows = 256;   // rows that pass while a panel stands
+constexpr int64_t kPanelCached = 64;  // with more rows computing takes so long that memory keeps up by itself
+
+template <int kBlocks>
+struct Panel {
+  // Vector v (4 columns) of block b: ((v / kPanelStep) * kBlocks + b) * kPanelStep + v % kPanelStep.
+  alignas(64) uint8_t codes[kBlocks * kPanelCols * kBlockRows];
+  alignas(64) float scales[kPanelCols / 32][kBlocks][kBlockRows];
+
+  DEEPMNN_INLINE uint8_t* vector(int64_t v, int b) {
+    return codes + (((v / kPanelStep) * kBlocks + b) * kPanelStep + v % kPanelStep) * 64;
+  }
+};
+
+// Sums of the rows that pass: [kPanelRows][kBlocks] vectors.
+template <int kBlocks>
+struct Sums {
+  alignas(64) float v[kPanelRows][kBlocks][kBlockRows];
+};
+
+// Bytes of one group of a block, scales included.
+template <class Step>
+constexpr int64_t group_nbytes(int64_t group_size) {
+  return group_size / Step::kColumns * 64 + 2 * kBlockRows;
+}
+
+DEEPMNN_INLINE void unpack(StepW4, const uint8_t* w, uint8_t* first, uint8_t* second) {
+  const U8x64 packed = load_u8(w);
+  store_u8(first, low_nibbles(packed));
+  store_u8(second, high_nibbles(packed));
+}
+DEEPMNN_INLINE void unpack(StepW8, const uint8_t* w, uint8_t* first, uint8_t* second) {
+  store_u8(first, load_u8(w));
+  store_u8(second, load_u8(w + 64));
+}
+
+// Groups [0, groups) of the blocks at w. The blocks take turns, so that their reads overlap.
+template <class Step, int kBlocks>
+void fill_panel(const uint8_t* w, int64_t block_bytes, int64_t group_size, int64_t groups, Panel<kBlocks>& panel) {
+  constexpr int64_t kBytes = Step::kColumns == 8 ? 64 : 128;  // of 8 columns
+  int64_t v = 0;
+  for (int64_t g = 0; g < groups; ++g) {
+    for (const int64_t end = v + group_size / 4; v < end; v += 2, w += kBytes) {
+      DEEPMNN_UNROLL
+      for (int b = 0; b < kBlocks; ++b) unpack(Step{}, w + b * block_bytes, panel.vector(v, b), panel.vector(v + 1, b));
+    }
+    DEEPMNN_UNROLL
+    for (int b = 0; b < kBlocks; ++b) store(panel.scales[g][b], load_f16(w + b * block_bytes));
+    w += 2 * kBlockRows;
+  }
+}
+
+// What the tiles of a panel ask for while they compute: the lines of the next panel's weights, spread over the groups,
+// because memory takes only so many requests at once.
+struct Ahead {
+  const uint8_t* w;  // of the first block
+  int64_t lines;     // for each group and block
+
+  template <int kBlocks>
+  DEEPMNN_INLINE void fetch(int64_t block_bytes) {
+    for (int64_t i = 0; i < lines; ++i, w += 64) {
+      DEEPMNN_UNROLL
+      for (int b = 0; b < kBlocks; ++b) prefetch(w + b * block_bytes);
+    }
+  }
+};
+
+// Groups [first_group, first_group + groups) of kRows rows: exact int32 sums of each group, then one multiply-add with
+// both scales.
+template <class Step, int kGroup, int kBlocks, int kRows>
+void panel_tile(const Panel<kBlocks>& panel, int64_t first_group, int64_t groups, const Row* rows, int64_t block_bytes,
+                Ahead& ahead, float (*sums)[kBlocks][kBlockRows]) {
+  const int8_t* a[kRows];
+  DEEPMNN_UNROLL
+  for (int r = 0; r < kRows; ++r) a[r] = rows[r].codes;
+  const uint8_t* w = panel.codes;
+  int64_t column = first_group * kGroup;
+  for (int64_t g = 0; g < groups; ++g) {
+    __asm__ volatile("" : : : "memory");  // the sums stay in memory: registers are for the accumulators
+    ahead.fetch<kBlocks>(block_bytes);
+    IntTile<kBlocks, kRows> acc;
+    DEEPMNN_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const I32x16 start = splat_i32(-Step::kBias * rows[r].sums[first_group + g]);
+      DEEPMNN_UNROLL
+      for (int b = 0; b < kBlocks; ++b) acc.v[b][r] = start;
+    }
+    DEEPMNN_UNROLL
+    for (int s = 0; s < kGroup / 4 / kPanelStep; ++s) {
+      DEEPMNN_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        DEEPMNN_UNROLL
+        for (int b = 0; b < kBlocks; ++b) {
+          acc.v[b][r] =
+              Step::panel(acc.v[b][r], w + (s * kBlocks + b) * kPanelStep * 64, a[r] + column + 4 * kPanelStep * s);
+        }
+      }
+    }
+    w += kGroup / 4 * kBlocks * 64;
+    column += kGroup;
+    DEEPMNN_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      const F32x16 scale = load(panel.scales[g][b]);
+      DEEPMNN_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const F32x16 scales = scale * splat(rows[r].scales[first_group + g]);
+        store(sums[r][b], fma(to_float(acc.v[b][r]), scales, load(sums[r][b])));
+      }
+    }
+  }
+}
+
+// The tile of exactly n rows (1 .. kRows).
+template <class Step, int kGroup, int kBlocks, int kRows>
+void run_panel_tile(int64_t n, const Panel<kBlocks>& panel, int64_t first_group, int64_t groups, const Row* rows,
+                    int64_t block_bytes, Ahead& ahead, float (*sums)[kBlocks][kBlockRows]) {
+  if constexpr (kRows > 1) {
+    if (n < kRows) {
+      return run_panel_tile<Step, kGroup, kBlocks, kRows - 1>(n, panel, first_group, groups, rows, block_bytes, ahead,
+                                                              sums);
+    }
+  }
+  panel_tile<Step, kGroup, kBlocks, kRows>(panel, first_group, groups, rows, block_bytes, ahead, sums);
+}
+
+// The dot products of kBlocks blocks at w with n (at most kPanelRows) rows.
+template <class Step, int kGroup, int kBlocks>
+void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, const Row* rows, int64_t n,
+               Sums<kBlocks>& sums) {
+  __builtin_memset(sums.v, 0, static_cast<uint64_t>(n) * sizeof(sums.v[0]));
+  Panel<kBlocks> panel;
+  constexpr int64_t most = kPanelCols / kGroup, kBytes = group_nbytes<Step>(kGroup);
+  const int64_t all = (weight.cols + kGroup - 1) / kGroup;
+  const int64_t tiles = (n + kPanelTileRows - 1) / kPanelTileRows;
+  for (int64_t g = 0; g < all; g += most) {
+    const int64_t groups = all - g < most ? all - g : most;
+    fill_panel<Step>(w + g * kBytes, block_bytes, kGroup, groups, panel);
+    const bool last = g + most >= all;
+    Ahead ahead{last ? w + kBlocks * block_bytes : w + (g + most) * kBytes,
+                n > kPanelCached ? 0 : (most * kBytes / 64) / (tiles * groups) + 1};
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t i = n * tile / tiles, end = n * (tile + 1) / tiles;
+      run_panel_tile<Step, kGroup, kBlocks, kPanelTileRows>(end - i, panel, g, groups, rows + i, block_bytes, ahead,
+                                                            sums.v + i);
+    }
+  }
+}
+
+}  // namespace deepmnn::DEEPMNN_NS
