@@ -114,6 +114,7 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("threads", &Model::threads)
       .def_prop_ro("weight_nbytes", &Model::weight_nbytes)
       .def_prop_ro("caches", &caches)
+      .def_prop_ro("step_seconds", &Model::step_seconds)
       .def("new_cache", &new_cache, "blocks"_a, "block_size"_a, "dtype"_a = "f32")
       .def("set_mla_form", &set_mla_form, "form"_a)
       .def("step", &step, "cache"_a, "ids"_a, "positions"_a, "sequence_starts"_a, "context_lengths"_a, "block_tables"_a,

@@ -1,0 +1,147 @@
+"""What a decode step costs beside the core: scheduling, batch, binding, sampling, detokenising.
+
+    python bench/overhead.py [MODEL ...]
+
+Prints a Markdown table for tiny-r1 and every converted model given. All figures are microseconds
+per engine step, medians over the steps; "core" is the time inside the C++ core's step, "overhead"
+all the rest, in a run that nothing watches. A second run times the parts; what they leave of the
+overhead is "rest". A model without a tokenizer has nothing to detokenise.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Annotated, Any
+from unittest.mock import patch
+
+import numpy as np
+import typer
+
+import deepmnn
+from deepmnn.backends.cpu_model import CpuBackend
+from deepmnn.bundled import bundled_model
+from deepmnn.engine import engine as engine_module
+from deepmnn.engine.engine import Engine
+from deepmnn.engine.kv_cache import BlockManager
+from deepmnn.engine.sampler import Sampler
+from deepmnn.engine.scheduler import Scheduler
+from deepmnn.engine.text import TextStream
+
+PROMPT_TOKENS, WARM_UP = 32, 8
+BATCHES = [1, 4, 16]
+WAYS = {
+    "greedy": deepmnn.SamplingParams(ignore_eos=True),
+    "top_p": deepmnn.SamplingParams(temperature=0.6, top_p=0.95, seed=0, ignore_eos=True),
+}
+PARTS = {
+    "schedule": [(Scheduler, "schedule"), (BlockManager, "commit")],
+    "batch": [(engine_module, "make_batch")],
+    "call": [(CpuBackend, "step")],
+    "sample": [(Sampler, "__call__")],
+    "detokenise": [(TextStream, "push")],
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of one step: on the wall, in the core, and in each watched part."""
+
+    total: float
+    core: float
+    parts: dict[str, float]
+
+
+def run(model: deepmnn.LLM, batch: int, steps: int, way: str, spent: Counter[str]) -> list[Step]:
+    """Decode steps of `batch` answers to random prompts; `spent` is what the parts add up in."""
+    engine = model.engine
+    assert isinstance(engine.backend, CpuBackend)
+    core = engine.backend.model
+    rng = np.random.default_rng(0)
+    sequences = []
+    for prompt in rng.integers(0, engine.backend.vocab_size, (batch, PROMPT_TOKENS)).tolist():
+        output = TextStream(model.tokenizer, (), False) if model.has_tokenizer else None
+        sequences.append(engine.submit(prompt, WAYS[way], output))
+    decode(engine, WARM_UP)
+    found = []
+    for _ in range(steps):
+        spent.clear()
+        inside, start = core.step_seconds, perf_counter()
+        engine.step()
+        total = perf_counter() - start
+        found.append(Step(total, core.step_seconds - inside, dict(spent)))
+    for sequence in sequences:
+        engine.cancel(sequence)
+    return found
+
+
+def decode(engine: Engine, steps: int) -> None:
+    """Runs the prompts, and some steps more."""
+    while any(sequence.pending > 1 for sequence in engine.scheduler.running):
+        engine.step()
+    for _ in range(steps):
+        engine.step()
+
+
+@contextmanager
+def watched() -> Iterator[Counter[str]]:
+    """Adds up the seconds of every part while it is open."""
+    spent: Counter[str] = Counter()
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = perf_counter()
+            result = function(*args, **kwargs)
+            spent[part] += perf_counter() - start
+            return result
+
+        return call
+
+    with ExitStack() as stack:
+        for part, places in PARTS.items():
+            for owner, name in places:
+                stack.enter_context(patch.object(owner, name, timed(part, getattr(owner, name))))
+        yield spent
+
+
+def row(name: str, model: deepmnn.LLM, batch: int, steps: int, way: str) -> list[str]:
+    """One line of the table."""
+    plain = run(model, batch, steps, way, Counter())
+    total, core = (median(getattr(s, name) for s in plain) * 1e6 for name in ("total", "core"))
+    overhead = median(step.total - step.core for step in plain) * 1e6
+    with watched() as spent:
+        steps_seen = run(model, batch, steps, way, spent)
+    parts = {part: median(s.parts.get(part, 0.0) for s in steps_seen) * 1e6 for part in PARTS}
+    parts["call"] = median(s.parts["call"] - s.core for s in steps_seen) * 1e6
+    numbers = [total, core, overhead, *parts.values(), overhead - sum(parts.values())]
+    share = f"{overhead / total:.1%}"
+    return [name, way, str(batch), *(f"{number:.0f}" for number in numbers), share]
+
+
+def main(
+    models: Annotated[list[Path] | None, typer.Argument(help="Converted models.")] = None,
+    batch: Annotated[list[int], typer.Option(min=1, help="Answers side by side.")] = BATCHES,
+    steps: Annotated[int, typer.Option(min=1, help="Steps to take the median of.")] = 400,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+) -> None:
+    """Measure and print the table."""
+    header = ["model", "sampling", "batch", "total", "core", "overhead", *PARTS, "rest", "share"]
+    print("| " + " | ".join(header) + " |")
+    print("|---|---|" + "--:|" * (len(header) - 2))
+    for path in [bundled_model(), *(models or [])]:
+        model = deepmnn.load(path, "cpu", threads)
+        name = "tiny-r1" if path == bundled_model() else path.name
+        for way in WAYS:
+            for size in batch:
+                print("| " + " | ".join(row(name, model, size, steps, way)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
