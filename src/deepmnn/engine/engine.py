@@ -9,7 +9,7 @@ from collections.abc import Sequence as List
 import numpy as np
 
 from deepmnn.backends.base import F32, Backend, Batch
-from deepmnn.engine.kv_cache import BlockManager
+from deepmnn.engine.kv_cache import BlockManager, BlockTable
 from deepmnn.engine.sampler import SamplingParams
 from deepmnn.engine.scheduler import Chunk, Scheduler
 from deepmnn.engine.sequence import Sequence
@@ -116,6 +116,22 @@ class Engine:
         for chunk in chunks:
             self.manager.commit(chunk.table, chunk.count)
         return logits
+
+    def run_pending(self, tables: List[BlockTable]) -> None:
+        """Runs every pending token of sequences that are driven from outside, logits unread.
+
+        Fills each step as the scheduler would. The tables' rows are the caller's to free
+        (`manager.free`). Raises ContextLengthError when the cache is full.
+        """
+        while any(table.pending for table in tables):
+            budget, chunks = self.scheduler.max_batch_tokens, []
+            for table in tables:
+                count = min(table.pending, budget)
+                if count:
+                    self.manager.append(table, count)
+                    chunks.append(Chunk(table, count))
+                    budget -= count
+            self.forward(chunks)
 
     def check_ids(self, ids: List[int]) -> None:
         """Raises RequestError unless ids are tokens of this model, at least one."""
