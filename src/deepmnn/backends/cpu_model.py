@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +12,6 @@ from deepmnn.backends.base import F32, I32, Batch, Cache
 from deepmnn.errors import RequestError
 
 MLA_FORMS = ("auto", "absorbed", "expanded")
-
-_INT32 = np.dtype(np.int32)
 
 
 class CpuBackend:
@@ -57,29 +54,37 @@ class CpuBackend:
         """
         if not isinstance(cache, _core.KvCache):
             raise RequestError(f"the cache is a {type(cache).__name__}", "one made by new_cache")
-        return self.model.step(
-            cache,
-            _int32("ids", batch.ids, 1),
-            _int32("positions", batch.positions, 1),
-            _int32("sequence_starts", batch.sequence_starts, 1),
-            _int32("context_lengths", batch.context_lengths, 1),
-            _int32("block_tables", batch.block_tables, 2),
-            _int32("logit_rows", batch.logit_rows, 1),
-        )
+        try:
+            return self.model.step(
+                cache,
+                batch.ids,
+                batch.positions,
+                batch.sequence_starts,
+                batch.context_lengths,
+                batch.block_tables,
+                batch.logit_rows,
+            )
+        except (
+            TypeError
+        ):  # the core converts nothing, so that the engine's own arrays go straight in
+            pass
+        return self.step(cache, _converted(batch))
+
+
+def _converted(batch: Batch) -> Batch:
+    """The batch as the core takes it. Raises RequestError."""
+    return Batch(
+        ids=_int32("ids", batch.ids, 1),
+        positions=_int32("positions", batch.positions, 1),
+        sequence_starts=_int32("sequence_starts", batch.sequence_starts, 1),
+        context_lengths=_int32("context_lengths", batch.context_lengths, 1),
+        block_tables=_int32("block_tables", batch.block_tables, 2),
+        logit_rows=_int32("logit_rows", batch.logit_rows, 1),
+    )
 
 
 def _int32(name: str, array: NDArray[np.integer], ndim: int) -> I32:
-    """The array as the core takes it: contiguous int32. Raises RequestError.
-
-    Those of the engine are so already, and are known by their type: each step brings six.
-    """
-    if (
-        isinstance(array, np.ndarray)
-        and array.dtype == _INT32
-        and array.ndim == ndim
-        and array.flags.c_contiguous
-    ):
-        return cast(I32, array)
+    """The array as the core takes it: contiguous int32. Raises RequestError."""
     given = np.asarray(array)
     if given.ndim != ndim or (given.size and not np.issubdtype(given.dtype, np.integer)):
         raise RequestError(
