@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cfloat>
 #include <cmath>
+#include <cstring>
 #include <functional>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -99,12 +101,17 @@ class Logits {
 
   float weight(float logit) const { return std::exp((logit - best_) / temperature_); }
 
+  // Those above `low` that are wanted, in index order. Where one is, more are: the search goes on after a few.
   template <class Wanted>
   Tokens collect(float low, Wanted wanted) const {
+    constexpr int64_t kFew = 64;
     Tokens tokens;
-    for (int64_t i = 0; (i = find_above(i, low)) < n_; ++i) {
-      const float w = weight(x_[i]);
-      if (w > 0 && wanted(x_[i])) tokens.push_back({x_[i], static_cast<int32_t>(i), w});
+    for (int64_t begin = 0; (begin = find_above(begin, low)) < n_; begin += kFew) {
+      for (int64_t i = begin; i < std::min(n_, begin + kFew); ++i) {
+        if (!(x_[i] > low)) continue;
+        const float w = weight(x_[i]);
+        if (w > 0 && wanted(x_[i])) tokens.push_back({x_[i], static_cast<int32_t>(i), w});
+      }
     }
     return tokens;
   }
@@ -137,11 +144,27 @@ void check(const SamplingParams& p, float u) {
   require(u >= 0 && u < 1, "u", u, "a random number in [0, 1)");
 }
 
-// Keeps the shortest prefix, best first, that weighs at least `wanted`; its end is found by halving.
+constexpr size_t kBins = 1017;  // of weights up to 1: eight for each power of 2
+
+size_t bin_of(const Token& token) {
+  uint32_t bits;
+  std::memcpy(&bits, &token.weight, sizeof(bits));
+  return std::min<size_t>(bits >> 20, kBins - 1);
+}
+
+// Keeps the shortest prefix, best first, that weighs at least `wanted`. The weights of bins tell in which one it ends;
+// there the last token is found by halving.
 void keep_prefix(Tokens& tokens, double wanted) {
-  Tokens order = tokens;
+  std::vector<double> bins(kBins);
+  for (const Token& token : tokens) bins[bin_of(token)] += token.weight;
+  size_t bin = kBins - 1;
+  double before = 0;  // the weight of what is better than *from
+  while (bin > 0 && before + bins[bin] < wanted) before += bins[bin--];
+  Tokens order;
+  std::copy_if(tokens.begin(), tokens.end(), std::back_inserter(order),
+               [&](const Token& t) { return bin_of(t) == bin; });
+  if (order.empty()) return;                    // rounding: all together weigh a little less
   auto from = order.begin(), to = order.end();  // the last one kept is here
-  double before = 0;                            // the weight of what is better than *from
   while (to - from > 1) {
     const auto middle = from + (to - from) / 2;
     std::nth_element(from, middle, to, better);
