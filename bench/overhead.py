@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
 from statistics import quantiles
@@ -65,11 +65,12 @@ def run(model: deepmnn.LLM, batch: int, steps: int, way: str, spent: Counter[str
     engine = model.engine
     assert isinstance(engine.backend, CpuBackend)
     core = engine.backend.model
+    params = replace(WAYS[way], max_tokens=WARM_UP + steps + 2)  # more than are run
     rng = np.random.default_rng(0)
     sequences = []
     for prompt in rng.integers(0, engine.backend.vocab_size, (batch, PROMPT_TOKENS)).tolist():
         output = TextStream(model.tokenizer, (), False) if model.has_tokenizer else None
-        sequences.append(engine.submit(prompt, WAYS[way], output))
+        sequences.append(engine.submit(prompt, params, output))
     decode(engine, WARM_UP)
     found = []
     for _ in range(steps):
