@@ -70,3 +70,51 @@ def test_routed_experts() -> None:
             for _ in range(2000)
         ]
         assert layer.touched(tokens) == pytest.approx(np.mean(drawn), rel=0.02)
+
+
+LATENT = {
+    **CONFIG,
+    "num_attention_heads": 3,
+    "kv_lora_rank": 64,
+    "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 32,
+}
+
+
+def test_latent_attention_costs_what_its_two_forms_multiply() -> None:
+    found, layers = workload(LATENT, 3), LATENT["num_hidden_layers"]
+    assert found.context_macs == layers * 3 * (64 + 8 + 64)
+    assert found.whole_context_macs == layers * 3 * (16 + 8 + 32)
+    assert found.expand_macs == layers * 3 * 64 * (16 + 32)
+    dense = found.macs(1, 0, 0)
+    # The core makes rows whole from 39 new tokens on: 39 * (2 * 64 - 48) > 64 * 48.
+    for tokens in (1, 38):
+        pairs = tokens * (tokens + 1) / 2
+        wanted = tokens * dense + pairs * found.context_macs + found.row_macs
+        assert found.prefill_macs([tokens], 512) == pytest.approx(wanted)
+    for tokens in (39, 500):
+        pairs = tokens * (tokens + 1) / 2
+        wanted = tokens * dense + pairs * found.whole_context_macs + found.row_macs
+        assert found.prefill_macs([tokens], 512) == pytest.approx(wanted)
+
+
+def test_a_chunk_makes_its_whole_history_whole_again() -> None:
+    found = workload(LATENT, 3)
+    one, two = found.prefill_macs([200], 200), found.prefill_macs([200], 100)
+    assert two - one == pytest.approx(100 * found.expand_macs)
+    # Of two prompts in steps of 150 tokens the second one's chunks are 50 and 150 tokens long.
+    assert found.prefill_macs([100, 200], 150) == pytest.approx(
+        found.prefill_macs([100], 100) + found.prefill_macs([200], 200) + 50 * found.expand_macs
+    )
+
+
+def test_an_engine_with_one_form_makes_no_row_whole_twice() -> None:
+    both = workload(LATENT, 3)
+    for form, macs in {"expanded": both.whole_context_macs, "absorbed": both.context_macs}.items():
+        found = both.in_form(form)
+        assert found.macs(3, 10, 1) == both.macs(3, 0, 1) + 30 * macs
+        assert found.prefill_macs([200], 100) == pytest.approx(found.macs(200, 100.5, 1))
+    dense = workload({"model_type": "llama", **LLAMA}, 3)
+    assert dense.in_form("expanded") == dense.in_form("") == dense
+    assert dense.prefill_macs([9, 5], 4) == pytest.approx(dense.macs(9, 5, 1) + dense.macs(5, 3, 1))

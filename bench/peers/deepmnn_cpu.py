@@ -65,15 +65,9 @@ class DeepmnnSession:
         for table in self._tables:
             self._engine.manager.free(table)
         self._tables = [BlockTable(list(ids)) for ids in prompts]
-        self._run()
+        self._engine.run_pending(self._tables)
 
     def step(self, tokens: Sequence[int]) -> None:
         for table, token in zip(self._tables, tokens, strict=True):
             table.ids.append(token)
-        self._run()
-
-    def _run(self) -> None:
-        from deepmnn.benchmark import _step
-
-        while any(table.pending for table in self._tables):
-            _step(self._engine, self._tables)
+        self._engine.run_pending(self._tables)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bench.peers.engine import Case
@@ -61,14 +61,10 @@ class Costs:
 
         graph, _ = optimize(models.build(dict(config)), 3, None)
         recipes.apply(graph, "w4")
-        decode = prefill = Workload.of(graph)
-        if "kv_lora_rank" in config:
-            names = ("qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
-            heads = config["num_hidden_layers"] * config["num_attention_heads"]
-            prefill = replace(decode, context_macs=heads * sum(config[name] for name in names))
+        decode = Workload.of(graph)
         experts = sum(layer.experts * layer.nbytes for layer in decode.experts)
         table = config["vocab_size"] * decode.embedding_nbytes
-        return Costs(prefill, decode, int(decode.dense_nbytes + experts + table))
+        return Costs(decode.in_form("expanded"), decode, int(decode.dense_nbytes + experts + table))
 
 
 def limit(costs: Costs, machine: Machine, case: Case) -> float:

@@ -218,6 +218,18 @@ auto attention(const Array& q, const Array& k, const Array& v, float factor, con
   return std::make_tuple(out.release(), out_state.release());
 }
 
+int64_t argmax(const Array& x, const std::string& isa) { return table(isa).argmax(vector<float>(x, "x"), size(x)); }
+
+int64_t find_above(const Array& x, int64_t begin, float low, const std::string& isa) {
+  const float* data = vector<float>(x, "x");
+  if (begin < 0) throw Error("request", "begin " + std::to_string(begin) + "; expected 0 or more");
+  return table(isa).find_above(data, begin, size(x), low);
+}
+
+float exp_sum(const Array& x, float shift, float factor, const std::string& isa) {
+  return table(isa).exp_sum(vector<float>(x, "x"), size(x), shift, factor);
+}
+
 int64_t peak_dot(int64_t rounds, const std::string& isa) {
   const Kernels& kernels = table(isa);
   const nb::gil_scoped_release release;
@@ -237,6 +249,9 @@ void bind_rows(nb::module_& m) {
   m.def("softmax", &unary<&Kernels::softmax>, "x"_a, "isa"_a = "");
   m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "interleaved"_a, "isa"_a = "");
   m.def("to_bf16", &to_bf16, "x"_a, "isa"_a = "");
+  m.def("argmax", &argmax, "x"_a, "isa"_a = "");
+  m.def("find_above", &find_above, "x"_a, "begin"_a, "low"_a, "isa"_a = "");
+  m.def("exp_sum", &exp_sum, "x"_a, "shift"_a, "factor"_a, "isa"_a = "");
 }
 
 }  // namespace

@@ -89,15 +89,17 @@ nb::ndarray<nb::numpy, float> unpack(const Array& packed, const std::string& dty
   return out.release();
 }
 
-int32_t sample_array(const Array& logits, float temperature, int32_t top_k, float top_p, float min_p, float u) {
+int32_t sample_array(const Array& logits, float temperature, int32_t top_k, float top_p, float min_p, float u,
+                     const std::string& isa) {
   const float* data = vector<float>(logits, "logits");
   SamplingParams params;
   params.temperature = temperature;
   params.top_k = top_k;
   params.top_p = top_p;
   params.min_p = min_p;
+  const Kernels& kernels = select_kernels(isa.c_str());
   const nb::gil_scoped_release release;
-  return sample(data, static_cast<int64_t>(logits.shape(0)), params, u);
+  return sample(kernels, data, static_cast<int64_t>(logits.shape(0)), params, u);
 }
 
 std::vector<std::string> isas() {
@@ -124,6 +126,7 @@ void bind_kernels(nanobind::module_& m) {
       "dtype"_a, "rows"_a, "cols"_a, "group_size"_a = 0);
   m.def("quantize_pack", &deepmnn::quantize_pack, "w"_a, "dtype"_a, "group_size"_a = 0, "threads"_a = 1, "isa"_a = "");
   m.def("unpack", &deepmnn::unpack, "packed"_a, "dtype"_a, "rows"_a, "cols"_a, "group_size"_a = 0);
-  m.def("sample", &deepmnn::sample_array, "logits"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "u"_a);
+  m.def("sample", &deepmnn::sample_array, "logits"_a, "temperature"_a, "top_k"_a, "top_p"_a, "min_p"_a, "u"_a,
+        "isa"_a = "");
   bind_kernel_table(m);
 }

@@ -4,7 +4,8 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
 
-#include <algorithm>
+#include <memory>
+#include <new>
 
 #include "runtime/fail.h"
 #include "runtime/machine.h"
@@ -44,17 +45,28 @@ Batch make_batch(const Ints& ids, const Ints& positions, const Ints& starts, con
   return batch;
 }
 
+// Room for the logits of a step, which writes them all. Not cleared, and plainly freed: so the allocator has the same
+// warm pages for the next step. Only for much of it the machine is asked.
+std::unique_ptr<float[]> new_logits(int64_t rows, int64_t vocab_size) {
+  constexpr int64_t kMuch = int64_t{64} << 20;
+  const int64_t nbytes = nbytes_of(rows, vocab_size * 4);
+  std::unique_ptr<float[]> logits;
+  if (nbytes <= kMuch || nbytes <= available_memory()) logits.reset(new (std::nothrow) float[nbytes / sizeof(float)]);
+  if (!logits) fail_request("logits of " + std::to_string(nbytes) + " bytes", "at most the memory available");
+  return logits;
+}
+
 Logits step(Model& model, KvCache& cache, const Ints& ids, const Ints& positions, const Ints& sequence_starts,
             const Ints& context_lengths, const IntTable& block_tables, const Ints& logit_rows) {
   const Batch batch = make_batch(ids, positions, sequence_starts, context_lengths, block_tables, logit_rows);
-  auto memory = std::make_unique<Memory>(nbytes_of(std::max<int64_t>(batch.rows, 1), model.vocab_size() * 4), "logits");
-  float* logits = reinterpret_cast<float*>(memory->data());
+  std::unique_ptr<float[]> logits = new_logits(batch.rows, model.vocab_size());
   {
     nb::gil_scoped_release release;
-    model.step(cache, batch, logits);
+    model.step(cache, batch, logits.get());
   }
-  nb::capsule owner(memory.release(), [](void* pointer) noexcept { delete static_cast<Memory*>(pointer); });
-  return Logits(logits, {static_cast<size_t>(batch.rows), static_cast<size_t>(model.vocab_size())}, owner);
+  float* data = logits.release();
+  nb::capsule owner(data, [](void* pointer) noexcept { delete[] static_cast<float*>(pointer); });
+  return Logits(data, {static_cast<size_t>(batch.rows), static_cast<size_t>(model.vocab_size())}, owner);
 }
 
 std::unique_ptr<KvCache> new_cache(const Model& model, int64_t blocks, int64_t block_size, const std::string& dtype) {
@@ -114,10 +126,11 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("threads", &Model::threads)
       .def_prop_ro("weight_nbytes", &Model::weight_nbytes)
       .def_prop_ro("caches", &caches)
+      .def_prop_ro("step_seconds", &Model::step_seconds)
       .def("new_cache", &new_cache, "blocks"_a, "block_size"_a, "dtype"_a = "f32")
       .def("set_mla_form", &set_mla_form, "form"_a)
-      .def("step", &step, "cache"_a, "ids"_a, "positions"_a, "sequence_starts"_a, "context_lengths"_a, "block_tables"_a,
-           "logit_rows"_a)
+      .def("step", &step, "cache"_a, "ids"_a.noconvert(), "positions"_a.noconvert(), "sequence_starts"_a.noconvert(),
+           "context_lengths"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert())
       .def("profile", &profile, "reset"_a = false);
 }
 

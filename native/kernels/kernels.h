@@ -61,10 +61,12 @@ struct SamplingParams {
   float min_p = 0.0f;
 };
 
+struct Kernels;
+
 // Draws one index of logits [n]. u in [0, 1) is the random number, so equal arguments give equal answers. Filters run
 // in the order temperature, top_k, top_p, min_p; ties go to the lower index. Throws Error("request") when no logit is
 // finite, one is NaN, or a parameter is out of range.
-int32_t sample(const float* logits, int64_t n, const SamplingParams& params, float u);
+int32_t sample(const Kernels& kernels, const float* logits, int64_t n, const SamplingParams& params, float u);
 
 // One function per kernel; every ISA fills one table.
 struct Kernels {
@@ -122,6 +124,13 @@ struct Kernels {
 
   // Converts n floats to bf16, round to nearest even.
   void (*to_bf16)(const float* x, int64_t n, uint16_t* y);
+
+  // The first index of the largest of n numbers; -1 when there are none or one is NaN.
+  int64_t (*argmax)(const float* x, int64_t n);
+  // The first i in [begin, n) with x[i] > low; n when there is none.
+  int64_t (*find_above)(const float* x, int64_t begin, int64_t n, float low);
+  // The sum of exp((x - shift) * factor) in float: for a few thousand numbers. Of -inf it is 0.
+  float (*exp_sum)(const float* x, int64_t n, float shift, float factor);
 
   // Runs the dot product of w4 in registers and returns the multiply-accumulates done: what this ISA can do at most.
   int64_t (*peak_dot)(int64_t rounds);

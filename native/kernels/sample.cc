@@ -1,7 +1,11 @@
 // Picks the next token. Every filter reduces to a cut in one order (larger logit first, then lower index), found
 // without sorting the vocabulary; the draw then walks the kept tokens in index order.
 #include <algorithm>
+#include <cfloat>
 #include <cmath>
+#include <cstring>
+#include <functional>
+#include <iterator>
 #include <string>
 #include <vector>
 
@@ -12,24 +16,121 @@ namespace deepmnn {
 
 namespace {
 
+constexpr int64_t kRun = 1024;  // logits whose weights are added up in float; the sums of runs are doubles
+
 struct Token {
   float logit;
   int32_t index;
-  float weight;  // exp((logit - maximum) / temperature): the probability, not yet normalised
+  float weight;
 };
+
+using Tokens = std::vector<Token>;
 
 bool better(const Token& a, const Token& b) { return a.logit != b.logit ? a.logit > b.logit : a.index < b.index; }
 
-int32_t argmax(const float* logits, int64_t n) {
-  int64_t best = -1;
-  for (int64_t i = 0; i < n; ++i) {
+double total_weight(Tokens::const_iterator begin, Tokens::const_iterator end) {
+  double total = 0;
+  for (auto token = begin; token != end; ++token) total += token->weight;
+  return total;
+}
+
+template <class Condition>
+void drop(Tokens& tokens, Condition condition) {
+  tokens.erase(std::remove_if(tokens.begin(), tokens.end(), condition), tokens.end());
+}
+
+// Logits [n] without NaN and their weights exp((logit - best) / temperature): probabilities, not yet normalised.
+class Logits {
+ public:
+  Logits(const Kernels& kernels, const float* x, int64_t n, float best, float temperature)
+      : kernels_(kernels), x_(x), n_(n), best_(best), temperature_(temperature) {}
+
+  // The k best in index order, but for those that weigh nothing.
+  Tokens best_k(int64_t k) const {
+    std::vector<float> heap(x_, x_ + k);  // the largest so far, the smallest of them in front
+    const std::greater<float> order;
+    std::make_heap(heap.begin(), heap.end(), order);
+    for (int64_t i = k; (i = find_above(i, heap.front())) < n_; ++i) {
+      std::pop_heap(heap.begin(), heap.end(), order);
+      heap.back() = x_[i];
+      std::push_heap(heap.begin(), heap.end(), order);
+    }
+    const float last = heap.front();
+    int64_t ties = std::count(heap.begin(), heap.end(), last);
+    return collect(std::nextafter(last, -HUGE_VALF), [&](float logit) { return logit > last || ties-- > 0; });
+  }
+
+  // In index order all tokens that weigh `bound` or more, perhaps some that weigh less.
+  Tokens at_least(double bound) const {
+    const double rounding = 0.01;
+    const double low = best_ + temperature_ * (std::log(bound) - rounding);
+    const float below = std::nextafter(static_cast<float>(std::max<double>(low, -FLT_MAX)), -HUGE_VALF);
+    return collect(below, [](float) { return true; });
+  }
+
+  // The weight of every run.
+  std::vector<float> run_weights() const {
+    const float factor = std::min(1.0f / temperature_, FLT_MAX);  // infinity times 0 would be NaN
+    std::vector<float> weights;
+    for (int64_t i = 0; i < n_; i += kRun) {
+      weights.push_back(kernels_.exp_sum(x_ + i, std::min(kRun, n_ - i), best_, factor));
+    }
+    return weights;
+  }
+
+  // Draws from all of them.
+  int32_t draw(float u) const {
+    const std::vector<float> runs = run_weights();
+    double total = 0, sum = 0;
+    for (const float weight : runs) total += weight;
+    const double wanted = static_cast<double>(u) * total;
+    size_t run = 0;
+    while (run + 1 < runs.size() && sum + runs[run] <= wanted) sum += runs[run++];
+    const int64_t begin = static_cast<int64_t>(run) * kRun, end = std::min(n_, begin + kRun);
+    int64_t last = begin;
+    for (int64_t i = begin; i < end && sum <= wanted; ++i) {
+      const float w = weight(x_[i]);
+      sum += w;
+      if (w > 0) last = i;
+    }
+    return static_cast<int32_t>(last);
+  }
+
+ private:
+  int64_t find_above(int64_t begin, float low) const { return kernels_.find_above(x_, begin, n_, low); }
+
+  float weight(float logit) const { return std::exp((logit - best_) / temperature_); }
+
+  // Those above `low` that are wanted, in index order. Where one is, more are: the search goes on after a few.
+  template <class Wanted>
+  Tokens collect(float low, Wanted wanted) const {
+    constexpr int64_t kFew = 64;
+    Tokens tokens;
+    for (int64_t begin = 0; (begin = find_above(begin, low)) < n_; begin += kFew) {
+      for (int64_t i = begin; i < std::min(n_, begin + kFew); ++i) {
+        if (!(x_[i] > low)) continue;
+        const float w = weight(x_[i]);
+        if (w > 0 && wanted(x_[i])) tokens.push_back({x_[i], static_cast<int32_t>(i), w});
+      }
+    }
+    return tokens;
+  }
+
+  const Kernels& kernels_;
+  const float* x_;
+  int64_t n_;
+  float best_, temperature_;
+};
+
+int64_t argmax(const Kernels& kernels, const float* logits, int64_t n) {
+  const int64_t best = kernels.argmax(logits, n);
+  for (int64_t i = 0; i < n && best < 0; ++i) {
     if (std::isnan(logits[i])) throw Error("request", "logits contain NaN at index " + std::to_string(i));
-    if (best < 0 || logits[i] > logits[best]) best = i;
   }
   if (best < 0 || !std::isfinite(logits[best])) {
     throw Error("request", "no finite number is the largest of " + std::to_string(n) + " logits");
   }
-  return static_cast<int32_t>(best);
+  return best;
 }
 
 void check(const SamplingParams& p, float u) {
@@ -43,68 +144,82 @@ void check(const SamplingParams& p, float u) {
   require(u >= 0 && u < 1, "u", u, "a random number in [0, 1)");
 }
 
-double total_weight(const std::vector<Token>& tokens) {
-  double total = 0;
-  for (const Token& token : tokens) total += token.weight;
-  return total;
+constexpr size_t kBins = 1017;  // of weights up to 1: eight for each power of 2
+
+size_t bin_of(const Token& token) {
+  uint32_t bits;
+  std::memcpy(&bits, &token.weight, sizeof(bits));
+  return std::min<size_t>(bits >> 20, kBins - 1);
 }
 
-template <class Condition>
-void drop(std::vector<Token>& tokens, Condition condition) {
-  tokens.erase(std::remove_if(tokens.begin(), tokens.end(), condition), tokens.end());
-}
-
-// The k best, in index order.
-void keep_top_k(std::vector<Token>& tokens, int32_t k) {
-  if (k == 0 || static_cast<size_t>(k) >= tokens.size()) return;
-  std::vector<Token> order = tokens;
-  std::nth_element(order.begin(), order.begin() + (k - 1), order.end(), better);
-  const Token last = order[static_cast<size_t>(k - 1)];
+// Keeps the shortest prefix, best first, that weighs at least `wanted`. The weights of bins tell in which one it ends;
+// there the last token is found by halving.
+void keep_prefix(Tokens& tokens, double wanted) {
+  std::vector<double> bins(kBins);
+  for (const Token& token : tokens) bins[bin_of(token)] += token.weight;
+  size_t bin = kBins - 1;
+  double before = 0;  // the weight of what is better than *from
+  while (bin > 0 && before + bins[bin] < wanted) before += bins[bin--];
+  Tokens order;
+  std::copy_if(tokens.begin(), tokens.end(), std::back_inserter(order),
+               [&](const Token& t) { return bin_of(t) == bin; });
+  if (order.empty()) return;                    // rounding: all together weigh a little less
+  auto from = order.begin(), to = order.end();  // the last one kept is here
+  while (to - from > 1) {
+    const auto middle = from + (to - from) / 2;
+    std::nth_element(from, middle, to, better);
+    const double half = total_weight(from, middle);
+    if (before + half >= wanted) {
+      to = middle;
+    } else {
+      before += half;
+      from = middle;
+    }
+  }
+  const Token last = *from;
   drop(tokens, [&](const Token& token) { return better(last, token); });
 }
 
-// The shortest prefix, best first, that holds at least top_p of the weight.
-void keep_top_p(std::vector<Token>& tokens, float top_p) {
-  if (top_p >= 1) return;
-  const double total = total_weight(tokens), wanted = static_cast<double>(top_p) * total;
-  // Together, weights below this bound are less than the share that may go: none of them is needed.
-  const double bound = (total - wanted) / static_cast<double>(tokens.size());
-  std::vector<Token> heap;
-  for (const Token& token : tokens) {
-    if (token.weight >= bound) heap.push_back(token);
-  }
-  const auto worse = [](const Token& a, const Token& b) { return better(b, a); };
-  std::make_heap(heap.begin(), heap.end(), worse);
-  Token last = heap.front();
-  for (double sum = 0; sum < wanted && !heap.empty(); heap.pop_back()) {
-    std::pop_heap(heap.begin(), heap.end(), worse);
-    last = heap.back();
-    sum += last.weight;
-  }
-  drop(tokens, [&](const Token& token) { return better(last, token); });
-}
-
-}  // namespace
-
-int32_t sample(const float* logits, int64_t n, const SamplingParams& params, float u) {
-  check(params, u);
-  const int32_t best = argmax(logits, n);
-  if (params.temperature == 0) return best;
-  std::vector<Token> tokens;
-  for (int64_t i = 0; i < n; ++i) {
-    const float weight = std::exp((logits[i] - logits[best]) / params.temperature);
-    if (weight > 0) tokens.push_back({logits[i], static_cast<int32_t>(i), weight});
-  }
-  keep_top_k(tokens, params.top_k);
-  keep_top_p(tokens, params.top_p);
-  drop(tokens, [&](const Token& token) { return token.weight < params.min_p; });  // the best token's weight is 1
-  const double wanted = static_cast<double>(u) * total_weight(tokens);
+int32_t draw(const Tokens& tokens, float u) {
+  const double wanted = static_cast<double>(u) * total_weight(tokens.begin(), tokens.end());
   double sum = 0;
   for (const Token& token : tokens) {
     sum += token.weight;
     if (sum > wanted) return token.index;
   }
   return tokens.back().index;
+}
+
+// Those of all tokens that top_p keeps. Together, weights below the bound are less than the share that may go.
+Tokens top_p_of_all(const Logits& logits, int64_t n, float top_p) {
+  double total = 0;
+  for (const float weight : logits.run_weights()) total += weight;
+  const double wanted = static_cast<double>(top_p) * total;
+  Tokens tokens = logits.at_least((total - wanted) / static_cast<double>(n));
+  keep_prefix(tokens, wanted);
+  return tokens;
+}
+
+}  // namespace
+
+int32_t sample(const Kernels& kernels, const float* x, int64_t n, const SamplingParams& params, float u) {
+  check(params, u);
+  const int64_t best = argmax(kernels, x, n);
+  if (params.temperature == 0) return static_cast<int32_t>(best);
+  const Logits logits(kernels, x, n, x[best], params.temperature);
+  Tokens tokens;
+  if (params.top_k > 0 && params.top_k < n) {
+    tokens = logits.best_k(params.top_k);
+    if (params.top_p < 1) keep_prefix(tokens, params.top_p * total_weight(tokens.begin(), tokens.end()));
+  } else if (params.top_p < 1) {
+    tokens = top_p_of_all(logits, n, params.top_p);
+  } else if (params.min_p > 0) {
+    tokens = logits.at_least(params.min_p);
+  } else {
+    return logits.draw(u);
+  }
+  drop(tokens, [&](const Token& token) { return token.weight < params.min_p; });  // the best token's weight is 1
+  return draw(tokens, u);
 }
 
 }  // namespace deepmnn

@@ -5,6 +5,7 @@
 #include "kernels/elementwise.h"
 #include "kernels/kernels.h"
 #include "kernels/linear.h"
+#include "kernels/logits.h"
 #include "kernels/norm.h"
 #include "kernels/pack.h"
 #include "kernels/peak.h"
@@ -34,6 +35,9 @@ const Kernels kTable = {
     rope_kernel,
     attention_kernel,
     to_bf16_kernel,
+    argmax_kernel,
+    find_above_kernel,
+    exp_sum_kernel,
     peak_dot_kernel,
 };
 

@@ -88,6 +88,7 @@ void Model::place_rows(const KvCache& cache, const Batch& batch) {
 
 void Model::step(KvCache& cache, const Batch& batch, float* logits) {
   std::lock_guard<std::mutex> lock(mutex_);
+  const int64_t start = now_ns();
   if (!cache.fits(program_.caches)) fail_request("a cache of another model", "one made by this model's new_cache");
   if (static_cast<int64_t>(block_uses_.size()) < cache.blocks())
     block_uses_.resize(static_cast<size_t>(cache.blocks()));
@@ -114,6 +115,7 @@ void Model::step(KvCache& cache, const Batch& batch, float* logits) {
     step.arenas[dim] = arenas_[dim].reserve(nbytes_of(step.counts[dim], program_.arena_nbytes[dim]), "activations");
   }
   for (size_t i = 0; i < ops_.size(); ++i) run_op(i, step);
+  step_ns_ += now_ns() - start;
 }
 
 void Model::run_op(size_t index, Step& step) {

@@ -44,6 +44,9 @@ class Model {
 
   std::vector<OpProfile> profile(bool reset);
 
+  // Wall time inside step() so far: what a caller spends beside it is the caller's own.
+  double step_seconds() const { return static_cast<double>(step_ns_) * 1e-9; }
+
  private:
   struct Cost {
     int64_t calls = 0, ns = 0, busy_ns = 0;
@@ -61,6 +64,7 @@ class Model {
   RopeTables ropes_;
   std::vector<std::unique_ptr<Op>> ops_;
   std::vector<Cost> costs_;
+  int64_t step_ns_ = 0;
   int64_t vocab_size_ = 0;
   int64_t id_limit_ = 0;  // ids must be below: the rows of the smallest embedding table
   uint32_t ids_buffer_ = 0;

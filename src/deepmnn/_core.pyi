@@ -32,7 +32,13 @@ def unpack(
     """The values of stored bytes: [rows, cols], or [cols] for a vector."""
 
 def sample(
-    logits: NDArray[float32], temperature: float, top_k: int, top_p: float, min_p: float, u: float
+    logits: NDArray[float32],
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    u: float,
+    isa: str = "",
 ) -> int:
     """Draws an index of logits [vocab]; equal arguments give equal answers.
 
@@ -59,6 +65,8 @@ class Model:
     weight_nbytes: int
     caches: dict[str, int]
     """Row width of each cache entry, in elements."""
+    step_seconds: float
+    """Wall time inside the core's steps so far, without this binding."""
     def __init__(self, directory: str, threads: int = 0, isa: str = "") -> None:
         """Maps the weights and checks the program. threads 0: one for each core."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -12,7 +12,6 @@ import numpy as np
 
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.kv_cache import BlockTable
-from deepmnn.engine.scheduler import Chunk
 from deepmnn.errors import ContextLengthError, RequestError
 from deepmnn.workload import Workload
 
@@ -144,29 +143,16 @@ def time_run(
     tables = [BlockTable(ids) for ids in prompts]
     try:
         start = perf_counter()
-        while any(table.pending for table in tables):
-            _step(engine, tables)
+        engine.run_pending(tables)
         middle = perf_counter()
         for _ in range(new_tokens):
             for table in tables:
                 table.ids.append(int(rng.integers(vocab)))
-            _step(engine, tables)
+            engine.run_pending(tables)
         return middle - start, perf_counter() - middle
     finally:
         for table in tables:
             engine.manager.free(table)
-
-
-def _step(engine: Engine, tables: list[BlockTable]) -> None:
-    """One step as the scheduler would fill it."""
-    budget, chunks = engine.scheduler.max_batch_tokens, []
-    for table in tables:
-        count = min(table.pending, budget)
-        if count:
-            engine.manager.append(table, count)
-            chunks.append(Chunk(table, count))
-            budget -= count
-    engine.forward(chunks)
 
 
 def measure_machine(model: LLM) -> Machine | None:
@@ -191,11 +177,15 @@ def measure_machine(model: LLM) -> Machine | None:
 def _workload(model: LLM) -> Workload:
     """What a token costs."""
     from deepmnn.artifact import Artifact
+    from deepmnn.backends.mnn.backend import MnnBackend
+    from deepmnn.export.cached import exported_model
+    from deepmnn.export.folder import MnnFolder
 
     if not isinstance(model.artifact, Artifact):
         return model.artifact.workload
-    workload = Workload.of(model.artifact.graph())
-    return replace(workload, cache_width=model.backend.cache_width)
+    if isinstance(model.backend, MnnBackend):
+        return MnnFolder.open(exported_model(model.artifact)).workload
+    return Workload.of(model.artifact.graph())
 
 
 def _shares(
@@ -211,7 +201,8 @@ def _shares(
     if machine is None:
         return None, None, None
     prefill_seconds = batch * prompt_tokens / prefill.mean
-    prefill_macs = workload.macs(batch * prompt_tokens, prompt_tokens / 2, batch)
+    step_tokens = model.engine.scheduler.max_batch_tokens
+    prefill_macs = workload.prefill_macs([prompt_tokens] * batch, step_tokens)
     context = prompt_tokens + new_tokens / 2
     steps_per_second = decode.mean / batch
     element = model.kv_bytes_per_token // max(1, workload.cache_width)

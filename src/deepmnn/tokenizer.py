@@ -50,6 +50,7 @@ class Tokenizer:
             ) from error
         self.config = _read_config(self.directory / "tokenizer_config.json")
         self.special_tokens = self._read_special_tokens()
+        self._texts: dict[int, str] = {}
         self._template = self._read_template()
 
     @property
@@ -91,6 +92,13 @@ class Tokenizer:
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
         except (OverflowError, TypeError) as error:
             raise RequestError(f"token ids cannot be decoded: {error}", "integers >= 0") from error
+
+    def decode_one(self, token: int) -> str:
+        """The text of one token by itself, remembered: answers use the same ones over and over."""
+        text = self._texts.get(token)
+        if text is None:
+            text = self._texts[token] = self.decode([token])
+        return text
 
     def detokenizer(self) -> Detokenizer:
         """Decodes one answer token by token."""
@@ -195,7 +203,10 @@ class Detokenizer:
         if delta:
             self._window = self._window[self._known :]
             self._known = len(self._window)
-            self._text = self._tokenizer.decode(self._window)
+            if self._known == 1:
+                self._text = self._tokenizer.decode_one(self._window[0])
+            else:
+                self._text = self._tokenizer.decode(self._window)
         return delta
 
 

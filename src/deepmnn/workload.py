@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from deepmnn.graph.ir import ROWS, Graph, Node, Weight
 from deepmnn.quant.pack import weight_nbytes
@@ -31,6 +32,10 @@ class Workload:
     row_macs: those only for tokens whose logits are wanted. context_macs: per token and cached row.
     embedding_nbytes: one row of the table. experts: one entry per MoE layer.
     cache_width: elements of the KV cache per token.
+
+    Latent attention has two forms. context_macs and dense_macs are those of decode, over the
+    latents; whole_context_macs: per token and row when keys and values are whole. Making a row
+    whole takes expand_macs, as many as moving a query to the latents and its answer back.
     """
 
     dense_nbytes: int
@@ -40,6 +45,8 @@ class Workload:
     embedding_nbytes: int
     experts: tuple[Experts, ...]
     cache_width: int
+    whole_context_macs: int
+    expand_macs: int
 
     @staticmethod
     def of(graph: Graph) -> Workload:
@@ -60,9 +67,11 @@ class Workload:
                     row_macs += cost
                 else:
                     macs += cost
-        context = sum(_context_macs(node) for node in graph.nodes)
+        attention = [_attention_macs(node) for node in graph.nodes]
+        context, whole, expand = (sum(column) for column in zip(*attention, strict=True))
         width = sum(graph.caches.values())
-        return Workload(nbytes, macs, row_macs, context, embedding, tuple(experts), width)
+        layers = tuple(experts)
+        return Workload(nbytes, macs, row_macs, context, embedding, layers, width, whole, expand)
 
     def decode_nbytes(self, batch: int, context: float, kv_element_nbytes: int = 4) -> float:
         """Bytes one decode step reads: weights once, experts as routed, every sequence's cache."""
@@ -75,6 +84,41 @@ class Workload:
         routed = sum(layer.top_k * layer.macs for layer in self.experts)
         per_token = self.dense_macs + routed + self.context_macs * context
         return tokens * per_token + rows * self.row_macs
+
+    def prefill_macs(self, prompts: Sequence[int], step_tokens: int) -> float:
+        """Multiply-accumulates of prompts of so many tokens, read side by side.
+
+        A step takes at most step_tokens, those of the first prompts first, as the engine does.
+        """
+        total, history = 0.0, [0] * len(prompts)
+        while history != list(prompts):
+            budget = step_tokens
+            for index, tokens in enumerate(prompts):
+                count = min(tokens - history[index], budget)
+                total += self._chunk_macs(count, history[index])
+                history[index] += count
+                budget -= count
+        return total + len(prompts) * self.row_macs
+
+    def in_form(self, mla_form: str) -> Workload:
+        """The same for an engine with one form of latent attention only.
+
+        mla_form: "expanded" makes every row whole once and keeps it so; "absorbed" never does.
+        """
+        macs = self.whole_context_macs if mla_form == "expanded" else self.context_macs
+        return replace(self, context_macs=macs, whole_context_macs=macs)
+
+    def _chunk_macs(self, tokens: int, history: int) -> float:
+        """Of new tokens of one sequence, without logits, after `history` cached ones.
+
+        The form of latent attention is chosen as native/ops/mla_attention.cc does.
+        """
+        seen = history + (tokens + 1) / 2
+        macs = self.macs(tokens, seen, 0)
+        saved = tokens * (self.context_macs - self.whole_context_macs)
+        if saved > self.expand_macs:
+            macs += history * self.expand_macs - saved * seen
+        return macs
 
 
 def _experts(node: Node, weights: list[Weight]) -> Experts:
@@ -93,11 +137,14 @@ def _decode_weights(node: Node, weights: list[Weight]) -> list[Weight]:
     return [weights[0], *weights[2:]] if node.op == "mla_attention" else weights
 
 
-def _context_macs(node: Node) -> int:
-    """Attention's multiply-accumulates per token and cached row, in the form decode uses."""
+def _attention_macs(node: Node) -> tuple[int, int, int]:
+    """Workload's (context_macs, whole_context_macs, expand_macs) of one node."""
     if node.op == "mla_attention":
-        width = 2 * node.int_attr("kv_lora_rank") + node.int_attr("qk_rope_head_dim")
-        return node.int_attr("heads") * width
+        heads, rank = node.int_attr("heads"), node.int_attr("kv_lora_rank")
+        rope = node.int_attr("qk_rope_head_dim")
+        content = node.int_attr("qk_nope_head_dim") + node.int_attr("v_head_dim")
+        return heads * (2 * rank + rope), heads * (content + rope), heads * rank * content
     if node.op in ("attention", "gqa_attention"):
-        return node.int_attr("heads") * (node.int_attr("head_dim") + node.int_attr("v_head_dim"))
-    return 0
+        macs = node.int_attr("heads") * (node.int_attr("head_dim") + node.int_attr("v_head_dim"))
+        return macs, macs, 0
+    return 0, 0, 0

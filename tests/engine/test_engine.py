@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from deepmnn.engine.engine import Engine
+from deepmnn.engine.kv_cache import BlockTable
 from deepmnn.engine.sampler import SamplingParams
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.session import Session
@@ -197,6 +198,24 @@ def test_session_random_walk(seed: int) -> None:
         session.close()
         session.close()
     assert engine.manager.free_blocks == engine.cache.blocks
+
+
+def test_tables_driven_from_outside_run_side_by_side() -> None:
+    engine, backend = make_engine(blocks=8, block_size=4, max_batch_tokens=6)
+    tables = [BlockTable([1, 2, 3, 4]), BlockTable([5, 6, 7, 8, 9]), BlockTable([1])]
+    engine.run_pending(tables)
+    assert [len(batch.ids) for batch in backend.steps] == [6, 4]
+    tables[1].ids.append(3)
+    engine.run_pending(tables)
+    assert backend.steps[-1].context_lengths.tolist() == [6]
+    assert [table.pending for table in tables] == [0, 0, 0]
+    tables[0].ids += [0] * 40
+    with pytest.raises(ContextLengthError):
+        engine.run_pending(tables)
+    for table in tables:
+        engine.manager.free(table)
+    assert engine.manager.free_blocks == engine.cache.blocks
+    engine.run_pending([])
 
 
 def test_session_logits_of_every_row_in_chunks() -> None:

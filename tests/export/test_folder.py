@@ -210,7 +210,7 @@ def test_manifest_fields_of_a_wrong_type(folder: Path, key: str) -> None:
     [
         *[("vocab_size", value) for value in (0, -1, 1 << 31, 1 << 70)],
         *[("cache_width", value) for value in (-1, 1 << 31)],
-        *[("format_version", value) for value in (0, 2, -1)],
+        *[("format_version", value) for value in (0, 1, 3, -1)],
         ("format", "deepmnn"),
         ("optimize_level", -1),
     ],

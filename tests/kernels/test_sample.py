@@ -7,8 +7,8 @@ from deepmnn import _core
 from deepmnn.errors import RequestError
 
 
-def sample(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, *, u):
-    return _core.sample(logits, temperature, top_k, top_p, min_p, u)
+def sample(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, *, u, isa=""):
+    return _core.sample(logits, temperature, top_k, top_p, min_p, u, isa)
 
 
 def kept_probabilities(logits, temperature, top_k, top_p, min_p):
@@ -39,30 +39,58 @@ PARAMETERS = [
 
 @pytest.mark.parametrize("parameters", PARAMETERS)
 @pytest.mark.parametrize("n", [1, 2, 50, 1000])
-def test_walks_the_distribution(rng, n, parameters):
+def test_walks_the_distribution(isa, rng, n, parameters):
     logits = (rng.standard_normal(n) * 3).astype(np.float32)
     steps = np.cumsum(kept_probabilities(logits, *parameters))
     for u in np.linspace(0, 0.9999, 101):
         if np.abs(steps - u).min() < 1e-5:
             continue  # rounding decides
-        got = sample(logits, *parameters, u=u)
+        got = sample(logits, *parameters, u=u, isa=isa)
         assert got == np.searchsorted(steps, u, side="right")
 
 
-def test_ties_go_to_the_lower_index():
+@pytest.mark.parametrize("parameters", PARAMETERS)
+@pytest.mark.parametrize("shape", ["normal", "ties", "masked", "peaked", "ascending"])
+def test_a_whole_vocabulary(isa, rng, shape, parameters):
+    logits = (rng.standard_normal(151_936) * 3).astype(np.float32)
+    if shape == "ties":
+        logits = np.round(logits)
+    elif shape == "masked":
+        logits[rng.random(len(logits)) < 0.9] = -np.inf
+    elif shape == "peaked":
+        logits[1000:1010] += 15
+    elif shape == "ascending":
+        logits.sort()
+    steps = np.cumsum(kept_probabilities(logits, *parameters))
+    for u in (0.0, 0.123, 0.5, 0.77, 0.9999):
+        if np.abs(steps - u).min() > 1e-5:
+            got = sample(logits, *parameters, u=u, isa=isa)
+            assert got == np.searchsorted(steps, u, side="right")
+
+
+def test_ties_go_to_the_lower_index(isa):
     logits = np.zeros(20, np.float32)
-    assert sample(logits, 0.0, u=0.9) == 0
-    assert sample(logits, top_k=3, u=0.99) == 2
-    assert sample(logits, top_p=0.25, u=0.99) == 4
-    assert sample(logits, u=0.99) == 19
+    assert sample(logits, 0.0, u=0.9, isa=isa) == 0
+    assert sample(logits, top_k=3, u=0.99, isa=isa) == 2
+    assert sample(logits, top_p=0.25, u=0.99, isa=isa) == 4
+    assert sample(logits, u=0.99, isa=isa) == 19
 
 
-def test_masked_logits_are_never_drawn():
+def test_masked_logits_are_never_drawn(isa):
     logits = np.full(50, -np.inf, np.float32)
     logits[[7, 31]] = [1, 1]
-    assert {sample(logits, u=u / 10) for u in range(10)} == {7, 31}
+    for options in ({}, {"top_k": 3}, {"top_p": 0.999}, {"min_p": 0.5}):
+        found = {sample(logits, **options, u=u / 10, isa=isa) for u in range(10)}
+        assert found == {7, 31}
     logits[31] = -300
-    assert {sample(logits, top_p=0.9, u=u / 10) for u in range(10)} == {7}
+    assert {sample(logits, top_p=0.9, u=u / 10, isa=isa) for u in range(10)} == {7}
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 2}, {"top_p": 0.9}, {"min_p": 0.1}])
+def test_the_smallest_temperature_takes_the_best(isa, options):
+    logits = np.array([1e6, 1e6 - 1, -1e6, 0], np.float32)
+    for temperature in (1e-45, 1e-38, 1e-3):
+        assert sample(logits, temperature, **options, u=0.999, isa=isa) == 0
 
 
 def test_frequencies(rng):

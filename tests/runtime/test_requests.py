@@ -47,6 +47,14 @@ def test_the_batch_is_fine_as_it_is(backend, batch):
     assert backend.step(backend.new_cache(3, 4), batch).shape == (2, VOCAB)
 
 
+@pytest.mark.parametrize("convert", [np.int64, np.uint16, list, lambda a: np.repeat(a, 2)[::2]])
+def test_integers_of_other_types_are_converted(backend, batch, convert):
+    fields = {"ids": convert(batch.ids), "positions": convert(batch.positions)}
+    other = dataclasses.replace(batch, **fields)
+    wanted = backend.step(backend.new_cache(3, 4), batch)
+    assert np.array_equal(backend.step(backend.new_cache(3, 4), other), wanted)
+
+
 CHANGES = {
     "id too large": {"ids": i32(1, 2, VOCAB, 4)},
     "id negative": {"ids": i32(1, -2, 3, 4)},

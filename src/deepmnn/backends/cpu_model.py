@@ -54,15 +54,33 @@ class CpuBackend:
         """
         if not isinstance(cache, _core.KvCache):
             raise RequestError(f"the cache is a {type(cache).__name__}", "one made by new_cache")
-        return self.model.step(
-            cache,
-            _int32("ids", batch.ids, 1),
-            _int32("positions", batch.positions, 1),
-            _int32("sequence_starts", batch.sequence_starts, 1),
-            _int32("context_lengths", batch.context_lengths, 1),
-            _int32("block_tables", batch.block_tables, 2),
-            _int32("logit_rows", batch.logit_rows, 1),
-        )
+        try:
+            return self.model.step(
+                cache,
+                batch.ids,
+                batch.positions,
+                batch.sequence_starts,
+                batch.context_lengths,
+                batch.block_tables,
+                batch.logit_rows,
+            )
+        except (
+            TypeError
+        ):  # the core converts nothing, so that the engine's own arrays go straight in
+            pass
+        return self.step(cache, _converted(batch))
+
+
+def _converted(batch: Batch) -> Batch:
+    """The batch as the core takes it. Raises RequestError."""
+    return Batch(
+        ids=_int32("ids", batch.ids, 1),
+        positions=_int32("positions", batch.positions, 1),
+        sequence_starts=_int32("sequence_starts", batch.sequence_starts, 1),
+        context_lengths=_int32("context_lengths", batch.context_lengths, 1),
+        block_tables=_int32("block_tables", batch.block_tables, 2),
+        logit_rows=_int32("logit_rows", batch.logit_rows, 1),
+    )
 
 
 def _int32(name: str, array: NDArray[np.integer], ndim: int) -> I32:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable
 from collections.abc import Sequence as List
 
 import numpy as np
 
 from deepmnn.backends.base import F32, Backend, Batch
-from deepmnn.engine.kv_cache import BlockManager
+from deepmnn.engine.kv_cache import BlockManager, BlockTable
 from deepmnn.engine.sampler import SamplingParams
 from deepmnn.engine.scheduler import Chunk, Scheduler
 from deepmnn.engine.sequence import Sequence
@@ -116,19 +117,35 @@ class Engine:
             self.manager.commit(chunk.table, chunk.count)
         return logits
 
+    def run_pending(self, tables: List[BlockTable]) -> None:
+        """Runs every pending token of sequences that are driven from outside, logits unread.
+
+        Fills each step as the scheduler would. The tables' rows are the caller's to free
+        (`manager.free`). Raises ContextLengthError when the cache is full.
+        """
+        while any(table.pending for table in tables):
+            budget, chunks = self.scheduler.max_batch_tokens, []
+            for table in tables:
+                count = min(table.pending, budget)
+                if count:
+                    self.manager.append(table, count)
+                    chunks.append(Chunk(table, count))
+                    budget -= count
+            self.forward(chunks)
+
     def check_ids(self, ids: List[int]) -> None:
         """Raises RequestError unless ids are tokens of this model, at least one."""
         try:
-            array = np.asarray(ids)
+            given = np.asarray(ids)
         except ValueError:  # rows of different lengths
-            array = np.empty(())
-        if array.shape == (0,):
+            given = np.empty(())
+        if given.shape == (0,):
             raise RequestError("the prompt is empty", "at least one token")
-        if array.ndim != 1 or array.dtype.kind not in "iu":
+        if given.ndim != 1 or given.dtype.kind not in "iu":
             raise RequestError(f"the token ids are {ids!r:.80}", "a flat list of integers")
         vocab = self.backend.vocab_size
-        if array.min() < 0 or array.max() >= vocab:
-            wrong = array[(array < 0) | (array >= vocab)][0]
+        if given.min() < 0 or given.max() >= vocab:
+            wrong = given[(given < 0) | (given >= vocab)][0]
             raise RequestError(
                 f"token id {wrong} is outside the vocabulary",
                 f"0 to {vocab - 1}",
@@ -150,31 +167,37 @@ class Engine:
 
 
 def make_batch(chunks: List[Chunk], all_rows: bool = False) -> Batch:
-    """The descriptor of one step; see backends/base.py. Plain lists: a decode step is short."""
+    """The descriptor of one step; see backends/base.py.
+
+    Plain lists, and one array that all fields are views of: a decode step is short, and a numpy
+    call costs more than its few numbers.
+    """
     ids: list[int] = []
     positions: list[int] = []
     contexts: list[int] = []
+    tables: list[int] = []
     rows: list[int] = []
     starts = [0]
-    width = max(len(chunk.table.blocks) for chunk in chunks)
-    tables = np.full((len(chunks), width), -1, np.int32)
-    for index, chunk in enumerate(chunks):
+    width = max([len(chunk.table.blocks) for chunk in chunks])
+    for chunk in chunks:
         table = chunk.table
         end = table.length + chunk.count
         ids += table.ids[table.length : end]
         positions += range(table.length, end)
         contexts.append(end)
-        tables[index, : len(table.blocks)] = table.blocks
+        tables += table.blocks
+        tables += [-1] * (width - len(table.blocks))
         if all_rows:
             rows += range(starts[-1], len(ids))
-        elif chunk.count == table.pending:
+        elif end == len(table.ids):
             rows.append(len(ids) - 1)
         starts.append(len(ids))
-    return Batch(
-        ids=np.array(ids, np.int32),
-        positions=np.array(positions, np.int32),
-        sequence_starts=np.array(starts, np.int32),
-        context_lengths=np.array(contexts, np.int32),
-        block_tables=tables,
-        logit_rows=np.array(rows, np.int32),
-    )
+    numbers = array("i", ids + positions + starts + contexts + tables + rows)
+    views, end = np.frombuffer(numbers, np.int32), 0
+    fields = []
+    for part in (ids, positions, starts, contexts, tables, rows):
+        begin, end = end, end + len(part)
+        fields.append(views[begin:end])
+    batch = Batch(*fields)
+    batch.block_tables = batch.block_tables.reshape(-1, width)
+    return batch

@@ -79,7 +79,7 @@ class BlockManager:
 
     def can_append(self, table: BlockTable, count: int) -> bool:
         """Whether `count` more rows fit now."""
-        return self._missing(table, count) <= len(self._free)
+        return self._missing(table, count, self._shares_tail(table)) <= len(self._free)
 
     def room(self, table: BlockTable) -> int:
         """How many more rows fit now."""
@@ -93,14 +93,16 @@ class BlockManager:
         A partly filled block that others share is copied first. Raises ContextLengthError when
         the cache is full; then nothing has changed.
         """
-        if not self.can_append(table, count):
+        shared = self._shares_tail(table)
+        missing = self._missing(table, count, shared)
+        if missing > len(self._free):
             raise ContextLengthError(
                 f"the KV cache has {self.free_blocks} free blocks of {self.block_size} tokens",
-                f"{self._missing(table, count)} for {count} more tokens",
+                f"{missing} for {count} more tokens",
                 "Close sessions, or load the model with a larger cache_tokens.",
             )
         tail = table.length // self.block_size
-        if self._shares_tail(table):
+        if shared:
             copy = self._new_block()
             self.cache.copy_block(table.blocks[tail], copy)
             self._release(table.blocks[tail])
@@ -143,9 +145,10 @@ class BlockManager:
         tail = table.length // self.block_size
         return tail < len(table.blocks) and self._references[table.blocks[tail]] > 1
 
-    def _missing(self, table: BlockTable, count: int) -> int:
+    def _missing(self, table: BlockTable, count: int, shared: bool) -> int:
+        """Free blocks that `count` more rows take; shared: one of them for a copy of the tail."""
         blocks = -(-(table.length + count) // self.block_size) - len(table.blocks)
-        return max(0, blocks) + (1 if self._shares_tail(table) else 0)
+        return (blocks if blocks > 0 else 0) + shared
 
     def _new_block(self) -> int:
         block = next(iter(self._free))

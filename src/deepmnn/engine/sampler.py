@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deepmnn import _core
 from deepmnn.backends.base import F32
 from deepmnn.errors import RequestError
 
@@ -76,25 +77,17 @@ class Sampler:
     def __init__(self, params: SamplingParams) -> None:
         self.params = params
         self._random = np.random.default_rng(params.seed)
+        self._has_penalty = params.has_penalty
 
     def __call__(self, logits: F32, ids: list[int], prompt_tokens: int) -> int:
         """The next token id. logits: [vocab_size]; ids: the prompt and the answer so far."""
-        from deepmnn import _core
-
         params = self.params
-        if params.has_penalty:
+        if self._has_penalty:
             logits = penalize(logits, ids, prompt_tokens, params)
         # In float32, as the core takes it: a double just below 1 would round up to 1.
         u = float(self._random.random(dtype=np.float32)) if params.temperature > 0 else 0.0
-        token = _core.sample(
-            np.ascontiguousarray(logits, np.float32),
-            params.temperature,
-            min(params.top_k, len(logits)),
-            params.top_p,
-            params.min_p,
-            u,
-        )
-        return int(token)
+        top_k = min(params.top_k, len(logits))
+        return _core.sample(logits, params.temperature, top_k, params.top_p, params.min_p, u)
 
 
 def penalize(logits: F32, ids: list[int], prompt_tokens: int, params: SamplingParams) -> F32:

@@ -26,6 +26,8 @@ class StopMatcher:
 
     def push(self, delta: str) -> str:
         """The text that is now known to be part of the answer."""
+        if not self._stop:
+            return delta
         text = self._held + delta
         found = [(at, pattern) for pattern in self._stop if (at := text.find(pattern)) >= 0]
         if found:

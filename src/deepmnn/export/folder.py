@@ -35,7 +35,7 @@ from deepmnn.errors import ArtifactError
 from deepmnn.workload import Experts, Workload
 
 FORMAT = "deepmnn-mnn"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _AGAIN = "Export the model again."
 _COUNTS = {"vocab_size": 1, "cache_width": 0, "optimize_level": 0}

@@ -111,7 +111,7 @@ def export(
         for name in (CONFIG, *COPIED):
             if (artifact.path / name).is_file():
                 writer.add_file(f"{names.sidecar}/{name}", (artifact.path / name).read_bytes())
-        workload = replace(Workload.of(graph), cache_width=low.cache_width)
+        workload = replace(Workload.of(graph).in_form(form), cache_width=low.cache_width)
         writer.commit(
             {
                 "format": FORMAT,

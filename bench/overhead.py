@@ -1,0 +1,155 @@
+"""What a decode step costs beside the core: scheduling, batch, binding, sampling, detokenising.
+
+    python bench/overhead.py [MODEL ...]
+
+Prints a Markdown table for tiny-r1 and every converted model given. All figures are microseconds
+per engine step; "core" is the time inside the C++ core's step, "overhead" all the rest, in a run
+that nothing watches. A second run times the parts; what they leave of the overhead is "rest". A
+model without a tokenizer has nothing to detokenise.
+
+What disturbs a step makes it longer, never shorter: of all steps the 10th percentile counts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from functools import wraps
+from pathlib import Path
+from statistics import quantiles
+from time import perf_counter
+from typing import Annotated, Any
+from unittest.mock import patch
+
+import numpy as np
+import typer
+
+import deepmnn
+from deepmnn.backends.cpu_model import CpuBackend
+from deepmnn.bundled import bundled_model
+from deepmnn.engine import engine as engine_module
+from deepmnn.engine.engine import Engine
+from deepmnn.engine.kv_cache import BlockManager
+from deepmnn.engine.sampler import Sampler
+from deepmnn.engine.scheduler import Scheduler
+from deepmnn.engine.text import TextStream
+
+PROMPT_TOKENS, WARM_UP = 32, 8
+BATCHES = [1, 4, 16]
+WAYS = {
+    "greedy": deepmnn.SamplingParams(ignore_eos=True),
+    "top_p": deepmnn.SamplingParams(temperature=0.6, top_p=0.95, seed=0, ignore_eos=True),
+}
+PARTS = {
+    "schedule": [(Scheduler, "schedule"), (BlockManager, "commit")],
+    "batch": [(engine_module, "make_batch")],
+    "call": [(CpuBackend, "step")],
+    "sample": [(Sampler, "__call__")],
+    "detokenise": [(TextStream, "push")],
+}
+
+
+@dataclass(frozen=True)
+class Step:
+    """Seconds of one step: on the wall, in the core, and in each watched part."""
+
+    total: float
+    core: float
+    parts: dict[str, float]
+
+
+def run(model: deepmnn.LLM, batch: int, steps: int, way: str, spent: Counter[str]) -> list[Step]:
+    """Decode steps of `batch` answers to random prompts; `spent` is what the parts add up in."""
+    engine = model.engine
+    assert isinstance(engine.backend, CpuBackend)
+    core = engine.backend.model
+    params = replace(WAYS[way], max_tokens=WARM_UP + steps + 2)  # more than are run
+    rng = np.random.default_rng(0)
+    sequences = []
+    for prompt in rng.integers(0, engine.backend.vocab_size, (batch, PROMPT_TOKENS)).tolist():
+        output = TextStream(model.tokenizer, (), False) if model.has_tokenizer else None
+        sequences.append(engine.submit(prompt, params, output))
+    decode(engine, WARM_UP)
+    found = []
+    for _ in range(steps):
+        spent.clear()
+        inside, start = core.step_seconds, perf_counter()
+        engine.step()
+        total = perf_counter() - start
+        found.append(Step(total, core.step_seconds - inside, dict(spent)))
+    for sequence in sequences:
+        engine.cancel(sequence)
+    return found
+
+
+def decode(engine: Engine, steps: int) -> None:
+    """Runs the prompts, and some steps more."""
+    while any(sequence.pending > 1 for sequence in engine.scheduler.running):
+        engine.step()
+    for _ in range(steps):
+        engine.step()
+
+
+@contextmanager
+def watched() -> Iterator[Counter[str]]:
+    """Adds up the seconds of every part while it is open."""
+    spent: Counter[str] = Counter()
+
+    def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            start = perf_counter()
+            result = function(*args, **kwargs)
+            spent[part] += perf_counter() - start
+            return result
+
+        return call
+
+    with ExitStack() as stack:
+        for part, places in PARTS.items():
+            for owner, name in places:
+                stack.enter_context(patch.object(owner, name, timed(part, getattr(owner, name))))
+        yield spent
+
+
+def typical(seconds: Iterable[float]) -> float:
+    """Microseconds of a step that nothing disturbs."""
+    return quantiles(seconds, n=10)[0] * 1e6
+
+
+def row(name: str, model: deepmnn.LLM, batch: int, steps: int, way: str) -> list[str]:
+    """One line of the table."""
+    plain = run(model, batch, steps, way, Counter())
+    total, core = (typical(getattr(s, name) for s in plain) for name in ("total", "core"))
+    overhead = typical(s.total - s.core for s in plain)
+    with watched() as spent:
+        seen = run(model, batch, steps, way, spent)
+    parts = {part: typical(s.parts.get(part, 0.0) for s in seen) for part in PARTS}
+    parts["call"] = typical(s.parts["call"] - s.core for s in seen)
+    numbers = [total, core, overhead, *parts.values(), overhead - sum(parts.values())]
+    share = f"{overhead / total:.1%}"
+    return [name, way, str(batch), *(f"{number:.0f}" for number in numbers), share]
+
+
+def main(
+    models: Annotated[list[Path] | None, typer.Argument(help="Converted models.")] = None,
+    batch: Annotated[list[int], typer.Option(min=1, help="Answers side by side.")] = BATCHES,
+    steps: Annotated[int, typer.Option(min=2, help="Steps to take.")] = 400,
+    threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
+) -> None:
+    """Measure and print the table."""
+    header = ["model", "sampling", "batch", "total", "core", "overhead", *PARTS, "rest", "share"]
+    print("| " + " | ".join(header) + " |")
+    print("|---|---|" + "--:|" * (len(header) - 2))
+    for path in [bundled_model(), *(models or [])]:
+        model = deepmnn.load(path, "cpu", threads)
+        name = "tiny-r1" if path == bundled_model() else path.name
+        for way in WAYS:
+            for size in batch:
+                print("| " + " | ".join(row(name, model, size, steps, way)) + " |", flush=True)
+
+
+if __name__ == "__main__":
+    typer.run(main)
