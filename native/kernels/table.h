@@ -35,6 +35,7 @@ const Kernels kTable = {
     attention_kernel,
     to_bf16_kernel,
     peak_dot_kernel,
+    peak_fma_kernel,
 };
 
 }  // namespace deepmnn::DEEPMNN_NS
