@@ -1,6 +1,6 @@
 """deepmnn and its peers, side by side on this machine.
 
-    python -m bench.peers [--shapes S,...] [--peers P,...] [--quick] [--repeat N] [--threads N]
+    python -m bench.peers [--shapes S,...] [--peers P,...] [--quick] [--isa avx2] [--repeat N]
 
 Run it from the repository's root on an otherwise idle machine. bench/README.md says how to install
 the peers and how to name their interpreters and folders.
@@ -30,6 +30,8 @@ from deepmnn.errors import DeepmnnError, RequestError, StorageError
 ENGINES = ("deepmnn_cpu", "llama_cpp", "ik_llama", "openvino", "mnn", "mnn_exporter")
 CONFIGS = ROOT / "bench" / "configs"
 SHAPES = "r1-distill-qwen-1.5b,deepseek-v2-lite"
+ISAS = ("avx2",)
+"""Instruction sets that a whole run can be held to."""
 BUSY = 0.3
 """A load average above this is told."""
 
@@ -76,6 +78,15 @@ def find_shapes(names: str) -> list[Shape]:
     return shapes
 
 
+def hold_to(isa: str) -> None:
+    """Tells deepmnn, its limits included, in every process to come. Raises RequestError."""
+    if isa and isa not in ISAS:
+        raise RequestError(f"--isa {isa!r:.80}", f"one of {', '.join(ISAS)}")
+    os.environ.pop("DEEPMNN_ISA", None)
+    if isa:
+        os.environ["DEEPMNN_ISA"] = isa
+
+
 def main(
     shapes: Annotated[str, typer.Option(help="Of bench/configs, or config.json paths.")] = SHAPES,
     peers: Annotated[str, typer.Option(help="Engines, comma-separated.")] = ",".join(ENGINES),
@@ -87,14 +98,18 @@ def main(
     python: Annotated[list[str] | None, typer.Option(help="ENGINE=INTERPRETER")] = None,
     source: Annotated[list[str] | None, typer.Option(help="ENGINE=DIRECTORY")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds for one engine and shape.")] = 3600,
+    isa: Annotated[str, typer.Option(help=f"Holds all to one of {', '.join(ISAS)}.")] = "",
 ) -> None:
     """Measure deepmnn and its peers in turn; writes peers.md, peers.json and peers.svg."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the engine that runs, too
     try:
+        hold_to(isa)
         chosen = find_peers(peers, python or (), source or ())
         cases: Sequence[Case] = QUICK if quick else FULL
         rounds = repeat or (1 if quick else 3)
-        plan = Plan(find_shapes(shapes), chosen, cases, threads, rounds, timeout, sys.executable)
+        plan = Plan(
+            find_shapes(shapes), chosen, cases, threads, rounds, timeout, sys.executable, isa
+        )
         measure(plan, out, work)
     except (DeepmnnError, ChildError) as error:
         console.print(str(error), style="red", markup=False)

@@ -25,6 +25,10 @@ def version(source: Path | None) -> str | None:
     return str(deepmnn.__version__)
 
 
+def exceeds(isa: str, source: Path | None) -> str:
+    return ""  # the environment holds it
+
+
 def refuses(config: Config) -> str:
     return ""
 
