@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -159,6 +160,15 @@ class Measured:
         """The inverse of `dataclasses.asdict`."""
         timings = {name: Timing(**timing) for name, timing in fields["timings"].items()}
         return Measured(**{**fields, "timings": timings, "cold": Cold(**fields["cold"])})
+
+
+def commit(folder: Path) -> str:
+    """What git calls the state of a checkout; "" where there is no git or no checkout."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--tags", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def cases_of(fields: Sequence[Mapping[str, Any]]) -> list[Case]:

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.peers.engine import Config
+from bench.peers.engine import Config, commit
 from bench.peers.llama_cpp import PIECE, Pieces, beyond
 
 TITLE, BUILDER = "ik_llama.cpp", "gguf_file"
@@ -26,11 +26,9 @@ def version(source: Path | None) -> str | None:
         return None
     if source is None or not libraries(source):
         return None
-    command = ["git", "-C", str(source), "describe", "--always", "--tags"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
     library = libraries(source)[0]
     compile_shim(source)
-    return found.stdout.strip() or hashlib.sha256(library.read_bytes()).hexdigest()[:8]
+    return commit(source) or hashlib.sha256(library.read_bytes()).hexdigest()[:8]
 
 
 def exceeds(isa: str, source: Path | None) -> str:
