@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from bench.peers.child import ROOT, ChildError, Peer
+from bench.peers.child import ChildError, Peer
 from bench.peers.engine import FULL, QUICK, Case
 from bench.peers.limits import Costs
-from bench.peers.models import Models, Shape
+from bench.peers.models import Models, find_shapes
 from bench.peers.plot import is_installed
 from bench.peers.report import Report
 from bench.peers.rounds import Plan, run
@@ -28,7 +28,6 @@ from rich.console import Console
 from deepmnn.errors import DeepmnnError, RequestError, StorageError
 
 ENGINES = ("deepmnn_cpu", "llama_cpp", "ik_llama", "openvino", "mnn", "mnn_exporter")
-CONFIGS = ROOT / "bench" / "configs"
 SHAPES = "r1-distill-qwen-1.5b,deepseek-v2-lite"
 ISAS = ("avx2",)
 """Instruction sets that a whole run can be held to."""
@@ -64,18 +63,6 @@ def _pairs(given: Sequence[str], flag: str) -> dict[str, str]:
             raise RequestError(f"--{flag} {text!r:.200}", expected)
         pairs[name] = os.path.abspath(os.path.expanduser(value))  # links stay: venvs are links
     return pairs
-
-
-def find_shapes(names: str) -> list[Shape]:
-    """Names of bench/configs, or paths of config.json files. Raises RequestError."""
-    known = {file.stem: file for file in sorted(CONFIGS.glob("*.json"))}
-    shapes = []
-    for name in names.split(","):
-        if not name.endswith(".json") and name not in known:
-            expected = f"one of {', '.join(known)}, or the path of a config.json"
-            raise RequestError(f"the shape {name!r:.80}", expected)
-        shapes.append(Shape.read(known.get(name, Path(name))))
-    return shapes
 
 
 def hold_to(isa: str) -> None:
