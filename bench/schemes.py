@@ -40,8 +40,8 @@ SCHEMES = ("fp32", "bf16", "w8", "w4")
 NOTES = """
 Size is that of all files; memory is the process's peak, mapped weights included, and in brackets
 its own. Speeds are tokens per second, the median of the rounds, and how many times fp32's they are.
-Right answers are tiny-r1's to problems that its training never saw, and how many percentage points
-of them are lost against fp32.
+Right answers are tiny-r1's to problems that its training never saw, and in brackets how many
+percentage points that is away from fp32.
 """
 
 console = Console(stderr=True)
@@ -76,7 +76,7 @@ def table(
         size = f"{nbytes(files_of(path)) / 1e9:.2f}"
         row = [name, size, memory_cell(columns[name]), *speeds]
         if right:
-            lost = f" ({100 * (right[first] - right[name]):+.1f} lost)" if name != first else ""
+            lost = f" ({100 * (right[name] - right[first]):+.1f})" if name != first else ""
             row.append(f"{right[name]:.1%}{lost}")
         rows.append(row)
     return rows

@@ -50,6 +50,7 @@ class Report:
             "threads": str(self.plan.threads),
             "rounds": f"{self.plan.repeat}, through the engines forth and back",
             "load average before": f"{self.busy:.2f}",
+            "made by": "`python -m bench.peers`; bench/README.md says how to run it",
         }
 
     def save(self, found: Found) -> None:

@@ -100,6 +100,7 @@ def _build(
                 continue
             reason = engine(peer.name).refuses(shape.config) or exceeding.get(peer.name, "")
             if reason:
+                say(f"{shape.name}: not {peer.name}: {reason}")
                 results[peer.name] = [reason]
                 continue
             try:

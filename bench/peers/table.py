@@ -123,14 +123,18 @@ def _cost_ratio(columns: Sequence[Column], figure: str) -> str:
 
 
 def _load(column: Column) -> str:
-    return "" if column.load_seconds is None else f"{column.load_seconds:.1f}"
+    return "" if column.load_seconds is None else _seconds(column.load_seconds)
 
 
 def _cold(column: Column) -> str:
     if column.cold_seconds is None:
         return column.cold_missing
-    disk = "" if column.disk_seconds is None else f" (disk {column.disk_seconds:.1f})"
-    return f"{column.cold_seconds:.1f}{disk}"
+    disk = "" if column.disk_seconds is None else f" (disk {_seconds(column.disk_seconds)})"
+    return f"{_seconds(column.cold_seconds)}{disk}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def _memory(column: Column) -> str:

@@ -122,8 +122,8 @@ def test_the_table() -> None:
         "| decode at 50, batch 4 | **290** 280–300 (25%) | no batching |  | 1160 |",
         "| step, decode at 100, ms | 3.5 ± 0.0 | 4.2 ± 0.0 |  |  |",
         "| step, decode at 50, batch 4, ms | 13.8 ± 0.0 |  |  |  |",
-        "| load, s | 1.0 | 2.5 | 0.40 × MNN |  |",
-        "| cold first token, s | 4.0 (disk 3.0) | 9% of its files stay |  |  |",
+        "| load, s | 1.00 | 2.50 | 0.40 × MNN |  |",
+        "| cold first token, s | 4.00 (disk 3.00) | 9% of its files stay |  |  |",
         "| memory (own), GB | 3.0 (1.0) | 3.0 (1.0) | 1.00 × MNN |  |",
     ]
     assert table.table(columns[2:], CASES, limits) == ["Nothing ran."]

@@ -144,9 +144,9 @@ def test_the_schemes(tmp_path: Path, shape: Shape) -> None:
     assert [row[0] for row in rows] == ["fp32", "bf16", "w8", "w4"]
     assert [row[-1] for row in rows] == [
         "98.0%",
-        "98.0% (+0.0 lost)",
-        "97.0% (+1.0 lost)",
-        "98.2% (-0.2 lost)",
+        "98.0% (+0.0)",
+        "97.0% (-1.0)",
+        "98.2% (+0.2)",
     ]
     assert [row[-2] for row in rows] == ["10.0", "20.0 (2.00 ×)", "35.0 (3.50 ×)", "60.0 (6.00 ×)"]
     head, *rows = schemes.table(paths, columns_of(rates), {})
