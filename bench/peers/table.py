@@ -23,8 +23,7 @@ NOTES = """\
   of a prompt of 8 tokens, none of the files being there. After "disk": what the disk needs to read
   the engine's files once, without any engine. A virtual machine's host may hold them in its memory.
 - Memory is the process's peak, mapped files included, and in brackets what of it is its own.
-- deepmnn / best peer: above 1 is better in speeds, below 1 in seconds and bytes.
-"""
+- deepmnn / best peer: above 1 is better in speeds, below 1 in seconds and bytes."""
 
 
 def report(
