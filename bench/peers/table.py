@@ -55,9 +55,10 @@ def machine_facts(host: Host, machine: Machine) -> dict[str, str]:
     peaks = f"{machine.int8_macs / 1e9:.0f} G int8"
     if machine.f32_macs:
         peaks += f" and {machine.f32_macs / 1e9:.0f} G f32"
+    features = f" ({', '.join(host.features)})" if host.features else ""
     return {
         "date": host.date,
-        "processor": f"{host.processor} ({', '.join(host.features)})",
+        "processor": f"{host.processor}{features}",
         "cores": f"{host.cores}, hardware threads: {host.hardware_threads}",
         "memory": f"{host.memory_nbytes / 1e9:.1f} GB",
         "system": host.system,
