@@ -6,7 +6,7 @@ NATIVE := CMakeLists.txt pyproject.toml $(shell find native -type f 2>/dev/null)
 CXX_FILES = $(shell git ls-files '*.cc' '*.cpp' '*.h' '*.hpp')
 CODE := src tests tools bench
 
-.PHONY: demo test test-all test-asan test-tsan lint format bench clean
+.PHONY: demo test test-all test-asan test-tsan lint format bench bench-peers clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/deepmnn demo
@@ -36,6 +36,10 @@ format: $(VENV)/.lint
 
 bench: $(VENV)/.installed
 	$(VENV)/bin/deepmnn bench
+
+# ARGS: flags, as bench/README.md explains them.
+bench-peers: $(VENV)/.installed
+	$(PY) -m bench.peers $(ARGS)
 
 clean:
 	rm -rf build $(VENV)

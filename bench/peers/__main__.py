@@ -1,6 +1,6 @@
 """deepmnn and its peers, side by side on this machine.
 
-    python -m bench.peers [--shapes S,...] [--peers P,...] [--quick] [--repeat N] [--threads N]
+    python -m bench.peers [--shapes S,...] [--peers P,...] [--quick] [--isa avx2] [--repeat N]
 
 Run it from the repository's root on an otherwise idle machine. bench/README.md says how to install
 the peers and how to name their interpreters and folders.
@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from bench.peers.child import ROOT, ChildError, Peer
+from bench.peers.child import ChildError, Peer
 from bench.peers.engine import FULL, QUICK, Case
 from bench.peers.limits import Costs
-from bench.peers.models import Models, Shape
+from bench.peers.models import Models, find_shapes
 from bench.peers.plot import is_installed
 from bench.peers.report import Report
 from bench.peers.rounds import Plan, run
@@ -28,8 +28,9 @@ from rich.console import Console
 from deepmnn.errors import DeepmnnError, RequestError, StorageError
 
 ENGINES = ("deepmnn_cpu", "llama_cpp", "ik_llama", "openvino", "mnn", "mnn_exporter")
-CONFIGS = ROOT / "bench" / "configs"
 SHAPES = "r1-distill-qwen-1.5b,deepseek-v2-lite"
+ISAS = ("avx2",)
+"""Instruction sets that a whole run can be held to."""
 BUSY = 0.3
 """A load average above this is told."""
 
@@ -64,16 +65,13 @@ def _pairs(given: Sequence[str], flag: str) -> dict[str, str]:
     return pairs
 
 
-def find_shapes(names: str) -> list[Shape]:
-    """Names of bench/configs, or paths of config.json files. Raises RequestError."""
-    known = {file.stem: file for file in sorted(CONFIGS.glob("*.json"))}
-    shapes = []
-    for name in names.split(","):
-        if not name.endswith(".json") and name not in known:
-            expected = f"one of {', '.join(known)}, or the path of a config.json"
-            raise RequestError(f"the shape {name!r:.80}", expected)
-        shapes.append(Shape.read(known.get(name, Path(name))))
-    return shapes
+def hold_to(isa: str) -> None:
+    """Tells deepmnn, its limits included, in every process to come. Raises RequestError."""
+    if isa and isa not in ISAS:
+        raise RequestError(f"--isa {isa!r:.80}", f"one of {', '.join(ISAS)}")
+    os.environ.pop("DEEPMNN_ISA", None)
+    if isa:
+        os.environ["DEEPMNN_ISA"] = isa
 
 
 def main(
@@ -87,14 +85,18 @@ def main(
     python: Annotated[list[str] | None, typer.Option(help="ENGINE=INTERPRETER")] = None,
     source: Annotated[list[str] | None, typer.Option(help="ENGINE=DIRECTORY")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds for one engine and shape.")] = 3600,
+    isa: Annotated[str, typer.Option(help=f"Holds all to one of {', '.join(ISAS)}.")] = "",
 ) -> None:
     """Measure deepmnn and its peers in turn; writes peers.md, peers.json and peers.svg."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the engine that runs, too
     try:
+        hold_to(isa)
         chosen = find_peers(peers, python or (), source or ())
         cases: Sequence[Case] = QUICK if quick else FULL
         rounds = repeat or (1 if quick else 3)
-        plan = Plan(find_shapes(shapes), chosen, cases, threads, rounds, timeout, sys.executable)
+        plan = Plan(
+            find_shapes(shapes), chosen, cases, threads, rounds, timeout, sys.executable, isa
+        )
         measure(plan, out, work)
     except (DeepmnnError, ChildError) as error:
         console.print(str(error), style="red", markup=False)

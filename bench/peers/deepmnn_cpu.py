@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bench.peers.engine import Config
+from bench.peers.engine import Config, commit
 
 if TYPE_CHECKING:
     from deepmnn.api import LLM
@@ -19,10 +19,19 @@ KV_DTYPE = "bf16"
 
 def version(source: Path | None) -> str | None:
     try:
-        import deepmnn
+        import deepmnn.api
+        import deepmnn.backends.cpu_model
+        import deepmnn.chat_template
+        import deepmnn.export.folder
+        import deepmnn.tokenizer  # load imports them when they are needed first
     except ImportError:
         return None
-    return str(deepmnn.__version__)
+    made = commit(Path(__file__).parent)
+    return str(deepmnn.__version__) + (f", commit {made}" if made else "")
+
+
+def exceeds(isa: str, source: Path | None) -> str:
+    return ""  # the environment holds it
 
 
 def refuses(config: Config) -> str:

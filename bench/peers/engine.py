@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -62,6 +63,12 @@ class Engine(Protocol):
     def version(self, source: Path | None) -> str | None:
         """The installed version, after importing what it runs with; None: it is missing."""
 
+    def exceeds(self, isa: str, source: Path | None) -> str:
+        """Why it cannot be held to an instruction set ("avx2"), as installed; "" if it can.
+
+        deepmnn's own switch, the environment variable DEEPMNN_ISA, is set already.
+        """
+
     def refuses(self, config: Config) -> str:
         """Why it cannot run such a model; "" if it can."""
 
@@ -118,24 +125,50 @@ class Timing:
 
 
 @dataclass
+class Cold:
+    """A cold start: from asking for a model none of whose files is in the page cache, in a process
+    of its own, to the logits of a short prompt.
+
+    nbytes: of the model's files. disk_seconds: what the disk needs to read them once; None where
+    it cannot be told.
+    """
+
+    seconds: float | None = None
+    disk_seconds: float | None = None
+    nbytes: int = 0
+    missing: str = ""
+    """Why there is no time."""
+
+
+@dataclass
 class Measured:
     """What one process measured of one engine and model.
 
     load_seconds: from asking for the model to the logits of a prompt of one token, its files being
     in the page cache. peak_nbytes: the most memory that the process held, mapped files included;
-    own_nbytes: what it held at the end without mapped files.
+    own_nbytes: what it held at the end without mapped files. cold: of another process.
     """
 
     load_seconds: float
     peak_nbytes: int
     own_nbytes: int
     timings: dict[str, Timing]
+    cold: Cold = field(default_factory=Cold)
 
     @staticmethod
     def of(fields: Mapping[str, Any]) -> Measured:
         """The inverse of `dataclasses.asdict`."""
         timings = {name: Timing(**timing) for name, timing in fields["timings"].items()}
-        return Measured(**{**fields, "timings": timings})
+        return Measured(**{**fields, "timings": timings, "cold": Cold(**fields["cold"])})
+
+
+def commit(folder: Path) -> str:
+    """What git calls the state of a checkout; "" where there is no git or no checkout."""
+    command = ["git", "-C", str(folder), "describe", "--always", "--tags", "--dirty"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    except OSError:
+        return ""
 
 
 def cases_of(fields: Sequence[Mapping[str, Any]]) -> list[Case]:

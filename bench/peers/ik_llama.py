@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import hashlib
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from bench.peers.engine import Config
-from bench.peers.llama_cpp import PIECE, Pieces
+from bench.peers.engine import Config, commit
+from bench.peers.llama_cpp import PIECE, Pieces, beyond
 
 TITLE, BUILDER = "ik_llama.cpp", "gguf_file"
 SETTINGS = "Q4_0, run-time repack; MLA 3, flash attention, fused experts, KV cache f16"
@@ -25,10 +26,16 @@ def version(source: Path | None) -> str | None:
         return None
     if source is None or not libraries(source):
         return None
-    command = ["git", "-C", str(source), "describe", "--always", "--tags"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
     library = libraries(source)[0]
-    return found.stdout.strip() or hashlib.sha256(library.read_bytes()).hexdigest()[:8]
+    compile_shim(source)
+    return commit(source) or hashlib.sha256(library.read_bytes()).hexdigest()[:8]
+
+
+def exceeds(isa: str, source: Path | None) -> str:
+    assert source is not None
+    info = compile_shim(source).llama_print_system_info
+    info.restype = ctypes.c_char_p
+    return beyond(info())
 
 
 def refuses(config: Config) -> str:
@@ -47,6 +54,7 @@ def libraries(source: Path) -> list[Path]:
     return [path for path in found if path is not None] if None not in found else []
 
 
+@functools.cache
 def compile_shim(source: Path) -> ctypes.CDLL:
     """ik_llama.c against the headers and libraries of a checkout."""
     paths = libraries(source)

@@ -17,10 +17,11 @@ KV_NBYTES = 2
 
 @dataclass(frozen=True)
 class Machine:
-    """Bytes per second read from memory, int8 multiply-accumulates per second."""
+    """Bytes per second read from memory, multiply-accumulates per second in int8 and in f32."""
 
     read_bandwidth: float
     int8_macs: float
+    f32_macs: float = 0.0
 
     @staticmethod
     def best(measured: Sequence[Machine]) -> Machine:
@@ -28,15 +29,19 @@ class Machine:
         return Machine(
             max(machine.read_bandwidth for machine in measured),
             max(machine.int8_macs for machine in measured),
+            max(machine.f32_macs for machine in measured),
         )
 
 
 def measure_machine(threads: int) -> Machine:
-    """About a second, during which nothing else may run."""
+    """About a second, during which nothing else may run; DEEPMNN_ISA chooses the instructions."""
     from deepmnn import _core
 
-    bandwidth = float(_core.measure_read_bandwidth(threads))
-    return Machine(bandwidth, float(_core.measure_int8_peak(threads, _core.isas()[0])))
+    return Machine(
+        float(_core.measure_read_bandwidth(threads)),
+        float(_core.measure_int8_peak(threads)),
+        float(_core.measure_f32_peak(threads)),
+    )
 
 
 @dataclass(frozen=True)

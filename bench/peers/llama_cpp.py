@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,18 @@ def version(source: Path | None) -> str | None:
     except ImportError:
         return None
     return f"llama-cpp-python {llama_cpp.__version__}"
+
+
+def exceeds(isa: str, source: Path | None) -> str:
+    import llama_cpp
+
+    return beyond(llama_cpp.llama_print_system_info())
+
+
+def beyond(info: bytes) -> str:
+    """What a build has beyond AVX2, by the library's own account of itself; "" for nothing."""
+    found = re.findall(r"(AVX512\w*|AVX_VNNI|AMX\w*) = 1", info.decode())
+    return f"it is compiled with {', '.join(found)}" if found else ""
 
 
 def refuses(config: Config) -> str:

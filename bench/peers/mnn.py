@@ -33,6 +33,10 @@ def version(source: Path | None) -> str | None:
         return None
 
 
+def exceeds(isa: str, source: Path | None) -> str:
+    return ""  # its wheel has no instruction of AVX-512
+
+
 def refuses(config: Config) -> str:
     return ""
 

@@ -11,7 +11,7 @@ from bench.peers.engine import Config
 TITLE, BUILDER, NEEDS = "MNN, its exporter", "mnn_exporter", "checkpoint"
 SETTINGS = "4 bits, blocks of 64, asymmetric; memory low (int8 activations), KV cache float32"
 
-load = mnn.load
+load, exceeds = mnn.load, mnn.exceeds
 
 
 def version(source: Path | None) -> str | None:

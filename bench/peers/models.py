@@ -10,12 +10,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench.peers.child import ChildError, Peer, call
+from bench.peers.child import ROOT, ChildError, Peer, call
 from bench.peers.engine import builder, engine
 
 from deepmnn.checkpoint.json_file import read_object
-from deepmnn.errors import ConfigError
+from deepmnn.errors import ConfigError, RequestError
 
+CONFIGS = ROOT / "bench" / "configs"
 STAMP = "peers.json"
 SPARE_NBYTES = 1 << 30
 """Left free on the disk."""
@@ -33,6 +34,18 @@ class Shape:
     def read(path: Path) -> Shape:
         """Named after the file. Raises ConfigError."""
         return Shape(path.stem, path.resolve(), read_object(path, ConfigError))
+
+
+def find_shapes(names: str) -> list[Shape]:
+    """Names of bench/configs, or paths of config.json files. Raises RequestError."""
+    known = {file.stem: file for file in sorted(CONFIGS.glob("*.json"))}
+    shapes = []
+    for name in names.split(","):
+        if not name.endswith(".json") and name not in known:
+            expected = f"one of {', '.join(known)}, or the path of a config.json"
+            raise RequestError(f"the shape {name!r:.80}", expected)
+        shapes.append(Shape.read(known.get(name, Path(name))))
+    return shapes
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,13 @@ def version(source: Path | None) -> str | None:
         return None
 
 
+def exceeds(isa: str, source: Path | None) -> str:
+    """A release obeys ONEDNN_MAX_CPU_ISA in oneDNN's kernels alone, and may then be wrong: its
+    plugin's own kernels know no limit (https://github.com/openvinotoolkit/openvino/pull/38189).
+    """
+    return "its releases cannot be held to an instruction set"
+
+
 def refuses(config: Config) -> str:
     if "kv_lora_rank" not in config:
         return ""

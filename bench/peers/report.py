@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.peers import plot, table
+from bench.peers.host import Host
 from bench.peers.limits import Costs, Machine, limit
 from bench.peers.results import Column, as_json, column
 from bench.peers.rounds import Found, Plan, raw
@@ -20,6 +21,7 @@ class Report:
 
     def __init__(self, out: Path, plan: Plan, costs: Mapping[str, Costs], busy: float) -> None:
         self.out, self.plan, self.costs, self.busy = out, plan, costs, busy
+        self.host = Host.now()
 
     def figures(
         self, found: Found
@@ -36,20 +38,38 @@ class Report:
         }
         return machine, columns, limits
 
+    def title(self) -> str:
+        """Of the page."""
+        only = f", held to {self.plan.isa.upper()}" if self.plan.isa else ""
+        return f"deepmnn beside its peers{only}"
+
+    def facts(self, machine: Machine) -> dict[str, str]:
+        """What stands above the tables, by name."""
+        return table.machine_facts(self.host, machine) | {
+            "instruction set": self.plan.isa.upper() or "the best that each engine has",
+            "threads": str(self.plan.threads),
+            "rounds": f"{self.plan.repeat}, through the engines forth and back",
+            "load average before": f"{self.busy:.2f}",
+            "made by": "`python -m bench.peers`; bench/README.md says how to run it",
+        }
+
     def save(self, found: Found) -> None:
         """Everything, so far. Raises StorageError."""
         machine, columns, limits = self.figures(found)
         cases = self.plan.cases
         fields = {
             "threads": self.plan.threads,
+            "isa": self.plan.isa,
             "load_average": self.busy,
+            "host": asdict(self.host),
             "machine": asdict(machine),
             "cases": [asdict(case) for case in cases],
             "shapes": {name: as_json(made, cases, limits[name]) for name, made in columns.items()},
             "raw": raw(found),
         }
-        title = f"Peers (threads: {self.plan.threads}, rounds: {self.plan.repeat})"
-        page = table.report(title, columns, cases, limits, found.versions, machine)
+        page = table.report(
+            self.title(), self.facts(machine), columns, cases, limits, found.versions
+        )
         try:
             self._write("peers.json", json.dumps(fields, indent=1))
             self._write("peers.md", page)

@@ -11,6 +11,9 @@ from bench.peers.engine import Case, Measured
 
 OURS = "deepmnn_cpu"
 
+COSTS = ("load_seconds", "cold_seconds", "peak_nbytes")
+"""Figures of a column that are the better the smaller they are."""
+
 
 @dataclass(frozen=True)
 class Speed:
@@ -32,6 +35,7 @@ class Column:
     """One engine on one shape. missing: why a case has no speed, by the case's name.
 
     failure: why it has none at all; "" otherwise. Bytes and seconds are medians of the rounds.
+    cold_seconds, disk_seconds: a cold start, and what the disk needs for the files (engine.Cold).
     """
 
     engine: str
@@ -40,6 +44,9 @@ class Column:
     load_seconds: float | None = None
     peak_nbytes: float | None = None
     own_nbytes: float | None = None
+    cold_seconds: float | None = None
+    disk_seconds: float | None = None
+    cold_missing: str = ""
     failure: str = ""
 
 
@@ -55,6 +62,10 @@ def column(engine: str, cases: Sequence[Case], rounds: Sequence[Measured | str])
     made.load_seconds = median(measured.load_seconds for measured in good)
     made.peak_nbytes = median(measured.peak_nbytes for measured in good)
     made.own_nbytes = median(measured.own_nbytes for measured in good)
+    colds = [measured.cold for measured in good]
+    made.cold_missing = next((cold.missing for cold in colds if cold.missing), "")
+    made.cold_seconds = _median([cold.seconds for cold in colds])
+    made.disk_seconds = _median([cold.disk_seconds for cold in colds])
     for case in cases:
         timings = [measured.timings[case.name] for measured in good]
         if times := [timing.seconds for timing in timings if timing.seconds]:
@@ -62,6 +73,12 @@ def column(engine: str, cases: Sequence[Case], rounds: Sequence[Measured | str])
         else:
             made.missing[case.name] = timings[0].missing
     return made
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    """Of those that are known."""
+    known = [value for value in values if value is not None]
+    return median(known) if known else None
 
 
 def speed(case: Case, rounds: Sequence[Sequence[float]]) -> Speed:
@@ -86,6 +103,19 @@ def ratio(columns: Sequence[Column], engine: str, case: Case) -> float | None:
     best = best_peer(columns, case)
     found = next((c.speeds.get(case.name) for c in columns if c.engine == engine), None)
     return None if best is None or found is None else found.median / best.speeds[case.name].median
+
+
+def leanest_peer(columns: Sequence[Column], figure: str) -> Column | None:
+    """The one with the least of a figure of COSTS that is not deepmnn."""
+    peers = [c for c in columns if c.engine != OURS and getattr(c, figure) is not None]
+    return min(peers, key=lambda peer: float(getattr(peer, figure)), default=None)
+
+
+def cost_ratio(columns: Sequence[Column], engine: str, figure: str) -> float | None:
+    """An engine's figure of COSTS over the leanest peer's; None unless both are known."""
+    best = leanest_peer(columns, figure)
+    found = next((getattr(c, figure) for c in columns if c.engine == engine), None)
+    return None if best is None or found is None else float(found / getattr(best, figure))
 
 
 def as_json(
@@ -116,5 +146,9 @@ def _engine(
         "load_seconds": made.load_seconds,
         "peak_nbytes": made.peak_nbytes,
         "own_nbytes": made.own_nbytes,
+        "cold_seconds": made.cold_seconds,
+        "disk_seconds": made.disk_seconds,
+        "cold_missing": made.cold_missing,
+        "ratios": {figure: cost_ratio(columns, made.engine, figure) for figure in COSTS},
         "failure": made.failure,
     }

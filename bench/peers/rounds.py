@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from bench.peers.child import ChildError, Peer, call
-from bench.peers.engine import Case, Measured, as_fields, engine
+from bench.peers.engine import Case, Cold, Measured, as_fields, engine
 from bench.peers.limits import Machine
 from bench.peers.models import Models, Shape
 
@@ -17,7 +17,10 @@ MARGIN = 1.15
 
 @dataclass(frozen=True)
 class Plan:
-    """What to measure. timeout: seconds that one engine may take for one shape."""
+    """What to measure. timeout: seconds that one engine may take for one shape.
+
+    isa: the instruction set that all are held to, "avx2"; "" for each one's best.
+    """
 
     shapes: Sequence[Shape]
     peers: Sequence[Peer]
@@ -26,6 +29,7 @@ class Plan:
     repeat: int
     timeout: float
     python: str
+    isa: str = ""
 
 
 @dataclass
@@ -88,12 +92,15 @@ def _build(
 ) -> dict[tuple[str, str], Path]:
     """Models by shape and engine; an engine without one gets the reason as its result."""
     built = {}
+    exceeding = _exceeding(plan, found)
     for shape in plan.shapes:
         results = found.rounds.setdefault(shape.name, {})
         for peer in plan.peers:
             if found.versions[peer.name] is None:
                 continue
-            if reason := engine(peer.name).refuses(shape.config):
+            reason = engine(peer.name).refuses(shape.config) or exceeding.get(peer.name, "")
+            if reason:
+                say(f"{shape.name}: not {peer.name}: {reason}")
                 results[peer.name] = [reason]
                 continue
             try:
@@ -103,6 +110,18 @@ def _build(
                 say(f"{peer.name}: {error}")
                 results[peer.name] = [f"no model: {error}"]
     return built
+
+
+def _exceeding(plan: Plan, found: Found) -> dict[str, str]:
+    """Why engines cannot be held to the plan's instruction set, by name."""
+    reasons: dict[str, str] = {}
+    for peer in plan.peers if plan.isa else ():
+        if found.versions[peer.name] is not None:
+            try:
+                reasons[peer.name] = call(peer, "exceeds", {"isa": plan.isa}, 300, None)
+            except ChildError as error:
+                reasons[peer.name] = str(error)
+    return reasons
 
 
 def _machine(plan: Plan) -> Machine:
@@ -122,9 +141,15 @@ def _measure(
         "cases": as_fields(plan.cases),
     }
     try:
-        return Measured.of(call(peer, "measure", request, plan.timeout, log))
+        measured = Measured.of(call(peer, "measure", request, plan.timeout, log))
     except ChildError as error:
         return str(error)
+    try:
+        log = log.with_name(f"{log.stem}-cold.log")
+        measured.cold = Cold(**call(peer, "cold", request, plan.timeout, log))
+    except ChildError as error:
+        measured.cold = Cold(missing=str(error))
+    return measured
 
 
 def raw(found: Found) -> dict[str, object]:

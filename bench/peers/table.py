@@ -5,32 +5,39 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from bench.peers.engine import Case, engine
+from bench.peers.host import Host
 from bench.peers.limits import Machine
-from bench.peers.results import OURS, Column, Speed, best_peer, ratio
+from bench.peers.results import OURS, Column, Speed, best_peer, cost_ratio, leanest_peer, ratio
 
-ABOUT = """\
-Tokens per second: the median of the rounds, and in brackets the share of this machine's limit for
-a 4-bit model; **bold** is the fastest. A step is one token of every sequence; ± is the standard
-deviation of its time inside a round. Load is the time to the first logits, files being in the page
-cache; memory is the process's peak, mapped files included, and what of it is its own.
-"""
+NOTES = """\
+## How to read this
+
+- Every model has random weights of 4 bits in the shape that a section is named after.
+- Prefill and decode are tokens per second: the median of the rounds, then the slowest and the
+  fastest where they differ, and in brackets the share of this machine's limit. **Bold** is the
+  fastest. Decode at 128 goes on from a prompt of 128 tokens; batch 4 is 4 sequences side by side.
+- The limit is the longer of two times: to read the 4-bit weights and the cache that a step touches
+  at the machine's read bandwidth, and to do its multiply-accumulates at its int8 peak.
+- A step is one token of every sequence; ± is the standard deviation of its time inside a round.
+- Load is the time to the first logits, the files being in the page cache; cold first token is that
+  of a prompt of 8 tokens, none of the files being there. After "disk": what the disk needs to read
+  the engine's files once, without any engine. A virtual machine's host may hold them in its memory.
+- Memory is the process's peak, mapped files included, and in brackets what of it is its own.
+- deepmnn / best peer: above 1 is better in speeds, below 1 in seconds and bytes."""
 
 
 def report(
     title: str,
+    facts: Mapping[str, str],
     columns: Mapping[str, Sequence[Column]],
     cases: Sequence[Case],
     limits: Mapping[str, Mapping[str, float]],
     versions: Mapping[str, str | None],
-    machine: Machine,
 ) -> str:
-    """The whole page: shape → its columns, shape → case → limit in tokens per second."""
-    lines = [f"# {title}", "", ABOUT]
-    lines += [
-        f"This machine reads {machine.read_bandwidth / 1e9:.1f} GB/s and multiplies "
-        f"{machine.int8_macs / 1e9:.0f} G int8 MAC/s.",
-        "",
-    ]
+    """The whole page: facts by name, shape → columns, shape → case → limit in tokens per second."""
+    lines = [f"# {title}", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {fact} |" for name, fact in facts.items()]
+    lines += ["", "## Engines", ""]
     for name, version in versions.items():
         runs = engine(name)
         about = f"({version}): {runs.SETTINGS}" if version else ": missing, see bench/README.md"
@@ -40,7 +47,23 @@ def report(
         failed = [column for column in made if column.failure]
         lines += [""] if failed else []
         lines += [f"- {engine(column.engine).TITLE}: {column.failure}" for column in failed]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines) + f"\n\n{NOTES}"
+
+
+def machine_facts(host: Host, machine: Machine) -> dict[str, str]:
+    """What a reader has to know of the machine."""
+    peaks = f"{machine.int8_macs / 1e9:.0f} G int8"
+    if machine.f32_macs:
+        peaks += f" and {machine.f32_macs / 1e9:.0f} G f32"
+    features = f" ({', '.join(host.features)})" if host.features else ""
+    return {
+        "date": host.date,
+        "processor": f"{host.processor}{features}",
+        "cores": f"{host.cores}, hardware threads: {host.hardware_threads}",
+        "memory": f"{host.memory_nbytes / 1e9:.1f} GB",
+        "system": host.system,
+        "limits": f"reads {machine.read_bandwidth / 1e9:.1f} GB/s, {peaks} multiply-accumulates/s",
+    }
 
 
 def table(
@@ -61,8 +84,9 @@ def table(
     for case in (case for case in cases if case.steps):
         cells = [_step(column.speeds.get(case.name)) for column in ran]
         rows.append([f"step, {case.name}, ms", *cells, "", ""])
-    rows.append(["load, s", *(_optional(column.load_seconds, 1) for column in ran), "", ""])
-    rows.append(["memory (own), GB", *(_memory(column) for column in ran), "", ""])
+    for title, figure, cell in COST_ROWS:
+        cells = [cell(column) for column in ran]
+        rows.append([title, *cells, _cost_ratio(ran, figure), ""])
     return ["| " + " | ".join(row) + " |" for row in rows]
 
 
@@ -93,11 +117,35 @@ def _step(speed: Speed | None) -> str:
     return f"{speed.step_ms:.1f} ± {speed.step_sd_ms:.1f}"
 
 
-def _optional(value: float | None, digits: int) -> str:
-    return "" if value is None else f"{value:.{digits}f}"
+def _cost_ratio(columns: Sequence[Column], figure: str) -> str:
+    found, best = cost_ratio(columns, OURS, figure), leanest_peer(columns, figure)
+    return f"{found:.2f} × {engine(best.engine).TITLE}" if found is not None and best else ""
+
+
+def _load(column: Column) -> str:
+    return "" if column.load_seconds is None else _seconds(column.load_seconds)
+
+
+def _cold(column: Column) -> str:
+    if column.cold_seconds is None:
+        return column.cold_missing
+    disk = "" if column.disk_seconds is None else f" (disk {_seconds(column.disk_seconds)})"
+    return f"{_seconds(column.cold_seconds)}{disk}"
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}"
 
 
 def _memory(column: Column) -> str:
     if column.peak_nbytes is None or column.own_nbytes is None:
         return ""
     return f"{column.peak_nbytes / 1e9:.1f} ({column.own_nbytes / 1e9:.1f})"
+
+
+COST_ROWS = (
+    ("load, s", "load_seconds", _load),
+    ("cold first token, s", "cold_seconds", _cold),
+    ("memory (own), GB", "peak_nbytes", _memory),
+)
+"""Title, figure of COSTS, and what stands in an engine's cell."""

@@ -2,8 +2,9 @@
 
     python -m bench.peers.worker VERB ENGINE REQUEST
 
-VERB is `version`, `build`, `measure`, or `machine` (of no engine), and REQUEST their arguments as
-JSON; the answer is one line of JSON on standard output. What engines print goes to standard error.
+VERB is `version`, `exceeds`, `build`, `measure`, `cold`, or `machine` (of no engine), and REQUEST
+their arguments as JSON; the answer is one line of JSON on standard output. What engines print goes
+to standard error.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from bench.peers.engine import Case, Measured, Session, Timing, builder, cases_of, engine
+from bench.peers.cold import drop, files_of, nbytes, read_seconds
+from bench.peers.engine import Case, Cold, Measured, Session, Timing, builder, cases_of, engine
 
 WARM_UP_TOKENS = 512
 """Prompts up to this length are run once before they are timed; engines take longer ones in
@@ -26,6 +28,9 @@ pieces, or they cost more than a warm-up changes."""
 
 WARM_UP_STEPS = 2
 """Steps before the timed ones."""
+
+COLD_TOKENS = 8
+"""The prompt of a cold start."""
 
 Json = dict[str, Any]
 
@@ -47,6 +52,11 @@ def version(name: str, request: Json) -> str | None:
     return engine(name).version(_path(request["source"]))
 
 
+def exceeds(name: str, request: Json) -> str:
+    """Why it cannot be held to an instruction set."""
+    return engine(name).exceeds(request["isa"], _path(request["source"]))
+
+
 def build(name: str, request: Json) -> str:
     """Builds the model; its path inside `out`."""
     out = Path(request["out"])
@@ -56,15 +66,8 @@ def build(name: str, request: Json) -> str:
 
 def measure(name: str, request: Json) -> Json:
     """Loads the model and runs every case."""
-    model, source = Path(request["model"]), _path(request["source"])
-    read_files(model)
-    runs = engine(name)
-    runs.version(source)
-    began = perf_counter()
-    session = runs.load(model, request["threads"], source)
-    session.reserve(1, 2)
-    session.start([[1]])
-    load_seconds = perf_counter() - began
+    read_files(Path(request["model"]))
+    session, load_seconds = _first_token(name, request, [1])
     rng, vocab_size = random.Random(request["seed"]), request["vocab_size"]
 
     def draw(count: int) -> list[int]:
@@ -75,6 +78,27 @@ def measure(name: str, request: Json) -> Json:
     timings = {case.name: run_case(session, case, draw) for case in cases}
     peak, own = memory()
     return asdict(Measured(load_seconds, peak, own, timings))
+
+
+def cold(name: str, request: Json) -> Json:
+    """Loads the model from the disk, and then reads its files without an engine."""
+    files = files_of(Path(request["model"]))
+    size = nbytes(files)
+    if missing := drop(files):
+        return asdict(Cold(nbytes=size, missing=missing))
+    _, seconds = _first_token(name, request, list(range(1, COLD_TOKENS + 1)))
+    return asdict(Cold(seconds, read_seconds(files), size))
+
+
+def _first_token(name: str, request: Json, prompt: list[int]) -> tuple[Session, float]:
+    """The loaded model and the seconds it took to the prompt's logits, with the engine imported."""
+    runs, source = engine(name), _path(request["source"])
+    runs.version(source)
+    began = perf_counter()
+    session = runs.load(Path(request["model"]), request["threads"], source)
+    session.reserve(1, len(prompt) + 1)
+    session.start([prompt])
+    return session, perf_counter() - began
 
 
 def machine(name: str, request: Json) -> Json:
@@ -116,8 +140,7 @@ def _steps(session: Session, case: Case, draw: Callable[[int], list[int]]) -> li
 
 def read_files(model: Path) -> None:
     """Brings a model's files into the page cache, so that no engine waits for the disk."""
-    files = [model] if model.is_file() else sorted(p for p in model.rglob("*") if p.is_file())
-    for path in files:
+    for path in files_of(model):
         with path.open("rb", buffering=0) as file:
             while file.read(1 << 24):
                 pass
@@ -137,8 +160,10 @@ def _path(text: str | None) -> Path | None:
 
 VERBS: dict[str, Callable[[str, Json], Any]] = {
     "version": version,
+    "exceeds": exceeds,
     "build": build,
     "measure": measure,
+    "cold": cold,
     "machine": machine,
 }
 

@@ -230,10 +230,11 @@ float exp_sum(const Array& x, float shift, float factor, const std::string& isa)
   return table(isa).exp_sum(vector<float>(x, "x"), size(x), shift, factor);
 }
 
-int64_t peak_dot(int64_t rounds, const std::string& isa) {
+template <int64_t (*Kernels::*kPeak)(int64_t)>
+int64_t peak(int64_t rounds, const std::string& isa) {
   const Kernels& kernels = table(isa);
   const nb::gil_scoped_release release;
-  return kernels.peak_dot(rounds);
+  return (kernels.*kPeak)(rounds);
 }
 
 void bind_rows(nb::module_& m) {
@@ -267,6 +268,7 @@ void bind_kernel_table(nanobind::module_& parent) {
         "isa"_a = "");
   m.def("attention", &deepmnn::attention, "q"_a, "k"_a, "v"_a, "scale"_a, "limits"_a, "acc"_a, "max_sum"_a,
         "isa"_a = "");
-  m.def("peak_dot", &deepmnn::peak_dot, "rounds"_a, "isa"_a = "");
+  m.def("peak_dot", &deepmnn::peak<&deepmnn::Kernels::peak_dot>, "rounds"_a, "isa"_a = "");
+  m.def("peak_fma", &deepmnn::peak<&deepmnn::Kernels::peak_fma>, "rounds"_a, "isa"_a = "");
   deepmnn::bind_rows(m);
 }

@@ -144,6 +144,12 @@ void bind_runtime(nb::module_& m) {
       "measure_read_bandwidth", [](int threads) { return measure_read_bandwidth(checked_threads(threads)); },
       "threads"_a = 0, nb::call_guard<nb::gil_scoped_release>());
   m.def(
+      "measure_f32_peak",
+      [](int threads, const std::string& isa) {
+        return measure_f32_peak(checked_threads(threads), select_kernels(isa.c_str()));
+      },
+      "threads"_a = 0, "isa"_a = "", nb::call_guard<nb::gil_scoped_release>());
+  m.def(
       "measure_int8_peak",
       [](int threads, const std::string& isa) {
         return measure_int8_peak(checked_threads(threads), select_kernels(isa.c_str()));

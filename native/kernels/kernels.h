@@ -134,6 +134,9 @@ struct Kernels {
 
   // Runs the dot product of w4 in registers and returns the multiply-accumulates done: what this ISA can do at most.
   int64_t (*peak_dot)(int64_t rounds);
+
+  // The same for the f32 multiply-add, which bf16 weights use, too.
+  int64_t (*peak_fma)(int64_t rounds);
 };
 
 // The table of each ISA; null where it was not compiled in or this machine cannot run it.

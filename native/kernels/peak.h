@@ -1,4 +1,5 @@
-// The machine's limit, measured with the dot product that the w4 kernel lives on (on AVX2 the cheaper of the two).
+// The machine's limits, measured with the dot product that the w4 kernel lives on (on AVX2 the cheaper of the two), and
+// with the multiply-add of f32 and bf16 weights.
 #pragma once
 
 namespace deepmnn::DEEPMNN_NS {
@@ -29,6 +30,29 @@ inline int64_t peak_dot_kernel(int64_t rounds) {
   weights[0] = static_cast<uint8_t>(sum(total));
   __asm__ volatile("" : : "r"(weights) : "memory");  // the sum is used: the loop is not dead
   return rounds * kSteps * kBlocks * kRows * 128;
+}
+
+inline int64_t peak_fma_kernel(int64_t rounds) {
+  constexpr int kSums = 6 * kTileBlocks, kSteps = 8;  // sums enough to hide the latency, few enough for registers
+  alignas(64) float factors[16] = {0.5f};
+  F32x16 acc[kSums];
+  DEEPMNN_UNROLL
+  for (int i = 0; i < kSums; ++i) acc[i] = splat(static_cast<float>(i));
+  for (int64_t round = 0; round < rounds; ++round) {
+    __asm__ volatile("" : : "r"(factors) : "memory");  // may have changed: the loop cannot be folded
+    const F32x16 factor = load(factors);
+    DEEPMNN_UNROLL
+    for (int step = 0; step < kSteps; ++step) {
+      DEEPMNN_UNROLL
+      for (int i = 0; i < kSums; ++i) acc[i] = fma(acc[i], factor, factor);
+    }
+  }
+  F32x16 total = splat(0.0f);
+  DEEPMNN_UNROLL
+  for (int i = 0; i < kSums; ++i) total = total + acc[i];
+  factors[0] = sum(total);
+  __asm__ volatile("" : : "r"(factors) : "memory");  // the sum is used: the loop is not dead
+  return rounds * kSteps * kSums * 16;
 }
 
 }  // namespace deepmnn::DEEPMNN_NS

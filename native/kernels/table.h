@@ -39,6 +39,7 @@ const Kernels kTable = {
     find_above_kernel,
     exp_sum_kernel,
     peak_dot_kernel,
+    peak_fma_kernel,
 };
 
 }  // namespace deepmnn::DEEPMNN_NS

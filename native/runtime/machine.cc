@@ -84,7 +84,10 @@ double measure_read_bandwidth(int threads) {
   return static_cast<double>(kChunk * kChunks) / seconds;
 }
 
-double measure_int8_peak(int threads, const Kernels& kernels) {
+namespace {
+
+// What a kernel that counts its own operations does per second.
+double measure_peak(int threads, int64_t (*peak)(int64_t)) {
   ThreadPool pool(threads);
   int64_t rounds = 1 << 10, operations = 0;
   double seconds = 0;
@@ -92,7 +95,7 @@ double measure_int8_peak(int threads, const Kernels& kernels) {
     std::atomic<int64_t> done{0};
     seconds = best_seconds([&] {
       done = 0;
-      pool.run(pool.size() * 8, [&](int64_t, int) { done += kernels.peak_dot(rounds); });
+      pool.run(pool.size() * 8, [&](int64_t, int) { done += peak(rounds); });
     });
     operations = done;
   };
@@ -103,5 +106,11 @@ double measure_int8_peak(int threads, const Kernels& kernels) {
   }
   return static_cast<double>(operations) / seconds;
 }
+
+}  // namespace
+
+double measure_int8_peak(int threads, const Kernels& kernels) { return measure_peak(threads, kernels.peak_dot); }
+
+double measure_f32_peak(int threads, const Kernels& kernels) { return measure_peak(threads, kernels.peak_fma); }
 
 }  // namespace deepmnn

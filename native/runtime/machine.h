@@ -1,4 +1,4 @@
-// What the machine can do: cores, and the two limits a benchmark is measured against.
+// What the machine can do: cores, and the limits a benchmark is measured against.
 #pragma once
 
 #include <cstdint>
@@ -17,5 +17,8 @@ double measure_read_bandwidth(int threads);
 // int8 multiply-accumulates per second that `threads` threads do together with the ISA's dot instruction, operands in
 // registers.
 double measure_int8_peak(int threads, const Kernels& kernels);
+
+// The same for f32 multiply-accumulates, which bf16 weights use, too.
+double measure_f32_peak(int threads, const Kernels& kernels);
 
 }  // namespace deepmnn

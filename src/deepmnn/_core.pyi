@@ -96,3 +96,6 @@ def measure_read_bandwidth(threads: int = 0) -> float:
 
 def measure_int8_peak(threads: int = 0, isa: str = "") -> float:
     """Int8 multiply-accumulates per second with all operands in registers."""
+
+def measure_f32_peak(threads: int = 0, isa: str = "") -> float:
+    """The same in f32, in which bf16 weights are multiplied, too."""

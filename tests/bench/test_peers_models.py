@@ -16,7 +16,7 @@ from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from bench.peers import checkpoint, gguf_file, mnn_exporter, openvino
+from bench.peers import checkpoint, gguf_file, llama_cpp, mnn_exporter, openvino
 
 from deepmnn import models
 from deepmnn.checkpoint.random import RandomSource, tensor_shapes
@@ -109,6 +109,13 @@ def test_a_checkpoint_is_what_transformers_reads(tmp_path: Path) -> None:
         map(math.prod, tensor_shapes(models.build(small)).values())
     )
     assert AutoTokenizer.from_pretrained(tmp_path / "out" / made).encode("2 + 2")
+
+
+def test_builds_tell_what_they_use_beyond_avx2() -> None:
+    info = b"CPU : AVX2 = 1 | FMA = 1 | AVX512 = %d | AVX512_VNNI = %d | AMX_INT8 = 0 | "
+    assert llama_cpp.beyond(info % (0, 0)) == ""
+    assert llama_cpp.beyond(info % (1, 1)) == "it is compiled with AVX512, AVX512_VNNI"
+    assert [e.exceeds("avx2", None) == "" for e in (mnn_exporter, openvino)] == [True, False]
 
 
 def test_exporters_without_latent_attention_say_so() -> None:

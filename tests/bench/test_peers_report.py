@@ -12,13 +12,14 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from bench.peers import plot, table
+from bench.peers import host, plot, table
 from bench.peers.child import Peer
-from bench.peers.engine import Case, Measured, Timing
+from bench.peers.engine import Case, Cold, Measured, Timing
+from bench.peers.host import Host
 from bench.peers.limits import Costs, Machine, limit
 from bench.peers.models import Shape
 from bench.peers.report import Report
-from bench.peers.results import as_json, best_peer, column, ratio, speed
+from bench.peers.results import as_json, best_peer, column, cost_ratio, ratio, speed
 from bench.peers.rounds import Found, Plan
 
 from deepmnn.errors import StorageError
@@ -26,7 +27,7 @@ from deepmnn.errors import StorageError
 CONFIGS = Path(__file__).parents[2] / "bench" / "configs"
 PREFILL, DECODE, BATCH = Case(100, repeat=3), Case(100, steps=4), Case(50, batch=4, steps=2)
 CASES = (PREFILL, DECODE, BATCH)
-MACHINE = Machine(read_bandwidth=50e9, int8_macs=8e11)
+MACHINE = Machine(read_bandwidth=50e9, int8_macs=8e11, f32_macs=2e11)
 
 
 def measured(rate: float, batching: bool = True, load: float = 1.0) -> Measured:
@@ -36,7 +37,8 @@ def measured(rate: float, batching: bool = True, load: float = 1.0) -> Measured:
         DECODE.name: Timing([1 / rate] * 4),
         BATCH.name: Timing([4 / rate] * 2) if batching else Timing(missing="no batching"),
     }
-    return Measured(load, 3_000_000_000, 1_000_000_000, timings)
+    cold = Cold(4 * load, 3 * load, 1_000) if batching else Cold(missing="9% of its files stay")
+    return Measured(load, 3_000_000_000, 1_000_000_000, timings, cold)
 
 
 def test_prefill_takes_the_median_of_repetitions_and_of_rounds() -> None:
@@ -69,6 +71,22 @@ def test_ratios_are_to_the_best_peer_of_each_case() -> None:
     assert ratio(columns, "mnn", BATCH) is None
     assert ratio([ours], "deepmnn_cpu", DECODE) is None
     assert single.missing == {BATCH.name: "no batching"}
+
+
+def test_seconds_and_bytes_are_compared_with_the_least_of_the_peers() -> None:
+    columns = [
+        column("deepmnn_cpu", CASES, [measured(1, load=1), measured(1, load=3)]),
+        column("mnn", CASES, [measured(1, batching=False, load=1)]),
+        column("openvino", CASES, [measured(1, load=4)]),
+        column("llama_cpp", CASES, ["gone"]),
+    ]
+    assert cost_ratio(columns, "deepmnn_cpu", "load_seconds") == 2
+    assert cost_ratio(columns, "deepmnn_cpu", "cold_seconds") == pytest.approx(8 / 16)
+    assert cost_ratio(columns, "openvino", "peak_nbytes") == 1
+    assert cost_ratio(columns, "mnn", "cold_seconds") is None
+    assert cost_ratio(columns[:1], "deepmnn_cpu", "load_seconds") is None
+    assert columns[0].disk_seconds == pytest.approx(6)
+    assert columns[1].cold_missing == "9% of its files stay"
 
 
 def test_a_round_that_failed_is_told_and_the_others_count() -> None:
@@ -104,8 +122,9 @@ def test_the_table() -> None:
         "| decode at 50, batch 4 | **290** 280–300 (25%) | no batching |  | 1160 |",
         "| step, decode at 100, ms | 3.5 ± 0.0 | 4.2 ± 0.0 |  |  |",
         "| step, decode at 50, batch 4, ms | 13.8 ± 0.0 |  |  |  |",
-        "| load, s | 1.0 | 2.5 |  |  |",
-        "| memory (own), GB | 3.0 (1.0) | 3.0 (1.0) |  |  |",
+        "| load, s | 1.00 | 2.50 | 0.40 × MNN |  |",
+        "| cold first token, s | 4.00 (disk 3.00) | 9% of its files stay |  |  |",
+        "| memory (own), GB | 3.0 (1.0) | 3.0 (1.0) | 1.00 × MNN |  |",
     ]
     assert table.table(columns[2:], CASES, limits) == ["Nothing ran."]
 
@@ -148,13 +167,13 @@ def test_latent_attention_reads_prompts_with_whole_keys() -> None:
     assert one < sixteen < 16 * one  # sixteen tokens use more experts than one
 
 
-def found_and_report(tmp_path: Path) -> tuple[Found, Report]:
+def found_and_report(tmp_path: Path, isa: str = "") -> tuple[Found, Report]:
     shape = Shape.read(CONFIGS / "r1-distill-qwen-1.5b.json")
     peers = [Peer("deepmnn_cpu", "python"), Peer("mnn", "python"), Peer("openvino", "python")]
-    plan = Plan([shape], peers, CASES, 2, 1, 60.0, "python")
+    plan = Plan([shape], peers, CASES, 2, 1, 60.0, "python", isa)
     versions = {"deepmnn_cpu": "0.1.0", "mnn": "3.6.1", "openvino": None}
     rounds = {shape.name: {"deepmnn_cpu": [measured(30)], "mnn": ["SIGSEGV"]}}
-    found = Found(versions, [Machine(40e9, 7e11), Machine(50e9, 6e11)], rounds)
+    found = Found(versions, [Machine(40e9, 7e11, 2e11), Machine(50e9, 6e11, 1e11)], rounds)
     return found, Report(tmp_path, plan, {shape.name: Costs.of(shape.config)}, 0.1)
 
 
@@ -165,11 +184,45 @@ def test_the_page_names_what_is_missing_and_what_failed(tmp_path: Path) -> None:
     assert "- OpenVINO GenAI: missing, see bench/README.md\n" in page
     assert "- MNN (3.6.1): " in page
     assert "\n- MNN: SIGSEGV\n" in page
-    assert "reads 50.0 GB/s and multiplies 700 G int8 MAC/s" in page
+    limits = "reads 50.0 GB/s, 700 G int8 and 200 G f32 multiply-accumulates/s"
+    assert f"| limits | {limits} |\n" in page
+    assert page.startswith("# deepmnn beside its peers\n")
     fields = json.loads((tmp_path / "peers.json").read_text())
     assert fields["raw"]["rounds"]["r1-distill-qwen-1.5b"]["mnn"] == ["SIGSEGV"]
     assert Measured.of(fields["raw"]["rounds"]["r1-distill-qwen-1.5b"]["deepmnn_cpu"][0])
     assert {path.suffix for path in tmp_path.iterdir()} <= {".md", ".json", ".svg"}
+
+
+def test_the_page_says_where_and_how_it_was_made(tmp_path: Path) -> None:
+    found, report = found_and_report(tmp_path, "avx2")
+    report.save(found)
+    page = (tmp_path / "peers.md").read_text()
+    assert page.startswith("# deepmnn beside its peers, held to AVX2\n")
+    for name in ("date", "processor", "cores", "memory", "system", "instruction set", "threads"):
+        assert f"\n| {name} | " in page
+    assert table.NOTES in page
+    fields = json.loads((tmp_path / "peers.json").read_text())
+    assert fields["host"]["memory_nbytes"] > 0
+    assert fields["isa"] == "avx2"
+
+
+def test_the_machine_is_read_from_the_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = "processor : 0\nmodel name\t: A CPU\nflags\t: fpu avx2 avx512f\n\nmodel name : B\n"
+    (tmp_path / "cpuinfo").write_text(text)
+    for cpu, siblings in enumerate(("0-1", "0-1", "2-3", "2-3")):
+        place = tmp_path / f"cpu{cpu}" / "topology"
+        place.mkdir(parents=True)
+        (place / "thread_siblings_list").write_text(siblings)
+    monkeypatch.setattr(host, "CPUINFO", tmp_path / "cpuinfo")
+    monkeypatch.setattr(host, "CPUS", tmp_path)
+    found = Host.now()
+    assert (found.processor, found.features, found.cores) == ("A CPU", ("avx2", "avx512f"), 2)
+    monkeypatch.setattr(host, "CPUINFO", tmp_path / "none")
+    monkeypatch.setattr(host, "CPUS", tmp_path / "none")
+    assert Host.now().processor
+    assert Host.now().cores == Host.now().hardware_threads
 
 
 def test_a_report_that_cannot_be_written(tmp_path: Path) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 import sys
 from collections import namedtuple
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -24,13 +26,16 @@ from deepmnn.errors import ConfigError, RequestError
 CASES = (Case(3, repeat=2), Case(2, batch=3, steps=2))
 
 ENGINE = """
-import json
+import json, os, sys
 from pathlib import Path
 TITLE, SETTINGS, BUILDER, NEEDS = "{name}", "pretended", "pretenders.{builder}", "{needs}"
 def version(source):
     return {version!r}
 def refuses(config):
     return "too odd" if config["vocab_size"] % 2 else ""
+def exceeds(isa, source):
+    assert isa == "avx2"
+    return "too new" if "{name}" == "sharing" else ""
 def build(config, out, needed, source):
     if "{name}" == "unbuilt":
         (out / "half").write_text("half")
@@ -40,6 +45,8 @@ def build(config, out, needed, source):
 def load(model, threads, source):
     if "{name}" == "crashing":
         raise MemoryError("too large")
+    if "{name}" == "freezing" and sys.argv[1] == "cold":
+        raise OSError("too cold")
     assert model.read_text().startswith("{builder} of")
     return Session()
 class Session:
@@ -55,6 +62,7 @@ PRETENDERS = {
     "derived": ("derived", BASE, VERSION),
     "sharing": ("base", "", VERSION),
     "crashing": ("base", "", VERSION),
+    "freezing": ("base", "", VERSION),
     "unbuilt": ("unbuilt", "", VERSION),
     "absent": ("absent", "", None),
 }
@@ -128,6 +136,37 @@ def test_one_that_fails_stops_no_other(tmp_path: Path) -> None:
     assert results["pretenders.crashing"] == ["exit code 1: MemoryError: too large"]
     assert results["pretenders.unbuilt"] == ["no model: exit code 1: ValueError: cannot build"]
     assert isinstance(results["pretenders.base"][0], Measured)
+
+
+def test_a_cold_start_is_a_process_of_its_own_and_fails_alone(tmp_path: Path) -> None:
+    made = models(tmp_path, [])
+    found = run(plan(tmp_path, ["base", "freezing"]), made, SIZES, print, lambda f: None)
+    base, freezing = (found.rounds["even"][f"pretenders.{n}"][0] for n in ("base", "freezing"))
+    assert isinstance(base, Measured)
+    assert base.cold.nbytes > 0
+    assert bool(base.cold.missing) == (base.cold.seconds is None)  # some systems cannot drop files
+    assert isinstance(freezing, Measured)
+    if not base.cold.missing:
+        assert freezing.cold.missing == "exit code 1: OSError: too cold"
+    assert all(timing.seconds for timing in freezing.timings.values())
+
+
+def test_engines_beyond_the_instruction_set_are_left_out(tmp_path: Path) -> None:
+    what = replace(plan(tmp_path, ["sharing", "absent", "base"]), isa="avx2")
+    found = run(what, models(tmp_path, []), SIZES, print, lambda f: None)
+    assert found.rounds["even"]["pretenders.sharing"] == ["too new"]
+    assert isinstance(found.rounds["even"]["pretenders.base"][0], Measured)
+    assert found.rounds["odd"]["pretenders.base"] == ["too odd"]
+
+
+def test_an_instruction_set_holds_for_every_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEEPMNN_ISA", "scalar")
+    program.hold_to("avx2")
+    assert os.environ["DEEPMNN_ISA"] == "avx2"
+    program.hold_to("")
+    assert "DEEPMNN_ISA" not in os.environ
+    with pytest.raises(RequestError, match="--isa 'avx9'; expected one of avx2"):
+        program.hold_to("avx9")
 
 
 def test_models_are_built_once_shared_and_made_of_one_another(tmp_path: Path) -> None:

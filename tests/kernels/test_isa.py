@@ -23,6 +23,7 @@ def test_the_environment_chooses(monkeypatch):
     assert np.array_equal(kernels.add(X, X), X + X)
 
 
-def test_peak_dot_counts_its_work(isa):
-    assert kernels.peak_dot(0, isa) == 0
-    assert kernels.peak_dot(6, isa) == 3 * kernels.peak_dot(2, isa) > 0
+@pytest.mark.parametrize("peak", [kernels.peak_dot, kernels.peak_fma])
+def test_peaks_count_their_work(peak, isa):
+    assert peak(0, isa) == 0
+    assert peak(6, isa) == 3 * peak(2, isa) > 0

@@ -212,3 +212,4 @@ def test_the_model_describes_itself(backend):
 def test_the_machine_has_limits():
     assert _core.measure_read_bandwidth(1) > 1e8
     assert _core.measure_int8_peak(1, "scalar") > 1e6
+    assert _core.measure_f32_peak(1, "scalar") > 1e6
