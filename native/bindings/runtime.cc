@@ -127,6 +127,7 @@ void bind_model(nb::module_& m) {
 void bind_runtime(nb::module_& m) {
   using namespace deepmnn;
   bind_model(m);
+  m.def("available_cores", &available_cores);
   m.def(
       "measure_read_bandwidth", [](int threads) { return measure_read_bandwidth(checked_threads(threads)); },
       "threads"_a = 0, nb::call_guard<nb::gil_scoped_release>());

@@ -83,6 +83,9 @@ class Model:
     def profile(self, reset: bool = False) -> list[dict[str, Any]]:
         """Cost of each op so far: op, name, calls, seconds, busy_seconds, wait_seconds."""
 
+def available_cores() -> int:
+    """Physical cores this process may run on (its CPU affinity and group quota), at least 1."""
+
 def measure_read_bandwidth(threads: int = 0) -> float:
     """Bytes per second this machine reads from memory. threads 0: one for each core."""
 
