@@ -98,10 +98,7 @@ def thread_counts(models: dict[int, deepmnn.LLM], prompt: int, seconds: float) -
     print_table(
         f"Threads, prompt {prompt}: tok/s, and beside a process that keeps one core busy",
         ("threads", "prefill", "decode", "prefill beside", "decode beside"),
-        [
-            [str(n), *(f"{x:.0f}" for x in alone.medians(n) + beside.medians(n))]
-            for n in models
-        ],
+        [[str(n), *(f"{x:.0f}" for x in alone.medians(n) + beside.medians(n))] for n in models],
     )
 
 
