@@ -75,7 +75,8 @@ Numa::Numa(const std::string& mode, const std::string& root) {
   }
   if (mode == "off") return;
   std::vector<NumaNode> nodes = read_nodes(allowed_processors(), root);
-  if (nodes.size() < 2) return;
+  // A process that was given one node of several isolates itself on that one: the file's pages may lie elsewhere.
+  if (nodes.size() < 2 && (mode == "distribute" || count_nodes(root) < 2)) return;
   if (mode == "isolate") nodes = {nodes[current_node(nodes)]};
   mode_ = mode == "isolate" ? "isolate" : "distribute";
   nodes_ = std::move(nodes);

@@ -10,6 +10,7 @@
 namespace deepmnn {
 namespace {
 
+const char* const kNodes = "/sys/devices/system/node/";
 constexpr int kMost = 1 << 16;  // processors: a longer range is damage
 
 std::string read_line(const std::string& path) {
@@ -56,8 +57,12 @@ std::vector<int> parse_processors(const std::string& list) {
   return numbers;
 }
 
+int count_nodes(const std::string& root) {
+  return std::max(1, static_cast<int>(parse_processors(read_line(root + kNodes + "online")).size()));
+}
+
 std::vector<NumaNode> read_nodes(const std::vector<int>& allowed, const std::string& root) {
-  const std::string folder = root + "/sys/devices/system/node/";
+  const std::string folder = root + kNodes;
   std::vector<NumaNode> nodes;
   for (int id : parse_processors(read_line(folder + "online"))) {
     NumaNode node;

@@ -22,4 +22,7 @@ std::vector<int> parse_processors(const std::string& list);
 // lies.
 std::vector<NumaNode> read_nodes(const std::vector<int>& allowed, const std::string& root = "");
 
+// How many nodes the machine has, whatever this process may use; at least 1.
+int count_nodes(const std::string& root = "");
+
 }  // namespace deepmnn

@@ -102,6 +102,19 @@ def test_placed_memory_gives_the_same_logits(
     assert sorted(os.sched_getaffinity(0)) == ALLOWED
 
 
+def test_isolate_holds_for_a_process_that_was_given_one_node(
+    directory: Path, tmp_path: Path
+) -> None:
+    """Its processors are all on that node, but the pages of the file may not be."""
+    node, processors = real_node()
+    root = fake(tmp_path, f"{node},{node + 1}", **{f"node{node}": processors})
+    assert backend_of(directory, "distribute", root).model.numa == "off"
+    try:
+        assert backend_of(directory, "isolate", root).model.numa == "isolate"
+    except RequestError as error:
+        assert "mbind" in str(error)  # noqa: PT017  # a kernel or a container without it
+
+
 def test_one_node_changes_nothing(directory: Path, tmp_path: Path) -> None:
     root = fake(tmp_path, "0", node0=",".join(map(str, ALLOWED)))
     for mode in ("off", "distribute", "isolate"):

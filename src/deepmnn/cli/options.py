@@ -95,7 +95,7 @@ def load(
     if backend != "mnn":
         model = load()
         if numa != "off" and getattr(model.backend, "numa", "off") == "off":
-            err.print(f"[dim]numa {numa} changes nothing: this machine has one memory node[/]")
+            err.print(f"[dim]numa {numa} changes nothing: there is one memory node[/]")
         return model
     with byte_progress("exporting for MNN") as progress:
         return load(progress=ConvertProgress(progress))
