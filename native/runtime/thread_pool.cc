@@ -221,8 +221,10 @@ int64_t ThreadPool::work(int worker) {
   int64_t chunks = 0;
   for (int step = 0; step < workers_; ++step) {
     Slot& slot = slots_[static_cast<size_t>((worker + step) % workers_)];
-    for (; run_one(slot, step == 0, worker); ++chunks) {
-      if (worker == 0) wake_late();
+    while (run_one(slot, step == 0, worker)) {
+      ++chunks;
+      // After chunks 1, 2, 4, 8 ...: tiny ones are not worth a look at the clock each.
+      if (worker == 0 && (chunks & (chunks - 1)) == 0) wake_late();
     }
   }
   inside = outer;
