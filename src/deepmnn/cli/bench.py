@@ -59,11 +59,10 @@ def bench(
 
 def _print(report: Report, location: str) -> None:
     columns = ("prefill tok/s", "int8", "busy", "decode tok/s", "memory", "int8", "busy")
-    made = table("", "prompt", "batch", *columns)
+    made = table("", "prompts", *columns)  # 80 columns wide
     for row in report.rows:
         made.add_row(
-            str(row.prompt_tokens),
-            str(row.batch),
+            f"{row.batch} × {row.prompt_tokens}",
             _speed(row.prefill),
             _share(row.prefill_macs_share),
             _share(row.prefill_busy),
