@@ -47,6 +47,11 @@ std::vector<bool> read_in_order(const Program& program) {
   return in_order;
 }
 
+[[noreturn]] void fail_copy(uint64_t nbytes) {
+  fail_request("a private copy of " + std::to_string(nbytes) + " bytes of weights for numa",
+               "at most the memory available (" + std::to_string(available_memory()) + " bytes); or numa off");
+}
+
 // Each node gets the blocks that its workers start with: ThreadPool::open cuts a range in the same way.
 void place_parts(const Weight& weight, uint8_t* begin, uint8_t* end, const Numa& numa, int workers) {
   const int64_t blocks = (weight.rows + kBlockRows - 1) / kBlockRows;
@@ -91,16 +96,9 @@ void MappedFile::prefetch() const {
 }
 
 PrivateCopy::PrivateCopy(uint64_t nbytes) : nbytes_(nbytes) {
-  const int64_t available = available_memory();
   if (nbytes_ == 0) return;  // nothing to map
-  void* mapped = MAP_FAILED;
-  if (nbytes_ <= static_cast<uint64_t>(available)) {
-    mapped = mmap(nullptr, nbytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  }
-  if (mapped == MAP_FAILED) {
-    fail_request("a private copy of " + std::to_string(nbytes_) + " bytes of weights for numa",
-                 "at most the memory available (" + std::to_string(available) + " bytes); or numa off");
-  }
+  void* mapped = mmap(nullptr, nbytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) fail_copy(nbytes_);
   data_ = static_cast<uint8_t*>(mapped);
 }
 
@@ -128,6 +126,9 @@ WeightStore::WeightStore(const std::string& directory, const Program& program, c
 }
 
 void WeightStore::copy_to_nodes(const Program& program, const Numa& numa, int workers) {
+  uint64_t total = 0;
+  for (const auto& shard : shards_) total += shard->nbytes();
+  if (total > static_cast<uint64_t>(available_memory())) fail_copy(total);
   for (const auto& shard : shards_) copies_.push_back(std::make_unique<PrivateCopy>(shard->nbytes()));
   const std::vector<bool> in_order = read_in_order(program);
   for (size_t id = 0; id < weights_.size(); ++id) {
