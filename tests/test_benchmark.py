@@ -36,6 +36,8 @@ def test_every_backend_is_measured_with_the_batches_it_runs(
             assert row.prefill.mean > 0 < row.decode.mean
             assert 0 < (row.decode_bandwidth_share or 0) < 1
             assert 0 < (row.prefill_macs_share or 0) < 1
+            for busy in (row.prefill_busy, row.decode_busy):
+                assert busy is None if backend != "cpu" else 0 < (busy or 0) <= 1.01
     model = deepmnn.load(artifact, "mnn")
     assert [row.batch for row in benchmark(model, batch=(1,), **SHAPE).rows] == [1]
     with pytest.raises(RequestError, match="no batching"):

@@ -1,8 +1,10 @@
 // deepmnn._core.Model, KvCache and the machine's limits.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
 
 #include <memory>
 #include <new>
@@ -71,7 +73,9 @@ Logits step(Model& model, KvCache& cache, const Ints& ids, const Ints& positions
 
 std::unique_ptr<KvCache> new_cache(const Model& model, int64_t blocks, int64_t block_size, const std::string& dtype) {
   if (dtype != "f32" && dtype != "bf16") fail_request("a cache of dtype " + dtype, "f32 or bf16");
-  return std::make_unique<KvCache>(model.caches(), blocks, block_size, dtype == "bf16");
+  auto cache = std::make_unique<KvCache>(model.caches(), blocks, block_size, dtype == "bf16");
+  model.place(*cache);
+  return cache;
 }
 
 void set_mla_form(Model& model, const std::string& form) {
@@ -112,6 +116,15 @@ int checked_threads(int threads) {
   return threads == 0 ? available_cores() : threads;
 }
 
+// node id → its processors among `processors`, None: those this process may run on.
+nb::dict numa_nodes(const std::optional<std::vector<int>>& processors, const std::string& root) {
+  nb::dict nodes;
+  for (const NumaNode& node : read_nodes(processors ? *processors : allowed_processors(), root)) {
+    nodes[nb::cast(node.id)] = nb::cast(node.processors);
+  }
+  return nodes;
+}
+
 void bind_model(nb::module_& m) {
   nb::class_<KvCache>(m, "KvCache")
       .def_prop_ro("blocks", &KvCache::blocks)
@@ -119,10 +132,12 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("nbytes", &KvCache::nbytes)
       .def("copy_block", &KvCache::copy_block, "source"_a, "target"_a, nb::call_guard<nb::gil_scoped_release>());
   nb::class_<Model>(m, "Model")
-      .def(nb::init<const std::string&, int, const std::string&>(), "directory"_a, "threads"_a = 0, "isa"_a = "",
+      .def(nb::init<const std::string&, int, const std::string&, const std::string&, const std::string&>(),
+           "directory"_a, "threads"_a = 0, "isa"_a = "", "numa"_a = "off", "numa_root"_a = "",
            nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("vocab_size", &Model::vocab_size)
       .def_prop_ro("isa", &Model::isa)
+      .def_prop_ro("numa", &Model::numa)
       .def_prop_ro("threads", &Model::threads)
       .def_prop_ro("weight_nbytes", &Model::weight_nbytes)
       .def_prop_ro("caches", &caches)
@@ -140,6 +155,10 @@ void bind_model(nb::module_& m) {
 void bind_runtime(nb::module_& m) {
   using namespace deepmnn;
   bind_model(m);
+  m.def(
+      "available_cores", [](const std::string& root) { return available_cores(allowed_processors(), root); },
+      "root"_a = "");
+  m.def("numa_nodes", &numa_nodes, "processors"_a = nb::none(), "root"_a = "");
   m.def(
       "measure_read_bandwidth", [](int threads) { return measure_read_bandwidth(checked_threads(threads)); },
       "threads"_a = 0, nb::call_guard<nb::gil_scoped_release>());

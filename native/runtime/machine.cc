@@ -1,14 +1,12 @@
 #include "runtime/machine.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <chrono>
 #include <fstream>
+#include <limits>
 #include <numeric>
 #include <set>
 #include <string>
-#include <thread>
 
 #include "runtime/memory.h"
 #include "runtime/thread_pool.h"
@@ -17,32 +15,18 @@ namespace deepmnn {
 namespace {
 
 // The hardware threads of a core share this line.
-std::string core_of(int cpu) {
-  std::ifstream file("/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
+std::string core_of(const std::string& root, int cpu) {
+  std::ifstream file(root + "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
   std::string siblings;
   return std::getline(file, siblings) ? siblings : "cpu" + std::to_string(cpu);
 }
 
-int affinity_cores() {
-#if defined(__linux__)
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof set, &set) == 0) {
-    std::set<std::string> cores;
-    for (int cpu = 0; cpu < CPU_SETSIZE; ++cpu) {
-      if (CPU_ISSET(cpu, &set)) cores.insert(core_of(cpu));
-    }
-    return static_cast<int>(cores.size());
-  }
-#endif
-  return static_cast<int>(std::thread::hardware_concurrency());
-}
-
 // cpu.max holds "quota period" in microseconds, or "max period".
-int quota_cores() {
-  std::ifstream file("/sys/fs/cgroup/cpu.max");
+int quota_cores(const std::string& root) {
+  std::ifstream file(root + "/sys/fs/cgroup/cpu.max");
   double quota = 0, period = 0;
   if (file >> quota >> period && quota > 0 && period > 0) return std::max(1, static_cast<int>(quota / period));
-  return affinity_cores();
+  return std::numeric_limits<int>::max();
 }
 
 uint64_t sum(const uint64_t* data, int64_t n) {
@@ -68,7 +52,11 @@ double best_seconds(Function&& function) {
 
 }  // namespace
 
-int available_cores() { return std::max(1, std::min(affinity_cores(), quota_cores())); }
+int available_cores(const std::vector<int>& processors, const std::string& root) {
+  std::set<std::string> cores;
+  for (int processor : processors) cores.insert(core_of(root, processor));
+  return std::max(1, std::min(static_cast<int>(cores.size()), quota_cores(root)));
+}
 
 double measure_read_bandwidth(int threads) {
   constexpr int64_t kChunk = 256 << 10, kChunks = 2048;  // 512 MiB: more than any last-level cache

@@ -2,13 +2,16 @@
 #pragma once
 
 #include <cstdint>
+#include <string>
+#include <vector>
 
 #include "kernels/kernels.h"
+#include "runtime/topology.h"
 
 namespace deepmnn {
 
-// Physical cores this process may run on (its CPU affinity and control group quota), at least 1.
-int available_cores();
+// Physical cores behind these processors, within the control group's quota, at least 1. root: where /sys lies.
+int available_cores(const std::vector<int>& processors = allowed_processors(), const std::string& root = "");
 
 // Bytes per second that `threads` threads read from memory together: the best of several passes over a buffer much
 // larger than the caches.

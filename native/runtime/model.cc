@@ -16,11 +16,12 @@ Program read_program(const std::string& directory) {
   return parse_program(file.data(), file.nbytes());
 }
 
-int thread_count(int threads) {
+int thread_count(int threads, const Numa& numa) {
   if (threads < 0 || threads > kMaxThreads) {
     fail_request(std::to_string(threads) + " threads", "0 (one per core) to " + std::to_string(kMaxThreads));
   }
-  return threads == 0 ? available_cores() : threads;
+  if (threads > 0) return threads;
+  return numa.active() ? available_cores(numa.processors()) : available_cores();
 }
 
 int64_t now_ns() {
@@ -30,11 +31,14 @@ int64_t now_ns() {
 
 }  // namespace
 
-Model::Model(const std::string& directory, int threads, const std::string& isa)
+Model::Model(const std::string& directory, int threads, const std::string& isa, const std::string& numa,
+             const std::string& numa_root)
     : program_(read_program(directory)),
-      weights_(directory, program_),
+      numa_(numa, numa_root),
       kernels_(select_kernels(isa.c_str())),
-      pool_(thread_count(threads)) {
+      pool_(thread_count(threads, numa_), static_cast<int>(numa_.processors().size()),
+            [this](int worker) { numa_.pin(worker, pool_.workers()); }),
+      weights_(directory, program_, numa_, pool_.workers()) {
   check_interface();
   build_ops();
 }
@@ -73,6 +77,11 @@ void Model::build_ops() {
   costs_.resize(ops_.size());
 }
 
+// Its rows are read by whichever worker takes their sequence and head: on several nodes their pages take turns.
+void Model::place(const KvCache& cache) const {
+  if (numa_.active() && cache.nbytes() > 0) numa_.interleave(cache.data(0), cache.data(0) + cache.nbytes());
+}
+
 void Model::place_rows(const KvCache& cache, const Batch& batch) {
   slots_.resize(static_cast<size_t>(batch.tokens));
   context_starts_.assign(1, 0);
@@ -93,6 +102,7 @@ void Model::step(KvCache& cache, const Batch& batch, float* logits) {
   if (static_cast<int64_t>(block_uses_.size()) < cache.blocks())
     block_uses_.resize(static_cast<size_t>(cache.blocks()));
   check_batch(batch, cache, id_limit_, block_uses_);
+  const NumaScope pinned(numa_, pool_.workers());
   place_rows(cache, batch);
   ropes_.compute(pool_, batch.positions, batch.tokens);
   quantized_.clear();

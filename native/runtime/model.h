@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "runtime/batch.h"
+#include "runtime/numa.h"
 #include "runtime/op.h"
 #include "runtime/program.h"
 #include "runtime/step.h"
@@ -27,15 +28,18 @@ struct OpProfile {
 
 class Model {
  public:
-  // Loads `directory`/program.bin and its shards. threads 0: one per physical core. isa "": the best one. Throws
-  // Error("artifact") for anything wrong in the directory.
-  Model(const std::string& directory, int threads, const std::string& isa);
+  // Loads `directory`/program.bin and its shards. threads 0: one per physical core. isa "": the best one. numa: as
+  // Numa takes it, with the root of its /sys. Throws Error("artifact") for anything wrong in the directory.
+  Model(const std::string& directory, int threads, const std::string& isa, const std::string& numa = "off",
+        const std::string& numa_root = "");
 
   int64_t vocab_size() const { return vocab_size_; }
   const char* isa() const { return kernels_.isa; }
-  int threads() const { return pool_.size(); }
+  int threads() const { return pool_.workers(); }  // that work: as asked for, at most one per processor
   int64_t weight_nbytes() const { return weights_.nbytes(); }
   const std::vector<CacheInfo>& caches() const { return program_.caches; }
+  const char* numa() const { return numa_.mode(); }
+  void place(const KvCache& cache) const;  // on the nodes, before anything is in it
   void set_mla_form(MlaForm form) { mla_form_ = form; }
 
   // Runs one step and writes logits [batch.rows, vocab_size]. One step at a time: a second caller waits. Throws
@@ -58,9 +62,10 @@ class Model {
   void run_op(size_t index, Step& step);
 
   Program program_;
-  WeightStore weights_;
+  Numa numa_;
   const Kernels& kernels_;
   ThreadPool pool_;
+  WeightStore weights_;
   RopeTables ropes_;
   std::vector<std::unique_ptr<Op>> ops_;
   std::vector<Cost> costs_;

@@ -1,20 +1,30 @@
 #include "runtime/thread_pool.h"
 
 #include <pthread.h>
+#include <sched.h>
 
+#include <algorithm>
 #include <chrono>
 #include <string>
 #include <system_error>
 
 #include "runtime/fail.h"
+#include "runtime/topology.h"
 
 namespace deepmnn {
 namespace {
 
 constexpr uint64_t kOpen = uint64_t{1} << 31;
-constexpr uint64_t kInside = kOpen - 1;
-constexpr int kSpins = 4000;        // about 50 us: longer than the gap between two ops of a step
-constexpr int kSpinsPerYield = 64;  // so that more threads than cores still make progress
+constexpr uint64_t kWaiting = uint64_t{1} << 30;  // the caller sleeps until the last helper leaves
+constexpr uint64_t kInside = kWaiting - 1;
+constexpr int64_t kHelperSpinNs = 50000;   // longer than the gap between two ops of a step
+constexpr int64_t kCallerSpinNs = 20000;   // longer than the last chunk of a busy helper mostly takes
+constexpr int64_t kWorthWakingNs = 15000;  // a dispatch this long is worth the system call that wakes a helper
+constexpr int kPausesPerLook = 16;         // at the clock
+constexpr int64_t kStallNs = 200000;       // a longer wait may be for a helper that has lost its core
+constexpr int64_t kStallChunks = 16;       // it is when it is longer than this many chunks take
+constexpr int64_t kAloneStalls = 8;        // so many times as long the caller then does without helpers
+constexpr int64_t kAloneNs = 50000000;     // or this long
 
 // The pool and the worker whose chunk this thread is running.
 struct Inside {
@@ -31,17 +41,33 @@ void pause() {
 #endif
 }
 
-void spin(int turn) {
-  if (turn % kSpinsPerYield == kSpinsPerYield - 1) {
-    std::this_thread::yield();
-  } else {
-    pause();
-  }
+// The processor this thread runs on; -1 where the system does not say.
+int this_processor() {
+#if defined(__linux__)
+  return sched_getcpu();
+#else
+  return -1;
+#endif
 }
 
 int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
       .count();
+}
+
+// Looks again and again until done(), the time is up or useless(): whether it is done. It never yields: beside another
+// busy process that gives away whole time slices, where a thread that sleeps is woken with priority.
+template <class Done, class Useless>
+bool spin_until(int64_t ns, Done&& done, Useless&& useless) {
+  if (done()) return true;
+  const int64_t end = now_ns() + ns;
+  while (!useless() && now_ns() < end) {
+    for (int i = 0; i < kPausesPerLook; ++i) {
+      pause();
+      if (done()) return true;
+    }
+  }
+  return false;
 }
 
 // How often fork() has returned as the child on the way from the first process to this one.
@@ -52,11 +78,19 @@ uint64_t pack(uint32_t begin, uint32_t end) { return uint64_t{end} << 32 | begin
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads)
-    : slots_(static_cast<size_t>(threads < 1 ? 1 : threads)), helpers_(std::make_unique<Helpers>()), forks_(forks) {
+ThreadPool::ThreadPool(int threads, int processors, const std::function<void(int)>& start)
+    : slots_(static_cast<size_t>(threads < 1 ? 1 : threads)),
+      workers_(std::min(size(), processors > 0 ? processors : static_cast<int>(allowed_processors().size()))),
+      helpers_(std::make_unique<Helpers>()),
+      forks_(forks) {
   std::vector<std::thread>& helpers = helpers_->threads;
   try {
-    for (int worker = 1; worker < size(); ++worker) helpers.emplace_back([this, worker] { helper(worker); });
+    for (int worker = 1; worker < workers_; ++worker) {
+      helpers.emplace_back([this, worker, start] {
+        if (start) start(worker);
+        helper(worker);
+      });
+    }
   } catch (const std::system_error&) {
     const size_t started = helpers.size();
     stop();
@@ -93,14 +127,15 @@ void ThreadPool::dispatch(int64_t chunks, Call call) {
   if (chunks <= 0) return;
   if (chunks > UINT32_MAX) fail_request("a step with " + std::to_string(chunks) + " pieces of work", "fewer tokens");
   const bool nested = inside.pool == this;
-  if (nested || size() == 1 || chunks == 1 || forked()) {
-    const int worker = nested ? inside.worker : 0;
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) call.invoke(call.self, chunk, worker);
-    return;
-  }
+  if (nested || workers_ == 1 || chunks == 1 || forked()) return alone(chunks, call, nested ? inside.worker : 0);
+  start_ns_ = now_ns();
+  if (start_ns_ < alone_until_ns_) return alone(chunks, call, 0);
+  awake_ = false;
   open(static_cast<uint32_t>(chunks), call);
-  work(0);
-  close_and_wait();
+  if (last_ns_ > kWorthWakingNs) wake_sleepers();
+  const int64_t done = work(0);
+  close_and_wait(done);
+  last_ns_ = now_ns() - start_ns_;
   if (failed_.load(std::memory_order_relaxed)) {
     failed_ = false;
     std::exception_ptr error = std::move(error_);
@@ -109,42 +144,91 @@ void ThreadPool::dispatch(int64_t chunks, Call call) {
   }
 }
 
+void ThreadPool::alone(int64_t chunks, Call call, int worker) {
+  const Inside outer = inside;
+  inside = {this, worker};
+  try {
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) call.invoke(call.self, chunk, worker);
+  } catch (...) {
+    inside = outer;
+    throw;
+  }
+  inside = outer;
+}
+
 void ThreadPool::open(uint32_t chunks, Call call) {
   call_ = call;
-  const uint64_t parts = slots_.size();
+  caller_processor_.store(this_processor(), std::memory_order_relaxed);
+  const uint64_t parts = static_cast<uint64_t>(workers_);
   for (uint64_t part = 0; part < parts; ++part) {
     const uint32_t begin = static_cast<uint32_t>(chunks * part / parts);
     const uint32_t end = static_cast<uint32_t>(chunks * (part + 1) / parts);
     slots_[part].range.store(pack(begin, end), std::memory_order_relaxed);
   }
   const uint64_t epoch = (state_.load(std::memory_order_relaxed) >> 32) + 1;
-  state_.store(epoch << 32 |
-               kOpen);  // sequentially consistent, as is the sleeper's count: one of the two sees the other
-  if (sleepers_.load() > 0) {
-    std::lock_guard<std::mutex> lock(helpers_->mutex);
-    helpers_->wake.notify_all();
-  }
+  // Sequentially consistent, as is the sleepers' count: one of the two sees the other.
+  state_.store(epoch << 32 | kOpen);
 }
 
-void ThreadPool::close_and_wait() {
-  uint64_t state = state_.fetch_and(~kOpen, std::memory_order_acq_rel);
+// Between two chunks of the caller. A short dispatch is done before a sleeper could help; one that turns out long,
+// after a short one, wakes them after all.
+void ThreadPool::wake_late() {
+  if (awake_ || now_ns() - start_ns_ < kWorthWakingNs) return;
+  wake_sleepers();
+}
+
+void ThreadPool::wake_sleepers() {
+  awake_ = true;
+  if (sleepers_.load() == 0) return;
+  std::lock_guard<std::mutex> lock(helpers_->mutex);
+  helpers_->wake.notify_all();
+}
+
+// `chunks` of the dispatch were the caller's.
+void ThreadPool::close_and_wait(int64_t chunks) {
+  const uint64_t state = state_.fetch_and(~kOpen, std::memory_order_acq_rel);
   if ((state & kInside) == 0) return;
   const int64_t start = now_ns();
-  for (int turn = 0; (state_.load(std::memory_order_acquire) & kInside) != 0; ++turn) spin(turn);
-  caller_wait_ns_ += now_ns() - start;
+  const auto all_left = [&] { return (state_.load(std::memory_order_acquire) & kInside) == 0; };
+  if (!spin_until(kCallerSpinNs, all_left, [&] { return helper_is_here(); })) {
+    // A helper has lost its core in the middle of a chunk: it may have this one.
+    std::unique_lock<std::mutex> lock(helpers_->mutex);
+    state_.fetch_or(kWaiting);
+    helpers_->all_left.wait(lock, all_left);
+  }
+  const int64_t end = now_ns(), waited = end - start;
+  caller_wait_ns_ += waited;
+  if (chunks > 0 && waited > std::max(kStallNs, (start - start_ns_) / chunks * kStallChunks)) {
+    alone_until_ns_ = end + std::min(waited * kAloneStalls, kAloneNs);
+  }
 }
 
-// Own part first, then everybody else's.
-void ThreadPool::work(int worker) {
+// Whether a helper that is inside was on the caller's processor when it entered: it cannot go on while the caller
+// spins.
+bool ThreadPool::helper_is_here() const {
+  const int here = this_processor();
+  if (here < 0) return false;
+  for (int worker = 1; worker < workers_; ++worker) {
+    if (slots_[static_cast<size_t>(worker)].processor.load(std::memory_order_relaxed) == here) return true;
+  }
+  return false;
+}
+
+// Own part first, then everybody else's. Returns how many chunks that were.
+int64_t ThreadPool::work(int worker) {
   const Inside outer = inside;
   inside = {this, worker};
-  const int workers = size();
-  while (run_one(slots_[worker], true, worker)) continue;
-  for (int step = 1; step < workers; ++step) {
-    Slot& victim = slots_[(worker + step) % workers];
-    while (run_one(victim, false, worker)) continue;
+  int64_t chunks = 0;
+  for (int step = 0; step < workers_; ++step) {
+    Slot& slot = slots_[static_cast<size_t>((worker + step) % workers_)];
+    while (run_one(slot, step == 0, worker)) {
+      ++chunks;
+      // After chunks 1, 2, 4, 8 ...: tiny ones are not worth a look at the clock each.
+      if (worker == 0 && (chunks & (chunks - 1)) == 0) wake_late();
+    }
   }
   inside = outer;
+  return chunks;
 }
 
 bool ThreadPool::run_one(Slot& slot, bool front, int worker) {
@@ -171,24 +255,31 @@ void ThreadPool::helper(int worker) {
   uint64_t seen_epoch = 0;
   while (wait_for_work(seen_epoch)) {
     if (!join(seen_epoch)) continue;
+    Slot& slot = slots_[static_cast<size_t>(worker)];
+    slot.processor.store(this_processor(), std::memory_order_relaxed);
     const int64_t start = now_ns();
     work(worker);
-    slots_[worker].busy_ns.fetch_add(now_ns() - start, std::memory_order_relaxed);
+    slot.busy_ns.fetch_add(now_ns() - start, std::memory_order_relaxed);
+    slot.processor.store(-1, std::memory_order_relaxed);
     leave();
   }
 }
 
 // True when there is an epoch not seen yet, false when the pool stops.
 bool ThreadPool::wait_for_work(uint64_t seen_epoch) {
-  for (int turn = 0; turn < kSpins; ++turn) {
-    if (stop_.load(std::memory_order_relaxed)) return false;
-    if (state_.load(std::memory_order_relaxed) >> 32 != seen_epoch) return true;
-    spin(turn);
+  const auto news = [&] {
+    return stop_.load(std::memory_order_relaxed) || state_.load(std::memory_order_relaxed) >> 32 != seen_epoch;
+  };
+  const auto in_the_way = [&] {
+    const int here = this_processor();
+    return here >= 0 && here == caller_processor_.load(std::memory_order_relaxed);
+  };
+  if (!spin_until(kHelperSpinNs, news, in_the_way)) {
+    std::unique_lock<std::mutex> lock(helpers_->mutex);
+    sleepers_.fetch_add(1);
+    helpers_->wake.wait(lock, [&] { return stop_.load() || state_.load() >> 32 != seen_epoch; });
+    sleepers_.fetch_sub(1);
   }
-  std::unique_lock<std::mutex> lock(helpers_->mutex);
-  sleepers_.fetch_add(1);
-  helpers_->wake.wait(lock, [&] { return stop_.load() || state_.load() >> 32 != seen_epoch; });
-  sleepers_.fetch_sub(1);
   return !stop_;
 }
 
@@ -202,6 +293,11 @@ bool ThreadPool::join(uint64_t& seen_epoch) {
   return true;
 }
 
-void ThreadPool::leave() { state_.fetch_sub(1, std::memory_order_release); }
+void ThreadPool::leave() {
+  const uint64_t state = state_.fetch_sub(1, std::memory_order_acq_rel);
+  if ((state & kWaiting) == 0 || (state & kInside) != 1) return;
+  std::lock_guard<std::mutex> lock(helpers_->mutex);
+  helpers_->all_left.notify_one();
+}
 
 }  // namespace deepmnn

@@ -7,6 +7,7 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -17,12 +18,16 @@ namespace deepmnn {
 
 class ThreadPool {
  public:
-  explicit ThreadPool(int threads);  // at least 1; the caller counts as one
+  // threads: at least 1; the caller counts as one. No more work at once than there are processors (0: those this
+  // process may run on): a thread that has to wait for a core would only stall the others.
+  // Each helper first calls start(worker).
+  explicit ThreadPool(int threads, int processors = 0, const std::function<void(int worker)>& start = {});
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  int size() const { return static_cast<int>(slots_.size()); }
+  int size() const { return static_cast<int>(slots_.size()); }  // as asked for
+  int workers() const { return workers_; }                      // that run, at most size()
 
   // Calls function(chunk, worker) once for each chunk in [0, chunks), worker in [0, size()), and returns when all are
   // done. The first exception is rethrown here and the chunks not yet started are dropped. Inside a chunk, run() works
@@ -48,12 +53,17 @@ class ThreadPool {
   struct alignas(64) Slot {
     std::atomic<uint64_t> range{0};
     std::atomic<int64_t> busy_ns{0};
+    std::atomic<int> processor{-1};  // where a helper entered the dispatch it is in
   };
 
   void dispatch(int64_t chunks, Call call);
+  void alone(int64_t chunks, Call call, int worker);
   void open(uint32_t chunks, Call call);
-  void close_and_wait();
-  void work(int worker);
+  void wake_late();
+  void wake_sleepers();
+  void close_and_wait(int64_t chunks);
+  bool helper_is_here() const;
+  int64_t work(int worker);
   bool run_one(Slot& slot, bool front, int worker);
   void helper(int worker);
   bool wait_for_work(uint64_t seen_epoch);
@@ -62,11 +72,17 @@ class ThreadPool {
   void stop();
   bool forked() const;
 
-  // epoch << 32 | open << 31 | workers inside
+  // epoch << 32 | open << 31 | caller waits << 30 | helpers inside
   std::atomic<uint64_t> state_{0};
   std::vector<Slot> slots_;
+  const int workers_;
   Call call_;
   int64_t caller_wait_ns_ = 0;
+  int64_t start_ns_ = 0;         // when this dispatch began
+  int64_t last_ns_ = INT64_MAX;  // how long the last one took; the first one wakes the helpers
+  int64_t alone_until_ns_ = 0;   // after a stall
+  bool awake_ = false;           // whether this dispatch has woken the sleepers
+  std::atomic<int> caller_processor_{-1};
 
   std::atomic<bool> failed_{false};
   std::exception_ptr error_;
@@ -75,7 +91,7 @@ class ThreadPool {
   std::atomic<bool> stop_{false};
   struct Helpers {
     std::mutex mutex;
-    std::condition_variable wake;
+    std::condition_variable wake, all_left;
     std::vector<std::thread> threads;
   };
   std::unique_ptr<Helpers> helpers_;

@@ -36,6 +36,34 @@ void check(const WeightInfo& weight, const std::string& shard, uint64_t file_nby
   }
 }
 
+// Whether each weight is a matrix that the workers of a dispatch read from first to last block, a part each. Experts
+// and tables are read where the tokens send them.
+std::vector<bool> read_in_order(const Program& program) {
+  std::vector<bool> in_order(program.weights.size(), false);
+  for (const Instruction& instruction : program.instructions) {
+    if (instruction.op == "moe" || instruction.op == "expert_linear" || instruction.op == "embedding") continue;
+    for (uint32_t id : instruction.weights) in_order[id] = program.weights[id].dtype != DType::vector;
+  }
+  return in_order;
+}
+
+[[noreturn]] void fail_copy(uint64_t nbytes) {
+  fail_request("a private copy of " + std::to_string(nbytes) + " bytes of weights for numa",
+               "at most the memory available (" + std::to_string(available_memory()) + " bytes); or numa off");
+}
+
+// Each node gets the blocks that its workers start with: ThreadPool::open cuts a range in the same way.
+void place_parts(const Weight& weight, uint8_t* begin, uint8_t* end, const Numa& numa, int workers) {
+  const int64_t blocks = (weight.rows + kBlockRows - 1) / kBlockRows;
+  const int64_t block = block_nbytes(weight.dtype, weight.cols, weight.group_size);
+  for (size_t node = 0; node < numa.nodes().size(); ++node) {
+    const int64_t from = blocks * numa.first_worker(node, workers) / workers;
+    const int64_t to = blocks * numa.first_worker(node + 1, workers) / workers;
+    const bool last = node + 1 == numa.nodes().size();
+    numa.place(begin + from * block, last ? end : begin + to * block, node);
+  }
+}
+
 }  // namespace
 
 MappedFile::MappedFile(const std::string& path) {
@@ -67,7 +95,18 @@ void MappedFile::prefetch() const {
   if (data_) madvise(const_cast<uint8_t*>(data_), nbytes_, MADV_WILLNEED);
 }
 
-WeightStore::WeightStore(const std::string& directory, const Program& program) {
+PrivateCopy::PrivateCopy(uint64_t nbytes) : nbytes_(nbytes) {
+  if (nbytes_ == 0) return;  // nothing to map
+  void* mapped = mmap(nullptr, nbytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (mapped == MAP_FAILED) fail_copy(nbytes_);
+  data_ = static_cast<uint8_t*>(mapped);
+}
+
+PrivateCopy::~PrivateCopy() {
+  if (data_) munmap(data_, nbytes_);
+}
+
+WeightStore::WeightStore(const std::string& directory, const Program& program, const Numa& numa, int workers) {
   uint64_t file_nbytes = 0;
   for (const std::string& shard : program.shards) {
     shards_.push_back(std::make_unique<MappedFile>(directory + "/" + shard));
@@ -83,6 +122,27 @@ WeightStore::WeightStore(const std::string& directory, const Program& program) {
     weights_.push_back({shard.data() + info.offset, info.rows, info.cols, info.group_size, info.dtype});
     nbytes_ += static_cast<int64_t>(info.nbytes);
   }
+  if (numa.active()) copy_to_nodes(program, numa, workers);
+}
+
+void WeightStore::copy_to_nodes(const Program& program, const Numa& numa, int workers) {
+  uint64_t total = 0;
+  for (const auto& shard : shards_) total += shard->nbytes();
+  if (total > static_cast<uint64_t>(available_memory())) fail_copy(total);
+  for (const auto& shard : shards_) copies_.push_back(std::make_unique<PrivateCopy>(shard->nbytes()));
+  const std::vector<bool> in_order = read_in_order(program);
+  for (size_t id = 0; id < weights_.size(); ++id) {
+    const WeightInfo& info = program.weights[id];
+    uint8_t* copy = copies_[info.shard]->data() + info.offset;
+    if (in_order[id]) {
+      place_parts(weights_[id], copy, copy + info.nbytes, numa, workers);
+    } else {
+      numa.interleave(copy, copy + info.nbytes);
+    }
+    std::memcpy(copy, weights_[id].data, info.nbytes);
+    weights_[id].data = copy;
+  }
+  shards_.clear();
 }
 
 }  // namespace deepmnn

@@ -14,7 +14,7 @@ void sleep_us(int us) { std::this_thread::sleep_for(std::chrono::microseconds(us
 
 // Plain ints: a chunk run twice, or seen too late, is a data race for the thread sanitizer and a wrong count here.
 void every_chunk_runs_once(int threads, int64_t chunks) {
-  ThreadPool pool(threads);
+  ThreadPool pool(threads, threads);
   std::vector<int> runs(static_cast<size_t>(chunks));
   for (int round = 1; round <= 20; ++round) {
     pool.run(chunks, [&](int64_t chunk, int worker) {
@@ -27,7 +27,7 @@ void every_chunk_runs_once(int threads, int64_t chunks) {
 
 // Thousands of tiny dispatches, each reading what the one before wrote, with pauses in which the helpers fall asleep.
 void tiny_dispatches(int threads) {
-  ThreadPool pool(threads);
+  ThreadPool pool(threads, threads);
   std::vector<int64_t> numbers(7);
   for (int round = 0; round < 5000; ++round) {
     pool.run(7, [&](int64_t chunk, int) { numbers[static_cast<size_t>(chunk)] += chunk + 1; });
@@ -38,7 +38,7 @@ void tiny_dispatches(int threads) {
 
 // The caller's own part blocks until somebody else has done all the rest.
 void others_steal() {
-  ThreadPool pool(3);
+  ThreadPool pool(3, 3);
   std::atomic<int> done{0};
   pool.run(30, [&](int64_t chunk, int) {
     if (chunk == 0) {
@@ -52,7 +52,7 @@ void others_steal() {
 
 // Worker-local memory needs no lock: one worker never runs two chunks at once.
 void workers_are_exclusive(int threads) {
-  ThreadPool pool(threads);
+  ThreadPool pool(threads, threads);
   std::vector<int64_t> sums(static_cast<size_t>(threads));
   for (int round = 0; round < 200; ++round) {
     pool.run(64, [&](int64_t chunk, int worker) { sums[static_cast<size_t>(worker)] += chunk; });
@@ -63,7 +63,7 @@ void workers_are_exclusive(int threads) {
 }
 
 void errors_reach_the_caller(int threads) {
-  ThreadPool pool(threads);
+  ThreadPool pool(threads, threads);
   for (int round = 0; round < 200; ++round) {
     std::atomic<int> started{0};
     bool caught = false;
@@ -84,7 +84,7 @@ void errors_reach_the_caller(int threads) {
 
 // run() inside a chunk works through its range alone, as the same worker; its errors leave through both levels.
 void nested_runs(int threads) {
-  ThreadPool pool(threads);
+  ThreadPool pool(threads, threads);
   std::vector<int> counts(40);
   pool.run(40, [&](int64_t chunk, int worker) {
     pool.run(5, [&](int64_t, int inner) {
@@ -104,7 +104,7 @@ void nested_runs(int threads) {
 
 // A chunk may use another pool: that one dispatches as usual.
 void pools_inside_pools() {
-  ThreadPool outer(2), inner(4);
+  ThreadPool outer(2, 2), inner(4, 4);
   std::atomic<int> count{0};
   std::mutex one_caller;
   outer.run(8, [&](int64_t, int) {
@@ -119,7 +119,7 @@ void pools_inside_pools() {
 
 void pools_come_and_go() {
   for (int round = 0; round < 200; ++round) {
-    ThreadPool pool(1 + round % 5);
+    ThreadPool pool(1 + round % 5, 5);
     std::atomic<int> count{0};
     if (round % 3) pool.run(round % 7, [&](int64_t, int) { ++count; });
     CHECK(count == (round % 3 ? round % 7 : 0));
@@ -127,7 +127,7 @@ void pools_come_and_go() {
 }
 
 void waiting_is_counted() {
-  ThreadPool pool(2);
+  ThreadPool pool(2, 2);
   std::atomic<bool> helper_started{false};
   pool.run(2, [&](int64_t chunk, int worker) {
     if (worker == 1) {
@@ -139,6 +139,40 @@ void waiting_is_counted() {
   });
   CHECK(!helper_started || pool.helper_busy_ns() > 15000000);
   CHECK(!helper_started || pool.caller_wait_ns() > 5000000);
+}
+
+// A helper that stays in a tiny chunk for long: the dispatches after it are the caller's alone, nested ones too, and
+// miss nothing.
+void stalls_are_survived() {
+  ThreadPool pool(2, 2);
+  std::vector<int> counts(20);
+  for (int round = 0; round < 5; ++round) {
+    pool.run(20, [&](int64_t chunk, int worker) {
+      ++counts[static_cast<size_t>(chunk)];
+      if (worker == 1 && chunk == 19) sleep_us(2000);
+    });
+    for (int i = 0; i < 100; ++i) {
+      pool.run(10, [&](int64_t chunk, int worker) {
+        pool.run(2, [&](int64_t half, int inner) {
+          CHECK(inner == worker);
+          ++counts[static_cast<size_t>(2 * chunk + half)];
+        });
+      });
+    }
+  }
+  for (int count : counts) CHECK(count == 5 * 101);
+}
+
+// Threads beyond the processors are never started: what they would do is done by the others.
+void no_more_workers_than_processors() {
+  ThreadPool pool(9, 2);
+  CHECK(pool.size() == 9 && pool.workers() == 2);
+  std::vector<int> runs(100);
+  pool.run(100, [&](int64_t chunk, int worker) {
+    CHECK(worker < 2);
+    ++runs[static_cast<size_t>(chunk)];
+  });
+  for (int count : runs) CHECK(count == 1);
 }
 
 }  // namespace
@@ -157,4 +191,6 @@ int main() {
   pools_inside_pools();
   pools_come_and_go();
   waiting_is_counted();
+  stalls_are_survived();
+  no_more_workers_than_processors();
 }

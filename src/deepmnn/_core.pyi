@@ -62,13 +62,26 @@ class Model:
     vocab_size: int
     isa: str
     threads: int
+    """That work: as asked for, at most one for each processor."""
     weight_nbytes: int
     caches: dict[str, int]
     """Row width of each cache entry, in elements."""
     step_seconds: float
     """Wall time inside the core's steps so far, without this binding."""
-    def __init__(self, directory: str, threads: int = 0, isa: str = "") -> None:
-        """Maps the weights and checks the program. threads 0: one for each core."""
+    numa: str
+    """In force: "off" on a machine with one memory node."""
+    def __init__(
+        self,
+        directory: str,
+        threads: int = 0,
+        isa: str = "",
+        numa: str = "off",
+        numa_root: str = "",
+    ) -> None:
+        """Maps the weights and checks the program. threads 0: one for each core.
+
+        numa: "off", "distribute" or "isolate" (docs/numa.md); numa_root: where /sys lies.
+        """
 
     def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> KvCache:
         """An empty cache of "f32" or "bf16" rows."""
@@ -90,6 +103,18 @@ class Model:
 
     def profile(self, reset: bool = False) -> list[dict[str, Any]]:
         """Cost of each op so far: op, name, calls, seconds, busy_seconds, wait_seconds."""
+
+def available_cores(root: str = "") -> int:
+    """Physical cores this process may run on (its CPU affinity and group quota), at least 1.
+
+    root: where /sys lies, for tests.
+    """
+
+def numa_nodes(processors: list[int] | None = None, root: str = "") -> dict[int, list[int]]:
+    """Memory node → its processors among these; None: those this process may run on.
+
+    root: where /sys lies, for tests.
+    """
 
 def measure_read_bandwidth(threads: int = 0) -> float:
     """Bytes per second this machine reads from memory. threads 0: one for each core."""

@@ -34,6 +34,8 @@ _PROMPTS = "text, a list of messages, a list of token ids, or a list of those"
 
 BACKENDS = ("cpu", "mnn", "reference")
 
+NUMA_MODES = ("off", "distribute", "isolate")
+
 KV_DTYPES = {"f32": 4, "bf16": 2}
 """Storage formats of the KV cache and their bytes per element."""
 
@@ -54,6 +56,7 @@ def load(
     max_batch_tokens: int = 512,
     max_sequences: int = 64,
     mnn: MnnOptions | None = None,
+    numa: str = "off",
     progress: Progress | None = None,
 ) -> LLM:
     """Loads a converted model.
@@ -63,13 +66,17 @@ def load(
         backend: "cpu" (the C++ engine), "mnn" (the MNN wheel; exports a converted model at first
             use, into the user's cache) or "reference" (numpy; slow, the oracle). None takes "mnn"
             for an exported folder and "cpu" for anything else.
-        threads: worker threads; None takes one for each physical core.
+        threads: worker threads; None takes one for each physical core. Not more than there are
+            hardware threads are started.
         kv_dtype: how the KV cache is stored, "f32" or "bf16" (not by MNN).
         cache_tokens: rows of the KV cache, shared by all sequences that run together; None takes
             four full contexts, but at most 1 GiB.
         max_batch_tokens: tokens of one step; longer prompts are prefilled in chunks.
         max_sequences: sequences that run together; MNN runs one at a time.
         mnn: how MNN computes.
+        numa: for machines with several memory nodes, the C++ engine only: "distribute" spreads
+            threads and a private copy of the weights over all nodes, "isolate" keeps to the node
+            this process runs on (docs/numa.md). With one node nothing changes.
         progress: called while a converted model is exported for MNN, as by `export`.
 
     Raises ArtifactError when the directory is not a sound converted model, RequestError when an
@@ -81,6 +88,9 @@ def load(
     exported = is_exported(path)
     backend = ("mnn" if exported else "cpu") if backend is None else backend
     _check_backend(path, backend, exported, kv_dtype, mnn)
+    if numa not in NUMA_MODES or (numa != "off" and backend != "cpu"):
+        expected = " or ".join(map(repr, NUMA_MODES)) + ", other than 'off' with the backend 'cpu'"
+        raise RequestError(f"numa is {numa!r:.80} with the backend {backend!r}", expected)
     sizes = {"max_batch_tokens": max_batch_tokens, "max_sequences": max_sequences}
     optional = {"threads": threads, "cache_tokens": cache_tokens}
     for name, value in {**sizes, **{k: v for k, v in optional.items() if v is not None}}.items():
@@ -89,7 +99,7 @@ def load(
     opened = (
         _open_mnn(path, exported, threads, mnn, progress)
         if backend == "mnn"
-        else _open_converted(path, backend, threads)
+        else _open_converted(path, backend, threads, numa)
     )
     return LLM(*opened, kv_dtype, cache_tokens, max_batch_tokens, max_sequences)
 
@@ -153,14 +163,14 @@ def open_artifact(path: str | Path) -> Artifact:
 
 
 def _open_converted(
-    path: Path, backend: str, threads: int | None
+    path: Path, backend: str, threads: int | None, numa: str
 ) -> tuple[Artifact, Path, Backend]:
     """What `convert` wrote, its tokenizer's directory and the backend."""
     artifact = open_artifact(path)
     if backend == "cpu":
         from deepmnn.backends.cpu_model import CpuBackend
 
-        return artifact, path, CpuBackend(path, threads or 0)
+        return artifact, path, CpuBackend(path, threads or 0, numa=numa)
     from deepmnn.backends.reference import ReferenceBackend
     from deepmnn.quant.pack import unpack_weight
 

@@ -52,7 +52,8 @@ class Row:
     """One prompt length and batch size.
 
     The shares (0 to 1) are of the machine's limits: what prefill multiplies against its int8 peak,
-    what decode reads and multiplies against both; None when the limits are unknown.
+    what decode reads and multiplies against both; None when the limits are unknown. Busy is how
+    much of its threads' time a step puts to use; None where the backend does not count it.
     """
 
     prompt_tokens: int
@@ -63,6 +64,8 @@ class Row:
     prefill_macs_share: float | None
     decode_bandwidth_share: float | None
     decode_macs_share: float | None
+    prefill_busy: float | None = None
+    decode_busy: float | None = None
 
 
 @dataclass(frozen=True)
@@ -106,14 +109,16 @@ def benchmark(
         for size in batch:
             if progress:
                 progress(f"prompt {prompt}, batch {size}")
-            times = [
-                time_run(model.engine, prompt, new_tokens, size, seed) for seed in range(repeat + 1)
-            ]
+            busy, times = _BusyTime(model), []
+            for seed in range(repeat + 1):
+                busy.drop()
+                times.append(time_run(model.engine, prompt, new_tokens, size, seed, busy.prefill))
+                busy.decode()
             prefills, decodes = zip(*times[1:], strict=True)
             prefill = Speed.of(size * prompt, prefills)
             decode = Speed.of(size * new_tokens, decodes)
             shares = _shares(model, machine, workload, prompt, new_tokens, size, prefill, decode)
-            rows.append(Row(prompt, new_tokens, size, prefill, decode, *shares))
+            rows.append(Row(prompt, new_tokens, size, prefill, decode, *shares, *busy.shares()))
     return Report(machine, rows)
 
 
@@ -134,9 +139,17 @@ def _batches(model: LLM, batch: Sequence[int] | None) -> Sequence[int]:
 
 
 def time_run(
-    engine: Engine, prompt_tokens: int, new_tokens: int, batch: int, seed: int
+    engine: Engine,
+    prompt_tokens: int,
+    new_tokens: int,
+    batch: int,
+    seed: int,
+    between: Callable[[], None] | None = None,
 ) -> tuple[float, float]:
-    """Seconds of prefill and of decode for `batch` random prompts side by side."""
+    """Seconds of prefill and of decode for `batch` random prompts side by side.
+
+    between: called after prefill; its time is not counted.
+    """
     rng = np.random.default_rng(seed)
     vocab = engine.backend.vocab_size
     prompts = rng.integers(0, vocab, (batch, prompt_tokens)).tolist()
@@ -144,15 +157,52 @@ def time_run(
     try:
         start = perf_counter()
         engine.run_pending(tables)
+        prefill = perf_counter() - start
+        if between:
+            between()
         middle = perf_counter()
         for _ in range(new_tokens):
             for table in tables:
                 table.ids.append(int(rng.integers(vocab)))
             engine.run_pending(tables)
-        return middle - start, perf_counter() - middle
+        return prefill, perf_counter() - middle
     finally:
         for table in tables:
             engine.manager.free(table)
+
+
+class _BusyTime:
+    """The busy share of threads, prefill and decode apart, where the backend counts it."""
+
+    def __init__(self, model: LLM) -> None:
+        from deepmnn.backends.cpu_model import CpuBackend
+
+        self._core = model.backend.model if isinstance(model.backend, CpuBackend) else None
+        self._sums = {"prefill": [0.0, 0.0], "decode": [0.0, 0.0]}
+
+    def prefill(self) -> None:
+        """What was since the last call is prefill."""
+        self._add("prefill")
+
+    def decode(self) -> None:
+        """What was since the last call is decode."""
+        self._add("decode")
+
+    def drop(self) -> None:
+        """What was since the last call does not count."""
+        if self._core:
+            self._core.profile(reset=True)
+
+    def shares(self) -> tuple[float | None, float | None]:
+        """Of prefill and of decode, 0 to 1; None where nothing was counted."""
+        prefill, decode = (busy / all_ if all_ else None for busy, all_ in self._sums.values())
+        return prefill, decode
+
+    def _add(self, phase: str) -> None:
+        if self._core:
+            for cost in self._core.profile(reset=True):
+                self._sums[phase][0] += cost["busy_seconds"]
+                self._sums[phase][1] += cost["busy_seconds"] + cost["wait_seconds"]
 
 
 def measure_machine(model: LLM) -> Machine | None:

@@ -23,21 +23,33 @@ class CpuBackend:
         isa: "scalar", "avx2" or "avx512"; "": the best of this machine (or DEEPMNN_ISA).
         mla_form: how `mla_attention` computes: "absorbed", "expanded", or "auto": whichever takes
             fewer operations for each sequence. Both give the same result but for rounding.
+        numa: on a machine with several memory nodes "distribute" or "isolate" (docs/numa.md).
 
     Raises:
         ArtifactError: the directory is damaged or of another version.
-        RequestError: threads, isa or mla_form are impossible.
+        RequestError: threads, isa, mla_form or numa are impossible, or the system cannot place
+            memory.
     """
 
     max_sequences: int | None = None
 
     def __init__(
-        self, directory: str | Path, threads: int = 0, isa: str = "", mla_form: str = "auto"
+        self,
+        directory: str | Path,
+        threads: int = 0,
+        isa: str = "",
+        mla_form: str = "auto",
+        numa: str = "off",
     ) -> None:
-        self.model = _core.Model(str(directory), threads, isa)
+        self.model = _core.Model(str(directory), threads, isa, numa)
         self.model.set_mla_form(mla_form)
         self.vocab_size = self.model.vocab_size
         self.cache_width = sum(self.model.caches.values())
+
+    @property
+    def numa(self) -> str:
+        """The mode in force: "off" on a machine with one memory node."""
+        return self.model.numa
 
     def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> Cache:
         """Allocates an empty cache. dtype: "f32" or "bf16".

@@ -27,6 +27,7 @@ def bench(
     repeat: Annotated[int, Option(min=1, help="Timed runs per row.")] = 5,
     backend: options.Backend = None,
     threads: options.Threads = None,
+    numa: options.Numa = "off",
     kv_dtype: options.KvDtype = "f32",
     memory: options.Memory = None,
     precision: options.Precision = None,
@@ -39,7 +40,7 @@ def bench(
     batches = None if batch is None else _counts(batch, "batch")
     rows = max(batches or BATCHES) * (max(prompts) + new_tokens + 32)
     location = path or options.bundled()
-    model = options.load(location, backend, threads, kv_dtype, rows, memory, precision)
+    model = options.load(location, backend, threads, kv_dtype, rows, memory, precision, numa)
     with err.status("measuring") as status:
         report = benchmark(
             model, prompts, new_tokens, batches, repeat, lambda text: status.update(text)
@@ -49,24 +50,26 @@ def bench(
         return
     _print(report, str(location))
     out.print(
-        f"shares are of these limits; {new_tokens} new tokens, mean ± deviation of {repeat} runs",
+        "shares are of these limits, busy of the threads' time; "
+        f"{new_tokens} new tokens, mean ± deviation of {repeat} runs",
         style="dim",
         soft_wrap=True,
     )
 
 
 def _print(report: Report, location: str) -> None:
-    columns = ("prefill tok/s", "int8", "decode tok/s", "memory", "int8")
-    made = table("", "prompt", "batch", *columns)
+    columns = ("prefill tok/s", "int8", "busy", "decode tok/s", "memory", "int8", "busy")
+    made = table("", "prompts", *columns)  # 80 columns wide
     for row in report.rows:
         made.add_row(
-            str(row.prompt_tokens),
-            str(row.batch),
+            f"{row.batch} × {row.prompt_tokens}",
             _speed(row.prefill),
             _share(row.prefill_macs_share),
+            _share(row.prefill_busy),
             _speed(row.decode),
             _share(row.decode_bandwidth_share),
             _share(row.decode_macs_share),
+            _share(row.decode_busy),
         )
     out.print(Text(location, style="bold"), soft_wrap=True)
     out.print(made)

@@ -28,13 +28,14 @@ def chat(
     seed: options.Seed = None,
     backend: options.Backend = None,
     threads: options.Threads = None,
+    numa: options.Numa = "off",
     kv_dtype: options.KvDtype = "f32",
     memory: options.Memory = None,
     precision: options.Precision = None,
     cache_tokens: options.CacheTokens = None,
 ) -> None:
     """Talk with the model. Earlier turns stay in the KV cache."""
-    model = options.load(path, backend, threads, kv_dtype, cache_tokens, memory, precision)
+    model = options.load(path, backend, threads, kv_dtype, cache_tokens, memory, precision, numa)
     params = options.sampling(
         model,
         max_tokens=max_tokens,

@@ -21,6 +21,7 @@ def evaluate(
     max_tokens: Annotated[int, Option(min=1, help="Longest answer.")] = 1024,
     backend: options.Backend = None,
     threads: options.Threads = None,
+    numa: options.Numa = "off",
     kv_dtype: options.KvDtype = "f32",
     memory: options.Memory = None,
     precision: options.Precision = None,
@@ -33,7 +34,9 @@ def evaluate(
 
     problems = read_problems(data or HELD_OUT)[:limit]
     location = path or options.bundled()
-    model = options.load(location, backend, threads, kv_dtype, cache_tokens, memory, precision)
+    model = options.load(
+        location, backend, threads, kv_dtype, cache_tokens, memory, precision, numa
+    )
     columns = (TextColumn("asking"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task("", total=len(problems))

@@ -24,13 +24,14 @@ def generate(
     stop: Annotated[list[str] | None, Option(help="Text that ends the answer; repeatable.")] = None,
     backend: options.Backend = None,
     threads: options.Threads = None,
+    numa: options.Numa = "off",
     kv_dtype: options.KvDtype = "f32",
     memory: options.Memory = None,
     precision: options.Precision = None,
     cache_tokens: options.CacheTokens = None,
 ) -> None:
     """Answer one prompt; the reasoning is dimmed."""
-    model = options.load(path, backend, threads, kv_dtype, cache_tokens, memory, precision)
+    model = options.load(path, backend, threads, kv_dtype, cache_tokens, memory, precision, numa)
     params = options.sampling(
         model,
         max_tokens=max_tokens,

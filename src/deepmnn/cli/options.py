@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
-from deepmnn.cli.console import ConvertProgress, byte_progress
+from deepmnn.cli.console import ConvertProgress, byte_progress, err
 
 if TYPE_CHECKING:
     from deepmnn.api import LLM
@@ -36,6 +36,13 @@ Precision = Annotated[
     Option(help="MNN: low (float16 where the processor can), normal or high (the default)."),
 ]
 Threads = Annotated[int | None, Option(min=1, help="Worker threads; default: one for each core.")]
+Numa = Annotated[
+    str,
+    Option(
+        help="Several memory nodes: distribute (over all), isolate (to one) or off; "
+        "see docs/numa.md."
+    ),
+]
 KvDtype = Annotated[str, Option(help="KV cache: f32 or bf16.")]
 CacheTokens = Annotated[
     int | None, Option(min=1, help="KV cache rows; default: four contexts, at most 1 GiB.")
@@ -64,6 +71,7 @@ def load(
     cache_tokens: int | None,
     memory: str | None,
     precision: str | None,
+    numa: str = "off",
 ) -> LLM:
     """The model; for MNN a converted one is exported at first use, with a progress bar."""
     from dataclasses import replace
@@ -75,10 +83,20 @@ def load(
     given = {name: value for name, value in flags.items() if value is not None}
     mnn = replace(MnnOptions(), **given) if given else None
     load = partial(
-        deepmnn.load, path, backend, threads, kv_dtype, cache_tokens=cache_tokens, mnn=mnn
+        deepmnn.load,
+        path,
+        backend,
+        threads,
+        kv_dtype,
+        cache_tokens=cache_tokens,
+        mnn=mnn,
+        numa=numa,
     )
     if backend != "mnn":
-        return load()
+        model = load()
+        if numa != "off" and getattr(model.backend, "numa", "off") == "off":
+            err.print(f"[dim]numa {numa} changes nothing: there is one memory node[/]")
+        return model
     with byte_progress("exporting for MNN") as progress:
         return load(progress=ConvertProgress(progress))
 

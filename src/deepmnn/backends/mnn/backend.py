@@ -18,9 +18,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from deepmnn import _core
 from deepmnn.backends.base import F32, I32, Batch, Cache, check_batch
 from deepmnn.backends.mnn.cache import MnnCache
-from deepmnn.backends.mnn.threads import available_cores
 from deepmnn.backends.mnn.wheel import captured, runtime
 from deepmnn.errors import ArtifactError, RequestError, StorageError
 
@@ -101,7 +101,7 @@ class MnnBackend:
         options = options or MnnOptions()
         self.vocab_size = folder.vocab_size
         self.cache_width = folder.cache_width
-        self.threads = min(threads or available_cores(), MOST_THREADS)
+        self.threads = min(threads or _core.available_cores(), MOST_THREADS)
         self._history: I32 = np.empty(0, np.int32)
         self._every = self._copied = False
         self._llm = _load(folder, self._settings(options))

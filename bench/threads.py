@@ -1,0 +1,177 @@
+"""Where threads could fall off a cliff: more threads than cores, a core taken away, odd lengths.
+
+    python bench/threads.py [MODEL] --seconds 120
+
+Prints Markdown. Settings take turns, round after round, until the time is up, and every figure is
+the median of its rounds: what else the machine does meanwhile hits all of them alike. Needs Linux.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+
+import deepmnn
+from deepmnn import _core
+from deepmnn.backends.cpu_model import CpuBackend
+from deepmnn.benchmark import time_run
+from deepmnn.bundled import bundled_model
+
+LENGTHS = (509, 511, 512, 513, 521)
+"""Prompts around a round number; 509 and 521 are primes."""
+
+PROMPT, NEW_TOKENS = 512, 48
+
+BUSY_LOOP = """
+import os, sys
+os.sched_setaffinity(0, {int(sys.argv[1])})
+parent = os.getppid()
+while os.getppid() == parent:
+    for _ in range(100000):
+        pass
+"""
+"""Ends by itself should the benchmark be killed."""
+
+
+@contextmanager
+def busy_core() -> Iterator[None]:
+    """A process that wants the last core this one may use, all of it, for a while."""
+    cpu = str(max(os.sched_getaffinity(0)))
+    with subprocess.Popen([sys.executable, "-c", BUSY_LOOP, cpu]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def speeds(model: deepmnn.LLM, prompt: int, seed: int) -> tuple[float, float]:
+    """Prefill and decode of one run, in tokens per second."""
+    prefill, decode = time_run(model.engine, prompt, NEW_TOKENS, 1, seed)
+    return prompt / prefill, NEW_TOKENS / decode
+
+
+class Measured:
+    """Figures of settings that take turns, by setting."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.figures: dict[Any, list[Sequence[float]]] = defaultdict(list)
+
+    def rounds(self) -> Iterator[int]:
+        """Round numbers: at least three, then as many as there is time for."""
+        start, number = perf_counter(), 0
+        while number < 3 or perf_counter() - start < self.seconds:
+            yield number
+            number += 1
+
+    def medians(self, setting: Any) -> list[float]:
+        """One for each column."""
+        return [median(column) for column in zip(*self.figures[setting], strict=True)]
+
+
+def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    print(f"\n### {title}\n\n| {' | '.join(head)} |\n|{'---|' * len(head)}")
+    for row in rows:
+        print(f"| {' | '.join(row)} |")
+
+
+def thread_counts(models: dict[int, deepmnn.LLM], prompt: int, seconds: float) -> None:
+    """Prefill and decode by number of threads, alone and with a core taken away."""
+    alone, beside = Measured(seconds / 2), Measured(seconds / 2)
+    for seed in alone.rounds():
+        for threads, model in models.items():
+            alone.figures[threads].append(speeds(model, prompt, seed))
+    with busy_core():
+        for seed in beside.rounds():
+            for threads, model in models.items():
+                beside.figures[threads].append(speeds(model, prompt, seed))
+    print_table(
+        f"Threads, prompt {prompt}: tok/s, and beside a process that keeps one core busy",
+        ("threads", "prefill", "decode", "prefill beside", "decode beside"),
+        [[str(n), *(f"{x:.0f}" for x in alone.medians(n) + beside.medians(n))] for n in models],
+    )
+
+
+def prompt_lengths(model: deepmnn.LLM, lengths: Sequence[int], seconds: float) -> None:
+    """Prefill by number of tokens: what does not divide must cost no more."""
+    measured = Measured(seconds)
+    for seed in measured.rounds():
+        for length in lengths:
+            measured.figures[length].append(speeds(model, length, seed)[:1])
+    rows = [[str(length), f"{measured.medians(length)[0]:.0f}"] for length in lengths]
+    print_table("Prompt lengths, a thread for each core", ("tokens", "prefill tok/s"), rows)
+
+
+def busy_shares(model: deepmnn.LLM, prompt: int, seconds: float) -> None:
+    """How much of the threads' time each kind of op puts to use."""
+    prefill, decode = Measured(seconds / 2), Measured(seconds / 2)
+    for measured, tokens, new in ((prefill, prompt, 1), (decode, 1, NEW_TOKENS)):
+        for seed in measured.rounds():
+            _profile(model, reset=True)
+            time_run(model.engine, tokens, new, 1, seed)
+            for op, cost in _profile(model, reset=True).items():
+                measured.figures[op].append(cost)
+    rows = []
+    for op in prefill.figures:
+        row = [op]
+        for measured in (prefill, decode):
+            calls, own, total, busy = measured.medians(op)
+            row += [f"{own / total:.0%}", f"{1e6 * own / calls:.1f}", f"{busy:.0%}"]
+        rows.append(row)
+    head = ("op", "prefill time", "µs a call", "busy", "decode time", "µs a call", "busy")
+    print_table("Busy threads, a thread for each core", head, rows)
+
+
+def _profile(model: deepmnn.LLM, reset: bool) -> dict[str, tuple[float, float, float, float]]:
+    """op → calls, seconds, seconds of all ops, busy share; "all" is the sum."""
+    assert isinstance(model.backend, CpuBackend)
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
+    for entry in model.backend.model.profile(reset):
+        cost = (entry["calls"], entry["seconds"], entry["busy_seconds"])
+        for op in (entry["op"], "all"):
+            sums[op] = [a + b for a, b in zip(sums[op], cost, strict=True)]
+    total, threads = sums["all"][1], model.backend.model.threads
+    return {
+        op: (calls, seconds, total, busy / (seconds * threads))
+        for op, (calls, seconds, busy) in sums.items()
+        if calls
+    }
+
+
+def main(
+    path: Annotated[
+        Path | None, typer.Argument(help="A converted model; default: the bundled tiny-r1.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=1, help="Time to measure, about.")] = 120,
+    threads: Annotated[
+        str | None, typer.Option(help="Comma-separated; default: 1, cores, 2 and 4 × cores.")
+    ] = None,
+) -> None:
+    """Measure how speed depends on threads and on who else runs."""
+    cores = _core.available_cores()
+    counts = [int(n) for n in threads.split(",")] if threads else [1, cores, 2 * cores, 4 * cores]
+    location = path or bundled_model()
+    models = {n: deepmnn.load(location, "cpu", n, cache_tokens=2048) for n in sorted(set(counts))}
+    room = min(model.context_length for model in models.values()) - NEW_TOKENS
+    prompt = min(PROMPT, room)
+    for model in models.values():
+        speeds(model, prompt, 0)  # warm
+    print(f"{location.name}, {cores} cores, load average {os.getloadavg()[0]:.1f}")
+    thread_counts(models, prompt, seconds / 2)
+    model = models.get(cores) or next(iter(models.values()))
+    prompt_lengths(model, [n for n in LENGTHS if n <= room], seconds / 4)
+    busy_shares(model, prompt, seconds / 4)
+
+
+if __name__ == "__main__":
+    typer.run(main)
