@@ -59,7 +59,7 @@ Logits step(Model& model, KvCache& cache, const Ints& ids, const Ints& positions
 
 std::unique_ptr<KvCache> new_cache(const Model& model, int64_t blocks, int64_t block_size, const std::string& dtype) {
   if (dtype != "f32" && dtype != "bf16") fail_request("a cache of dtype " + dtype, "f32 or bf16");
-  return std::make_unique<KvCache>(model.caches(), blocks, block_size, dtype == "bf16");
+  return std::make_unique<KvCache>(model.caches(), blocks, block_size, dtype == "bf16" ? CacheType::bf16 : CacheType::f32);
 }
 
 void set_mla_form(Model& model, const std::string& form) {

@@ -11,6 +11,7 @@ namespace deepmnn::avx2 {
 
 constexpr int kTileBlocks = 1;
 constexpr int kTileRows = 4;
+constexpr int kVectorRegisters = 8;
 
 struct F32x16 {
   __m256 lo, hi;

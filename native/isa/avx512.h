@@ -16,6 +16,7 @@ namespace deepmnn::avx512 {
 
 constexpr int kTileBlocks = 2;
 constexpr int kTileRows = 6;
+constexpr int kVectorRegisters = 32;
 
 struct F32x16 {
   __m512 v;

@@ -11,6 +11,7 @@ namespace deepmnn::scalar {
 
 constexpr int kTileBlocks = 1;  // output blocks per GEMM tile
 constexpr int kTileRows = 2;    // input rows per GEMM tile
+constexpr int kVectorRegisters = 8;  // how many F32x16 the registers hold
 
 struct F32x16 {
   float v[16];

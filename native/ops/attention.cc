@@ -56,10 +56,8 @@ class Attention : public GroupedQueryOp {
     const int64_t kv_head = head / (heads_ / kv_heads_);
     const int64_t row = step.context_starts[s], token = step.batch.sequence_starts[s];
     AttendJob job;
-    job.keys.k = reinterpret_cast<const uint8_t*>(step.f32(k_) + row * k_.width + kv_head * shape_.qk_dim);
-    job.keys.v = reinterpret_cast<const uint8_t*>(step.f32(v_) + row * v_.width + kv_head * shape_.v_dim);
-    job.keys.k_stride = k_.width;
-    job.keys.v_stride = v_.width;
+    job.keys.k = float_rows(step.f32(k_) + row * k_.width + kv_head * shape_.qk_dim, k_.width);
+    job.keys.v = float_rows(step.f32(v_) + row * v_.width + kv_head * shape_.v_dim, v_.width);
     job.q = step.f32(q_) + token * q_.width + head * shape_.qk_dim;
     job.q_stride = q_.width;
     job.tokens = step.batch.tokens_of(s);

@@ -19,8 +19,8 @@ void check_block(int64_t block, int64_t blocks) {
 
 }  // namespace
 
-KvCache::KvCache(const std::vector<CacheInfo>& entries, int64_t blocks, int64_t block_size, bool bf16)
-    : entries_(entries), blocks_(blocks), block_size_(block_size), bf16_(bf16) {
+KvCache::KvCache(const std::vector<CacheInfo>& entries, int64_t blocks, int64_t block_size, CacheType type)
+    : entries_(entries), blocks_(blocks), block_size_(block_size), type_(type) {
   if (blocks < 1 || blocks > INT32_MAX) fail_request(std::to_string(blocks) + " cache blocks", "1 to 2^31 - 1");
   if (block_size < 1 || block_size > kMaxBlockSize) {
     fail_request("a cache block size of " + std::to_string(block_size), "1 to 2^20");

@@ -10,6 +10,17 @@ import torch
 from deepmnn._core import kernels
 
 
+@pytest.fixture(params=["rows", "panels"], autouse=True)
+def form(request):
+    """Both forms hold every property, each against itself: they round differently."""
+    global FORM
+    FORM = request.param
+    return FORM
+
+
+FORM = "panels"
+
+
 def fresh(n, v_dim):
     """The state before the first run; acc holds garbage, which must not be read."""
     return (
@@ -26,7 +37,7 @@ def attend(isa, q, k, v, scale, limits, run_lengths):
         stop = start + length
         local = (limits - start).astype(np.int32)  # below 0 or above the run: clamped
         acc, max_sum = kernels.attention(
-            q, k[start:stop], v[start:stop], scale, local, acc, max_sum, isa
+            q, k[start:stop], v[start:stop], scale, local, acc, max_sum, isa, FORM
         )
         start = stop
     return acc / max_sum[:, 1:]
@@ -109,13 +120,13 @@ def test_a_query_that_sees_nothing_keeps_its_state(isa, rng):
     rows = rng.standard_normal((8, 16)).astype(np.float32)
     acc, max_sum = fresh(3, 16)
     limits = np.array([4, 0, -5], np.int32)
-    acc, max_sum = kernels.attention(q, rows, rows, 1.0, limits, acc, max_sum, isa)
+    acc, max_sum = kernels.attention(q, rows, rows, 1.0, limits, acc, max_sum, isa, FORM)
     assert max_sum[0, 1] > 0
     assert np.isfinite(acc[0]).all()
     assert (max_sum[1:] == [-np.inf, 0]).all()
     before = acc[0].copy(), max_sum[0].copy()
     zeros = np.zeros(3, np.int32)
-    acc, max_sum = kernels.attention(q, rows, rows, 1.0, zeros, acc, max_sum, isa)
+    acc, max_sum = kernels.attention(q, rows, rows, 1.0, zeros, acc, max_sum, isa, FORM)
     assert np.array_equal(acc[0], before[0])
     assert np.array_equal(max_sum[0], before[1])
 
