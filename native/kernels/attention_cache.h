@@ -11,6 +11,10 @@ constexpr int64_t kTileKeys = 64;
 
 // A reader gives columns [d, d + 16) or [d, d + n), n < 16, of what is read of a row that starts at `row`.
 struct CacheF32 {
+  static DEEPMNN_INLINE void prefetch_chunk(const uint8_t* row, const CacheRows& rows, int64_t d) {
+    const uint8_t* at = row + 4 * (rows.column + d);
+    for (int i = 0; i < 256; i += 64) prefetch(at + i);
+  }
   static DEEPMNN_INLINE F32x16 read(const uint8_t* row, const CacheRows& rows, int64_t d) {
     return load(reinterpret_cast<const float*>(row) + rows.column + d);
   }
@@ -19,6 +23,10 @@ struct CacheF32 {
   }
 };
 struct CacheBf16 {
+  static DEEPMNN_INLINE void prefetch_chunk(const uint8_t* row, const CacheRows& rows, int64_t d) {
+    const uint8_t* at = row + 2 * (rows.column + d);
+    for (int i = 0; i < 128; i += 64) prefetch(at + i);
+  }
   static DEEPMNN_INLINE F32x16 read(const uint8_t* row, const CacheRows& rows, int64_t d) {
     return load_bf16(reinterpret_cast<const uint16_t*>(row) + rows.column + d);
   }

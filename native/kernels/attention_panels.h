@@ -38,6 +38,10 @@ DEEPMNN_INLINE float* panel_at(float* panel, int64_t key, int64_t col) {
   return panel + col / kPanelCols * kChunkFloats + key * kPanelCols + col % kPanelCols;
 }
 
+DEEPMNN_INLINE float* output_at(const Panels& panels, int64_t query, int64_t col) {
+  return panels.out + (col / 32 * panels.queries + query) * 32 + col % 32;
+}
+
 // Rows become columns: four perfect shuffles of the 256 numbers turn the index bits rrrrcccc into ccccrrrr.
 DEEPMNN_INLINE void transpose(F32x16 (&rows)[16]) {
   DEEPMNN_UNROLL
@@ -69,23 +73,30 @@ inline void pack_queries(const AttentionTask& task, const Panels& panels) {
 // Rows [0, n) of a tile, then zeros to `padded` rows and to whole register tiles of columns.
 template <class Cache>
 void fill_panel(const CacheRows& rows, const int64_t* numbers, int64_t n, int64_t padded, int64_t dim, float* panel) {
+  constexpr int64_t kAhead = 12;
   const int64_t cols = (dim + 31) / 32 * 32;
-  for (int64_t key = 0; key < padded; ++key) {
-    const uint8_t* row = rows.data + (key < n ? numbers[key] : 0) * rows.row_nbytes;
-    int64_t d = 0;
-    if (key < n) {
-      for (; d + 16 <= dim; d += 16) store(panel_at(panel, key, d), Cache::read(row, rows, d));
-      if (d < dim) store(panel_at(panel, key, d), Cache::read(row, rows, d, dim - d));
-      d = (dim + 15) / 16 * 16;
+  for (int64_t first = 0; first < cols; first += kPanelCols, panel += kChunkFloats) {
+    const int64_t end = cols - first < kPanelCols ? cols - first : kPanelCols;
+    for (int64_t key = 0; key < padded; ++key) {
+      const uint8_t* row = rows.data + (key < n ? numbers[key] : 0) * rows.row_nbytes;
+      if (key + kAhead < n) {
+        Cache::prefetch_chunk(rows.data + numbers[key + kAhead] * rows.row_nbytes, rows, first);
+      } else if (key + kAhead - n < n) {
+        Cache::prefetch_chunk(rows.data + numbers[key + kAhead - n] * rows.row_nbytes, rows, first + kPanelCols);
+      }
+      for (int64_t d = 0; d < end; d += 16) {
+        const int64_t left = key < n ? dim - first - d : 0;
+        const F32x16 x = left >= 16 ? Cache::read(row, rows, first + d)
+                                    : (left > 0 ? Cache::read(row, rows, first + d, left) : splat(0.0f));
+        store(panel + key * kPanelCols + d, x);
+      }
     }
-    for (; d < cols; d += 16) store(panel_at(panel, key, d), splat(0.0f));
   }
 }
 
 // weights[key][query] of kKeys keys and kVectors query vectors.
 template <int kKeys, int kVectors>
-DEEPMNN_INLINE void score_block(const float* k, const float* q, int64_t qk_dim, int64_t q_stride, float* to,
-                                int64_t to_stride) {
+DEEPMNN_INLINE void score_block(const float* k, const float* q, int64_t qk_dim, int64_t q_stride, float* to) {
   F32x16 acc[kKeys][kVectors];
   DEEPMNN_UNROLL
   for (int i = 0; i < kKeys; ++i) {
@@ -108,7 +119,7 @@ DEEPMNN_INLINE void score_block(const float* k, const float* q, int64_t qk_dim, 
   DEEPMNN_UNROLL
   for (int i = 0; i < kKeys; ++i) {
     DEEPMNN_UNROLL
-    for (int c = 0; c < kVectors; ++c) store(to + i * to_stride + 16 * c, acc[i][c]);
+    for (int c = 0; c < kVectors; ++c) store(to + 16 * (c * kTileKeys + i), acc[i][c]);
   }
 }
 
@@ -117,34 +128,40 @@ template <int kKeys, int kVectors>
 void score_panel(const AttentionTask& task, const Panels& panels, int64_t first, int64_t n) {
   for (int64_t key = 0; key < n; key += kKeys) {
     score_block<kKeys, kVectors>(panels.k + key * kPanelCols, panels.q + first * panels.q_cols, task.qk_dim,
-                                 16 * panels.q_cols, panels.weights + key * panels.queries + first, panels.queries);
+                                 16 * panels.q_cols, panels.weights + first * kTileKeys + 16 * key);
   }
 }
 
 // The softmax of 16 queries from `first` on: scores of the tile's n keys become weights, maximum and sum are brought
 // up to date, factor is what the old output gets. masked: some query does not see all n, which begin at key `start`.
 inline void update_lanes(const Panels& panels, int64_t first, int64_t start, int64_t n, bool masked) {
-  float* weights = panels.weights + first;
-  const int64_t stride = panels.queries;
+  float* weights = panels.weights + first * kTileKeys;
   const F32x16 old = load(panels.maximum + first);
   F32x16 top = old;
   if (masked) {
     const I32x16 limits = load_i32(panels.limits + first), nothing = bits(splat(-__builtin_inff()));
     for (int64_t k = 0; k < n; ++k) {
       const I32x16 key = splat_i32(static_cast<int32_t>(start + k));
-      const F32x16 score = from_bits(select_greater(limits, key, bits(load(weights + k * stride)), nothing));
-      store(weights + k * stride, score);
+      const F32x16 score = from_bits(select_greater(limits, key, bits(load(weights + 16 * k)), nothing));
+      store(weights + 16 * k, score);
       top = max(top, score);
     }
   } else {
-    for (int64_t k = 0; k < n; ++k) top = max(top, load(weights + k * stride));
+    F32x16 tops[4] = {old, old, old, old};  // a chain of maxima would wait for each
+    int64_t k = 0;
+    for (; k + 4 <= n; k += 4) {
+      DEEPMNN_UNROLL
+      for (int i = 0; i < 4; ++i) tops[i] = max(tops[i], load(weights + 16 * (k + i)));
+    }
+    for (; k < n; ++k) tops[0] = max(tops[0], load(weights + 16 * k));
+    top = max(max(tops[0], tops[1]), max(tops[2], tops[3]));
   }
   // A lane that has seen nothing has the maximum -inf, and -inf - -inf is no number.
   const F32x16 from = max(top, splat(-3.0e38f));
   F32x16 total = splat(0.0f);
   for (int64_t k = 0; k < n; ++k) {
-    const F32x16 weight = exp_below(load(weights + k * stride) - from);
-    store(weights + k * stride, weight);
+    const F32x16 weight = exp_below(load(weights + 16 * k) - from);
+    store(weights + 16 * k, weight);
     total = total + weight;
   }
   const F32x16 factor = exp_below(old - from);
@@ -157,16 +174,16 @@ inline void update_lanes(const Panels& panels, int64_t first, int64_t start, int
 template <int kQueries, int kVectors>
 DEEPMNN_INLINE void weigh_block(const Panels& panels, int64_t query, int64_t col, int64_t n) {
   F32x16 acc[kQueries][kVectors];
-  float* out = panels.out + query * panels.out_cols + col;
+  float* out = output_at(panels, query, col);
   DEEPMNN_UNROLL
   for (int i = 0; i < kQueries; ++i) {
     const F32x16 factor = splat(panels.factor[query + i]);
     DEEPMNN_UNROLL
-    for (int c = 0; c < kVectors; ++c) acc[i][c] = load(out + i * panels.out_cols + 16 * c) * factor;
+    for (int c = 0; c < kVectors; ++c) acc[i][c] = load(out + 32 * i + 16 * c) * factor;
   }
   const float* v = panel_at(panels.v, 0, col);
-  const float* weights = panels.weights + query;
-  for (int64_t k = 0; k < n; ++k, v += kPanelCols, weights += panels.queries) {
+  const float* weights = panels.weights + query / 16 * 16 * kTileKeys + query % 16;
+  for (int64_t k = 0; k < n; ++k, v += kPanelCols, weights += 16) {
     F32x16 value[kVectors];
     DEEPMNN_UNROLL
     for (int c = 0; c < kVectors; ++c) value[c] = load(v + 16 * c);
@@ -180,7 +197,7 @@ DEEPMNN_INLINE void weigh_block(const Panels& panels, int64_t query, int64_t col
   DEEPMNN_UNROLL
   for (int i = 0; i < kQueries; ++i) {
     DEEPMNN_UNROLL
-    for (int c = 0; c < kVectors; ++c) store(out + i * panels.out_cols + 16 * c, acc[i][c]);
+    for (int c = 0; c < kVectors; ++c) store(out + 32 * i + 16 * c, acc[i][c]);
   }
 }
 
@@ -211,11 +228,10 @@ inline void read_state(const AttentionTask& task, const Panels& panels) {
     panels.maximum[i] = real ? task.max_sum[2 * i] : -__builtin_inff();
     panels.sum[i] = real ? task.max_sum[2 * i + 1] : 0.0f;
     panels.limits[i] = real ? static_cast<int32_t>(visible_keys(task, i)) : 0;
-    float* out = panels.out + i * panels.out_cols;
     const bool known = panels.sum[i] != 0.0f;
     for (int64_t d = 0; d < panels.out_cols; d += 16) {
       const int64_t left = task.v_dim - d, lanes = left < 0 ? 0 : (left < 16 ? left : 16);
-      store(out + d, known && lanes ? load(task.acc + i * task.v_dim + d, lanes) : splat(0.0f));
+      store(output_at(panels, i, d), known && lanes ? load(task.acc + i * task.v_dim + d, lanes) : splat(0.0f));
     }
   }
 }
@@ -227,7 +243,7 @@ inline void write_state(const AttentionTask& task, const Panels& panels) {
     if (panels.sum[i] == 0.0f) continue;
     for (int64_t d = 0; d < task.v_dim; d += 16) {
       const int64_t lanes = task.v_dim - d < 16 ? task.v_dim - d : 16;
-      store(task.acc + i * task.v_dim + d, load(panels.out + i * panels.out_cols + d), lanes);
+      store(task.acc + i * task.v_dim + d, load(output_at(panels, i, d)), lanes);
     }
   }
 }
