@@ -189,6 +189,23 @@ void set_cache(Kernels::AttentionTask& task, const Array& k, const Array& v) {
   task.type = sizeof(T) == 2 ? CacheType::bf16 : CacheType::f32;
 }
 
+// k and v are uint8 rows as the cache stores them: `width` codes, padding to 4, scales; qk_dim and v_dim columns are
+// read from k_column and v_column on.
+void set_int8_cache(Kernels::AttentionTask& task, const Array& k, const Array& v, int64_t width, int64_t k_column,
+                    int64_t v_column) {
+  const Matrix<uint8_t> keys = matrix<uint8_t>(k, "k"), values = matrix<uint8_t>(v, "v");
+  const int64_t scales = (width + 3) / 4 * 4, nbytes = scales + (width + kCacheGroup - 1) / kCacheGroup * 4;
+  if (width < 1 || keys.cols != nbytes || values.cols != nbytes || keys.rows != values.rows || k_column < 0 ||
+      v_column < 0 || k_column + task.qk_dim > width || v_column + task.v_dim > width) {
+    throw Error("request", "int8 rows do not fit; expected k and v [keys, " + std::to_string(nbytes) +
+                               "] whose columns hold q's and acc's");
+  }
+  task.k = {keys.data, keys.stride, k_column, scales};
+  task.v = {values.data, values.stride, v_column, scales};
+  task.n_keys = keys.rows;
+  task.type = CacheType::int8;
+}
+
 AttentionForm parse_form(const std::string& name) {
   if (name == "rows") return AttentionForm::rows;
   if (name == "panels") return AttentionForm::panels;
@@ -197,7 +214,8 @@ AttentionForm parse_form(const std::string& name) {
 
 // acc and max_sum are the state before this run of keys; returns the state after it.
 auto attention(const Array& q, const Array& k, const Array& v, float factor, const Array& limits, const Array& acc,
-               const Array& max_sum, const std::string& isa, const std::string& form) {
+               const Array& max_sum, const std::string& isa, const std::string& form, int64_t width, int64_t k_column,
+               int64_t v_column) {
   const Matrix<float> queries = matrix<float>(q, "q"), old = matrix<float>(acc, "acc"),
                       state = matrix<float>(max_sum, "max_sum");
   const int64_t n = queries.rows;
@@ -213,10 +231,16 @@ auto attention(const Array& q, const Array& k, const Array& v, float factor, con
   task.scale = factor;
   task.form = parse_form(form);
   task.limits = vector<int32_t>(limits, "limits", n);
-  k.dtype() == nb::dtype<uint16_t>() ? set_cache<uint16_t>(task, k, v) : set_cache<float>(task, k, v);
-  task.values_in_keys =
-      task.k.data == task.v.data && task.k.row_nbytes == task.v.row_nbytes && task.v_dim <= task.qk_dim;
-  NewArray<float> out({n, old.cols}), out_state({n, 2}), work({attention_work(n, task.qk_dim, task.v_dim)});
+  if (width) {
+    set_int8_cache(task, k, v, width, k_column, v_column);
+  } else {
+    k.dtype() == nb::dtype<uint16_t>() ? set_cache<uint16_t>(task, k, v) : set_cache<float>(task, k, v);
+  }
+  task.values_in_keys = task.k.data == task.v.data && task.k.column == task.v.column &&
+                        task.k.row_nbytes == task.v.row_nbytes && task.v_dim <= task.qk_dim;
+  const bool panels = task.form == AttentionForm::panels;
+  NewArray<float> out({n, old.cols}), out_state({n, 2}),
+      work({panels ? attention_work(n, task.qk_dim, task.v_dim) : 1});
   std::copy_n(old.data, n * old.cols, out.data());
   std::copy_n(state.data, n * 2, out_state.data());
   task.acc = out.data();
@@ -262,7 +286,7 @@ void bind_kernel_table(nanobind::module_& parent) {
   m.def("decode_row", &deepmnn::decode_row, "packed"_a, "dtype"_a, "rows"_a, "cols"_a, "group_size"_a, "row"_a,
         "isa"_a = "");
   m.def("attention", &deepmnn::attention, "q"_a, "k"_a, "v"_a, "scale"_a, "limits"_a, "acc"_a, "max_sum"_a,
-        "isa"_a = "", "form"_a = "panels");
+        "isa"_a = "", "form"_a = "panels", "width"_a = 0, "k_column"_a = 0, "v_column"_a = 0);
   m.def("peak_dot", &deepmnn::peak_dot, "rounds"_a, "isa"_a = "");
   deepmnn::bind_rows(m);
 }

@@ -9,8 +9,8 @@
 
 namespace deepmnn::scalar {
 
-constexpr int kTileBlocks = 1;  // output blocks per GEMM tile
-constexpr int kTileRows = 2;    // input rows per GEMM tile
+constexpr int kTileBlocks = 1;       // output blocks per GEMM tile
+constexpr int kTileRows = 2;         // input rows per GEMM tile
 constexpr int kVectorRegisters = 8;  // how many F32x16 the registers hold
 
 struct F32x16 {
@@ -182,6 +182,9 @@ DEEPMNN_INLINE F32x16 load_bf16(const uint16_t* p) {
 }
 DEEPMNN_INLINE F32x16 load_bf16(const uint16_t* p, int64_t n) {
   return f32_lanes([=](int i) { return i < n ? bit_cast<float>(uint32_t{p[i]} << 16) : 0.0f; });
+}
+DEEPMNN_INLINE F32x16 load_i8(const int8_t* p) {
+  return f32_lanes([=](int i) { return static_cast<float>(p[i]); });
 }
 DEEPMNN_INLINE float half_to_float(uint16_t h) {
   const uint32_t sign = uint32_t{h & 0x8000u} << 16, exponent = (h >> 10) & 31, mantissa = h & 1023;

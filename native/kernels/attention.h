@@ -15,7 +15,14 @@ void attend_run(const AttentionTask& task) {
 }
 
 inline void attention_kernel(const AttentionTask& task) {
-  task.type == CacheType::bf16 ? attend_run<CacheBf16>(task) : attend_run<CacheF32>(task);
+  switch (task.type) {
+    case CacheType::f32:
+      return attend_run<CacheF32>(task);
+    case CacheType::bf16:
+      return attend_run<CacheBf16>(task);
+    case CacheType::int8:
+      return attend_run<CacheInt8>(task);
+  }
 }
 
 }  // namespace deepmnn::DEEPMNN_NS

@@ -11,6 +11,7 @@ constexpr int64_t kTileKeys = 64;
 
 // A reader gives columns [d, d + 16) or [d, d + n), n < 16, of what is read of a row that starts at `row`.
 struct CacheF32 {
+  // What a panel of kPanelCols columns from d on reads.
   static DEEPMNN_INLINE void prefetch_chunk(const uint8_t* row, const CacheRows& rows, int64_t d) {
     const uint8_t* at = row + 4 * (rows.column + d);
     for (int i = 0; i < 256; i += 64) prefetch(at + i);
@@ -32,6 +33,35 @@ struct CacheBf16 {
   }
   static DEEPMNN_INLINE F32x16 read(const uint8_t* row, const CacheRows& rows, int64_t d, int64_t n) {
     return load_bf16(reinterpret_cast<const uint16_t*>(row) + rows.column + d, n);
+  }
+};
+
+// A code times the scale of its group of kCacheGroup columns.
+struct CacheInt8 {
+  static DEEPMNN_INLINE void prefetch_chunk(const uint8_t* row, const CacheRows& rows, int64_t d) {
+    prefetch(row + rows.column + d);
+  }
+  static DEEPMNN_INLINE F32x16 read(const uint8_t* row, const CacheRows& rows, int64_t d) {
+    const int64_t column = rows.column + d;
+    return load_i8(reinterpret_cast<const int8_t*>(row) + column) * scales(row, rows, column, 16);
+  }
+  static DEEPMNN_INLINE F32x16 read(const uint8_t* row, const CacheRows& rows, int64_t d, int64_t n) {
+    const int64_t column = rows.column + d;
+    int8_t codes[16] = {};
+    __builtin_memcpy(codes, row + column, static_cast<uint64_t>(n));
+    return load_i8(codes) * scales(row, rows, column, n);
+  }
+
+ private:
+  // Heads whose width is no multiple of 16 have vectors that lie in two groups.
+  static DEEPMNN_INLINE F32x16 scales(const uint8_t* row, const CacheRows& rows, int64_t column, int64_t n) {
+    const float* groups = reinterpret_cast<const float*>(row + rows.scales);
+    const int64_t first = column / kCacheGroup, last = (column + n - 1) / kCacheGroup;
+    if (first == last) return splat(groups[first]);
+    const int64_t lanes = kCacheGroup - column % kCacheGroup;
+    float each[16];
+    for (int64_t i = 0; i < 16; ++i) each[i] = groups[i < lanes ? first : last];
+    return load(each);
   }
 };
 

@@ -149,9 +149,8 @@ void attend_rows_tile(const AttentionTask& task, int64_t query, int64_t first, i
   const float* q = task.q + query * task.q_stride;
   int64_t key = 0;
   for (; key + kKeys <= most; key += kKeys) score_keys<Cache, kQueries>(task, q, rows.k, key, weights);
-  // The tile's end once more instead of its last few keys: equal keys have equal scores wherever they are computed.
   if (key < most) {
-    const uint8_t* keys[kKeys];
+    const uint8_t* keys[kKeys];  // past the end the last key stands in; its score is not used
     float scores[kQueries][kTileKeys];
     for (int j = 0; j < kKeys; ++j) keys[j] = rows.k[key + j < most ? key + j : most - 1];
     score_keys<Cache, kQueries>(task, q, keys, 0, scores);

@@ -67,13 +67,16 @@ struct SamplingParams {
 int32_t sample(const float* logits, int64_t n, const SamplingParams& params, float u);
 
 // How a KV cache stores its rows: docs/layouts.md.
-enum class CacheType : uint32_t { f32 = 0, bf16 = 1 };
+enum class CacheType : uint32_t { f32 = 0, bf16 = 1, int8 = 2 };
+
+constexpr int64_t kCacheGroup = 64;  // columns of an int8 row that share a scale
 
 // Keys or values: `column` and the columns after it of rows of a cache.
 struct CacheRows {
   const uint8_t* data = nullptr;  // row 0
   int64_t row_nbytes = 0;
   int64_t column = 0;
+  int64_t scales = 0;  // int8: bytes from a row's start to its scales
 };
 
 // For few queries (a decoding GQA group) rows are read as they lie; for many (16 make a vector) keys and values are

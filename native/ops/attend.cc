@@ -52,9 +52,10 @@ int64_t list_items(const AttendJob& job, const Split& split, int64_t index, int6
   const int64_t queries = job.tokens * job.per_token;
   for (int64_t s = 0; s < split.splits; ++s) {
     for (int64_t t = 0; t < split.tiles; ++t) {
-      const int64_t last = std::min(queries, (t + 1) * tile);
-      const int64_t end = std::min(visible(job, last - 1), (s + 1) * split.keys);
-      *items++ = {index, t * tile, last, s * split.keys, end, split.splits > 1 ? partials++ : -1};
+      const int64_t last = std::min(queries, (t + 1) * tile), begin = s * split.keys;
+      // The last split may hold nothing that an earlier token sees.
+      const int64_t end = std::max(begin, std::min(visible(job, last - 1), begin + split.keys));
+      *items++ = {index, t * tile, last, begin, end, split.splits > 1 ? partials++ : -1};
     }
   }
   return split.splits * split.tiles;

@@ -19,14 +19,12 @@ class CacheOp : public Op {
   void run(Step& step) override {
     const float* x = step.f32(x_);
     const int64_t width = x_.width;
-    for_rows(step, step.n(x_), width, [&](int64_t token, int) {
-      store_row(step, x + token * width, width, cache_row(step, entry_, step.slots[token]));
-    });
+    for_rows(step, step.n(x_), width,
+             [&](int64_t token, int) { store_row(step, x + token * width, width, entry_, step.slots[token]); });
     for (int64_t s = 0; s < step.batch.sequences; ++s) {
       float* y = step.f32(y_) + step.context_starts[s] * width;
-      for_rows(step, step.batch.context_lengths[s], width, [&](int64_t row, int) {
-        load_row(step, cache_row(step, entry_, step.slot(s, row)), width, y + row * width);
-      });
+      for_rows(step, step.batch.context_lengths[s], width,
+               [&](int64_t row, int) { load_row(step, entry_, step.slot(s, row), width, y + row * width); });
     }
   }
 

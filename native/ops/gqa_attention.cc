@@ -39,8 +39,8 @@ class GqaAttention : public GroupedQueryOp {
         const int64_t at = head * shape_.qk_dim;
         prepare(step, token, step.f32(k_) + token * k_.width + at, k_norm_, k + at);
       }
-      store_row(step, k, k_.width, cache_row(step, k_entry_, step.slots[token]));
-      store_row(step, step.f32(v_) + token * v_.width, v_.width, cache_row(step, v_entry_, step.slots[token]));
+      store_row(step, k, k_.width, k_entry_, step.slots[token]);
+      store_row(step, step.f32(v_) + token * v_.width, v_.width, v_entry_, step.slots[token]);
     });
     const int64_t sequences = step.batch.sequences;
     AttendJob* jobs = step.scratch.take<AttendJob>(sequences * kv_heads_);

@@ -96,7 +96,7 @@ void run_sequence(Step& step, const Mla& mla, Room& room, int64_t sequence) {
   const int64_t context = step.batch.context_lengths[sequence], width = mla.row_width();
   rotate_queries(step, mla, step.batch.sequence_starts[sequence], step.batch.tokens_of(sequence), room.q);
   for_rows(step, context, width, [&](int64_t row, int) {
-    load_row(step, cache_row(step, mla.entry, step.slot(sequence, row)), width, room.rows + row * width);
+    load_row(step, mla.entry, step.slot(sequence, row), width, room.rows + row * width);
   });
   const auto latents = [&](const Weight& weight) {
     return is_quantized(weight.dtype) ? quantize(step, room.rows, width, context, mla.rank, weight.group_size)

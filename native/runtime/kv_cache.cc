@@ -36,6 +36,12 @@ KvCache::KvCache(const std::vector<CacheInfo>& entries, int64_t blocks, int64_t 
   memory_ = Memory(total, "a KV cache");
 }
 
+int64_t KvCache::row_nbytes(size_t entry) const {
+  const int64_t width = entries_[entry].width;
+  if (type_ != CacheType::int8) return width * (type_ == CacheType::bf16 ? 2 : 4);
+  return scales_offset(entry) + (width + kCacheGroup - 1) / kCacheGroup * 4;
+}
+
 bool KvCache::fits(const std::vector<CacheInfo>& entries) const {
   if (entries.size() != entries_.size()) return false;
   for (size_t i = 0; i < entries.size(); ++i) {

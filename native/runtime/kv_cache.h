@@ -1,4 +1,5 @@
-// The paged KV cache: for each cache entry of a program a pool of rows [blocks, block_size, width].
+// The paged KV cache: for each cache entry of a program a pool of rows [blocks, block_size, width], stored as
+// docs/layouts.md says.
 #pragma once
 
 #include <cstdint>
@@ -26,7 +27,10 @@ class KvCache {
 
   // Row 0 of block 0 of an entry. Row r of block b lies (b * block_size + r) * row_nbytes(entry) bytes further.
   uint8_t* data(size_t entry) const { return memory_.data() + offsets_[entry]; }
-  int64_t row_nbytes(size_t entry) const { return entries_[entry].width * (type_ == CacheType::bf16 ? 2 : 4); }
+  int64_t row_nbytes(size_t entry) const;
+
+  // int8: bytes from a row's start to its scales.
+  int64_t scales_offset(size_t entry) const { return (entries_[entry].width + 3) / 4 * 4; }
 
  private:
   std::vector<CacheInfo> entries_;

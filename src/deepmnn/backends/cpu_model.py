@@ -40,7 +40,7 @@ class CpuBackend:
         self.cache_width = sum(self.model.caches.values())
 
     def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> Cache:
-        """Allocates an empty cache. dtype: "f32" or "bf16".
+        """Allocates an empty cache. dtype: "f32", "bf16" or "int8".
 
         Raises RequestError for impossible sizes and for more than the memory available.
         """

@@ -36,7 +36,7 @@ Precision = Annotated[
     Option(help="MNN: low (float16 where the processor can), normal or high (the default)."),
 ]
 Threads = Annotated[int | None, Option(min=1, help="Worker threads; default: one for each core.")]
-KvDtype = Annotated[str, Option(help="KV cache: f32 or bf16.")]
+KvDtype = Annotated[str, Option(help="KV cache: f32, bf16 or int8.")]
 CacheTokens = Annotated[
     int | None, Option(min=1, help="KV cache rows; default: four contexts, at most 1 GiB.")
 ]
