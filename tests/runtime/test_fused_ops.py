@@ -194,7 +194,7 @@ def test_long_contexts_split_their_keys():
 
 
 def test_a_split_that_earlier_tokens_do_not_see():
-    """129 keys in splits of 128, 130 heads: the first token's tile has nothing of the second one."""
+    """129 keys in splits of 128, 130 heads: the first token's tile has none of the second."""
     from program_dir import cpu_of, random_weights
 
     from deepmnn.backends.reference import ReferenceBackend
