@@ -234,6 +234,15 @@ def test_bf16_cache_is_close(artifact: Path) -> None:
         assert 0 < np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
 
 
+def test_int8_cache_is_close(artifact: Path) -> None:
+    wanted = deepmnn.load(artifact, "reference").logits(IDS)
+    for backend in ("reference", "cpu"):
+        model = deepmnn.load(artifact, backend, kv_dtype="int8")
+        got = model.logits(IDS)
+        assert model.kv_bytes_per_token == 51
+        assert 0 < np.abs(got - wanted).max() < 0.05 * np.abs(wanted).max()
+
+
 def test_wrong_directories(artifact: Path, tmp_path: Path) -> None:
     with pytest.raises(ArtifactError, match="convert"):
         deepmnn.load(artifact.parent / "source")

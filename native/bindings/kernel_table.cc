@@ -183,17 +183,39 @@ void set_cache(Kernels::AttentionTask& task, const Array& k, const Array& v) {
   if (keys.cols != task.qk_dim || values.cols != task.v_dim || keys.rows != values.rows) {
     throw Error("request", "shapes of q, k, v, acc do not agree; expected k [keys, qk_dim] and v [keys, v_dim]");
   }
-  task.k = keys.data;
-  task.v = values.data;
-  task.k_stride = keys.stride;
-  task.v_stride = values.stride;
+  task.k = {reinterpret_cast<const uint8_t*>(keys.data), keys.stride * static_cast<int64_t>(sizeof(T)), 0};
+  task.v = {reinterpret_cast<const uint8_t*>(values.data), values.stride * static_cast<int64_t>(sizeof(T)), 0};
   task.n_keys = keys.rows;
-  task.bf16 = sizeof(T) == 2;
+  task.type = sizeof(T) == 2 ? CacheType::bf16 : CacheType::f32;
+}
+
+// k and v are uint8 rows as the cache stores them: `width` codes, padding to 4, scales; qk_dim and v_dim columns are
+// read from k_column and v_column on.
+void set_int8_cache(Kernels::AttentionTask& task, const Array& k, const Array& v, int64_t width, int64_t k_column,
+                    int64_t v_column) {
+  const Matrix<uint8_t> keys = matrix<uint8_t>(k, "k"), values = matrix<uint8_t>(v, "v");
+  const int64_t scales = (width + 3) / 4 * 4, nbytes = scales + (width + kCacheGroup - 1) / kCacheGroup * 4;
+  if (width < 1 || keys.cols != nbytes || values.cols != nbytes || keys.rows != values.rows || k_column < 0 ||
+      v_column < 0 || k_column + task.qk_dim > width || v_column + task.v_dim > width) {
+    throw Error("request", "int8 rows do not fit; expected k and v [keys, " + std::to_string(nbytes) +
+                               "] whose columns hold q's and acc's");
+  }
+  task.k = {keys.data, keys.stride, k_column, scales};
+  task.v = {values.data, values.stride, v_column, scales};
+  task.n_keys = keys.rows;
+  task.type = CacheType::int8;
+}
+
+AttentionForm parse_form(const std::string& name) {
+  if (name == "rows") return AttentionForm::rows;
+  if (name == "panels") return AttentionForm::panels;
+  throw Error("request", "attention form '" + name + "'; expected rows or panels");
 }
 
 // acc and max_sum are the state before this run of keys; returns the state after it.
 auto attention(const Array& q, const Array& k, const Array& v, float factor, const Array& limits, const Array& acc,
-               const Array& max_sum, const std::string& isa) {
+               const Array& max_sum, const std::string& isa, const std::string& form, int64_t width, int64_t k_column,
+               int64_t v_column) {
   const Matrix<float> queries = matrix<float>(q, "q"), old = matrix<float>(acc, "acc"),
                       state = matrix<float>(max_sum, "max_sum");
   const int64_t n = queries.rows;
@@ -207,14 +229,27 @@ auto attention(const Array& q, const Array& k, const Array& v, float factor, con
   task.qk_dim = queries.cols;
   task.v_dim = old.cols;
   task.scale = factor;
+  task.form = parse_form(form);
   task.limits = vector<int32_t>(limits, "limits", n);
-  k.dtype() == nb::dtype<uint16_t>() ? set_cache<uint16_t>(task, k, v) : set_cache<float>(task, k, v);
-  NewArray<float> out({n, old.cols}), out_state({n, 2});
+  if (width) {
+    set_int8_cache(task, k, v, width, k_column, v_column);
+  } else {
+    k.dtype() == nb::dtype<uint16_t>() ? set_cache<uint16_t>(task, k, v) : set_cache<float>(task, k, v);
+  }
+  task.values_in_keys = task.k.data == task.v.data && task.k.column == task.v.column &&
+                        task.k.row_nbytes == task.v.row_nbytes && task.v_dim <= task.qk_dim;
+  const bool panels = task.form == AttentionForm::panels;
+  NewArray<float> out({n, old.cols}), out_state({n, 2}),
+      work({panels ? attention_work(n, task.qk_dim, task.v_dim) : 1});
   std::copy_n(old.data, n * old.cols, out.data());
   std::copy_n(state.data, n * 2, out_state.data());
   task.acc = out.data();
   task.max_sum = out_state.data();
-  table(isa).attention(task);
+  task.work = work.data();
+  {
+    const nb::gil_scoped_release release;
+    table(isa).attention(task);
+  }
   return std::make_tuple(out.release(), out_state.release());
 }
 
@@ -267,7 +302,7 @@ void bind_kernel_table(nanobind::module_& parent) {
   m.def("decode_row", &deepmnn::decode_row, "packed"_a, "dtype"_a, "rows"_a, "cols"_a, "group_size"_a, "row"_a,
         "isa"_a = "");
   m.def("attention", &deepmnn::attention, "q"_a, "k"_a, "v"_a, "scale"_a, "limits"_a, "acc"_a, "max_sum"_a,
-        "isa"_a = "");
+        "isa"_a = "", "form"_a = "panels", "width"_a = 0, "k_column"_a = 0, "v_column"_a = 0);
   m.def("peak_dot", &deepmnn::peak<&deepmnn::Kernels::peak_dot>, "rounds"_a, "isa"_a = "");
   m.def("peak_fma", &deepmnn::peak<&deepmnn::Kernels::peak_fma>, "rounds"_a, "isa"_a = "");
   deepmnn::bind_rows(m);

@@ -71,9 +71,15 @@ Logits step(Model& model, KvCache& cache, const Ints& ids, const Ints& positions
   return Logits(data, {static_cast<size_t>(batch.rows), static_cast<size_t>(model.vocab_size())}, owner);
 }
 
+CacheType cache_type(const std::string& dtype) {
+  if (dtype == "f32") return CacheType::f32;
+  if (dtype == "bf16") return CacheType::bf16;
+  if (dtype == "int8") return CacheType::int8;
+  fail_request("a cache of dtype " + dtype, "f32, bf16 or int8");
+}
+
 std::unique_ptr<KvCache> new_cache(const Model& model, int64_t blocks, int64_t block_size, const std::string& dtype) {
-  if (dtype != "f32" && dtype != "bf16") fail_request("a cache of dtype " + dtype, "f32 or bf16");
-  auto cache = std::make_unique<KvCache>(model.caches(), blocks, block_size, dtype == "bf16");
+  auto cache = std::make_unique<KvCache>(model.caches(), blocks, block_size, cache_type(dtype));
   model.place(*cache);
   return cache;
 }

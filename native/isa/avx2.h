@@ -15,6 +15,7 @@ constexpr int kSplitSums = 1;
 constexpr int kPanelBlocks = 1;
 constexpr int kPanelTileRows = 4;
 constexpr int kPanelStep = 8;
+constexpr int kVectorRegisters = 8;
 
 struct F32x16 {
   __m256 lo, hi;
@@ -166,6 +167,11 @@ DEEPMNN_INLINE F32x16 load_bf16(const uint16_t* p, int64_t n) {
   uint16_t all[16] = {};
   __builtin_memcpy(all, p, static_cast<uint64_t>(n) * sizeof(uint16_t));
   return load_bf16(all);
+}
+DEEPMNN_INLINE F32x16 load_i8(const int8_t* p) {
+  const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
+  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all)),
+          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(all, all)))};
 }
 DEEPMNN_INLINE F32x16 load_f16(const void* p) {
   const __m128i* q = static_cast<const __m128i*>(p);

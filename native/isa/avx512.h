@@ -20,6 +20,7 @@ constexpr int kSplitSums = 3;
 constexpr int kPanelBlocks = 4;
 constexpr int kPanelTileRows = 6;
 constexpr int kPanelStep = 1;
+constexpr int kVectorRegisters = 32;
 
 struct F32x16 {
   __m512 v;
@@ -113,6 +114,9 @@ DEEPMNN_INLINE F32x16 load_bf16(const uint16_t* p) {
 }
 DEEPMNN_INLINE F32x16 load_bf16(const uint16_t* p, int64_t n) {
   return widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p));
+}
+DEEPMNN_INLINE F32x16 load_i8(const int8_t* p) {
+  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
 }
 DEEPMNN_INLINE F32x16 load_f16(const void* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};

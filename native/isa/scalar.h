@@ -9,12 +9,13 @@
 
 namespace deepmnn::scalar {
 
-constexpr int kTileBlocks = 1;     // output blocks per tile of a matrix product
-constexpr int kTileRows = 2;       // input rows per tile of it
-constexpr int kSplitSums = 1;      // up to this many rows its sums are kept in two parts
-constexpr int kPanelBlocks = 1;    // output blocks of an unpacked panel
-constexpr int kPanelTileRows = 2;  // input rows per tile of it
-constexpr int kPanelStep = 1;      // vectors of one block that lie together in it, as panel_w4 and panel_w8 take them
+constexpr int kTileBlocks = 1;       // output blocks per tile of a matrix product
+constexpr int kTileRows = 2;         // input rows per tile of it
+constexpr int kSplitSums = 1;        // up to this many rows its sums are kept in two parts
+constexpr int kPanelBlocks = 1;      // output blocks of an unpacked panel
+constexpr int kPanelTileRows = 2;    // input rows per tile of it
+constexpr int kPanelStep = 1;        // vectors of one block that lie together in it, as panel_w4 and panel_w8 take them
+constexpr int kVectorRegisters = 8;  // how many F32x16 the registers hold
 
 struct F32x16 {
   float v[16];
@@ -185,6 +186,9 @@ DEEPMNN_INLINE F32x16 load_bf16(const uint16_t* p) {
 }
 DEEPMNN_INLINE F32x16 load_bf16(const uint16_t* p, int64_t n) {
   return f32_lanes([=](int i) { return i < n ? bit_cast<float>(uint32_t{p[i]} << 16) : 0.0f; });
+}
+DEEPMNN_INLINE F32x16 load_i8(const int8_t* p) {
+  return f32_lanes([=](int i) { return static_cast<float>(p[i]); });
 }
 DEEPMNN_INLINE float half_to_float(uint16_t h) {
   const uint32_t sign = uint32_t{h & 0x8000u} << 16, exponent = (h >> 10) & 31, mantissa = h & 1023;

@@ -68,6 +68,32 @@ struct Kernels;
 // finite, one is NaN, or a parameter is out of range.
 int32_t sample(const Kernels& kernels, const float* logits, int64_t n, const SamplingParams& params, float u);
 
+// How a KV cache stores its rows: docs/layouts.md.
+enum class CacheType : uint32_t { f32 = 0, bf16 = 1, int8 = 2 };
+
+constexpr int64_t kCacheGroup = 64;  // columns of an int8 row that share a scale
+
+// Keys or values: `column` and the columns after it of rows of a cache.
+struct CacheRows {
+  const uint8_t* data = nullptr;  // row 0
+  int64_t row_nbytes = 0;
+  int64_t column = 0;
+  int64_t scales = 0;  // int8: bytes from a row's start to its scales
+};
+
+// For few queries (a decoding GQA group) rows are read as they lie; for many (16 make a vector) keys and values are
+// brought into panels first. The two round differently.
+enum class AttentionForm { rows, panels };
+
+constexpr int64_t kPanelCols = 64;
+
+// Floats of working memory for the panels form.
+constexpr int64_t attention_work(int64_t queries, int64_t qk_dim, int64_t v_dim) {
+  const int64_t padded = (queries + 15) / 16 * 16, qk = (qk_dim + kPanelCols - 1) / kPanelCols * kPanelCols,
+                v = (v_dim + kPanelCols - 1) / kPanelCols * kPanelCols;
+  return (padded + kPanelCols) * (qk + v) + padded * (kPanelCols + 4);
+}
+
 // One function per kernel; every ISA fills one table.
 struct Kernels {
   const char* isa;
@@ -109,16 +135,21 @@ struct Kernels {
     int64_t qk_dim;
     int64_t v_dim;
     float scale;
-    const void* k;  // rows of keys, k_stride elements apart
-    const void* v;  // rows of values, v_stride elements apart (MLA absorbed: the same rows as k)
-    int64_t k_stride;
-    int64_t v_stride;
-    bool bf16;       // k and v are bf16, else float32
-    int64_t n_keys;  // rows present in this run
+    AttentionForm form;
+    CacheType type;       // of k and v
+    CacheRows k, v;       // MLA absorbed: the values are the first columns of the keys
+    bool values_in_keys;  // they are: v starts where k does and v_dim <= qk_dim
+    // The run is keys [first_key, first_key + n_keys). Key j is row table[j / block_size] * block_size + j % block_size
+    // of k and v, or row j without a table.
+    const int32_t* table;
+    int64_t block_size;
+    int64_t first_key;
+    int64_t n_keys;
     const int32_t*
         limits;      // [n_queries]: query i sees keys [0, limits[i]) of this run (causal mask), clamped to n_keys
     float* acc;      // [n_queries, v_dim] running output, unnormalised; not read while the sum is 0
     float* max_sum;  // [n_queries, 2] running maximum and sum; start at {-inf, 0}
+    float* work;     // attention_work(n_queries, qk_dim, v_dim) floats, 64-byte aligned for speed; panels only
   };
   void (*attention)(const AttentionTask& task);
 

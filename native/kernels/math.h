@@ -24,6 +24,24 @@ DEEPMNN_INLINE F32x16 exp(F32x16 x) {
   return p * from_bits(shift_left(half + bias, 23)) * from_bits(shift_left(exponent - half + bias, 23));
 }
 
+// e^x for x <= 0, about 2e-7 relative; below -86 (4e-38) it is 0. NaN stays NaN.
+DEEPMNN_INLINE F32x16 exp_below(F32x16 x) {
+  const F32x16 lowest = splat(-86.0f), magic = splat(12582912.0f), in = max(lowest, x);
+  const F32x16 shifted = fma(in, splat(1.44269504f), magic);
+  const F32x16 n = shifted - magic;
+  F32x16 r = fma(n, splat(-0.693359375f), in);
+  r = fma(n, splat(2.12194440e-4f), r);
+  F32x16 p = splat(1.9875691500e-4f);
+  p = fma(p, r, splat(1.3981999507e-3f));
+  p = fma(p, r, splat(8.3334519073e-3f));
+  p = fma(p, r, splat(4.1665795894e-2f));
+  p = fma(p, r, splat(1.6666665459e-1f));
+  p = fma(p, r, splat(5.0000001201e-1f));
+  p = fma(p, r * r, r) + splat(1.0f);
+  // The magic number leaves n in the low bits; shifted into the exponent it is the factor 2^n.
+  return select_less(x, lowest, splat(0.0f), from_bits(bits(p) + shift_left(bits(shifted), 23)));
+}
+
 DEEPMNN_INLINE F32x16 sigmoid(F32x16 x) { return splat(1.0f) / (splat(1.0f) + exp(splat(0.0f) - x)); }
 DEEPMNN_INLINE F32x16 silu(F32x16 x) { return x / (splat(1.0f) + exp(splat(0.0f) - x)); }
 

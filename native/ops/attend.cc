@@ -6,11 +6,13 @@
 namespace deepmnn {
 namespace {
 
-constexpr int64_t kAccFloats = 16384;  // of a query tile's running output: 64 KiB, half of L2's smallest sizes
-constexpr int64_t kMaxTile = 64;
-constexpr int64_t kMaxRun = 1024;    // keys given to the kernel at once
-constexpr int64_t kSplitKeys = 512;  // keys of one split
-constexpr int64_t kSplitTokens = 4;  // sequences with at most this many new tokens split their keys
+constexpr int64_t kTileFloats = 48 << 10;  // of a query tile, its weights and its output: 192 KiB of L2
+constexpr int64_t kMinTile = 32, kMaxTile = 128;
+constexpr int64_t kFewQueries = 10;      // up to here the rows form is faster than one vector of queries
+constexpr int64_t kSplitTokens = 4;      // sequences with at most this many new tokens split their keys
+constexpr int64_t kSplitWork = 1 << 19;  // multiply-accumulates worth an item
+constexpr int64_t kSplitKeys = 64;       // a split is a multiple of these
+constexpr int64_t kMaxSplits = 32;
 
 // A query tile against one split of its keys. The cut depends on the job alone, never on the batch or the threads, so
 // that a sequence's numbers do not either.
@@ -26,38 +28,37 @@ int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t visible(const AttendJob& job, int64_t query) { return job.history + query / job.per_token + 1; }
 
 int64_t tile_queries(const AttendShape& shape) {
-  return std::min(kMaxTile, std::max<int64_t>(8, kAccFloats / shape.v_dim));
+  const int64_t fit = kTileFloats / (shape.qk_dim + shape.v_dim + kSplitKeys);
+  return std::clamp(fit / 32 * 32, kMinTile, kMaxTile);
 }
 
+// Splits of one job's keys: of `keys` each (the last one may have fewer).
 struct Split {
   int64_t tiles, splits, keys;
 };
 
-Split split_of(const AttendJob& job, int64_t tile) {
-  const int64_t keys = job.history + job.tokens;
-  const bool wanted = job.tokens <= kSplitTokens && keys > kSplitKeys;
-  return {ceil_div(job.tokens * job.per_token, tile), wanted ? ceil_div(keys, kSplitKeys) : 1, keys};
+Split split_of(const AttendShape& shape, const AttendJob& job, int64_t tile) {
+  const int64_t keys = job.history + job.tokens, queries = job.tokens * job.per_token;
+  const int64_t tiles = ceil_div(queries, tile);
+  if (job.tokens > kSplitTokens) return {tiles, 1, keys};
+  const int64_t worth = ceil_div(kSplitWork, queries * (shape.qk_dim + shape.v_dim));
+  const int64_t each = ceil_div(std::max(worth, ceil_div(keys, kMaxSplits)), kSplitKeys) * kSplitKeys;
+  return {tiles, ceil_div(keys, each), std::min(each, keys)};
 }
 
 // Items of one job in the order (split, tile): tiles that read the same keys follow one another.
-int64_t list_items(const AttendJob& job, int64_t index, int64_t tile, int64_t& partials, Item* items) {
-  const Split split = split_of(job, tile);
+int64_t list_items(const AttendJob& job, const Split& split, int64_t index, int64_t tile, int64_t& partials,
+                   Item* items) {
   const int64_t queries = job.tokens * job.per_token;
   for (int64_t s = 0; s < split.splits; ++s) {
     for (int64_t t = 0; t < split.tiles; ++t) {
-      const int64_t last = std::min(queries, (t + 1) * tile);
-      const int64_t end = std::min(visible(job, last - 1), split.splits > 1 ? (s + 1) * kSplitKeys : split.keys);
-      *items++ = {index, t * tile, last, s * kSplitKeys, end, split.splits > 1 ? partials++ : -1};
+      const int64_t last = std::min(queries, (t + 1) * tile), begin = s * split.keys;
+      // The last split may hold nothing that an earlier token sees.
+      const int64_t end = std::max(begin, std::min(visible(job, last - 1), begin + split.keys));
+      *items++ = {index, t * tile, last, begin, end, split.splits > 1 ? partials++ : -1};
     }
   }
   return split.splits * split.tiles;
-}
-
-// The rows from `key` on that go to the kernel together. Never more than one block, even where the next one happens to
-// follow it in memory: which blocks a sequence was given must not show in its numbers.
-int64_t run_length(const KeyRows& keys, int64_t key, int64_t end) {
-  const int64_t most = std::min(end - key, kMaxRun);
-  return keys.table ? std::min(most, keys.block_size - key % keys.block_size) : most;
 }
 
 struct Workspace {
@@ -66,40 +67,37 @@ struct Workspace {
   int32_t* limits;  // [tile]
 };
 
-// Leaves the item's unnormalised output and its maxima and sums in the workspace.
-void run_item(const Step& step, const AttendShape& shape, const AttendJob& job, const Item& item,
-              const Workspace& work) {
+// Leaves the item's unnormalised output and its maxima and sums in the workspace. panels: room for the kernel.
+void run_item(const Step& step, const AttendShape& shape, const AttendJob& job, const Item& item, const Workspace& work,
+              float* panels) {
   const KeyRows& keys = job.keys;
-  const int64_t queries = item.last - item.first;
-  const int64_t nbytes = keys.bf16 ? 2 : 4;
-  for (int64_t i = 0; i < queries; ++i) {
-    work.max_sum[2 * i] = -std::numeric_limits<float>::infinity();
-    work.max_sum[2 * i + 1] = 0.0f;
-  }
   Kernels::AttentionTask task;
   task.q = job.q + item.first * job.q_stride;
   task.q_stride = job.q_stride;
-  task.n_queries = queries;
+  task.n_queries = item.last - item.first;
   task.qk_dim = shape.qk_dim;
   task.v_dim = shape.v_dim;
   task.scale = shape.scale;
-  task.k_stride = keys.k_stride;
-  task.v_stride = keys.v_stride;
-  task.bf16 = keys.bf16;
+  task.form = job.tokens * job.per_token <= kFewQueries ? AttentionForm::rows : AttentionForm::panels;
+  task.type = keys.type;
+  task.k = keys.k;
+  task.v = keys.v;
+  task.values_in_keys = keys.k.data == keys.v.data && keys.k.column == keys.v.column && shape.v_dim <= shape.qk_dim;
+  task.table = keys.table;
+  task.block_size = keys.block_size;
+  task.first_key = item.key_begin;
+  task.n_keys = item.key_end - item.key_begin;
   task.limits = work.limits;
   task.acc = work.acc;
   task.max_sum = work.max_sum;
-  for (int64_t key = item.key_begin; key < item.key_end; key += task.n_keys) {
-    const int64_t row = keys.table ? keys.table[key / keys.block_size] * keys.block_size + key % keys.block_size : key;
-    task.n_keys = run_length(keys, key, item.key_end);
-    task.k = keys.k + row * keys.k_stride * nbytes;
-    task.v = keys.v + row * keys.v_stride * nbytes;
-    for (int64_t i = 0; i < queries; ++i) {
-      const int64_t limit = visible(job, item.first + i) - key;
-      work.limits[i] = static_cast<int32_t>(std::clamp<int64_t>(limit, 0, task.n_keys));
-    }
-    step.kernels.attention(task);
+  task.work = panels;
+  for (int64_t i = 0; i < task.n_queries; ++i) {
+    const int64_t limit = visible(job, item.first + i) - item.key_begin;
+    work.limits[i] = static_cast<int32_t>(std::clamp<int64_t>(limit, 0, task.n_keys));
+    work.max_sum[2 * i] = -std::numeric_limits<float>::infinity();
+    work.max_sum[2 * i + 1] = 0.0f;
   }
+  step.kernels.attention(task);
 }
 
 float* output(const AttendJob& job, int64_t query) {
@@ -113,6 +111,14 @@ void normalise(const Step& step, const AttendShape& shape, const AttendJob& job,
     step.kernels.scale(work.acc + i * shape.v_dim, 1.0f / work.max_sum[2 * i + 1], shape.v_dim, output(job, query));
   }
 }
+
+// What the splits of all jobs left behind.
+struct Partials {
+  const Split* splits;   // [jobs]
+  const int64_t* first;  // [jobs]: index of the job's first partial result
+  Workspace work;        // [partials]
+  int64_t tile;
+};
 
 // One query's splits, put together: sum of e^(m - M) acc over sum of e^(m - M) s (arXiv:2205.14135).
 void merge(const Step& step, const AttendShape& shape, const AttendJob& job, const Split& split, int64_t tile,
@@ -142,41 +148,54 @@ Workspace part(const Workspace& work, const AttendShape& shape, int64_t tile, in
   return {work.acc + index * tile * shape.v_dim, work.max_sum + index * tile * 2, work.limits + index * tile};
 }
 
+void merge_jobs(Step& step, const AttendShape& shape, const AttendJob* jobs, int64_t count, const Partials& partials) {
+  struct Merge {
+    int64_t job, query;
+  };
+  int64_t queries = 0;
+  for (int64_t i = 0; i < count; ++i) queries += partials.splits[i].splits > 1 ? jobs[i].tokens * jobs[i].per_token : 0;
+  Merge* list = step.scratch.take<Merge>(queries);
+  int64_t filled = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (partials.splits[i].splits == 1) continue;
+    for (int64_t query = 0; query < jobs[i].tokens * jobs[i].per_token; ++query) list[filled++] = {i, query};
+  }
+  for_rows(step, queries, 8 * shape.v_dim, [&](int64_t row, int) {
+    const auto [job, query] = list[row];
+    merge(step, shape, jobs[job], partials.splits[job], partials.tile,
+          part(partials.work, shape, partials.tile, partials.first[job]), query);
+  });
+}
+
 }  // namespace
 
 void attend(Step& step, const AttendShape& shape, const AttendJob* jobs, int64_t count) {
   const int64_t tile = tile_queries(shape);
   int64_t items = 0, partials = 0;
+  Split* splits = step.scratch.take<Split>(count);
   for (int64_t i = 0; i < count; ++i) {
-    const Split split = split_of(jobs[i], tile);
-    items += split.tiles * split.splits;
+    splits[i] = split_of(shape, jobs[i], tile);
+    items += splits[i].tiles * splits[i].splits;
   }
   Item* list = step.scratch.take<Item>(items);
   int64_t* first_partial = step.scratch.take<int64_t>(count);
   int64_t filled = 0;
   for (int64_t i = 0; i < count; ++i) {
     first_partial[i] = partials;
-    filled += list_items(jobs[i], i, tile, partials, list + filled);
+    filled += list_items(jobs[i], splits[i], i, tile, partials, list + filled);
   }
   const Workspace own = take_workspace(step, shape, tile, step.pool.size());
   const Workspace shared = take_workspace(step, shape, tile, partials);
+  const int64_t panel_floats = attention_work(tile, shape.qk_dim, shape.v_dim);
+  float* panels = step.scratch.take<float>(panel_floats * step.pool.size());
   step.pool.run(items, [&](int64_t chunk, int worker) {
     const Item& item = list[chunk];
     const bool only = item.partial < 0;
     const Workspace work = only ? part(own, shape, tile, worker) : part(shared, shape, tile, item.partial);
-    run_item(step, shape, jobs[item.job], item, work);
+    run_item(step, shape, jobs[item.job], item, work, panels + worker * panel_floats);
     if (only) normalise(step, shape, jobs[item.job], item, work);
   });
-  if (partials == 0) return;
-  step.pool.run(count, [&](int64_t index, int) {
-    const AttendJob& job = jobs[index];
-    const Split split = split_of(job, tile);
-    if (split.splits == 1) return;
-    const Workspace mine = part(shared, shape, tile, first_partial[index]);
-    for (int64_t query = 0; query < job.tokens * job.per_token; ++query) {
-      merge(step, shape, job, split, tile, mine, query);
-    }
-  });
+  if (partials) merge_jobs(step, shape, jobs, count, {splits, first_partial, shared, tile});
 }
 
 void GroupedQueryOp::read_grouped_query(const OpSpec& spec, Dim keys) {

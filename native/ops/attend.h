@@ -10,14 +10,15 @@ namespace deepmnn {
 
 // Where a sequence's keys and values lie. Row r is row r % block_size of block table[r / block_size].
 struct KeyRows {
-  const uint8_t* k = nullptr;  // row 0 of block 0
-  const uint8_t* v = nullptr;
-  int64_t k_stride = 0;  // elements between rows
-  int64_t v_stride = 0;
-  bool bf16 = false;               // else f32
+  CacheType type = CacheType::f32;
+  CacheRows k, v;
   const int32_t* table = nullptr;  // null: row r is row r
   int64_t block_size = 1;
 };
+
+inline CacheRows float_rows(const float* data, int64_t stride) {
+  return {reinterpret_cast<const uint8_t*>(data), stride * 4, 0};
+}
 
 // Query j (one every q_stride floats) belongs to new token i = j / per_token and sees the first history + i + 1 rows.
 // Its answer goes to out + i * out_token_stride + (j % per_token) * out_query_stride.

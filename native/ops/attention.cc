@@ -19,14 +19,12 @@ class CacheOp : public Op {
   void run(Step& step) override {
     const float* x = step.f32(x_);
     const int64_t width = x_.width;
-    for_rows(step, step.n(x_), width, [&](int64_t token, int) {
-      store_row(step, x + token * width, width, cache_row(step, entry_, step.slots[token]));
-    });
+    for_rows(step, step.n(x_), width,
+             [&](int64_t token, int) { store_row(step, x + token * width, width, entry_, step.slots[token]); });
     for (int64_t s = 0; s < step.batch.sequences; ++s) {
       float* y = step.f32(y_) + step.context_starts[s] * width;
-      for_rows(step, step.batch.context_lengths[s], width, [&](int64_t row, int) {
-        load_row(step, cache_row(step, entry_, step.slot(s, row)), width, y + row * width);
-      });
+      for_rows(step, step.batch.context_lengths[s], width,
+               [&](int64_t row, int) { load_row(step, entry_, step.slot(s, row), width, y + row * width); });
     }
   }
 
@@ -56,10 +54,8 @@ class Attention : public GroupedQueryOp {
     const int64_t kv_head = head / (heads_ / kv_heads_);
     const int64_t row = step.context_starts[s], token = step.batch.sequence_starts[s];
     AttendJob job;
-    job.keys.k = reinterpret_cast<const uint8_t*>(step.f32(k_) + row * k_.width + kv_head * shape_.qk_dim);
-    job.keys.v = reinterpret_cast<const uint8_t*>(step.f32(v_) + row * v_.width + kv_head * shape_.v_dim);
-    job.keys.k_stride = k_.width;
-    job.keys.v_stride = v_.width;
+    job.keys.k = float_rows(step.f32(k_) + row * k_.width + kv_head * shape_.qk_dim, k_.width);
+    job.keys.v = float_rows(step.f32(v_) + row * v_.width + kv_head * shape_.v_dim, v_.width);
     job.q = step.f32(q_) + token * q_.width + head * shape_.qk_dim;
     job.q_stride = q_.width;
     job.tokens = step.batch.tokens_of(s);

@@ -12,24 +12,50 @@ inline uint8_t* cache_row(const Step& step, size_t entry, int64_t slot) {
   return step.cache.data(entry) + slot * step.cache.row_nbytes(entry);
 }
 
-inline void store_row(const Step& step, const float* x, int64_t n, uint8_t* to) {
-  if (step.cache.bf16()) {
+// Columns from `column` on of an entry's rows.
+inline CacheRows cache_rows(const Step& step, size_t entry, int64_t column) {
+  const KvCache& cache = step.cache;
+  if (cache.type() != CacheType::int8) {
+    return {cache.data(entry) + column * (cache.type() == CacheType::bf16 ? 2 : 4), cache.row_nbytes(entry)};
+  }
+  return {cache.data(entry), cache.row_nbytes(entry), column, cache.scales_offset(entry)};
+}
+
+// x [width of the entry] to its row `slot`.
+inline void store_row(const Step& step, const float* x, int64_t n, size_t entry, int64_t slot) {
+  uint8_t* to = cache_row(step, entry, slot);
+  if (step.cache.type() == CacheType::f32) {
+    std::memcpy(to, x, static_cast<size_t>(n) * 4);
+  } else if (step.cache.type() == CacheType::bf16) {
     step.kernels.to_bf16(x, n, reinterpret_cast<uint16_t*>(to));
   } else {
-    std::memcpy(to, x, static_cast<size_t>(n) * 4);
+    float* scales = reinterpret_cast<float*>(to + step.cache.scales_offset(entry));
+    for (int64_t first = 0; first < n; first += kCacheGroup) {
+      const int64_t cols = std::min(kCacheGroup, n - first);
+      int8_t codes[kCacheGroup];
+      int32_t sum;
+      step.kernels.quantize_rows(x + first, cols, 1, cols, kCacheGroup, codes, scales++, &sum);
+      std::memcpy(to + first, codes, static_cast<size_t>(cols));
+    }
   }
 }
 
-inline void load_row(const Step& step, const uint8_t* from, int64_t n, float* y) {
-  if (!step.cache.bf16()) {
+inline void load_row(const Step& step, size_t entry, int64_t slot, int64_t n, float* y) {
+  const uint8_t* from = cache_row(step, entry, slot);
+  if (step.cache.type() == CacheType::f32) {
     std::memcpy(y, from, static_cast<size_t>(n) * 4);
-    return;
-  }
-  for (int64_t i = 0; i < n; ++i) {
-    uint16_t half;
-    std::memcpy(&half, from + 2 * i, 2);
-    const uint32_t bits = static_cast<uint32_t>(half) << 16;
-    std::memcpy(y + i, &bits, 4);
+  } else if (step.cache.type() == CacheType::bf16) {
+    for (int64_t i = 0; i < n; ++i) {
+      uint16_t half;
+      std::memcpy(&half, from + 2 * i, 2);
+      const uint32_t bits = static_cast<uint32_t>(half) << 16;
+      std::memcpy(y + i, &bits, 4);
+    }
+  } else {
+    const float* scales = reinterpret_cast<const float*>(from + step.cache.scales_offset(entry));
+    for (int64_t i = 0; i < n; ++i) {
+      y[i] = static_cast<float>(static_cast<int8_t>(from[i])) * scales[i / kCacheGroup];
+    }
   }
 }
 

@@ -39,8 +39,8 @@ class GqaAttention : public GroupedQueryOp {
         const int64_t at = head * shape_.qk_dim;
         prepare(step, token, step.f32(k_) + token * k_.width + at, k_norm_, k + at);
       }
-      store_row(step, k, k_.width, cache_row(step, k_entry_, step.slots[token]));
-      store_row(step, step.f32(v_) + token * v_.width, v_.width, cache_row(step, v_entry_, step.slots[token]));
+      store_row(step, k, k_.width, k_entry_, step.slots[token]);
+      store_row(step, step.f32(v_) + token * v_.width, v_.width, v_entry_, step.slots[token]);
     });
     const int64_t sequences = step.batch.sequences;
     AttendJob* jobs = step.scratch.take<AttendJob>(sequences * kv_heads_);
@@ -62,13 +62,10 @@ class GqaAttention : public GroupedQueryOp {
 
   AttendJob job(const Step& step, int64_t s, int64_t kv_head, const float* q) const {
     const int64_t group = heads_ / kv_heads_, token = step.batch.sequence_starts[s];
-    const int64_t element = step.cache.bf16() ? 2 : 4;
     AttendJob job;
-    job.keys.k = step.cache.data(k_entry_) + kv_head * shape_.qk_dim * element;
-    job.keys.v = step.cache.data(v_entry_) + kv_head * shape_.v_dim * element;
-    job.keys.k_stride = k_.width;
-    job.keys.v_stride = v_.width;
-    job.keys.bf16 = step.cache.bf16();
+    job.keys.type = step.cache.type();
+    job.keys.k = cache_rows(step, k_entry_, kv_head * shape_.qk_dim);
+    job.keys.v = cache_rows(step, v_entry_, kv_head * shape_.v_dim);
     job.keys.table = step.batch.table(s);
     job.keys.block_size = step.cache.block_size();
     job.q = q + (kv_head * step.n(q_) + token) * group * shape_.qk_dim;

@@ -1,3 +1,4 @@
+#include "ops/cache_rows.h"
 #include "ops/gemm.h"
 #include "ops/mla.h"
 
@@ -91,9 +92,8 @@ void run_absorbed(Step& step, const Mla& mla, const int64_t* sequences, int64_t 
   int64_t first = 0;
   for (int64_t i = 0; i < count; ++i) {
     AttendJob job;
-    job.keys.k = job.keys.v = step.cache.data(mla.entry);
-    job.keys.k_stride = job.keys.v_stride = mla.row_width();
-    job.keys.bf16 = step.cache.bf16();
+    job.keys.type = step.cache.type();
+    job.keys.k = job.keys.v = cache_rows(step, mla.entry, 0);
     job.keys.table = step.batch.table(sequences[i]);
     job.keys.block_size = step.cache.block_size();
     job.q = queries + first * mla.heads * mla.row_width();

@@ -56,7 +56,7 @@ class MlaAttention : public Op {
       step.kernels.rms_norm(from, norm_, eps_, mla_.rank, row);
       std::copy_n(from + mla_.rank, mla_.rope_dim, row + mla_.rank);
       mla_.rope.rotate(step, token, row + mla_.rank);
-      store_row(step, row, width, cache_row(step, mla_.entry, step.slots[token]));
+      store_row(step, row, width, mla_.entry, step.slots[token]);
     });
   }
 

@@ -79,10 +79,8 @@ void attend_heads(Step& step, const Mla& mla, const Room& room, int64_t sequence
   AttendJob* jobs = step.scratch.take<AttendJob>(heads);
   for (int64_t i = 0; i < heads; ++i) {
     AttendJob job;
-    job.keys.k = reinterpret_cast<const uint8_t*>(room.k + i * mla.qk_dim());
-    job.keys.v = reinterpret_cast<const uint8_t*>(room.v + i * mla.v_dim);
-    job.keys.k_stride = heads * mla.qk_dim();
-    job.keys.v_stride = heads * mla.v_dim;
+    job.keys.k = float_rows(room.k + i * mla.qk_dim(), heads * mla.qk_dim());
+    job.keys.v = float_rows(room.v + i * mla.v_dim, heads * mla.v_dim);
     job.q = room.q + (first + i) * mla.qk_dim();
     job.q_stride = mla.q.width;
     job.tokens = step.batch.tokens_of(sequence);
@@ -98,7 +96,7 @@ void run_sequence(Step& step, const Mla& mla, Room& room, int64_t sequence) {
   const int64_t context = step.batch.context_lengths[sequence], width = mla.row_width();
   rotate_queries(step, mla, step.batch.sequence_starts[sequence], step.batch.tokens_of(sequence), room.q);
   for_rows(step, context, width, [&](int64_t row, int) {
-    load_row(step, cache_row(step, mla.entry, step.slot(sequence, row)), width, room.rows + row * width);
+    load_row(step, mla.entry, step.slot(sequence, row), width, room.rows + row * width);
   });
   const auto latents = [&](const Weight& weight) {
     return is_quantized(weight.dtype) ? quantize(step, room.rows, width, context, mla.rank, weight.group_size)

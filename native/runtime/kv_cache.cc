@@ -19,8 +19,8 @@ void check_block(int64_t block, int64_t blocks) {
 
 }  // namespace
 
-KvCache::KvCache(const std::vector<CacheInfo>& entries, int64_t blocks, int64_t block_size, bool bf16)
-    : entries_(entries), blocks_(blocks), block_size_(block_size), bf16_(bf16) {
+KvCache::KvCache(const std::vector<CacheInfo>& entries, int64_t blocks, int64_t block_size, CacheType type)
+    : entries_(entries), blocks_(blocks), block_size_(block_size), type_(type) {
   if (blocks < 1 || blocks > INT32_MAX) fail_request(std::to_string(blocks) + " cache blocks", "1 to 2^31 - 1");
   if (block_size < 1 || block_size > kMaxBlockSize) {
     fail_request("a cache block size of " + std::to_string(block_size), "1 to 2^20");
@@ -34,6 +34,12 @@ KvCache::KvCache(const std::vector<CacheInfo>& entries, int64_t blocks, int64_t 
     total = (total + rows * row + 63) / 64 * 64;
   }
   memory_ = Memory(total, "a KV cache");
+}
+
+int64_t KvCache::row_nbytes(size_t entry) const {
+  const int64_t width = entries_[entry].width;
+  if (type_ != CacheType::int8) return width * (type_ == CacheType::bf16 ? 2 : 4);
+  return scales_offset(entry) + (width + kCacheGroup - 1) / kCacheGroup * 4;
 }
 
 bool KvCache::fits(const std::vector<CacheInfo>& entries) const {

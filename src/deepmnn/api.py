@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -36,7 +37,7 @@ BACKENDS = ("cpu", "mnn", "reference")
 
 NUMA_MODES = ("off", "distribute", "isolate")
 
-KV_DTYPES = {"f32": 4, "bf16": 2}
+KV_DTYPES = {"f32": 4.0, "bf16": 2.0, "int8": 1.0625}
 """Storage formats of the KV cache and their bytes per element."""
 
 DEFAULT_CACHE_BYTES = 1 << 30
@@ -68,7 +69,8 @@ def load(
             for an exported folder and "cpu" for anything else.
         threads: worker threads; None takes one for each physical core. Not more than there are
             hardware threads are started.
-        kv_dtype: how the KV cache is stored, "f32" or "bf16" (not by MNN).
+        kv_dtype: how the KV cache is stored, "f32", "bf16" or "int8" (by MNN always
+            "f32").
         cache_tokens: rows of the KV cache, shared by all sequences that run together; None takes
             four full contexts, but at most 1 GiB.
         max_batch_tokens: tokens of one step; longer prompts are prefilled in chunks.
@@ -220,8 +222,8 @@ class LLM:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes one token takes in the KV cache."""
-        return self.backend.cache_width * KV_DTYPES[self._kv_dtype]
+        """Bytes one token takes in the KV cache; int8: where widths are whole groups of 64."""
+        return math.ceil(self.backend.cache_width * KV_DTYPES[self._kv_dtype])
 
     @property
     def has_tokenizer(self) -> bool:

@@ -10,6 +10,12 @@ import torch
 from deepmnn._core import kernels
 
 
+@pytest.fixture(params=["rows", "panels"])
+def form(request):
+    """Both forms hold every property, each against itself: they round differently."""
+    return request.param
+
+
 def fresh(n, v_dim):
     """The state before the first run; acc holds garbage, which must not be read."""
     return (
@@ -18,7 +24,7 @@ def fresh(n, v_dim):
     )
 
 
-def attend(isa, q, k, v, scale, limits, run_lengths):
+def attend(isa, form, q, k, v, scale, limits, run_lengths):
     """Runs of cache rows one after the other, as the engine calls it; the final division here."""
     acc, max_sum = fresh(len(q), v.shape[1])
     start = 0
@@ -26,7 +32,7 @@ def attend(isa, q, k, v, scale, limits, run_lengths):
         stop = start + length
         local = (limits - start).astype(np.int32)  # below 0 or above the run: clamped
         acc, max_sum = kernels.attention(
-            q, k[start:stop], v[start:stop], scale, local, acc, max_sum, isa
+            q, k[start:stop], v[start:stop], scale, local, acc, max_sum, isa, form
         )
         start = stop
     return acc / max_sum[:, 1:]
@@ -39,6 +45,19 @@ def expected(q, k, v, scale, limits):
     return out.numpy()
 
 
+def int8_rows(x):
+    """Rows of an int8 cache and the numbers they stand for (docs/layouts.md)."""
+    n, width = x.shape
+    groups, codes = -(-width // 64), np.zeros((n, -(-width // 4) * 4), np.int8)
+    scales, value = np.zeros((n, groups), np.float32), np.zeros_like(x)
+    for g in range(groups):
+        part = slice(64 * g, min(64 * g + 64, width))
+        scales[:, g] = np.abs(x[:, part]).max(axis=1) / np.float32(127)
+        codes[:, part] = np.rint(x[:, part] / scales[:, g, None])
+        value[:, part] = codes[:, part] * scales[:, g, None]
+    return np.concatenate([codes.view(np.uint8), scales.view(np.uint8)], axis=1), value
+
+
 def split(rng, n):
     """Random run lengths that sum to n."""
     cuts = np.unique(rng.integers(1, n, 3)) if n > 1 else np.array([], int)
@@ -49,7 +68,7 @@ def split(rng, n):
     ("qk_dim", "v_dim"), [(1, 1), (16, 16), (24, 40), (33, 17), (64, 64), (100, 72), (192, 128)]
 )
 @pytest.mark.parametrize("bf16", [False, True])
-def test_matches_torch(isa, rng, qk_dim, v_dim, bf16):
+def test_matches_torch(isa, rng, form, qk_dim, v_dim, bf16):
     for n_queries, n_keys in [(1, 1), (1, 70), (2, 15), (3, 64), (4, 65), (7, 130), (9, 17)]:
         q = rng.standard_normal((n_queries, qk_dim)).astype(np.float32)
         k = rng.standard_normal((n_keys, qk_dim)).astype(np.float32)
@@ -61,12 +80,12 @@ def test_matches_torch(isa, rng, qk_dim, v_dim, bf16):
             keys, values = k.view(np.uint16), v.view(np.uint16)
         scale = 1 / np.sqrt(qk_dim)
         for lengths in ([n_keys], split(rng, n_keys)):
-            y = attend(isa, q, keys, values, scale, limits, lengths)
+            y = attend(isa, form, q, keys, values, scale, limits, lengths)
             np.testing.assert_allclose(y, expected(q, k, v, scale, limits), rtol=0, atol=5e-6)
 
 
 @pytest.mark.parametrize("bf16", [False, True])
-def test_values_inside_the_key_rows(isa, rng, bf16):
+def test_values_inside_the_key_rows(isa, rng, form, bf16):
     """MLA absorbed: one cache row is [latent, rope], the latent is the value as well."""
     rank, rope = 40, 8
     rows = rng.standard_normal((37, rank + rope)).astype(np.float32)
@@ -76,62 +95,94 @@ def test_values_inside_the_key_rows(isa, rng, bf16):
     if bf16:
         reference = rows.astype(ml_dtypes.bfloat16)
         rows = reference.view(np.uint16)
-    y = attend(isa, q, rows, rows[:, :rank], 0.2, limits, [20, 17])
+    y = attend(isa, form, q, rows, rows[:, :rank], 0.2, limits, [20, 17])
     np.testing.assert_allclose(
         y, expected(q, reference, reference[:, :rank], 0.2, limits), rtol=0, atol=5e-6
     )
 
 
-def test_rows_of_a_wider_cache(isa, rng):
+@pytest.mark.parametrize(
+    ("width", "k_column", "qk_dim", "v_column", "v_dim"),
+    [
+        (1, 0, 1, 0, 1),
+        (40, 8, 20, 3, 33),
+        (576, 0, 576, 0, 512),
+        (256, 128, 128, 128, 128),
+        (200, 50, 70, 130, 69),
+        (86, 0, 86, 0, 70),
+        (160, 80, 80, 80, 80),
+    ],
+)
+def test_int8_cache(isa, rng, form, width, k_column, qk_dim, v_column, v_dim):
+    """One head of a wider row. Against the rows' own numbers: only float32 rounding is left."""
+    for n_queries, n_keys in [(1, 70), (6, 64), (7, 130), (16, 33), (35, 65)]:
+        rows, value = int8_rows(rng.standard_normal((n_keys, width)).astype(np.float32))
+        q = rng.standard_normal((n_queries, qk_dim)).astype(np.float32)
+        limits = rng.integers(1, n_keys + 1, n_queries).astype(np.int32)
+        acc, max_sum = fresh(n_queries, v_dim)
+        scale = 1 / np.sqrt(qk_dim)
+        acc, max_sum = kernels.attention(
+            *(q, rows, rows, scale, limits, acc, max_sum, isa, form),
+            *(width, k_column, v_column),
+        )
+        k, v = value[:, k_column : k_column + qk_dim], value[:, v_column : v_column + v_dim]
+        np.testing.assert_allclose(
+            acc / max_sum[:, 1:], expected(q, k, v, scale, limits), rtol=0, atol=5e-6
+        )
+
+
+def test_rows_of_a_wider_cache(isa, rng, form):
     """One KV head of a row that holds several: strides larger than the row."""
     q = rng.standard_normal((5, 20)).astype(np.float32)
     cache = rng.standard_normal((50, 3, 20)).astype(np.float32)
     k, v = cache[:, 1], cache[:, 2]
     limits = np.arange(10, 60, 10, dtype=np.int32)
-    y = attend(isa, q, k, v, 0.3, limits, [50])
+    y = attend(isa, form, q, k, v, 0.3, limits, [50])
     np.testing.assert_allclose(y, expected(q, k, v, 0.3, limits), rtol=0, atol=5e-6)
 
 
-def test_rising_scores_rescale_what_came_before(isa, rng):
+def test_rising_scores_rescale_what_came_before(isa, rng, form):
     """Scores that grow by hundreds from run to run: old weights vanish without overflow."""
     q = np.ones((2, 16), np.float32)
     k = np.repeat(np.arange(90, dtype=np.float32)[:, None] * 10, 16, axis=1)
     v = rng.standard_normal((90, 16)).astype(np.float32)
     limits = np.array([90, 45], np.int32)
-    y = attend(isa, q, k, v, 1.0, limits, [30, 30, 30])
+    y = attend(isa, form, q, k, v, 1.0, limits, [30, 30, 30])
     np.testing.assert_allclose(y, v[[89, 44]], rtol=1e-6)
-    y = attend(isa, q, np.ascontiguousarray(k[::-1]), v, 1.0, limits, [30, 30, 30])
+    y = attend(isa, form, q, np.ascontiguousarray(k[::-1]), v, 1.0, limits, [30, 30, 30])
     np.testing.assert_allclose(y, v[[0, 0]], rtol=1e-6)
 
 
-def test_a_query_that_sees_nothing_keeps_its_state(isa, rng):
+def test_a_query_that_sees_nothing_keeps_its_state(isa, rng, form):
     q = rng.standard_normal((3, 16)).astype(np.float32)
     rows = rng.standard_normal((8, 16)).astype(np.float32)
     acc, max_sum = fresh(3, 16)
     limits = np.array([4, 0, -5], np.int32)
-    acc, max_sum = kernels.attention(q, rows, rows, 1.0, limits, acc, max_sum, isa)
+    acc, max_sum = kernels.attention(q, rows, rows, 1.0, limits, acc, max_sum, isa, form)
     assert max_sum[0, 1] > 0
     assert np.isfinite(acc[0]).all()
     assert (max_sum[1:] == [-np.inf, 0]).all()
     before = acc[0].copy(), max_sum[0].copy()
     zeros = np.zeros(3, np.int32)
-    acc, max_sum = kernels.attention(q, rows, rows, 1.0, zeros, acc, max_sum, isa)
+    acc, max_sum = kernels.attention(q, rows, rows, 1.0, zeros, acc, max_sum, isa, form)
     assert np.array_equal(acc[0], before[0])
     assert np.array_equal(max_sum[0], before[1])
 
 
-def test_equal_scores_average_the_values(isa, rng):
+def test_equal_scores_average_the_values(isa, rng, form):
     q, k = np.zeros((1, 32), np.float32), np.zeros((77, 32), np.float32)
     v = rng.standard_normal((77, 32)).astype(np.float32)
-    y = attend(isa, q, k, v, 1.0, np.array([77], np.int32), [77])
+    y = attend(isa, form, q, k, v, 1.0, np.array([77], np.int32), [77])
     np.testing.assert_allclose(y[0], v.mean(axis=0), atol=1e-6)
 
 
-def test_a_query_does_not_depend_on_its_neighbours(isa, rng):
+def test_a_query_does_not_depend_on_its_neighbours(isa, rng, form):
     q = rng.standard_normal((9, 50)).astype(np.float32)
     k, v = (rng.standard_normal((100, 50)).astype(np.float32) for _ in range(2))
     limits = rng.integers(1, 101, 9).astype(np.int32)
-    together = attend(isa, q, k, v, 0.2, limits, [64, 36])
+    together = attend(isa, form, q, k, v, 0.2, limits, [64, 36])
     for i in range(9):
         one = slice(i, i + 1)
-        assert np.array_equal(attend(isa, q[one], k, v, 0.2, limits[one], [64, 36]), together[one])
+        assert np.array_equal(
+            attend(isa, form, q[one], k, v, 0.2, limits[one], [64, 36]), together[one]
+        )

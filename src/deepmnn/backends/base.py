@@ -58,7 +58,7 @@ class Backend(Protocol):
     """Sequences worth running together (a step takes any number); None: no limit."""
 
     def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> Cache:
-        """Allocates an empty cache. dtype: "f32" or "bf16"."""
+        """Allocates an empty cache. dtype: "f32", "bf16" or "int8"."""
         ...
 
     def step(self, cache: Cache, batch: Batch) -> F32:

@@ -52,7 +52,7 @@ class CpuBackend:
         return self.model.numa
 
     def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> Cache:
-        """Allocates an empty cache. dtype: "f32" or "bf16".
+        """Allocates an empty cache. dtype: "f32", "bf16" or "int8".
 
         Raises RequestError for impossible sizes and for more than the memory available.
         """

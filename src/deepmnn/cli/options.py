@@ -43,7 +43,7 @@ Numa = Annotated[
         "see docs/numa.md."
     ),
 ]
-KvDtype = Annotated[str, Option(help="KV cache: f32 or bf16.")]
+KvDtype = Annotated[str, Option(help="KV cache: f32, bf16 or int8.")]
 CacheTokens = Annotated[
     int | None, Option(min=1, help="KV cache rows; default: four contexts, at most 1 GiB.")
 ]

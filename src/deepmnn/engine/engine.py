@@ -29,7 +29,7 @@ class Engine:
         context_length: the longest sequence the model takes (max_position_embeddings).
         max_batch_tokens: tokens of one step; a longer prompt is prefilled in chunks.
         max_sequences: sequences that run at the same time, as far as the backend runs as many.
-        kv_dtype: "f32" or "bf16".
+        kv_dtype: "f32", "bf16" or "int8".
         eos_ids: tokens that end an answer.
     """
 

@@ -39,7 +39,7 @@ class ReferenceBackend:
         self._weights: dict[str, F32] = {}
 
     def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> PagedCache:
-        """Allocates an empty cache. dtype: "f32" or "bf16". Raises RequestError."""
+        """Allocates an empty cache. dtype: "f32", "bf16" or "int8". Raises RequestError."""
         return PagedCache(self.graph.caches, blocks, block_size, dtype)
 
     def step(self, cache: Cache, batch: Batch) -> F32:

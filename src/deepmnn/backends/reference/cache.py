@@ -11,7 +11,25 @@ import numpy as np
 from deepmnn.backends.base import F32, Batch
 from deepmnn.errors import RequestError
 
-_DTYPES = {"f32": np.dtype(np.float32), "bf16": np.dtype(ml_dtypes.bfloat16)}
+_DTYPES = {
+    "f32": np.dtype(np.float32),
+    "bf16": np.dtype(ml_dtypes.bfloat16),
+    "int8": np.dtype(np.float32),  # what the codes stand for
+}
+
+INT8_GROUP = 64
+"""Columns of an int8 row that share a scale."""
+
+
+def int8_round_trip(x: F32) -> F32:
+    """Rows [n, width] as an int8 cache gives them back: code · scale, scale = max|x| / 127."""
+    y = np.empty_like(x)
+    for start in range(0, x.shape[1], INT8_GROUP):
+        group = x[:, start : start + INT8_GROUP]
+        scale = np.abs(group).max(axis=1, keepdims=True) / np.float32(127)
+        codes = np.rint(group / np.where(scale > 0, scale, 1))
+        y[:, start : start + INT8_GROUP] = codes * scale
+    return y
 
 
 class PagedCache:
@@ -22,7 +40,7 @@ class PagedCache:
             raise RequestError(f"cache dtype is {dtype!r}", f"one of {', '.join(_DTYPES)}")
         if blocks < 1 or block_size < 1:
             raise RequestError(f"cache of {blocks} blocks of {block_size} rows", "positive sizes")
-        self.blocks, self.block_size = blocks, block_size
+        self.blocks, self.block_size, self.dtype = blocks, block_size, dtype
         self.entries = {
             name: np.zeros((blocks, block_size, width), _DTYPES[dtype])
             for name, width in widths.items()
@@ -39,6 +57,8 @@ class PagedCache:
     def append(self, name: str, x: F32, batch: Batch) -> F32:
         """Writes the step's rows [tokens, width]; → all the sequences see, [context, width]."""
         entry = self.entries[name].reshape(-1, x.shape[1])
+        if self.dtype == "int8":
+            x = int8_round_trip(x)
         seen = []
         for sequence, tokens in enumerate(token_ranges(batch)):
             length = int(batch.context_lengths[sequence])
