@@ -14,8 +14,9 @@ def quantize(x, group_size):
     padded[:, :cols] = x
     grouped = padded.reshape(n, groups, group_size)
     scales = np.abs(grouped).max(axis=2, initial=0) / np.float32(127)
-    divisor = np.where(scales == 0, np.float32(1), scales)[:, :, None]
-    codes = np.where(scales[:, :, None] == 0, 0, np.rint(grouped / divisor))
+    usable = scales >= np.finfo(np.float32).tiny
+    inverse = np.where(usable, 1 / np.where(usable, scales, np.float32(1)), np.float32(0))
+    codes = np.rint(grouped * inverse[:, :, None])
     codes = np.clip(codes, -127, 127).astype(np.int8)
     return codes.reshape(padded.shape), scales, codes.astype(np.int32).sum(axis=2, dtype=np.int32)
 
@@ -50,5 +51,5 @@ def test_zeros_and_the_ends_of_float32(isa):
     x = np.zeros((4, 64), np.float32)
     x[1, 3] = 3.4e38
     x[2, 60] = -1e-45  # the scale underflows to 0
-    x[3] = 1e-43 * np.linspace(-1, 1, 64)  # the scale is subnormal and coarse
+    x[3] = 1e-43 * np.linspace(-1, 1, 64)  # the scale is subnormal: as good as 0
     check(x, 64, isa)
