@@ -11,10 +11,12 @@ namespace deepmnn::avx2 {
 
 constexpr int kTileBlocks = 1;
 constexpr int kTileRows = 4;
+constexpr int kStreamRows = 4;
 constexpr int kSplitSums = 1;
 constexpr int kPanelBlocks = 1;
 constexpr int kPanelTileRows = 4;
 constexpr int kPanelStep = 8;
+constexpr int kStoredTiles = 0;
 constexpr int kVectorRegisters = 8;
 
 struct F32x16 {

@@ -16,10 +16,12 @@ namespace deepmnn::avx512 {
 
 constexpr int kTileBlocks = 2;
 constexpr int kTileRows = 6;
+constexpr int kStreamRows = 3;
 constexpr int kSplitSums = 3;
 constexpr int kPanelBlocks = 4;
 constexpr int kPanelTileRows = 6;
 constexpr int kPanelStep = 1;
+constexpr int kStoredTiles = 3;
 constexpr int kVectorRegisters = 32;
 
 struct F32x16 {
@@ -143,6 +145,7 @@ constexpr int kW8Bias = 128;
 DEEPMNN_INLINE I32x16 dot_w8(I32x16 acc, U8x64 w, const int8_t* a) {
   return {_mm512_dpbusd_epi32(acc.v, w.v, broadcast4(a))};
 }
+DEEPMNN_INLINE I32x16 dot_codes(I32x16 acc, U8x64 w, const int8_t* a) { return dot_w8(acc, w, a); }
 DEEPMNN_INLINE I32x16 panel_w4(I32x16 acc, const uint8_t* w, const int8_t* a) { return dot_w8(acc, load_u8(w), a); }
 DEEPMNN_INLINE I32x16 panel_w8(I32x16 acc, const uint8_t* w, const int8_t* a) { return dot_w8(acc, load_u8(w), a); }
 

@@ -11,10 +11,12 @@ namespace deepmnn::scalar {
 
 constexpr int kTileBlocks = 1;       // output blocks per tile of a matrix product
 constexpr int kTileRows = 2;         // input rows per tile of it
+constexpr int kStreamRows = 2;       // up to this many rows an integer one reads one block after the other
 constexpr int kSplitSums = 1;        // up to this many rows its sums are kept in two parts
 constexpr int kPanelBlocks = 1;      // output blocks of an unpacked panel
 constexpr int kPanelTileRows = 2;    // input rows per tile of it
 constexpr int kPanelStep = 1;        // vectors of one block that lie together in it, as panel_w4 and panel_w8 take them
+constexpr int kStoredTiles = 1;      // up to this many tiles of rows read a panel as it is stored
 constexpr int kVectorRegisters = 8;  // how many F32x16 the registers hold
 
 struct F32x16 {
@@ -255,6 +257,8 @@ DEEPMNN_INLINE I32x16 dot_w8(const I32x16& acc, const U8x64& w, const int8_t* a)
     return acc.v[i] + static_cast<uint32_t>(s);
   });
 }
+// The same without an offset, where kStoredTiles is not 0.
+DEEPMNN_INLINE I32x16 dot_codes(const I32x16& acc, const U8x64& w, const int8_t* a) { return dot_w8(acc, w, a); }
 // The same for kPanelStep vectors of 16 rows × 4 weights, one after another, and as many times 4 activations; w4's
 // weights are 0..15.
 DEEPMNN_INLINE I32x16 panel_w4(const I32x16& acc, const uint8_t* w, const int8_t* a) {

@@ -86,6 +86,11 @@ struct StepW4 {
   static constexpr int kColumns = 8;
   static constexpr int kBias = 8;
   static DEEPMNN_INLINE I32x16 panel(I32x16 acc, const uint8_t* w, const int8_t* a) { return panel_w4(acc, w, a); }
+  // Vector v (4 columns) of what lies at w.
+  static DEEPMNN_INLINE U8x64 vector(const uint8_t* w, int v) {
+    const U8x64 packed = load_u8(w + v / 2 * 64);
+    return v % 2 == 0 ? low_nibbles(packed) : high_nibbles(packed);
+  }
   template <int kBlocks, int kRows>
   static DEEPMNN_INLINE void run(const uint8_t* w, int64_t block_bytes, int64_t ahead, const Row* rows, int64_t column,
                                  IntTile<kBlocks, kRows>& acc) {
@@ -110,6 +115,7 @@ struct StepW8 {
   static constexpr int kColumns = 4;
   static constexpr int kBias = kW8Bias;
   static DEEPMNN_INLINE I32x16 panel(I32x16 acc, const uint8_t* w, const int8_t* a) { return panel_w8(acc, w, a); }
+  static DEEPMNN_INLINE U8x64 vector(const uint8_t* w, int v) { return load_u8(w + v * 64); }
   template <int kBlocks, int kRows>
   static DEEPMNN_INLINE void run(const uint8_t* w, int64_t block_bytes, int64_t ahead, const Row* rows, int64_t column,
                                  IntTile<kBlocks, kRows>& acc) {

@@ -166,7 +166,7 @@ void linear_blocks(const LinearTask& task, int64_t begin, int64_t end) {
   if (n == 0) return;
   if constexpr (kQuantized<kDType>) {
     using Step = typename StepOf<kDType>::Type;
-    if (n > kTileRows) return panel_blocks<Step, kDType>(task, begin, end);
+    if (n > kStreamRows) return panel_blocks<Step, kDType>(task, begin, end);
   }
   const int64_t tiles = (n + kTileRows - 1) / kTileRows, all = tile_blocks<kDType>((n + tiles - 1) / tiles);
   const int64_t most = task.epilogue == Epilogue::swiglu ? 1 : all;

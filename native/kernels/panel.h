@@ -1,6 +1,7 @@
-// Quantised matrix products for more rows than one tile holds. A panel is a few blocks by kPanelCols columns, unpacked
-// once into bytes that stay in the first-level cache while every row passes; the running sums wait in memory between
-// panels. Sums are added up group by group in the order of the columns, as in dot.h, so both give the same bits.
+// Quantised matrix products for more rows than dot.h takes: a few blocks side by side, by panels of kPanelCols columns.
+// Few rows read a panel as it is stored; for many it is unpacked once into bytes that stay in the first-level cache
+// while all of them pass. Between panels the running sums wait in memory. They are added up group by group in the order
+// of the columns, as in dot.h, so every way gives the same bits.
 #pragma once
 
 #include "kernels/dot.h"
@@ -19,6 +20,52 @@ struct Panel {
 
   DEEPMNN_INLINE uint8_t* vector(int64_t v, int b) {
     return codes + (((v / kPanelStep) * kBlocks + b) * kPanelStep + v % kPanelStep) * 64;
+  }
+
+  // Adds group g times the codes at a[r] of kRows rows.
+  template <class Step, int kGroup, int kRows>
+  DEEPMNN_INLINE void add(int64_t g, const int8_t* const* a, int64_t column, IntTile<kBlocks, kRows>& acc) const {
+    const uint8_t* w = codes + g * (kGroup / 4 * kBlocks * 64);
+    DEEPMNN_UNROLL
+    for (int s = 0; s < kGroup / 4 / kPanelStep; ++s) {
+      DEEPMNN_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        DEEPMNN_UNROLL
+        for (int b = 0; b < kBlocks; ++b) {
+          acc.v[b][r] =
+              Step::panel(acc.v[b][r], w + (s * kBlocks + b) * kPanelStep * 64, a[r] + column + 4 * kPanelStep * s);
+        }
+      }
+    }
+  }
+  DEEPMNN_INLINE F32x16 scale(int64_t g, int b) const { return load(scales[g][b]); }
+};
+
+// The same interface over a panel as it is stored. Codes are read anew for each four columns: registers hold the sums.
+template <class Step, int kGroup, int kBlocks>
+struct StoredPanel {
+  static constexpr int64_t kBytes = kGroup / Step::kColumns * 64 + 2 * kBlockRows;
+  const uint8_t* w;  // the first block
+  int64_t block_bytes;
+
+  template <class, int, int kRows>
+  DEEPMNN_INLINE void add(int64_t g, const int8_t* const* a, int64_t column, IntTile<kBlocks, kRows>& acc) const {
+    const uint8_t* at = w + g * kBytes;
+    DEEPMNN_UNROLL
+    for (int s = 0; s < kGroup / 4; ++s) {
+      __asm__ volatile("" : : : "memory");
+      U8x64 codes[kBlocks];
+      DEEPMNN_UNROLL
+      for (int b = 0; b < kBlocks; ++b) codes[b] = Step::vector(at + b * block_bytes, s);
+      DEEPMNN_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        DEEPMNN_UNROLL
+        for (int b = 0; b < kBlocks; ++b) acc.v[b][r] = dot_codes(acc.v[b][r], codes[b], a[r] + column + 4 * s);
+      }
+    }
+  }
+  DEEPMNN_INLINE F32x16 scale(int64_t g, int b) const {
+    return load_f16(w + b * block_bytes + g * kBytes + kGroup / Step::kColumns * 64);
   }
 };
 
@@ -77,13 +124,12 @@ struct Ahead {
 
 // Groups [first_group, first_group + groups) of kRows rows: exact int32 sums of each group, then one multiply-add with
 // both scales.
-template <class Step, int kGroup, int kBlocks, int kRows>
-void panel_tile(const Panel<kBlocks>& panel, int64_t first_group, int64_t groups, const Row* rows, int64_t block_bytes,
+template <class Step, int kGroup, int kBlocks, int kRows, class Source>
+void panel_tile(const Source& panel, int64_t first_group, int64_t groups, const Row* rows, int64_t block_bytes,
                 Ahead& ahead, float (*sums)[kBlocks][kBlockRows]) {
   const int8_t* a[kRows];
   DEEPMNN_UNROLL
   for (int r = 0; r < kRows; ++r) a[r] = rows[r].codes;
-  const uint8_t* w = panel.codes;
   int64_t column = first_group * kGroup;
   for (int64_t g = 0; g < groups; ++g) {
     __asm__ volatile("" : : : "memory");  // the sums stay in memory: registers are for the accumulators
@@ -95,22 +141,11 @@ void panel_tile(const Panel<kBlocks>& panel, int64_t first_group, int64_t groups
       DEEPMNN_UNROLL
       for (int b = 0; b < kBlocks; ++b) acc.v[b][r] = start;
     }
-    DEEPMNN_UNROLL
-    for (int s = 0; s < kGroup / 4 / kPanelStep; ++s) {
-      DEEPMNN_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        DEEPMNN_UNROLL
-        for (int b = 0; b < kBlocks; ++b) {
-          acc.v[b][r] =
-              Step::panel(acc.v[b][r], w + (s * kBlocks + b) * kPanelStep * 64, a[r] + column + 4 * kPanelStep * s);
-        }
-      }
-    }
-    w += kGroup / 4 * kBlocks * 64;
+    panel.template add<Step, kGroup, kRows>(g, a, column, acc);
     column += kGroup;
     DEEPMNN_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
-      const F32x16 scale = load(panel.scales[g][b]);
+      const F32x16 scale = panel.scale(g, b);
       DEEPMNN_UNROLL
       for (int r = 0; r < kRows; ++r) {
         const F32x16 scales = scale * splat(rows[r].scales[first_group + g]);
@@ -121,8 +156,8 @@ void panel_tile(const Panel<kBlocks>& panel, int64_t first_group, int64_t groups
 }
 
 // The tile of exactly n rows (1 .. kRows).
-template <class Step, int kGroup, int kBlocks, int kRows>
-void run_panel_tile(int64_t n, const Panel<kBlocks>& panel, int64_t first_group, int64_t groups, const Row* rows,
+template <class Step, int kGroup, int kBlocks, int kRows, class Source>
+void run_panel_tile(int64_t n, const Source& panel, int64_t first_group, int64_t groups, const Row* rows,
                     int64_t block_bytes, Ahead& ahead, float (*sums)[kBlocks][kBlockRows]) {
   if constexpr (kRows > 1) {
     if (n < kRows) {
@@ -144,15 +179,24 @@ void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, cons
   const int64_t tiles = (n + kPanelTileRows - 1) / kPanelTileRows;
   for (int64_t g = 0; g < all; g += most) {
     const int64_t groups = all - g < most ? all - g : most;
-    fill_panel<Step>(w + g * kBytes, block_bytes, kGroup, groups, panel);
     const bool last = g + most >= all;
     Ahead ahead{last ? w + kBlocks * block_bytes : w + (g + most) * kBytes,
                 n > kPanelCached ? 0 : (most * kBytes / 64) / (tiles * groups) + 1};
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t i = n * tile / tiles, end = n * (tile + 1) / tiles;
-      run_panel_tile<Step, kGroup, kBlocks, kPanelTileRows>(end - i, panel, g, groups, rows + i, block_bytes, ahead,
-                                                            sums.v + i);
+    const auto run = [&](const auto& source) {
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        const int64_t i = n * tile / tiles, end = n * (tile + 1) / tiles;
+        run_panel_tile<Step, kGroup, kBlocks, kPanelTileRows>(end - i, source, g, groups, rows + i, block_bytes, ahead,
+                                                              sums.v + i);
+      }
+    };
+    if constexpr (kStoredTiles > 0) {
+      if (tiles <= kStoredTiles) {
+        run(StoredPanel<Step, kGroup, kBlocks>{w + g * kBytes, block_bytes});
+        continue;
+      }
     }
+    fill_panel<Step>(w + g * kBytes, block_bytes, kGroup, groups, panel);
+    run(panel);
   }
 }
 
