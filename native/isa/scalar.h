@@ -9,7 +9,7 @@
 
 namespace deepmnn::scalar {
 
-constexpr int kTileBlocks = 1;       // output blocks per tile of a matrix product
+constexpr int kTileBlocks = 1;       // output blocks per tile of a float matrix product
 constexpr int kTileRows = 2;         // input rows per tile of it
 constexpr int kStreamRows = 2;       // up to this many rows an integer one reads one block after the other
 constexpr int kSplitSums = 1;        // up to this many rows its sums are kept in two parts

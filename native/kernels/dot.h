@@ -91,22 +91,11 @@ struct StepW4 {
     const U8x64 packed = load_u8(w + v / 2 * 64);
     return v % 2 == 0 ? low_nibbles(packed) : high_nibbles(packed);
   }
-  template <int kBlocks, int kRows>
-  static DEEPMNN_INLINE void run(const uint8_t* w, int64_t block_bytes, int64_t ahead, const Row* rows, int64_t column,
-                                 IntTile<kBlocks, kRows>& acc) {
-    U8x64 low[kBlocks], high[kBlocks];
+  template <int kRows>
+  static DEEPMNN_INLINE void run(const uint8_t* w, const Row* rows, int64_t column, IntTile<1, kRows>& acc) {
+    const U8x64 packed = load_u8(w), low = low_nibbles(packed), high = high_nibbles(packed);
     DEEPMNN_UNROLL
-    for (int b = 0; b < kBlocks; ++b) {
-      prefetch(w + b * block_bytes + ahead);
-      const U8x64 packed = load_u8(w + b * block_bytes);
-      low[b] = low_nibbles(packed);
-      high[b] = high_nibbles(packed);
-    }
-    DEEPMNN_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      DEEPMNN_UNROLL
-      for (int b = 0; b < kBlocks; ++b) acc.v[b][r] = dot_w4(acc.v[b][r], low[b], high[b], rows[r].codes + column);
-    }
+    for (int r = 0; r < kRows; ++r) acc.v[0][r] = dot_w4(acc.v[0][r], low, high, rows[r].codes + column);
   }
 };
 
@@ -116,84 +105,66 @@ struct StepW8 {
   static constexpr int kBias = kW8Bias;
   static DEEPMNN_INLINE I32x16 panel(I32x16 acc, const uint8_t* w, const int8_t* a) { return panel_w8(acc, w, a); }
   static DEEPMNN_INLINE U8x64 vector(const uint8_t* w, int v) { return load_u8(w + v * 64); }
-  template <int kBlocks, int kRows>
-  static DEEPMNN_INLINE void run(const uint8_t* w, int64_t block_bytes, int64_t ahead, const Row* rows, int64_t column,
-                                 IntTile<kBlocks, kRows>& acc) {
-    U8x64 packed[kBlocks];
+  template <int kRows>
+  static DEEPMNN_INLINE void run(const uint8_t* w, const Row* rows, int64_t column, IntTile<1, kRows>& acc) {
+    const U8x64 packed = load_u8(w);
     DEEPMNN_UNROLL
-    for (int b = 0; b < kBlocks; ++b) {
-      prefetch(w + b * block_bytes + ahead);
-      packed[b] = load_u8(w + b * block_bytes);
-    }
-    DEEPMNN_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      DEEPMNN_UNROLL
-      for (int b = 0; b < kBlocks; ++b) acc.v[b][r] = dot_w8(acc.v[b][r], packed[b], rows[r].codes + column);
-    }
+    for (int r = 0; r < kRows; ++r) acc.v[0][r] = dot_w8(acc.v[0][r], packed, rows[r].codes + column);
   }
 };
 
 // kSteps steps in a row, in turn over the kCount sets of accumulators: unrolled, because at a loop's edge compilers
 // copy every accumulator (int8 ran at 57 % of the multipliers' peak instead of 77 %).
-template <class Step, int kSteps, int kBlocks, int kRows, int kCount>
-DEEPMNN_INLINE void walk(const uint8_t*& w, int64_t block_bytes, int64_t ahead, const Row* rows, int64_t& column,
-                         IntTile<kBlocks, kRows> (&acc)[kCount]) {
+template <class Step, int kSteps, int kRows, int kCount>
+DEEPMNN_INLINE void walk(const uint8_t*& w, const Row* rows, int64_t& column, IntTile<1, kRows> (&acc)[kCount]) {
   DEEPMNN_UNROLL
   for (int s = 0; s < kSteps; ++s) {
-    Step::template run<kBlocks, kRows>(w, block_bytes, ahead, rows, column, acc[s % kCount]);
+    prefetch(w + kPrefetch);
+    Step::run(w, rows, column, acc[s % kCount]);
     w += 64;
     column += Step::kColumns;
   }
 }
 
-// Group by group: exact int32 sums, started at -offset * sum of codes, then one multiply-add with both scales.
-template <class Step, int kBlocks, int kRows>
-DEEPMNN_INLINE void dot_quantized(const uint8_t* w, int64_t block_bytes, const Weight& weight, const Row* rows,
-                                  Tile<kBlocks, kRows>& out) {
-  constexpr int kCount = kBlocks * kRows <= kSplitSums ? 2 : 1;  // accumulators (exact, so their order does not matter)
+// One block, read as one stream. Group by group: exact int32 sums, started at -offset * sum of codes, then one
+// multiply-add with both scales.
+template <class Step, int kRows>
+DEEPMNN_INLINE void dot_quantized(const uint8_t* w, const Weight& weight, const Row* rows, Tile<1, kRows>& out) {
+  constexpr int kCount = kRows <= kSplitSums ? 2 : 1;  // accumulators (exact, so their order does not matter)
   const int64_t groups = (weight.cols + weight.group_size - 1) / weight.group_size;
   const int64_t steps = weight.group_size / Step::kColumns;
-  const uint8_t* const end = w + block_bytes;
   int64_t column = 0;
   clear(out);
   for (int64_t g = 0; g < groups; ++g) {
-    // Behind its end a block is followed by one that the same tile reads; the stream goes on after that one.
-    const int64_t ahead = kPrefetch + (w + kPrefetch >= end ? (kBlocks - 1) * block_bytes : 0);
-    IntTile<kBlocks, kRows> acc[kCount];
+    IntTile<1, kRows> acc[kCount];
     DEEPMNN_UNROLL
-    for (int b = 0; b < kBlocks; ++b) {
-      DEEPMNN_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        acc[0].v[b][r] = splat_i32(-Step::kBias * rows[r].sums[g]);
-        if (kCount == 2) acc[kCount - 1].v[b][r] = splat_i32(0);
-      }
+    for (int r = 0; r < kRows; ++r) {
+      acc[0].v[0][r] = splat_i32(-Step::kBias * rows[r].sums[g]);
+      if (kCount == 2) acc[kCount - 1].v[0][r] = splat_i32(0);
     }
     if (steps % 8 == 0) {
-      for (int64_t s = 0; s < steps; s += 8) walk<Step, 8>(w, block_bytes, ahead, rows, column, acc);
+      for (int64_t s = 0; s < steps; s += 8) walk<Step, 8>(w, rows, column, acc);
     } else {  // groups of 32 in w4
-      for (int64_t s = 0; s < steps; s += 4) walk<Step, 4>(w, block_bytes, ahead, rows, column, acc);
+      for (int64_t s = 0; s < steps; s += 4) walk<Step, 4>(w, rows, column, acc);
     }
+    const F32x16 scale = load_f16(w);
     DEEPMNN_UNROLL
-    for (int b = 0; b < kBlocks; ++b) {
-      const F32x16 scale = load_f16(w + b * block_bytes);
-      DEEPMNN_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const I32x16 total = kCount == 2 ? acc[0].v[b][r] + acc[kCount - 1].v[b][r] : acc[0].v[b][r];
-        out.v[b][r] = fma(to_float(total), scale * splat(rows[r].scales[g]), out.v[b][r]);
-      }
+    for (int r = 0; r < kRows; ++r) {
+      const I32x16 total = kCount == 2 ? acc[0].v[0][r] + acc[kCount - 1].v[0][r] : acc[0].v[0][r];
+      out.v[0][r] = fma(to_float(total), scale * splat(rows[r].scales[g]), out.v[0][r]);
     }
     w += 2 * kBlockRows;
   }
 }
 
-// Dot products of the blocks at w with `rows`, in any layout.
+// Dot products of the blocks at w with `rows`, in any layout; integers take one block.
 template <DType kDType, int kBlocks, int kRows>
 DEEPMNN_INLINE void dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, const Row* rows,
                         Tile<kBlocks, kRows>& out) {
   if constexpr (kDType == DType::f32) dot_f32(w, block_bytes, weight, rows, out);
   if constexpr (kDType == DType::bf16) dot_bf16(w, block_bytes, weight, rows, out);
-  if constexpr (kDType == DType::w8) dot_quantized<StepW8>(w, block_bytes, weight, rows, out);
-  if constexpr (kDType == DType::w4) dot_quantized<StepW4>(w, block_bytes, weight, rows, out);
+  if constexpr (kDType == DType::w8) dot_quantized<StepW8>(w, weight, rows, out);
+  if constexpr (kDType == DType::w4) dot_quantized<StepW4>(w, weight, rows, out);
 }
 
 }  // namespace deepmnn::DEEPMNN_NS

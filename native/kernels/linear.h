@@ -11,12 +11,14 @@ template <DType kDType>
 constexpr bool kQuantized = kDType == DType::w8 || kDType == DType::w4;
 
 // Output blocks of a tile of `rows` input rows. Floats need several blocks to hide the latency of an addition. Integers
-// keep sums in two parts instead, and one block is read as one stream, which memory likes best; but with more rows
-// every activation must serve two blocks, or loading them is what takes the time.
+// keep sums in two parts instead, and one block is read as one stream, which memory likes best; with more rows every
+// activation must serve several blocks, or loading them is what takes the time: that is what panels are for.
 template <DType kDType>
 constexpr int tile_blocks(int64_t rows) {
-  return kQuantized<kDType> ? (rows < 4 ? 1 : kTileBlocks) : (rows == 1 ? 4 : kTileBlocks);
+  return kQuantized<kDType> ? 1 : rows == 1 ? 4 : kTileBlocks;
 }
+template <DType kDType>
+constexpr int kMostRows = kQuantized<kDType> ? kStreamRows : kTileRows;
 
 template <DType kDType>
 struct StepOf;
@@ -107,8 +109,8 @@ void run_tile(const LinearTask& task, int64_t block, int64_t n_blocks, int64_t i
   plain_tile<kDType, tile_blocks<kDType>(kRows), kRows>(task, block, i);
 }
 
-// Output blocks [block, block + kBlocks), or for swiglu the pairs behind kBlocks / 2 of them, of rows [first, first +
-// n).
+// Output blocks [block, block + kBlocks), or for swiglu the pairs behind kBlocks / 2 of them, of n rows
+// from `first` on.
 template <class Step, int kBlocks>
 void panel_rows(const LinearTask& task, int64_t block, int64_t block_bytes, const Row* rows, int64_t first, int64_t n) {
   const bool pairs = task.epilogue == Epilogue::swiglu;
@@ -168,13 +170,14 @@ void linear_blocks(const LinearTask& task, int64_t begin, int64_t end) {
     using Step = typename StepOf<kDType>::Type;
     if (n > kStreamRows) return panel_blocks<Step, kDType>(task, begin, end);
   }
-  const int64_t tiles = (n + kTileRows - 1) / kTileRows, all = tile_blocks<kDType>((n + tiles - 1) / tiles);
+  constexpr int kRows = kMostRows<kDType>;
+  const int64_t tiles = (n + kRows - 1) / kRows, all = tile_blocks<kDType>((n + tiles - 1) / tiles);
   const int64_t most = task.epilogue == Epilogue::swiglu ? 1 : all;
   for (int64_t block = begin; block < end;) {
     const int64_t n_blocks = end - block >= most ? most : 1;
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t i = n * tile / tiles;
-      run_tile<kDType, kTileRows>(task, block, n_blocks, i, n * (tile + 1) / tiles - i);
+      run_tile<kDType, kRows>(task, block, n_blocks, i, n * (tile + 1) / tiles - i);
     }
     block += n_blocks;
   }

@@ -8,9 +8,9 @@
 
 namespace deepmnn::DEEPMNN_NS {
 
-constexpr int64_t kPanelCols = 256;   // a multiple of every group size
-constexpr int64_t kPanelRows = 256;   // rows that pass while a panel stands
-constexpr int64_t kPanelCached = 64;  // with more rows computing takes so long that memory keeps up by itself
+constexpr int64_t kPanelCols = 256;  // a multiple of every group size
+constexpr int64_t kPanelRows = 256;  // rows that pass while a panel stands
+constexpr int64_t kAheadRows = 24;   // with more rows a panel takes so long that memory keeps up by itself
 
 template <int kBlocks>
 struct Panel {
@@ -181,7 +181,7 @@ void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, cons
     const int64_t groups = all - g < most ? all - g : most;
     const bool last = g + most >= all;
     Ahead ahead{last ? w + kBlocks * block_bytes : w + (g + most) * kBytes,
-                n > kPanelCached ? 0 : (most * kBytes / 64) / (tiles * groups) + 1};
+                n > kAheadRows ? 0 : (most * kBytes / 64) / (tiles * groups) + 1};
     const auto run = [&](const auto& source) {
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t i = n * tile / tiles, end = n * (tile + 1) / tiles;

@@ -61,7 +61,7 @@ from deepmnn import _core
 from deepmnn.errors import RequestError
 w = np.ones((4096, 4096), np.float32)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (used + (300 << 20),) * 2)
+resource.setrlimit(resource.RLIMIT_AS, (used + (14 << 20),) * 2)
 try:
     _core.quantize_pack(w, "w4", 64, 1024)
 except RequestError:
@@ -70,7 +70,9 @@ except RequestError:
 
 
 def test_more_threads_than_the_system_allows():
-    """Memory for the stacks of a few threads only, in a process of its own."""
+    """Memory for the result but not for a thread's stack, in a process of its own."""
+    if _core.available_cores() < 2:
+        pytest.skip("one processor: no thread is started")
     run = subprocess.run([sys.executable, "-c", CROWDED], capture_output=True, text=True)
     assert run.stdout == "refused\n", run.stderr
 
