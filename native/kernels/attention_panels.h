@@ -15,9 +15,9 @@ constexpr int kScoreVectors = kVectorRegisters >= 32 ? 2 : 1;
 constexpr int kValueQueries = kVectorRegisters >= 32 ? 8 : 4;
 constexpr int kValueVectors = kVectorRegisters >= 32 ? 2 : 1;
 
-// A panel is [chunks of kPanelCols columns][kTileKeys][kPanelCols] float32: rows of one chunk lie a constant distance
-// apart, so that a register tile addresses them all from one pointer.
-constexpr int64_t kChunkFloats = kTileKeys * kPanelCols;
+// A panel is [chunks of kAttentionPanelCols columns][kTileKeys][kAttentionPanelCols] float32: rows of one chunk lie a
+// constant distance apart, so that a register tile addresses them all from one pointer.
+constexpr int64_t kChunkFloats = kTileKeys * kAttentionPanelCols;
 
 struct Panels {
   float* q;          // [vectors of 16 queries][qk_dim padded to 16][16], times scale
@@ -35,7 +35,7 @@ struct Panels {
 };
 
 DEEPMNN_INLINE float* panel_at(float* panel, int64_t key, int64_t col) {
-  return panel + col / kPanelCols * kChunkFloats + key * kPanelCols + col % kPanelCols;
+  return panel + col / kAttentionPanelCols * kChunkFloats + key * kAttentionPanelCols + col % kAttentionPanelCols;
 }
 
 DEEPMNN_INLINE float* output_at(const Panels& panels, int64_t query, int64_t col) {
@@ -75,20 +75,21 @@ template <class Cache>
 void fill_panel(const CacheRows& rows, const int64_t* numbers, int64_t n, int64_t padded, int64_t dim, float* panel) {
   constexpr int64_t kAhead = 12;
   const int64_t cols = (dim + 31) / 32 * 32;
-  for (int64_t first = 0; first < cols; first += kPanelCols, panel += kChunkFloats) {
-    const int64_t end = cols - first < kPanelCols ? cols - first : kPanelCols;
+  for (int64_t first = 0; first < cols; first += kAttentionPanelCols, panel += kChunkFloats) {
+    const int64_t end = cols - first < kAttentionPanelCols ? cols - first : kAttentionPanelCols;
     for (int64_t key = 0; key < padded; ++key) {
       const uint8_t* row = rows.data + (key < n ? numbers[key] : 0) * rows.row_nbytes;
       if (key + kAhead < n) {
         Cache::prefetch_chunk(rows.data + numbers[key + kAhead] * rows.row_nbytes, rows, first);
       } else if (key + kAhead - n < n) {
-        Cache::prefetch_chunk(rows.data + numbers[key + kAhead - n] * rows.row_nbytes, rows, first + kPanelCols);
+        Cache::prefetch_chunk(rows.data + numbers[key + kAhead - n] * rows.row_nbytes, rows,
+                              first + kAttentionPanelCols);
       }
       for (int64_t d = 0; d < end; d += 16) {
         const int64_t left = key < n ? dim - first - d : 0;
         const F32x16 x = left >= 16 ? Cache::read(row, rows, first + d)
                                     : (left > 0 ? Cache::read(row, rows, first + d, left) : splat(0.0f));
-        store(panel + key * kPanelCols + d, x);
+        store(panel + key * kAttentionPanelCols + d, x);
       }
     }
   }
@@ -103,8 +104,8 @@ DEEPMNN_INLINE void score_block(const float* k, const float* q, int64_t qk_dim, 
     DEEPMNN_UNROLL
     for (int c = 0; c < kVectors; ++c) acc[i][c] = splat(0.0f);
   }
-  for (int64_t first = 0; first < qk_dim; first += kPanelCols, k += kChunkFloats) {
-    const int64_t n = qk_dim - first < kPanelCols ? qk_dim - first : kPanelCols;
+  for (int64_t first = 0; first < qk_dim; first += kAttentionPanelCols, k += kChunkFloats) {
+    const int64_t n = qk_dim - first < kAttentionPanelCols ? qk_dim - first : kAttentionPanelCols;
     for (int64_t d = 0; d < n; ++d, q += 16) {
       F32x16 query[kVectors];
       DEEPMNN_UNROLL
@@ -112,7 +113,7 @@ DEEPMNN_INLINE void score_block(const float* k, const float* q, int64_t qk_dim, 
       DEEPMNN_UNROLL
       for (int i = 0; i < kKeys; ++i) {
         DEEPMNN_UNROLL
-        for (int c = 0; c < kVectors; ++c) acc[i][c] = fma(splat(k[i * kPanelCols + d]), query[c], acc[i][c]);
+        for (int c = 0; c < kVectors; ++c) acc[i][c] = fma(splat(k[i * kAttentionPanelCols + d]), query[c], acc[i][c]);
       }
     }
   }
@@ -127,7 +128,7 @@ DEEPMNN_INLINE void score_block(const float* k, const float* q, int64_t qk_dim, 
 template <int kKeys, int kVectors>
 void score_panel(const AttentionTask& task, const Panels& panels, int64_t first, int64_t n) {
   for (int64_t key = 0; key < n; key += kKeys) {
-    score_block<kKeys, kVectors>(panels.k + key * kPanelCols, panels.q + first * panels.q_cols, task.qk_dim,
+    score_block<kKeys, kVectors>(panels.k + key * kAttentionPanelCols, panels.q + first * panels.q_cols, task.qk_dim,
                                  16 * panels.q_cols, panels.weights + first * kTileKeys + 16 * key);
   }
 }
@@ -183,7 +184,7 @@ DEEPMNN_INLINE void weigh_block(const Panels& panels, int64_t query, int64_t col
   }
   const float* v = panel_at(panels.v, 0, col);
   const float* weights = panels.weights + query / 16 * 16 * kTileKeys + query % 16;
-  for (int64_t k = 0; k < n; ++k, v += kPanelCols, weights += 16) {
+  for (int64_t k = 0; k < n; ++k, v += kAttentionPanelCols, weights += 16) {
     F32x16 value[kVectors];
     DEEPMNN_UNROLL
     for (int c = 0; c < kVectors; ++c) value[c] = load(v + 16 * c);
@@ -210,8 +211,8 @@ inline Panels make_panels(const AttentionTask& task) {
   float* at = task.work;
   const auto take = [&](int64_t floats) { return (at += floats) - floats; };
   panels.q = take(panels.queries * panels.q_cols);
-  panels.k = take(whole(task.qk_dim, kPanelCols) * kTileKeys);
-  panels.v = task.values_in_keys ? panels.k : take(whole(task.v_dim, kPanelCols) * kTileKeys);
+  panels.k = take(whole(task.qk_dim, kAttentionPanelCols) * kTileKeys);
+  panels.v = task.values_in_keys ? panels.k : take(whole(task.v_dim, kAttentionPanelCols) * kTileKeys);
   panels.weights = take(kTileKeys * panels.queries);
   panels.out = take(panels.queries * panels.out_cols);
   panels.maximum = take(panels.queries);

@@ -11,7 +11,8 @@ namespace deepmnn {
 
 enum class DType : uint32_t { vector = 0, f32 = 1, bf16 = 2, w8 = 3, w4 = 4 };
 
-constexpr int kBlockRows = 16;  // output rows per block of a packed matrix
+constexpr int kBlockRows = 16;             // output rows per block of a packed matrix
+constexpr int64_t kLinearPanelRows = 256;  // input rows that an integer linear walks together, in panels of columns
 
 // A packed matrix [rows, cols] (y = W x). A vector has rows = 1 and raw float32 data.
 struct Weight {
@@ -85,13 +86,14 @@ struct CacheRows {
 // brought into panels first. The two round differently.
 enum class AttentionForm { rows, panels };
 
-constexpr int64_t kPanelCols = 64;
+constexpr int64_t kAttentionPanelCols = 64;
 
 // Floats of working memory for the panels form.
 constexpr int64_t attention_work(int64_t queries, int64_t qk_dim, int64_t v_dim) {
-  const int64_t padded = (queries + 15) / 16 * 16, qk = (qk_dim + kPanelCols - 1) / kPanelCols * kPanelCols,
-                v = (v_dim + kPanelCols - 1) / kPanelCols * kPanelCols;
-  return (padded + kPanelCols) * (qk + v) + padded * (kPanelCols + 4);
+  const int64_t padded = (queries + 15) / 16 * 16,
+                qk = (qk_dim + kAttentionPanelCols - 1) / kAttentionPanelCols * kAttentionPanelCols,
+                v = (v_dim + kAttentionPanelCols - 1) / kAttentionPanelCols * kAttentionPanelCols;
+  return (padded + kAttentionPanelCols) * (qk + v) + padded * (kAttentionPanelCols + 4);
 }
 
 // One function per kernel; every ISA fills one table.

@@ -141,9 +141,9 @@ template <class Step, DType kDType>
 void panel_blocks(const LinearTask& task, int64_t begin, int64_t end) {
   const int64_t per = task.epilogue == Epilogue::swiglu ? 2 : 1;
   const int64_t block_bytes = block_nbytes(kDType, task.weight.cols, task.weight.group_size);
-  Row rows[kPanelRows];
-  for (int64_t first = 0; first < task.rows.n; first += kPanelRows) {
-    const int64_t left = task.rows.n - first, n = left < kPanelRows ? left : kPanelRows;
+  Row rows[kLinearPanelRows];
+  for (int64_t first = 0; first < task.rows.n; first += kLinearPanelRows) {
+    const int64_t left = task.rows.n - first, n = left < kLinearPanelRows ? left : kLinearPanelRows;
     for (int64_t i = 0; i < n; ++i) rows[i] = input_row<kDType>(task, first + i);
     for (int64_t block = begin; block < end;) {
       const int64_t weight_blocks = (end - block) * per;

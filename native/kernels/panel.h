@@ -9,8 +9,13 @@
 namespace deepmnn::DEEPMNN_NS {
 
 constexpr int64_t kPanelCols = 256;  // a multiple of every group size
-constexpr int64_t kPanelRows = 256;  // rows that pass while a panel stands
 constexpr int64_t kAheadRows = 24;   // with more rows a panel takes so long that memory keeps up by itself
+
+// Bytes of one group of a block, its 32 bytes of scales at the end.
+template <class Step>
+constexpr int64_t group_nbytes(int64_t group_size) {
+  return group_size / Step::kColumns * 64 + 2 * kBlockRows;
+}
 
 template <int kBlocks>
 struct Panel {
@@ -44,7 +49,7 @@ struct Panel {
 // The same interface over a panel as it is stored. Codes are read anew for each four columns: registers hold the sums.
 template <class Step, int kGroup, int kBlocks>
 struct StoredPanel {
-  static constexpr int64_t kBytes = kGroup / Step::kColumns * 64 + 2 * kBlockRows;
+  static constexpr int64_t kBytes = group_nbytes<Step>(kGroup);
   const uint8_t* w;  // the first block
   int64_t block_bytes;
 
@@ -65,21 +70,15 @@ struct StoredPanel {
     }
   }
   DEEPMNN_INLINE F32x16 scale(int64_t g, int b) const {
-    return load_f16(w + b * block_bytes + g * kBytes + kGroup / Step::kColumns * 64);
+    return load_f16(w + b * block_bytes + (g + 1) * kBytes - 2 * kBlockRows);
   }
 };
 
-// Sums of the rows that pass: [kPanelRows][kBlocks] vectors.
+// Sums of the rows that pass: [kLinearPanelRows][kBlocks] vectors.
 template <int kBlocks>
 struct Sums {
-  alignas(64) float v[kPanelRows][kBlocks][kBlockRows];
+  alignas(64) float v[kLinearPanelRows][kBlocks][kBlockRows];
 };
-
-// Bytes of one group of a block, scales included.
-template <class Step>
-constexpr int64_t group_nbytes(int64_t group_size) {
-  return group_size / Step::kColumns * 64 + 2 * kBlockRows;
-}
 
 DEEPMNN_INLINE void unpack(StepW4, const uint8_t* w, uint8_t* first, uint8_t* second) {
   const U8x64 packed = load_u8(w);
@@ -168,7 +167,7 @@ void run_panel_tile(int64_t n, const Source& panel, int64_t first_group, int64_t
   panel_tile<Step, kGroup, kBlocks, kRows>(panel, first_group, groups, rows, block_bytes, ahead, sums);
 }
 
-// The dot products of kBlocks blocks at w with n (at most kPanelRows) rows.
+// The dot products of kBlocks blocks at w with n (at most kLinearPanelRows) rows.
 template <class Step, int kGroup, int kBlocks>
 void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, const Row* rows, int64_t n,
                Sums<kBlocks>& sums) {

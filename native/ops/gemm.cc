@@ -4,7 +4,6 @@ namespace deepmnn {
 namespace {
 
 constexpr int64_t kRowTileNbytes = 192 << 10;    // a tile's float rows stay in L2 while weights pass
-constexpr int64_t kIntegerRowTile = 256;         // integer rows are walked in panels: how long they are does not matter
 constexpr int64_t kBlockTileNbytes = 256 << 10;  // a tile's weights stay in L2 while row tiles pass
 constexpr int64_t kMinRowTile = 24;
 constexpr int64_t kMinTileWork = 16 << 10;  // weight bytes × rows: less is not worth a thread
@@ -28,7 +27,8 @@ int64_t block_weight_nbytes(const LinearTask& task) {
 }
 
 int64_t row_tile(const LinearTask& task) {
-  const int64_t most = is_quantized(task.weight.dtype) ? kIntegerRowTile
+  // Integer rows are walked in panels of columns: how long they are does not matter.
+  const int64_t most = is_quantized(task.weight.dtype) ? kLinearPanelRows
                                                        : std::max(kMinRowTile, kRowTileNbytes / (task.weight.cols * 4));
   const int64_t even = ceil_div(task.rows.n, ceil_div(task.rows.n, most));
   return ceil_div(even, 4) * 4;

@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <filesystem>
 #include <fstream>
 #include <thread>
 
@@ -20,9 +21,9 @@ namespace {
 
 std::string folder() {
   static const std::string made = [] {
-    char name[] = "/tmp/deepmnn-numa-XXXXXX";
-    CHECK(mkdtemp(name) != nullptr);
-    return std::string(name);
+    std::string name = (std::filesystem::temp_directory_path() / "deepmnn-numa-XXXXXX").string();
+    CHECK(mkdtemp(name.data()) != nullptr);
+    return name;
   }();
   return made;
 }

@@ -66,21 +66,21 @@ class CpuBackend:
         """
         if not isinstance(cache, _core.KvCache):
             raise RequestError(f"the cache is a {type(cache).__name__}", "one made by new_cache")
-        try:
-            return self.model.step(
-                cache,
-                batch.ids,
-                batch.positions,
-                batch.sequence_starts,
-                batch.context_lengths,
-                batch.block_tables,
-                batch.logit_rows,
-            )
-        except (
-            TypeError
-        ):  # the core converts nothing, so that the engine's own arrays go straight in
-            pass
-        return self.step(cache, _converted(batch))
+        try:  # the core converts nothing, so that the engine's own arrays go straight in
+            return self._step(cache, batch)
+        except TypeError:
+            return self._step(cache, _converted(batch))
+
+    def _step(self, cache: _core.KvCache, batch: Batch) -> F32:
+        return self.model.step(
+            cache,
+            batch.ids,
+            batch.positions,
+            batch.sequence_starts,
+            batch.context_lengths,
+            batch.block_tables,
+            batch.logit_rows,
+        )
 
 
 def _converted(batch: Batch) -> Batch:

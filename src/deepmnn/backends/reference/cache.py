@@ -27,7 +27,8 @@ def int8_round_trip(x: F32) -> F32:
     for start in range(0, x.shape[1], INT8_GROUP):
         group = x[:, start : start + INT8_GROUP]
         scale = np.abs(group).max(axis=1, keepdims=True) / np.float32(127)
-        codes = np.rint(group / np.where(scale > 0, scale, 1))
+        usable = scale >= np.finfo(np.float32).tiny  # as the core's quantize_rows
+        codes = np.rint(group * np.where(usable, 1 / np.where(usable, scale, 1), 0))
         y[:, start : start + INT8_GROUP] = codes * scale
     return y
 
