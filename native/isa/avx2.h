@@ -170,10 +170,9 @@ DEEPMNN_INLINE F32x16 load_bf16(const uint16_t* p, int64_t n) {
   __builtin_memcpy(all, p, static_cast<uint64_t>(n) * sizeof(uint16_t));
   return load_bf16(all);
 }
-DEEPMNN_INLINE F32x16 load_i8(const int8_t* p) {
+DEEPMNN_INLINE I32x16 widen_i8(const int8_t* p) {
   const __m128i all = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
-  return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(all)),
-          _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_unpackhi_epi64(all, all)))};
+  return {_mm256_cvtepi8_epi32(all), _mm256_cvtepi8_epi32(_mm_unpackhi_epi64(all, all))};
 }
 DEEPMNN_INLINE F32x16 load_f16(const void* p) {
   const __m128i* q = static_cast<const __m128i*>(p);
@@ -246,6 +245,22 @@ DEEPMNN_INLINE I32x16 panel_w8(I32x16 acc, const uint8_t* w, const int8_t* a) {
   return acc;
 }
 
+// Two products of codes are at most 2 * 127 * 127: they fit int16.
+constexpr bool kKeyBiased = false;
+DEEPMNN_INLINE U8x64 key_codes(U8x64 a) { return a; }
+DEEPMNN_INLINE __m256i key_pairs(__m256i queries, __m256i key) {
+  return _mm256_maddubs_epi16(_mm256_abs_epi8(queries), _mm256_sign_epi8(key, queries));
+}
+DEEPMNN_INLINE I32x16 dot_key(I32x16 acc, U8x64 queries, const uint8_t* key) {
+  const __m256i four = broadcast4(reinterpret_cast<const int8_t*>(key));
+  return {add_pairs(acc.lo, key_pairs(queries.lo, four)), add_pairs(acc.hi, key_pairs(queries.hi, four))};
+}
+DEEPMNN_INLINE I32x16 dot_pairs(I32x16 acc, I32x16 a, I32x16 b) {
+  return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(a.lo, b.lo)),
+          _mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, b.hi))};
+}
+
 DEEPMNN_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+DEEPMNN_INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace deepmnn::avx2

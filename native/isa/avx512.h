@@ -117,8 +117,8 @@ DEEPMNN_INLINE F32x16 load_bf16(const uint16_t* p) {
 DEEPMNN_INLINE F32x16 load_bf16(const uint16_t* p, int64_t n) {
   return widen_bf16(_mm256_maskz_loadu_epi16(first_lanes(n), p));
 }
-DEEPMNN_INLINE F32x16 load_i8(const int8_t* p) {
-  return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p))))};
+DEEPMNN_INLINE I32x16 widen_i8(const int8_t* p) {
+  return {_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)))};
 }
 DEEPMNN_INLINE F32x16 load_f16(const void* p) {
   return {_mm512_cvtph_ps(_mm256_loadu_si256(static_cast<const __m256i*>(p)))};
@@ -149,6 +149,14 @@ DEEPMNN_INLINE I32x16 dot_codes(I32x16 acc, U8x64 w, const int8_t* a) { return d
 DEEPMNN_INLINE I32x16 panel_w4(I32x16 acc, const uint8_t* w, const int8_t* a) { return dot_w8(acc, load_u8(w), a); }
 DEEPMNN_INLINE I32x16 panel_w8(I32x16 acc, const uint8_t* w, const int8_t* a) { return dot_w8(acc, load_u8(w), a); }
 
+constexpr bool kKeyBiased = true;
+DEEPMNN_INLINE U8x64 key_codes(U8x64 a) { return {_mm512_xor_si512(a.v, _mm512_set1_epi8(-128))}; }
+DEEPMNN_INLINE I32x16 dot_key(I32x16 acc, U8x64 queries, const uint8_t* key) {
+  return {_mm512_dpbusd_epi32(acc.v, broadcast4(reinterpret_cast<const int8_t*>(key)), queries.v)};
+}
+DEEPMNN_INLINE I32x16 dot_pairs(I32x16 acc, I32x16 a, I32x16 b) { return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)}; }
+
 DEEPMNN_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
+DEEPMNN_INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
 
 }  // namespace deepmnn::avx512

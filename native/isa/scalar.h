@@ -189,8 +189,8 @@ DEEPMNN_INLINE F32x16 load_bf16(const uint16_t* p) {
 DEEPMNN_INLINE F32x16 load_bf16(const uint16_t* p, int64_t n) {
   return f32_lanes([=](int i) { return i < n ? bit_cast<float>(uint32_t{p[i]} << 16) : 0.0f; });
 }
-DEEPMNN_INLINE F32x16 load_i8(const int8_t* p) {
-  return f32_lanes([=](int i) { return static_cast<float>(p[i]); });
+DEEPMNN_INLINE I32x16 widen_i8(const int8_t* p) {
+  return i32_lanes([=](int i) { return p[i]; });
 }
 DEEPMNN_INLINE float half_to_float(uint16_t h) {
   const uint32_t sign = uint32_t{h & 0x8000u} << 16, exponent = (h >> 10) & 31, mantissa = h & 1023;
@@ -272,6 +272,32 @@ DEEPMNN_INLINE I32x16 panel_w8(const I32x16& acc, const uint8_t* w, const int8_t
   return dot_w8(acc, load_u8(w), a);
 }
 
+// acc + queries . key: 4 signed codes, -127..127, of each of 16 queries against 4 of a key, as key_codes gives them. Where
+// kKeyBiased they are 128 too large, and the caller takes 128 times the sum of a query's codes off again.
+constexpr bool kKeyBiased = true;
+DEEPMNN_INLINE U8x64 key_codes(const U8x64& a) {
+  U8x64 r;
+  for (int i = 0; i < 64; ++i) r.v[i] = a.v[i] ^ 128;
+  return r;
+}
+DEEPMNN_INLINE I32x16 dot_key(const I32x16& acc, const U8x64& queries, const uint8_t* key) {
+  return i32_lanes([&](int i) {
+    int32_t s = 0;
+    for (int j = 0; j < 4; ++j) s += static_cast<int8_t>(queries.v[4 * i + j]) * key[j];
+    return acc.v[i] + static_cast<uint32_t>(s);
+  });
+}
+// acc + a . b, lane by lane, of the two signed 16-bit halves.
+DEEPMNN_INLINE I32x16 dot_pairs(const I32x16& acc, const I32x16& a, const I32x16& b) {
+  const auto low = [](uint32_t x) { return static_cast<int32_t>(static_cast<int16_t>(x & 0xffff)); };
+  return i32_lanes([&](int i) {
+    return acc.v[i] + static_cast<uint32_t>(low(a.v[i]) * low(b.v[i])) +
+           static_cast<uint32_t>(low(a.v[i] >> 16) * low(b.v[i] >> 16));
+  });
+}
+
 DEEPMNN_INLINE void prefetch(const void* p) { __builtin_prefetch(p); }
+// Into the second-level cache.
+DEEPMNN_INLINE void prefetch_far(const void* p) { __builtin_prefetch(p, 0, 2); }
 
 }  // namespace deepmnn::scalar

@@ -4,24 +4,21 @@
 // query's numbers depend on the form the task asks for, never on the other queries.
 #pragma once
 
+#include "kernels/attention_int8.h"
 #include "kernels/attention_panels.h"
 #include "kernels/attention_rows.h"
 
 namespace deepmnn::DEEPMNN_NS {
 
-template <class Cache>
-void attend_run(const AttentionTask& task) {
-  task.form == AttentionForm::rows ? attend_rows<Cache>(task) : attend_panels<Cache>(task);
-}
-
 inline void attention_kernel(const AttentionTask& task) {
+  const bool rows = task.form == AttentionForm::rows;
   switch (task.type) {
     case CacheType::f32:
-      return attend_run<CacheF32>(task);
+      return rows ? attend_rows<CacheF32>(task) : attend_panels<CacheF32>(task);
     case CacheType::bf16:
-      return attend_run<CacheBf16>(task);
+      return rows ? attend_rows<CacheBf16>(task) : attend_panels<CacheBf16>(task);
     case CacheType::int8:
-      return attend_run<CacheInt8>(task);
+      return rows ? attend_rows<CacheInt8>(task) : attend_int8(task);
   }
 }
 

@@ -1,4 +1,4 @@
-// Rows of keys and values as float32 vectors: one reader per storage type, and the tiles of rows that a kernel walks.
+// Rows of keys and values: readers of them as float32 vectors, and the tiles of rows that a kernel walks.
 #pragma once
 
 #include "kernels/kernels.h"
@@ -36,20 +36,18 @@ struct CacheBf16 {
   }
 };
 
-// A code times the scale of its group of kCacheGroup columns.
+// A code times the scale of its group of kCacheGroup columns. Only the rows form reads int8 as floats.
 struct CacheInt8 {
-  static DEEPMNN_INLINE void prefetch_chunk(const uint8_t* row, const CacheRows& rows, int64_t d) {
-    prefetch(row + rows.column + d);
-  }
   static DEEPMNN_INLINE F32x16 read(const uint8_t* row, const CacheRows& rows, int64_t d) {
     const int64_t column = rows.column + d;
-    return load_i8(reinterpret_cast<const int8_t*>(row) + column) * scales(row, rows, column, 16);
+    const I32x16 codes = widen_i8(reinterpret_cast<const int8_t*>(row) + column);
+    return to_float(codes) * scales(row, rows, column, 16);
   }
   static DEEPMNN_INLINE F32x16 read(const uint8_t* row, const CacheRows& rows, int64_t d, int64_t n) {
     const int64_t column = rows.column + d;
     int8_t codes[16] = {};
     __builtin_memcpy(codes, row + column, static_cast<uint64_t>(n));
-    return load_i8(codes) * scales(row, rows, column, n);
+    return to_float(widen_i8(codes)) * scales(row, rows, column, n);
   }
 
  private:

@@ -83,17 +83,17 @@ struct CacheRows {
 };
 
 // For few queries (a decoding GQA group) rows are read as they lie; for many (16 make a vector) keys and values are
-// brought into panels first. The two round differently.
+// brought into panels first, and those of an int8 cache are multiplied as integers. The two round differently.
 enum class AttentionForm { rows, panels };
 
 constexpr int64_t kAttentionPanelCols = 64;
 
-// Floats of working memory for the panels form.
+// Floats of working memory for panels. A head of an int8 row may touch one more group of columns than it fills.
 constexpr int64_t attention_work(int64_t queries, int64_t qk_dim, int64_t v_dim) {
-  const int64_t padded = (queries + 15) / 16 * 16,
-                qk = (qk_dim + kAttentionPanelCols - 1) / kAttentionPanelCols * kAttentionPanelCols,
-                v = (v_dim + kAttentionPanelCols - 1) / kAttentionPanelCols * kAttentionPanelCols;
-  return (padded + kAttentionPanelCols) * (qk + v) + padded * (kAttentionPanelCols + 4);
+  const int64_t padded = (queries + 15) / 16 * 16;
+  const int64_t qk = (qk_dim + kAttentionPanelCols - 1) / kAttentionPanelCols * kAttentionPanelCols + kCacheGroup;
+  const int64_t v = (v_dim + kAttentionPanelCols - 1) / kAttentionPanelCols * kAttentionPanelCols + kCacheGroup;
+  return (padded + kAttentionPanelCols) * (qk + v) + padded * (kAttentionPanelCols + 5);
 }
 
 // One function per kernel; every ISA fills one table.

@@ -9,9 +9,12 @@ namespace {
 constexpr int64_t kTileFloats = 48 << 10;  // of a query tile, its weights and its output: 192 KiB of L2
 constexpr int64_t kMinTile = 32, kMaxTile = 128;
 constexpr int64_t kFewQueries = 10;      // up to here the rows form is faster than one vector of queries
+constexpr int64_t kFewInt8Queries = 5;   // the same for an int8 cache, whose panels are multiplied as integers
 constexpr int64_t kSplitTokens = 4;      // sequences with at most this many new tokens split their keys
 constexpr int64_t kSplitWork = 1 << 19;  // multiply-accumulates worth an item
 constexpr int64_t kSplitKeys = 64;       // a split is a multiple of these
+constexpr int64_t kFewSplits = 16;       // enough for short keys
+constexpr int64_t kLongSplit = 256;      // from here on what a split costs does not matter
 constexpr int64_t kMaxSplits = 32;
 
 // A query tile against one split of its keys. The cut depends on the job alone, never on the batch or the threads, so
@@ -42,7 +45,8 @@ Split split_of(const AttendShape& shape, const AttendJob& job, int64_t tile) {
   const int64_t tiles = ceil_div(queries, tile);
   if (job.tokens > kSplitTokens) return {tiles, 1, keys};
   const int64_t worth = ceil_div(kSplitWork, queries * (shape.qk_dim + shape.v_dim));
-  const int64_t each = ceil_div(std::max(worth, ceil_div(keys, kMaxSplits)), kSplitKeys) * kSplitKeys;
+  const int64_t even = std::min(ceil_div(keys, kFewSplits), std::max(kLongSplit, ceil_div(keys, kMaxSplits)));
+  const int64_t each = ceil_div(std::max(worth, even), kSplitKeys) * kSplitKeys;
   return {tiles, ceil_div(keys, each), std::min(each, keys)};
 }
 
@@ -78,7 +82,8 @@ void run_item(const Step& step, const AttendShape& shape, const AttendJob& job, 
   task.qk_dim = shape.qk_dim;
   task.v_dim = shape.v_dim;
   task.scale = shape.scale;
-  task.form = job.tokens * job.per_token <= kFewQueries ? AttentionForm::rows : AttentionForm::panels;
+  const int64_t few = keys.type == CacheType::int8 ? kFewInt8Queries : kFewQueries;
+  task.form = job.tokens * job.per_token <= few ? AttentionForm::rows : AttentionForm::panels;
   task.type = keys.type;
   task.k = keys.k;
   task.v = keys.v;

@@ -101,7 +101,31 @@ def test_values_inside_the_key_rows(isa, rng, form, bf16):
     )
 
 
-@pytest.mark.parametrize(
+def int8_queries(q, column):
+    """What the codes of queries stand for: one scale per group of the cache's columns."""
+    value = np.zeros_like(q)
+    for start in range(-(column % 64), q.shape[1], 64):
+        part = slice(max(start, 0), start + 64)
+        step = np.abs(q[:, part]).max(axis=1, keepdims=True) / np.float32(127)
+        value[:, part] = np.rint(q[:, part] * (np.float32(1) / step)) * step
+    return value
+
+
+def int8_attend(isa, form, q, rows, scale, limits, runs, columns):
+    """Runs of int8 rows; columns: width, k_column, v_column, v_dim."""
+    width, k_column, v_column, v_dim = columns
+    acc, max_sum = fresh(len(q), v_dim)
+    start = 0
+    for length in runs:
+        part, local = rows[start : start + length], (limits - start).astype(np.int32)
+        acc, max_sum = kernels.attention(
+            *(q, part, part, scale, local, acc, max_sum, isa, form, width, k_column, v_column)
+        )
+        start += length
+    return acc / max_sum[:, 1:]
+
+
+INT8_SHAPES = pytest.mark.parametrize(
     ("width", "k_column", "qk_dim", "v_column", "v_dim"),
     [
         (1, 0, 1, 0, 1),
@@ -113,22 +137,84 @@ def test_values_inside_the_key_rows(isa, rng, form, bf16):
         (160, 80, 80, 80, 80),
     ],
 )
+
+
+@INT8_SHAPES
 def test_int8_cache(isa, rng, form, width, k_column, qk_dim, v_column, v_dim):
-    """One head of a wider row. Against the rows' own numbers: only float32 rounding is left."""
-    for n_queries, n_keys in [(1, 70), (6, 64), (7, 130), (16, 33), (35, 65)]:
+    """One head of a wider row, against the numbers that the codes of rows, and in panels of queries, stand for."""
+    for n_queries, n_keys in [(1, 70), (6, 64), (7, 130), (16, 33), (35, 65), (17, 129)]:
         rows, value = int8_rows(rng.standard_normal((n_keys, width)).astype(np.float32))
         q = rng.standard_normal((n_queries, qk_dim)).astype(np.float32)
         limits = rng.integers(1, n_keys + 1, n_queries).astype(np.int32)
-        acc, max_sum = fresh(n_queries, v_dim)
         scale = 1 / np.sqrt(qk_dim)
-        acc, max_sum = kernels.attention(
-            *(q, rows, rows, scale, limits, acc, max_sum, isa, form),
-            *(width, k_column, v_column),
-        )
         k, v = value[:, k_column : k_column + qk_dim], value[:, v_column : v_column + v_dim]
-        np.testing.assert_allclose(
-            acc / max_sum[:, 1:], expected(q, k, v, scale, limits), rtol=0, atol=5e-6
-        )
+        in_panels = form == "panels"
+        exact = expected(int8_queries(q, k_column) if in_panels else q, k, v, scale, limits)
+        for runs in ([n_keys], split(rng, n_keys)):
+            y = int8_attend(
+                isa, form, q, rows, scale, limits, runs, (width, k_column, v_column, v_dim)
+            )
+            # Rows: float32 rounding. Panels: a weight is off by 1 / 65534 of the largest of 64.
+            np.testing.assert_allclose(y, exact, rtol=0, atol=2e-4 if in_panels else 5e-6)
+
+
+@INT8_SHAPES
+def test_int8_cache_keeps_its_bound(isa, rng, form, width, k_column, qk_dim, v_column, v_dim):
+    """The bound of kernels/attention_int8.h against float arithmetic on the same rows."""
+    n_queries, n_keys = 20, 150
+    x = rng.standard_normal((n_keys, width)).astype(np.float32) * rng.lognormal(0, 1, (n_keys, 1))
+    rows, value = int8_rows(x.astype(np.float32))
+    q = rng.standard_normal((n_queries, qk_dim)).astype(np.float32)
+    limits = rng.integers(1, n_keys + 1, n_queries).astype(np.int32)
+    scale = 1 / np.sqrt(qk_dim)
+    k, v = value[:, k_column : k_column + qk_dim], value[:, v_column : v_column + v_dim]
+    y = int8_attend(
+        isa, form, q, rows, scale, limits, [n_keys], (width, k_column, v_column, v_dim)
+    )
+    score = np.zeros(n_queries)  # how far a score can be off
+    for start in range(-(k_column % 64), qk_dim, 64):
+        part = slice(max(start, 0), start + 64)
+        element = np.abs(q[:, part]).max(axis=1) / 254
+        score += scale * element * np.abs(k[:, part]).sum(axis=1).max()
+    # Weights off by e^(2 score) move the average by as much of the largest value; integers by 1e-3.
+    bound = (np.expm1(2 * score) + 1e-3) * np.abs(v).max() + 1e-5
+    assert (np.abs(y - expected(q, k, v, scale, limits)).max(axis=1) <= bound).all()
+
+
+def test_int8_keys_far_below_the_largest_weight_still_count(isa, rng, form):
+    """Tiles whose weights are tiny beside another tile's keep their precision: they add up."""
+    width, n_keys = 64, 64 * 40
+    x = 1 + 0.1 * rng.standard_normal((n_keys, width)).astype(np.float32)
+    x[:, 0] = 0
+    x[0], x[0, 0] = 0, 20  # one key far ahead; the others are e^-12 of it, and together 1.5 %
+    rows, value = int8_rows(x)
+    q = np.zeros((3, width), np.float32)
+    q[:, 0] = 12 / 20
+    limits = np.full(3, n_keys, np.int32)
+    y = int8_attend(
+        isa, form, q, rows, 1.0, limits, [n_keys], (width, 0, 0, width)
+    )
+    exact = expected(q, value, value, 1.0, limits)
+    assert exact[:, 1:].min() > 0.014
+    # Only the keys of the large one's own tile vanish beside it.
+    np.testing.assert_allclose(y[:, 1:], exact[:, 1:], rtol=0, atol=5e-4)
+
+
+def test_a_fault_in_an_int8_row_is_not_lost(isa, rng, form):
+    rows, _ = int8_rows(rng.standard_normal((70, 64)).astype(np.float32))
+    rows = rows.copy()
+    rows[66, 64:] = np.array([np.nan], np.float32).view(np.uint8)
+    q = rng.standard_normal((2, 64)).astype(np.float32)
+    limits = np.array([70, 64], np.int32)
+    y = int8_attend(
+        isa, form, q, rows, 1.0, limits, [70], (64, 0, 0, 64)
+    )
+    assert np.isnan(y[0]).all()
+    bad = np.where(np.arange(64) == 3, np.nan, q).astype(np.float32)
+    y = int8_attend(
+        isa, form, bad, rows[:64], 1.0, np.array([64, 64], np.int32), [64], (64, 0, 0, 64)
+    )
+    assert np.isnan(y).all()
 
 
 def test_rows_of_a_wider_cache(isa, rng, form):

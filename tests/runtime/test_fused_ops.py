@@ -6,8 +6,8 @@ from one_op import add, ceil_rows, check, one_op, rotary
 
 DTYPES = ["f32", "bf16", "w8", "w4"]
 
-INT8_CACHE = 1e-2
-"""The oracle rounds its rows as well, but a last bit may put a number into the next code."""
+INT8_CACHE = 5e-2
+"""The oracle rounds its rows as well, but not its queries; kernels are tested exactly."""
 
 
 def f32(graph, *names):

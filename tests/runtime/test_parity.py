@@ -33,7 +33,7 @@ def test_every_model_at_every_level(tiny, model_type, index, level):
 
 @pytest.mark.parametrize(("model_type", "index"), ALL)
 def test_an_int8_cache_is_close(tiny, model_type, index):
-    """Every cached number is off by at most 1/254 of the largest of its 64.
+    """Numbers of cached rows and of queries are off by at most 1/254 of the largest of their 64.
 
     The median token, as a random router with near ties sends a few tokens to other experts.
     """
@@ -53,7 +53,7 @@ def test_an_int8_cache_is_close(tiny, model_type, index):
                 same = np.concatenate(run_schedule(oracle, prompts, steps, cache_dtype="int8"))
                 drift += [*np.abs(got - same).max(axis=1) / np.abs(same).max()]
         assert 0 < np.median(errors) < 2.5e-2
-        assert not drift or np.median(drift) < 1e-3
+        assert not drift or np.median(drift) < 1.5e-2
 
 
 @pytest.mark.parametrize("isa", _core.isas())
