@@ -46,7 +46,7 @@ PARTS = {
     "schedule": [(Scheduler, "schedule"), (BlockManager, "commit")],
     "batch": [(engine_module, "make_batch")],
     "call": [(CpuBackend, "step")],
-    "sample": [(Sampler, "__call__")],
+    "sample": [(Sampler, "draw"), (CpuBackend, "sample")],
     "detokenise": [(TextStream, "push")],
 }
 

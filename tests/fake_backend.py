@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 
-from deepmnn.backends.base import F32, Batch
+from deepmnn.backends.base import F32, Batch, Draw, sample_in_turn
 
 
 def expected_logits(ids: list[int], vocab_size: int) -> F32:
@@ -74,6 +74,9 @@ class FakeBackend:
                     history[: batch.positions[token] + 1], self.vocab_size
                 )
         return logits[batch.logit_rows]
+
+    def sample(self, draws: list[Draw]) -> list[int]:
+        return sample_in_turn(draws)
 
     def _check(self, cache: FakeCache, batch: Batch) -> None:
         for array in vars(batch).values():

@@ -71,6 +71,23 @@ Logits step(Model& model, KvCache& cache, const Ints& ids, const Ints& positions
   return Logits(data, {static_cast<size_t>(batch.rows), static_cast<size_t>(model.vocab_size())}, owner);
 }
 
+// draws: (logits [vocab_size] float32, temperature, top_k, top_p, min_p, u) for each row.
+std::vector<int32_t> sample_rows(Model& model, const nb::list& draws) {
+  using Row = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+  std::vector<Model::Draw> rows;
+  std::vector<Row> kept;  // the arrays that rows point to
+  for (const nb::handle entry : draws) {
+    const nb::tuple draw = nb::cast<nb::tuple>(entry);
+    require_length("a draw", draw.size(), 6);
+    kept.push_back(nb::cast<Row>(draw[0]));
+    const SamplingParams params{nb::cast<float>(draw[1]), nb::cast<int32_t>(draw[2]), nb::cast<float>(draw[3]),
+                                nb::cast<float>(draw[4])};
+    rows.push_back({kept.back().data(), static_cast<int64_t>(kept.back().shape(0)), params, nb::cast<float>(draw[5])});
+  }
+  const nb::gil_scoped_release release;
+  return model.sample(rows);
+}
+
 CacheType cache_type(const std::string& dtype) {
   if (dtype == "f32") return CacheType::f32;
   if (dtype == "bf16") return CacheType::bf16;
@@ -152,6 +169,7 @@ void bind_model(nb::module_& m) {
       .def("set_mla_form", &set_mla_form, "form"_a)
       .def("step", &step, "cache"_a, "ids"_a.noconvert(), "positions"_a.noconvert(), "sequence_starts"_a.noconvert(),
            "context_lengths"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert())
+      .def("sample", &sample_rows, "draws"_a)
       .def("profile", &profile, "reset"_a = false);
 }
 

@@ -272,8 +272,8 @@ DEEPMNN_INLINE I32x16 panel_w8(const I32x16& acc, const uint8_t* w, const int8_t
   return dot_w8(acc, load_u8(w), a);
 }
 
-// acc + queries . key: 4 signed codes, -127..127, of each of 16 queries against 4 of a key, as key_codes gives them. Where
-// kKeyBiased they are 128 too large, and the caller takes 128 times the sum of a query's codes off again.
+// acc + queries . key: 4 signed codes, -127..127, of each of 16 queries against 4 of a key, as key_codes gives them.
+// Where kKeyBiased they are 128 too large, and the caller takes 128 times the sum of a query's codes off again.
 constexpr bool kKeyBiased = true;
 DEEPMNN_INLINE U8x64 key_codes(const U8x64& a) {
   U8x64 r;

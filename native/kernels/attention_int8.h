@@ -239,8 +239,8 @@ inline void pack_weights(const Int8Panels& panels, int64_t first, int64_t pairs,
   for (int64_t pair = pairs; pair < padded; ++pair, to += 16) store_i32(to, splat_i32(0));
 }
 
-// kQueries × kVectors of the output: out = out * factor + unit * gain * sum over pairs of weight * value, where `col` is
-// a column of the group in the panel and `out_col` the same one of the output.
+// kQueries × kVectors of the output: out = out * factor + unit * gain * sum over pairs of weight * value, where `col`
+// is a column of the group in the panel and `out_col` the same one of the output.
 template <int kQueries, int kVectors>
 DEEPMNN_INLINE void add_pairs_of_values(const Int8Panels& panels, const int32_t* weights, int64_t pairs, float unit,
                                         int64_t query, int64_t col, int64_t out_col) {

@@ -67,9 +67,8 @@ inline void read_state(const AttentionTask& task, const Lanes& lanes) {
     lanes.sum[i] = real ? task.max_sum[2 * i + 1] : 0.0f;
     lanes.limits[i] = real ? static_cast<int32_t>(visible_keys(task, i)) : 0;
     if (lanes.sum[i] == 0.0f) continue;
-    for_output(task, lanes, i, [&](int64_t d, float* out, int64_t n) {
-      store(out, load(task.acc + i * task.v_dim + d, n), n);
-    });
+    for_output(task, lanes, i,
+               [&](int64_t d, float* out, int64_t n) { store(out, load(task.acc + i * task.v_dim + d, n), n); });
   }
 }
 
@@ -78,9 +77,8 @@ inline void write_state(const AttentionTask& task, const Lanes& lanes) {
     task.max_sum[2 * i] = lanes.maximum[i];
     task.max_sum[2 * i + 1] = lanes.sum[i];
     if (lanes.sum[i] == 0.0f) continue;
-    for_output(task, lanes, i, [&](int64_t d, float* out, int64_t n) {
-      store(task.acc + i * task.v_dim + d, load(out, n), n);
-    });
+    for_output(task, lanes, i,
+               [&](int64_t d, float* out, int64_t n) { store(task.acc + i * task.v_dim + d, load(out, n), n); });
   }
 }
 

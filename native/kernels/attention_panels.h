@@ -164,7 +164,8 @@ inline void attend_tile(const AttentionTask& task, const Panels& panels, int64_t
     score_panel<kScoreKeys, kScoreVectors>(task, panels, first, most);
   }
   for (; first < panels.lanes.queries; first += 16) {
-    score_panel<kScoreKeys * kScoreVectors, 1>(task, panels, first, inside(seen_by(panels.lanes, first).most, start, n));
+    score_panel<kScoreKeys * kScoreVectors, 1>(task, panels, first,
+                                               inside(seen_by(panels.lanes, first).most, start, n));
   }
   for (int64_t at = 0; at < panels.lanes.queries; at += 16) {
     const Seen seen = seen_by(panels.lanes, at);

@@ -139,6 +139,17 @@ void Model::run_op(size_t index, Step& step) {
   cost.busy_ns += ns - (pool_.caller_wait_ns() - waited) + (pool_.helper_busy_ns() - helpers);
 }
 
+std::vector<int32_t> Model::sample(const std::vector<Draw>& draws) {
+  std::lock_guard<std::mutex> lock(mutex_);
+  const NumaScope pinned(numa_, pool_.workers());
+  std::vector<int32_t> tokens(draws.size());
+  pool_.run(static_cast<int64_t>(draws.size()), [&](int64_t row, int) {
+    const Draw& draw = draws[static_cast<size_t>(row)];
+    tokens[static_cast<size_t>(row)] = deepmnn::sample(kernels_, draw.logits, draw.n, draw.params, draw.u);
+  });
+  return tokens;
+}
+
 std::vector<OpProfile> Model::profile(bool reset) {
   std::lock_guard<std::mutex> lock(mutex_);
   std::vector<OpProfile> profiles;

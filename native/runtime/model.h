@@ -46,6 +46,15 @@ class Model {
   // Error("request") before anything is written when the batch or the cache does not fit.
   void step(KvCache& cache, const Batch& batch, float* logits);
 
+  // The token that `sample` draws for each row, by all threads. Throws as it does.
+  struct Draw {
+    const float* logits = nullptr;  // [n]
+    int64_t n = 0;
+    SamplingParams params;
+    float u = 0.0f;
+  };
+  std::vector<int32_t> sample(const std::vector<Draw>& draws);
+
   std::vector<OpProfile> profile(bool reset);
 
   // Wall time inside step() so far: what a caller spends beside it is the caller's own.

@@ -101,6 +101,11 @@ class Model:
     ) -> NDArray[float32]:
         """Runs one batch (backends.base.Batch), appends to the cache: logits [rows, vocab_size]."""
 
+    def sample(
+        self, draws: list[tuple[NDArray[float32], float, int, float, float, float]]
+    ) -> list[int]:
+        """`sample` of every (logits, temperature, top_k, top_p, min_p, u), by all threads."""
+
     def profile(self, reset: bool = False) -> list[dict[str, Any]]:
         """Cost of each op so far: op, name, calls, seconds, busy_seconds, wait_seconds."""
 

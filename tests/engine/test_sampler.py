@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -7,11 +8,15 @@ import pytest
 import torch
 import transformers
 
-from deepmnn.backends.base import F32
+from deepmnn.backends.base import F32, sample_in_turn
 from deepmnn.engine.sampler import Sampler, SamplingParams, penalize
 from deepmnn.errors import RequestError
 
 DRAWS = 4000
+
+
+def take(sampler: Sampler, logits: F32, ids: Sequence[int] = (), prompt_tokens: int = 0) -> int:
+    return sample_in_turn([sampler.draw(logits, list(ids), prompt_tokens)])[0]
 
 
 def oracle(logits: F32, params: SamplingParams) -> F32:
@@ -46,7 +51,7 @@ def test_tokens_are_drawn_with_the_right_probabilities(size: int, params: Sampli
     logits = np.random.default_rng(size).normal(0, 2, size).astype(np.float32)
     wanted = oracle(logits, params)
     sampler = Sampler(params)
-    counts = np.bincount([sampler(logits, [], 0) for _ in range(DRAWS)], minlength=size)
+    counts = np.bincount([take(sampler, logits) for _ in range(DRAWS)], minlength=size)
     assert not counts[wanted == 0].any(), "a filtered token was drawn"
     # Six standard deviations of each count: the seeds are fixed, so this never flickers.
     bound = 6 * np.sqrt(DRAWS * wanted * (1 - wanted)) + 1e-6
@@ -55,23 +60,23 @@ def test_tokens_are_drawn_with_the_right_probabilities(size: int, params: Sampli
 
 def test_greedy_takes_the_first_of_the_best() -> None:
     logits = np.array([1.0, 3.0, 3.0, -2.0], np.float32)
-    assert Sampler(SamplingParams())(logits, [], 0) == 1
+    assert take(Sampler(SamplingParams()), logits) == 1
 
 
 def test_top_k_beyond_the_vocabulary_keeps_all() -> None:
     logits = np.arange(5, dtype=np.float32)
     for top_k in (5, 2**31, 2**80):
-        draws = [Sampler(SamplingParams(9.0, top_k, seed=s))(logits, [], 0) for s in range(20)]
-        assert draws == [Sampler(SamplingParams(9.0, seed=s))(logits, [], 0) for s in range(20)]
+        draws = [take(Sampler(SamplingParams(9.0, top_k, seed=s)), logits) for s in range(20)]
+        assert draws == [take(Sampler(SamplingParams(9.0, seed=s)), logits) for s in range(20)]
 
 
 def test_a_seed_makes_draws_reproducible() -> None:
     logits = np.zeros(50, np.float32)
     first, second = (Sampler(SamplingParams(temperature=1.0, seed=7)) for _ in range(2))
-    draws = [first(logits, [], 0) for _ in range(20)]
-    assert [second(logits, [], 0) for _ in range(20)] == draws
+    draws = [take(first, logits) for _ in range(20)]
+    assert [take(second, logits) for _ in range(20)] == draws
     free = Sampler(SamplingParams(temperature=1.0))
-    assert [free(logits, [], 0) for _ in range(20)] != draws
+    assert [take(free, logits) for _ in range(20)] != draws
 
 
 def test_penalties() -> None:
@@ -100,7 +105,7 @@ def test_penalties() -> None:
 )
 def test_penalties_change_the_choice(params: SamplingParams, token: int) -> None:
     logits = np.array([0.0, 2.9, 3.0, 2.8], np.float32)
-    assert Sampler(params)(logits, [1, 2], prompt_tokens=1) == token
+    assert take(Sampler(params), logits, [1, 2], prompt_tokens=1) == token
 
 
 @pytest.mark.parametrize(

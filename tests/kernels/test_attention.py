@@ -141,7 +141,7 @@ INT8_SHAPES = pytest.mark.parametrize(
 
 @INT8_SHAPES
 def test_int8_cache(isa, rng, form, width, k_column, qk_dim, v_column, v_dim):
-    """One head of a wider row, against the numbers that the codes of rows, and in panels of queries, stand for."""
+    """One head of a wider row, against what the codes stand for: rows', in panels queries' too."""
     for n_queries, n_keys in [(1, 70), (6, 64), (7, 130), (16, 33), (35, 65), (17, 129)]:
         rows, value = int8_rows(rng.standard_normal((n_keys, width)).astype(np.float32))
         q = rng.standard_normal((n_queries, qk_dim)).astype(np.float32)
@@ -168,9 +168,7 @@ def test_int8_cache_keeps_its_bound(isa, rng, form, width, k_column, qk_dim, v_c
     limits = rng.integers(1, n_keys + 1, n_queries).astype(np.int32)
     scale = 1 / np.sqrt(qk_dim)
     k, v = value[:, k_column : k_column + qk_dim], value[:, v_column : v_column + v_dim]
-    y = int8_attend(
-        isa, form, q, rows, scale, limits, [n_keys], (width, k_column, v_column, v_dim)
-    )
+    y = int8_attend(isa, form, q, rows, scale, limits, [n_keys], (width, k_column, v_column, v_dim))
     score = np.zeros(n_queries)  # how far a score can be off
     for start in range(-(k_column % 64), qk_dim, 64):
         part = slice(max(start, 0), start + 64)
@@ -191,9 +189,7 @@ def test_int8_keys_far_below_the_largest_weight_still_count(isa, rng, form):
     q = np.zeros((3, width), np.float32)
     q[:, 0] = 12 / 20
     limits = np.full(3, n_keys, np.int32)
-    y = int8_attend(
-        isa, form, q, rows, 1.0, limits, [n_keys], (width, 0, 0, width)
-    )
+    y = int8_attend(isa, form, q, rows, 1.0, limits, [n_keys], (width, 0, 0, width))
     exact = expected(q, value, value, 1.0, limits)
     assert exact[:, 1:].min() > 0.014
     # Only the keys of the large one's own tile vanish beside it.
@@ -206,9 +202,7 @@ def test_a_fault_in_an_int8_row_is_not_lost(isa, rng, form):
     rows[66, 64:] = np.array([np.nan], np.float32).view(np.uint8)
     q = rng.standard_normal((2, 64)).astype(np.float32)
     limits = np.array([70, 64], np.int32)
-    y = int8_attend(
-        isa, form, q, rows, 1.0, limits, [70], (64, 0, 0, 64)
-    )
+    y = int8_attend(isa, form, q, rows, 1.0, limits, [70], (64, 0, 0, 64))
     assert np.isnan(y[0]).all()
     bad = np.where(np.arange(64) == 3, np.nan, q).astype(np.float32)
     y = int8_attend(

@@ -9,7 +9,7 @@ from one_op import VOCAB, one_op
 from program_dir import cpu_of, random_weights, write_program
 
 from deepmnn import _core
-from deepmnn.backends.base import Batch
+from deepmnn.backends.base import Batch, sample_in_turn
 from deepmnn.backends.cpu import read_program
 from deepmnn.backends.cpu_model import CpuBackend
 from deepmnn.backends.program import encode
@@ -182,6 +182,26 @@ def test_directories_that_are_not_models(tmp_path):
     (tmp_path / "program.bin").mkdir()
     with pytest.raises(ArtifactError):
         CpuBackend(tmp_path)
+
+
+def test_draws_by_all_threads_are_those_of_one(backend):
+    """More rows than threads, each with parameters of its own."""
+    rng = np.random.default_rng(0)
+    for count in (0, 1, 2, 9):
+        logits = rng.normal(0, 3, (count, 300)).astype(np.float32)
+        draws = [
+            (row, *rest, float(rng.random(dtype=np.float32)))
+            for row, rest in zip(
+                logits,
+                [(0.0, 0, 1.0, 0.0), (0.7, 0, 0.9, 0.0), (1.3, 5, 1.0, 0.1)] * 3,
+                strict=False,
+            )
+        ]
+        assert backend.sample(draws) == sample_in_turn(draws)
+    fault = (np.array([1, np.nan], np.float32), 0.0, 0, 1.0, 0.0, 0.0)
+    with pytest.raises(RequestError, match="logit"):
+        backend.sample([*draws, fault])
+    assert backend.sample(draws) == sample_in_turn(draws)
 
 
 def test_the_profile_counts_every_op(backend, batch):

@@ -8,10 +8,15 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deepmnn import _core
 from deepmnn.errors import RequestError
 
 I32 = NDArray[np.int32]
 F32 = NDArray[np.float32]
+
+Draw = tuple[F32, float, int, float, float, float]
+"""One token to be drawn: logits [vocab_size], temperature, top_k, top_p, min_p, u; see
+`_core.sample`."""
 
 
 @dataclass
@@ -64,6 +69,15 @@ class Backend(Protocol):
     def step(self, cache: Cache, batch: Batch) -> F32:
         """Runs one step, appends to the cache, returns logits [rows, vocab_size]."""
         ...
+
+    def sample(self, draws: list[Draw]) -> list[int]:
+        """The token ids that are drawn. Raises RequestError when logits are no numbers."""
+        ...
+
+
+def sample_in_turn(draws: list[Draw]) -> list[int]:
+    """`Backend.sample` by one thread."""
+    return [_core.sample(*draw) for draw in draws]
 
 
 def check_batch(batch: Batch, cache: Cache, vocab_size: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepmnn import _core
-from deepmnn.backends.base import F32, I32, Batch, Cache
+from deepmnn.backends.base import F32, I32, Batch, Cache, Draw
 from deepmnn.errors import RequestError
 
 MLA_FORMS = ("auto", "absorbed", "expanded")
@@ -70,6 +70,13 @@ class CpuBackend:
             return self._step(cache, batch)
         except TypeError:
             return self._step(cache, _converted(batch))
+
+    def sample(self, draws: list[Draw]) -> list[int]:
+        """The token ids that are drawn, by all threads.
+
+        Raises RequestError when logits are no numbers.
+        """
+        return self.model.sample(draws)
 
     def _step(self, cache: _core.KvCache, batch: Batch) -> F32:
         return self.model.step(

@@ -88,8 +88,9 @@ class Engine:
             logits = self.forward(chunks)
             tables = [chunk.table for chunk in chunks if not chunk.table.pending]
             ready = [table for table in tables if isinstance(table, Sequence)]
-            for sequence, row in zip(ready, logits, strict=True):
-                sequence.accept(row)
+            draws = [sequence.draw(row) for sequence, row in zip(ready, logits, strict=True)]
+            for sequence, token in zip(ready, self.backend.sample(draws), strict=True):
+                sequence.accept(token)
         except BaseException:
             for chunk in chunks:
                 if isinstance(chunk.table, Sequence):

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepmnn import _core
-from deepmnn.backends.base import F32
+from deepmnn.backends.base import F32, Draw
 from deepmnn.errors import RequestError
 
 _LARGEST = 1e6
@@ -72,22 +71,22 @@ class SamplingParams:
 
 
 class Sampler:
-    """Draws the tokens of one sequence; holds its random numbers."""
+    """How the tokens of one sequence are drawn; holds its random numbers."""
 
     def __init__(self, params: SamplingParams) -> None:
         self.params = params
         self._random = np.random.default_rng(params.seed)
         self._has_penalty = params.has_penalty
 
-    def __call__(self, logits: F32, ids: list[int], prompt_tokens: int) -> int:
-        """The next token id. logits: [vocab_size]; ids: the prompt and the answer so far."""
+    def draw(self, logits: F32, ids: list[int], prompt_tokens: int) -> Draw:
+        """For the next token. logits: [vocab_size]; ids: the prompt and the answer so far."""
         params = self.params
         if self._has_penalty:
             logits = penalize(logits, ids, prompt_tokens, params)
         # In float32, as the core takes it: a double just below 1 would round up to 1.
         u = float(self._random.random(dtype=np.float32)) if params.temperature > 0 else 0.0
         top_k = min(params.top_k, len(logits))
-        return _core.sample(logits, params.temperature, top_k, params.top_p, params.min_p, u)
+        return logits, params.temperature, top_k, params.top_p, params.min_p, u
 
 
 def penalize(logits: F32, ids: list[int], prompt_tokens: int, params: SamplingParams) -> F32:

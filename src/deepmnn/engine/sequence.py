@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from deepmnn.backends.base import F32
+from deepmnn.backends.base import F32, Draw
 from deepmnn.engine.kv_cache import BlockTable
 from deepmnn.engine.sampler import Sampler, SamplingParams
 from deepmnn.engine.text import TextStream
@@ -46,9 +46,12 @@ class Sequence(BlockTable):
         """How many that are."""
         return len(self.ids) - self.prompt_tokens
 
-    def accept(self, logits: F32) -> None:
-        """Draws the next token from logits [vocab_size] and sees whether it was the last."""
-        token = self._sampler(logits, self.ids, self.prompt_tokens)
+    def draw(self, logits: F32) -> Draw:
+        """How the next token is drawn from logits [vocab_size]."""
+        return self._sampler.draw(logits, self.ids, self.prompt_tokens)
+
+    def accept(self, token: int) -> None:
+        """Takes the next token and sees whether it was the last."""
         self.ids.append(token)
         self.last_token = time.perf_counter()
         self.first_token = self.first_token or self.last_token

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from deepmnn import _core
-from deepmnn.backends.base import F32, I32, Batch, Cache, check_batch
+from deepmnn.backends.base import F32, I32, Batch, Cache, Draw, check_batch, sample_in_turn
 from deepmnn.backends.mnn.cache import MnnCache
 from deepmnn.backends.mnn.wheel import captured, runtime
 from deepmnn.errors import ArtifactError, RequestError, StorageError
@@ -130,6 +130,10 @@ class MnnBackend:
             own = (batch.logit_rows >= start) & (batch.logit_rows < stop)
             logits[own] = self._extend(ids, int(stop - start), batch.logit_rows[own] - start)
         return logits
+
+    def sample(self, draws: list[Draw]) -> list[int]:
+        """The token ids that are drawn. Raises RequestError when logits are no numbers."""
+        return sample_in_turn(draws)
 
     def _extend(self, ids: I32, new: int, rows: I32) -> F32:
         """Makes `ids` the history; logits [rows, vocab_size] of rows of its last `new` tokens."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from deepmnn.backends.base import F32, Batch, Cache, check_batch
+from deepmnn.backends.base import F32, Batch, Cache, Draw, check_batch, sample_in_turn
 from deepmnn.backends.reference.cache import PagedCache
 from deepmnn.backends.reference.ops import OPS, Array, Call
 from deepmnn.errors import GraphError, RequestError
@@ -49,6 +49,10 @@ class ReferenceBackend:
             RequestError: the batch does not fit the model or the cache.
         """
         return self.run(cache, batch)[self.graph.outputs[0]]
+
+    def sample(self, draws: list[Draw]) -> list[int]:
+        """The token ids that are drawn. Raises RequestError when logits are no numbers."""
+        return sample_in_turn(draws)
 
     def run(self, cache: Cache, batch: Batch) -> dict[str, Array]:
         """Like `step`, but returns every value of the graph by name, each [n, width]."""
