@@ -29,7 +29,7 @@ from deepmnn.backends.program import (
     read_program,
 )
 from deepmnn.errors import DeepmnnError
-from fuzz.mutations import mutate_bytes
+from fuzz.mutations import mutate_bytes, rewrite
 
 NUMBERS = (-1, 0, 1, 2, 3, 15, 16, 64, 1 << 16, 1 << 20, (1 << 31) - 1, 1 << 31, 1 << 40, 1 << 62)
 TOKENS = 3
@@ -137,9 +137,9 @@ def main(path: Path, seed: int, count: int) -> None:
         print(number, flush=True)
         file, mutate = attempts[number % len(attempts)]
         before = file.read_bytes()
-        file.write_bytes(mutate(rng, before))
+        rewrite(file, mutate(rng, before))
         loaded += run(path)
-        file.write_bytes(before)
+        rewrite(file, before)
     print("loaded", loaded)
 
 
