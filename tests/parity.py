@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,7 +21,9 @@ from deepmnn.graph.ir import Graph
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.weights import TensorSource
 from deepmnn.models import build
-from tiny_models import TinyModel
+
+if TYPE_CHECKING:  # children import this file, and torch takes seconds
+    from tiny_models import TinyModel
 
 MakeBackend = Callable[[Graph, TensorSource], Backend]
 Step = Sequence[int]

@@ -39,7 +39,11 @@ def model(artifact: Path, backend: str) -> LLM:
 
 
 def load(artifact: Path, backend: str, **options: Any) -> LLM:
-    """For MNN the model is exported beside the artifact."""
+    """For MNN the model is exported beside the artifact, and runs on one thread: its threads spin
+    for one another, for half a minute where others need the processors too.
+    """
+    if backend == "mnn":
+        options["threads"] = 1
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(artifact.parent / "cache"))
         return deepmnn.load(artifact, backend, **options)

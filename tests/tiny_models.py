@@ -10,8 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -157,7 +158,7 @@ ALL = [(model_type, index) for model_type in CONFIGS for index in range(len(CONF
 
 @dataclass(frozen=True)
 class TinyModel:
-    """A checkpoint on disk and its oracle."""
+    """A checkpoint on disk and its oracle, which other tests use too: copy it to change it."""
 
     path: Path
     config: Config
@@ -190,6 +191,20 @@ def checkpoint_of(
 
     bf16_embedding: the embedding table's values are all bf16's.
     """
+    config, model, files = _made(json.dumps([model_type, fields, seed, bf16_embedding]))
+    path.mkdir(parents=True, exist_ok=True)
+    for name, data in files.items():
+        (path / name).write_bytes(data)
+    return TinyModel(path, json.loads(config), model)
+
+
+@lru_cache(maxsize=128)
+def _made(arguments: str) -> tuple[str, torch.nn.Module, dict[str, bytes]]:
+    """What `checkpoint_of` makes of its arguments: config, oracle, and files by name.
+
+    Kept, since dozens of tests ask for the same few models.
+    """
+    model_type, fields, seed, bf16_embedding = json.loads(arguments)
     make = _deepseek if model_type == "deepseek" else _transformers(model_type)
     model, config = make(fields)
     generator = torch.Generator().manual_seed(seed)
@@ -197,15 +212,18 @@ def checkpoint_of(
         values = _random(name, tensor.shape, generator)
         rounded = bf16_embedding and ("embed_tokens" in name or "lm_head" in name)  # tied, perhaps
         tensor.copy_(values.bfloat16().float() if rounded else values)
-    path.mkdir(parents=True, exist_ok=True)
-    if model_type == "deepseek":
-        tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        save_file(tensors, path / "model.safetensors", {"format": "pt"})
-    else:
-        model.save_pretrained(path)
-    (path / "config.json").write_text(json.dumps(config, indent=1))
-    _add_kept_weights(path, config, generator)
-    return TinyModel(path, config, model.eval())
+    text = json.dumps(config, indent=1)
+    with TemporaryDirectory() as folder:
+        path = Path(folder)
+        if model_type == "deepseek":
+            tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            save_file(tensors, path / "model.safetensors", {"format": "pt"})
+        else:
+            model.save_pretrained(path)
+        (path / "config.json").write_text(text)
+        _add_kept_weights(path, config, generator)
+        files = {file.name: file.read_bytes() for file in path.iterdir()}
+    return text, model.eval(), files
 
 
 def _random(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:

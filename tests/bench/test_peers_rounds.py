@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections import namedtuple
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,8 +17,10 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from bench.peers import __main__ as program
+from bench.peers import rounds
 from bench.peers.child import ChildError, Peer
 from bench.peers.engine import Case, Measured
+from bench.peers.limits import Machine
 from bench.peers.models import STAMP, Models, Shape
 from bench.peers.rounds import Plan, run
 
@@ -80,6 +83,21 @@ def pretenders(tmp_path_factory: pytest.TempPathFactory) -> object:
         patch.setenv("PYTHONPATH", str(place))
         patch.syspath_prepend(place)
         importlib.invalidate_caches()
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_machine(pretenders: object) -> object:
+    """A second's measurement, once for all runs."""
+    measured: list[Machine] = []
+
+    def machine(plan: Plan, measure: Callable[[Plan], Machine] = rounds._machine) -> Machine:
+        if not measured:
+            measured.append(measure(plan))
+        return measured[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(rounds, "_machine", machine)
         yield
 
 

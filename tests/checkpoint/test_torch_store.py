@@ -1,5 +1,6 @@
 """PyTorch weights as users have them, converted: the same bytes as from safetensors."""
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -184,7 +185,8 @@ def test_a_state_dict_as_the_library_has_it(
     save_file({name: tensor.to(dtype) for name, tensor in load_file(file).items()}, file)
     want = convert(tiny.path, tmp_path / "want", "bf16")
     (tmp_path / "other").mkdir()
-    torch.save(tiny.model.to(dtype).state_dict(), tmp_path / "other" / "model.pt")
+    model = copy.deepcopy(tiny.model).to(dtype)
+    torch.save(model.state_dict(), tmp_path / "other" / "model.pt")
     report = convert(
         tmp_path / "other" / "model.pt", tmp_path / "out", "bf16", config=tiny.path / "config.json"
     )

@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -96,6 +97,12 @@ def _places(container: Any) -> list[tuple[Any, Any]]:
         if isinstance(container[key], dict | list):
             found += _places(container[key])
     return found
+
+
+def rewrite(path: Path, data: bytes) -> None:
+    """A file of that name with other bytes: a new one, since cutting one may wait for the disk."""
+    path.unlink(missing_ok=True)
+    path.write_bytes(data)
 
 
 def with_header(header: Any, data: bytes) -> bytes:

@@ -11,6 +11,7 @@ import struct
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,27 +29,42 @@ from deepmnn.backends.program import (
     read_program,
 )
 from deepmnn.errors import DeepmnnError
-from fuzz.mutations import mutate_bytes
+from fuzz.mutations import mutate_bytes, rewrite
 
 NUMBERS = (-1, 0, 1, 2, 3, 15, 16, 64, 1 << 16, 1 << 20, (1 << 31) - 1, 1 << 31, 1 << 40, 1 << 62)
 TOKENS = 3
 
+Places = dict[str, list[tuple[Any, Any]]]
+"""Kind of field → (container, key) of each."""
+
 
 def mutate_numbers(rng: np.random.Generator, data: bytes) -> bytes:
     """A well-formed program.bin in which one or two fields say something else."""
-    fields = json.loads(json.dumps(asdict(read_program(data))))
+    fields, places = read_fields(data)
+    before = []
     for _ in range(int(rng.integers(1, 3))):
-        places: dict[str, list[tuple[Any, Any]]] = {}
-        collect(fields, "", places)
         kinds = sorted(places)  # every kind of field equally often, however many there are of it
         here = places[kinds[int(rng.integers(len(kinds)))]]
         container, key = here[int(rng.integers(len(here)))]
         other, other_key = here[int(rng.integers(len(here)))]
+        before.append((container, key, container[key]))
         container[key] = changed(rng, container[key], other[other_key])
     try:
         return encode(rebuild(fields))
     except (struct.error, ValueError, IndexError):
         return data  # a number that the format cannot hold
+    finally:
+        for container, key, value in reversed(before):
+            container[key] = value
+
+
+@cache
+def read_fields(data: bytes) -> tuple[dict[str, Any], Places]:
+    """What a program.bin says, and its leaves. Kept: reading takes longer than a mutation."""
+    fields = json.loads(json.dumps(asdict(read_program(data))))
+    places: Places = {}
+    collect(fields, "", places)
+    return fields, places
 
 
 def changed(rng: np.random.Generator, value: Any, other: Any) -> Any:
@@ -61,7 +77,7 @@ def changed(rng: np.random.Generator, value: Any, other: Any) -> Any:
     return float(number) if isinstance(value, float) else number
 
 
-def collect(container: Any, kind: str, places: dict[str, list[tuple[Any, Any]]]) -> None:
+def collect(container: Any, kind: str, places: Places) -> None:
     """Every leaf, sorted by the names on the way to it."""
     for key in list(container) if isinstance(container, dict) else range(len(container)):
         below = f"{kind}.{key}" if isinstance(container, dict) else kind
@@ -121,9 +137,9 @@ def main(path: Path, seed: int, count: int) -> None:
         print(number, flush=True)
         file, mutate = attempts[number % len(attempts)]
         before = file.read_bytes()
-        file.write_bytes(mutate(rng, before))
+        rewrite(file, mutate(rng, before))
         loaded += run(path)
-        file.write_bytes(before)
+        rewrite(file, before)
     print("loaded", loaded)
 
 

@@ -12,7 +12,7 @@ from deepmnn.artifact import MANIFEST, Artifact, manifest_crc
 from deepmnn.convert import convert
 from deepmnn.errors import ArtifactError
 from deepmnn.quant.pack import unpack_weight
-from fuzz.mutations import mutate_bytes, mutate_json, with_header
+from fuzz.mutations import mutate_bytes, mutate_json, rewrite, with_header
 from test_artifact import reseal
 from tiny_models import tiny_checkpoint
 
@@ -41,14 +41,14 @@ def replaced(path: Path, data: bytes, sealed: bool) -> Iterator[None]:
     """The file with other bytes, and with checksums that fit when `sealed`."""
     manifest = path.parent / MANIFEST
     before, before_manifest = path.read_bytes(), manifest.read_bytes()
-    path.write_bytes(data)
+    rewrite(path, data)
     if sealed and path != manifest:
         reseal(path.parent)
     try:
         yield
     finally:
-        path.write_bytes(before)
-        manifest.write_bytes(before_manifest)
+        rewrite(path, before)
+        rewrite(manifest, before_manifest)
 
 
 def same_content(path: Path, data: bytes, before: bytes) -> bool:
@@ -58,11 +58,12 @@ def same_content(path: Path, data: bytes, before: bytes) -> bool:
     return data == before
 
 
-def test_any_damage_to_any_file_is_seen(artifact: Path) -> None:
+@pytest.mark.parametrize("count", [400, pytest.param(2000, marks=pytest.mark.slow)])
+def test_any_damage_to_any_file_is_seen(artifact: Path, count: int) -> None:
     rng = np.random.default_rng(3)
     assert read_all(artifact)
     files = sorted(artifact.iterdir())
-    for number in range(2000):
+    for number in range(count):
         path = files[number % len(files)]
         before = path.read_bytes()
         data = mutate_bytes(rng, before)
@@ -91,22 +92,24 @@ def damaged_header(rng: np.random.Generator, data: bytes) -> bytes:
         ("config.json", damaged_graph),
     ],
 )
+@pytest.mark.parametrize("count", [120, pytest.param(500, marks=pytest.mark.slow)])
 def test_damage_that_the_checksums_hide(
-    artifact: Path, pattern: str, damage: Callable[[np.random.Generator, bytes], bytes]
+    artifact: Path, pattern: str, damage: Callable[[np.random.Generator, bytes], bytes], count: int
 ) -> None:
     rng = np.random.default_rng(4)
     (path,) = artifact.glob(pattern)
     data = path.read_bytes()
-    for _ in range(500):
+    for _ in range(count):
         with replaced(path, damage(rng, data), sealed=True):
             read_all(artifact)
 
 
-def test_manifest_of_wrong_types(artifact: Path) -> None:
+@pytest.mark.parametrize("count", [250, pytest.param(1000, marks=pytest.mark.slow)])
+def test_manifest_of_wrong_types(artifact: Path, count: int) -> None:
     rng = np.random.default_rng(5)
     path = artifact / MANIFEST
     fields = json.loads(path.read_text())
-    for _ in range(1000):
+    for _ in range(count):
         damaged = mutate_json(rng, fields)
         with replaced(path, json.dumps(damaged).encode(), sealed=False):
             if isinstance(damaged, dict):

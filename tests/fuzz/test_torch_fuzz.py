@@ -4,11 +4,12 @@ import io
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from deepmnn.checkpoint.torch_file import TorchFile
 from deepmnn.errors import CheckpointError
-from fuzz.mutations import mutate_bytes
+from fuzz.mutations import mutate_bytes, rewrite
 
 BASE = torch.arange(12, dtype=torch.float32).reshape(3, 4)
 TENSORS = {
@@ -21,11 +22,12 @@ TENSORS = {
     "scalar": torch.tensor(3.0),
     "parameter": torch.nn.Parameter(torch.ones(3)),
 }
+COUNTS = pytest.mark.parametrize("count", [500, pytest.param(2000, marks=pytest.mark.slow)])
 
 
 def read_all(path: Path, data: bytes) -> bool:
     """Whether every tensor could be read."""
-    path.write_bytes(data)
+    rewrite(path, data)
     try:
         file = TorchFile(path)
         for name, entry in file.entries.items():
@@ -38,17 +40,19 @@ def read_all(path: Path, data: bytes) -> bool:
     return True
 
 
-def test_damaged_bytes(tmp_path: Path) -> None:
+@COUNTS
+def test_damaged_bytes(tmp_path: Path, count: int) -> None:
     buffer = io.BytesIO()
     torch.save({"state_dict": TENSORS}, buffer)
     data = buffer.getvalue()
     assert read_all(tmp_path / "a.pt", data)
     rng = np.random.default_rng(3)
-    results = [read_all(tmp_path / "a.pt", mutate_bytes(rng, data)) for _ in range(2000)]
-    assert 0 < sum(results) < 800  # padding and the numbers themselves may change unseen
+    results = [read_all(tmp_path / "a.pt", mutate_bytes(rng, data)) for _ in range(count)]
+    assert 0 < sum(results) < 0.4 * count  # padding and the numbers themselves may change unseen
 
 
-def test_damaged_pickle(tmp_path: Path) -> None:
+@COUNTS
+def test_damaged_pickle(tmp_path: Path, count: int) -> None:
     """Damage where it matters: the archive stays whole."""
     buffer = io.BytesIO()
     torch.save(TENSORS, buffer)
@@ -57,7 +61,7 @@ def test_damaged_pickle(tmp_path: Path) -> None:
     end = data.index(b".PK", begin) + 1
     rng = np.random.default_rng(4)
     results = []
-    for _ in range(2000):
+    for _ in range(count):
         damaged = mutate_bytes(rng, data[begin:end])[: end - begin].ljust(end - begin, b".")
         results.append(read_all(tmp_path / "a.pt", data[:begin] + damaged + data[end:]))
-    assert 0 < sum(results) < 1500
+    assert 0 < sum(results) < 0.75 * count

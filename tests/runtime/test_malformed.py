@@ -15,6 +15,7 @@ from deepmnn.backends.cpu import read_program
 from deepmnn.backends.cpu_model import CpuBackend
 from deepmnn.backends.program import encode
 from deepmnn.errors import ArtifactError, DeepmnnError
+from fuzz.mutations import rewrite
 
 
 def everything(b, x):
@@ -46,7 +47,7 @@ def load(directory, tmp_path):
     (tmp_path / SHARD).symlink_to(directory / SHARD)
 
     def load_bytes(changed):
-        (tmp_path / "program.bin").write_bytes(changed)
+        rewrite(tmp_path / "program.bin", changed)
         return CpuBackend(tmp_path, threads=1)
 
     return load_bytes

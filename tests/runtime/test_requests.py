@@ -230,7 +230,7 @@ def test_the_model_describes_itself(backend):
     assert model.weight_nbytes == 2 * 48 * 8 * 4
 
 
-def test_the_machine_has_limits():
-    assert _core.measure_read_bandwidth(1) > 1e8
+def test_kernels_have_limits():
+    """tests/test_benchmark.py measures memory and the best kernels, which takes longer."""
     assert _core.measure_int8_peak(1, "scalar") > 1e6
     assert _core.measure_f32_peak(1, "scalar") > 1e6
