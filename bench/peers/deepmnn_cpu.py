@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from deepmnn.engine.kv_cache import BlockTable
 
 TITLE, BUILDER, NEEDS = "deepmnn", "deepmnn_cpu", ""
-SETTINGS = "w4, groups of 64, lm_head too; KV cache bf16"
-KV_DTYPE = "bf16"
+SETTINGS = "w4, groups of 64, lm_head too; KV cache int8"
+KV_DTYPE = "int8"
 
 
 def version(source: Path | None) -> str | None:

@@ -21,7 +21,7 @@ constexpr int kSplitSums = 3;
 constexpr int kPanelBlocks = 4;
 constexpr int kPanelTileRows = 6;
 constexpr int kPanelStep = 1;
-constexpr int kStoredTiles = 3;
+constexpr int kStoredTiles = 2;
 constexpr int kVectorRegisters = 32;
 
 struct F32x16 {
