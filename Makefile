@@ -11,8 +11,9 @@ CODE := src tests tools bench
 demo: $(VENV)/.installed
 	$(VENV)/bin/deepmnn demo
 
+# Two processes; a file's tests stay together, for they share what they built.
 test: $(VENV)/.test
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-all: $(VENV)/.test
 	$(PY) -m pytest

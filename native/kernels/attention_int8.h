@@ -9,7 +9,6 @@
 #pragma once
 
 #include "kernels/attention_lanes.h"
-#include "kernels/attention_panels.h"
 
 namespace deepmnn::DEEPMNN_NS {
 

@@ -7,6 +7,12 @@
 
 namespace deepmnn::DEEPMNN_NS {
 
+// Register tiles: keys × query vectors for scores, queries × value vectors for outputs.
+constexpr int kScoreKeys = kVectorRegisters >= 32 ? 8 : 4;
+constexpr int kScoreVectors = kVectorRegisters >= 32 ? 2 : 1;
+constexpr int kValueQueries = kVectorRegisters >= 32 ? 8 : 4;
+constexpr int kValueVectors = kVectorRegisters >= 32 ? 2 : 1;
+
 struct Lanes {
   float* weights;    // [vectors of 16 queries][kTileKeys][16]: scores of a tile, then their exponentials
   float* out;        // [chunks of 32 columns][queries][32]

@@ -8,12 +8,6 @@
 
 namespace deepmnn::DEEPMNN_NS {
 
-// Register tiles: keys × query vectors for scores, queries × value vectors for outputs.
-constexpr int kScoreKeys = kVectorRegisters >= 32 ? 8 : 4;
-constexpr int kScoreVectors = kVectorRegisters >= 32 ? 2 : 1;
-constexpr int kValueQueries = kVectorRegisters >= 32 ? 8 : 4;
-constexpr int kValueVectors = kVectorRegisters >= 32 ? 2 : 1;
-
 // A panel is [chunks of kAttentionPanelCols columns][kTileKeys][kAttentionPanelCols] float32: rows of one chunk lie a
 // constant distance apart, so that a register tile addresses them all from one pointer.
 constexpr int64_t kChunkFloats = kTileKeys * kAttentionPanelCols;
