@@ -19,13 +19,19 @@
 namespace deepmnn {
 namespace {
 
+// A folder of this run, removed when it ends.
+struct Folder {
+  std::string name = (std::filesystem::temp_directory_path() / "deepmnn-numa-XXXXXX").string();
+  Folder() { CHECK(mkdtemp(name.data()) != nullptr); }
+  ~Folder() {
+    std::error_code ignored;
+    std::filesystem::remove_all(name, ignored);
+  }
+};
+
 std::string folder() {
-  static const std::string made = [] {
-    std::string name = (std::filesystem::temp_directory_path() / "deepmnn-numa-XXXXXX").string();
-    CHECK(mkdtemp(name.data()) != nullptr);
-    return name;
-  }();
-  return made;
+  static const Folder made;
+  return made.name;
 }
 
 // Where the machine has one node, a /sys that lists it twice.
