@@ -9,6 +9,7 @@
 #pragma once
 
 #include "kernels/attention_lanes.h"
+#include "kernels/quantize_rows.h"
 
 namespace deepmnn::DEEPMNN_NS {
 
@@ -75,11 +76,10 @@ struct TileNumbers {
 
 DEEPMNN_INLINE void store_i32(void* p, I32x16 a) { store(static_cast<float*>(p), from_bits(a)); }
 
-// 1 / step, lane by lane, and 0 where it would be no use: group_scale on 16 groups.
-DEEPMNN_INLINE F32x16 inverse_of(F32x16 step) {
+DEEPMNN_INLINE F32x16 inverse_of(F32x16 steps) {
   float each[16];
-  store(each, step);
-  for (float& x : each) x = x >= 1.17549435e-38f && x <= 3.40282347e38f ? 1.0f / x : 0.0f;
+  store(each, steps);
+  for (float& step : each) step = inverse_of(step);
   return load(each);
 }
 

@@ -3,9 +3,13 @@
 
 namespace deepmnn::DEEPMNN_NS {
 
-// The scale of a group whose largest magnitude has these bits, and what its numbers are multiplied by: 0 for a scale
-// that is no normal number. NaN or infinity in x becomes the scale of a group of zeros, so that a dot product with it
-// is NaN: the fault is not lost.
+// What numbers of a group with this scale are multiplied by: 0 for a scale that is no normal number.
+DEEPMNN_INLINE float inverse_of(float step) {
+  return step >= 1.17549435e-38f && step <= 3.40282347e38f ? 1.0f / step : 0.0f;
+}
+
+// The scale of a group whose largest magnitude has these bits, and its inverse. NaN or infinity in x becomes the scale
+// of a group of zeros, so that a dot product with it is NaN: the fault is not lost.
 struct GroupScale {
   float step, inverse;
 };
@@ -14,8 +18,7 @@ DEEPMNN_INLINE GroupScale group_scale(int32_t largest_bits) {
   float largest;
   __builtin_memcpy(&largest, &largest_bits, sizeof(largest));
   const float step = largest / 127.0f;
-  const bool usable = step >= 1.17549435e-38f && step <= 3.40282347e38f;
-  return {step, usable ? 1.0f / step : 0.0f};
+  return {step, inverse_of(step)};
 }
 
 // 16 codes; x times 0 may be NaN, so nothing is multiplied by it.
