@@ -185,6 +185,35 @@ def test_bf16_cache_rounds() -> None:
     np.testing.assert_array_equal(cache.append("a", x, one_batch([4], [4])), want)
 
 
+def int8_group(x: Any) -> Any:
+    """[n, one group of columns] in int8 and back."""
+    scale = np.abs(x).max(axis=1, keepdims=True).astype(np.float64) / 127
+    return np.rint(x / np.where(scale == 0, 1, scale)) * scale
+
+
+def test_int8_cache_rounds() -> None:
+    cache = PagedCache({"a": 150}, blocks=2, block_size=4, dtype="int8")
+    x = randn(4, 150)
+    x[1, 64:128] = 0
+    got = cache.append("a", x, one_batch([4], [4]))
+    close(got, np.hstack([int8_group(x[:, i : i + 64]) for i in (0, 64, 128)]))
+
+
+@pytest.mark.parametrize(("heads", "kv_heads", "rounded"), [(2, 2, 6), (4, 2, 9), (6, 1, 10)])
+def test_more_than_five_queries_of_int8_rows_round(heads: int, kv_heads: int, rounded: int) -> None:
+    """Sequences of 6, 3 and 1 new tokens; the second head of keys has 24 columns of a group."""
+    cache = PagedCache({}, blocks=8, block_size=4, dtype="int8")
+    q, batch = randn(10, heads * 40), one_batch([6, 3, 1], [6, 9, 2])
+    want = np.array(q)
+    for head in range(heads):
+        x = q[:rounded, 40 * head : 40 * head + 40]
+        parts = np.split(x, [24], axis=1) if head >= heads / kv_heads else [x]
+        want[:rounded, 40 * head : 40 * head + 40] = np.hstack([int8_group(p) for p in parts])
+    got = cache.round_queries(q, batch, heads, kv_heads)
+    close(got, want)
+    np.testing.assert_array_equal(got[rounded:], q[rounded:])
+
+
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     path: Path = tmp_path_factory.mktemp("tiny")

@@ -8,8 +8,19 @@ from program_dir import cpu
 
 from deepmnn import _core
 from deepmnn.backends.base import Batch
-from parity import SCHEDULES, check_parity, lowered, prompts_for, reference, run_schedule
+from parity import (
+    SCHEDULES,
+    check_parity,
+    lowered,
+    prompts_for,
+    reference,
+    reference_absorbed,
+    run_schedule,
+)
 from tiny_models import ALL, tiny_checkpoint
+
+LATENT = [m for m in ALL if m[0] in ("deepseek_v2", "deepseek_v3")]
+"""Those with MLA."""
 
 
 @pytest.fixture(scope="module")
@@ -40,20 +51,36 @@ def test_an_int8_cache_is_close(tiny, model_type, index):
     model = tiny(model_type, index)
     vocab_size = model.config["vocab_size"]
     for level in (0, 3):
-        engine, oracle = cpu(threads=2)(lowered(model, level), model), None
-        if level == 3:
-            oracle = reference(lowered(model, level), model)
-        errors, drift = [], []
+        engine, errors = cpu(threads=2)(lowered(model, level), model), []
         for lengths, steps in SCHEDULES.values():
             prompts = prompts_for(lengths, vocab_size)
             got = np.concatenate(run_schedule(engine, prompts, steps, cache_dtype="int8"))
             want = np.concatenate([model.logits(prompt) for prompt in prompts])
             errors += [*np.abs(got - want).max(axis=1) / np.abs(want).max()]
-            if oracle:
-                same = np.concatenate(run_schedule(oracle, prompts, steps, cache_dtype="int8"))
-                drift += [*np.abs(got - same).max(axis=1) / np.abs(same).max()]
         assert 0 < np.median(errors) < 2.5e-2
-        assert not drift or np.median(drift) < 1.5e-2
+
+
+@pytest.mark.parametrize(
+    ("model_type", "index", "form"),
+    [(*m, "expanded") for m in ALL] + [(*m, "absorbed") for m in LATENT],
+)
+def test_an_int8_cache_holds_the_references_codes(tiny, model_type, index, form):
+    """What is left: weights of values in 15 bits move a number of a later row into the next code.
+
+    The median token, for the same reason as above.
+    """
+    model, graph = tiny(model_type, index), lowered(tiny(model_type, index), 3)
+    engine = cpu(threads=2, mla_form=form)(graph, model)
+    oracle = (reference_absorbed if form == "absorbed" else reference)(graph, model)
+    errors = []
+    for lengths, steps in SCHEDULES.values():
+        prompts = prompts_for(lengths, model.config["vocab_size"])
+        got, want = (
+            np.concatenate(run_schedule(backend, prompts, steps, cache_dtype="int8"))
+            for backend in (engine, oracle)
+        )
+        errors += [*np.abs(got - want).max(axis=1) / np.abs(want).max()]
+    assert np.median(errors) < 2e-3
 
 
 @pytest.mark.parametrize("isa", _core.isas())
@@ -65,7 +92,7 @@ def test_every_isa(tiny, model_type, isa, threads):
 
 
 @pytest.mark.parametrize("form", ["absorbed", "expanded"])
-@pytest.mark.parametrize(("model_type", "index"), [m for m in ALL if m[0] in "deepseek_v2_v3"])
+@pytest.mark.parametrize(("model_type", "index"), LATENT)
 def test_both_forms_of_latent_attention(tiny, model_type, index, form):
     check_parity(tiny(model_type, index), cpu(threads=2, mla_form=form), 3)
 

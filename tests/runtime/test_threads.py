@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from one_op import EXACT, QUANTIZED, VOCAB, add, ceil_rows, one_op
+from one_op import EXACT, INT8_CACHE, QUANTIZED, VOCAB, add, ceil_rows, one_op
 from program_dir import cpu_of, random_weights, stored, write_program
 from test_fused_ops import f32, gqa, mla, moe
 
@@ -18,9 +18,6 @@ WIDTH = 272
 LENGTHS, STEPS = [260, 9, 150], [(200, 3, 0), (1, 0, 149), (1, 1, 1), (58, 5, 0)]
 BF16_CACHE = 2e-3
 """A sum that differs in its last bit may fall to the other side when a cached row is rounded."""
-
-INT8_CACHE = 3e-2
-"""The same with the coarser steps of int8 codes, which queries have too, but not the oracle's."""
 
 
 def several_outputs(b, x):

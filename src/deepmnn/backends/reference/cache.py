@@ -20,16 +20,23 @@ _DTYPES = {
 INT8_GROUP = 64
 """Columns of an int8 row that share a scale."""
 
+FEW_QUERIES = 5
+"""More queries of one sequence for the same int8 rows become codes, too (docs/layouts.md)."""
 
-def int8_round_trip(x: F32) -> F32:
-    """Rows [n, width] as an int8 cache gives them back: code · scale, scale = max|x| / 127."""
+
+def int8_round_trip(x: F32, column: int = 0) -> F32:
+    """x [..., width] as int8 codes give it back: code · scale, scale = max|x| / 127 of a group.
+
+    Groups are those of a cache's row in which x begins at `column`.
+    """
     y = np.empty_like(x)
-    for start in range(0, x.shape[1], INT8_GROUP):
-        group = x[:, start : start + INT8_GROUP]
-        scale = np.abs(group).max(axis=1, keepdims=True) / np.float32(127)
+    for start in range(-(column % INT8_GROUP), x.shape[-1], INT8_GROUP):
+        part = slice(max(start, 0), start + INT8_GROUP)
+        group = x[..., part]
+        scale = np.abs(group).max(axis=-1, keepdims=True) / np.float32(127)
         usable = scale >= np.finfo(np.float32).tiny  # as the core's quantize_rows
         codes = np.rint(group * np.where(usable, 1 / np.where(usable, scale, 1), 0))
-        y[:, start : start + INT8_GROUP] = codes * scale
+        y[..., part] = codes * scale
     return y
 
 
@@ -69,6 +76,21 @@ class PagedCache:
             entry[slots[length - (tokens.stop - tokens.start) :]] = x[tokens]
             seen.append(entry[slots].astype(np.float32))
         return np.concatenate(seen)
+
+    def round_queries(self, q: F32, batch: Batch, heads: int, kv_heads: int) -> F32:
+        """Queries [tokens, heads · d] as they are multiplied with rows [kv_heads · d].
+
+        A head of keys is read by heads / kv_heads queries of each new token of a sequence. Other
+        sequences never count, even with shared blocks: they must not change its numbers.
+        """
+        if self.dtype != "int8":
+            return q
+        group, size = heads // kv_heads, q.shape[1] // heads
+        parts = q.reshape(len(q), kv_heads, group, size)
+        codes = [int8_round_trip(parts[:, head], head * size) for head in range(kv_heads)]
+        new = np.diff(batch.sequence_starts)
+        many = np.repeat(new * group > FEW_QUERIES, new)  # [tokens]
+        return np.where(many[:, None], np.stack(codes, axis=1).reshape(q.shape), q)
 
 
 def token_ranges(batch: Batch) -> Iterator[slice]:

@@ -51,6 +51,13 @@ def _attention(c: Call) -> F32:
     return nx.attention(q, k, v, c.batch, c.a["heads"], c.a["kv_heads"], c.a["scale"])
 
 
+def _attend_rows(c: Call, q: F32, k: F32, v: F32, kv_heads: int) -> F32:
+    """Attention over the cache's own rows: k and v are what they hold."""
+    heads = c.a["heads"]
+    q = c.cache.round_queries(q, c.batch, heads, kv_heads)
+    return nx.attention(q, k, v, c.batch, heads, kv_heads, c.a["scale"])
+
+
 def _add_rms_norm(c: Call) -> tuple[F32, F32]:
     total = c.x[0] + c.x[1]
     return total, nx.rms_norm(total, c.w[0], c.a["eps"])
@@ -72,7 +79,7 @@ def _gqa_attention(c: Call) -> F32:
     q = c.rope(q, positions, a["heads"])
     k = c.append("k_cache", c.rope(k, positions, a["kv_heads"]))
     v = c.append("v_cache", v)
-    return nx.attention(q, k, v, c.batch, a["heads"], a["kv_heads"], a["scale"])
+    return _attend_rows(c, q, k, v, a["kv_heads"])
 
 
 def _mla_attention(c: Call) -> F32:
@@ -112,7 +119,7 @@ def _mla_absorbed(c: Call, q_nope: F32, q_pe: F32, rows: F32) -> F32:
     q_latent = np.einsum("thn,hrn->thr", nx.split_heads(q_nope, heads), w_uk_t)
     q = nx.concat([nx.merge_heads(q_latent), q_pe], heads)
     latent = np.ascontiguousarray(rows[:, :rank])
-    out = nx.attention(q, rows, latent, c.batch, heads, 1, a["scale"])
+    out = _attend_rows(c, q, rows, latent, 1)
     return nx.merge_heads(np.einsum("thr,hvr->thv", nx.split_heads(out, heads), w_uv))
 
 
