@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "bindings/arrays.h"
 
@@ -29,25 +30,45 @@ Epilogue parse_epilogue(const std::string& name) {
 }
 
 // Activations in the form that w8 and w4 read.
-struct Quantized {
-  NewArray<int8_t> codes;
-  NewArray<float> scales;
-  NewArray<int32_t> sums;
-
-  Quantized(const Matrix<float>& x, int64_t group_size, const Kernels& kernels)
-      : codes({x.rows, groups(x, group_size) * group_size}),
-        scales({x.rows, groups(x, group_size)}),
-        sums({x.rows, groups(x, group_size)}) {
-    kernels.quantize_rows(x.data, x.stride, x.rows, x.cols, static_cast<int32_t>(group_size), codes.data(),
-                          scales.data(), sums.data());
+class Quantized {
+ public:
+  Quantized(const Matrix<float>& x, int64_t group_size, const Kernels& kernels) {
+    const int64_t codes = quantized_cols(x.cols) * x.rows, groups = codes / group_size;
+    codes_.resize(static_cast<size_t>(codes));
+    scales_.resize(static_cast<size_t>(groups));
+    sums_.resize(static_cast<size_t>(groups));
+    rows_ = {codes_.data(), scales_.data(), sums_.data(), x.rows, static_cast<int32_t>(group_size)};
+    kernels.quantize_rows(x.data, x.stride, x.rows, x.cols, rows_);
   }
-  static int64_t groups(const Matrix<float>& x, int64_t group_size) { return (x.cols + group_size - 1) / group_size; }
+  const QuantizedRows& rows() const { return rows_; }
+
+ private:
+  std::vector<int8_t> codes_;
+  std::vector<float> scales_;
+  std::vector<int32_t> sums_;
+  QuantizedRows rows_;
 };
 
+// Codes [n, groups * group_size], scales and sums [n, groups].
 auto quantize_rows(const Array& x, int64_t group_size, const std::string& isa) {
   parse_dtype("w8", group_size);
-  Quantized q(matrix<float>(x, "x"), group_size, table(isa));
-  return std::make_tuple(q.codes.release(), q.scales.release(), q.sums.release());
+  const Matrix<float> input = matrix<float>(x, "x");
+  const Quantized quantized(input, group_size, table(isa));
+  const int64_t groups = (input.cols + group_size - 1) / group_size;
+  NewArray<int8_t> codes({input.rows, groups * group_size});
+  NewArray<float> scales({input.rows, groups});
+  NewArray<int32_t> sums({input.rows, groups});
+  for (int64_t row = 0; row < input.rows; ++row) {
+    for (int64_t g = 0; g < groups; ++g) {
+      const int64_t panel = g * group_size / kPanelCols, within = g - panel * (kPanelCols / group_size);
+      const QuantizedRows from = quantized.rows().from(panel * input.rows + row);
+      const int64_t to = row * groups + g;
+      std::copy_n(from.codes + within * group_size, group_size, codes.data() + to * group_size);
+      scales.data()[to] = from.scales[within];
+      sums.data()[to] = from.sums[within];
+    }
+  }
+  return std::make_tuple(codes.release(), scales.release(), sums.release());
 }
 
 void check_index(const int32_t* index, int64_t n, int64_t rows) {
@@ -92,9 +113,7 @@ F32 linear(const Array& x, const Array& packed, const std::string& dtype, int64_
   std::optional<Quantized> quantized;
   if (group_size) {
     quantized.emplace(input, group_size, kernels);
-    task.rows.codes = quantized->codes.data();
-    task.rows.scales = quantized->scales.data();
-    task.rows.sums = quantized->sums.data();
+    task.rows.quantized = quantized->rows();
   }
   {
     const nb::gil_scoped_release release;

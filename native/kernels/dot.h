@@ -11,10 +11,21 @@ namespace deepmnn::DEEPMNN_NS {
 // One input row: floats, or the quantised form.
 struct Row {
   const float* x;
+  QuantizedRows quantized;
+};
+
+// A quantised row inside one panel.
+struct PanelRow {
   const int8_t* codes;
   const float* scales;
   const int32_t* sums;
 };
+
+template <int kGroup>
+DEEPMNN_INLINE PanelRow panel_row(const QuantizedRows& row, int64_t panel) {
+  const int64_t at = panel * row.height, group = at * (kPanelCols / kGroup);
+  return {row.codes + at * kPanelCols, row.scales + group, row.sums + group};
+}
 
 // Bytes ahead of the reader that a walk asks for: enough to hide memory latency at full bandwidth.
 constexpr int64_t kPrefetch = 8192;
@@ -92,7 +103,7 @@ struct StepW4 {
     return v % 2 == 0 ? low_nibbles(packed) : high_nibbles(packed);
   }
   template <int kRows>
-  static DEEPMNN_INLINE void run(const uint8_t* w, const Row* rows, int64_t column, IntTile<1, kRows>& acc) {
+  static DEEPMNN_INLINE void run(const uint8_t* w, const PanelRow* rows, int64_t column, IntTile<1, kRows>& acc) {
     const U8x64 packed = load_u8(w), low = low_nibbles(packed), high = high_nibbles(packed);
     DEEPMNN_UNROLL
     for (int r = 0; r < kRows; ++r) acc.v[0][r] = dot_w4(acc.v[0][r], low, high, rows[r].codes + column);
@@ -106,7 +117,7 @@ struct StepW8 {
   static DEEPMNN_INLINE I32x16 panel(I32x16 acc, const uint8_t* w, const int8_t* a) { return panel_w8(acc, w, a); }
   static DEEPMNN_INLINE U8x64 vector(const uint8_t* w, int v) { return load_u8(w + v * 64); }
   template <int kRows>
-  static DEEPMNN_INLINE void run(const uint8_t* w, const Row* rows, int64_t column, IntTile<1, kRows>& acc) {
+  static DEEPMNN_INLINE void run(const uint8_t* w, const PanelRow* rows, int64_t column, IntTile<1, kRows>& acc) {
     const U8x64 packed = load_u8(w);
     DEEPMNN_UNROLL
     for (int r = 0; r < kRows; ++r) acc.v[0][r] = dot_w8(acc.v[0][r], packed, rows[r].codes + column);
@@ -116,7 +127,7 @@ struct StepW8 {
 // kSteps steps in a row, in turn over the kCount sets of accumulators: unrolled, because at a loop's edge compilers
 // copy every accumulator (int8 ran at 57 % of the multipliers' peak instead of 77 %).
 template <class Step, int kSteps, int kRows, int kCount>
-DEEPMNN_INLINE void walk(const uint8_t*& w, const Row* rows, int64_t& column, IntTile<1, kRows> (&acc)[kCount]) {
+DEEPMNN_INLINE void walk(const uint8_t*& w, const PanelRow* rows, int64_t& column, IntTile<1, kRows> (&acc)[kCount]) {
   DEEPMNN_UNROLL
   for (int s = 0; s < kSteps; ++s) {
     prefetch(w + kPrefetch);
@@ -128,32 +139,44 @@ DEEPMNN_INLINE void walk(const uint8_t*& w, const Row* rows, int64_t& column, In
 
 // One block, read as one stream. Group by group: exact int32 sums, started at -offset * sum of codes, then one
 // multiply-add with both scales.
+template <class Step, int kGroup, int kRows>
+DEEPMNN_INLINE void dot_groups(const uint8_t* w, int64_t cols, const Row* rows, Tile<1, kRows>& out) {
+  constexpr int kCount = kRows <= kSplitSums ? 2 : 1;  // accumulators (exact, so their order does not matter)
+  constexpr int kSteps = kGroup / Step::kColumns, kTogether = kSteps < 8 ? kSteps : 8;
+  clear(out);
+  for (int64_t panel = 0; panel * kPanelCols < cols; ++panel) {
+    PanelRow at[kRows];
+    DEEPMNN_UNROLL
+    for (int r = 0; r < kRows; ++r) at[r] = panel_row<kGroup>(rows[r].quantized, panel);
+    const int64_t left = cols - panel * kPanelCols, end = left < kPanelCols ? left : kPanelCols;
+    for (int64_t column = 0, g = 0; column < end; ++g) {
+      IntTile<1, kRows> acc[kCount];
+      DEEPMNN_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        acc[0].v[0][r] = splat_i32(-Step::kBias * at[r].sums[g]);
+        if (kCount == 2) acc[kCount - 1].v[0][r] = splat_i32(0);
+      }
+      for (int s = 0; s < kSteps; s += kTogether) walk<Step, kTogether>(w, at, column, acc);
+      const F32x16 scale = load_f16(w);
+      DEEPMNN_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const I32x16 total = kCount == 2 ? acc[0].v[0][r] + acc[kCount - 1].v[0][r] : acc[0].v[0][r];
+        out.v[0][r] = fma(to_float(total), scale * splat(at[r].scales[g]), out.v[0][r]);
+      }
+      w += 2 * kBlockRows;
+    }
+  }
+}
+
 template <class Step, int kRows>
 DEEPMNN_INLINE void dot_quantized(const uint8_t* w, const Weight& weight, const Row* rows, Tile<1, kRows>& out) {
-  constexpr int kCount = kRows <= kSplitSums ? 2 : 1;  // accumulators (exact, so their order does not matter)
-  const int64_t groups = (weight.cols + weight.group_size - 1) / weight.group_size;
-  const int64_t steps = weight.group_size / Step::kColumns;
-  int64_t column = 0;
-  clear(out);
-  for (int64_t g = 0; g < groups; ++g) {
-    IntTile<1, kRows> acc[kCount];
-    DEEPMNN_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      acc[0].v[0][r] = splat_i32(-Step::kBias * rows[r].sums[g]);
-      if (kCount == 2) acc[kCount - 1].v[0][r] = splat_i32(0);
-    }
-    if (steps % 8 == 0) {
-      for (int64_t s = 0; s < steps; s += 8) walk<Step, 8>(w, rows, column, acc);
-    } else {  // groups of 32 in w4
-      for (int64_t s = 0; s < steps; s += 4) walk<Step, 4>(w, rows, column, acc);
-    }
-    const F32x16 scale = load_f16(w);
-    DEEPMNN_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      const I32x16 total = kCount == 2 ? acc[0].v[0][r] + acc[kCount - 1].v[0][r] : acc[0].v[0][r];
-      out.v[0][r] = fma(to_float(total), scale * splat(rows[r].scales[g]), out.v[0][r]);
-    }
-    w += 2 * kBlockRows;
+  switch (weight.group_size) {
+    case 32:
+      return dot_groups<Step, 32>(w, weight.cols, rows, out);
+    case 64:
+      return dot_groups<Step, 64>(w, weight.cols, rows, out);
+    default:
+      return dot_groups<Step, 128>(w, weight.cols, rows, out);
   }
 }
 

@@ -27,14 +27,34 @@ struct Weight {
 int64_t block_nbytes(DType dtype, int64_t cols, int32_t group_size);
 int64_t packed_nbytes(DType dtype, int64_t rows, int64_t cols, int32_t group_size);
 
-// Input rows of a linear. f32 and bf16 weights read x; w8 and w4 read the quantised form:
-// codes [n, padded_cols], scales and sums [n, groups], where groups = ceil(cols / group_size).
+constexpr int64_t kPanelCols = 256;  // a multiple of every group size
+
+// Activations in int8 (docs/layouts.md), panel by panel of kPanelCols columns: what a tile of some rows reads of a
+// panel lies together, however long the rows are. Codes [panels, height, kPanelCols], scales and sums [panels, height,
+// groups of a panel]; the last panel may be filled in part.
+struct QuantizedRows {
+  int8_t* codes = nullptr;
+  float* scales = nullptr;
+  int32_t* sums = nullptr;
+  int64_t height = 0;  // rows from one panel to the next
+  int32_t group_size = 0;
+
+  int32_t panel_groups() const { return static_cast<int32_t>(kPanelCols) / group_size; }
+  // Row `first` and those after it.
+  QuantizedRows from(int64_t first) const {
+    const int64_t group = first * panel_groups();
+    return {codes + first * kPanelCols, scales + group, sums + group, height, group_size};
+  }
+};
+
+// Codes of one row, in whole panels.
+constexpr int64_t quantized_cols(int64_t cols) { return (cols + kPanelCols - 1) / kPanelCols * kPanelCols; }
+
+// Input rows of a linear. f32 and bf16 weights read x; w8 and w4 read the quantised form.
 struct Rows {
   const float* x = nullptr;
   int64_t stride = 0;  // floats between rows of x
-  const int8_t* codes = nullptr;
-  const float* scales = nullptr;
-  const int32_t* sums = nullptr;
+  QuantizedRows quantized;
   const int32_t* index = nullptr;  // row i of the task is row index[i] here; null: row i
   int64_t n = 0;
 };
@@ -103,9 +123,8 @@ struct Kernels {
   // y columns of output blocks [begin, end); a block is 16 columns of y (for swiglu: of one gate/up pair).
   void (*linear)(const LinearTask& task, int64_t begin, int64_t end);
 
-  // Quantises rows [n, cols] (stride floats apart) per group: codes [n, groups * group_size], scales, sums [n, groups].
-  void (*quantize_rows)(const float* x, int64_t stride, int64_t n, int64_t cols, int32_t group_size, int8_t* codes,
-                        float* scales, int32_t* sums);
+  // Quantises rows [n, cols] (stride floats apart) per group to the first n rows of out.
+  void (*quantize_rows)(const float* x, int64_t stride, int64_t n, int64_t cols, const QuantizedRows& out);
 
   // Decodes columns [0, cols) of one weight row to y (embedding lookup).
   void (*decode_row)(const Weight& weight, int64_t row, float* y);

@@ -31,20 +31,15 @@ struct StepOf<DType::w8> {
   using Type = StepW8;
 };
 
-DEEPMNN_INLINE int64_t group_count(const Weight& weight) {
-  return weight.group_size ? (weight.cols + weight.group_size - 1) / weight.group_size : 0;
-}
-
 // The task's input row i.
 template <DType kDType>
 DEEPMNN_INLINE Row input_row(const LinearTask& task, int64_t i) {
   const Rows& rows = task.rows;
   const int64_t at = rows.index ? rows.index[i] : i;
   if constexpr (!kQuantized<kDType>) {
-    return {rows.x + at * rows.stride, nullptr, nullptr, nullptr};
+    return {rows.x + at * rows.stride, {}};
   } else {
-    const int64_t groups = group_count(task.weight), first = at * groups;
-    return {nullptr, rows.codes + first * task.weight.group_size, rows.scales + first, rows.sums + first};
+    return {nullptr, rows.quantized.from(at)};
   }
 }
 

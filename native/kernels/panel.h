@@ -8,8 +8,7 @@
 
 namespace deepmnn::DEEPMNN_NS {
 
-constexpr int64_t kPanelCols = 256;  // a multiple of every group size
-constexpr int64_t kAheadRows = 24;   // with more rows a panel takes so long that memory keeps up by itself
+constexpr int64_t kAheadRows = 24;  // with more rows a panel takes so long that memory keeps up by itself
 
 // Bytes of one group of a block, its 32 bytes of scales at the end.
 template <class Step>
@@ -27,9 +26,9 @@ struct Panel {
     return codes + (((v / kPanelStep) * kBlocks + b) * kPanelStep + v % kPanelStep) * 64;
   }
 
-  // Adds group g times the codes at a[r] of kRows rows.
+  // Adds group g times the codes of kRows rows.
   template <class Step, int kGroup, int kRows>
-  DEEPMNN_INLINE void add(int64_t g, const int8_t* const* a, int64_t column, IntTile<kBlocks, kRows>& acc) const {
+  DEEPMNN_INLINE void add(int64_t g, const PanelRow* rows, int64_t column, IntTile<kBlocks, kRows>& acc) const {
     const uint8_t* w = codes + g * (kGroup / 4 * kBlocks * 64);
     DEEPMNN_UNROLL
     for (int s = 0; s < kGroup / 4 / kPanelStep; ++s) {
@@ -37,8 +36,8 @@ struct Panel {
       for (int r = 0; r < kRows; ++r) {
         DEEPMNN_UNROLL
         for (int b = 0; b < kBlocks; ++b) {
-          acc.v[b][r] =
-              Step::panel(acc.v[b][r], w + (s * kBlocks + b) * kPanelStep * 64, a[r] + column + 4 * kPanelStep * s);
+          acc.v[b][r] = Step::panel(acc.v[b][r], w + (s * kBlocks + b) * kPanelStep * 64,
+                                    rows[r].codes + column + 4 * kPanelStep * s);
         }
       }
     }
@@ -54,7 +53,7 @@ struct StoredPanel {
   int64_t block_bytes;
 
   template <class, int, int kRows>
-  DEEPMNN_INLINE void add(int64_t g, const int8_t* const* a, int64_t column, IntTile<kBlocks, kRows>& acc) const {
+  DEEPMNN_INLINE void add(int64_t g, const PanelRow* rows, int64_t column, IntTile<kBlocks, kRows>& acc) const {
     const uint8_t* at = w + g * kBytes;
     DEEPMNN_UNROLL
     for (int s = 0; s < kGroup / 4; ++s) {
@@ -65,7 +64,8 @@ struct StoredPanel {
       DEEPMNN_UNROLL
       for (int r = 0; r < kRows; ++r) {
         DEEPMNN_UNROLL
-        for (int b = 0; b < kBlocks; ++b) acc.v[b][r] = dot_codes(acc.v[b][r], codes[b], a[r] + column + 4 * s);
+        for (int b = 0; b < kBlocks; ++b)
+          acc.v[b][r] = dot_codes(acc.v[b][r], codes[b], rows[r].codes + column + 4 * s);
       }
     }
   }
@@ -121,33 +121,32 @@ struct Ahead {
   }
 };
 
-// Groups [first_group, first_group + groups) of kRows rows: exact int32 sums of each group, then one multiply-add with
-// both scales.
+// The groups of one panel with kRows rows: exact int32 sums of each group, then one multiply-add with both scales.
 template <class Step, int kGroup, int kBlocks, int kRows, class Source>
-void panel_tile(const Source& panel, int64_t first_group, int64_t groups, const Row* rows, int64_t block_bytes,
-                Ahead& ahead, float (*sums)[kBlocks][kBlockRows]) {
-  const int8_t* a[kRows];
+void panel_tile(const Source& source, int64_t panel, int64_t groups, const Row* rows, int64_t block_bytes, Ahead& ahead,
+                float (*sums)[kBlocks][kBlockRows]) {
+  PanelRow at[kRows];
   DEEPMNN_UNROLL
-  for (int r = 0; r < kRows; ++r) a[r] = rows[r].codes;
-  int64_t column = first_group * kGroup;
+  for (int r = 0; r < kRows; ++r) at[r] = panel_row<kGroup>(rows[r].quantized, panel);
+  int64_t column = 0;
   for (int64_t g = 0; g < groups; ++g) {
     __asm__ volatile("" : : : "memory");  // the sums stay in memory: registers are for the accumulators
     ahead.fetch<kBlocks>(block_bytes);
     IntTile<kBlocks, kRows> acc;
     DEEPMNN_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const I32x16 start = splat_i32(-Step::kBias * rows[r].sums[first_group + g]);
+      const I32x16 start = splat_i32(-Step::kBias * at[r].sums[g]);
       DEEPMNN_UNROLL
       for (int b = 0; b < kBlocks; ++b) acc.v[b][r] = start;
     }
-    panel.template add<Step, kGroup, kRows>(g, a, column, acc);
+    source.template add<Step, kGroup, kRows>(g, at, column, acc);
     column += kGroup;
     DEEPMNN_UNROLL
     for (int b = 0; b < kBlocks; ++b) {
-      const F32x16 scale = panel.scale(g, b);
+      const F32x16 scale = source.scale(g, b);
       DEEPMNN_UNROLL
       for (int r = 0; r < kRows; ++r) {
-        const F32x16 scales = scale * splat(rows[r].scales[first_group + g]);
+        const F32x16 scales = scale * splat(at[r].scales[g]);
         store(sums[r][b], fma(to_float(acc.v[b][r]), scales, load(sums[r][b])));
       }
     }
@@ -156,15 +155,14 @@ void panel_tile(const Source& panel, int64_t first_group, int64_t groups, const 
 
 // The tile of exactly n rows (1 .. kRows).
 template <class Step, int kGroup, int kBlocks, int kRows, class Source>
-void run_panel_tile(int64_t n, const Source& panel, int64_t first_group, int64_t groups, const Row* rows,
+void run_panel_tile(int64_t n, const Source& source, int64_t panel, int64_t groups, const Row* rows,
                     int64_t block_bytes, Ahead& ahead, float (*sums)[kBlocks][kBlockRows]) {
   if constexpr (kRows > 1) {
     if (n < kRows) {
-      return run_panel_tile<Step, kGroup, kBlocks, kRows - 1>(n, panel, first_group, groups, rows, block_bytes, ahead,
-                                                              sums);
+      return run_panel_tile<Step, kGroup, kBlocks, kRows - 1>(n, source, panel, groups, rows, block_bytes, ahead, sums);
     }
   }
-  panel_tile<Step, kGroup, kBlocks, kRows>(panel, first_group, groups, rows, block_bytes, ahead, sums);
+  panel_tile<Step, kGroup, kBlocks, kRows>(source, panel, groups, rows, block_bytes, ahead, sums);
 }
 
 // The dot products of kBlocks blocks at w with n (at most kLinearPanelRows) rows.
@@ -184,8 +182,8 @@ void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, cons
     const auto run = [&](const auto& source) {
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t i = n * tile / tiles, end = n * (tile + 1) / tiles;
-        run_panel_tile<Step, kGroup, kBlocks, kPanelTileRows>(end - i, source, g, groups, rows + i, block_bytes, ahead,
-                                                              sums.v + i);
+        run_panel_tile<Step, kGroup, kBlocks, kPanelTileRows>(end - i, source, g / most, groups, rows + i, block_bytes,
+                                                              ahead, sums.v + i);
       }
     };
     if constexpr (kStoredTiles > 0) {

@@ -74,14 +74,16 @@ DEEPMNN_INLINE void quantize_group(const float* x, int64_t n, int32_t size, int8
   quantize_whole<8>(x, codes, scale, total);
 }
 
-inline void quantize_rows_kernel(const float* x, int64_t stride, int64_t n, int64_t cols, int32_t group_size,
-                                 int8_t* codes, float* scales, int32_t* sums) {
-  const int64_t groups = (cols + group_size - 1) / group_size;
+inline void quantize_rows_kernel(const float* x, int64_t stride, int64_t n, int64_t cols, const QuantizedRows& out) {
+  const int64_t size = out.group_size;
   for (int64_t row = 0; row < n; ++row) {
-    for (int64_t g = 0; g < groups; ++g) {
-      const int64_t column = g * group_size, at = row * groups + g;
-      const int64_t left = cols - column < group_size ? cols - column : group_size;
-      quantize_group(x + row * stride + column, left, group_size, codes + at * group_size, scales + at, sums + at);
+    for (int64_t first = 0; first < cols; first += kPanelCols) {
+      QuantizedRows to = out.from(first / kPanelCols * out.height + row);
+      const int64_t end = cols - first < kPanelCols ? cols : first + kPanelCols;
+      for (int64_t column = first; column < end; column += size, to.codes += size) {
+        const int64_t left = end - column < size ? end - column : size;
+        quantize_group(x + row * stride + column, left, out.group_size, to.codes, to.scales++, to.sums++);
+      }
     }
   }
 }

@@ -34,7 +34,7 @@ inline void store_row(const Step& step, const float* x, int64_t n, size_t entry,
       const int64_t cols = std::min(kCacheGroup, n - first);
       int8_t codes[kCacheGroup];
       int32_t sum;
-      step.kernels.quantize_rows(x + first, cols, 1, cols, kCacheGroup, codes, scales++, &sum);
+      step.kernels.quantize_rows(x + first, cols, 1, cols, {codes, scales++, &sum, 1, kCacheGroup});
       std::memcpy(to + first, codes, static_cast<size_t>(cols));
     }
   }

@@ -43,7 +43,7 @@ class ExpertLinear : public Op {
       task.weight = weights_[static_cast<size_t>(groups.experts[i])];
       task.rows.x = step.f32(x_);
       task.rows.stride = in;
-      quantized.put_into(task.rows);
+      task.rows.quantized = quantized;
       task.rows.index = (per_choice_ ? groups.choices : groups.tokens) + groups.starts[i];
       task.rows.n = groups.size(i);
       task.y = parts + groups.starts[i] * out;

@@ -68,12 +68,7 @@ LinearTask row_range(LinearTask task, int64_t first, int64_t n) {
     rows.index += first;
   } else {
     if (rows.x) rows.x += first * rows.stride;
-    if (rows.codes) {
-      const int64_t group_size = task.weight.group_size, groups = ceil_div(task.weight.cols, group_size);
-      rows.codes += first * groups * group_size;
-      rows.scales += first * groups;
-      rows.sums += first * groups;
-    }
+    if (rows.quantized.codes) rows.quantized = rows.quantized.from(first);
   }
   rows.n = n;
   task.y += first * task.y_stride;

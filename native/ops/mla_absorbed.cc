@@ -43,8 +43,7 @@ void run_per_head(Step& step, int64_t heads, const PerHead& p) {
     for_rows(step, heads * p.n, p.weight.cols, [&](int64_t row, int) {
       const int64_t head = row / p.n, i = row % p.n;
       const float* x = p.x + ((p.tokens ? p.tokens[i] : i) * heads + head) * p.x_width;
-      const QuantizedRows to = quantized.from(row);
-      step.kernels.quantize_rows(x, p.x_width, 1, p.weight.cols, to.group_size, to.codes, to.scales, to.sums);
+      step.kernels.quantize_rows(x, p.x_width, 1, p.weight.cols, quantized.from(row));
     });
   }
   for (int64_t head = 0; head < heads; ++head) {
@@ -54,7 +53,7 @@ void run_per_head(Step& step, int64_t heads, const PerHead& p) {
     task.rows.x = p.x + head * p.x_width;
     task.rows.stride = heads * p.x_width;
     if (is_quantized(p.weight.dtype)) {
-      quantized.from(head * p.n).put_into(task.rows);
+      task.rows.quantized = quantized.from(head * p.n);
     } else {
       task.rows.index = p.tokens;
     }

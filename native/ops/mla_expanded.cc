@@ -58,11 +58,11 @@ void rebuild(Step& step, const Mla& mla, const Room& room, int64_t context, int6
   LinearTask* tasks = step.scratch.take<LinearTask>(2 * heads);
   for (int64_t i = 0; i < heads; ++i) {
     LinearTask& k = tasks[2 * i] = expand(mla, head_matrix(mla.w_uk, first + i, mla.nope), room, context);
-    if (is_quantized(k.weight.dtype)) room.latents_uk.put_into(k.rows);
+    k.rows.quantized = room.latents_uk;
     k.y = room.k + i * mla.qk_dim();
     k.y_stride = heads * mla.qk_dim();
     LinearTask& v = tasks[2 * i + 1] = expand(mla, head_matrix(mla.w_uv, first + i, mla.v_dim), room, context);
-    if (is_quantized(v.weight.dtype)) room.latents_uv.put_into(v.rows);
+    v.rows.quantized = room.latents_uv;
     v.y = room.v + i * mla.v_dim;
     v.y_stride = heads * mla.v_dim;
   }

@@ -66,7 +66,7 @@ class Moe : public Op {
       task.weight = gate_up_[static_cast<size_t>(groups.experts[i])];
       task.rows.x = step.f32(x_);
       task.rows.stride = x_.width;
-      quantized.put_into(task.rows);
+      task.rows.quantized = quantized;
       task.rows.index = groups.tokens + groups.starts[i];
       task.rows.n = groups.size(i);
       task.y = hidden + groups.starts[i] * size_;
@@ -89,7 +89,7 @@ class Moe : public Op {
       task.weight = down_[static_cast<size_t>(groups.experts[i])];
       task.rows.x = hidden + groups.starts[i] * size_;
       task.rows.stride = size_;
-      if (down_group_) quantized.from(groups.starts[i]).put_into(task.rows);
+      if (down_group_) task.rows.quantized = quantized.from(groups.starts[i]);
       task.rows.n = groups.size(i);
       task.y = parts + groups.starts[i] * y_.width;
       task.y_stride = task.out_cols = y_.width;

@@ -6,18 +6,16 @@ namespace deepmnn {
 namespace {
 
 void fill(Step& step, const float* x, int64_t stride, int64_t n, int64_t cols, const QuantizedRows& out) {
-  for_rows(step, n, cols, [&](int64_t row, int) {
-    const QuantizedRows to = out.from(row);
-    step.kernels.quantize_rows(x + row * stride, stride, 1, cols, out.group_size, to.codes, to.scales, to.sums);
-  });
+  for_rows(step, n, cols,
+           [&](int64_t row, int) { step.kernels.quantize_rows(x + row * stride, stride, 1, cols, out.from(row)); });
 }
 
 }  // namespace
 
 QuantizedRows take_quantized(Step& step, int64_t n, int64_t cols, int32_t group_size) {
-  const int64_t groups = (cols + group_size - 1) / group_size;
-  return {step.scratch.take<int8_t>(n * groups * group_size), step.scratch.take<float>(n * groups),
-          step.scratch.take<int32_t>(n * groups), groups, group_size};
+  const int64_t codes = quantized_cols(cols) * n, groups = codes / group_size;
+  return {step.scratch.take<int8_t>(codes), step.scratch.take<float>(groups), step.scratch.take<int32_t>(groups), n,
+          group_size};
 }
 
 QuantizedRows quantize(Step& step, const float* x, int64_t stride, int64_t n, int64_t cols, int32_t group_size) {
@@ -36,12 +34,11 @@ QuantizedRows QuantizedCache::get(Step& step, const Buffer& buffer, int32_t grou
   }
   Entry& entry = entries_[next_];
   next_ = (next_ + 1) % kEntries;
-  const int64_t n = step.n(buffer), groups = (buffer.width + group_size - 1) / group_size;
+  const int64_t n = step.n(buffer), codes = quantized_cols(buffer.width) * n, groups = codes / group_size;
   entry.buffer = -1;
-  entry.rows = {reinterpret_cast<int8_t*>(entry.codes.reserve(n * groups * group_size, "quantised activations")),
-                reinterpret_cast<float*>(entry.scales.reserve(n * groups * 4, "quantised activations")),
-                reinterpret_cast<int32_t*>(entry.sums.reserve(n * groups * 4, "quantised activations")), groups,
-                group_size};
+  entry.rows = {reinterpret_cast<int8_t*>(entry.codes.reserve(codes, "quantised activations")),
+                reinterpret_cast<float*>(entry.scales.reserve(groups * 4, "quantised activations")),
+                reinterpret_cast<int32_t*>(entry.sums.reserve(groups * 4, "quantised activations")), n, group_size};
   fill(step, step.f32(buffer), buffer.width, n, buffer.width, entry.rows);
   entry.buffer = buffer.id;
   return entry.rows;
@@ -52,7 +49,7 @@ Rows input_rows(Step& step, const Buffer& buffer, const Weight& weight) {
   rows.x = step.f32(buffer);
   rows.stride = buffer.width;
   rows.n = step.n(buffer);
-  if (is_quantized(weight.dtype)) step.quantized.get(step, buffer, weight.group_size).put_into(rows);
+  if (is_quantized(weight.dtype)) rows.quantized = step.quantized.get(step, buffer, weight.group_size);
   return rows;
 }
 

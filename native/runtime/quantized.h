@@ -13,25 +13,6 @@ struct Buffer;
 
 inline bool is_quantized(DType dtype) { return dtype == DType::w8 || dtype == DType::w4; }
 
-// Rows quantised per group of `group_size` columns: codes [n, groups * group_size], scales and sums [n, groups].
-struct QuantizedRows {
-  int8_t* codes = nullptr;
-  float* scales = nullptr;
-  int32_t* sums = nullptr;
-  int64_t groups = 0;
-  int32_t group_size = 0;
-
-  // Row `first` and those after it.
-  QuantizedRows from(int64_t first) const {
-    return {codes + first * groups * group_size, scales + first * groups, sums + first * groups, groups, group_size};
-  }
-  void put_into(Rows& rows) const {
-    rows.codes = codes;
-    rows.scales = scales;
-    rows.sums = sums;
-  }
-};
-
 // Room for n rows in the op's scratch.
 QuantizedRows take_quantized(Step& step, int64_t n, int64_t cols, int32_t group_size);
 
