@@ -61,7 +61,7 @@ auto quantize_rows(const Array& x, int64_t group_size, const std::string& isa) {
   for (int64_t row = 0; row < input.rows; ++row) {
     for (int64_t g = 0; g < groups; ++g) {
       const int64_t panel = g * group_size / kPanelCols, within = g - panel * (kPanelCols / group_size);
-      const QuantizedRows from = quantized.rows().from(panel * input.rows + row);
+      const QuantizedRows from = quantized.rows().from(row).from_panel(panel);
       const int64_t to = row * groups + g;
       std::copy_n(from.codes + within * group_size, group_size, codes.data() + to * group_size);
       scales.data()[to] = from.scales[within];

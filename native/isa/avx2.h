@@ -17,6 +17,7 @@ constexpr int kPanelBlocks = 1;
 constexpr int kPanelTileRows = 4;
 constexpr int kPanelStep = 8;
 constexpr int kStoredTiles = 0;
+constexpr bool kFusedFma = true;
 constexpr int kVectorRegisters = 8;
 
 struct F32x16 {

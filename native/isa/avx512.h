@@ -22,6 +22,7 @@ constexpr int kPanelBlocks = 4;
 constexpr int kPanelTileRows = 6;
 constexpr int kPanelStep = 1;
 constexpr int kStoredTiles = 2;
+constexpr bool kFusedFma = true;
 constexpr int kVectorRegisters = 32;
 
 struct F32x16 {

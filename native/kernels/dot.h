@@ -14,17 +14,18 @@ struct Row {
   QuantizedRows quantized;
 };
 
-// A quantised row inside one panel.
+// One panel of a quantised row.
 struct PanelRow {
   const int8_t* codes;
   const float* scales;
   const int32_t* sums;
 };
 
+// The panel of the row `at` rows on: rows.from(at) with a group size that the compiler knows.
 template <int kGroup>
-DEEPMNN_INLINE PanelRow panel_row(const QuantizedRows& row, int64_t panel) {
-  const int64_t at = panel * row.height, group = at * (kPanelCols / kGroup);
-  return {row.codes + at * kPanelCols, row.scales + group, row.sums + group};
+DEEPMNN_INLINE PanelRow panel_row(const QuantizedRows& rows, int64_t at) {
+  const int64_t group = at * (kPanelCols / kGroup);
+  return {rows.codes + at * kPanelCols, rows.scales + group, rows.sums + group};
 }
 
 // Bytes ahead of the reader that a walk asks for: enough to hide memory latency at full bandwidth.
@@ -137,8 +138,8 @@ DEEPMNN_INLINE void walk(const uint8_t*& w, const PanelRow* rows, int64_t& colum
   }
 }
 
-// One block, read as one stream. Group by group: exact int32 sums, started at -offset * sum of codes, then one
-// multiply-add with both scales.
+// One block, read as one stream. Group by group: exact int32 sums, started at -offset * sum of codes, times the
+// weights' scale, then one multiply-add with the activations'.
 template <class Step, int kGroup, int kRows>
 DEEPMNN_INLINE void dot_groups(const uint8_t* w, int64_t cols, const Row* rows, Tile<1, kRows>& out) {
   constexpr int kCount = kRows <= kSplitSums ? 2 : 1;  // accumulators (exact, so their order does not matter)
@@ -147,7 +148,7 @@ DEEPMNN_INLINE void dot_groups(const uint8_t* w, int64_t cols, const Row* rows, 
   for (int64_t panel = 0; panel * kPanelCols < cols; ++panel) {
     PanelRow at[kRows];
     DEEPMNN_UNROLL
-    for (int r = 0; r < kRows; ++r) at[r] = panel_row<kGroup>(rows[r].quantized, panel);
+    for (int r = 0; r < kRows; ++r) at[r] = panel_row<kGroup>(rows[r].quantized, panel * rows[r].quantized.height);
     const int64_t left = cols - panel * kPanelCols, end = left < kPanelCols ? left : kPanelCols;
     for (int64_t column = 0, g = 0; column < end; ++g) {
       IntTile<1, kRows> acc[kCount];
@@ -161,7 +162,7 @@ DEEPMNN_INLINE void dot_groups(const uint8_t* w, int64_t cols, const Row* rows, 
       DEEPMNN_UNROLL
       for (int r = 0; r < kRows; ++r) {
         const I32x16 total = kCount == 2 ? acc[0].v[0][r] + acc[kCount - 1].v[0][r] : acc[0].v[0][r];
-        out.v[0][r] = fma(to_float(total), scale * splat(at[r].scales[g]), out.v[0][r]);
+        out.v[0][r] = fma(to_float(total) * scale, splat(at[r].scales[g]), out.v[0][r]);
       }
       w += 2 * kBlockRows;
     }

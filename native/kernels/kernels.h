@@ -45,6 +45,8 @@ struct QuantizedRows {
     const int64_t group = first * panel_groups();
     return {codes + first * kPanelCols, scales + group, sums + group, height, group_size};
   }
+  // Panel `panel` and those after it.
+  QuantizedRows from_panel(int64_t panel) const { return from(panel * height); }
 };
 
 // Codes of one row, in whole panels.

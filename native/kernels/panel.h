@@ -8,8 +8,6 @@
 
 namespace deepmnn::DEEPMNN_NS {
 
-constexpr int64_t kAheadRows = 24;  // with more rows a panel takes so long that memory keeps up by itself
-
 // Bytes of one group of a block, its 32 bytes of scales at the end.
 template <class Step>
 constexpr int64_t group_nbytes(int64_t group_size) {
@@ -107,68 +105,82 @@ void fill_panel(const uint8_t* w, int64_t block_bytes, int64_t group_size, int64
 }
 
 // What the tiles of a panel ask for while they compute: the lines of the next panel's weights, spread over the groups,
-// because memory takes only so many requests at once.
+// because memory takes only so many requests at once. They go to the second-level cache (`far`) where an unpacked
+// panel fills the first.
+template <int kBlocks, bool kFar>
 struct Ahead {
-  const uint8_t* w;  // of the first block
-  int64_t lines;     // for each group and block
+  const uint8_t* w;    // of the first block
+  const uint8_t* end;  // of its panel
+  int64_t lines;       // for each group and block
 
-  template <int kBlocks>
   DEEPMNN_INLINE void fetch(int64_t block_bytes) {
-    for (int64_t i = 0; i < lines; ++i, w += 64) {
+    for (int64_t i = 0; i < lines && w < end; ++i, w += 64) {
       DEEPMNN_UNROLL
-      for (int b = 0; b < kBlocks; ++b) prefetch(w + b * block_bytes);
+      for (int b = 0; b < kBlocks; ++b) kFar ? prefetch_far(w + b * block_bytes) : prefetch(w + b * block_bytes);
     }
   }
 };
 
-// The groups of one panel with kRows rows: exact int32 sums of each group, then one multiply-add with both scales.
-template <class Step, int kGroup, int kBlocks, int kRows, class Source>
-void panel_tile(const Source& source, int64_t panel, int64_t groups, const Row* rows, int64_t block_bytes, Ahead& ahead,
-                float (*sums)[kBlocks][kBlockRows]) {
+// A group's integer sums times the weights' scale. Where fma rounds once, sums start at the bits of 1.5 · 2^23 and are
+// floats as they stand, of that number plus the sum (below 2^22 in size); it is taken away again by the multiply-add
+// that multiplies, exactly: a scale has 11 bits. One instruction instead of two, and the same bits.
+constexpr int32_t kSumStart = kFusedFma ? 0x4b400000 : 0;
+
+DEEPMNN_INLINE F32x16 scaled_sum(I32x16 sum, F32x16 scale) {
+  return kFusedFma ? fma(from_bits(sum), scale, scale * splat(-12582912.0f)) : to_float(sum) * scale;
+}
+
+// The groups of one panel with kRows rows, `index` of `rows`: exact int32 sums of each group times the weights' scale,
+// then one multiply-add with the activations'.
+template <class Step, int kGroup, int kBlocks, int kRows, class Source, class Ahead>
+void panel_tile(const Source& source, int64_t groups, const QuantizedRows& rows, const int32_t* index,
+                int64_t block_bytes, Ahead& ahead, float (*sums)[kBlocks][kBlockRows]) {
   PanelRow at[kRows];
   DEEPMNN_UNROLL
-  for (int r = 0; r < kRows; ++r) at[r] = panel_row<kGroup>(rows[r].quantized, panel);
+  for (int r = 0; r < kRows; ++r) at[r] = panel_row<kGroup>(rows, index[r]);
   int64_t column = 0;
   for (int64_t g = 0; g < groups; ++g) {
     __asm__ volatile("" : : : "memory");  // the sums stay in memory: registers are for the accumulators
-    ahead.fetch<kBlocks>(block_bytes);
+    ahead.fetch(block_bytes);
     IntTile<kBlocks, kRows> acc;
     DEEPMNN_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const I32x16 start = splat_i32(-Step::kBias * at[r].sums[g]);
+      const I32x16 start = splat_i32(kSumStart - Step::kBias * at[r].sums[g]);
       DEEPMNN_UNROLL
       for (int b = 0; b < kBlocks; ++b) acc.v[b][r] = start;
     }
     source.template add<Step, kGroup, kRows>(g, at, column, acc);
     column += kGroup;
+    F32x16 scale[kBlocks];
     DEEPMNN_UNROLL
-    for (int b = 0; b < kBlocks; ++b) {
-      const F32x16 scale = source.scale(g, b);
+    for (int b = 0; b < kBlocks; ++b) scale[b] = source.scale(g, b);
+    DEEPMNN_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      const F32x16 of_row = splat(at[r].scales[g]);
       DEEPMNN_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const F32x16 scales = scale * splat(at[r].scales[g]);
-        store(sums[r][b], fma(to_float(acc.v[b][r]), scales, load(sums[r][b])));
+      for (int b = 0; b < kBlocks; ++b) {
+        store(sums[r][b], fma(scaled_sum(acc.v[b][r], scale[b]), of_row, load(sums[r][b])));
       }
     }
   }
 }
 
 // The tile of exactly n rows (1 .. kRows).
-template <class Step, int kGroup, int kBlocks, int kRows, class Source>
-void run_panel_tile(int64_t n, const Source& source, int64_t panel, int64_t groups, const Row* rows,
+template <class Step, int kGroup, int kBlocks, int kRows, class Source, class Ahead>
+void run_panel_tile(int64_t n, const Source& source, int64_t groups, const QuantizedRows& rows, const int32_t* index,
                     int64_t block_bytes, Ahead& ahead, float (*sums)[kBlocks][kBlockRows]) {
   if constexpr (kRows > 1) {
     if (n < kRows) {
-      return run_panel_tile<Step, kGroup, kBlocks, kRows - 1>(n, source, panel, groups, rows, block_bytes, ahead, sums);
+      return run_panel_tile<Step, kGroup, kBlocks, kRows - 1>(n, source, groups, rows, index, block_bytes, ahead, sums);
     }
   }
-  panel_tile<Step, kGroup, kBlocks, kRows>(source, panel, groups, rows, block_bytes, ahead, sums);
+  panel_tile<Step, kGroup, kBlocks, kRows>(source, groups, rows, index, block_bytes, ahead, sums);
 }
 
-// The dot products of kBlocks blocks at w with n (at most kLinearPanelRows) rows.
+// The dot products of kBlocks blocks at w with n (at most kLinearPanelRows) rows, `index` of `rows`.
 template <class Step, int kGroup, int kBlocks>
-void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, const Row* rows, int64_t n,
-               Sums<kBlocks>& sums) {
+void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, const QuantizedRows& rows,
+               const int32_t* index, int64_t n, Sums<kBlocks>& sums) {
   __builtin_memset(sums.v, 0, static_cast<uint64_t>(n) * sizeof(sums.v[0]));
   Panel<kBlocks> panel;
   constexpr int64_t most = kPanelCols / kGroup, kBytes = group_nbytes<Step>(kGroup);
@@ -176,24 +188,25 @@ void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, cons
   const int64_t tiles = (n + kPanelTileRows - 1) / kPanelTileRows;
   for (int64_t g = 0; g < all; g += most) {
     const int64_t groups = all - g < most ? all - g : most;
-    const bool last = g + most >= all;
-    Ahead ahead{last ? w + kBlocks * block_bytes : w + (g + most) * kBytes,
-                n > kAheadRows ? 0 : (most * kBytes / 64) / (tiles * groups) + 1};
-    const auto run = [&](const auto& source) {
+    const QuantizedRows here = rows.from_panel(g / most);
+    const uint8_t* next = g + most >= all ? w + kBlocks * block_bytes : w + (g + most) * kBytes;
+    const int64_t lines = most * kBytes / 64, turns = tiles * groups;
+    const auto run = [&](const auto& source, auto ahead) {
       for (int64_t tile = 0; tile < tiles; ++tile) {
         const int64_t i = n * tile / tiles, end = n * (tile + 1) / tiles;
-        run_panel_tile<Step, kGroup, kBlocks, kPanelTileRows>(end - i, source, g / most, groups, rows + i, block_bytes,
+        run_panel_tile<Step, kGroup, kBlocks, kPanelTileRows>(end - i, source, groups, here, index + i, block_bytes,
                                                               ahead, sums.v + i);
       }
     };
     if constexpr (kStoredTiles > 0) {
       if (tiles <= kStoredTiles) {
-        run(StoredPanel<Step, kGroup, kBlocks>{w + g * kBytes, block_bytes});
+        run(StoredPanel<Step, kGroup, kBlocks>{w + g * kBytes, block_bytes},
+            Ahead<kBlocks, false>{next, next + 64 * lines, (lines + turns - 1) / turns});
         continue;
       }
     }
     fill_panel<Step>(w + g * kBytes, block_bytes, kGroup, groups, panel);
-    run(panel);
+    run(panel, Ahead<kBlocks, true>{next, next + 64 * lines, (lines + turns - 1) / turns});
   }
 }
 

@@ -78,7 +78,7 @@ inline void quantize_rows_kernel(const float* x, int64_t stride, int64_t n, int6
   const int64_t size = out.group_size;
   for (int64_t row = 0; row < n; ++row) {
     for (int64_t first = 0; first < cols; first += kPanelCols) {
-      QuantizedRows to = out.from(first / kPanelCols * out.height + row);
+      QuantizedRows to = out.from(row).from_panel(first / kPanelCols);
       const int64_t end = cols - first < kPanelCols ? cols : first + kPanelCols;
       for (int64_t column = first; column < end; column += size, to.codes += size) {
         const int64_t left = end - column < size ? end - column : size;
