@@ -191,6 +191,11 @@ def builder(name: str) -> Builder:
     return cast(Builder, _module(name))
 
 
+def source_of(name: str) -> Path:
+    """Where that engine or builder is written."""
+    return Path(str(_module(name).__file__))
+
+
 def _module(name: str) -> ModuleType:
     """A module of this package; a dotted name is one from elsewhere."""
     return importlib.import_module(name if "." in name else f"bench.peers.{name}")

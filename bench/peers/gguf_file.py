@@ -24,7 +24,8 @@ BLOCK, BLOCK_NBYTES = 32, 18
 """Columns and bytes of a Q4_0 block: an fp16 scale, then 32 codes of 4 bits, 8 meaning 0."""
 
 CODE_DEVIATION = 4.6
-"""Of codes drawn evenly from -8 to 7."""
+"""Of codes drawn evenly from -8 to 7. Half the scales are negative, or the codes' mean of -0.5 would
+pull every token's hidden state to the same vector, and all tokens to the same experts."""
 
 
 def build(config: Path, out: Path, needed: Path | None, source: Path | None) -> str:
@@ -75,9 +76,10 @@ def draw(name: str, shape: Shape) -> Any:
     if is_float(name):
         values = rng.standard_normal(shape, np.float32) * np.float32(deviation)
         return values + np.float32(name.endswith("norm.weight"))
-    scale = np.frombuffer(np.float16(deviation / CODE_DEVIATION).tobytes(), np.uint8)
+    low, high = np.float16(deviation / CODE_DEVIATION).tobytes()
     blocks = rng.integers(0, 256, (math.prod(shape) // BLOCK, BLOCK_NBYTES), np.uint8)
-    blocks[:, :2] = scale
+    blocks[:, 0] = low
+    blocks[:, 1] = high | blocks[:, 1] & 0x80
     return blocks.reshape(*shape[:-1], -1)
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.peers.child import ROOT, ChildError, Peer, call
-from bench.peers.engine import builder, engine
+from bench.peers.engine import builder, engine, source_of
 
 from deepmnn.checkpoint.json_file import read_object
 from deepmnn.errors import ConfigError, RequestError
@@ -69,7 +69,8 @@ class Models:
 
     def _build(self, peer: Peer, shape: Shape, nbytes: int) -> Path:
         place = self.work / shape.name / peer.name
-        stamp = {"config": zlib.crc32(shape.path.read_bytes())}
+        config, source = shape.path.read_bytes(), source_of(peer.name).read_bytes()
+        stamp = {"config": zlib.crc32(config), "builder": zlib.crc32(source)}
         if (kept := _read_stamp(place, stamp)) is not None:
             return place / kept
         needs, needed = builder(peer.name).NEEDS, None

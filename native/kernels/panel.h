@@ -44,11 +44,13 @@ struct Panel {
 };
 
 // The same interface over a panel as it is stored. Codes are read anew for each four columns: registers hold the sums.
-template <class Step, int kGroup, int kBlocks>
+// With kUnpack they are left in `panel` for the tiles to come.
+template <class Step, int kGroup, int kBlocks, bool kUnpack>
 struct StoredPanel {
   static constexpr int64_t kBytes = group_nbytes<Step>(kGroup);
   const uint8_t* w;  // the first block
   int64_t block_bytes;
+  Panel<kBlocks>& panel;
 
   template <class, int, int kRows>
   DEEPMNN_INLINE void add(int64_t g, const PanelRow* rows, int64_t column, IntTile<kBlocks, kRows>& acc) const {
@@ -58,7 +60,10 @@ struct StoredPanel {
       __asm__ volatile("" : : : "memory");
       U8x64 codes[kBlocks];
       DEEPMNN_UNROLL
-      for (int b = 0; b < kBlocks; ++b) codes[b] = Step::vector(at + b * block_bytes, s);
+      for (int b = 0; b < kBlocks; ++b) {
+        codes[b] = Step::vector(at + b * block_bytes, s);
+        if constexpr (kUnpack) store_u8(panel.vector(g * kGroup / 4 + s, b), codes[b]);
+      }
       DEEPMNN_UNROLL
       for (int r = 0; r < kRows; ++r) {
         DEEPMNN_UNROLL
@@ -68,7 +73,9 @@ struct StoredPanel {
     }
   }
   DEEPMNN_INLINE F32x16 scale(int64_t g, int b) const {
-    return load_f16(w + b * block_bytes + (g + 1) * kBytes - 2 * kBlockRows);
+    const F32x16 scale = load_f16(w + b * block_bytes + (g + 1) * kBytes - 2 * kBlockRows);
+    if constexpr (kUnpack) store(panel.scales[g][b], scale);
+    return scale;
   }
 };
 
@@ -191,22 +198,27 @@ void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, cons
     const QuantizedRows here = rows.from_panel(g / most);
     const uint8_t* next = g + most >= all ? w + kBlocks * block_bytes : w + (g + most) * kBytes;
     const int64_t lines = most * kBytes / 64, turns = tiles * groups;
-    const auto run = [&](const auto& source, auto ahead) {
-      for (int64_t tile = 0; tile < tiles; ++tile) {
+    const auto run = [&](int64_t first, int64_t last, const auto& source, auto& ahead) {
+      for (int64_t tile = first; tile < last; ++tile) {
         const int64_t i = n * tile / tiles, end = n * (tile + 1) / tiles;
         run_panel_tile<Step, kGroup, kBlocks, kPanelTileRows>(end - i, source, groups, here, index + i, block_bytes,
                                                               ahead, sums.v + i);
       }
     };
+    const uint8_t* at = w + g * kBytes;
+    int64_t done = 0;
+    Ahead<kBlocks, true> ahead{next, next + 64 * lines, (lines + turns - 1) / turns};
     if constexpr (kStoredTiles > 0) {
       if (tiles <= kStoredTiles) {
-        run(StoredPanel<Step, kGroup, kBlocks>{w + g * kBytes, block_bytes},
-            Ahead<kBlocks, false>{next, next + 64 * lines, (lines + turns - 1) / turns});
+        Ahead<kBlocks, false> near{ahead.w, ahead.end, ahead.lines};
+        run(0, tiles, StoredPanel<Step, kGroup, kBlocks, false>{at, block_bytes, panel}, near);
         continue;
       }
+      run(0, done = 1, StoredPanel<Step, kGroup, kBlocks, true>{at, block_bytes, panel}, ahead);
+    } else {
+      fill_panel<Step>(at, block_bytes, kGroup, groups, panel);
     }
-    fill_panel<Step>(w + g * kBytes, block_bytes, kGroup, groups, panel);
-    run(panel, Ahead<kBlocks, true>{next, next + 64 * lines, (lines + turns - 1) / turns});
+    run(done, tiles, panel, ahead);
   }
 }
 

@@ -41,15 +41,24 @@ def test_a_gguf_has_every_parameter_of_the_checkpoint(name: str) -> None:
     assert all(count % gguf_file.BLOCK == 0 for count in columns)
 
 
-@pytest.mark.parametrize("shape", [(1, 32), (7, 96), (3, 5, 64)])
-def test_q4_0_blocks_have_the_deviation_that_keeps_activations_sane(shape: tuple[int, ...]) -> None:
+def q4_0(shape: tuple[int, ...]) -> np.ndarray:
+    """The numbers of a drawn matrix."""
     stored = gguf_file.draw("blk.0.ffn_up.weight", shape)
     assert stored.shape == (*shape[:-1], shape[-1] // 32 * 18)
     blocks = stored.reshape(-1, 18)
     scales = blocks[:, :2].copy().view(np.float16).astype(np.float32)
     codes = np.concatenate([blocks[:, 2:] & 15, blocks[:, 2:] >> 4], axis=1).astype(np.float32)
-    values = scales * (codes - 8)
-    assert values.std() == pytest.approx(1 / math.sqrt(shape[-1]), rel=0.25)
+    return scales * (codes - 8)
+
+
+@pytest.mark.parametrize("shape", [(1, 32), (7, 96), (3, 5, 64)])
+def test_q4_0_blocks_have_the_deviation_that_keeps_activations_sane(shape: tuple[int, ...]) -> None:
+    assert q4_0(shape).std() == pytest.approx(1 / math.sqrt(shape[-1]), rel=0.25)
+
+
+def test_q4_0_blocks_have_no_mean_that_would_make_all_tokens_alike() -> None:
+    values = q4_0((256, 1024))
+    assert abs(values.mean()) < 0.03 * values.std()  # codes alone: 0.11
 
 
 def test_norms_are_near_one_and_biases_near_zero() -> None:
