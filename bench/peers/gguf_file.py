@@ -24,8 +24,8 @@ BLOCK, BLOCK_NBYTES = 32, 18
 """Columns and bytes of a Q4_0 block: an fp16 scale, then 32 codes of 4 bits, 8 meaning 0."""
 
 CODE_DEVIATION = 4.6
-"""Of codes drawn evenly from -8 to 7. Half the scales are negative, or the codes' mean of -0.5 would
-pull every token's hidden state to the same vector, and all tokens to the same experts."""
+"""Of codes drawn evenly from -8 to 7. Half the scales are negative, or the codes' mean of -0.5
+would pull every token's hidden state to the same vector, and all tokens to the same experts."""
 
 
 def build(config: Path, out: Path, needed: Path | None, source: Path | None) -> str:
