@@ -1,7 +1,7 @@
 // Quantised matrix products for more rows than dot.h takes: a few blocks side by side, by panels of kPanelCols columns.
-// Few rows read a panel as it is stored; for many it is unpacked once into bytes that stay in the first-level cache
-// while all of them pass. Between panels the running sums wait in memory. They are added up group by group in the order
-// of the columns, as in dot.h, so every way gives the same bits.
+// Few rows read a panel as it is stored; for many their first tile (where kStoredTiles is 0, a pass of its own) unpacks
+// it into bytes that stay in the first-level cache while all of them pass. Between panels the running sums wait in
+// memory. They are added up group by group in the order of the columns, as in dot.h, so every way gives the same bits.
 #pragma once
 
 #include "kernels/dot.h"
@@ -112,7 +112,7 @@ void fill_panel(const uint8_t* w, int64_t block_bytes, int64_t group_size, int64
 }
 
 // What the tiles of a panel ask for while they compute: the lines of the next panel's weights, spread over the groups,
-// because memory takes only so many requests at once. They go to the second-level cache (`far`) where an unpacked
+// because memory takes only so many requests at once. They go to the second-level cache (kFar) where an unpacked
 // panel fills the first.
 template <int kBlocks, bool kFar>
 struct Ahead {
@@ -139,9 +139,9 @@ DEEPMNN_INLINE F32x16 scaled_sum(I32x16 sum, F32x16 scale) {
 
 // The groups of one panel with kRows rows, `index` of `rows`: exact int32 sums of each group times the weights' scale,
 // then one multiply-add with the activations'.
-template <class Step, int kGroup, int kBlocks, int kRows, class Source, class Ahead>
+template <class Step, int kGroup, int kBlocks, int kRows, class Source, bool kFar>
 void panel_tile(const Source& source, int64_t groups, const QuantizedRows& rows, const int32_t* index,
-                int64_t block_bytes, Ahead& ahead, float (*sums)[kBlocks][kBlockRows]) {
+                int64_t block_bytes, Ahead<kBlocks, kFar>& ahead, float (*sums)[kBlocks][kBlockRows]) {
   PanelRow at[kRows];
   DEEPMNN_UNROLL
   for (int r = 0; r < kRows; ++r) at[r] = panel_row<kGroup>(rows, index[r]);
@@ -173,9 +173,9 @@ void panel_tile(const Source& source, int64_t groups, const QuantizedRows& rows,
 }
 
 // The tile of exactly n rows (1 .. kRows).
-template <class Step, int kGroup, int kBlocks, int kRows, class Source, class Ahead>
+template <class Step, int kGroup, int kBlocks, int kRows, class Source, bool kFar>
 void run_panel_tile(int64_t n, const Source& source, int64_t groups, const QuantizedRows& rows, const int32_t* index,
-                    int64_t block_bytes, Ahead& ahead, float (*sums)[kBlocks][kBlockRows]) {
+                    int64_t block_bytes, Ahead<kBlocks, kFar>& ahead, float (*sums)[kBlocks][kBlockRows]) {
   if constexpr (kRows > 1) {
     if (n < kRows) {
       return run_panel_tile<Step, kGroup, kBlocks, kRows - 1>(n, source, groups, rows, index, block_bytes, ahead, sums);

@@ -63,7 +63,9 @@ class Problem:
 
 
 @pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
-@pytest.mark.parametrize(("rows", "cols"), [(1, 1), (16, 64), (17, 65), (50, 127), (83, 200)])
+@pytest.mark.parametrize(
+    ("rows", "cols"), [(1, 1), (16, 64), (17, 65), (50, 127), (83, 200), (70, 601)]
+)
 def test_store_for_any_number_of_rows(isa, rng, dtype, group_size, rows, cols):
     for n in [0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 19, 40]:
         problem = Problem.random(rng, dtype, group_size, rows, cols, n)
@@ -113,9 +115,10 @@ def test_swiglu(isa, rng, dtype, group_size, n, intermediate_size):
 
 
 @pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
-def test_gathered_rows_and_block_ranges(isa, rng, dtype, group_size):
-    problem = Problem.random(rng, dtype, group_size, 75, 40, 6)
-    index = np.array([5, 0, 5, 2, 2, 1, 4], np.int32)
+@pytest.mark.parametrize(("cols", "n"), [(40, 7), (300, 25)])
+def test_gathered_rows_and_block_ranges(isa, rng, dtype, group_size, cols, n):
+    problem = Problem.random(rng, dtype, group_size, 75, cols, 6)
+    index = rng.integers(0, 6, n).astype(np.int32)
     whole = problem.run(isa, index=index)
     np.testing.assert_allclose(
         whole[:, :75], problem.expected()[index], rtol=0, atol=problem.tolerance()
@@ -129,12 +132,13 @@ def test_gathered_rows_and_block_ranges(isa, rng, dtype, group_size):
 
 
 @pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
-def test_a_row_does_not_depend_on_its_neighbours(isa, rng, dtype, group_size):
+@pytest.mark.parametrize(("cols", "n"), [(99, 13), (300, 40), (70, 300)])
+def test_a_row_does_not_depend_on_its_neighbours(isa, rng, dtype, group_size, cols, n):
     """Batching must not change an answer, not even its last bit."""
     for epilogue in ("store", "swiglu"):
-        problem = Problem.random(rng, dtype, group_size, 96, 99, 13)
+        problem = Problem.random(rng, dtype, group_size, 96, cols, n)
         together = problem.run(isa, epilogue, out_cols=48)
-        for first, last in [(0, 1), (1, 3), (4, 9), (12, 13)]:
+        for first, last in [(0, 1), (1, 3), (4, 9), (n - 1, n), (n // 3, n)]:
             some = Problem(dtype, group_size, problem.packed, problem.w, problem.x[first:last])
             assert np.array_equal(some.run(isa, epilogue, out_cols=48), together[first:last])
 
@@ -161,10 +165,10 @@ def extreme_codes(dtype, group_size, rows, cols):
 
 
 @pytest.mark.parametrize(("dtype", "group_size"), [f for f in FORMATS if f[1]])
-@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("n", [1, 3, 9, 20])
 def test_no_saturation_at_the_extremes(isa, dtype, group_size, n):
     """Largest weights times largest activations: int16 pairs would overflow if summed naively."""
-    cols = 2 * group_size
+    cols = 3 * group_size
     for packed, code in extreme_codes(dtype, group_size, 16, cols):
         w = np.full((16, cols), code, np.float32)
         for value in (127.0, -127.0):  # scale 1, codes at +-127: exact
