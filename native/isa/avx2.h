@@ -16,7 +16,7 @@ constexpr int kSplitSums = 1;
 constexpr int kPanelBlocks = 1;
 constexpr int kPanelTileRows = 4;
 constexpr int kPanelStep = 8;
-constexpr int kStoredTiles = 0;
+constexpr bool kStoredPanels = false;
 constexpr bool kFusedFma = true;
 constexpr int kVectorRegisters = 8;
 

@@ -21,7 +21,7 @@ constexpr int kSplitSums = 3;
 constexpr int kPanelBlocks = 4;
 constexpr int kPanelTileRows = 6;
 constexpr int kPanelStep = 1;
-constexpr int kStoredTiles = 2;
+constexpr bool kStoredPanels = true;
 constexpr bool kFusedFma = true;
 constexpr int kVectorRegisters = 32;
 
@@ -144,7 +144,9 @@ DEEPMNN_INLINE I32x16 dot_w4(I32x16 acc, U8x64 low, U8x64 high, const int8_t* a)
 }
 constexpr int kW8Bias = 128;
 DEEPMNN_INLINE I32x16 dot_w8(I32x16 acc, U8x64 w, const int8_t* a) {
-  return {_mm512_dpbusd_epi32(acc.v, w.v, broadcast4(a))};
+  // At the edge of a loop GCC 12 copies every accumulator of the intrinsic.
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(w.v), "v"(broadcast4(a)));
+  return acc;
 }
 DEEPMNN_INLINE I32x16 dot_codes(I32x16 acc, U8x64 w, const int8_t* a) { return dot_w8(acc, w, a); }
 DEEPMNN_INLINE I32x16 panel_w4(I32x16 acc, const uint8_t* w, const int8_t* a) { return dot_w8(acc, load_u8(w), a); }

@@ -9,14 +9,15 @@
 
 namespace deepmnn::scalar {
 
-constexpr int kTileBlocks = 1;       // output blocks per tile of a float matrix product
-constexpr int kTileRows = 2;         // input rows per tile of it
-constexpr int kStreamRows = 2;       // up to this many rows an integer one reads one block after the other
-constexpr int kSplitSums = 1;        // up to this many rows its sums are kept in two parts
-constexpr int kPanelBlocks = 1;      // output blocks of an unpacked panel
-constexpr int kPanelTileRows = 2;    // input rows per tile of it
-constexpr int kPanelStep = 1;        // vectors of one block that lie together in it, as panel_w4 and panel_w8 take them
-constexpr int kStoredTiles = 1;      // up to this many tiles of rows read a panel as it is stored
+constexpr int kTileBlocks = 1;     // output blocks per tile of a float matrix product
+constexpr int kTileRows = 2;       // input rows per tile of it
+constexpr int kStreamRows = 2;     // up to this many rows an integer one reads one block after the other
+constexpr int kSplitSums = 1;      // up to this many rows its sums are kept in two parts
+constexpr int kPanelBlocks = 1;    // output blocks of an unpacked panel
+constexpr int kPanelTileRows = 2;  // input rows per tile of it
+constexpr int kPanelStep = 1;      // vectors of one block that lie together in it, as panel_w4 and panel_w8 take them
+constexpr bool kStoredPanels =
+    true;  // one or two tiles of rows read a panel as it is stored, and the first of more unpacks it
 constexpr bool kFusedFma = false;    // fma rounds once
 constexpr int kVectorRegisters = 8;  // how many F32x16 the registers hold
 

@@ -1,7 +1,7 @@
 // Quantised matrix products for more rows than dot.h takes: a few blocks side by side, by panels of kPanelCols columns.
-// Few rows read a panel as it is stored; for many their first tile (where kStoredTiles is 0, a pass of its own) unpacks
-// it into bytes that stay in the first-level cache while all of them pass. Between panels the running sums wait in
-// memory. They are added up group by group in the order of the columns, as in dot.h, so every way gives the same bits.
+// One or two tiles of rows read a panel as it is stored; the first of more (without kStoredPanels, a pass of its own)
+// unpacks it into bytes that stay in the first-level cache while all of them pass. Between panels the running sums wait
+// in memory. They are added up group by group in the order of the columns, as in dot.h: every way gives the same bits.
 #pragma once
 
 #include "kernels/dot.h"
@@ -14,6 +14,29 @@ constexpr int64_t group_nbytes(int64_t group_size) {
   return group_size / Step::kColumns * 64 + 2 * kBlockRows;
 }
 
+// Walks through the next panel's codes and asks for them while a tile computes: for every line (of kEvery; 0: none)
+// that the tile reads of this panel, a few between any two steps, because memory takes only so many requests at once.
+// They go to the second-level cache (kFar) where an unpacked panel fills the first.
+template <int kBlocks, int kEvery, bool kFar>
+struct Ahead {
+  const uint8_t* w;  // of the first block
+  int64_t block_bytes;
+
+  // Step `s` of kSteps that read kBytes of each block.
+  template <int kBytes, int kSteps>
+  DEEPMNN_INLINE void fetch(int s) {
+    if constexpr (kEvery > 0) {
+      constexpr int kAll = kBytes / 64 / kEvery * kBlocks;
+      DEEPMNN_UNROLL
+      for (int i = kAll * s / kSteps; i < kAll * (s + 1) / kSteps; ++i) {
+        const uint8_t* at = w + i / kBlocks * 64 + i % kBlocks * block_bytes;
+        kFar ? prefetch_far(at) : prefetch(at);
+      }
+      if (s == kSteps - 1) w += kBytes / kEvery;
+    }
+  }
+};
+
 template <int kBlocks>
 struct Panel {
   // Vector v (4 columns) of block b: ((v / kPanelStep) * kBlocks + b) * kPanelStep + v % kPanelStep.
@@ -24,18 +47,24 @@ struct Panel {
     return codes + (((v / kPanelStep) * kBlocks + b) * kPanelStep + v % kPanelStep) * 64;
   }
 
-  // Adds group g times the codes of kRows rows.
-  template <class Step, int kGroup, int kRows>
-  DEEPMNN_INLINE void add(int64_t g, const PanelRow* rows, int64_t column, IntTile<kBlocks, kRows>& acc) const {
+  // Adds group g times the codes of kRows rows. A loop, because the cache of decoded instructions is small and the
+  // tiles of a few rows are all different code.
+  template <class Step, int kGroup, int kRows, class Asks>
+  DEEPMNN_INLINE void add(int64_t g, const PanelRow* rows, int64_t column, Asks& ahead,
+                          IntTile<kBlocks, kRows>& acc) const {
+    constexpr int kAll = kGroup / 4 / kPanelStep, kSteps = kAll < 4 ? kAll : 4, kVectors = kSteps * kPanelStep;
     const uint8_t* w = codes + g * (kGroup / 4 * kBlocks * 64);
-    DEEPMNN_UNROLL
-    for (int s = 0; s < kGroup / 4 / kPanelStep; ++s) {
+    for (const int64_t end = column + kGroup; column < end; column += 4 * kVectors, w += kVectors * kBlocks * 64) {
       DEEPMNN_UNROLL
-      for (int r = 0; r < kRows; ++r) {
+      for (int s = 0; s < kSteps; ++s) {
+        ahead.template fetch<kVectors * Step::kVectorBytes, kSteps>(s);
         DEEPMNN_UNROLL
-        for (int b = 0; b < kBlocks; ++b) {
-          acc.v[b][r] = Step::panel(acc.v[b][r], w + (s * kBlocks + b) * kPanelStep * 64,
-                                    rows[r].codes + column + 4 * kPanelStep * s);
+        for (int r = 0; r < kRows; ++r) {
+          DEEPMNN_UNROLL
+          for (int b = 0; b < kBlocks; ++b) {
+            acc.v[b][r] = Step::panel(acc.v[b][r], w + (s * kBlocks + b) * kPanelStep * 64,
+                                      rows[r].codes + column + 4 * kPanelStep * s);
+          }
         }
       }
     }
@@ -52,11 +81,14 @@ struct StoredPanel {
   int64_t block_bytes;
   Panel<kBlocks>& panel;
 
-  template <class, int, int kRows>
-  DEEPMNN_INLINE void add(int64_t g, const PanelRow* rows, int64_t column, IntTile<kBlocks, kRows>& acc) const {
+  template <class, int, int kRows, class Asks>
+  DEEPMNN_INLINE void add(int64_t g, const PanelRow* rows, int64_t column, Asks& ahead,
+                          IntTile<kBlocks, kRows>& acc) const {
+    constexpr int kSteps = kGroup / 4;
     const uint8_t* at = w + g * kBytes;
     DEEPMNN_UNROLL
-    for (int s = 0; s < kGroup / 4; ++s) {
+    for (int s = 0; s < kSteps; ++s) {
+      ahead.template fetch<kSteps * Step::kVectorBytes, kSteps>(s);
       __asm__ volatile("" : : : "memory");
       U8x64 codes[kBlocks];
       DEEPMNN_UNROLL
@@ -111,23 +143,6 @@ void fill_panel(const uint8_t* w, int64_t block_bytes, int64_t group_size, int64
   }
 }
 
-// What the tiles of a panel ask for while they compute: the lines of the next panel's weights, spread over the groups,
-// because memory takes only so many requests at once. They go to the second-level cache (kFar) where an unpacked
-// panel fills the first.
-template <int kBlocks, bool kFar>
-struct Ahead {
-  const uint8_t* w;    // of the first block
-  const uint8_t* end;  // of its panel
-  int64_t lines;       // for each group and block
-
-  DEEPMNN_INLINE void fetch(int64_t block_bytes) {
-    for (int64_t i = 0; i < lines && w < end; ++i, w += 64) {
-      DEEPMNN_UNROLL
-      for (int b = 0; b < kBlocks; ++b) kFar ? prefetch_far(w + b * block_bytes) : prefetch(w + b * block_bytes);
-    }
-  }
-};
-
 // A group's integer sums times the weights' scale. Where fma rounds once, sums start at the bits of 1.5 · 2^23 and are
 // floats as they stand, of that number plus the sum (below 2^22 in size); it is taken away again by the multiply-add
 // that multiplies, exactly: a scale has 11 bits. One instruction instead of two, and the same bits.
@@ -139,16 +154,15 @@ DEEPMNN_INLINE F32x16 scaled_sum(I32x16 sum, F32x16 scale) {
 
 // The groups of one panel with kRows rows, `index` of `rows`: exact int32 sums of each group times the weights' scale,
 // then one multiply-add with the activations'.
-template <class Step, int kGroup, int kBlocks, int kRows, class Source, bool kFar>
-void panel_tile(const Source& source, int64_t groups, const QuantizedRows& rows, const int32_t* index,
-                int64_t block_bytes, Ahead<kBlocks, kFar>& ahead, float (*sums)[kBlocks][kBlockRows]) {
+template <class Step, int kGroup, int kBlocks, int kRows, class Source, class Asks>
+void panel_tile(const Source& source, int64_t groups, const QuantizedRows& rows, const int32_t* index, Asks ahead,
+                float (*sums)[kBlocks][kBlockRows]) {
   PanelRow at[kRows];
   DEEPMNN_UNROLL
   for (int r = 0; r < kRows; ++r) at[r] = panel_row<kGroup>(rows, index[r]);
   int64_t column = 0;
   for (int64_t g = 0; g < groups; ++g) {
     __asm__ volatile("" : : : "memory");  // the sums stay in memory: registers are for the accumulators
-    ahead.fetch(block_bytes);
     IntTile<kBlocks, kRows> acc;
     DEEPMNN_UNROLL
     for (int r = 0; r < kRows; ++r) {
@@ -156,7 +170,7 @@ void panel_tile(const Source& source, int64_t groups, const QuantizedRows& rows,
       DEEPMNN_UNROLL
       for (int b = 0; b < kBlocks; ++b) acc.v[b][r] = start;
     }
-    source.template add<Step, kGroup, kRows>(g, at, column, acc);
+    source.template add<Step, kGroup, kRows>(g, at, column, ahead, acc);
     column += kGroup;
     F32x16 scale[kBlocks];
     DEEPMNN_UNROLL
@@ -172,16 +186,19 @@ void panel_tile(const Source& source, int64_t groups, const QuantizedRows& rows,
   }
 }
 
-// The tile of exactly n rows (1 .. kRows).
-template <class Step, int kGroup, int kBlocks, int kRows, class Source, bool kFar>
+// Rows are dealt out evenly, so a tile has at least these.
+constexpr int kLeastTileRows = kStreamRows + 1 < (kPanelTileRows + 1) / 2 ? kStreamRows + 1 : (kPanelTileRows + 1) / 2;
+
+// The tile of exactly n rows (kLeastTileRows .. kRows).
+template <class Step, int kGroup, int kBlocks, int kRows, class Source, class Asks>
 void run_panel_tile(int64_t n, const Source& source, int64_t groups, const QuantizedRows& rows, const int32_t* index,
-                    int64_t block_bytes, Ahead<kBlocks, kFar>& ahead, float (*sums)[kBlocks][kBlockRows]) {
-  if constexpr (kRows > 1) {
+                    const Asks& ahead, float (*sums)[kBlocks][kBlockRows]) {
+  if constexpr (kRows > kLeastTileRows) {
     if (n < kRows) {
-      return run_panel_tile<Step, kGroup, kBlocks, kRows - 1>(n, source, groups, rows, index, block_bytes, ahead, sums);
+      return run_panel_tile<Step, kGroup, kBlocks, kRows - 1>(n, source, groups, rows, index, ahead, sums);
     }
   }
-  panel_tile<Step, kGroup, kBlocks, kRows>(source, groups, rows, index, block_bytes, ahead, sums);
+  panel_tile<Step, kGroup, kBlocks, kRows>(source, groups, rows, index, ahead, sums);
 }
 
 // The dot products of kBlocks blocks at w with n (at most kLinearPanelRows) rows, `index` of `rows`.
@@ -196,29 +213,34 @@ void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, cons
   for (int64_t g = 0; g < all; g += most) {
     const int64_t groups = all - g < most ? all - g : most;
     const QuantizedRows here = rows.from_panel(g / most);
-    const uint8_t* next = g + most >= all ? w + kBlocks * block_bytes : w + (g + most) * kBytes;
-    const int64_t lines = most * kBytes / 64, turns = tiles * groups;
-    const auto run = [&](int64_t first, int64_t last, const auto& source, auto& ahead) {
-      for (int64_t tile = first; tile < last; ++tile) {
-        const int64_t i = n * tile / tiles, end = n * (tile + 1) / tiles;
-        run_panel_tile<Step, kGroup, kBlocks, kPanelTileRows>(end - i, source, groups, here, index + i, block_bytes,
-                                                              ahead, sums.v + i);
-      }
-    };
     const uint8_t* at = w + g * kBytes;
-    int64_t done = 0;
-    Ahead<kBlocks, true> ahead{next, next + 64 * lines, (lines + turns - 1) / turns};
-    if constexpr (kStoredTiles > 0) {
-      if (tiles <= kStoredTiles) {
-        Ahead<kBlocks, false> near{ahead.w, ahead.end, ahead.lines};
-        run(0, tiles, StoredPanel<Step, kGroup, kBlocks, false>{at, block_bytes, panel}, near);
+    const uint8_t* next = g + most >= all ? w + kBlocks * block_bytes : at + most * kBytes;
+    const int64_t half = groups * (kGroup / 4 * Step::kVectorBytes / 2);
+    const auto run = [&](int64_t tile, const auto& source, const auto& ahead) {
+      const int64_t i = n * tile / tiles, end = n * (tile + 1) / tiles;
+      run_panel_tile<Step, kGroup, kBlocks, kPanelTileRows>(end - i, source, groups, here, index + i, ahead,
+                                                            sums.v + i);
+    };
+    if constexpr (kStoredPanels) {
+      const StoredPanel<Step, kGroup, kBlocks, false> stored{at, block_bytes, panel};
+      if (tiles == 1) {
+        run(0, stored, Ahead<kBlocks, 1, false>{next, block_bytes});
         continue;
       }
-      run(0, done = 1, StoredPanel<Step, kGroup, kBlocks, true>{at, block_bytes, panel}, ahead);
+      if (tiles == 2) {
+        for (int64_t i = 0; i < 2; ++i) run(i, stored, Ahead<kBlocks, 2, false>{next + i * half, block_bytes});
+        continue;
+      }
+      // It waits for lines itself: more requests would be in its way.
+      run(0, StoredPanel<Step, kGroup, kBlocks, true>{at, block_bytes, panel}, Ahead<kBlocks, 0, true>{next, 0});
+      for (int64_t i = 0; i < 2; ++i) run(1 + i, panel, Ahead<kBlocks, 2, true>{next + i * half, block_bytes});
+      for (int64_t tile = 3; tile < tiles; ++tile) run(tile, panel, Ahead<kBlocks, 0, true>{next, 0});
     } else {
       fill_panel<Step>(at, block_bytes, kGroup, groups, panel);
+      for (int64_t tile = 0; tile < tiles; ++tile) {
+        run(tile, panel, Ahead<kBlocks, 2, true>{next + tile % 2 * half, block_bytes});
+      }
     }
-    run(done, tiles, panel, ahead);
   }
 }
 
