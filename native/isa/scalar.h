@@ -16,10 +16,9 @@ constexpr int kSplitSums = 1;      // up to this many rows its sums are kept in 
 constexpr int kPanelBlocks = 1;    // output blocks of an unpacked panel
 constexpr int kPanelTileRows = 2;  // input rows per tile of it
 constexpr int kPanelStep = 1;      // vectors of one block that lie together in it, as panel_w4 and panel_w8 take them
-constexpr bool kStoredPanels =
-    true;  // one or two tiles of rows read a panel as it is stored, and the first of more unpacks it
-constexpr bool kFusedFma = false;    // fma rounds once
-constexpr int kVectorRegisters = 8;  // how many F32x16 the registers hold
+constexpr bool kStoredPanels = true;  // one or two tiles of rows read a panel as it is stored
+constexpr bool kFusedFma = false;     // fma rounds once
+constexpr int kVectorRegisters = 8;   // how many F32x16 the registers hold
 
 struct F32x16 {
   float v[16];

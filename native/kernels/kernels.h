@@ -47,6 +47,12 @@ struct QuantizedRows {
   }
   // Panel `panel` and those after it.
   QuantizedRows from_panel(int64_t panel) const { return from(panel * height); }
+  // Column `column`, the first of a group, and those after it in its panel.
+  QuantizedRows from_column(int64_t column) const {
+    const QuantizedRows at = from_panel(column / kPanelCols);
+    const int64_t inside = column % kPanelCols, group = inside / group_size;
+    return {at.codes + inside, at.scales + group, at.sums + group, height, group_size};
+  }
 };
 
 // Codes of one row, in whole panels.

@@ -8,6 +8,9 @@ constexpr int64_t kBlockTileNbytes = 256 << 10;  // a tile's weights stay in L2 
 constexpr int64_t kMinRowTile = 24;
 constexpr int64_t kMinTileWork = 16 << 10;  // weight bytes × rows: less is not worth a thread
 constexpr int64_t kTilesPerWorker = 8;
+constexpr int64_t kKernelBlocks = 4;     // a kernel takes up to so many at once
+constexpr int64_t kQuantizedCols = 128;  // columns that are computed, then quantised: whole groups of any size
+static_assert(kPanelCols % kQuantizedCols == 0 && kQuantizedCols % (kKernelBlocks * kBlockRows) == 0);
 
 struct Tile {
   int32_t task;
@@ -34,23 +37,24 @@ int64_t row_tile(const LinearTask& task) {
   return ceil_div(even, 4) * 4;
 }
 
-// How many blocks go into one tile, given all the work there is.
-int64_t block_tile(const LinearTask& task, int64_t work, int64_t workers) {
+// How many blocks go into one tile, given all the work there is: whole units, or for a single row any number.
+int64_t block_tile(const LinearTask& task, int64_t work, int64_t workers, int64_t unit) {
   const int64_t per_block = block_weight_nbytes(task) * std::min(task.rows.n, row_tile(task));
   const int64_t share = std::max(kMinTileWork, work / (workers * kTilesPerWorker));
   const int64_t blocks = std::min(share / per_block, kBlockTileNbytes / block_weight_nbytes(task));
-  return task.rows.n > 1 ? std::max<int64_t>(blocks / 4 * 4, 4) : std::max<int64_t>(blocks, 1);  // kernels take up to 4
+  return std::max(blocks / unit * unit, unit);
 }
 
 // Calls function(tile): tiles of a task that share weights follow one another.
 template <class Function>
-void for_tiles(const LinearTask* tasks, int64_t count, int64_t workers, Function&& function) {
+void for_tiles(const LinearTask* tasks, int64_t count, int64_t workers, bool quantize, Function&& function) {
   int64_t work = 0;
   for (int64_t i = 0; i < count; ++i) work += block_weight_nbytes(tasks[i]) * blocks_of(tasks[i]) * tasks[i].rows.n;
   for (int64_t i = 0; i < count; ++i) {
     const int64_t rows = tasks[i].rows.n, blocks = blocks_of(tasks[i]);
     if (rows == 0) continue;
-    const int64_t row_step = row_tile(tasks[i]), block_step = block_tile(tasks[i], work, workers);
+    const int64_t unit = quantize ? kQuantizedCols / kBlockRows : (rows > 1 ? kKernelBlocks : 1);
+    const int64_t row_step = row_tile(tasks[i]), block_step = block_tile(tasks[i], work, workers, unit);
     for (int64_t block = 0; block < blocks; block += block_step) {
       for (int64_t row = 0; row < rows; row += row_step) {
         function(Tile{static_cast<int32_t>(i), static_cast<int32_t>(row),
@@ -71,23 +75,54 @@ LinearTask row_range(LinearTask task, int64_t first, int64_t n) {
     if (rows.quantized.codes) rows.quantized = rows.quantized.from(first);
   }
   rows.n = n;
-  task.y += first * task.y_stride;
+  if (task.y) task.y += first * task.y_stride;
   return task;
+}
+
+// Blocks [begin, end) of the task, kQuantizedCols columns at a time by way of `room` [rows, kQuantizedCols].
+void run_quantized(const Kernels& kernels, LinearTask task, int64_t begin, int64_t end, const QuantizedRows& out,
+                   float* room) {
+  task.y_stride = kQuantizedCols;
+  for (int64_t column = begin * kBlockRows; column < std::min(end * kBlockRows, task.out_cols);
+       column += kQuantizedCols) {
+    const int64_t first = column / kBlockRows, last = std::min(end, first + kQuantizedCols / kBlockRows);
+    LinearTask part = task;
+    part.y = room;
+    part.weight.data += first * block_weight_nbytes(task);
+    part.out_cols = std::min(kQuantizedCols, task.out_cols - column);
+    kernels.linear(part, 0, last - first);
+    kernels.quantize_rows(room, kQuantizedCols, task.rows.n, part.out_cols, out.from_column(column));
+  }
+}
+
+// outputs: null where y gets them.
+void run(Step& step, const LinearTask* tasks, int64_t count, const QuantizedRows* outputs) {
+  const int64_t workers = step.pool.size();
+  int64_t tiles = 0, rows = 0;
+  for_tiles(tasks, count, workers, outputs, [&](const Tile& tile) {
+    ++tiles;
+    rows = std::max<int64_t>(rows, tile.rows);
+  });
+  Tile* list = step.scratch.take<Tile>(tiles);
+  int64_t filled = 0;
+  for_tiles(tasks, count, workers, outputs, [&](const Tile& tile) { list[filled++] = tile; });
+  const int64_t floats = outputs ? rows * kQuantizedCols : 0;
+  float* rooms = step.scratch.take<float>(workers * floats);
+  step.pool.run(tiles, [&](int64_t chunk, int worker) {
+    const Tile& tile = list[chunk];
+    const LinearTask task = row_range(tasks[tile.task], tile.first_row, tile.rows);
+    if (!outputs) return step.kernels.linear(task, tile.begin, tile.end);
+    run_quantized(step.kernels, task, tile.begin, tile.end, outputs[tile.task].from(tile.first_row),
+                  rooms + worker * floats);
+  });
 }
 
 }  // namespace
 
-void run_linear(Step& step, const LinearTask* tasks, int64_t count) {
-  const int64_t workers = step.pool.size();
-  int64_t tiles = 0;
-  for_tiles(tasks, count, workers, [&](const Tile&) { ++tiles; });
-  Tile* list = step.scratch.take<Tile>(tiles);
-  int64_t filled = 0;
-  for_tiles(tasks, count, workers, [&](const Tile& tile) { list[filled++] = tile; });
-  step.pool.run(tiles, [&](int64_t chunk, int) {
-    const Tile& tile = list[chunk];
-    step.kernels.linear(row_range(tasks[tile.task], tile.first_row, tile.rows), tile.begin, tile.end);
-  });
+void run_linear(Step& step, const LinearTask* tasks, int64_t count) { run(step, tasks, count, nullptr); }
+
+void run_linear(Step& step, const LinearTask* tasks, int64_t count, const QuantizedRows* outputs) {
+  run(step, tasks, count, outputs);
 }
 
 }  // namespace deepmnn

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "ops/expert_groups.h"
 #include "ops/gemm.h"
 #include "ops/ops.h"
@@ -30,6 +32,7 @@ class Moe : public Op {
     }
     gate_up_group_ = common_group(spec, gate_up_);
     down_group_ = common_group(spec, down_);
+    down_quantized_ = std::all_of(down_.begin(), down_.end(), [](const Weight& w) { return is_quantized(w.dtype); });
   }
 
   void run(Step& step) override {
@@ -37,7 +40,7 @@ class Moe : public Op {
     if (n == 0) return;
     const ExpertGroups groups =
         group_by_expert(step, step.ints(indices_), n, top_k_, static_cast<int64_t>(gate_up_.size()));
-    const float* hidden = run_gate_up(step, groups);
+    const Rows hidden = run_gate_up(step, groups);
     const float* parts = run_down(step, groups, hidden);
     combine_choices(step, parts, groups.place, step.f32(weights_), n, top_k_, y_.width,
                     has_shared_ ? step.f32(shared_) : nullptr, step.f32(y_));
@@ -55,9 +58,15 @@ class Moe : public Op {
     return group_size;
   }
 
-  // [choices, intermediate], sorted by expert.
-  const float* run_gate_up(Step& step, const ExpertGroups& groups) const {
-    float* hidden = step.scratch.take<float>(groups.n * size_);
+  // Rows of intermediate_size, one a choice, sorted by expert: as floats, or quantised only if no expert reads floats.
+  Rows run_gate_up(Step& step, const ExpertGroups& groups) const {
+    Rows hidden;
+    hidden.stride = size_;
+    hidden.n = groups.n;
+    if (down_quantized_) hidden.quantized = take_quantized(step, groups.n, size_, down_group_);
+    float* floats = down_quantized_ ? nullptr : step.scratch.take<float>(groups.n * size_);
+    hidden.x = floats;
+    QuantizedRows* outputs = step.scratch.take<QuantizedRows>(groups.active);
     LinearTask* tasks = step.scratch.take<LinearTask>(groups.active);
     QuantizedRows quantized;
     if (gate_up_group_) quantized = step.quantized.get(step, x_, gate_up_group_);
@@ -69,27 +78,35 @@ class Moe : public Op {
       task.rows.quantized = quantized;
       task.rows.index = groups.tokens + groups.starts[i];
       task.rows.n = groups.size(i);
-      task.y = hidden + groups.starts[i] * size_;
-      task.y_stride = task.out_cols = size_;
+      task.out_cols = size_;
       task.epilogue = Epilogue::swiglu;
+      if (down_quantized_) {
+        outputs[i] = hidden.quantized.from(groups.starts[i]);
+      } else {
+        task.y = floats + groups.starts[i] * size_;
+        task.y_stride = size_;
+      }
       tasks[i] = task;
     }
-    run_linear(step, tasks, groups.active);
+    if (down_quantized_) {
+      run_linear(step, tasks, groups.active, outputs);
+    } else {
+      run_linear(step, tasks, groups.active);
+      if (down_group_) hidden.quantized = quantize(step, floats, size_, groups.n, size_, down_group_);
+    }
     return hidden;
   }
 
   // [choices, hidden], sorted by expert.
-  const float* run_down(Step& step, const ExpertGroups& groups, const float* hidden) const {
+  const float* run_down(Step& step, const ExpertGroups& groups, const Rows& hidden) const {
     float* parts = step.scratch.take<float>(groups.n * y_.width);
     LinearTask* tasks = step.scratch.take<LinearTask>(groups.active);
-    QuantizedRows quantized;
-    if (down_group_) quantized = quantize(step, hidden, size_, groups.n, size_, down_group_);
     for (int64_t i = 0; i < groups.active; ++i) {
       LinearTask task;
       task.weight = down_[static_cast<size_t>(groups.experts[i])];
-      task.rows.x = hidden + groups.starts[i] * size_;
-      task.rows.stride = size_;
-      if (down_group_) task.rows.quantized = quantized.from(groups.starts[i]);
+      task.rows = hidden;
+      if (hidden.x) task.rows.x += groups.starts[i] * size_;
+      if (down_group_) task.rows.quantized = hidden.quantized.from(groups.starts[i]);
       task.rows.n = groups.size(i);
       task.y = parts + groups.starts[i] * y_.width;
       task.y_stride = task.out_cols = y_.width;
@@ -104,6 +121,7 @@ class Moe : public Op {
   bool has_shared_;
   std::vector<Weight> gate_up_, down_;
   int32_t gate_up_group_, down_group_;
+  bool down_quantized_;  // all of them
 };
 
 }  // namespace

@@ -52,6 +52,10 @@ class OpSpec {
   // Input `index` is this graph input: "ids" or "positions".
   void require_graph_input(size_t index, const char* name) const;
 
+  // The group size to which output `index` is quantised by the next instruction, a linear, if no other reads it; else
+  // 0.
+  int32_t reader_group_size(size_t index) const;
+
   const float* vector(size_t index, int64_t length) const;
   Weight matrix(size_t index) const;
   Weight matrix(size_t index, int64_t rows, int64_t cols) const;

@@ -1,7 +1,9 @@
+#include <algorithm>
 #include <cmath>
 
 #include "runtime/fail.h"
 #include "runtime/op.h"
+#include "runtime/quantized.h"
 
 namespace deepmnn {
 namespace {
@@ -49,6 +51,19 @@ void OpSpec::require_graph_input(size_t index, const char* name) const {
   for (uint32_t input : program_.inputs) found = found || input == id;
   require(found && program_.buffers[id].name == name, "input " + program_.buffers[id].name,
           std::string("the graph input ") + name);
+}
+
+int32_t OpSpec::reader_group_size(size_t index) const {
+  const uint32_t id = instruction_.outputs[index];
+  const auto reads = [id](const std::vector<uint32_t>& ids) { return std::count(ids.begin(), ids.end(), id) > 0; };
+  const Instruction* const begin = program_.instructions.data();
+  const Instruction *const end = begin + program_.instructions.size(), *const next = &instruction_ + 1;
+  const bool only = std::count_if(begin, end, [&](const Instruction& one) { return reads(one.inputs); }) == 1;
+  if (!only || reads(program_.outputs) || !reads(next->inputs) || next->op != "linear" || next->weights.empty()) {
+    return 0;
+  }
+  const WeightInfo& weight = program_.weights[next->weights[0]];
+  return is_quantized(weight.dtype) ? weight.group_size : 0;
 }
 
 const WeightInfo& OpSpec::weight_info(size_t index) const { return program_.weights[instruction_.weights[index]]; }

@@ -32,6 +32,12 @@ QuantizedRows QuantizedCache::get(Step& step, const Buffer& buffer, int32_t grou
   for (const Entry& entry : entries_) {
     if (entry.buffer == buffer.id && entry.rows.group_size == group_size) return entry.rows;
   }
+  const QuantizedRows rows = put(step, buffer, group_size);
+  fill(step, step.f32(buffer), buffer.width, step.n(buffer), buffer.width, rows);
+  return rows;
+}
+
+QuantizedRows QuantizedCache::put(Step& step, const Buffer& buffer, int32_t group_size) {
   Entry& entry = entries_[next_];
   next_ = (next_ + 1) % kEntries;
   const int64_t n = step.n(buffer), codes = quantized_cols(buffer.width) * n, groups = codes / group_size;
@@ -39,7 +45,6 @@ QuantizedRows QuantizedCache::get(Step& step, const Buffer& buffer, int32_t grou
   entry.rows = {reinterpret_cast<int8_t*>(entry.codes.reserve(codes, "quantised activations")),
                 reinterpret_cast<float*>(entry.scales.reserve(groups * 4, "quantised activations")),
                 reinterpret_cast<int32_t*>(entry.sums.reserve(groups * 4, "quantised activations")), n, group_size};
-  fill(step, step.f32(buffer), buffer.width, n, buffer.width, entry.rows);
   entry.buffer = buffer.id;
   return entry.rows;
 }

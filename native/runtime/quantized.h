@@ -26,6 +26,8 @@ class QuantizedCache {
   void clear();
   // The buffer's rows, quantised now or before.
   QuantizedRows get(Step& step, const Buffer& buffer, int32_t group_size);
+  // Room for them, which the caller fills before anyone gets them.
+  QuantizedRows put(Step& step, const Buffer& buffer, int32_t group_size);
 
  private:
   static constexpr int kEntries = 4;

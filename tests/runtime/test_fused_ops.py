@@ -2,7 +2,10 @@
 
 import numpy as np
 import pytest
-from one_op import INT8_CACHE, add, ceil_rows, check, one_op, rotary
+from one_op import INT8_CACHE, VOCAB, add, ceil_rows, check, one_op, rotary
+from program_dir import cpu_of, random_weights
+
+from parity import prompts_for, run_schedule
 
 DTYPES = ["f32", "bf16", "w8", "w4"]
 
@@ -44,6 +47,44 @@ def test_swiglu(dtype, size):
         return add(b, "swiglu", [x], [size], [w], intermediate_size=size)[0]
 
     check(one_op(build, 70, dtype, 64), threads=2)
+
+
+def engine_logits(graph, lengths):
+    """Of whole prompts, on the engine."""
+    engine = cpu_of(graph, random_weights(graph).__getitem__, threads=2)
+    return np.concatenate(run_schedule(engine, prompts_for(lengths, VOCAB), [lengths], blocks=400))
+
+
+@pytest.mark.parametrize("dtype", ["w8", "w4"])
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+@pytest.mark.parametrize("size", [1, 16, 100, 129, 700])
+@pytest.mark.parametrize("lengths", [(1,), (3,), (300, 7)])
+def test_swiglu_quantises_for_the_linear_that_reads_it(dtype, group_size, size, lengths):
+    """The same bits as when an instruction stands between the two, so that floats are written."""
+
+    def graph(apart):
+        def build(b, x):
+            w = b.weight("gate_up", (2 * ceil_rows(size), b.value(x).width), "linear")
+            other = None if apart else b.silu(x, "other")
+            y = add(b, "swiglu", [x], [size], [w], intermediate_size=size)[0]
+            other = other or b.silu(x, "other")
+            return b.add(b.linear(y, "down", b.value(x).width), other, "sum")
+
+        return one_op(build, 70, dtype, group_size)
+
+    want = engine_logits(graph(True), lengths)
+    np.testing.assert_array_equal(engine_logits(graph(False), lengths), want)
+
+
+def test_swiglu_that_two_instructions_read():
+    """One of them reads floats."""
+
+    def build(b, x):
+        w = b.weight("gate_up", (2 * ceil_rows(100), b.value(x).width), "linear")
+        y = add(b, "swiglu", [x], [100], [w], intermediate_size=100)[0]
+        return b.add(b.linear(y, "down", 100), y, "sum")
+
+    check(one_op(build, 70, "w8", 64), threads=2)
 
 
 def gqa(heads, kv_heads, dim, v_dim, norms):
@@ -140,9 +181,11 @@ def test_route(scoring, bias, n_group, topk_group, group_score, normalize):
     check(one_op(build, 24))
 
 
-def moe(experts, k, size, shared):
+def moe(experts, k, size, shared, routed=None):
+    """With `routed` only the first so many experts are ever chosen."""
+
     def build(b, x):
-        scores = b.softmax(b.linear(x, "router", experts), "scores")
+        scores = b.softmax(b.linear(x, "router", routed or experts), "scores")
         chosen = b.top_k(scores, "chosen", k)
         inputs = [x, chosen, b.gather(scores, chosen, "weights")]
         width = b.value(x).width
@@ -160,17 +203,30 @@ def moe(experts, k, size, shared):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shared", [False, True])
-@pytest.mark.parametrize("sizes", [(1, 1, 5), (7, 3, 19), (4, 4, 32)])
+@pytest.mark.parametrize("sizes", [(1, 1, 5), (7, 3, 19), (4, 4, 32), (3, 2, 150)])
 @pytest.mark.parametrize("schedule", ["one by one", "ragged"])
 def test_moe(dtype, shared, sizes, schedule):
     graph = one_op(moe(*sizes, shared), 33, dtype, 32)
     check(f32(graph, "router.weight"), schedule, threads=2)
 
 
+@pytest.mark.parametrize("dtype", ["w8", "w4"])
+@pytest.mark.parametrize("size", [19, 128, 300])
+@pytest.mark.parametrize("lengths", [(1,), (5,), (300, 7)])
+def test_moe_quantises_for_its_down_projections(dtype, size, lengths):
+    """The same bits as with an expert, never chosen, whose down projection reads floats."""
+
+    def graph(floats):
+        graph = one_op(moe(4, 2, size, True, routed=3), 70, dtype, 64)
+        return f32(graph, "3.down") if floats else graph
+
+    np.testing.assert_array_equal(
+        engine_logits(graph(False), lengths), engine_logits(graph(True), lengths)
+    )
+
+
 def test_long_contexts_split_their_keys():
     """Decoding 700 rows back: more than one split, blocks of 3 rows in shuffled order."""
-    from program_dir import cpu_of, random_weights
-
     from deepmnn.backends.reference import ReferenceBackend
     from parity import Runner, relative_error
 
@@ -193,8 +249,6 @@ def test_long_contexts_split_their_keys():
 
 def test_a_split_that_earlier_tokens_do_not_see():
     """129 keys in splits of 128, 130 heads: the first token's tile has none of the second."""
-    from program_dir import cpu_of, random_weights
-
     from deepmnn.backends.reference import ReferenceBackend
     from parity import relative_error, run_schedule
 
@@ -213,8 +267,6 @@ def test_a_split_that_earlier_tokens_do_not_see():
 
 def test_expanded_in_groups_of_heads():
     """All the heads together have more keys and values than are rebuilt at once."""
-    from program_dir import cpu_of, random_weights
-
     from deepmnn.backends.reference import ReferenceBackend
     from parity import relative_error, run_schedule
 
