@@ -95,8 +95,9 @@ void run_quantized(const Kernels& kernels, LinearTask task, int64_t begin, int64
   }
 }
 
-// outputs: null where y gets them.
-void run(Step& step, const LinearTask* tasks, int64_t count, const QuantizedRows* outputs) {
+}  // namespace
+
+void run_linear(Step& step, const LinearTask* tasks, int64_t count, const QuantizedRows* outputs) {
   const int64_t workers = step.pool.size();
   int64_t tiles = 0, rows = 0;
   for_tiles(tasks, count, workers, outputs, [&](const Tile& tile) {
@@ -115,14 +116,6 @@ void run(Step& step, const LinearTask* tasks, int64_t count, const QuantizedRows
     run_quantized(step.kernels, task, tile.begin, tile.end, outputs[tile.task].from(tile.first_row),
                   rooms + worker * floats);
   });
-}
-
-}  // namespace
-
-void run_linear(Step& step, const LinearTask* tasks, int64_t count) { run(step, tasks, count, nullptr); }
-
-void run_linear(Step& step, const LinearTask* tasks, int64_t count, const QuantizedRows* outputs) {
-  run(step, tasks, count, outputs);
 }
 
 }  // namespace deepmnn

@@ -9,10 +9,8 @@
 namespace deepmnn {
 
 // Splits the tasks into tiles (output blocks × rows) and runs them all. Outputs of different tasks must not overlap.
-void run_linear(Step& step, const LinearTask* tasks, int64_t count);
-
-// The same with outputs that are only read as quantised rows: task i leaves them in the first rows of outputs[i], and
-// nothing in y. They are quantised while they are in cache, and memory never sees the floats.
-void run_linear(Step& step, const LinearTask* tasks, int64_t count, const QuantizedRows* outputs);
+// Given `outputs`, task i leaves quantised rows, the first of outputs[i], and nothing in y: memory never sees the
+// floats.
+void run_linear(Step& step, const LinearTask* tasks, int64_t count, const QuantizedRows* outputs = nullptr);
 
 }  // namespace deepmnn

@@ -88,11 +88,9 @@ class Moe : public Op {
       }
       tasks[i] = task;
     }
-    if (down_quantized_) {
-      run_linear(step, tasks, groups.active, outputs);
-    } else {
-      run_linear(step, tasks, groups.active);
-      if (down_group_) hidden.quantized = quantize(step, floats, size_, groups.n, size_, down_group_);
+    run_linear(step, tasks, groups.active, down_quantized_ ? outputs : nullptr);
+    if (down_group_ && !down_quantized_) {
+      hidden.quantized = quantize(step, floats, size_, groups.n, size_, down_group_);
     }
     return hidden;
   }
