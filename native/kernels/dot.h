@@ -96,7 +96,6 @@ struct IntTile {
 // 64 bytes of w4 blocks: 8 columns, whose activation codes start at `column`.
 struct StepW4 {
   static constexpr int kColumns = 8;
-  static constexpr int kVectorBytes = 32;  // of 4 columns
   static constexpr int kBias = 8;
   static DEEPMNN_INLINE I32x16 panel(I32x16 acc, const uint8_t* w, const int8_t* a) { return panel_w4(acc, w, a); }
   // Vector v (4 columns) of what lies at w.
@@ -115,7 +114,6 @@ struct StepW4 {
 // 64 bytes of w8 blocks: 4 columns.
 struct StepW8 {
   static constexpr int kColumns = 4;
-  static constexpr int kVectorBytes = 64;
   static constexpr int kBias = kW8Bias;
   static DEEPMNN_INLINE I32x16 panel(I32x16 acc, const uint8_t* w, const int8_t* a) { return panel_w8(acc, w, a); }
   static DEEPMNN_INLINE U8x64 vector(const uint8_t* w, int v) { return load_u8(w + v * 64); }

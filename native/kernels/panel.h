@@ -8,10 +8,14 @@
 
 namespace deepmnn::DEEPMNN_NS {
 
+// Bytes of a vector (4 columns) of a block as it is stored.
+template <class Step>
+constexpr int kVectorBytes = 4 * 64 / Step::kColumns;
+
 // Bytes of one group of a block, its 32 bytes of scales at the end.
 template <class Step>
 constexpr int64_t group_nbytes(int64_t group_size) {
-  return group_size / Step::kColumns * 64 + 2 * kBlockRows;
+  return group_size / 4 * kVectorBytes<Step> + 2 * kBlockRows;
 }
 
 // Walks through the next panel's codes and asks for them while a tile computes: for every line (of kEvery; 0: none)
@@ -57,7 +61,7 @@ struct Panel {
     for (const int64_t end = column + kGroup; column < end; column += 4 * kVectors, w += kVectors * kBlocks * 64) {
       DEEPMNN_UNROLL
       for (int s = 0; s < kSteps; ++s) {
-        ahead.template fetch<kVectors * Step::kVectorBytes, kSteps>(s);
+        ahead.template fetch<kVectors * kVectorBytes<Step>, kSteps>(s);
         DEEPMNN_UNROLL
         for (int r = 0; r < kRows; ++r) {
           DEEPMNN_UNROLL
@@ -88,7 +92,7 @@ struct StoredPanel {
     const uint8_t* at = w + g * kBytes;
     DEEPMNN_UNROLL
     for (int s = 0; s < kSteps; ++s) {
-      ahead.template fetch<kSteps * Step::kVectorBytes, kSteps>(s);
+      ahead.template fetch<kSteps * kVectorBytes<Step>, kSteps>(s);
       __asm__ volatile("" : : : "memory");
       U8x64 codes[kBlocks];
       DEEPMNN_UNROLL
@@ -130,10 +134,9 @@ DEEPMNN_INLINE void unpack(StepW8, const uint8_t* w, uint8_t* first, uint8_t* se
 // Groups [0, groups) of the blocks at w. The blocks take turns, so that their reads overlap.
 template <class Step, int kBlocks>
 void fill_panel(const uint8_t* w, int64_t block_bytes, int64_t group_size, int64_t groups, Panel<kBlocks>& panel) {
-  constexpr int64_t kBytes = Step::kColumns == 8 ? 64 : 128;  // of 8 columns
   int64_t v = 0;
   for (int64_t g = 0; g < groups; ++g) {
-    for (const int64_t end = v + group_size / 4; v < end; v += 2, w += kBytes) {
+    for (const int64_t end = v + group_size / 4; v < end; v += 2, w += 2 * kVectorBytes<Step>) {
       DEEPMNN_UNROLL
       for (int b = 0; b < kBlocks; ++b) unpack(Step{}, w + b * block_bytes, panel.vector(v, b), panel.vector(v + 1, b));
     }
@@ -215,7 +218,7 @@ void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, cons
     const QuantizedRows here = rows.from_panel(g / most);
     const uint8_t* at = w + g * kBytes;
     const uint8_t* next = g + most >= all ? w + kBlocks * block_bytes : at + most * kBytes;
-    const int64_t half = groups * (kGroup / 4 * Step::kVectorBytes / 2);
+    const int64_t half = groups * (kGroup / 4 * kVectorBytes<Step> / 2);
     const auto run = [&](int64_t tile, const auto& source, const auto& ahead) {
       const int64_t i = n * tile / tiles, end = n * (tile + 1) / tiles;
       run_panel_tile<Step, kGroup, kBlocks, kPanelTileRows>(end - i, source, groups, here, index + i, ahead,

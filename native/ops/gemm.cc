@@ -10,6 +10,7 @@ constexpr int64_t kMinTileWork = 16 << 10;  // weight bytes × rows: less is not
 constexpr int64_t kTilesPerWorker = 8;
 constexpr int64_t kKernelBlocks = 4;     // a kernel takes up to so many at once
 constexpr int64_t kQuantizedCols = 128;  // columns that are computed, then quantised: whole groups of any size
+constexpr int64_t kQuantizedBlocks = kQuantizedCols / kBlockRows;
 static_assert(kPanelCols % kQuantizedCols == 0 && kQuantizedCols % (kKernelBlocks * kBlockRows) == 0);
 
 struct Tile {
@@ -53,7 +54,7 @@ void for_tiles(const LinearTask* tasks, int64_t count, int64_t workers, bool qua
   for (int64_t i = 0; i < count; ++i) {
     const int64_t rows = tasks[i].rows.n, blocks = blocks_of(tasks[i]);
     if (rows == 0) continue;
-    const int64_t unit = quantize ? kQuantizedCols / kBlockRows : (rows > 1 ? kKernelBlocks : 1);
+    const int64_t unit = quantize ? kQuantizedBlocks : (rows > 1 ? kKernelBlocks : 1);
     const int64_t row_step = row_tile(tasks[i]), block_step = block_tile(tasks[i], work, workers, unit);
     for (int64_t block = 0; block < blocks; block += block_step) {
       for (int64_t row = 0; row < rows; row += row_step) {
@@ -80,17 +81,16 @@ LinearTask row_range(LinearTask task, int64_t first, int64_t n) {
 }
 
 // Blocks [begin, end) of the task, kQuantizedCols columns at a time by way of `room` [rows, kQuantizedCols].
-void run_quantized(const Kernels& kernels, LinearTask task, int64_t begin, int64_t end, const QuantizedRows& out,
+void run_quantized(const Kernels& kernels, const LinearTask& task, int64_t begin, int64_t end, const QuantizedRows& out,
                    float* room) {
-  task.y_stride = kQuantizedCols;
-  for (int64_t column = begin * kBlockRows; column < std::min(end * kBlockRows, task.out_cols);
-       column += kQuantizedCols) {
-    const int64_t first = column / kBlockRows, last = std::min(end, first + kQuantizedCols / kBlockRows);
-    LinearTask part = task;
-    part.y = room;
-    part.weight.data += first * block_weight_nbytes(task);
+  LinearTask part = task;
+  part.y = room;
+  part.y_stride = kQuantizedCols;
+  for (int64_t first = begin; first < end; first += kQuantizedBlocks) {
+    const int64_t column = first * kBlockRows;
+    part.weight.data = task.weight.data + first * block_weight_nbytes(task);
     part.out_cols = std::min(kQuantizedCols, task.out_cols - column);
-    kernels.linear(part, 0, last - first);
+    kernels.linear(part, 0, std::min(kQuantizedBlocks, end - first));
     kernels.quantize_rows(room, kQuantizedCols, task.rows.n, part.out_cols, out.from_column(column));
   }
 }
@@ -100,13 +100,13 @@ void run_quantized(const Kernels& kernels, LinearTask task, int64_t begin, int64
 void run_linear(Step& step, const LinearTask* tasks, int64_t count, const QuantizedRows* outputs) {
   const int64_t workers = step.pool.size();
   int64_t tiles = 0, rows = 0;
-  for_tiles(tasks, count, workers, outputs, [&](const Tile& tile) {
+  for_tiles(tasks, count, workers, outputs != nullptr, [&](const Tile& tile) {
     ++tiles;
     rows = std::max<int64_t>(rows, tile.rows);
   });
   Tile* list = step.scratch.take<Tile>(tiles);
   int64_t filled = 0;
-  for_tiles(tasks, count, workers, outputs, [&](const Tile& tile) { list[filled++] = tile; });
+  for_tiles(tasks, count, workers, outputs != nullptr, [&](const Tile& tile) { list[filled++] = tile; });
   const int64_t floats = outputs ? rows * kQuantizedCols : 0;
   float* rooms = step.scratch.take<float>(workers * floats);
   step.pool.run(tiles, [&](int64_t chunk, int worker) {

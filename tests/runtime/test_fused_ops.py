@@ -5,7 +5,8 @@ import pytest
 from one_op import INT8_CACHE, VOCAB, add, ceil_rows, check, one_op, rotary
 from program_dir import cpu_of, random_weights
 
-from parity import prompts_for, run_schedule
+from deepmnn.backends.reference import ReferenceBackend
+from parity import Runner, prompts_for, relative_error, run_schedule
 
 DTYPES = ["f32", "bf16", "w8", "w4"]
 
@@ -227,9 +228,6 @@ def test_moe_quantises_for_its_down_projections(dtype, size, lengths):
 
 def test_long_contexts_split_their_keys():
     """Decoding 700 rows back: more than one split, blocks of 3 rows in shuffled order."""
-    from deepmnn.backends.reference import ReferenceBackend
-    from parity import Runner, relative_error
-
     for form in ("absorbed", "expanded"):
         graph = one_op(mla(3, 20, 10, 6, 17), 33)
         weights = random_weights(graph)
@@ -249,9 +247,6 @@ def test_long_contexts_split_their_keys():
 
 def test_a_split_that_earlier_tokens_do_not_see():
     """129 keys in splits of 128, 130 heads: the first token's tile has none of the second."""
-    from deepmnn.backends.reference import ReferenceBackend
-    from parity import relative_error, run_schedule
-
     graph = one_op(mla(130, 8, 4, 2, 3), 20)
     weights = random_weights(graph)
     prompt, steps = [np.random.default_rng(1).integers(0, 41, 129).tolist()], [(126,), (3,)]
@@ -267,9 +262,6 @@ def test_a_split_that_earlier_tokens_do_not_see():
 
 def test_expanded_in_groups_of_heads():
     """All the heads together have more keys and values than are rebuilt at once."""
-    from deepmnn.backends.reference import ReferenceBackend
-    from parity import relative_error, run_schedule
-
     graph = one_op(mla(3, 8, 1000, 8, 1001), 20)
     weights = random_weights(graph)
     prompt, steps = [np.random.default_rng(1).integers(0, 41, 1501).tolist()], [(1490,), (11,)]
