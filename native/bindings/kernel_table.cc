@@ -79,6 +79,15 @@ void check_index(const int32_t* index, int64_t n, int64_t rows) {
   }
 }
 
+// Rows index[0 .. n) of x, in `floats`.
+Matrix<float> gathered(const Matrix<float>& x, const int32_t* index, int64_t n, std::vector<float>& floats) {
+  for (int64_t i = 0; i < n; ++i) {
+    const float* row = x.data + index[i] * x.stride;
+    floats.insert(floats.end(), row, row + x.cols);
+  }
+  return {floats.data(), n, x.cols, x.cols};
+}
+
 // y is the initial content of the result: [n, at least out_cols].
 F32 linear(const Array& x, const Array& packed, const std::string& dtype, int64_t rows, int64_t cols,
            int64_t group_size, const Array& y, int64_t out_cols, const std::string& epilogue,
@@ -110,9 +119,10 @@ F32 linear(const Array& x, const Array& packed, const std::string& dtype, int64_
   if (bias) task.bias = vector<float>(*bias, "bias", out_cols);
   task.rows.x = input.data;
   task.rows.stride = input.stride;
+  std::vector<float> floats;
   std::optional<Quantized> quantized;
   if (group_size) {
-    quantized.emplace(input, group_size, kernels);
+    quantized.emplace(index ? gathered(input, task.rows.index, task.rows.n, floats) : input, group_size, kernels);
     task.rows.quantized = quantized->rows();
   }
   {

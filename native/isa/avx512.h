@@ -139,14 +139,14 @@ DEEPMNN_INLINE __m512i broadcast4(const int8_t* a) {
   __builtin_memcpy(&four, a, sizeof(four));
   return _mm512_set1_epi32(four);
 }
-DEEPMNN_INLINE I32x16 dot_w4(I32x16 acc, U8x64 low, U8x64 high, const int8_t* a) {
-  return {_mm512_dpbusd_epi32(_mm512_dpbusd_epi32(acc.v, low.v, broadcast4(a)), high.v, broadcast4(a + 4))};
-}
 constexpr int kW8Bias = 128;
 DEEPMNN_INLINE I32x16 dot_w8(I32x16 acc, U8x64 w, const int8_t* a) {
   // At the edge of a loop GCC 12 copies every accumulator of the intrinsic.
   asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(w.v), "v"(broadcast4(a)));
   return acc;
+}
+DEEPMNN_INLINE I32x16 dot_w4(I32x16 acc, U8x64 low, U8x64 high, const int8_t* a) {
+  return dot_w8(dot_w8(acc, low, a), high, a + 4);
 }
 DEEPMNN_INLINE I32x16 dot_codes(I32x16 acc, U8x64 w, const int8_t* a) { return dot_w8(acc, w, a); }
 DEEPMNN_INLINE I32x16 panel_w4(I32x16 acc, const uint8_t* w, const int8_t* a) { return dot_w8(acc, load_u8(w), a); }

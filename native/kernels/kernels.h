@@ -61,9 +61,9 @@ constexpr int64_t quantized_cols(int64_t cols) { return (cols + kPanelCols - 1) 
 // Input rows of a linear. f32 and bf16 weights read x; w8 and w4 read the quantised form.
 struct Rows {
   const float* x = nullptr;
-  int64_t stride = 0;  // floats between rows of x
-  QuantizedRows quantized;
-  const int32_t* index = nullptr;  // row i of the task is row index[i] here; null: row i
+  int64_t stride = 0;              // floats between rows of x
+  QuantizedRows quantized;         // row i of the task
+  const int32_t* index = nullptr;  // row i of the task is row index[i] of x; null: row i
   int64_t n = 0;
 };
 

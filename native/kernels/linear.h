@@ -31,19 +31,13 @@ struct StepOf<DType::w8> {
   using Type = StepW8;
 };
 
-// Where the task's input row i lies.
-DEEPMNN_INLINE int64_t row_number(const LinearTask& task, int64_t i) {
-  return task.rows.index ? task.rows.index[i] : i;
-}
-
 template <DType kDType>
 DEEPMNN_INLINE Row input_row(const LinearTask& task, int64_t i) {
   const Rows& rows = task.rows;
-  const int64_t at = row_number(task, i);
   if constexpr (!kQuantized<kDType>) {
-    return {rows.x + at * rows.stride, {}};
+    return {rows.x + (rows.index ? rows.index[i] : i) * rows.stride, {}};
   } else {
-    return {nullptr, rows.quantized.from(at)};
+    return {nullptr, rows.quantized.from(i)};
   }
 }
 
@@ -111,20 +105,20 @@ void run_tile(const LinearTask& task, int64_t block, int64_t n_blocks, int64_t i
 // Output blocks [block, block + kBlocks), or for swiglu the pairs behind kBlocks / 2 of them, of n rows
 // from `first` on.
 template <class Step, int kBlocks>
-void panel_rows(const LinearTask& task, int64_t block, int64_t block_bytes, const int32_t* index, int64_t first,
-                int64_t n) {
+void panel_rows(const LinearTask& task, int64_t block, int64_t block_bytes, int64_t first, int64_t n) {
   const bool pairs = task.epilogue == Epilogue::swiglu;
   const uint8_t* w = task.weight.data + (pairs ? 2 : 1) * block * block_bytes;
+  const QuantizedRows rows = task.rows.quantized.from(first);
   Sums<kBlocks> sums;
   switch (task.weight.group_size) {
     case 32:
-      panel_dot<Step, 32, kBlocks>(w, block_bytes, task.weight, task.rows.quantized, index, n, sums);
+      panel_dot<Step, 32, kBlocks>(w, block_bytes, task.weight, rows, n, sums);
       break;
     case 64:
-      panel_dot<Step, 64, kBlocks>(w, block_bytes, task.weight, task.rows.quantized, index, n, sums);
+      panel_dot<Step, 64, kBlocks>(w, block_bytes, task.weight, rows, n, sums);
       break;
     default:
-      panel_dot<Step, 128, kBlocks>(w, block_bytes, task.weight, task.rows.quantized, index, n, sums);
+      panel_dot<Step, 128, kBlocks>(w, block_bytes, task.weight, rows, n, sums);
   }
   for (int64_t i = 0; i < n; ++i) {
     for (int b = 0; b < kBlocks; ++b) {
@@ -141,20 +135,18 @@ template <class Step, DType kDType>
 void panel_blocks(const LinearTask& task, int64_t begin, int64_t end) {
   const int64_t per = task.epilogue == Epilogue::swiglu ? 2 : 1;
   const int64_t block_bytes = block_nbytes(kDType, task.weight.cols, task.weight.group_size);
-  int32_t index[kLinearPanelRows];
   for (int64_t first = 0; first < task.rows.n; first += kLinearPanelRows) {
     const int64_t left = task.rows.n - first, n = left < kLinearPanelRows ? left : kLinearPanelRows;
-    for (int64_t i = 0; i < n; ++i) index[i] = static_cast<int32_t>(row_number(task, first + i));
     for (int64_t block = begin; block < end;) {
       const int64_t weight_blocks = (end - block) * per;
       if (weight_blocks >= kPanelBlocks && kPanelBlocks >= per) {
-        panel_rows<Step, kPanelBlocks>(task, block, block_bytes, index, first, n);
+        panel_rows<Step, kPanelBlocks>(task, block, block_bytes, first, n);
         block += kPanelBlocks / per;
       } else if (weight_blocks >= 2) {
-        panel_rows<Step, 2>(task, block, block_bytes, index, first, n);
+        panel_rows<Step, 2>(task, block, block_bytes, first, n);
         block += 2 / per;
       } else {
-        panel_rows<Step, 1>(task, block, block_bytes, index, first, n);
+        panel_rows<Step, 1>(task, block, block_bytes, first, n);
         block += 1;
       }
     }

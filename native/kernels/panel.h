@@ -155,14 +155,14 @@ DEEPMNN_INLINE F32x16 scaled_sum(I32x16 sum, F32x16 scale) {
   return kFusedFma ? fma(from_bits(sum), scale, scale * splat(-12582912.0f)) : to_float(sum) * scale;
 }
 
-// The groups of one panel with kRows rows, `index` of `rows`: exact int32 sums of each group times the weights' scale,
+// The groups of one panel with the first kRows of `rows`: exact int32 sums of each group times the weights' scale,
 // then one multiply-add with the activations'.
 template <class Step, int kGroup, int kBlocks, int kRows, class Source, class Asks>
-void panel_tile(const Source& source, int64_t groups, const QuantizedRows& rows, const int32_t* index, Asks ahead,
+void panel_tile(const Source& source, int64_t groups, const QuantizedRows& rows, Asks ahead,
                 float (*sums)[kBlocks][kBlockRows]) {
   PanelRow at[kRows];
   DEEPMNN_UNROLL
-  for (int r = 0; r < kRows; ++r) at[r] = panel_row<kGroup>(rows, index[r]);
+  for (int r = 0; r < kRows; ++r) at[r] = panel_row<kGroup>(rows, r);
   int64_t column = 0;
   for (int64_t g = 0; g < groups; ++g) {
     __asm__ volatile("" : : : "memory");  // the sums stay in memory: registers are for the accumulators
@@ -194,25 +194,26 @@ constexpr int kLeastTileRows = kStreamRows + 1 < (kPanelTileRows + 1) / 2 ? kStr
 
 // The tile of exactly n rows (kLeastTileRows .. kRows).
 template <class Step, int kGroup, int kBlocks, int kRows, class Source, class Asks>
-void run_panel_tile(int64_t n, const Source& source, int64_t groups, const QuantizedRows& rows, const int32_t* index,
-                    const Asks& ahead, float (*sums)[kBlocks][kBlockRows]) {
+void run_panel_tile(int64_t n, const Source& source, int64_t groups, const QuantizedRows& rows, const Asks& ahead,
+                    float (*sums)[kBlocks][kBlockRows]) {
   if constexpr (kRows > kLeastTileRows) {
     if (n < kRows) {
-      return run_panel_tile<Step, kGroup, kBlocks, kRows - 1>(n, source, groups, rows, index, ahead, sums);
+      return run_panel_tile<Step, kGroup, kBlocks, kRows - 1>(n, source, groups, rows, ahead, sums);
     }
   }
-  panel_tile<Step, kGroup, kBlocks, kRows>(source, groups, rows, index, ahead, sums);
+  panel_tile<Step, kGroup, kBlocks, kRows>(source, groups, rows, ahead, sums);
 }
 
-// The dot products of kBlocks blocks at w with n (at most kLinearPanelRows) rows, `index` of `rows`.
+// The dot products of kBlocks blocks at w with the first n (at most kLinearPanelRows) of `rows`.
 template <class Step, int kGroup, int kBlocks>
-void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, const QuantizedRows& rows,
-               const int32_t* index, int64_t n, Sums<kBlocks>& sums) {
+void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, const QuantizedRows& rows, int64_t n,
+               Sums<kBlocks>& sums) {
   __builtin_memset(sums.v, 0, static_cast<uint64_t>(n) * sizeof(sums.v[0]));
   Panel<kBlocks> panel;
   constexpr int64_t most = kPanelCols / kGroup, kBytes = group_nbytes<Step>(kGroup);
   const int64_t all = (weight.cols + kGroup - 1) / kGroup;
-  const int64_t tiles = (n + kPanelTileRows - 1) / kPanelTileRows;
+  // A division takes as long as a third of a group: rows are dealt out once.
+  const int64_t tiles = (n + kPanelTileRows - 1) / kPanelTileRows, least = n / tiles, larger = n % tiles;
   for (int64_t g = 0; g < all; g += most) {
     const int64_t groups = all - g < most ? all - g : most;
     const QuantizedRows here = rows.from_panel(g / most);
@@ -220,9 +221,9 @@ void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, cons
     const uint8_t* next = g + most >= all ? w + kBlocks * block_bytes : at + most * kBytes;
     const int64_t half = groups * (kGroup / 4 * kVectorBytes<Step> / 2);
     const auto run = [&](int64_t tile, const auto& source, const auto& ahead) {
-      const int64_t i = n * tile / tiles, end = n * (tile + 1) / tiles;
-      run_panel_tile<Step, kGroup, kBlocks, kPanelTileRows>(end - i, source, groups, here, index + i, ahead,
-                                                            sums.v + i);
+      const int64_t i = tile * least + (tile < larger ? tile : larger);
+      run_panel_tile<Step, kGroup, kBlocks, kPanelTileRows>(least + (tile < larger), source, groups, here.from(i),
+                                                            ahead, sums.v + i);
     };
     if constexpr (kStoredPanels) {
       const StoredPanel<Step, kGroup, kBlocks, false> stored{at, block_bytes, panel};

@@ -34,8 +34,12 @@ class ExpertLinear : public Op {
     const ExpertGroups groups =
         group_by_expert(step, step.ints(indices_), n, top_k_, static_cast<int64_t>(weights_.size()));
     const int64_t in = weights_[0].cols, out = weights_[0].rows;
+    const int32_t* index = per_choice_ ? groups.choices : groups.tokens;
     QuantizedRows quantized;
-    if (group_size_) quantized = quantize(step, step.f32(x_), in, per_choice_ ? groups.n : n, in, group_size_);
+    if (group_size_) {
+      quantized = quantize(step, step.f32(x_), in, per_choice_ ? groups.n : n, in, group_size_);
+      quantized = gather(step, quantized, index, groups.n, in);
+    }
     float* parts = step.scratch.take<float>(groups.n * out);
     LinearTask* tasks = step.scratch.take<LinearTask>(groups.active);
     for (int64_t i = 0; i < groups.active; ++i) {
@@ -43,8 +47,8 @@ class ExpertLinear : public Op {
       task.weight = weights_[static_cast<size_t>(groups.experts[i])];
       task.rows.x = step.f32(x_);
       task.rows.stride = in;
-      task.rows.quantized = quantized;
-      task.rows.index = (per_choice_ ? groups.choices : groups.tokens) + groups.starts[i];
+      task.rows.index = index + groups.starts[i];
+      if (group_size_) task.rows.quantized = quantized.from(groups.starts[i]);
       task.rows.n = groups.size(i);
       task.y = parts + groups.starts[i] * out;
       task.y_stride = task.out_cols = out;

@@ -69,12 +69,9 @@ void for_tiles(const LinearTask* tasks, int64_t count, int64_t workers, bool qua
 // The task's rows [first, first + n).
 LinearTask row_range(LinearTask task, int64_t first, int64_t n) {
   Rows& rows = task.rows;
-  if (rows.index) {
-    rows.index += first;
-  } else {
-    if (rows.x) rows.x += first * rows.stride;
-    if (rows.quantized.codes) rows.quantized = rows.quantized.from(first);
-  }
+  if (rows.index) rows.index += first;
+  if (rows.x && !rows.index) rows.x += first * rows.stride;
+  if (rows.quantized.codes) rows.quantized = rows.quantized.from(first);
   rows.n = n;
   if (task.y) task.y += first * task.y_stride;
   return task;

@@ -52,11 +52,8 @@ void run_per_head(Step& step, int64_t heads, const PerHead& p) {
     task.rows.n = p.n;
     task.rows.x = p.x + head * p.x_width;
     task.rows.stride = heads * p.x_width;
-    if (is_quantized(p.weight.dtype)) {
-      task.rows.quantized = quantized.from(head * p.n);
-    } else {
-      task.rows.index = p.tokens;
-    }
+    task.rows.index = p.tokens;
+    if (is_quantized(p.weight.dtype)) task.rows.quantized = quantized.from(head * p.n);
     task.y = p.y + head * p.y_width;
     task.y_stride = heads * p.y_width;
     task.out_cols = p.out;

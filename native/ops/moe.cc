@@ -69,14 +69,16 @@ class Moe : public Op {
     QuantizedRows* outputs = step.scratch.take<QuantizedRows>(groups.active);
     LinearTask* tasks = step.scratch.take<LinearTask>(groups.active);
     QuantizedRows quantized;
-    if (gate_up_group_) quantized = step.quantized.get(step, x_, gate_up_group_);
+    if (gate_up_group_) {
+      quantized = gather(step, step.quantized.get(step, x_, gate_up_group_), groups.tokens, groups.n, x_.width);
+    }
     for (int64_t i = 0; i < groups.active; ++i) {
       LinearTask task;
       task.weight = gate_up_[static_cast<size_t>(groups.experts[i])];
       task.rows.x = step.f32(x_);
       task.rows.stride = x_.width;
-      task.rows.quantized = quantized;
       task.rows.index = groups.tokens + groups.starts[i];
+      if (gate_up_group_) task.rows.quantized = quantized.from(groups.starts[i]);
       task.rows.n = groups.size(i);
       task.out_cols = size_;
       task.epilogue = Epilogue::swiglu;

@@ -1,5 +1,7 @@
 #include "runtime/quantized.h"
 
+#include <algorithm>
+
 #include "runtime/step.h"
 
 namespace deepmnn {
@@ -16,6 +18,20 @@ QuantizedRows take_quantized(Step& step, int64_t n, int64_t cols, int32_t group_
   const int64_t codes = quantized_cols(cols) * n, groups = codes / group_size;
   return {step.scratch.take<int8_t>(codes), step.scratch.take<float>(groups), step.scratch.take<int32_t>(groups), n,
           group_size};
+}
+
+QuantizedRows gather(Step& step, const QuantizedRows& rows, const int32_t* index, int64_t n, int64_t cols) {
+  const QuantizedRows out = take_quantized(step, n, cols, rows.group_size);
+  const int64_t panels = quantized_cols(cols) / kPanelCols, groups = rows.panel_groups();
+  for_rows(step, n, cols, [&](int64_t i, int) {
+    for (int64_t panel = 0; panel < panels; ++panel) {
+      const QuantizedRows from = rows.from(index[i]).from_panel(panel), to = out.from(i).from_panel(panel);
+      std::copy_n(from.codes, kPanelCols, to.codes);
+      std::copy_n(from.scales, groups, to.scales);
+      std::copy_n(from.sums, groups, to.sums);
+    }
+  });
+  return out;
 }
 
 QuantizedRows quantize(Step& step, const float* x, int64_t stride, int64_t n, int64_t cols, int32_t group_size) {

@@ -16,6 +16,10 @@ inline bool is_quantized(DType dtype) { return dtype == DType::w8 || dtype == DT
 // Room for n rows in the op's scratch.
 QuantizedRows take_quantized(Step& step, int64_t n, int64_t cols, int32_t group_size);
 
+// Rows index[0 .. n) of rows of `cols` columns, brought together in scratch: integer linears read rows that follow one
+// another.
+QuantizedRows gather(Step& step, const QuantizedRows& rows, const int32_t* index, int64_t n, int64_t cols);
+
 // Quantises x [n, cols] (stride floats apart) into scratch, on the pool.
 QuantizedRows quantize(Step& step, const float* x, int64_t stride, int64_t n, int64_t cols, int32_t group_size);
 
