@@ -102,6 +102,35 @@ void run_tile(const LinearTask& task, int64_t block, int64_t n_blocks, int64_t i
   plain_tile<kDType, tile_blocks<kDType>(kRows), kRows>(task, block, i);
 }
 
+// value(i, b) to block `block` + b of row `first` + i, of n rows. A row lies far from the last one: its lines are asked
+// for in time.
+template <int kBlocks, class Value>
+void write_whole_rows(const LinearTask& task, int64_t block, int64_t first, int64_t n, const Value& value) {
+  constexpr int64_t kRowsAhead = 8;
+  float* y = task.y + first * task.y_stride + block * kBlockRows;
+  for (int64_t i = 0; i < n; ++i, y += task.y_stride) {
+    DEEPMNN_UNROLL
+    for (int b = 0; b < kBlocks; ++b) {
+      if (i + kRowsAhead < n) prefetch(y + kRowsAhead * task.y_stride + b * kBlockRows);
+      store(y + b * kBlockRows, value(i, b));
+    }
+  }
+}
+
+// The same for blocks whose last columns may not exist, and for every epilogue.
+template <int kBlocks, class Value>
+void write_rows(const LinearTask& task, int64_t block, int64_t first, int64_t n, const Value& value) {
+  if ((block + kBlocks) * kBlockRows <= task.out_cols && task.epilogue != Epilogue::accumulate) {
+    if (!task.bias) return write_whole_rows<kBlocks>(task, block, first, n, value);
+    const float* bias = task.bias + block * kBlockRows;
+    return write_whole_rows<kBlocks>(task, block, first, n,
+                                     [&](int64_t i, int b) { return value(i, b) + load(bias + b * kBlockRows); });
+  }
+  for (int64_t i = 0; i < n; ++i) {
+    for (int b = 0; b < kBlocks; ++b) write(task, block + b, first + i, value(i, b));
+  }
+}
+
 // Output blocks [block, block + kBlocks), or for swiglu the pairs behind kBlocks / 2 of them, of n rows
 // from `first` on.
 template <class Step, int kBlocks>
@@ -120,15 +149,14 @@ void panel_rows(const LinearTask& task, int64_t block, int64_t block_bytes, int6
     default:
       panel_dot<Step, 128, kBlocks>(w, block_bytes, task.weight, rows, n, sums);
   }
-  for (int64_t i = 0; i < n; ++i) {
-    for (int b = 0; b < kBlocks; ++b) {
-      if (!pairs) {
-        write(task, block + b, first + i, load(sums.v[i][b]));
-      } else if (b % 2 == 1) {
-        write(task, block + b / 2, first + i, silu(load(sums.v[i][b - 1])) * load(sums.v[i][b]));
-      }
+  if constexpr (kBlocks > 1) {
+    if (pairs) {
+      return write_rows<kBlocks / 2>(task, block, first, n, [&](int64_t i, int b) {
+        return silu(load(sums.v[i][2 * b])) * load(sums.v[i][2 * b + 1]);
+      });
     }
   }
+  write_rows<kBlocks>(task, block, first, n, [&](int64_t i, int b) { return load(sums.v[i][b]); });
 }
 
 template <class Step, DType kDType>
