@@ -33,10 +33,10 @@ Epilogue parse_epilogue(const std::string& name) {
 class Quantized {
  public:
   Quantized(const Matrix<float>& x, int64_t group_size, const Kernels& kernels) {
-    const int64_t codes = quantized_cols(x.cols) * x.rows, groups = codes / group_size;
-    codes_.resize(static_cast<size_t>(codes));
-    scales_.resize(static_cast<size_t>(groups));
-    sums_.resize(static_cast<size_t>(groups));
+    const QuantizedSizes room(x.rows, x.cols, static_cast<int32_t>(group_size));
+    codes_.resize(static_cast<size_t>(room.codes));
+    scales_.resize(static_cast<size_t>(room.groups));
+    sums_.resize(static_cast<size_t>(room.groups));
     rows_ = {codes_.data(), scales_.data(), sums_.data(), x.rows, static_cast<int32_t>(group_size)};
     kernels.quantize_rows(x.data, x.stride, x.rows, x.cols, rows_);
   }

@@ -55,8 +55,14 @@ struct QuantizedRows {
   }
 };
 
-// Codes of one row, in whole panels.
-constexpr int64_t quantized_cols(int64_t cols) { return (cols + kPanelCols - 1) / kPanelCols * kPanelCols; }
+constexpr int64_t panel_count(int64_t cols) { return (cols + kPanelCols - 1) / kPanelCols; }
+
+// Room for n quantised rows, in whole panels: codes, and as many scales and sums as groups.
+struct QuantizedSizes {
+  int64_t codes, groups;
+  constexpr QuantizedSizes(int64_t n, int64_t cols, int32_t group_size)
+      : codes(panel_count(cols) * kPanelCols * n), groups(codes / group_size) {}
+};
 
 // Input rows of a linear. f32 and bf16 weights read x; w8 and w4 read the quantised form.
 struct Rows {

@@ -15,14 +15,14 @@ void fill(Step& step, const float* x, int64_t stride, int64_t n, int64_t cols, c
 }  // namespace
 
 QuantizedRows take_quantized(Step& step, int64_t n, int64_t cols, int32_t group_size) {
-  const int64_t codes = quantized_cols(cols) * n, groups = codes / group_size;
-  return {step.scratch.take<int8_t>(codes), step.scratch.take<float>(groups), step.scratch.take<int32_t>(groups), n,
-          group_size};
+  const QuantizedSizes room(n, cols, group_size);
+  return {step.scratch.take<int8_t>(room.codes), step.scratch.take<float>(room.groups),
+          step.scratch.take<int32_t>(room.groups), n, group_size};
 }
 
 QuantizedRows gather(Step& step, const QuantizedRows& rows, const int32_t* index, int64_t n, int64_t cols) {
   const QuantizedRows out = take_quantized(step, n, cols, rows.group_size);
-  const int64_t panels = quantized_cols(cols) / kPanelCols, groups = rows.panel_groups();
+  const int64_t panels = panel_count(cols), groups = rows.panel_groups();
   for_rows(step, n, cols, [&](int64_t i, int) {
     for (int64_t panel = 0; panel < panels; ++panel) {
       const QuantizedRows from = rows.from(index[i]).from_panel(panel), to = out.from(i).from_panel(panel);
@@ -56,11 +56,13 @@ QuantizedRows QuantizedCache::get(Step& step, const Buffer& buffer, int32_t grou
 QuantizedRows QuantizedCache::put(Step& step, const Buffer& buffer, int32_t group_size) {
   Entry& entry = entries_[next_];
   next_ = (next_ + 1) % kEntries;
-  const int64_t n = step.n(buffer), codes = quantized_cols(buffer.width) * n, groups = codes / group_size;
+  const int64_t n = step.n(buffer);
+  const QuantizedSizes room(n, buffer.width, group_size);
   entry.buffer = -1;
-  entry.rows = {reinterpret_cast<int8_t*>(entry.codes.reserve(codes, "quantised activations")),
-                reinterpret_cast<float*>(entry.scales.reserve(groups * 4, "quantised activations")),
-                reinterpret_cast<int32_t*>(entry.sums.reserve(groups * 4, "quantised activations")), n, group_size};
+  entry.rows = {reinterpret_cast<int8_t*>(entry.codes.reserve(room.codes, "quantised activations")),
+                reinterpret_cast<float*>(entry.scales.reserve(room.groups * 4, "quantised activations")),
+                reinterpret_cast<int32_t*>(entry.sums.reserve(room.groups * 4, "quantised activations")), n,
+                group_size};
   entry.buffer = buffer.id;
   return entry.rows;
 }
