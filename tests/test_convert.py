@@ -282,12 +282,13 @@ def test_group_size(tmp_path: Path) -> None:
         graph = Artifact.open(
             convert(tiny.path, tmp_path / str(size), group_size=size).path
         ).graph()
-        found = {(w.dtype in ("w4", "w8"), w.group_size) for w in graph.weights.values()}
-        assert found == {(True, size), (False, 0)}
+        found = {(w.dtype, w.group_size) for w in graph.weights.values()}
+        assert found == {("w4", size), ("w8", 256), ("vector", 0)}
     with pytest.raises(RequestError, match="group_size 48"):
         convert(tiny.path, tmp_path / "out", group_size=48)
-    with pytest.raises(RequestError, match="group_size 64"):
-        convert(tiny.path, tmp_path / "out", "fp32", group_size=64)
+    for quant in ("fp32", "bf16", "w8"):
+        with pytest.raises(RequestError, match=rf"group_size 64 for {quant}; expected w4\. w8 has"):
+            convert(tiny.path, tmp_path / "out", quant, group_size=64)
 
 
 @pytest.mark.parametrize("quant", ["fp32", "w8", "w4"])

@@ -32,43 +32,41 @@ Epilogue parse_epilogue(const std::string& name) {
 // Activations in the form that w8 and w4 read.
 class Quantized {
  public:
-  Quantized(const Matrix<float>& x, int64_t group_size, const Kernels& kernels) {
-    const QuantizedSizes room(x.rows, x.cols, static_cast<int32_t>(group_size));
-    codes_.resize(static_cast<size_t>(room.codes));
-    scales_.resize(static_cast<size_t>(room.groups));
-    sums_.resize(static_cast<size_t>(room.groups));
-    rows_ = {codes_.data(), scales_.data(), sums_.data(), x.rows, static_cast<int32_t>(group_size)};
+  Quantized(const Matrix<float>& x, const Kernels& kernels) {
+    const int64_t panels = panel_count(x.cols) * x.rows;
+    codes_.resize(static_cast<size_t>(panels * kPanelCols));
+    heads_.resize(static_cast<size_t>(panels));
+    rows_ = {codes_.data(), heads_.data(), x.rows};
     kernels.quantize_rows(x.data, x.stride, x.rows, x.cols, rows_);
   }
   const QuantizedRows& rows() const { return rows_; }
 
  private:
   std::vector<int8_t> codes_;
-  std::vector<float> scales_;
-  std::vector<int32_t> sums_;
+  std::vector<PanelHead> heads_;
   QuantizedRows rows_;
 };
 
-// Codes [n, groups * group_size], scales and sums [n, groups].
-auto quantize_rows(const Array& x, int64_t group_size, const std::string& isa) {
-  parse_dtype("w8", group_size);
+// Codes [n, panels * 256], scales and sums [n, panels], sums of every 32 columns [n, panels * 8].
+auto quantize_rows(const Array& x, const std::string& isa) {
   const Matrix<float> input = matrix<float>(x, "x");
-  const Quantized quantized(input, group_size, table(isa));
-  const int64_t groups = (input.cols + group_size - 1) / group_size;
-  NewArray<int8_t> codes({input.rows, groups * group_size});
-  NewArray<float> scales({input.rows, groups});
-  NewArray<int32_t> sums({input.rows, groups});
+  const Quantized quantized(input, table(isa));
+  constexpr int64_t kParts = kPanelCols / kPartCols;
+  const int64_t panels = panel_count(input.cols);
+  NewArray<int8_t> codes({input.rows, panels * kPanelCols});
+  NewArray<float> scales({input.rows, panels});
+  NewArray<int32_t> sums({input.rows, panels}), part_sums({input.rows, panels * kParts});
   for (int64_t row = 0; row < input.rows; ++row) {
-    for (int64_t g = 0; g < groups; ++g) {
-      const int64_t panel = g * group_size / kPanelCols, within = g - panel * (kPanelCols / group_size);
+    for (int64_t panel = 0; panel < panels; ++panel) {
       const QuantizedRows from = quantized.rows().from(row).from_panel(panel);
-      const int64_t to = row * groups + g;
-      std::copy_n(from.codes + within * group_size, group_size, codes.data() + to * group_size);
-      scales.data()[to] = from.scales[within];
-      sums.data()[to] = from.sums[within];
+      const int64_t to = row * panels + panel;
+      std::copy_n(from.codes, kPanelCols, codes.data() + to * kPanelCols);
+      scales.data()[to] = from.heads->scale;
+      sums.data()[to] = from.heads->sum;
+      std::copy_n(from.heads->part_sums, kParts, part_sums.data() + to * kParts);
     }
   }
-  return std::make_tuple(codes.release(), scales.release(), sums.release());
+  return std::make_tuple(codes.release(), scales.release(), sums.release(), part_sums.release());
 }
 
 void check_index(const int32_t* index, int64_t n, int64_t rows) {
@@ -122,7 +120,7 @@ F32 linear(const Array& x, const Array& packed, const std::string& dtype, int64_
   std::vector<float> floats;
   std::optional<Quantized> quantized;
   if (group_size) {
-    quantized.emplace(index ? gathered(input, task.rows.index, task.rows.n, floats) : input, group_size, kernels);
+    quantized.emplace(index ? gathered(input, task.rows.index, task.rows.n, floats) : input, kernels);
     task.rows.quantized = quantized->rows();
   }
   {
@@ -327,7 +325,7 @@ void bind_kernel_table(nanobind::module_& parent) {
   nanobind::module_ m = parent.def_submodule("kernels", "The kernel table, for tests.");
   m.def("linear", &deepmnn::linear, "x"_a, "packed"_a, "dtype"_a, "rows"_a, "cols"_a, "group_size"_a, "y"_a,
         "out_cols"_a, "epilogue"_a, "bias"_a.none(), "index"_a.none(), "begin"_a, "end"_a, "isa"_a = "");
-  m.def("quantize_rows", &deepmnn::quantize_rows, "x"_a, "group_size"_a, "isa"_a = "");
+  m.def("quantize_rows", &deepmnn::quantize_rows, "x"_a, "isa"_a = "");
   m.def("decode_row", &deepmnn::decode_row, "packed"_a, "dtype"_a, "rows"_a, "cols"_a, "group_size"_a, "row"_a,
         "isa"_a = "");
   m.def("attention", &deepmnn::attention, "q"_a, "k"_a, "v"_a, "scale"_a, "limits"_a, "acc"_a, "max_sum"_a,

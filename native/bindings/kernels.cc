@@ -21,11 +21,9 @@ DType parse_dtype(const std::string& name, int64_t group_size) {
     throw Error("request", "weight format '" + name + "'; expected one of vector, f32, bf16, w8, w4");
   }
   const DType dtype = static_cast<DType>(found - names);
-  const bool grouped = dtype == DType::w8 || dtype == DType::w4;
-  const bool right = grouped ? group_size == 32 || group_size == 64 || group_size == 128 : group_size == 0;
-  if (!right) {
+  if (!allows_group_size(dtype, group_size)) {
     throw Error("request", "group_size " + std::to_string(group_size) + " for " + name + "; expected " +
-                               (grouped ? "32, 64 or 128" : "0"));
+                               allowed_group_sizes(dtype));
   }
   return dtype;
 }

@@ -228,9 +228,20 @@ DEEPMNN_INLINE I32x16 dot_w8(I32x16 acc, U8x64 w, const int8_t* a) {
   const __m256i four = broadcast4(a);
   return {add_pairs(acc.lo, signed_pairs(w.lo, four)), add_pairs(acc.hi, signed_pairs(w.hi, four))};
 }
-// Eight products of pairs, each at most 2 * 15 * 127, still fit int16.
-DEEPMNN_INLINE I32x16 panel_w4(I32x16 acc, const uint8_t* w, const int8_t* a) {
-  __m256i lo = _mm256_setzero_si256(), hi = lo;
+
+struct Multipliers {
+  I32x16 size;  // in both 16-bit halves
+  I32x16 zero;  // -8, or -7 where the multiplier is negative, in the low half; 0 in the other
+};
+DEEPMNN_INLINE Multipliers load_multipliers(const int8_t* p) {
+  const I32x16 m = widen_i8(p), size = max(m, splat_i32(0) - m);
+  return {size + shift_left(size, 16), (splat_i32(-8) + shift_right(m, 31)) & splat_i32(0xffff)};
+}
+// Sums of eight products of pairs, each at most 2 * 15 * 127, and -zero times the sum of the activations: in wrapping
+// 16 bits, because the low half's sum is at most 8 * 127 * 32 in size, whatever came on the way.
+DEEPMNN_INLINE I32x16 panel_w4(I32x16 acc, const uint8_t* w, const int8_t* a, int32_t part_sum, const Multipliers& m) {
+  const __m256i sum = _mm256_set1_epi32(part_sum);
+  __m256i lo = _mm256_mullo_epi16(sum, m.zero.lo), hi = _mm256_mullo_epi16(sum, m.zero.hi);
   DEEPMNN_UNROLL
   for (int i = 0; i < kPanelStep; ++i) {
     const __m256i four = broadcast4(a + 4 * i);
@@ -238,7 +249,8 @@ DEEPMNN_INLINE I32x16 panel_w4(I32x16 acc, const uint8_t* w, const int8_t* a) {
     lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(codes.lo, four));
     hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(codes.hi, four));
   }
-  return {add_pairs(acc.lo, lo), add_pairs(acc.hi, hi)};
+  return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(lo, m.size.lo)),
+          _mm256_add_epi32(acc.hi, _mm256_madd_epi16(hi, m.size.hi))};
 }
 DEEPMNN_INLINE I32x16 panel_w8(I32x16 acc, const uint8_t* w, const int8_t* a) {
   DEEPMNN_UNROLL

@@ -149,8 +149,27 @@ DEEPMNN_INLINE I32x16 dot_w4(I32x16 acc, U8x64 low, U8x64 high, const int8_t* a)
   return dot_w8(dot_w8(acc, low, a), high, a + 4);
 }
 DEEPMNN_INLINE I32x16 dot_codes(I32x16 acc, U8x64 w, const int8_t* a) { return dot_w8(acc, w, a); }
-DEEPMNN_INLINE I32x16 panel_w4(I32x16 acc, const uint8_t* w, const int8_t* a) { return dot_w8(acc, load_u8(w), a); }
-DEEPMNN_INLINE I32x16 panel_w8(I32x16 acc, const uint8_t* w, const int8_t* a) { return dot_w8(acc, load_u8(w), a); }
+
+// 16-bit halves, each for two codes.
+struct Multipliers {
+  __m512i low, high, offset;
+};
+DEEPMNN_INLINE Multipliers load_multipliers(const int8_t* p) {
+  const __m512i low_halves = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13));
+  const __m512i low_bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
+  const __m512i m = widen_i8(p).v, size = _mm512_shuffle_epi8(_mm512_abs_epi32(m), low_halves);
+  // 128 - 8 m, or 128 - 7 |m|
+  const __m512i zero = _mm512_add_epi32(_mm512_set1_epi32(8), _mm512_srai_epi32(m, 31));
+  const __m512i offset = _mm512_sub_epi32(_mm512_set1_epi32(128), _mm512_mullo_epi16(size, zero));
+  return {size, _mm512_slli_epi16(size, 12), _mm512_shuffle_epi8(offset, low_bytes)};
+}
+// Two bytes at a time: (256 h + l) m = 256 h m + l m, and neither is above 225. High nibbles are 16 times too large.
+DEEPMNN_INLINE U8x64 multiplied_low(U8x64 packed, const Multipliers& m) {
+  return {_mm512_add_epi16(_mm512_mullo_epi16(_mm512_and_si512(packed.v, _mm512_set1_epi8(15)), m.low), m.offset)};
+}
+DEEPMNN_INLINE U8x64 multiplied_high(U8x64 packed, const Multipliers& m) {
+  return {_mm512_add_epi16(_mm512_mulhi_epu16(_mm512_and_si512(packed.v, _mm512_set1_epi8(-16)), m.high), m.offset)};
+}
 
 constexpr bool kKeyBiased = true;
 DEEPMNN_INLINE U8x64 key_codes(U8x64 a) { return {_mm512_xor_si512(a.v, _mm512_set1_epi8(-128))}; }

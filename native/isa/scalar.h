@@ -15,8 +15,8 @@ constexpr int kStreamRows = 2;     // up to this many rows an integer one reads 
 constexpr int kSplitSums = 1;      // up to this many rows its sums are kept in two parts
 constexpr int kPanelBlocks = 1;    // output blocks of an unpacked panel
 constexpr int kPanelTileRows = 2;  // input rows per tile of it
-constexpr int kPanelStep = 1;      // vectors of one block that lie together in it, as panel_w4 and panel_w8 take them
-constexpr bool kStoredPanels = true;  // one or two tiles of rows read a panel as it is stored
+constexpr int kPanelStep = 1;  // vectors of one block that lie together in it: without kStoredPanels kPartCols columns
+constexpr bool kStoredPanels = true;  // panels hold what dot_codes takes, and are read as they are stored, too
 constexpr bool kFusedFma = false;     // fma rounds once
 constexpr int kVectorRegisters = 8;   // how many F32x16 the registers hold
 
@@ -258,19 +258,36 @@ DEEPMNN_INLINE I32x16 dot_w8(const I32x16& acc, const U8x64& w, const int8_t* a)
     return acc.v[i] + static_cast<uint32_t>(s);
   });
 }
-// The same without an offset, where kStoredTiles is not 0.
+// The same without an offset, where kStoredPanels.
 DEEPMNN_INLINE I32x16 dot_codes(const I32x16& acc, const U8x64& w, const int8_t* a) { return dot_w8(acc, w, a); }
-// The same for kPanelStep vectors of 16 rows × 4 weights, one after another, and as many times 4 activations; w4's
-// weights are 0..15.
-DEEPMNN_INLINE I32x16 panel_w4(const I32x16& acc, const uint8_t* w, const int8_t* a) {
-  return i32_lanes([&](int i) {
-    int32_t s = 0;
-    for (int j = 0; j < 4; ++j) s += w[4 * i + j] * a[j];
-    return acc.v[i] + static_cast<uint32_t>(s);
-  });
+
+// w4's multipliers, -15 .. 15, of 16 rows. A code's zero is 8, or 7 where the multiplier is negative, and then it
+// counts the other way (docs/layouts.md): (code - zero) * |multiplier| is its value.
+struct Multipliers {
+  int8_t v[16];
+};
+DEEPMNN_INLINE Multipliers load_multipliers(const int8_t* p) {
+  Multipliers m;
+  __builtin_memcpy(m.v, p, sizeof(m.v));
+  return m;
 }
-DEEPMNN_INLINE I32x16 panel_w8(const I32x16& acc, const uint8_t* w, const int8_t* a) {
-  return dot_w8(acc, load_u8(w), a);
+// 128 + value for the low, or the high, nibbles of 16 rows of 4 codes; only where kStoredPanels. Elsewhere there are
+//   panel_w4(acc, w, a, part_sum, multipliers): acc + values . a for codes of kPanelStep vectors of 16 rows × 4, one
+//     after another, and as many times 4 activations, whose sum is part_sum;
+//   panel_w8(acc, w, a): acc + (w - 128 + kW8Bias) . a for as many bytes.
+DEEPMNN_INLINE U8x64 multiplied(const U8x64& codes, const Multipliers& m) {
+  U8x64 r;
+  for (int i = 0; i < 64; ++i) {
+    const int size = m.v[i / 4] < 0 ? -m.v[i / 4] : m.v[i / 4], zero = m.v[i / 4] < 0 ? 7 : 8;
+    r.v[i] = static_cast<uint8_t>(128 + (codes.v[i] - zero) * size);
+  }
+  return r;
+}
+DEEPMNN_INLINE U8x64 multiplied_low(const U8x64& packed, const Multipliers& m) {
+  return multiplied(low_nibbles(packed), m);
+}
+DEEPMNN_INLINE U8x64 multiplied_high(const U8x64& packed, const Multipliers& m) {
+  return multiplied(high_nibbles(packed), m);
 }
 
 // acc + queries . key: 4 signed codes, -127..127, of each of 16 queries against 4 of a key, as key_codes gives them.

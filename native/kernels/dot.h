@@ -14,20 +14,6 @@ struct Row {
   QuantizedRows quantized;
 };
 
-// One panel of a quantised row.
-struct PanelRow {
-  const int8_t* codes;
-  const float* scales;
-  const int32_t* sums;
-};
-
-// The panel of the row `at` rows on: rows.from(at) with a group size that the compiler knows.
-template <int kGroup>
-DEEPMNN_INLINE PanelRow panel_row(const QuantizedRows& rows, int64_t at) {
-  const int64_t group = at * (kPanelCols / kGroup);
-  return {rows.codes + at * kPanelCols, rows.scales + group, rows.sums + group};
-}
-
 // Bytes ahead of the reader that a walk asks for: enough to hide memory latency at full bandwidth.
 constexpr int64_t kPrefetch = 8192;
 
@@ -96,15 +82,14 @@ struct IntTile {
 // 64 bytes of w4 blocks: 8 columns, whose activation codes start at `column`.
 struct StepW4 {
   static constexpr int kColumns = 8;
-  static constexpr int kBias = 8;
-  static DEEPMNN_INLINE I32x16 panel(I32x16 acc, const uint8_t* w, const int8_t* a) { return panel_w4(acc, w, a); }
-  // Vector v (4 columns) of what lies at w.
-  static DEEPMNN_INLINE U8x64 vector(const uint8_t* w, int v) {
+  // 128 plus the value of vector v (4 columns) of what lies at w.
+  template <class M>
+  static DEEPMNN_INLINE U8x64 vector(const uint8_t* w, int v, const M& multipliers) {
     const U8x64 packed = load_u8(w + v / 2 * 64);
-    return v % 2 == 0 ? low_nibbles(packed) : high_nibbles(packed);
+    return v % 2 == 0 ? multiplied_low(packed, multipliers) : multiplied_high(packed, multipliers);
   }
   template <int kRows>
-  static DEEPMNN_INLINE void run(const uint8_t* w, const PanelRow* rows, int64_t column, IntTile<1, kRows>& acc) {
+  static DEEPMNN_INLINE void run(const uint8_t* w, const QuantizedRows* rows, int64_t column, IntTile<1, kRows>& acc) {
     const U8x64 packed = load_u8(w), low = low_nibbles(packed), high = high_nibbles(packed);
     DEEPMNN_UNROLL
     for (int r = 0; r < kRows; ++r) acc.v[0][r] = dot_w4(acc.v[0][r], low, high, rows[r].codes + column);
@@ -114,11 +99,12 @@ struct StepW4 {
 // 64 bytes of w8 blocks: 4 columns.
 struct StepW8 {
   static constexpr int kColumns = 4;
-  static constexpr int kBias = kW8Bias;
-  static DEEPMNN_INLINE I32x16 panel(I32x16 acc, const uint8_t* w, const int8_t* a) { return panel_w8(acc, w, a); }
-  static DEEPMNN_INLINE U8x64 vector(const uint8_t* w, int v) { return load_u8(w + v * 64); }
+  template <class M>
+  static DEEPMNN_INLINE U8x64 vector(const uint8_t* w, int v, const M&) {
+    return load_u8(w + v * 64);
+  }
   template <int kRows>
-  static DEEPMNN_INLINE void run(const uint8_t* w, const PanelRow* rows, int64_t column, IntTile<1, kRows>& acc) {
+  static DEEPMNN_INLINE void run(const uint8_t* w, const QuantizedRows* rows, int64_t column, IntTile<1, kRows>& acc) {
     const U8x64 packed = load_u8(w);
     DEEPMNN_UNROLL
     for (int r = 0; r < kRows; ++r) acc.v[0][r] = dot_w8(acc.v[0][r], packed, rows[r].codes + column);
@@ -128,7 +114,8 @@ struct StepW8 {
 // kSteps steps in a row, in turn over the kCount sets of accumulators: unrolled, because at a loop's edge compilers
 // copy every accumulator (int8 ran at 57 % of the multipliers' peak instead of 77 %).
 template <class Step, int kSteps, int kRows, int kCount>
-DEEPMNN_INLINE void walk(const uint8_t*& w, const PanelRow* rows, int64_t& column, IntTile<1, kRows> (&acc)[kCount]) {
+DEEPMNN_INLINE void walk(const uint8_t*& w, const QuantizedRows* rows, int64_t& column,
+                         IntTile<1, kRows> (&acc)[kCount]) {
   DEEPMNN_UNROLL
   for (int s = 0; s < kSteps; ++s) {
     prefetch(w + kPrefetch);
@@ -138,46 +125,85 @@ DEEPMNN_INLINE void walk(const uint8_t*& w, const PanelRow* rows, int64_t& colum
   }
 }
 
-// One block, read as one stream. Group by group: exact int32 sums, started at -offset * sum of codes, times the
-// weights' scale, then one multiply-add with the activations'.
-template <class Step, int kGroup, int kRows>
-DEEPMNN_INLINE void dot_groups(const uint8_t* w, int64_t cols, const Row* rows, Tile<1, kRows>& out) {
-  constexpr int kCount = kRows <= kSplitSums ? 2 : 1;  // accumulators (exact, so their order does not matter)
-  constexpr int kSteps = kGroup / Step::kColumns, kTogether = kSteps < 8 ? kSteps : 8;
-  clear(out);
-  for (int64_t panel = 0; panel * kPanelCols < cols; ++panel) {
-    PanelRow at[kRows];
-    DEEPMNN_UNROLL
-    for (int r = 0; r < kRows; ++r) at[r] = panel_row<kGroup>(rows[r].quantized, panel * rows[r].quantized.height);
-    const int64_t left = cols - panel * kPanelCols, end = left < kPanelCols ? left : kPanelCols;
-    for (int64_t column = 0, g = 0; column < end; ++g) {
-      IntTile<1, kRows> acc[kCount];
-      DEEPMNN_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        acc[0].v[0][r] = splat_i32(-Step::kBias * at[r].sums[g]);
-        if (kCount == 2) acc[kCount - 1].v[0][r] = splat_i32(0);
-      }
-      for (int s = 0; s < kSteps; s += kTogether) walk<Step, kTogether>(w, at, column, acc);
-      const F32x16 scale = load_f16(w);
-      DEEPMNN_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const I32x16 total = kCount == 2 ? acc[0].v[0][r] + acc[kCount - 1].v[0][r] : acc[0].v[0][r];
-        out.v[0][r] = fma(to_float(total) * scale, splat(at[r].scales[g]), out.v[0][r]);
-      }
-      w += 2 * kBlockRows;
-    }
+// The next `cols` columns (a multiple of kTogether * Step::kColumns) of one block, added to `sums`. Accumulators are
+// split in two where registers allow (exact, so their order does not matter).
+template <class Step, int kTogether, int kRows>
+DEEPMNN_INLINE void add_columns(const uint8_t*& w, const QuantizedRows* rows, int64_t& column, int64_t cols,
+                                I32x16 (&sums)[kRows]) {
+  constexpr int kCount = kRows <= kSplitSums ? 2 : 1;
+  IntTile<1, kRows> acc[kCount];
+  DEEPMNN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    acc[0].v[0][r] = sums[r];
+    if (kCount == 2) acc[kCount - 1].v[0][r] = splat_i32(0);
+  }
+  for (const int64_t end = column + cols; column < end;) walk<Step, kTogether>(w, rows, column, acc);
+  DEEPMNN_UNROLL
+  for (int r = 0; r < kRows; ++r) {
+    sums[r] = kCount == 2 ? acc[0].v[0][r] + acc[kCount - 1].v[0][r] : acc[0].v[0][r];
   }
 }
 
-template <class Step, int kRows>
-DEEPMNN_INLINE void dot_quantized(const uint8_t* w, const Weight& weight, const Row* rows, Tile<1, kRows>& out) {
-  switch (weight.group_size) {
-    case 32:
-      return dot_groups<Step, 32>(w, weight.cols, rows, out);
-    case 64:
-      return dot_groups<Step, 64>(w, weight.cols, rows, out);
-    default:
-      return dot_groups<Step, 128>(w, weight.cols, rows, out);
+// The sums of one panel of `cols` columns, as floats that hold them exactly; w moves on to the panel's scales.
+template <class Step, int kGroup, int kRows>
+DEEPMNN_INLINE void sum_panel(const uint8_t*& w, const QuantizedRows* rows, int64_t cols, F32x16 (&out)[kRows]) {
+  I32x16 sums[kRows];
+  int64_t column = 0;
+  if constexpr (kGroup == kPanelCols) {
+    DEEPMNN_UNROLL
+    for (int r = 0; r < kRows; ++r) sums[r] = splat_i32(-kW8Bias * rows[r].heads->sum);
+    add_columns<Step, kPartCols / Step::kColumns>(w, rows, column, (cols + kPartCols - 1) / kPartCols * kPartCols,
+                                                  sums);
+    DEEPMNN_UNROLL
+    for (int r = 0; r < kRows; ++r) out[r] = to_float(sums[r]);
+  } else {
+    constexpr int kSteps = kGroup / Step::kColumns, kTogether = kSteps < 8 ? kSteps : 8;
+    const int8_t* multipliers = reinterpret_cast<const int8_t*>(w) + (cols + kGroup - 1) / kGroup * kGroup * 8;
+    DEEPMNN_UNROLL
+    for (int r = 0; r < kRows; ++r) out[r] = splat(0.0f);
+    for (; column < cols; multipliers += kBlockRows) {
+      const I32x16 multiplier = widen_i8(multipliers);
+      const I32x16 zero = (splat_i32(-8) + shift_right(multiplier, 31)) & splat_i32(0xffff);
+      DEEPMNN_UNROLL
+      for (int r = 0; r < kRows; ++r) {
+        const int32_t* part_sums = rows[r].heads->part_sums + column / kPartCols;
+        int32_t total = 0;
+        for (int i = 0; i < kGroup / kPartCols; ++i) total += part_sums[i];
+        sums[r] = dot_pairs(splat_i32(0), zero, splat_i32(total));
+      }
+      add_columns<Step, kTogether>(w, rows, column, kGroup, sums);
+      const F32x16 size = to_float(max(multiplier, splat_i32(0) - multiplier));
+      DEEPMNN_UNROLL
+      for (int r = 0; r < kRows; ++r) out[r] = fma(to_float(sums[r]), size, out[r]);  // exact, below 2^24
+    }
+    w = reinterpret_cast<const uint8_t*>(multipliers);
+  }
+}
+
+// 16 scales of a panel: what sums of codes (w4: times multipliers) are multiplied by.
+template <class Step>
+DEEPMNN_INLINE F32x16 panel_scale(const uint8_t* w) {
+  return Step::kColumns == StepW4::kColumns ? load_f16(w) * splat(1.0f / 16) : load_f16(w);
+}
+
+// One block, read as one stream. Panel by panel: exact sums times the weights' scale, then one multiply-add with the
+// activations'.
+template <class Step, int kGroup, int kRows>
+DEEPMNN_INLINE void dot_panels(const uint8_t* w, int64_t cols, const Row* rows, Tile<1, kRows>& out) {
+  clear(out);
+  QuantizedRows at[kRows];
+  DEEPMNN_UNROLL
+  for (int r = 0; r < kRows; ++r) at[r] = rows[r].quantized;
+  for (; cols > 0; cols -= kPanelCols) {
+    F32x16 sums[kRows];
+    sum_panel<Step, kGroup>(w, at, cols < kPanelCols ? cols : kPanelCols, sums);
+    const F32x16 scale = panel_scale<Step>(w);
+    w += 2 * kBlockRows;
+    DEEPMNN_UNROLL
+    for (int r = 0; r < kRows; ++r) {
+      out.v[0][r] = fma(sums[r] * scale, splat(at[r].heads->scale), out.v[0][r]);
+      at[r] = at[r].from_panel(1);
+    }
   }
 }
 
@@ -187,8 +213,17 @@ DEEPMNN_INLINE void dot(const uint8_t* w, int64_t block_bytes, const Weight& wei
                         Tile<kBlocks, kRows>& out) {
   if constexpr (kDType == DType::f32) dot_f32(w, block_bytes, weight, rows, out);
   if constexpr (kDType == DType::bf16) dot_bf16(w, block_bytes, weight, rows, out);
-  if constexpr (kDType == DType::w8) dot_quantized<StepW8>(w, weight, rows, out);
-  if constexpr (kDType == DType::w4) dot_quantized<StepW4>(w, weight, rows, out);
+  if constexpr (kDType == DType::w8) dot_panels<StepW8, kPanelCols>(w, weight.cols, rows, out);
+  if constexpr (kDType == DType::w4) {
+    switch (weight.group_size) {
+      case 32:
+        return dot_panels<StepW4, 32>(w, weight.cols, rows, out);
+      case 64:
+        return dot_panels<StepW4, 64>(w, weight.cols, rows, out);
+      default:
+        return dot_panels<StepW4, 128>(w, weight.cols, rows, out);
+    }
+  }
 }
 
 }  // namespace deepmnn::DEEPMNN_NS

@@ -14,7 +14,8 @@ enum class DType : uint32_t { vector = 0, f32 = 1, bf16 = 2, w8 = 3, w4 = 4 };
 constexpr int kBlockRows = 16;             // output rows per block of a packed matrix
 constexpr int64_t kLinearPanelRows = 256;  // input rows that an integer linear walks together, in panels of columns
 
-// A packed matrix [rows, cols] (y = W x). A vector has rows = 1 and raw float32 data.
+// A packed matrix [rows, cols] (y = W x). A vector has rows = 1 and raw float32 data. group_size: kPanelCols for w8,
+// 32, 64 or 128 for w4, else 0.
 struct Weight {
   const uint8_t* data = nullptr;
   int64_t rows = 0;
@@ -23,45 +24,38 @@ struct Weight {
   DType dtype = DType::f32;
 };
 
+// Whether a weight of this dtype may have this group size, and those that it may have in words.
+bool allows_group_size(DType dtype, int64_t group_size);
+const char* allowed_group_sizes(DType dtype);
+
 // Bytes of one block of 16 rows, and of the whole matrix padded to 64.
 int64_t block_nbytes(DType dtype, int64_t cols, int32_t group_size);
 int64_t packed_nbytes(DType dtype, int64_t rows, int64_t cols, int32_t group_size);
 
-constexpr int64_t kPanelCols = 256;  // a multiple of every group size
-
-// Activations in int8 (docs/layouts.md), panel by panel of kPanelCols columns: what a tile of some rows reads of a
-// panel lies together, however long the rows are. Codes [panels, height, kPanelCols], scales and sums [panels, height,
-// groups of a panel]; the last panel may be filled in part.
-struct QuantizedRows {
-  int8_t* codes = nullptr;
-  float* scales = nullptr;
-  int32_t* sums = nullptr;
-  int64_t height = 0;  // rows from one panel to the next
-  int32_t group_size = 0;
-
-  int32_t panel_groups() const { return static_cast<int32_t>(kPanelCols) / group_size; }
-  // Row `first` and those after it.
-  QuantizedRows from(int64_t first) const {
-    const int64_t group = first * panel_groups();
-    return {codes + first * kPanelCols, scales + group, sums + group, height, group_size};
-  }
-  // Panel `panel` and those after it.
-  QuantizedRows from_panel(int64_t panel) const { return from(panel * height); }
-  // Column `column`, the first of a group, and those after it in its panel.
-  QuantizedRows from_column(int64_t column) const {
-    const QuantizedRows at = from_panel(column / kPanelCols);
-    const int64_t inside = column % kPanelCols, group = inside / group_size;
-    return {at.codes + inside, at.scales + group, at.sums + group, height, group_size};
-  }
-};
+constexpr int64_t kPanelCols = 256;  // columns of a quantised matrix, or row, that share a scale (docs/layouts.md)
+constexpr int64_t kPartCols = 32;    // the smallest group of a w4 matrix
 
 constexpr int64_t panel_count(int64_t cols) { return (cols + kPanelCols - 1) / kPanelCols; }
 
-// Room for n quantised rows, in whole panels: codes, and as many scales and sums as groups.
-struct QuantizedSizes {
-  int64_t codes, groups;
-  constexpr QuantizedSizes(int64_t n, int64_t cols, int32_t group_size)
-      : codes(panel_count(cols) * kPanelCols * n), groups(codes / group_size) {}
+// What a product needs of a panel of a quantised row besides its codes.
+struct PanelHead {
+  float scale;
+  int32_t sum;                                // of its codes
+  int32_t part_sums[kPanelCols / kPartCols];  // of kPartCols codes each
+};
+
+// Activations in int8 (docs/layouts.md), panel by panel: what a tile of some rows reads of a panel lies together,
+// however long the rows are. Codes [panels, height, kPanelCols], heads [panels, height]; codes after the last column
+// are 0.
+struct QuantizedRows {
+  int8_t* codes = nullptr;
+  PanelHead* heads = nullptr;
+  int64_t height = 0;  // rows from one panel to the next
+
+  // Row `first` and those after it.
+  QuantizedRows from(int64_t first) const { return {codes + first * kPanelCols, heads + first, height}; }
+  // Panel `panel` and those after it.
+  QuantizedRows from_panel(int64_t panel) const { return from(panel * height); }
 };
 
 // Input rows of a linear. f32 and bf16 weights read x; w8 and w4 read the quantised form.
@@ -137,8 +131,11 @@ struct Kernels {
   // y columns of output blocks [begin, end); a block is 16 columns of y (for swiglu: of one gate/up pair).
   void (*linear)(const LinearTask& task, int64_t begin, int64_t end);
 
-  // Quantises rows [n, cols] (stride floats apart) per group to the first n rows of out.
+  // Quantises rows [n, cols] (stride floats apart) to the first n rows of out.
   void (*quantize_rows)(const float* x, int64_t stride, int64_t n, int64_t cols, const QuantizedRows& out);
+
+  // Quantises n floats to codes, and a scale for every kCacheGroup of them (docs/layouts.md, "Rows of the KV cache").
+  void (*quantize_cache)(const float* x, int64_t n, int8_t* codes, float* scales);
 
   // Decodes columns [0, cols) of one weight row to y (embedding lookup).
   void (*decode_row)(const Weight& weight, int64_t row, float* y);

@@ -2,17 +2,27 @@
 
 namespace deepmnn {
 
+bool allows_group_size(DType dtype, int64_t group_size) {
+  if (dtype == DType::w4) return group_size == 32 || group_size == 64 || group_size == 128;
+  return group_size == (dtype == DType::w8 ? kPanelCols : 0);
+}
+
+const char* allowed_group_sizes(DType dtype) {
+  return dtype == DType::w4 ? "32, 64 or 128" : dtype == DType::w8 ? "256" : "0";
+}
+
 int64_t block_nbytes(DType dtype, int64_t cols, int32_t group_size) {
-  const int64_t groups = group_size > 0 ? (cols + group_size - 1) / group_size : 0;
   switch (dtype) {
     case DType::f32:
       return kBlockRows * cols * 4;
     case DType::bf16:
       return kBlockRows * (cols + cols % 2) * 2;
     case DType::w8:
-      return kBlockRows * groups * (group_size + 2);
-    case DType::w4:
-      return kBlockRows * groups * (group_size / 2 + 2);
+      return kBlockRows * ((cols + kPartCols - 1) / kPartCols * kPartCols + panel_count(cols) * 2);
+    case DType::w4: {
+      const int64_t groups = (cols + group_size - 1) / group_size;
+      return kBlockRows * (groups * (group_size / 2 + 1) + panel_count(cols) * 2);
+    }
     case DType::vector:
       break;
   }

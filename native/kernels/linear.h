@@ -139,16 +139,7 @@ void panel_rows(const LinearTask& task, int64_t block, int64_t block_bytes, int6
   const uint8_t* w = task.weight.data + (pairs ? 2 : 1) * block * block_bytes;
   const QuantizedRows rows = task.rows.quantized.from(first);
   Sums<kBlocks> sums;
-  switch (task.weight.group_size) {
-    case 32:
-      panel_dot<Step, 32, kBlocks>(w, block_bytes, task.weight, rows, n, sums);
-      break;
-    case 64:
-      panel_dot<Step, 64, kBlocks>(w, block_bytes, task.weight, rows, n, sums);
-      break;
-    default:
-      panel_dot<Step, 128, kBlocks>(w, block_bytes, task.weight, rows, n, sums);
-  }
+  panel_dot<Step, kBlocks>(w, block_bytes, task.weight, rows, n, sums);
   if constexpr (kBlocks > 1) {
     if (pairs) {
       return write_rows<kBlocks / 2>(task, block, first, n, [&](int64_t i, int b) {

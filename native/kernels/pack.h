@@ -6,8 +6,6 @@
 
 namespace deepmnn::DEEPMNN_NS {
 
-constexpr int kMaxGroup = 128;
-
 // Divisors of a group's signed maximum that are tried as scales, in this order; the first best is kept. A negative one
 // puts the largest magnitude at the longer, negative end of the codes.
 constexpr float kDivisorsW4[] = {-8.0f, -8.5f, -9.0f, -9.5f, -10.0f, -11.0f, 7.0f, -7.5f};
@@ -15,8 +13,14 @@ constexpr float kDivisorsW8[] = {-128.0f, 127.0f};
 
 // Columns of 16 rows: lane r of column[k] is row r. Missing rows and columns are 0.
 struct Columns {
-  float v[kMaxGroup][16];
+  float v[kPanelCols][16];
 };
+
+// Columns of the panel that begins at `col`, with padding.
+DEEPMNN_INLINE int64_t padded_panel(const Weight& shape, int64_t col) {
+  const int64_t unit = shape.dtype == DType::w4 ? shape.group_size : kPartCols, left = shape.cols - col;
+  return left >= kPanelCols ? kPanelCols : (left + unit - 1) / unit * unit;
+}
 
 DEEPMNN_INLINE void gather_columns(const float* w, const Weight& shape, int64_t row, int64_t col, int64_t count,
                                    Columns& out) {
@@ -31,10 +35,10 @@ DEEPMNN_INLINE void gather_columns(const float* w, const Weight& shape, int64_t 
 
 DEEPMNN_INLINE F32x16 magnitude(F32x16 x) { return from_bits(bits(x) & splat_i32(0x7fffffff)); }
 
-// The element of largest magnitude of each row, sign kept; the first one on ties.
-DEEPMNN_INLINE F32x16 signed_max(const Columns& columns, int32_t n) {
-  F32x16 best = load(columns.v[0]);
-  for (int32_t k = 1; k < n; ++k) {
+// Of columns [begin, begin + n): the element of largest magnitude of each row, sign kept; the first one on ties.
+DEEPMNN_INLINE F32x16 signed_max(const Columns& columns, int64_t begin, int64_t n) {
+  F32x16 best = load(columns.v[begin]);
+  for (int64_t k = begin + 1; k < begin + n; ++k) {
     const F32x16 x = load(columns.v[k]);
     best = select_less(magnitude(best), magnitude(x), x, best);
   }
@@ -53,61 +57,119 @@ DEEPMNN_INLINE Codes codes_for(F32x16 scale, float offset) {
   return {scale, inverse, splat(-offset), splat(offset - 1.0f)};
 }
 
-// Scale of each row with the least squared error, rounded to fp16.
-DEEPMNN_INLINE F32x16 best_scale(const Columns& columns, int32_t n, float offset, const float* divisors, int count) {
-  const F32x16 top = signed_max(columns, n), limit = splat(65504.0f), zero = splat(0.0f);
+DEEPMNN_INLINE F32x16 squared_error(const Columns& columns, int64_t begin, int64_t n, const Codes& codes) {
+  F32x16 error = splat(0.0f);
+  for (int64_t k = begin; k < begin + n; ++k) {
+    const F32x16 x = load(columns.v[k]), difference = x - to_float(codes.of(x)) * codes.scale;
+    error = error + difference * difference;
+  }
+  return error;
+}
+
+DEEPMNN_INLINE F32x16 round_f16(F32x16 x) {
+  uint16_t half[16];
+  store_f16(half, x);
+  return load_f16(half);
+}
+
+// Of columns [begin, begin + n): the scale of each row with the least squared error.
+template <bool kHalf>
+DEEPMNN_INLINE F32x16 best_scale(const Columns& columns, int64_t begin, int64_t n, float offset, const float* divisors,
+                                 int count) {
+  const F32x16 top = signed_max(columns, begin, n), limit = splat(65504.0f), zero = splat(0.0f);
   F32x16 best = zero, best_error = zero;
   for (int c = 0; c < count; ++c) {
-    uint16_t half[16];
-    store_f16(half, min(limit, max(zero - limit, top / splat(divisors[c]))));
-    const Codes codes = codes_for(load_f16(half), offset);
-    F32x16 error = zero;
-    for (int32_t k = 0; k < n; ++k) {
-      const F32x16 x = load(columns.v[k]), difference = x - to_float(codes.of(x)) * codes.scale;
-      error = error + difference * difference;
-    }
-    best = c == 0 ? codes.scale : select_less(error, best_error, codes.scale, best);
+    const F32x16 wide = min(limit, max(zero - limit, top / splat(divisors[c])));
+    const F32x16 scale = kHalf ? round_f16(wide) : wide;
+    const F32x16 error = squared_error(columns, begin, n, codes_for(scale, offset));
+    best = c == 0 ? scale : select_less(error, best_error, scale, best);
     best_error = c == 0 ? error : select_less(error, best_error, error, best_error);
   }
   return best;
 }
 
-// Four columns of codes, offset added: row r, column j at byte 4 r + j.
-DEEPMNN_INLINE void store_quad(const Columns& columns, int32_t k, const Codes& codes, int32_t offset, uint8_t* out) {
-  for (int32_t j = 0; j < 4; ++j) {
+// Four columns of signed codes: row r, column j at byte 4 r + j.
+DEEPMNN_INLINE void store_quad(const Columns& columns, int64_t k, const Codes& codes, int8_t* out) {
+  for (int64_t j = 0; j < 4; ++j) {
     int8_t lanes[16];
     store_i8(lanes, codes.of(load(columns.v[k + j])));
-    for (int r = 0; r < 16; ++r) out[4 * r + j] = static_cast<uint8_t>(lanes[r] + offset);
+    for (int r = 0; r < 16; ++r) out[4 * r + j] = lanes[r];
   }
 }
 
-DEEPMNN_INLINE void pack_group(const float* w, const Weight& shape, int64_t row, int64_t col, uint8_t* out) {
-  const bool w4 = shape.dtype == DType::w4;
-  const int32_t size = shape.group_size, offset = w4 ? 8 : 128;
-  Columns columns;
-  gather_columns(w, shape, row, col, size, columns);
-  const float bound = static_cast<float>(offset);
-  const F32x16 scale =
-      w4 ? best_scale(columns, size, bound, kDivisorsW4, 8) : best_scale(columns, size, bound, kDivisorsW8, 2);
-  const Codes codes = codes_for(scale, bound);
-  for (int32_t k = 0; k < size; k += w4 ? 8 : 4, out += 64) {
-    store_quad(columns, k, codes, offset, out);
-    if (!w4) continue;
-    uint8_t high[64];
-    store_quad(columns, k + 4, codes, offset, high);
-    for (int i = 0; i < 64; ++i) out[i] = static_cast<uint8_t>(out[i] | high[i] << 4);
-  }
+// Scales, of which those of padded rows are 0; → what follows.
+DEEPMNN_INLINE uint8_t* store_scales(F32x16 scale, int64_t rows, uint8_t* out) {
   uint16_t halves[16];
   store_f16(halves, scale);
-  for (int64_t r = shape.rows - row < 0 ? 0 : shape.rows - row; r < 16; ++r) halves[r] = 0;  // rows of padding
+  for (int64_t r = rows; r < 16; ++r) halves[r] = 0;
   __builtin_memcpy(out, halves, sizeof(halves));
+  return out + sizeof(halves);
+}
+
+// The panel of `cols` columns, as many rows of which exist; → what follows it.
+DEEPMNN_INLINE uint8_t* pack_panel_w8(const Columns& columns, int64_t cols, int64_t rows, uint8_t* out) {
+  const F32x16 scale = best_scale<true>(columns, 0, cols, 128.0f, kDivisorsW8, 2);
+  const Codes codes = codes_for(scale, 128.0f);
+  for (int64_t k = 0; k < cols; k += 4, out += 64) {
+    int8_t quad[64];
+    store_quad(columns, k, codes, quad);
+    for (int i = 0; i < 64; ++i) out[i] = static_cast<uint8_t>(quad[i] + 128);
+  }
+  return store_scales(scale, rows, out);
+}
+
+// The multiplier of a group: its own scale in units, rounded, or the number below or above, whichever has the least
+// squared error.
+DEEPMNN_INLINE F32x16 best_multiplier(const Columns& columns, int64_t begin, int64_t n, F32x16 own, F32x16 unit) {
+  const F32x16 zero = splat(0.0f), limit = splat(15.0f);
+  const auto clamp = [&](F32x16 x) { return min(limit, max(zero - limit, x)); };
+  const F32x16 safe = select_less(zero, unit, unit, splat(1.0f));
+  const F32x16 middle = to_float(to_int(clamp(select_less(zero, unit, own / safe, zero))));
+  F32x16 best = zero, best_error = zero;
+  for (int i = 0; i < 3; ++i) {
+    const F32x16 multiplier = clamp(middle + splat(i == 0 ? 0.0f : i == 1 ? -1.0f : 1.0f));
+    const F32x16 error = squared_error(columns, begin, n, codes_for(multiplier * unit, 8.0f));
+    best = i == 0 ? multiplier : select_less(error, best_error, multiplier, best);
+    best_error = i == 0 ? error : select_less(error, best_error, error, best_error);
+  }
+  return best;
+}
+
+DEEPMNN_INLINE uint8_t* pack_panel_w4(const Columns& columns, int64_t cols, int64_t rows, int64_t group_size,
+                                      uint8_t* out) {
+  F32x16 own[kPanelCols / kPartCols], largest = splat(0.0f);
+  const int64_t groups = cols / group_size;
+  for (int64_t g = 0; g < groups; ++g) {
+    own[g] = best_scale<false>(columns, g * group_size, group_size, 8.0f, kDivisorsW4, 8);
+    largest = max(largest, magnitude(own[g]));
+  }
+  const F32x16 scale = round_f16(min(splat(65504.0f), largest * splat(16.0f / 15.0f))), unit = scale * splat(0.0625f);
+  int8_t multipliers[kPanelCols / kPartCols][16];
+  for (int64_t g = 0; g < groups; ++g) {
+    const int64_t begin = g * group_size;
+    const F32x16 multiplier = best_multiplier(columns, begin, group_size, own[g], unit);
+    store_i8(multipliers[g], to_int(multiplier));
+    for (int64_t r = rows; r < 16; ++r) multipliers[g][r] = 0;
+    const Codes codes = codes_for(multiplier * unit, 8.0f);
+    for (int64_t k = begin; k < begin + group_size; k += 8, out += 64) {
+      int8_t low[64], high[64];
+      store_quad(columns, k, codes, low);
+      store_quad(columns, k + 4, codes, high);
+      for (int i = 0; i < 64; ++i) {
+        const bool back = multipliers[g][i / 4] < 0;
+        out[i] = static_cast<uint8_t>(back ? (7 - low[i]) | (7 - high[i]) << 4 : (8 + low[i]) | (8 + high[i]) << 4);
+      }
+    }
+  }
+  __builtin_memcpy(out, multipliers, static_cast<uint64_t>(groups) * sizeof(multipliers[0]));
+  return store_scales(scale, rows, out + groups * 16);
 }
 
 DEEPMNN_INLINE void pack_floats(const float* w, const Weight& shape, int64_t row, uint8_t* out) {
   Columns columns;
-  for (int64_t col = 0; col < shape.cols; col += kMaxGroup) {
-    const int64_t n = shape.cols - col < kMaxGroup ? shape.cols - col : kMaxGroup;
-    gather_columns(w, shape, row, col, kMaxGroup, columns);
+  for (int64_t col = 0; col < shape.cols; col += kPanelCols) {
+    const int64_t n = shape.cols - col < kPanelCols ? shape.cols - col : kPanelCols;
+    gather_columns(w, shape, row, col, kPanelCols, columns);
     if (shape.dtype == DType::f32) {
       __builtin_memcpy(out, columns.v, static_cast<uint64_t>(n) * 64);
       out += n * 64;
@@ -134,22 +196,34 @@ inline void quantize_pack_kernel(const float* w, const Weight& shape, int64_t be
       pack_floats(w, shape, block * kBlockRows, at);
       continue;
     }
-    const int64_t group_bytes = block_nbytes(shape.dtype, shape.group_size, shape.group_size);
-    for (int64_t col = 0; col < shape.cols; col += shape.group_size, at += group_bytes) {
-      pack_group(w, shape, block * kBlockRows, col, at);
+    Columns columns;
+    const int64_t row = block * kBlockRows, rows = shape.rows - row < 0 ? 0 : shape.rows - row;
+    for (int64_t col = 0; col < shape.cols; col += kPanelCols) {
+      const int64_t cols = padded_panel(shape, col);
+      gather_columns(w, shape, row, col, cols, columns);
+      at = shape.dtype == DType::w4 ? pack_panel_w4(columns, cols, rows, shape.group_size, at)
+                                    : pack_panel_w8(columns, cols, rows, at);
     }
   }
 }
 
-// One row of a quantised group: codes at w, 16 scales behind them.
-DEEPMNN_INLINE void decode_group(const uint8_t* w, const Weight& shape, int64_t lane, int64_t n, float* y) {
+// Row `lane` of a panel at w: the n columns that exist.
+DEEPMNN_INLINE void decode_panel(const uint8_t* w, const Weight& shape, int64_t cols, int64_t lane, int64_t n,
+                                 float* y) {
   const bool w4 = shape.dtype == DType::w4;
+  const uint8_t* const multipliers = w + cols * (w4 ? 8 : 16);
   float scales[16];
-  store(scales, load_f16(w + shape.group_size * (w4 ? 8 : 16)));
+  store(scales, load_f16(multipliers + (w4 ? cols / shape.group_size * 16 : 0)));
+  const float scale = w4 ? scales[lane] * (1.0f / 16) : scales[lane];
   for (int64_t k = 0; k < n; ++k) {
     const uint8_t byte = w4 ? w[k / 8 * 64 + 4 * lane + k % 4] : w[k / 4 * 64 + 4 * lane + k % 4];
-    const int32_t code = w4 ? (k % 8 < 4 ? byte & 15 : byte >> 4) - 8 : byte - 128;
-    y[k] = static_cast<float>(code) * scales[lane];
+    int32_t code = byte - 128;
+    if (w4) {
+      const int32_t multiplier = static_cast<int8_t>(multipliers[k / shape.group_size * 16 + lane]);
+      const int32_t nibble = k % 8 < 4 ? byte & 15 : byte >> 4;
+      code = multiplier * (multiplier < 0 ? 7 - nibble : nibble - 8);
+    }
+    y[k] = static_cast<float>(code) * scale;
   }
 }
 
@@ -157,10 +231,10 @@ inline void decode_row_kernel(const Weight& weight, int64_t row, float* y) {
   const int64_t lane = row % kBlockRows;
   const uint8_t* w = weight.data + row / kBlockRows * block_nbytes(weight.dtype, weight.cols, weight.group_size);
   if (weight.dtype == DType::w8 || weight.dtype == DType::w4) {
-    const int64_t group_bytes = block_nbytes(weight.dtype, weight.group_size, weight.group_size);
-    for (int64_t col = 0; col < weight.cols; col += weight.group_size, w += group_bytes) {
-      const int64_t left = weight.cols - col;
-      decode_group(w, weight, lane, left < weight.group_size ? left : weight.group_size, y + col);
+    for (int64_t col = 0; col < weight.cols; col += kPanelCols) {
+      const int64_t left = weight.cols - col, cols = padded_panel(weight, col);
+      decode_panel(w, weight, cols, lane, left < kPanelCols ? left : kPanelCols, y + col);
+      w += block_nbytes(weight.dtype, cols, weight.group_size);
     }
     return;
   }

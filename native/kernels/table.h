@@ -21,6 +21,7 @@ const Kernels kTable = {
     DEEPMNN_TEXT(DEEPMNN_NS),
     linear_kernel,
     quantize_rows_kernel,
+    quantize_cache_kernel,
     decode_row_kernel,
     quantize_pack_kernel,
     rms_norm_kernel,

@@ -30,13 +30,7 @@ inline void store_row(const Step& step, const float* x, int64_t n, size_t entry,
     step.kernels.to_bf16(x, n, reinterpret_cast<uint16_t*>(to));
   } else {
     float* scales = reinterpret_cast<float*>(to + step.cache.scales_offset(entry));
-    for (int64_t first = 0; first < n; first += kCacheGroup) {
-      const int64_t cols = std::min(kCacheGroup, n - first);
-      int8_t codes[kCacheGroup];
-      int32_t sum;
-      step.kernels.quantize_rows(x + first, cols, 1, cols, {codes, scales++, &sum, 1, kCacheGroup});
-      std::memcpy(to + first, codes, static_cast<size_t>(cols));
-    }
+    step.kernels.quantize_cache(x, n, reinterpret_cast<int8_t*>(to), scales);
   }
 }
 

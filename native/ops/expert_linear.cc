@@ -21,11 +21,7 @@ class ExpertLinear : public Op {
     y_ = spec.output(0, x_.dim, top_k_ * first.rows);
     for (size_t i = 0; i < spec.weights(); ++i) {
       weights_.push_back(spec.matrix(i, first.rows, first.cols));
-      const Weight& weight = weights_.back();
-      if (is_quantized(weight.dtype)) {
-        spec.require(group_size_ == 0 || group_size_ == weight.group_size, "experts of several group sizes", "one");
-        group_size_ = weight.group_size;
-      }
+      any_quantized_ = any_quantized_ || is_quantized(weights_.back().dtype);
     }
   }
 
@@ -36,8 +32,8 @@ class ExpertLinear : public Op {
     const int64_t in = weights_[0].cols, out = weights_[0].rows;
     const int32_t* index = per_choice_ ? groups.choices : groups.tokens;
     QuantizedRows quantized;
-    if (group_size_) {
-      quantized = quantize(step, step.f32(x_), in, per_choice_ ? groups.n : n, in, group_size_);
+    if (any_quantized_) {
+      quantized = quantize(step, step.f32(x_), in, per_choice_ ? groups.n : n, in);
       quantized = gather(step, quantized, index, groups.n, in);
     }
     float* parts = step.scratch.take<float>(groups.n * out);
@@ -48,7 +44,7 @@ class ExpertLinear : public Op {
       task.rows.x = step.f32(x_);
       task.rows.stride = in;
       task.rows.index = index + groups.starts[i];
-      if (group_size_) task.rows.quantized = quantized.from(groups.starts[i]);
+      if (any_quantized_) task.rows.quantized = quantized.from(groups.starts[i]);
       task.rows.n = groups.size(i);
       task.y = parts + groups.starts[i] * out;
       task.y_stride = task.out_cols = out;
@@ -65,7 +61,7 @@ class ExpertLinear : public Op {
   bool per_choice_;
   Buffer x_, indices_, y_;
   std::vector<Weight> weights_;
-  int32_t group_size_ = 0;
+  bool any_quantized_ = false;
 };
 
 class Combine : public Op {

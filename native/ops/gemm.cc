@@ -8,10 +8,9 @@ constexpr int64_t kBlockTileNbytes = 256 << 10;  // a tile's weights stay in L2 
 constexpr int64_t kMinRowTile = 24;
 constexpr int64_t kMinTileWork = 16 << 10;  // weight bytes × rows: less is not worth a thread
 constexpr int64_t kTilesPerWorker = 8;
-constexpr int64_t kKernelBlocks = 4;     // a kernel takes up to so many at once
-constexpr int64_t kQuantizedCols = 128;  // columns that are computed, then quantised: whole groups of any size
-constexpr int64_t kQuantizedBlocks = kQuantizedCols / kBlockRows;
-static_assert(kPanelCols % kQuantizedCols == 0 && kQuantizedCols % (kKernelBlocks * kBlockRows) == 0);
+constexpr int64_t kKernelBlocks = 4;                           // a kernel takes up to so many at once
+constexpr int64_t kQuantizedBlocks = kPanelCols / kBlockRows;  // are computed, then quantised: a panel
+static_assert(kQuantizedBlocks % kKernelBlocks == 0);
 
 struct Tile {
   int32_t task;
@@ -77,18 +76,18 @@ LinearTask row_range(LinearTask task, int64_t first, int64_t n) {
   return task;
 }
 
-// Blocks [begin, end) of the task, kQuantizedCols columns at a time by way of `room` [rows, kQuantizedCols].
+// Blocks [begin, end) of the task, a panel of columns at a time by way of `room` [rows, kPanelCols].
 void run_quantized(const Kernels& kernels, const LinearTask& task, int64_t begin, int64_t end, const QuantizedRows& out,
                    float* room) {
   LinearTask part = task;
   part.y = room;
-  part.y_stride = kQuantizedCols;
+  part.y_stride = kPanelCols;
   for (int64_t first = begin; first < end; first += kQuantizedBlocks) {
     const int64_t column = first * kBlockRows;
     part.weight.data = task.weight.data + first * block_weight_nbytes(task);
-    part.out_cols = std::min(kQuantizedCols, task.out_cols - column);
+    part.out_cols = std::min(kPanelCols, task.out_cols - column);
     kernels.linear(part, 0, std::min(kQuantizedBlocks, end - first));
-    kernels.quantize_rows(room, kQuantizedCols, task.rows.n, part.out_cols, out.from_column(column));
+    kernels.quantize_rows(room, kPanelCols, task.rows.n, part.out_cols, out.from_panel(column / kPanelCols));
   }
 }
 
@@ -104,7 +103,7 @@ void run_linear(Step& step, const LinearTask* tasks, int64_t count, const Quanti
   Tile* list = step.scratch.take<Tile>(tiles);
   int64_t filled = 0;
   for_tiles(tasks, count, workers, outputs != nullptr, [&](const Tile& tile) { list[filled++] = tile; });
-  const int64_t floats = outputs ? rows * kQuantizedCols : 0;
+  const int64_t floats = outputs ? rows * kPanelCols : 0;
   float* rooms = step.scratch.take<float>(workers * floats);
   step.pool.run(tiles, [&](int64_t chunk, int worker) {
     const Tile& tile = list[chunk];

@@ -39,7 +39,7 @@ void run_per_head(Step& step, int64_t heads, const PerHead& p) {
   LinearTask* tasks = step.scratch.take<LinearTask>(heads);
   QuantizedRows quantized;  // [heads, n]
   if (is_quantized(p.weight.dtype)) {
-    quantized = take_quantized(step, heads * p.n, p.weight.cols, p.weight.group_size);
+    quantized = take_quantized(step, heads * p.n, p.weight.cols);
     for_rows(step, heads * p.n, p.weight.cols, [&](int64_t row, int) {
       const int64_t head = row / p.n, i = row % p.n;
       const float* x = p.x + ((p.tokens ? p.tokens[i] : i) * heads + head) * p.x_width;

@@ -14,7 +14,7 @@ struct Room {
   float* k;       // [context, group, nope + rope]
   float* v;       // [context, group, v]
   int64_t group;  // heads at once
-  QuantizedRows latents_uk, latents_uv;
+  QuantizedRows latents;
 };
 
 Room take_room(Step& step, const Mla& mla, const int64_t* sequences, int64_t count) {
@@ -58,11 +58,11 @@ void rebuild(Step& step, const Mla& mla, const Room& room, int64_t context, int6
   LinearTask* tasks = step.scratch.take<LinearTask>(2 * heads);
   for (int64_t i = 0; i < heads; ++i) {
     LinearTask& k = tasks[2 * i] = expand(mla, head_matrix(mla.w_uk, first + i, mla.nope), room, context);
-    k.rows.quantized = room.latents_uk;
+    k.rows.quantized = room.latents;
     k.y = room.k + i * mla.qk_dim();
     k.y_stride = heads * mla.qk_dim();
     LinearTask& v = tasks[2 * i + 1] = expand(mla, head_matrix(mla.w_uv, first + i, mla.v_dim), room, context);
-    v.rows.quantized = room.latents_uv;
+    v.rows.quantized = room.latents;
     v.y = room.v + i * mla.v_dim;
     v.y_stride = heads * mla.v_dim;
   }
@@ -98,12 +98,9 @@ void run_sequence(Step& step, const Mla& mla, Room& room, int64_t sequence) {
   for_rows(step, context, width, [&](int64_t row, int) {
     load_row(step, mla.entry, step.slot(sequence, row), width, room.rows + row * width);
   });
-  const auto latents = [&](const Weight& weight) {
-    return is_quantized(weight.dtype) ? quantize(step, room.rows, width, context, mla.rank, weight.group_size)
-                                      : QuantizedRows{};
-  };
-  room.latents_uk = latents(mla.w_uk);
-  room.latents_uv = mla.w_uv.group_size == mla.w_uk.group_size ? room.latents_uk : latents(mla.w_uv);
+  if (is_quantized(mla.w_uk.dtype) || is_quantized(mla.w_uv.dtype)) {
+    room.latents = quantize(step, room.rows, width, context, mla.rank);
+  }
   for (int64_t first = 0; first < mla.heads; first += room.group) {
     const int64_t heads = std::min(room.group, mla.heads - first);
     rebuild(step, mla, room, context, first, heads);

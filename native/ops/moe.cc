@@ -30,9 +30,10 @@ class Moe : public Op {
       gate_up_.push_back(spec.matrix(i, gate_up_rows, x_.width));
       down_.push_back(spec.matrix(i + 1, x_.width, size_));
     }
-    gate_up_group_ = common_group(spec, gate_up_);
-    down_group_ = common_group(spec, down_);
-    down_quantized_ = std::all_of(down_.begin(), down_.end(), [](const Weight& w) { return is_quantized(w.dtype); });
+    const auto quantized = [](const Weight& w) { return is_quantized(w.dtype); };
+    any_gate_up_quantized_ = std::any_of(gate_up_.begin(), gate_up_.end(), quantized);
+    any_down_quantized_ = std::any_of(down_.begin(), down_.end(), quantized);
+    down_quantized_ = std::all_of(down_.begin(), down_.end(), quantized);
   }
 
   void run(Step& step) override {
@@ -47,30 +48,19 @@ class Moe : public Op {
   }
 
  private:
-  // The group size of the quantised ones, 0 when there is none.
-  static int32_t common_group(const OpSpec& spec, const std::vector<Weight>& weights) {
-    int32_t group_size = 0;
-    for (const Weight& weight : weights) {
-      if (!is_quantized(weight.dtype)) continue;
-      spec.require(group_size == 0 || group_size == weight.group_size, "experts of several group sizes", "one");
-      group_size = weight.group_size;
-    }
-    return group_size;
-  }
-
   // Rows of intermediate_size, one a choice, sorted by expert: as floats, or quantised only if no expert reads floats.
   Rows run_gate_up(Step& step, const ExpertGroups& groups) const {
     Rows hidden;
     hidden.stride = size_;
     hidden.n = groups.n;
-    if (down_quantized_) hidden.quantized = take_quantized(step, groups.n, size_, down_group_);
+    if (down_quantized_) hidden.quantized = take_quantized(step, groups.n, size_);
     float* floats = down_quantized_ ? nullptr : step.scratch.take<float>(groups.n * size_);
     hidden.x = floats;
     QuantizedRows* outputs = step.scratch.take<QuantizedRows>(groups.active);
     LinearTask* tasks = step.scratch.take<LinearTask>(groups.active);
     QuantizedRows quantized;
-    if (gate_up_group_) {
-      quantized = gather(step, step.quantized.get(step, x_, gate_up_group_), groups.tokens, groups.n, x_.width);
+    if (any_gate_up_quantized_) {
+      quantized = gather(step, step.quantized.get(step, x_), groups.tokens, groups.n, x_.width);
     }
     for (int64_t i = 0; i < groups.active; ++i) {
       LinearTask task;
@@ -78,7 +68,7 @@ class Moe : public Op {
       task.rows.x = step.f32(x_);
       task.rows.stride = x_.width;
       task.rows.index = groups.tokens + groups.starts[i];
-      if (gate_up_group_) task.rows.quantized = quantized.from(groups.starts[i]);
+      if (any_gate_up_quantized_) task.rows.quantized = quantized.from(groups.starts[i]);
       task.rows.n = groups.size(i);
       task.out_cols = size_;
       task.epilogue = Epilogue::swiglu;
@@ -91,9 +81,7 @@ class Moe : public Op {
       tasks[i] = task;
     }
     run_linear(step, tasks, groups.active, down_quantized_ ? outputs : nullptr);
-    if (down_group_ && !down_quantized_) {
-      hidden.quantized = quantize(step, floats, size_, groups.n, size_, down_group_);
-    }
+    if (any_down_quantized_ && !down_quantized_) hidden.quantized = quantize(step, floats, size_, groups.n, size_);
     return hidden;
   }
 
@@ -106,7 +94,7 @@ class Moe : public Op {
       task.weight = down_[static_cast<size_t>(groups.experts[i])];
       task.rows = hidden;
       if (hidden.x) task.rows.x += groups.starts[i] * size_;
-      if (down_group_) task.rows.quantized = hidden.quantized.from(groups.starts[i]);
+      if (any_down_quantized_) task.rows.quantized = hidden.quantized.from(groups.starts[i]);
       task.rows.n = groups.size(i);
       task.y = parts + groups.starts[i] * y_.width;
       task.y_stride = task.out_cols = y_.width;
@@ -120,7 +108,7 @@ class Moe : public Op {
   Buffer x_, indices_, weights_, shared_, y_;
   bool has_shared_;
   std::vector<Weight> gate_up_, down_;
-  int32_t gate_up_group_, down_group_;
+  bool any_gate_up_quantized_, any_down_quantized_;
   bool down_quantized_;  // all of them
 };
 

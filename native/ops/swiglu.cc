@@ -12,7 +12,7 @@ class Swiglu : public Op {
     x_ = spec.input(0);
     y_ = spec.output(0, x_.dim, size);
     weight_ = spec.matrix(0, 2 * ((size + kBlockRows - 1) / kBlockRows * kBlockRows), x_.width);
-    group_size_ = spec.reader_group_size(0);
+    read_quantized_ = spec.read_quantized(0);
   }
 
   void run(Step& step) override {
@@ -22,8 +22,8 @@ class Swiglu : public Op {
     task.rows = input_rows(step, x_, weight_);
     task.out_cols = y_.width;
     task.epilogue = Epilogue::swiglu;
-    if (group_size_) {
-      const QuantizedRows y = step.quantized.put(step, y_, group_size_);
+    if (read_quantized_) {
+      const QuantizedRows y = step.quantized.put(step, y_);
       return run_linear(step, &task, 1, &y);
     }
     task.y = step.f32(y_);
@@ -34,7 +34,7 @@ class Swiglu : public Op {
  private:
   Buffer x_, y_;
   Weight weight_;
-  int32_t group_size_;  // of y, where it is only read quantised; else 0
+  bool read_quantized_;  // y, by all that read it
 };
 
 }  // namespace

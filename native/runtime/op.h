@@ -52,8 +52,8 @@ class OpSpec {
   // Input `index` is this graph input: "ids" or "positions".
   void require_graph_input(size_t index, const char* name) const;
 
-  // The group size of the next instruction, where it alone reads output `index`, as a linear and quantised; else 0.
-  int32_t reader_group_size(size_t index) const;
+  // Whether the next instruction alone reads output `index`, as a linear and quantised.
+  bool read_quantized(size_t index) const;
 
   const float* vector(size_t index, int64_t length) const;
   Weight matrix(size_t index) const;

@@ -53,17 +53,16 @@ void OpSpec::require_graph_input(size_t index, const char* name) const {
           std::string("the graph input ") + name);
 }
 
-int32_t OpSpec::reader_group_size(size_t index) const {
+bool OpSpec::read_quantized(size_t index) const {
   const uint32_t id = instruction_.outputs[index];
   const auto reads = [id](const std::vector<uint32_t>& ids) { return std::count(ids.begin(), ids.end(), id) > 0; };
   const Instruction* const begin = program_.instructions.data();
   const Instruction *const end = begin + program_.instructions.size(), *const next = &instruction_ + 1;
   const bool only = std::count_if(begin, end, [&](const Instruction& one) { return reads(one.inputs); }) == 1;
   if (!only || reads(program_.outputs) || !reads(next->inputs) || next->op != "linear" || next->weights.empty()) {
-    return 0;
+    return false;
   }
-  const WeightInfo& weight = program_.weights[next->weights[0]];
-  return is_quantized(weight.dtype) ? weight.group_size : 0;
+  return is_quantized(program_.weights[next->weights[0]].dtype);
 }
 
 const WeightInfo& OpSpec::weight_info(size_t index) const { return program_.weights[instruction_.weights[index]]; }

@@ -133,9 +133,8 @@ WeightInfo read_weight(Reader& in, size_t shards) {
   require(weight.dtype != DType::vector || weight.rows == 1,
           who + "a vector with " + std::to_string(weight.rows) + " rows", "1 row");
   const uint32_t group_size = in.number<uint32_t>("weight group size");
-  const bool grouped = weight.dtype == DType::w8 || weight.dtype == DType::w4;
-  require(grouped ? group_size == 32 || group_size == 64 || group_size == 128 : group_size == 0,
-          who + "group size " + std::to_string(group_size), grouped ? "32, 64 or 128" : "0 for this dtype");
+  require(allows_group_size(weight.dtype, group_size), who + "group size " + std::to_string(group_size),
+          allowed_group_sizes(weight.dtype));
   weight.group_size = static_cast<int32_t>(group_size);
   weight.shard = in.number<uint32_t>("weight shard");
   require(weight.shard < shards, who + "shard " + std::to_string(weight.shard), "one of the shards listed");

@@ -14,28 +14,26 @@ void fill(Step& step, const float* x, int64_t stride, int64_t n, int64_t cols, c
 
 }  // namespace
 
-QuantizedRows take_quantized(Step& step, int64_t n, int64_t cols, int32_t group_size) {
-  const QuantizedSizes room(n, cols, group_size);
-  return {step.scratch.take<int8_t>(room.codes), step.scratch.take<float>(room.groups),
-          step.scratch.take<int32_t>(room.groups), n, group_size};
+QuantizedRows take_quantized(Step& step, int64_t n, int64_t cols) {
+  const int64_t panels = panel_count(cols) * n;
+  return {step.scratch.take<int8_t>(panels * kPanelCols), step.scratch.take<PanelHead>(panels), n};
 }
 
 QuantizedRows gather(Step& step, const QuantizedRows& rows, const int32_t* index, int64_t n, int64_t cols) {
-  const QuantizedRows out = take_quantized(step, n, cols, rows.group_size);
-  const int64_t panels = panel_count(cols), groups = rows.panel_groups();
+  const QuantizedRows out = take_quantized(step, n, cols);
+  const int64_t panels = panel_count(cols);
   for_rows(step, n, cols, [&](int64_t i, int) {
     for (int64_t panel = 0; panel < panels; ++panel) {
       const QuantizedRows from = rows.from(index[i]).from_panel(panel), to = out.from(i).from_panel(panel);
       std::copy_n(from.codes, kPanelCols, to.codes);
-      std::copy_n(from.scales, groups, to.scales);
-      std::copy_n(from.sums, groups, to.sums);
+      *to.heads = *from.heads;
     }
   });
   return out;
 }
 
-QuantizedRows quantize(Step& step, const float* x, int64_t stride, int64_t n, int64_t cols, int32_t group_size) {
-  const QuantizedRows out = take_quantized(step, n, cols, group_size);
+QuantizedRows quantize(Step& step, const float* x, int64_t stride, int64_t n, int64_t cols) {
+  const QuantizedRows out = take_quantized(step, n, cols);
   fill(step, x, stride, n, cols, out);
   return out;
 }
@@ -44,25 +42,24 @@ void QuantizedCache::clear() {
   for (Entry& entry : entries_) entry.buffer = -1;
 }
 
-QuantizedRows QuantizedCache::get(Step& step, const Buffer& buffer, int32_t group_size) {
+QuantizedRows QuantizedCache::get(Step& step, const Buffer& buffer) {
   for (const Entry& entry : entries_) {
-    if (entry.buffer == buffer.id && entry.rows.group_size == group_size) return entry.rows;
+    if (entry.buffer == buffer.id) return entry.rows;
   }
-  const QuantizedRows rows = put(step, buffer, group_size);
+  const QuantizedRows rows = put(step, buffer);
   fill(step, step.f32(buffer), buffer.width, step.n(buffer), buffer.width, rows);
   return rows;
 }
 
-QuantizedRows QuantizedCache::put(Step& step, const Buffer& buffer, int32_t group_size) {
+QuantizedRows QuantizedCache::put(Step& step, const Buffer& buffer) {
   Entry& entry = entries_[next_];
   next_ = (next_ + 1) % kEntries;
-  const int64_t n = step.n(buffer);
-  const QuantizedSizes room(n, buffer.width, group_size);
+  const int64_t n = step.n(buffer), panels = panel_count(buffer.width) * n;
   entry.buffer = -1;
-  entry.rows = {reinterpret_cast<int8_t*>(entry.codes.reserve(room.codes, "quantised activations")),
-                reinterpret_cast<float*>(entry.scales.reserve(room.groups * 4, "quantised activations")),
-                reinterpret_cast<int32_t*>(entry.sums.reserve(room.groups * 4, "quantised activations")), n,
-                group_size};
+  entry.rows = {reinterpret_cast<int8_t*>(entry.codes.reserve(panels * kPanelCols, "quantised activations")),
+                reinterpret_cast<PanelHead*>(
+                    entry.heads.reserve(panels * static_cast<int64_t>(sizeof(PanelHead)), "quantised activations")),
+                n};
   entry.buffer = buffer.id;
   return entry.rows;
 }
@@ -72,7 +69,7 @@ Rows input_rows(Step& step, const Buffer& buffer, const Weight& weight) {
   rows.x = step.f32(buffer);
   rows.stride = buffer.width;
   rows.n = step.n(buffer);
-  if (is_quantized(weight.dtype)) rows.quantized = step.quantized.get(step, buffer, weight.group_size);
+  if (is_quantized(weight.dtype)) rows.quantized = step.quantized.get(step, buffer);
   return rows;
 }
 

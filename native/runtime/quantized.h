@@ -14,14 +14,14 @@ struct Buffer;
 inline bool is_quantized(DType dtype) { return dtype == DType::w8 || dtype == DType::w4; }
 
 // Room for n rows in the op's scratch.
-QuantizedRows take_quantized(Step& step, int64_t n, int64_t cols, int32_t group_size);
+QuantizedRows take_quantized(Step& step, int64_t n, int64_t cols);
 
 // Rows index[0 .. n) of rows of `cols` columns, brought together in scratch: integer linears read rows that follow one
 // another.
 QuantizedRows gather(Step& step, const QuantizedRows& rows, const int32_t* index, int64_t n, int64_t cols);
 
 // Quantises x [n, cols] (stride floats apart) into scratch, on the pool.
-QuantizedRows quantize(Step& step, const float* x, int64_t stride, int64_t n, int64_t cols, int32_t group_size);
+QuantizedRows quantize(Step& step, const float* x, int64_t stride, int64_t n, int64_t cols);
 
 // The last few buffers that were quantised in this step. A buffer is written once in a step, so an entry stays valid
 // until the step ends.
@@ -29,16 +29,16 @@ class QuantizedCache {
  public:
   void clear();
   // The buffer's rows, quantised now or before.
-  QuantizedRows get(Step& step, const Buffer& buffer, int32_t group_size);
+  QuantizedRows get(Step& step, const Buffer& buffer);
   // Room for them, which the caller fills before anyone gets them.
-  QuantizedRows put(Step& step, const Buffer& buffer, int32_t group_size);
+  QuantizedRows put(Step& step, const Buffer& buffer);
 
  private:
   static constexpr int kEntries = 4;
   struct Entry {
     int64_t buffer = -1;
     QuantizedRows rows;
-    Arena codes, scales, sums;
+    Arena codes, heads;
   };
   Entry entries_[kEntries];
   int next_ = 0;

@@ -28,7 +28,8 @@ from deepmnn.graph.serialize import from_json
 from deepmnn.quant.pack import U8, weight_nbytes
 
 FORMAT = "deepmnn"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: w8 and w4 have a scale for each panel; before, for each group of columns."""
 MANIFEST = "deepmnn.json"
 GRAPH = "graph.json"
 PROGRAM = "program.bin"

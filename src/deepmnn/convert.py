@@ -104,8 +104,8 @@ def convert(
         quant: "fp32", "bf16", "w8" or "w4" (quant/recipes.py).
         optimize_level: 0 (the graph as the paper writes it) to 3.
         config: a config.json, or its directory, to use instead of the one beside the weights.
-        group_size: columns per scale in w8 and w4: 32, 64 or 128; by default 64, or 32 where that
-            wastes less.
+        group_size: columns per scale in w4: 32, 64 or 128; by default 64, or 32 where that wastes
+            less. What the recipe stores as w8 has one scale for 256 columns.
         random_weights: weights drawn at random, for benchmarks; in w8 and w4 most of them are drawn
             in their stored form, so another optimisation level is another model.
         seed: of the random weights.
@@ -128,7 +128,7 @@ def convert(
     graph, passes = optimize(naive, optimize_level, checkpoint)
     recipes.apply(graph, quant)
     if group_size is not None:
-        _regroup(graph, group_size)
+        _regroup(graph, quant, group_size)
     order = weight_order(graph)
     with ArtifactWriter(out, overwrite) as writer:
         locations = writer.plan_weights([(w.name, weight_nbytes(w)) for w in order])
@@ -166,11 +166,15 @@ def convert(
     )
 
 
-def _regroup(graph: Graph, group_size: int) -> None:
-    """Gives every quantised weight groups of that size. Raises RequestError."""
-    weights = [weight for weight in graph.weights.values() if weight.dtype in recipes.QUANTISED]
+def _regroup(graph: Graph, quant: str, group_size: int) -> None:
+    """Gives every w4 weight groups of that size. Raises RequestError."""
+    weights = [weight for weight in graph.weights.values() if weight.dtype == "w4"]
     if not weights:
-        raise RequestError(f"group_size {group_size}", "w8 or w4: these weights are not quantised")
+        raise RequestError(
+            f"group_size {group_size} for {quant}",
+            "w4",
+            "w8 has one scale for 256 columns, fp32 and bf16 have none: leave it out.",
+        )
     for weight in weights:
         check_format(weight.dtype, group_size)
         weight.group_size = group_size

@@ -36,6 +36,11 @@ def main(arguments: Sequence[str]) -> int:
         f"{floats if report.quant == 'fp32' else report.quant}\n"
         f"next: MNN.llm.create({str(options.mnn_model.with_suffix('.config.json'))!r})"
     )
+    if options.quant == "w8" and options.group_size is not None:
+        print(
+            "note: --weightQuantBlock is for 4 bits; 8 bits have one scale for 256 columns",
+            file=sys.stderr,
+        )
     if exported.note:
         print(f"note: {exported.note}", file=sys.stderr)
     return 0
@@ -56,7 +61,7 @@ def run(options: Options) -> tuple[ConvertReport, ExportReport]:
             options.quant,
             options.optimize_level,
             config=options.config,
-            group_size=options.group_size,
+            group_size=options.group_size if options.quant == "w4" else None,
             progress=ConvertProgress(progress),
         )
         exported = export(

@@ -69,7 +69,7 @@ class Options:
         mnn_model: the .mnn file to write.
         config: a config.json other than the one beside model_file.
         quant: the recipe, "fp32", "w8" or "w4".
-        group_size: columns per scale; None leaves it to the recipe.
+        group_size: columns per scale in w4; None leaves it to the recipe.
         fp16: whether float weights are stored in half precision.
     """
 
@@ -106,7 +106,7 @@ def parse(arguments: Sequence[str]) -> Options:
         raise RequestError(f"--MNNModel {mnn_model}", "a name that ends with .mnn")
     bits = _bits(given.weightQuantBits, given.quantizeMode)
     if given.weightQuantBlock is not None and not bits:
-        raise RequestError("--weightQuantBlock alone", "--weightQuantBits 8 or 4 with it")
+        raise RequestError("--weightQuantBlock alone", "--weightQuantBits 4 with it")
     return Options(
         model_file=model_file,
         mnn_model=mnn_model,
@@ -193,7 +193,8 @@ def _parser() -> argparse.ArgumentParser:
         "--weightQuantBlock",
         type=int,
         choices=(32, 64, 128),
-        help="columns that share a scale; default 64, or 32 where it wastes less",
+        help="columns that share a scale with 4 bits; default 64, or 32 where it wastes less; "
+        "with 8 bits it is always 256",
     )
     ours = parser.add_argument_group("flags that MNN's own converter has not")
     ours.add_argument(

@@ -32,7 +32,7 @@ def test_a_file_with_a_config(files: tuple[Path, Path], tmp_path: Path) -> None:
     assert "deepseek_v3" in result.output
     artifact = Artifact.open(tmp_path / "out")
     assert (artifact.path / "config.json").read_bytes() == config.read_bytes()
-    assert {w.group_size for w in artifact.graph().weights.values()} == {0, 32}
+    assert {w.group_size for w in artifact.graph().weights.values()} == {0, 32, 256}
 
 
 def test_a_file_without_a_config(files: tuple[Path, Path], tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ def test_fuse_linears_leaves_routers_and_other_roles():
 def test_fuse_linears_leaves_other_formats():
     b = Start()
     graph = b.end(b.concat([b.linear(b.x, name, 3) for name in "abcd"], "all"))
-    formats = (("w4", 32), ("w4", 64), ("w8", 64), ("bf16", 0))
+    formats = (("w4", 32), ("w4", 64), ("w8", 256), ("bf16", 0))
     for name, (dtype, group_size) in zip("abcd", formats, strict=True):
         weight = graph.weights[f"{name}.weight"]
         weight.dtype, weight.group_size = dtype, group_size

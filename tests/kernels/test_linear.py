@@ -10,8 +10,11 @@ import pytest
 
 from deepmnn import _core
 from deepmnn._core import kernels
+from deepmnn.quant import pack
 
-FORMATS = [("f32", 0), ("bf16", 0), ("w8", 32), ("w8", 64), ("w4", 32), ("w4", 64), ("w4", 128)]
+QUANTIZED = [("w8", 256), ("w4", 32), ("w4", 64), ("w4", 128)]
+FORMATS = [("f32", 0), ("bf16", 0), *QUANTIZED]
+PANEL = 256
 UNTOUCHED = 123.0
 
 
@@ -32,6 +35,14 @@ class Problem:
         w = _core.unpack(packed, dtype, rows, cols, group_size)
         return cls(dtype, group_size, packed, w, rng.standard_normal((n, cols)).astype(np.float32))
 
+    @classmethod
+    def quantized(cls, quantized, rows, cols, x):
+        """Of codes, multipliers and scales as they are."""
+        packed = pack.pack_codes(quantized)
+        packed = np.concatenate([packed, np.zeros(-packed.size % 64, np.uint8)])
+        w = quantized.values()[:rows, :cols]
+        return cls(quantized.dtype, quantized.group_size, packed, w, x)
+
     def run(self, isa, epilogue="store", y=None, out_cols=None, **options):
         rows, cols = self.w.shape
         out_cols = rows if out_cols is None else out_cols
@@ -47,24 +58,41 @@ class Problem:
             *(epilogue, bias, index, begin, end, isa),
         )
 
-    def inputs(self):
-        """x as the kernel sees it: quantised for integer weights (checked on its own)."""
-        if not self.group_size:
-            return self.x.astype(np.float64)
-        codes, scales, _ = kernels.quantize_rows(self.x, self.group_size, "scalar")
-        wide = codes.astype(np.float64) * np.repeat(scales, self.group_size, axis=1)
-        return wide[:, : self.x.shape[1]]
+    def panel_products(self):
+        """What each panel adds to y, float64 [panels, n, rows]: its exact sum of integers times the
+        weight's scale, rounded to float32, and that times the activations' scale, not rounded.
+        """
+        rows, cols = self.w.shape
+        codes, scales, *_ = kernels.quantize_rows(self.x, "scalar")  # checked on their own
+        weight = pack.unpack_codes(self.packed, self.dtype, cols, self.group_size)
+        weight_scales = weight.scales[:rows].astype(np.float32)
+        integers = np.zeros((rows, codes.shape[1]))
+        integers[:, : weight.codes.shape[1]] = weight.codes[:rows]
+        if weight.multipliers is not None:
+            multipliers = np.repeat(weight.multipliers[:rows], self.group_size, axis=1)
+            integers[:, : multipliers.shape[1]] *= multipliers
+            weight_scales /= 16
+        shape = scales.shape[1], PANEL
+        x, w = (m.reshape(len(m), *shape).swapaxes(0, 1) for m in (codes, integers))
+        sums = x.astype(np.float64) @ w.swapaxes(1, 2)
+        products = sums.astype(np.float32) * weight_scales.T[:, None, :]
+        return products.astype(np.float64) * scales.T[:, :, None].astype(np.float64)
 
     def expected(self):
-        return self.inputs() @ self.w.T.astype(np.float64)
+        if not self.group_size:
+            return self.x.astype(np.float64) @ self.w.T.astype(np.float64)
+        return self.panel_products().sum(axis=0)
 
     def tolerance(self):
-        return 1e-6 * (np.abs(self.x).sum(axis=1).max(initial=1)) * (np.abs(self.w).max() + 1)
+        if not self.group_size:
+            return 1e-6 * (np.abs(self.x).sum(axis=1).max(initial=1)) * (np.abs(self.w).max() + 1)
+        products = np.abs(self.panel_products())
+        return 2e-7 * len(products) * products.sum(axis=0).max(initial=1)
 
 
 @pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
 @pytest.mark.parametrize(
-    ("rows", "cols"), [(1, 1), (16, 64), (17, 65), (50, 127), (83, 200), (70, 601)]
+    ("rows", "cols"), [(1, 1), (16, 64), (17, 65), (50, 127), (83, 200), (33, 290), (70, 601)]
 )
 def test_store_for_any_number_of_rows(isa, rng, dtype, group_size, rows, cols):
     for n in [0, 1, 2, 3, 4, 5, 6, 7, 8, 11, 13, 19, 40]:
@@ -78,7 +106,7 @@ def test_store_for_any_number_of_rows(isa, rng, dtype, group_size, rows, cols):
 
 @pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
 def test_every_small_width(isa, rng, dtype, group_size):
-    for cols, n in itertools.product([*range(1, 18), 31, 33, 63, 95], [1, 3]):
+    for cols, n in itertools.product([*range(1, 18), 31, 33, 63, 95, 256, 257], [1, 3]):
         problem = Problem.random(rng, dtype, group_size, 20, cols, n)
         y = problem.run(isa)[:, :20]
         np.testing.assert_allclose(y, problem.expected(), rtol=0, atol=problem.tolerance())
@@ -132,7 +160,7 @@ def test_gathered_rows_and_block_ranges(isa, rng, dtype, group_size, cols, n):
 
 
 @pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
-@pytest.mark.parametrize(("cols", "n"), [(99, 13), (300, 40), (70, 300)])
+@pytest.mark.parametrize(("cols", "n"), [(99, 13), (600, 40), (70, 300)])
 def test_a_row_does_not_depend_on_its_neighbours(isa, rng, dtype, group_size, cols, n):
     """Batching must not change an answer, not even its last bit."""
     for epilogue in ("store", "swiglu"):
@@ -153,42 +181,63 @@ def test_inputs_may_be_views(isa, rng, dtype, group_size):
     assert np.array_equal(problem.run(isa), expected)
 
 
-def extreme_codes(dtype, group_size, rows, cols):
-    """A packed matrix whose codes are all at one end, by construction of its bytes."""
-    nbytes = _core.packed_nbytes(dtype, rows, cols, group_size)
-    group = 16 * (group_size if dtype == "w8" else group_size // 2)
-    one = np.ones(16, np.float16).view(np.uint8)
-    for byte in (0x00, 0xFF):
-        block = np.concatenate([np.full(group, byte, np.uint8), one])
-        packed = np.tile(block, nbytes // block.size + 1)[:nbytes]
-        yield packed, np.float64({"w8": {0: -128, 255: 127}, "w4": {0: -8, 255: 7}}[dtype][byte])
+def matrix(dtype, group_size, rows, cols, codes, multipliers):
+    """A matrix of whole blocks with these codes and multipliers (drawn by functions of a shape);
+    scales are such that values are their products, or in w8 the codes.
+    """
+    columns = pack.stored_cols(dtype, cols, group_size)
+    drawn = codes((rows, columns)).astype(np.int8)
+    drawn[:, cols:] = 0
+    panels = -(-cols // PANEL)
+    if dtype == "w8":
+        return pack.Quantized(drawn, None, np.ones((rows, panels), np.float16), group_size)
+    multiplied = multipliers((rows, columns // group_size)).astype(np.int8)
+    return pack.Quantized(drawn, multiplied, np.full((rows, panels), 16, np.float16), group_size)
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), [f for f in FORMATS if f[1]])
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+@pytest.mark.parametrize("cols", [96, 256, 601])
 @pytest.mark.parametrize("n", [1, 3, 9, 20])
-def test_no_saturation_at_the_extremes(isa, dtype, group_size, n):
+def test_no_saturation_at_the_extremes(isa, dtype, group_size, cols, n):
     """Largest weights times largest activations: int16 pairs would overflow if summed naively."""
-    cols = 3 * group_size
-    for packed, code in extreme_codes(dtype, group_size, 16, cols):
-        w = np.full((16, cols), code, np.float32)
-        for value in (127.0, -127.0):  # scale 1, codes at +-127: exact
-            x = np.full((n, cols), value, np.float32)
-            y = Problem(dtype, group_size, packed, w, x).run(isa)
-            assert (y[:, :16] == code * value * cols).all()
+    half = pack.OFFSET[dtype]
+    multipliers = [1] if dtype == "w8" else [15, -15]
+    for code, multiplier, x in itertools.product((-half, half - 1), multipliers, (127.0, -127.0)):
+        problem = Problem.quantized(
+            matrix(
+                *(dtype, group_size, 16, cols),
+                lambda shape, code=code: np.full(shape, code),
+                lambda shape, multiplier=multiplier: np.full(shape, multiplier),
+            ),
+            *(16, cols),
+            np.full((n, cols), x, np.float32),  # scale 1, codes at +-127: exact
+        )
+        assert (problem.run(isa)[:, :16] == code * multiplier * x * cols).all()
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), [f for f in FORMATS if f[1]])
-def test_integer_sums_agree_to_the_bit(isa, rng, dtype, group_size):
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+@pytest.mark.parametrize("cols", [33, 256, 545])
+@pytest.mark.parametrize("n", [1, 4, 7, 30])
+def test_integer_sums_agree_to_the_bit(isa, rng, dtype, group_size, cols, n):
     """With all scales 1 the result is the integer sum itself: exact on every instruction set."""
-    packed, _ = next(iter(extreme_codes(dtype, group_size, 32, group_size)))
-    body = 16 * (group_size if dtype == "w8" else group_size // 2)
-    for start in (0, body + 32):
-        packed[start : start + body] = rng.integers(0, 256, body)
-    w = _core.unpack(packed, dtype, 32, group_size, group_size)
-    x = rng.integers(-127, 128, (7, group_size)).astype(np.float32)
-    x[:, 0] = 127
-    y = Problem(dtype, group_size, packed, w, x).run(isa)
-    assert np.array_equal(y[:, :32], x @ w.T)
+    half = pack.OFFSET[dtype]
+    quantized = matrix(
+        *(dtype, group_size, 48, cols),
+        lambda shape: rng.integers(-half, half, shape),
+        lambda shape: rng.integers(-15, 16, shape),
+    )
+    x = rng.integers(-127, 128, (n, cols)).astype(np.float32)
+    x[:, ::PANEL] = 127
+    problem = Problem.quantized(quantized, 48, cols, x)
+    assert np.array_equal(problem.run(isa)[:, :48], x.astype(np.float64) @ problem.w.T)
+
+
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+@pytest.mark.parametrize("n", [1, 5, 30])
+def test_one_panel_is_rounded_twice(isa, rng, dtype, group_size, n):
+    """After the weight's scale and after the activations': the same bits everywhere."""
+    problem = Problem.random(rng, dtype, group_size, 40, 200, n)
+    assert np.array_equal(problem.run(isa)[:, :40], problem.expected().astype(np.float32))
 
 
 @pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])

@@ -14,8 +14,8 @@ from deepmnn._core import kernels
 from deepmnn.errors import RequestError
 from deepmnn.quant import pack
 
-FORMATS = [("f32", 0), ("bf16", 0)] + [(t, g) for t in ("w8", "w4") for g in (32, 64, 128)]
-SHAPES = [(1, 1), (5, 2), (16, 64), (17, 65), (33, 31), (40, 129), (64, 300)]
+FORMATS = [("f32", 0), ("bf16", 0), ("w8", 256), ("w4", 32), ("w4", 64), ("w4", 128)]
+SHAPES = [(1, 1), (5, 2), (16, 64), (17, 65), (33, 31), (40, 129), (64, 300), (18, 256), (7, 705)]
 
 
 @pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
@@ -36,6 +36,12 @@ def extremes(rng):
     yield (rng.standard_normal((16, 64)) * 1e-7).astype(np.float32)  # fp16 subnormal scales
     yield (rng.standard_normal((16, 64)) * 1e-40).astype(np.float32)
     yield rng.integers(-8, 8, (32, 128)).astype(np.float32)
+    # Groups whose sizes differ from those of their panel: up to a multiplier of 0.
+    yield (rng.standard_normal((16, 700)) * 10.0 ** rng.uniform(-3, 3, (16, 700))).astype(
+        np.float32
+    )
+    scales = np.repeat(10.0 ** rng.uniform(-45, 35, (40, 24)), 32, axis=1)
+    yield (rng.standard_normal((40, 768)) * scales).astype(np.float32)
     yield np.where(rng.random((16, 64)) < 0.5, -1, 1).astype(np.float32)  # ties in the maximum
 
 
@@ -88,15 +94,18 @@ def test_unpack_and_decode_row(isa, rng, dtype, group_size, rows, cols):
         assert np.array_equal(got, expected[row])
 
 
-def test_every_fp16_scale_decodes(isa):
-    """All 65536 half floats, in 4096 groups of one w8 block."""
-    halves = np.arange(65536, dtype=np.uint16).reshape(4096, 16)
-    codes = np.full((4096, 16 * 32), 129, np.uint8)  # every code is 1
-    packed = np.concatenate([codes, halves.view(np.uint8)], axis=1).reshape(-1)
-    expected = halves.view(np.float16).astype(np.float32)
+@pytest.mark.parametrize(("dtype", "group_size"), [("w8", 256), ("w4", 128)])
+def test_every_fp16_scale_decodes(isa, rng, dtype, group_size):
+    """All 65536 half floats, in 4096 panels of one block."""
+    cols = 4096 * 256
+    codes = np.ones((16, cols), np.int8)
+    multipliers = rng.integers(-15, 16, (16, cols // group_size)).astype(np.int8)
+    halves = np.arange(65536, dtype=np.uint16).reshape(16, 4096).view(np.float16)
+    quantized = pack.Quantized(codes, multipliers if dtype == "w4" else None, halves, group_size)
+    packed, expected = pack.pack_codes(quantized), quantized.group_scales()
     for row in range(16):
-        got = kernels.decode_row(packed, "w8", 16, 4096 * 32, 32, row, isa)
-        np.testing.assert_array_equal(got[::32], expected[:, row])
+        got = kernels.decode_row(packed, dtype, 16, cols, group_size, row, isa)
+        np.testing.assert_array_equal(got[::group_size], expected[row])
 
 
 def test_vector_unpacks_to_itself():
@@ -125,6 +134,8 @@ W = np.zeros((4, 4), np.float32)
         (lambda: _core.quantize_pack(W[:1], "vector"), "weight format 'vector'"),
         (lambda: _core.quantize_pack(W, "w4", 48), "group_size 48"),
         (lambda: _core.quantize_pack(W, "w4"), "group_size 0"),
+        (lambda: _core.quantize_pack(W, "w4", 256), "group_size 256"),
+        (lambda: _core.quantize_pack(W, "w8", 64), "group_size 64"),
         (lambda: _core.quantize_pack(W, "bf16", 64), "group_size 64"),
         (lambda: _core.quantize_pack(W, "f32", 0, 0), "threads 0"),
         (lambda: _core.quantize_pack(W, "f32", 0, 1, "mmx"), "instruction set 'mmx'"),

@@ -129,6 +129,17 @@ def test_flags_reach_the_model(tiny: TinyModel, here: Path, flags: str, error: f
     assert error_to(tiny, mnn_logits("deepseek.config.json")) < error
 
 
+def test_blocks_are_for_4_bits(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """8 bits have theirs, of 256 columns: what is asked for changes nothing but what is said."""
+    models = []
+    for flags in ("", "--weightQuantBlock 32"):
+        assert run(f"{PLAIN} --overwrite --weightQuantBits 8 {flags}") == 0
+        models.append((here / "deepseek.mnn.weight").read_bytes())
+        said = "note: --weightQuantBlock is for 4 bits" in capsys.readouterr().err
+        assert said == bool(flags)
+    assert models[0] == models[1]
+
+
 def test_fp16_halves_the_weights(here: Path) -> None:
     sizes = []
     for flags in ("", "--fp16"):

@@ -1,7 +1,5 @@
 """The numpy layouts against a byte-by-byte reading of docs/layouts.md, and the C++ packer."""
 
-import math
-
 import ml_dtypes
 import numpy as np
 import pytest
@@ -12,8 +10,9 @@ from deepmnn.graph.ir import Weight
 from deepmnn.graph.weights import Constant
 from deepmnn.quant import pack as packing
 
-SHAPES = [(1, 1), (3, 7), (16, 64), (17, 65), (33, 31), (40, 200), (5, 129)]
-FORMATS = [("f32", 0), ("bf16", 0)] + [(d, g) for d in ("w8", "w4") for g in (32, 64, 128)]
+SHAPES = [(1, 1), (3, 7), (16, 64), (17, 65), (33, 31), (40, 200), (5, 129), (18, 256), (7, 700)]
+QUANTISED = [("w8", 256), ("w4", 32), ("w4", 64), ("w4", 128)]
+FORMATS = [("f32", 0), ("bf16", 0), *QUANTISED]
 
 
 def values(rows: int, cols: int, seed: int = 0) -> np.ndarray:
@@ -32,14 +31,30 @@ def read_element(
         even = cols + cols % 2
         at = block * 16 * even * 2 + (col // 2) * 64 + r * 4 + (col % 2) * 2
         return float(np.frombuffer(packed, ml_dtypes.bfloat16, 1, at)[0])
-    codes = 16 * group_size // (1 if dtype == "w8" else 2)
-    group, k = divmod(col, group_size)
-    start = block * math.ceil(cols / group_size) * (codes + 32) + group * (codes + 32)
-    scale = float(np.frombuffer(packed, "<f2", 1, start + codes + 2 * r)[0])
+    size = 32 if dtype == "w8" else group_size
+    left = -(-cols // size) * size  # columns of the block's panels from here on
+    at = block * nbytes_of_columns(dtype, left, group_size)
+    while col >= 256:
+        at += nbytes_of_columns(dtype, 256, group_size)
+        left, col = left - 256, col - 256
+    width = min(left, 256)
+    end = at + nbytes_of_columns(dtype, width, group_size)
+    scale = float(np.frombuffer(packed, "<f2", 1, end - 32 + 2 * r)[0])
     if dtype == "w8":
-        return (packed[start + (k // 4) * 64 + 4 * r + k % 4] - 128) * scale
-    byte = packed[start + (k // 8) * 64 + 4 * r + k % 4]
-    return ((byte >> 4 if k % 8 >= 4 else byte & 15) - 8) * scale
+        return (packed[at + (col // 4) * 64 + 4 * r + col % 4] - 128) * scale
+    byte = packed[at + (col // 8) * 64 + 4 * r + col % 4]
+    code = byte >> 4 if col % 8 >= 4 else byte & 15
+    group = at + width * 8 + col // group_size * 16
+    multiplier = float(np.frombuffer(packed, "i1", 1, group + r)[0])
+    return (code - (7 if multiplier < 0 else 8)) * abs(multiplier) * scale / 16
+
+
+def nbytes_of_columns(dtype: str, columns: int, group_size: int) -> int:
+    """Of 16 rows, whatever the panels they make."""
+    scales = -(-columns // 256) * 32
+    if dtype == "w8":
+        return columns * 16 + scales
+    return columns * 8 + columns // group_size * 16 + scales
 
 
 @pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
@@ -49,6 +64,10 @@ def test_layout_is_the_documented_one(shape: tuple[int, int], dtype: str, group_
     packed = packing.pack(values(rows, cols), dtype, group_size)
     assert packed.nbytes == packing.packed_nbytes(dtype, rows, cols, group_size)
     assert packed.nbytes % 64 == 0
+    if group_size:
+        size = 32 if dtype == "w8" else group_size
+        used = nbytes_of_columns(dtype, -(-cols // size) * size, group_size) * -(-rows // 16)
+        assert 0 <= packed.nbytes - used < 64
     unpacked = packing.unpack(packed, dtype, rows, cols, group_size)
     data = packed.tobytes()
     expected = [
@@ -68,48 +87,73 @@ def test_lossless_formats(shape: tuple[int, int]) -> None:
     np.testing.assert_array_equal(vector, w[0])
 
 
-def test_padding_is_zero() -> None:
-    for dtype in ("w8", "w4"):
-        rows, cols, group = 17, 65, 64
-        packed = packing.pack(values(rows, cols), dtype, group)
-        data = packed.tobytes()
-        right = [(r, c) for r in range(17) for c in (65, 127)]
-        below = [(r, c) for r in (17, 31) for c in range(65)]
-        assert not any(read_element(data, dtype, cols, group, r, c) for r, c in right + below)
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTISED)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_padding_is_zero(shape: tuple[int, int], dtype: str, group_size: int) -> None:
+    rows, cols = shape
+    packed = packing.pack(values(rows, cols), dtype, group_size)
+    found = packing.unpack_codes(packed, dtype, cols, group_size)
+    assert found.codes.shape == (-(-rows // 16) * 16, packing.stored_cols(dtype, cols, group_size))
+    assert not found.codes[:, cols:].any()
+    assert not found.codes[rows:].any()
+    assert not found.scales[rows:].any()
+    assert found.multipliers is None or not found.multipliers[rows:].any()
 
 
-@pytest.mark.parametrize(("dtype", "levels"), [("w8", 256), ("w4", 16)])
-def test_quantising_is_near_the_best_scale(dtype: str, levels: int) -> None:
-    """Against a dense search over 400 scales of both signs; and every code within half a step."""
-    w = values(50, 64, seed=3)
-    quantized = packing.quantize(w, dtype, 64)
-    scales = quantized.scales.astype(np.float32)
-    codes = quantized.codes.astype(np.float32)
-    error = ((w - codes * scales) ** 2).sum()
-    low, high = -levels // 2, levels // 2 - 1
-    assert codes.min() >= low
-    assert codes.max() <= high
-    best = np.full(50, np.inf)
-    for factor in np.linspace(0.5, 1.2, 400):
-        for sign in (-1, 1):
-            step = sign * factor * np.abs(w).max(1, keepdims=True) / (levels / 2)
-            trial = np.clip(np.rint(w / step), low, high)
-            best = np.minimum(best, ((w - trial * step) ** 2).sum(1))
-    assert error <= 1.2 * best.sum()
-    assert error < ((w - plain_rtn(w, high)) ** 2).sum()
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTISED)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_codes_come_back(shape: tuple[int, int], dtype: str, group_size: int) -> None:
+    """And stand for what is unpacked, a float of each group times a code."""
+    rows, cols = shape
+    quantized = packing.quantize(values(rows, cols), dtype, group_size)
+    packed = packing.pack(values(rows, cols), dtype, group_size)
+    found = packing.unpack_codes(packed, dtype, cols, group_size)
+    for want, got in zip(vars(quantized).values(), vars(found).values(), strict=True):
+        np.testing.assert_array_equal(got[:rows] if isinstance(got, np.ndarray) else got, want)
+    scales = np.repeat(quantized.group_scales(), group_size, axis=1)[:, :cols]
+    np.testing.assert_array_equal(
+        quantized.codes[:, :cols] * scales, packing.unpack(packed, dtype, rows, cols, group_size)
+    )
 
 
-def plain_rtn(w: np.ndarray, high: int) -> np.ndarray:
-    step = np.abs(w).max(1, keepdims=True) / high
-    return np.rint(w / step) * step
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTISED)
+def test_quantising_is_near_the_best_scale(dtype: str, group_size: int) -> None:
+    """Of each group, against a dense search over 400 scales of both signs."""
+    w = values(20, 512, seed=3) * np.repeat(10 ** values(20, 512 // group_size), group_size, axis=1)
+    quantized = packing.quantize(w, dtype, group_size)
+    half = packing.OFFSET[dtype]
+    assert quantized.codes.min() >= -half
+    assert quantized.codes.max() <= half - 1
+    assert dtype == "w8" or np.abs(quantized.multipliers).max() <= 15
+    best = np.full((20, 512 // group_size), np.inf)
+    groups = w.reshape(20, -1, group_size)
+    largest = np.abs(groups).max(2, keepdims=True)
+    for step in np.outer((-1, 1), np.linspace(0.5, 1.2, 400)).reshape(-1) / half:
+        trial = np.clip(np.rint(groups / (step * largest)), -half, half - 1) * step * largest
+        best = np.minimum(best, ((groups - trial) ** 2).sum(2))
+    error = ((groups - quantized.values().reshape(groups.shape)) ** 2).sum(2)
+    assert error.sum() <= 1.2 * best.sum()
+    plain = np.rint(groups / largest * (half - 1)) * largest / (half - 1)
+    assert error.sum() < ((groups - plain) ** 2).sum()
 
 
-@pytest.mark.parametrize("dtype", ["w8", "w4"])
-def test_extreme_values(dtype: str) -> None:
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_groups_of_a_panel_differ(group_size: int) -> None:
+    """A small group beside ones 4 times as large is little worse off than by itself."""
+    w = values(30, 256)
+    w[:, :group_size] /= 4
+    alone = packing.quantize(w[:, :group_size], "w4", group_size).values()
+    beside = packing.quantize(w, "w4", group_size).values()[:, :group_size]
+    errors = [((v - w[:, :group_size]) ** 2).sum() for v in (alone, beside)]
+    assert errors[1] < 1.3 * errors[0]
+
+
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTISED)
+def test_extreme_values(dtype: str, group_size: int) -> None:
     """Zeros stay zero; values too small or too large for an fp16 scale do not become NaN."""
     w = np.zeros((4, 64), np.float32)
     w[1], w[2], w[3] = 1e-12, 3e38, -3e38
-    decoded = packing.unpack(packing.pack(w, dtype, 64), dtype, 4, 64, 64)
+    decoded = packing.unpack(packing.pack(w, dtype, group_size), dtype, 4, 64, group_size)
     assert np.isfinite(decoded).all()
     assert not decoded[0].any()
     assert np.abs(decoded[1]).max() < 1e-6
@@ -117,11 +161,19 @@ def test_extreme_values(dtype: str) -> None:
     assert (np.sign(decoded[3]) == -1).all()
 
 
-def test_representable_weights_are_exact() -> None:
-    codes = np.random.default_rng(5).integers(-8, 8, (20, 64)).astype(np.float32)
-    codes[:, 0] = -8
-    w = codes * np.float32(0.25)
-    np.testing.assert_array_equal(packing.unpack(packing.pack(w, "w4", 64), "w4", 20, 64, 64), w)
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTISED)
+def test_representable_weights_are_exact(dtype: str, group_size: int) -> None:
+    """Every group's codes begin at the long end; the first group has the largest multiplier."""
+    rng, half = np.random.default_rng(5), packing.OFFSET[dtype]
+    codes = rng.integers(-half, half, (20, 600)).astype(np.float32)
+    codes[:, ::group_size] = -half
+    w = codes * np.float32(2**-6)
+    if dtype == "w4":
+        multipliers = rng.choice([-15, -14, -9, -1, 0, 1, 2, 13, 15], (20, -(-600 // group_size)))
+        multipliers[:, :: 256 // group_size] = 15
+        w *= np.repeat(multipliers, group_size, axis=1)[:, :600].astype(np.float32)
+    packed = packing.pack(w, dtype, group_size)
+    np.testing.assert_array_equal(packing.unpack(packed, dtype, 20, 600, group_size), w)
 
 
 @pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
@@ -143,10 +195,11 @@ def test_bad_formats_are_request_errors() -> None:
         packing.packed_nbytes("w5", 1, 1)
     with pytest.raises(RequestError, match="group_size 48"):
         packing.packed_nbytes("w4", 1, 1, 48)
-    with pytest.raises(RequestError, match="group_size 64"):
-        packing.packed_nbytes("f32", 1, 1, 64)
+    for dtype in ("f32", "w8"):
+        with pytest.raises(RequestError, match="group_size 64"):
+            packing.packed_nbytes(dtype, 1, 1, 64)
     with pytest.raises(RequestError, match="12 bytes"):
-        packing.unpack(np.zeros(12, np.uint8), "w8", 3, 3, 32)
+        packing.unpack(np.zeros(12, np.uint8), "w8", 3, 3, 256)
 
 
 def test_pack_weight_refuses_nan() -> None:

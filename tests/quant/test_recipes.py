@@ -28,11 +28,11 @@ def formats(graph: Graph) -> dict[str, tuple[str, int]]:
     [
         ("fp32", dict.fromkeys(ROLES, ("f32", 0))),
         ("bf16", dict.fromkeys(ROLES, ("bf16", 0))),
-        ("w8", dict.fromkeys(ROLES, ("w8", 64))),
+        ("w8", dict.fromkeys(ROLES, ("w8", 256))),
         (
             "w4",
             dict.fromkeys(("linear", "expert", "lm_head"), ("w4", 64))
-            | dict.fromkeys(("latent", "embedding"), ("w8", 64)),
+            | dict.fromkeys(("latent", "embedding"), ("w8", 256)),
         ),
     ],
 )
@@ -62,7 +62,8 @@ def test_tied_lm_head_keeps_the_embeddings_format() -> None:
     [(64, 64), (1, 32), (32, 32), (33, 64), (63, 64), (96, 32), (97, 64), (128, 64), (1536, 64)],
 )
 def test_group_size(cols: int, expected: int) -> None:
-    assert group_size(Weight("w", Tensor("w", (4, cols)))) == expected
+    assert group_size(Weight("w", Tensor("w", (4, cols)), dtype="w4")) == expected
+    assert group_size(Weight("w", Tensor("w", (4, cols)), dtype="w8")) == 256
 
 
 def test_unknown_recipe_lists_the_choices() -> None:

@@ -9,8 +9,8 @@ from program_dir import cpu_of, random_weights, stored
 
 from deepmnn.backends.reference import ReferenceBackend
 from deepmnn.graph.builder import GraphBuilder
-from deepmnn.graph.ir import Graph
-from deepmnn.graph.weights import BLOCK_ROWS
+from deepmnn.graph.ir import Graph, Weight
+from deepmnn.graph.weights import BLOCK_ROWS, PANEL_COLS
 from parity import SCHEDULES, prompts_for, relative_error, run_schedule
 
 VOCAB = 41
@@ -28,16 +28,25 @@ INT8_CACHE = 5e-3
 values have 15 bits in the core, but not in the oracle."""
 
 
-def one_op(build: Build, width: int, dtype: str = "f32", group_size: int = 0) -> Graph:
-    """ids → embedding [tokens, width] → build → head → logits; all but vectors stored as dtype."""
+def one_op(build: Build, width: int, dtype: str = "f32", group_size: int = 64) -> Graph:
+    """ids → embedding [tokens, width] → build → head → logits; all but vectors stored as dtype.
+
+    group_size: of w4.
+    """
     b = GraphBuilder("one op", prefix="")
     x = b.embedding(b.ids, "embed", VOCAB, width)
     y = b.select_rows(build(b, x), "wanted")
     b.output(b.linear(y, "head", VOCAB), "logits")
     for name, weight in b.graph.weights.items():
         if weight.dtype != "vector" and name not in ("embed.weight", "head.weight"):
-            weight.dtype, weight.group_size = dtype, group_size if dtype in ("w8", "w4") else 0
+            store_as(weight, dtype, group_size)
     return b.graph
+
+
+def store_as(weight: Weight, dtype: str, group_size: int = 64) -> None:
+    """Gives a matrix a storage format; group_size: of w4."""
+    weight.dtype = dtype
+    weight.group_size = {"w8": PANEL_COLS, "w4": group_size}.get(dtype, 0)
 
 
 def check(

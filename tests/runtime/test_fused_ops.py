@@ -2,18 +2,19 @@
 
 import numpy as np
 import pytest
-from one_op import INT8_CACHE, VOCAB, add, ceil_rows, check, one_op, rotary
+from one_op import INT8_CACHE, VOCAB, add, ceil_rows, check, one_op, rotary, store_as
 from program_dir import cpu_of, random_weights
 
 from deepmnn.backends.reference import ReferenceBackend
 from parity import Runner, prompts_for, relative_error, run_schedule
 
 DTYPES = ["f32", "bf16", "w8", "w4"]
+QUANTIZED = [("w8", 256), ("w4", 32), ("w4", 64), ("w4", 128)]
 
 
 def f32(graph, *names):
     for name in names:
-        graph.weights[name].dtype, graph.weights[name].group_size = "f32", 0
+        store_as(graph.weights[name], "f32")
     return graph
 
 
@@ -56,9 +57,8 @@ def engine_logits(graph, lengths):
     return np.concatenate(run_schedule(engine, prompts_for(lengths, VOCAB), [lengths], blocks=400))
 
 
-@pytest.mark.parametrize("dtype", ["w8", "w4"])
-@pytest.mark.parametrize("group_size", [32, 64, 128])
-@pytest.mark.parametrize("size", [1, 16, 100, 129, 700])
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+@pytest.mark.parametrize("size", [1, 16, 100, 129, 256, 300, 700])
 @pytest.mark.parametrize("lengths", [(1,), (3,), (300, 7)])
 def test_swiglu_quantises_for_the_linear_that_reads_it(dtype, group_size, size, lengths):
     """The same bits as when an instruction stands between the two, so that floats are written."""
@@ -85,7 +85,7 @@ def test_swiglu_that_two_instructions_read():
         y = add(b, "swiglu", [x], [100], [w], intermediate_size=100)[0]
         return b.add(b.linear(y, "down", 100), y, "sum")
 
-    check(one_op(build, 70, "w8", 64), threads=2)
+    check(one_op(build, 70, "w8"), threads=2)
 
 
 def gqa(heads, kv_heads, dim, v_dim, norms):

@@ -185,6 +185,7 @@ BAD = {
     "weight of huge shape": lambda p: edit(p, "weights", 0, rows=2**31, cols=2**30),
     "weight without rows": lambda p: edit(p, "weights", 0, rows=0),
     "weight in an odd group": lambda p: edit(p, "weights", 0, dtype="w4", group_size=48),
+    "weight in another format's group": lambda p: edit(p, "weights", 0, dtype="w8", group_size=64),
     "buffer outside its arena": lambda p: edit(p, "buffers", 3, offset=1 << 30),
     "buffer not aligned": lambda p: edit(p, "buffers", 3, offset=4),
     "buffer of zero width": lambda p: edit(p, "buffers", 3, shape=(0,)),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from one_op import VOCAB, one_op
+from one_op import VOCAB, one_op, store_as
 from program_dir import random_weights, write_program
 from test_fused_ops import gqa, moe
 
@@ -60,10 +60,10 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     def both(b, x):
         return moe(12, 4, 200, shared=True)(b, gqa(6, 2, 48, 40, norms=True)(b, x))
 
-    graph = one_op(both, 272, "w8", 64)
+    graph = one_op(both, 272, "w8")
     for name in ("router.weight", "q.weight"):
         if name in graph.weights:
-            graph.weights[name].dtype, graph.weights[name].group_size = "f32", 0
+            store_as(graph.weights[name], "f32")
     write_program(graph, random_weights(graph).__getitem__, path)
     return path
 

@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from one_op import store_as
 from program_dir import cpu
 
 from deepmnn import _core
@@ -105,7 +106,7 @@ def test_the_same_numbers_whatever_the_threads(tiny, model_type, dtype):
     graph = lowered(model, 3)
     for weight in graph.weights.values():
         if weight.dtype != "vector" and weight.role != "router":
-            weight.dtype, weight.group_size = dtype, 32 if dtype == "w4" else 0
+            store_as(weight, dtype, 32)
     lengths, steps = SCHEDULES["ragged"]
     prompts = prompts_for(lengths, model.config["vocab_size"])
     runs = [
@@ -126,7 +127,7 @@ def test_the_same_numbers_whatever_the_company(tiny, model_type):
     graph = lowered(model, 3)
     for weight in graph.weights.values():
         if weight.dtype != "vector":
-            weight.dtype, weight.group_size = "w8", 32
+            store_as(weight, "w8")
     backend = cpu(threads=2)(graph, model)
     prompts = prompts_for([19, 7, 11], model.config["vocab_size"])
     steps = [(4, 2, 1), (9, 1, 0), (1, 1, 8), (1, 0, 1), (4, 3, 1)]

@@ -1,9 +1,9 @@
 """Every plain op of docs/ops.md on the engine against the numpy reference."""
 
 import pytest
-from one_op import check, one_op, rotary
+from one_op import check, one_op, rotary, store_as
 
-WIDTHS = [1, 3, 16, 17, 48, 63, 130]
+WIDTHS = [1, 3, 16, 17, 48, 63, 130, 300]
 
 
 def split_concat(heads, sizes):
@@ -55,9 +55,8 @@ def test_linear(dtype, width):
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "w8", "w4"])
 def test_embedding_decodes_every_format(dtype):
-    graph = one_op(lambda b, x: b.silu(x, "y"), 75)
-    graph.weights["embed.weight"].dtype = dtype
-    graph.weights["embed.weight"].group_size = 64 if dtype in ("w8", "w4") else 0
+    graph = one_op(lambda b, x: b.silu(x, "y"), 300)
+    store_as(graph.weights["embed.weight"], dtype)
     check(graph)
 
 
@@ -96,15 +95,14 @@ def test_attention_over_gathered_rows(schedule, cache_dtype, heads, kv_heads, di
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "w8", "w4"])
 def test_experts(k, dtype):
     graph = one_op(experts(k), 33, dtype, 32)
-    graph.weights["router.weight"].dtype, graph.weights["router.weight"].group_size = "f32", 0
+    store_as(graph.weights["router.weight"], "f32")
     check(graph, threads=2)
 
 
 def test_experts_of_several_formats():
     graph = one_op(experts(3), 33, "w4", 32)
-    for name, dtype in [("router.weight", "f32"), ("experts.1.up.weight", "bf16")]:
-        graph.weights[name].dtype, graph.weights[name].group_size = dtype, 0
-    graph.weights["experts.2.up.weight"].dtype = "w8"
+    for name, dtype in [("router", "f32"), ("experts.1.up", "bf16"), ("experts.2.up", "w8")]:
+        store_as(graph.weights[f"{name}.weight"], dtype)
     check(graph, threads=2)
 
 

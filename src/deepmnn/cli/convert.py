@@ -22,7 +22,7 @@ def convert(
         Path | None, Option(help="config.json to use; default: the one beside the weights.")
     ] = None,
     group_size: Annotated[
-        int | None, Option(help="Columns per scale in w8 and w4: 32, 64 or 128.")
+        int | None, Option(help="Columns per scale in w4: 32, 64 or 128.")
     ] = None,
     random_weights: Annotated[bool, Option(help="Make the weights up; needs no tensors.")] = False,
     seed: Annotated[int, Option(min=0, help="Of the random weights.")] = 0,

@@ -63,8 +63,9 @@ def export(
 ) -> ExportReport:
     """Exports a converted model for MNN 3.6.1.
 
-    Quantised weights keep their codes and scales. Needs memory for one weight and for the
-    description of the network. Written to a temporary directory and renamed when complete.
+    Quantised weights keep their codes; the scales of w4's groups are rounded to fp16. Needs memory
+    for one weight and for the description of the network. Written to a temporary directory and
+    renamed when complete.
 
     Args:
         source: an artifact.

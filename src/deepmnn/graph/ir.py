@@ -57,8 +57,8 @@ class Weight:
     role says what the weight is for, so that a quantisation recipe can choose by it: "linear",
     "expert", "latent" (the MLA up-projections), "router", "embedding", "lm_head", "vector".
     dtype is the storage format: "vector" (raw float32, for norms and biases) or a packed matrix
-    format: "f32", "bf16", "w8", "w4" (docs/layouts.md). group_size is the number of columns that
-    share a scale (w8 and w4 only, else 0).
+    format: "f32", "bf16", "w8", "w4" (docs/layouts.md). group_size is the number of columns with a
+    scale of their own: a panel, 256, in w8; 32, 64 or 128 in w4; else 0.
     """
 
     name: str

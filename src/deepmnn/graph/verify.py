@@ -8,10 +8,10 @@ from collections import Counter
 from deepmnn.errors import GraphError
 from deepmnn.graph.ir import CONTEXT, ROWS, TOKENS, Graph, Node, Value, Weight
 from deepmnn.graph.signatures import CACHE_ATTRS, KINDS, SIGNATURES, Call, Signature
+from deepmnn.graph.weights import GROUP_SIZES
 
 ROLES = ("linear", "expert", "latent", "router", "embedding", "lm_head", "vector")
 MATRIX_DTYPES = ("f32", "bf16", "w8", "w4")
-GROUP_SIZES = (32, 64, 128)
 _ROW_LETTERS = {TOKENS: "t", CONTEXT: "c", ROWS: "r"}
 _DTYPE_LETTERS = {"f32": "f", "i32": "i"}
 _INPUTS = ("ids", "positions")
@@ -60,7 +60,7 @@ def _check_weight(name: str, weight: Weight) -> None:
     _need(
         (weight.role == "vector") == (rank == 1), f"{what} has role {weight.role!r}", "its rank's"
     )
-    sizes = GROUP_SIZES if weight.dtype in ("w8", "w4") else (0,)
+    sizes = GROUP_SIZES.get(weight.dtype, (0,))
     _need(weight.group_size in sizes, f"{what} has group_size {weight.group_size}", f"{sizes}")
 
 

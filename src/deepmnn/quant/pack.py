@@ -1,20 +1,34 @@
 """The weight layouts of docs/layouts.md in numpy: the definition the C++ packer is tested against.
 
-Quantising a group of weights w (one row, group_size columns), all in float32 without fused
-multiply-add:
+Quantising is float32 without fused multiply-add. For columns w of one row and a scale
 
-    m     = the element of largest magnitude, sign kept (the first one on ties)
-    for q in CANDIDATES[dtype], the first best kept:
-        scale = float32(float16(m / q)), the magnitude clamped to 65504
-        codes = clip(round_half_even(w * (1 / scale)), low, high)      (all 0 when scale is 0)
-        error = sum over columns, in order, of (w - codes * scale)²
+    codes = clip(round_half_even(w * (1 / scale)), low, high)          (all 0 when scale is 0)
+    error = sum over columns, in order, of (w - codes * scale)²
+
+and of several scales, tried in turn, the first with the least error is kept. They are
+
+    m     = the element of w of largest magnitude, sign kept (the first one on ties)
+    scale = m / q for each q of CANDIDATES, the magnitude clamped to 65504
 
 A negative q puts the largest magnitude at the longer, negative end of the code range.
+
+w8: w is the columns of a panel, and every scale is rounded to float16.
+
+w4: w is the columns of a group, whose best scale is its `own`. From all of a panel's groups
+
+    S    = float16(min(65504, max |own| * float32(16 / 15)))
+    unit = S / 16
+
+and for each group the scales tried are multiplier * unit, with these multipliers, clipped to ±15:
+
+    middle = clip(round_half_even(own / unit), -15, 15)                (0 when unit is 0)
+    middle, middle - 1, middle + 1
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,9 +39,11 @@ from numpy.typing import NDArray
 from deepmnn import _core
 from deepmnn.errors import CheckpointError, RequestError
 from deepmnn.graph.ir import Weight
-from deepmnn.graph.weights import BLOCK_ROWS, F32
+from deepmnn.graph.weights import BLOCK_ROWS, F32, GROUP_SIZES, PANEL_COLS
 
 U8 = NDArray[np.uint8]
+I8 = NDArray[np.int8]
+F16 = NDArray[np.float16]
 _T = TypeVar("_T", bound=np.generic)
 
 CANDIDATES: dict[str, tuple[float, ...]] = {
@@ -39,17 +55,71 @@ CANDIDATES: dict[str, tuple[float, ...]] = {
 OFFSET = {"w4": 8, "w8": 128}
 """Code of zero; codes run from -offset to offset - 1."""
 
-GROUP_SIZES = (32, 64, 128)
+MULTIPLIER_MAX = 15
+"""Of w4: a code times a multiplier fits a byte."""
+
 DTYPES = ("vector", "f32", "bf16", "w8", "w4")
+
 _FP16_MAX = np.float32(65504.0)
+_PART_COLS = 32
+"""Every group, and what is stored of every row, is a multiple of so many columns."""
+_SCALE_NBYTES = 2 * BLOCK_ROWS
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """Signed codes int8 [rows, groups * group_size] and float16 scales [rows, groups]."""
+    """A w8 or w4 matrix, its columns padded as they are stored: value = code · its group's scale.
 
-    codes: NDArray[np.int8]
-    scales: NDArray[np.float16]
+    Attributes:
+        codes: signed, int8 [rows, columns].
+        multipliers: of w4, int8 [rows, groups]; None of w8, whose groups are panels.
+        scales: float16 [rows, panels].
+        group_size: columns per group.
+    """
+
+    codes: I8
+    multipliers: I8 | None
+    scales: F16
+    group_size: int
+
+    @property
+    def dtype(self) -> str:
+        """The format: "w8" or "w4"."""
+        return "w8" if self.multipliers is None else "w4"
+
+    def group_scales(self) -> F32:
+        """What the codes of a group are multiplied by, [rows, groups]: exact in float32."""
+        scales = self.scales.astype(np.float32)
+        if self.multipliers is None:
+            return scales
+        units = np.repeat(scales, PANEL_COLS // self.group_size, axis=1)
+        with np.errstate(invalid="ignore"):  # damaged scales may be NaN or infinite
+            units *= np.float32(1 / 16)
+            return self.multipliers.astype(np.float32) * units[:, : self.multipliers.shape[1]]
+
+    def values(self) -> F32:
+        """The weights, [rows, columns]: exact in float32."""
+        rows, columns = self.codes.shape
+        scales = np.repeat(self.group_scales(), self.group_size // _PART_COLS, axis=1)
+        parts = self.codes.reshape(rows, columns // _PART_COLS, _PART_COLS)
+        with np.errstate(invalid="ignore"):
+            values: F32 = parts * scales[:, : columns // _PART_COLS, None]
+        return values.reshape(rows, columns)
+
+
+@dataclass(frozen=True)
+class Panels:
+    """Views of the parts of neighbouring panels, all of one width, in the bytes of blocks.
+
+    Attributes:
+        codes: uint8 [blocks, panels, steps, 16 rows, 4]; a step is 4 columns of w8, 8 of w4.
+        multipliers: int8 [blocks, panels, groups, 16 rows]; w8 has no groups.
+        scales: float16 [blocks, panels, 1, 16 rows].
+    """
+
+    codes: U8
+    multipliers: I8
+    scales: F16
 
 
 def packed_nbytes(dtype: str, rows: int, cols: int, group_size: int = 0) -> int:
@@ -69,15 +139,23 @@ def block_nbytes(dtype: str, cols: int, group_size: int = 0) -> int:
         return BLOCK_ROWS * cols * 4
     if dtype == "bf16":
         return BLOCK_ROWS * _ceil(cols, 2) * 2
-    codes = group_size if dtype == "w8" else group_size // 2
-    return math.ceil(cols / group_size) * BLOCK_ROWS * (codes + 2)
+    columns = stored_cols(dtype, cols, group_size)
+    scales = _ceil(columns, PANEL_COLS) // PANEL_COLS * _SCALE_NBYTES
+    if dtype == "w8":
+        return BLOCK_ROWS * columns + scales
+    return BLOCK_ROWS * (columns // 2 + columns // group_size) + scales
+
+
+def stored_cols(dtype: str, cols: int, group_size: int) -> int:
+    """Columns of a w8 or w4 matrix that have codes, padding included."""
+    return _ceil(cols, _PART_COLS if dtype == "w8" else group_size)
 
 
 def check_format(dtype: str, group_size: int) -> None:
     """Raises RequestError unless dtype and group_size are a format of docs/layouts.md."""
     if dtype not in DTYPES:
         raise RequestError(f"weight format {dtype!r}", f"one of {', '.join(DTYPES)}")
-    allowed = GROUP_SIZES if dtype in OFFSET else (0,)
+    allowed = GROUP_SIZES.get(dtype, (0,))
     if group_size not in allowed:
         raise RequestError(f"group_size {group_size} for {dtype}", f"one of {allowed}")
 
@@ -86,40 +164,75 @@ def quantize(w: F32, dtype: str, group_size: int) -> Quantized:
     """Round-to-nearest codes and least-squared-error scales of w [rows, cols] ("w8" or "w4")."""
     check_format(dtype, group_size)
     rows, cols = w.shape
-    groups = math.ceil(cols / group_size)
-    padded = np.zeros((rows, groups * group_size), np.float32)
-    padded[:, :cols] = w
-    grouped = padded.reshape(rows, groups, group_size)
+    grouped = _pad(np.asarray(w, np.float32), 1, group_size).reshape(rows, -1, group_size)
     largest = np.abs(grouped).argmax(axis=2)[:, :, None]
-    signed_max = np.take_along_axis(grouped, largest, axis=2)  # [rows, groups, 1]
-    best_error = np.full((rows, groups), np.inf, np.float32)
-    codes = np.zeros(grouped.shape, np.float32)
-    scales = np.zeros((rows, groups), np.float16)
-    for index, divisor in enumerate(CANDIDATES[dtype]):
-        scale, trial, error = _candidate(grouped, signed_max, divisor, OFFSET[dtype])
-        better = (error < best_error) | (index == 0)
-        best_error = np.where(better, error, best_error)
-        scales = np.where(better, scale[:, :, 0], scales)
+    signed_max = np.take_along_axis(grouped, largest, axis=2)[:, :, 0]  # [rows, groups]
+    tried = [
+        np.clip(signed_max / np.float32(divisor), -_FP16_MAX, _FP16_MAX)
+        for divisor in CANDIDATES[dtype]
+    ]
+    if dtype == "w8":
+        tried = [scales.astype(np.float16).astype(np.float32) for scales in tried]
+    codes, own = _least_error(grouped, tried, OFFSET[dtype])
+    multipliers, scales = None, own.astype(np.float16)
+    if dtype == "w4":
+        codes, multipliers, scales = _share_scales(grouped, own)
+    columns = stored_cols(dtype, cols, group_size)
+    signed = codes.reshape(rows, -1)[:, :columns].astype(np.int8)
+    return Quantized(signed, multipliers, scales, group_size)
+
+
+def _share_scales(grouped: F32, own: F32) -> tuple[F32, I8, F16]:
+    """w4 of groups [rows, groups, columns] that would best have scales `own` [rows, groups].
+
+    Returns the codes, shaped like the groups, the multipliers and the panels' scales.
+    """
+    per_panel = PANEL_COLS // grouped.shape[2]
+    largest = _pad(np.abs(own), 1, per_panel).reshape(len(own), -1, per_panel).max(axis=2)
+    scales = np.minimum(largest * np.float32(16 / 15), _FP16_MAX).astype(np.float16)
+    units = scales.astype(np.float32) * np.float32(1 / 16)
+    units = np.repeat(units, per_panel, axis=1)[:, : own.shape[1]]
+    middle = np.clip(np.rint(_divide(own, units)), -MULTIPLIER_MAX, MULTIPLIER_MAX)
+    multipliers = [
+        np.clip(middle + step, -MULTIPLIER_MAX, MULTIPLIER_MAX)
+        for step in np.array([0, -1, 1], np.float32)
+    ]
+    tried = [multiplier * units for multiplier in multipliers]
+    codes, best = _least_error(grouped, tried, OFFSET["w4"])
+    return codes, _divide(best, units).astype(np.int8), scales  # exact: units have 11 bits
+
+
+def _least_error(grouped: F32, tried: Sequence[F32], offset: int) -> tuple[F32, F32]:
+    """For groups [rows, groups, columns] the best of some scales, each [rows, groups], and the
+    codes that go with it, shaped like the groups.
+    """
+    best, least = np.zeros_like(tried[0]), np.full(tried[0].shape, np.inf, np.float32)
+    codes = np.zeros_like(grouped)
+    for index, scales in enumerate(tried):
+        trial, error = _rounded(grouped, scales[:, :, None], offset)
+        better = (error < least) | (index == 0)
+        least = np.where(better, error, least)
+        best = np.where(better, scales, best)
         codes = np.where(better[:, :, None], trial, codes)
-    return Quantized(codes.astype(np.int8).reshape(rows, -1), scales)
+    return codes, best
 
 
-def _candidate(
-    grouped: F32, signed_max: F32, divisor: float, offset: int
-) -> tuple[NDArray[np.float16], F32, F32]:
-    """Scale, codes and squared error of every group [rows, groups, group_size] for one divisor."""
+def _rounded(grouped: F32, scales: F32, offset: int) -> tuple[F32, F32]:
+    """The codes of groups for scales [rows, groups, 1], and their squared error [rows, groups]."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        wide = np.clip(signed_max / np.float32(divisor), -_FP16_MAX, _FP16_MAX)
-        scale = wide.astype(np.float16)
-        step = scale.astype(np.float32)
-        inverse = np.where(step == 0, np.float32(0), np.float32(1) / step)
+        inverse = _divide(np.ones_like(scales), scales)
         codes = np.clip(np.rint(grouped * inverse), -offset, offset - 1)
-        difference = grouped - codes * step
+        difference = grouped - codes * scales
         squares = difference * difference
         error = np.zeros(squares.shape[:2], np.float32)
         for column in range(squares.shape[2]):
             error += squares[:, :, column]
-    return scale, codes, error
+    return codes, error
+
+
+def _divide(a: F32, b: F32) -> F32:
+    """a / b, and 0 where b is 0."""
+    return np.divide(a, b, out=np.zeros_like(a), where=b != 0)
 
 
 def pack(w: F32, dtype: str, group_size: int = 0) -> U8:
@@ -136,25 +249,108 @@ def pack(w: F32, dtype: str, group_size: int = 0) -> U8:
         pairs = halves.reshape(-1, BLOCK_ROWS, halves.shape[1] // 2, 2)
         data = _bytes(pairs.transpose(0, 2, 1, 3))
     else:
-        data = _pack_codes(quantize(w, dtype, group_size), dtype, group_size)
+        data = pack_codes(quantize(w, dtype, group_size))
     out[: data.size] = data
     return out
 
 
-def _pack_codes(quantized: Quantized, dtype: str, group_size: int) -> U8:
-    """Codes and scales of whole groups, interleaved group by group inside blocks of 16 rows."""
-    codes = _pad(quantized.codes, BLOCK_ROWS, 1).astype(np.int16) + OFFSET[dtype]
-    scales = _pad(quantized.scales, BLOCK_ROWS, 1)
-    groups = scales.shape[1]
+def panels(blocks: U8, dtype: str, cols: int, group_size: int) -> list[Panels]:
+    """The panels of blocks [n, block_nbytes]: whole ones, then the last one if it is narrower."""
+    columns = stored_cols(dtype, cols, group_size)
+    whole = columns // PANEL_COLS
+    end = blocks.shape[1] - block_nbytes(dtype, columns % PANEL_COLS, group_size)
+    parts = [
+        (blocks[:, :end], whole, PANEL_COLS),
+        (blocks[:, end:], 1, columns % PANEL_COLS),
+    ]
+    return [
+        _panels(data.reshape(len(data), count, -1), dtype, width, group_size)
+        for data, count, width in parts
+        if count * width > 0
+    ]
+
+
+def _panels(data: U8, dtype: str, columns: int, group_size: int) -> Panels:
+    """The parts of panels [blocks, panels, bytes] of so many columns."""
+    shape = data.shape[:2]
+    steps, groups = (columns // 4, 0) if dtype == "w8" else (columns // 8, columns // group_size)
+    multipliers = steps * BLOCK_ROWS * 4
+    scales = multipliers + groups * BLOCK_ROWS
+    return Panels(
+        data[:, :, :multipliers].reshape(*shape, steps, BLOCK_ROWS, 4),
+        data[:, :, multipliers:scales].reshape(*shape, groups, BLOCK_ROWS).view(np.int8),
+        data[:, :, scales:].reshape(*shape, 1, -1).view("<f2"),
+    )
+
+
+def pack_codes(quantized: Quantized) -> U8:
+    """The blocks of a quantised matrix, rows padded to whole ones: `unpack_codes` reads them."""
+    signed = quantized.codes
+    if quantized.multipliers is not None:
+        signed = _turned(signed, quantized.multipliers)
+    codes = _pad(signed, BLOCK_ROWS, 1).view(np.uint8) + np.uint8(OFFSET[quantized.dtype])
+    count, columns = len(codes) // BLOCK_ROWS, codes.shape[1]
+    steps: U8 = codes.reshape(count, BLOCK_ROWS, -1, 4).swapaxes(1, 2)
+    if quantized.dtype == "w4":
+        steps = steps[:, ::2] | steps[:, 1::2] << np.uint8(4)
+    nbytes = block_nbytes(quantized.dtype, columns, quantized.group_size)
+    blocks = np.empty((count, nbytes), np.uint8)
+    parts = panels(blocks, quantized.dtype, columns, quantized.group_size)
+    _fill([part.codes for part in parts], steps)
+    _fill([part.scales for part in parts], _by_blocks(quantized.scales))
+    if quantized.multipliers is not None:
+        _fill([part.multipliers for part in parts], _by_blocks(quantized.multipliers))
+    return blocks.reshape(-1)
+
+
+def unpack_codes(packed: U8, dtype: str, cols: int, group_size: int) -> Quantized:
+    """The codes, multipliers and scales of the whole blocks in `packed`: rows as they are stored, a
+    multiple of 16.
+    """
+    nbytes = block_nbytes(dtype, cols, group_size)
+    blocks = packed[: packed.size // nbytes * nbytes].reshape(-1, nbytes)
+    parts = panels(blocks, dtype, cols, group_size)
+    steps = _join([part.codes for part in parts])
+    nibbles = (steps & 15, steps >> 4) if dtype == "w4" else (steps,)
+    rows = len(blocks) * BLOCK_ROWS
+    quads = np.stack(nibbles, axis=2).reshape(len(blocks), -1, BLOCK_ROWS, 4).swapaxes(1, 2)
+    codes = (quads.reshape(rows, -1) - np.uint8(OFFSET[dtype])).view(np.int8)  # wraps to the sign
+    scales = _join([part.scales for part in parts]).swapaxes(1, 2).reshape(rows, -1)
+    multipliers = None
     if dtype == "w4":
-        nibbles = codes.astype(np.uint8).reshape(-1, 2, 4)
-        codes8 = nibbles[:, 0] | (nibbles[:, 1] << 4)
-    else:
-        codes8 = codes.astype(np.uint8)
-    quads = codes8.reshape(len(codes) // BLOCK_ROWS, BLOCK_ROWS, groups, -1, 4)
-    body = np.ascontiguousarray(quads.transpose(0, 2, 3, 1, 4)).reshape(len(quads), groups, -1)
-    tail = np.ascontiguousarray(scales.reshape(-1, BLOCK_ROWS, groups).transpose(0, 2, 1))
-    return np.concatenate([body, tail.view(np.uint8)], axis=2).reshape(-1)
+        multipliers = _join([part.multipliers for part in parts]).swapaxes(1, 2).reshape(rows, -1)
+        codes = _turned(codes, multipliers)
+    return Quantized(codes, multipliers, scales, group_size)
+
+
+def _turned(codes: I8, multipliers: I8) -> I8:
+    """Codes c [rows, columns] of w4, in groups with a negative multiplier -1 - c: as they are
+    stored, from codes as they count, and the other way round.
+    """
+    turn = np.where(multipliers < 0, np.int8(-1), np.int8(0))
+    return codes ^ np.repeat(turn, codes.shape[1] // turn.shape[1], axis=1)
+
+
+def _by_blocks(matrix: NDArray[_T]) -> NDArray[_T]:
+    """[rows, n] → [blocks, n, 16 rows], zero rows appended."""
+    padded = _pad(matrix, BLOCK_ROWS, 1)
+    return padded.reshape(-1, BLOCK_ROWS, matrix.shape[1]).swapaxes(1, 2)
+
+
+def _join(views: Sequence[NDArray[_T]]) -> NDArray[_T]:
+    """[blocks, panels, n, ...] one after another: [blocks, all n, ...]."""
+    return np.concatenate(
+        [v.reshape(len(v), v.shape[1] * v.shape[2], *v.shape[3:]) for v in views], axis=1
+    )
+
+
+def _fill(views: Sequence[NDArray[_T]], values: NDArray[_T]) -> None:
+    """Writes [blocks, all n, ...] to what `_join` would make it of."""
+    at = 0
+    for view in views:
+        n = view.shape[1] * view.shape[2]
+        view[:] = values[:, at : at + n].reshape(view.shape)
+        at += n
 
 
 def unpack(packed: U8, dtype: str, rows: int, cols: int, group_size: int = 0) -> F32:
@@ -178,33 +374,8 @@ def unpack(packed: U8, dtype: str, rows: int, cols: int, group_size: int = 0) ->
         pairs = data.view(ml_dtypes.bfloat16).reshape(blocks, _ceil(cols, 2) // 2, BLOCK_ROWS, 2)
         values = pairs.transpose(0, 2, 1, 3).astype(np.float32)
     else:
-        values = _unpack_codes(data, dtype, cols, group_size)
+        values = unpack_codes(data, dtype, cols, group_size).values()
     return np.ascontiguousarray(values.reshape(blocks * BLOCK_ROWS, -1)[:rows, :cols])
-
-
-def unpack_codes(packed: U8, dtype: str, cols: int, group_size: int) -> Quantized:
-    """The codes and scales of whole blocks of a "w8" or "w4" matrix: rows as stored, a multiple
-    of 16, and columns padded to whole groups.
-    """
-    body_nbytes = BLOCK_ROWS * (group_size if dtype == "w8" else group_size // 2)
-    groups = packed.reshape(-1, math.ceil(cols / group_size), body_nbytes + BLOCK_ROWS * 2)
-    blocks, count = groups.shape[:2]
-    scales = np.ascontiguousarray(groups[:, :, body_nbytes:]).view("<f2").transpose(0, 2, 1)
-    quads = groups[:, :, :body_nbytes].reshape(blocks, count, -1, BLOCK_ROWS, 4)
-    if dtype == "w4":
-        quads = np.stack([quads & 15, quads >> 4], axis=3)  # [blocks, groups, steps, 2, 16, 4]
-        quads = quads.reshape(blocks, count, -1, BLOCK_ROWS, 4)
-    codes = (quads - np.uint8(OFFSET[dtype])).view(np.int8)  # wraps around to the signed code
-    rows = blocks * BLOCK_ROWS
-    return Quantized(codes.transpose(0, 3, 1, 2, 4).reshape(rows, -1), scales.reshape(rows, count))
-
-
-def _unpack_codes(data: U8, dtype: str, cols: int, group_size: int) -> F32:
-    quantized = unpack_codes(data, dtype, cols, group_size)
-    values = quantized.codes.astype(np.float32).reshape(*quantized.scales.shape, group_size)
-    with np.errstate(invalid="ignore", over="ignore"):  # damaged scales may be NaN or infinite
-        values *= quantized.scales.astype(np.float32)[:, :, None]
-    return values
 
 
 def matrix_shape(weight: Weight) -> tuple[int, int]:

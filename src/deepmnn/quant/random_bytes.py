@@ -1,7 +1,8 @@
 """Random weights straight in their stored form: gigabytes in seconds, for benchmarks.
 
 The bytes of a packed matrix are drawn, not computed: codes are uniform, scales share one size with
-random signs, so values have a deviation of about 1 / sqrt(columns) and mean 0.
+random signs, and so do w4's multipliers but for a few steps. Values have a deviation of about
+1 / sqrt(columns) and mean 0.
 """
 
 from __future__ import annotations
@@ -13,13 +14,27 @@ from numpy.typing import NDArray
 
 from deepmnn.checkpoint.random import generator
 from deepmnn.graph.ir import Weight
-from deepmnn.graph.weights import BLOCK_ROWS
-from deepmnn.quant.pack import OFFSET, U8, block_nbytes, matrix_shape, weight_nbytes
+from deepmnn.graph.weights import BLOCK_ROWS, PANEL_COLS
+from deepmnn.quant.pack import (
+    OFFSET,
+    U8,
+    Panels,
+    block_nbytes,
+    matrix_shape,
+    panels,
+    stored_cols,
+    weight_nbytes,
+)
 
 PIECE = 1 << 20
 """About as many bytes are drawn at a time: the temporaries stay in cache."""
 
-_UNIFORM_DEVIATION = {"w8": 256 / math.sqrt(12), "w4": 16 / math.sqrt(12)}
+_MULTIPLIERS = np.array([12, 13, 14, 15], np.int8)
+_DEVIATION = {
+    "w8": 256 / math.sqrt(12),
+    "w4": 16 / math.sqrt(12) * np.sqrt(np.mean(_MULTIPLIERS.astype(np.float64) ** 2)) / 16,
+}
+"""Of uniform codes, times their multipliers."""
 _SIGN_AND_JITTER = np.uint16(0x803F)  # fp16: sign, and the low bits of the mantissa
 
 
@@ -29,47 +44,48 @@ def draw(weight: Weight, seed: int) -> U8:
     group_size, dtype = weight.group_size, weight.dtype
     random = generator(seed, weight.name)
     out = np.empty(weight_nbytes(weight), np.uint8)
-    blocks = math.ceil(rows / BLOCK_ROWS)
-    per_block = block_nbytes(dtype, cols, group_size)
-    body = out[: blocks * per_block].reshape(blocks, math.ceil(cols / group_size), -1)
-    out[blocks * per_block :] = 0
-    for begin in range(0, blocks, max(1, PIECE // per_block)):
-        piece = body[begin : begin + max(1, PIECE // per_block)]
+    count = math.ceil(rows / BLOCK_ROWS)
+    nbytes = block_nbytes(dtype, cols, group_size)
+    blocks = out[: count * nbytes].reshape(count, nbytes)
+    out[count * nbytes :] = 0
+    for begin in range(0, count, max(1, PIECE // nbytes)):
+        piece = blocks[begin : begin + max(1, PIECE // nbytes)]
         words = random.integers(0, 1 << 64, -(-piece.size // 8), np.uint64)
         piece[:] = words.view(np.uint8)[: piece.size].reshape(piece.shape)
-        _shape_scales(piece, dtype, cols)
-        _clear_columns(piece, dtype, cols, group_size)
-    _clear_rows(body[-1], dtype, rows)
+        parts = panels(piece, dtype, cols, group_size)
+        for part in parts:
+            _shape_scales(part, dtype, cols)
+        _clear_columns(parts[-1].codes[:, -1], dtype, cols, stored_cols(dtype, cols, group_size))
+    for part in panels(blocks[-1:], dtype, cols, group_size):
+        _clear_rows(part, dtype, rows % BLOCK_ROWS or BLOCK_ROWS)
     return out
 
 
-def _shape_scales(groups: NDArray[np.uint8], dtype: str, cols: int) -> None:
-    """Turns the random bits at each group's end into scales of one size, of either sign."""
-    scales = groups.reshape(-1, groups.shape[2]).view(np.uint16)[:, -BLOCK_ROWS:]
-    size = np.float16(1 / (math.sqrt(cols) * _UNIFORM_DEVIATION[dtype]))
+def _shape_scales(part: Panels, dtype: str, cols: int) -> None:
+    """Turns random bits into scales of one size, of either sign, and into multipliers."""
+    scales = part.scales.view(np.uint16)
+    size = np.float16(1 / (math.sqrt(cols) * _DEVIATION[dtype]))
     scales &= _SIGN_AND_JITTER
     scales |= size.view(np.uint16) & ~_SIGN_AND_JITTER
+    part.multipliers[:] = _MULTIPLIERS[part.multipliers & 3]
 
 
-def _clear_columns(groups: NDArray[np.uint8], dtype: str, cols: int, group_size: int) -> None:
-    """Code zero in the columns past the matrix, in the last group of every block."""
-    columns = 4 if dtype == "w8" else 8  # columns in 64 bytes
-    last = groups[:, -1, : -2 * BLOCK_ROWS].reshape(len(groups), -1, BLOCK_ROWS, 4)
-    for column in range(cols % group_size or group_size, group_size):
-        step, within = divmod(column, columns)
-        codes = last[:, step, :, within % 4]
+def _clear_columns(codes: NDArray[np.uint8], dtype: str, cols: int, stored: int) -> None:
+    """Code zero in the stored columns past the matrix: codes [blocks, steps, 16, 4] of a panel."""
+    per_step = 4 if dtype == "w8" else 8
+    for column in range(cols, stored):
+        step, within = divmod(column % PANEL_COLS, per_step)
+        ours = codes[:, step, :, within % 4]
         if dtype == "w8":
-            codes[:] = OFFSET["w8"]
+            ours[:] = OFFSET["w8"]
         elif within < 4:
-            codes[:] = (codes & 0xF0) | OFFSET["w4"]
+            ours[:] = (ours & 0xF0) | OFFSET["w4"]
         else:
-            codes[:] = (codes & 0x0F) | (OFFSET["w4"] << 4)
+            ours[:] = (ours & 0x0F) | (OFFSET["w4"] << 4)
 
 
-def _clear_rows(block: NDArray[np.uint8], dtype: str, rows: int) -> None:
-    """Code zero and scale 0 in the rows of the last block past the matrix."""
-    padding = rows % BLOCK_ROWS
-    if padding:
-        codes = block[:, : -2 * BLOCK_ROWS].reshape(len(block), -1, BLOCK_ROWS, 4)
-        codes[:, :, padding:] = OFFSET["w8"] if dtype == "w8" else OFFSET["w4"] * 0x11
-        block[:, -2 * BLOCK_ROWS + 2 * padding :] = 0
+def _clear_rows(part: Panels, dtype: str, rows: int) -> None:
+    """Code zero, multipliers and scales 0 in the rows of a block past its first `rows`."""
+    part.codes[..., rows:, :] = OFFSET["w8"] if dtype == "w8" else OFFSET["w4"] * 0x11
+    part.multipliers[..., rows:] = 0
+    part.scales[..., rows:] = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deepmnn.errors import RequestError
 from deepmnn.graph.ir import Graph, Weight
-from deepmnn.graph.weights import Expr
+from deepmnn.graph.weights import PANEL_COLS, Expr
 
 RECIPES: dict[str, dict[str, str]] = {
     "fp32": dict.fromkeys(("linear", "expert", "lm_head", "latent", "embedding"), "f32"),
@@ -52,7 +52,9 @@ def apply(graph: Graph, recipe: str) -> None:
 
 
 def group_size(weight: Weight) -> int:
-    """64 columns per scale, or 32 where padding the last group to 64 would waste more."""
+    """Columns of a group: a panel in w8; in w4 64, or 32 where padding to 64 would waste more."""
+    if weight.dtype == "w8":
+        return PANEL_COLS
     return 32 if 1 <= weight.shape[1] % 64 <= 32 else 64
 
 

@@ -27,6 +27,8 @@ from tiny_models import CONFIGS, Config, checkpoint_of
 
 EXACT = 1e-5
 """Of the largest logit: MNN adds in another order."""
+ROUNDED = 2e-3
+"""Where the scales of w4's groups, of 15 bits, are rounded to fp16."""
 
 TIED: Config = {"tie_word_embeddings": True}
 ROUND: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -70,16 +72,16 @@ CASES = [
     case("w8", 36, 8),
     case("w8", 35, 8),
     case("w8", 70, 8),
-    case("w4", 64, 8),
+    case("w4", 64, 8, "f32", ROUNDED),
     case("w8", 128, 0, tied=True),
     case("w8", 36, 8, tied=True),
     case("fp32", 36, 16, "fp16", tied=True),
     case("bf16", 36, 16, "bf16", tied=True),
-    case("w4", 128, 4, "f32", EXACT, "w4"),
-    case("w4", 36, 4, "f32", EXACT, "w4"),
-    case("w4", 70, 4, "f32", EXACT, "w4"),
-    case("w4", 35, 8, "f32", EXACT, "w4"),
-    case("w4", 128, 0, "f32", EXACT, "w4", tied=True),
+    case("w4", 128, 4, "f32", ROUNDED, "w4"),
+    case("w4", 36, 4, "f32", ROUNDED, "w4"),
+    case("w4", 70, 4, "f32", ROUNDED, "w4"),
+    case("w4", 35, 8, "f32", ROUNDED, "w4"),
+    case("w4", 128, 0, "f32", ROUNDED, "w4", tied=True),
 ]
 
 

@@ -34,8 +34,9 @@ def file_name(weight: Weight) -> str:
 def write_table(weight: Weight, packed: U8, file: WeightFile) -> dict[str, Any]:
     """Writes the table to a file of its own; → the "tie_embeddings" of llm_config.json, or {}.
 
-    Quantised tables keep codes and scales; floats are stored as bf16 when that holds them exactly,
-    as DeepSeek's own, or else as fp16 when none is too large for it, which is nearer than bf16.
+    Quantised tables keep their codes, as other matrices do; floats are stored as bf16 when that
+    holds them exactly, as DeepSeek's own, or else as fp16 when none is too large for it, which is
+    nearer than bf16.
     """
     rows = np.arange(weight.shape[0])
     if is_quantised(weight):

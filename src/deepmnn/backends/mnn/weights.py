@@ -1,15 +1,18 @@
 """llm.mnn.weight: one file of blobs that the ops of a .mnn model point into.
 
-A quantised matrix keeps the artifact's codes and scales: value = code · scale, one fp16 scale per
-row and group of columns, which is MNN's symmetric block quantisation. Its blob is
+A quantised matrix keeps the artifact's codes: value = code · scale, one fp16 scale per row and
+block of columns, which is MNN's symmetric block quantisation. w8's scales stay as they are; those
+of w4's groups, multiplier · scale / 16, have up to 4 bits more and are rounded to fp16, so that a
+value may be off by 2⁻¹¹ of itself. The blob is
 
     u8 2, then rows and cols (u16, or u32 when one needs it)
     u8 count of code values (0: 256), then the values as int8, ascending
     codes + offset, row by row: a byte each (w8), or two to a byte, the first high (w4)
-    fp16 scales [rows, groups], then the f32 bias [rows] if there is one
+    fp16 scales [rows, blocks], then the f32 bias [rows] if there is one
 
-A last group that is not whole has no such form: that matrix is stored as the float32 values it
-stands for. No published DeepSeek model has one.
+A block is a group (w8: a panel), or its largest part that divides the columns. Blocks of less than
+32 columns are not worth their scales: that matrix is stored as the float32 values it stands for. No
+published DeepSeek model has one.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from deepmnn.quant.pack import OFFSET, U8, block_nbytes, unpack, unpack_codes
 Rows = NDArray[np.intp]
 
 _CHUNK_ROWS = 4096
+_LEAST_BLOCK = 32
 _FP16_MAX = 65504.0
 _SHAPE_16_MAX = 0xFFFF
 
@@ -58,7 +62,7 @@ class WeightFile:
 
         A negative row is one of zeros.
         """
-        if weight.dtype in OFFSET and weight.shape[1] % weight.group_size == 0:
+        if weight.dtype in OFFSET and block_size(weight) >= _LEAST_BLOCK:
             return self._quantised(weight, packed, rows, bias)
         return self._floats(weight, packed, rows, bias)
 
@@ -70,7 +74,7 @@ class WeightFile:
     def codes(self, weight: Weight, packed: U8, rows: Rows) -> tuple[int, int]:
         """Writes the codes of rows and then their scales; → the bytes of both.
 
-        A scale is for `block_size` columns.
+        A scale is for `block_size` columns, and rounded to fp16.
         """
         cols, size, nbytes = weight.shape[1], block_size(weight), 0
         bits = code_bits(weight)
@@ -79,7 +83,8 @@ class WeightFile:
             blocks = _blocks(weight, packed, chunk)
             quantized = unpack_codes(blocks, weight.dtype, cols, weight.group_size)
             local, zero = _local(chunk), chunk[:, None] < 0
-            repeated = np.repeat(quantized.scales[local], weight.group_size // size, axis=1)
+            rounded = quantized.group_scales().astype(np.float16)[local]
+            repeated = np.repeat(rounded, weight.group_size // size, axis=1)
             scales.append(np.where(zero, np.float16(0), repeated[:, : cols // size]))
             codes = np.where(zero, np.int8(0), quantized.codes[local, :cols]).view(np.uint8)
             codes += np.uint8(1 << bits - 1)
