@@ -328,7 +328,8 @@ def _turned(codes: I8, multipliers: I8) -> I8:
     stored, from codes as they count, and the other way round.
     """
     turn = np.where(multipliers < 0, np.int8(-1), np.int8(0))
-    return codes ^ np.repeat(turn, codes.shape[1] // turn.shape[1], axis=1)
+    turned: I8 = codes ^ np.repeat(turn, codes.shape[1] // turn.shape[1], axis=1)
+    return turned
 
 
 def _by_blocks(matrix: NDArray[_T]) -> NDArray[_T]:
