@@ -16,9 +16,9 @@ from safetensors import safe_open
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from bench.peers import checkpoint, gguf_file, llama_cpp, mnn_exporter, openvino
+from bench.peers import checkpoint, deepmnn_cpu, gguf_file, llama_cpp, mnn_exporter, openvino
 
-from deepmnn import models
+from deepmnn import artifact, models
 from deepmnn.checkpoint.random import RandomSource, tensor_shapes
 
 CONFIGS = Path(__file__).parents[2] / "bench" / "configs"
@@ -131,3 +131,8 @@ def test_exporters_without_latent_attention_say_so() -> None:
     for engine in (mnn_exporter, openvino):
         assert engine.refuses(config(SHAPES[0])) == ""
         assert engine.refuses(config(SHAPES[1])) != ""
+
+
+def test_models_of_other_artifacts_are_not_kept() -> None:
+    """What a builder made is kept until its file changes, so that names the version."""
+    assert deepmnn_cpu.ARTIFACT_VERSION == artifact.FORMAT_VERSION
