@@ -82,6 +82,7 @@ struct IntTile {
 // 64 bytes of w4 blocks: 8 columns, whose activation codes start at `column`.
 struct StepW4 {
   static constexpr int kColumns = 8;
+  static constexpr bool kMultiplied = true;  // groups have multipliers
   // 128 plus the value of vector v (4 columns) of what lies at w.
   template <class M>
   static DEEPMNN_INLINE U8x64 vector(const uint8_t* w, int v, const M& multipliers) {
@@ -99,6 +100,7 @@ struct StepW4 {
 // 64 bytes of w8 blocks: 4 columns.
 struct StepW8 {
   static constexpr int kColumns = 4;
+  static constexpr bool kMultiplied = false;
   template <class M>
   static DEEPMNN_INLINE U8x64 vector(const uint8_t* w, int v, const M&) {
     return load_u8(w + v * 64);
@@ -183,7 +185,7 @@ DEEPMNN_INLINE void sum_panel(const uint8_t*& w, const QuantizedRows* rows, int6
 // 16 scales of a panel: what sums of codes (w4: times multipliers) are multiplied by.
 template <class Step>
 DEEPMNN_INLINE F32x16 panel_scale(const uint8_t* w) {
-  return Step::kColumns == StepW4::kColumns ? load_f16(w) * splat(1.0f / 16) : load_f16(w);
+  return Step::kMultiplied ? load_f16(w) * splat(1.0f / 16) : load_f16(w);
 }
 
 // One block, read as one stream. Panel by panel: exact sums times the weights' scale, then one multiply-add with the

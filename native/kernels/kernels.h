@@ -28,6 +28,9 @@ struct Weight {
 bool allows_group_size(DType dtype, int64_t group_size);
 const char* allowed_group_sizes(DType dtype);
 
+// Columns of a w8 or w4 matrix that have codes: whole groups, of w8 whole parts of kPartCols.
+int64_t stored_cols(DType dtype, int64_t cols, int32_t group_size);
+
 // Bytes of one block of 16 rows, and of the whole matrix padded to 64.
 int64_t block_nbytes(DType dtype, int64_t cols, int32_t group_size);
 int64_t packed_nbytes(DType dtype, int64_t rows, int64_t cols, int32_t group_size);

@@ -11,6 +11,11 @@ const char* allowed_group_sizes(DType dtype) {
   return dtype == DType::w4 ? "32, 64 or 128" : dtype == DType::w8 ? "256" : "0";
 }
 
+int64_t stored_cols(DType dtype, int64_t cols, int32_t group_size) {
+  const int64_t unit = dtype == DType::w4 ? group_size : kPartCols;
+  return (cols + unit - 1) / unit * unit;
+}
+
 int64_t block_nbytes(DType dtype, int64_t cols, int32_t group_size) {
   switch (dtype) {
     case DType::f32:
@@ -18,10 +23,10 @@ int64_t block_nbytes(DType dtype, int64_t cols, int32_t group_size) {
     case DType::bf16:
       return kBlockRows * (cols + cols % 2) * 2;
     case DType::w8:
-      return kBlockRows * ((cols + kPartCols - 1) / kPartCols * kPartCols + panel_count(cols) * 2);
+      return kBlockRows * (stored_cols(dtype, cols, group_size) + panel_count(cols) * 2);
     case DType::w4: {
-      const int64_t groups = (cols + group_size - 1) / group_size;
-      return kBlockRows * (groups * (group_size / 2 + 1) + panel_count(cols) * 2);
+      const int64_t stored = stored_cols(dtype, cols, group_size);
+      return kBlockRows * (stored / 2 + stored / group_size + panel_count(cols) * 2);
     }
     case DType::vector:
       break;

@@ -18,8 +18,8 @@ struct Columns {
 
 // Columns of the panel that begins at `col`, with padding.
 DEEPMNN_INLINE int64_t padded_panel(const Weight& shape, int64_t col) {
-  const int64_t unit = shape.dtype == DType::w4 ? shape.group_size : kPartCols, left = shape.cols - col;
-  return left >= kPanelCols ? kPanelCols : (left + unit - 1) / unit * unit;
+  const int64_t left = stored_cols(shape.dtype, shape.cols, shape.group_size) - col;
+  return left < kPanelCols ? left : kPanelCols;
 }
 
 DEEPMNN_INLINE void gather_columns(const float* w, const Weight& shape, int64_t row, int64_t col, int64_t count,

@@ -9,9 +9,6 @@
 
 namespace deepmnn::DEEPMNN_NS {
 
-template <class Step>
-constexpr bool kMultiplied = Step::kColumns == StepW4::kColumns;  // codes have a multiplier for each group
-
 // Bytes of a vector (4 columns) of a block as it is stored.
 template <class Step>
 constexpr int kVectorBytes = 4 * 64 / Step::kColumns;
@@ -23,7 +20,7 @@ struct PanelLayout {
   int group_shift;  // log2 of group_size
 
   int64_t codes_nbytes() const { return cols / 4 * kVectorBytes<Step>; }
-  int64_t scales() const { return codes_nbytes() + (kMultiplied<Step> ? cols >> group_shift : 0) * kBlockRows; }
+  int64_t scales() const { return codes_nbytes() + (Step::kMultiplied ? cols >> group_shift : 0) * kBlockRows; }
   int64_t nbytes() const { return scales() + 2 * kBlockRows; }
 };
 
@@ -56,21 +53,21 @@ struct Panel {
   // codes of w4 are multiplied and have the offset of w8.
   alignas(64) uint8_t codes[kBlocks * kPanelCols * kBlockRows];
   alignas(64) float scales[kBlocks][kBlockRows];
-  Multipliers multipliers[kPanelCols / kPartCols][kBlocks];  // of each group of 2^group_shift columns
-  int group_shift;
+  Multipliers multipliers[kPanelCols / kPartCols][kBlocks];  // of each group
 
   DEEPMNN_INLINE uint8_t* vector(int64_t v, int b) {
     return codes + (((v / kPanelStep) * kBlocks + b) * kPanelStep + v % kPanelStep) * 64;
   }
 
-  // Adds the codes of `cols` columns times those of kRows rows. A loop, because the cache of decoded instructions is
+  // Adds its codes times those of kRows rows. A loop, because the cache of decoded instructions is
   // small and the tiles of a few rows are all different code.
   template <class Step, int kRows, class Asks>
-  DEEPMNN_INLINE void add(int64_t cols, const QuantizedRows& rows, Asks& ahead, IntTile<kBlocks, kRows>& acc) const {
+  DEEPMNN_INLINE void add(const PanelLayout<Step>& layout, const QuantizedRows& rows, Asks& ahead,
+                          IntTile<kBlocks, kRows>& acc) const {
     constexpr int kSteps = kStoredPanels ? 4 : 1, kVectors = kSteps * kPanelStep;
     static_assert(kStoredPanels || kVectors * 4 == kPartCols);
     const uint8_t* w = codes;
-    for (int64_t column = 0; column < cols; column += 4 * kVectors, w += kVectors * kBlocks * 64) {
+    for (int64_t column = 0; column < layout.cols; column += 4 * kVectors, w += kVectors * kBlocks * 64) {
       DEEPMNN_UNROLL
       for (int s = 0; s < kSteps; ++s) {
         ahead.template fetch<kVectors * kVectorBytes<Step>, kSteps>(s);
@@ -82,9 +79,9 @@ struct Panel {
             const uint8_t* at = w + (s * kBlocks + b) * kPanelStep * 64;
             if constexpr (kStoredPanels) {
               acc.v[b][r] = dot_codes(acc.v[b][r], load_u8(at), a);
-            } else if constexpr (kMultiplied<Step>) {
+            } else if constexpr (Step::kMultiplied) {
               acc.v[b][r] = panel_w4(acc.v[b][r], at, a, rows.heads[r].part_sums[column / kPartCols],
-                                     multipliers[column >> group_shift][b]);
+                                     multipliers[column >> layout.group_shift][b]);
             } else {
               acc.v[b][r] = panel_w8(acc.v[b][r], at, a);
             }
@@ -93,14 +90,16 @@ struct Panel {
       }
     }
   }
-  DEEPMNN_INLINE F32x16 scale(int b) const { return load(scales[b]); }
+  template <class Step>
+  DEEPMNN_INLINE F32x16 scale(const PanelLayout<Step>&, int b) const {
+    return load(scales[b]);
+  }
 };
 
 template <class Step, int kBlocks>
 DEEPMNN_INLINE void fill_multipliers(const uint8_t* w, int64_t block_bytes, const PanelLayout<Step>& layout,
                                      Panel<kBlocks>& panel) {
-  if constexpr (!kMultiplied<Step>) return;
-  panel.group_shift = layout.group_shift;
+  if constexpr (!Step::kMultiplied) return;
   for (int64_t g = 0; g < layout.cols >> layout.group_shift; ++g) {
     const uint8_t* at = w + layout.codes_nbytes() + g * kBlockRows;
     DEEPMNN_UNROLL
@@ -112,19 +111,19 @@ DEEPMNN_INLINE void fill_multipliers(const uint8_t* w, int64_t block_bytes, cons
 
 // The same interface over a panel as it is stored. Codes are read anew for each four columns, and multipliers lie in
 // memory: registers hold the sums. With kUnpack the codes are left in `panel` for the tiles to come.
-template <class Step, int kBlocks, bool kUnpack>
+template <int kBlocks, bool kUnpack>
 struct StoredPanel {
   const uint8_t* w;  // the first block
   int64_t block_bytes;
-  PanelLayout<Step> layout;
   Panel<kBlocks>& panel;
 
-  template <class, int kRows, class Asks>
-  DEEPMNN_INLINE void add(int64_t cols, const QuantizedRows& rows, Asks& ahead, IntTile<kBlocks, kRows>& acc) const {
+  template <class Step, int kRows, class Asks>
+  DEEPMNN_INLINE void add(const PanelLayout<Step>& layout, const QuantizedRows& rows, Asks& ahead,
+                          IntTile<kBlocks, kRows>& acc) const {
     constexpr int kSteps = kPartCols / 4;
     const uint8_t* at = w;
     const int8_t* a = rows.codes;
-    for (int64_t part = 0; part < cols / kPartCols; ++part, at += kSteps * kVectorBytes<Step>, a += kPartCols) {
+    for (int64_t part = 0; part < layout.cols / kPartCols; ++part, at += kSteps * kVectorBytes<Step>, a += kPartCols) {
       const Multipliers* of = panel.multipliers[part * kPartCols >> layout.group_shift];
       DEEPMNN_UNROLL
       for (int s = 0; s < kSteps; ++s) {
@@ -146,7 +145,8 @@ struct StoredPanel {
       }
     }
   }
-  DEEPMNN_INLINE F32x16 scale(int b) const {
+  template <class Step>
+  DEEPMNN_INLINE F32x16 scale(const PanelLayout<Step>& layout, int b) const {
     const F32x16 scale = panel_scale<Step>(w + b * block_bytes + layout.scales());
     if constexpr (kUnpack) store(panel.scales[b], scale);
     return scale;
@@ -193,7 +193,7 @@ DEEPMNN_INLINE F32x16 scaled_sum(I32x16 sum, F32x16 scale) {
 // One panel with the first kRows of `rows`: exact int32 sums times the weights' scale, then one multiply-add with the
 // activations'.
 template <class Step, int kBlocks, int kRows, class Source, class Asks>
-void panel_tile(const Source& source, int64_t cols, const QuantizedRows& rows, Asks ahead,
+void panel_tile(const Source& source, const PanelLayout<Step>& layout, const QuantizedRows& rows, Asks ahead,
                 float (*sums)[kBlocks][kBlockRows]) {
   IntTile<kBlocks, kRows> acc;
   DEEPMNN_UNROLL
@@ -202,10 +202,10 @@ void panel_tile(const Source& source, int64_t cols, const QuantizedRows& rows, A
     DEEPMNN_UNROLL
     for (int b = 0; b < kBlocks; ++b) acc.v[b][r] = start;
   }
-  source.template add<Step, kRows>(cols, rows, ahead, acc);
+  source.template add<Step, kRows>(layout, rows, ahead, acc);
   F32x16 scale[kBlocks];
   DEEPMNN_UNROLL
-  for (int b = 0; b < kBlocks; ++b) scale[b] = source.scale(b);
+  for (int b = 0; b < kBlocks; ++b) scale[b] = source.scale(layout, b);
   DEEPMNN_UNROLL
   for (int r = 0; r < kRows; ++r) {
     const F32x16 of_row = splat(rows.heads[r].scale);
@@ -221,12 +221,12 @@ constexpr int kLeastTileRows = kStreamRows + 1 < (kPanelTileRows + 1) / 2 ? kStr
 
 // The tile of exactly n rows (kLeastTileRows .. kRows).
 template <class Step, int kBlocks, int kRows, class Source, class Asks>
-void run_panel_tile(int64_t n, const Source& source, int64_t cols, const QuantizedRows& rows, const Asks& ahead,
-                    float (*sums)[kBlocks][kBlockRows]) {
+void run_panel_tile(int64_t n, const Source& source, const PanelLayout<Step>& layout, const QuantizedRows& rows,
+                    const Asks& ahead, float (*sums)[kBlocks][kBlockRows]) {
   if constexpr (kRows > kLeastTileRows) {
-    if (n < kRows) return run_panel_tile<Step, kBlocks, kRows - 1>(n, source, cols, rows, ahead, sums);
+    if (n < kRows) return run_panel_tile<Step, kBlocks, kRows - 1>(n, source, layout, rows, ahead, sums);
   }
-  panel_tile<Step, kBlocks, kRows>(source, cols, rows, ahead, sums);
+  panel_tile<Step, kBlocks, kRows>(source, layout, rows, ahead, sums);
 }
 
 // The dot products of kBlocks blocks at w with the first n (at most kLinearPanelRows) of `rows`.
@@ -235,7 +235,7 @@ void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, Quan
                Sums<kBlocks>& sums) {
   __builtin_memset(sums.v, 0, static_cast<uint64_t>(n) * sizeof(sums.v[0]));
   Panel<kBlocks> panel;
-  const int64_t unit = kMultiplied<Step> ? weight.group_size : kPartCols, all = (weight.cols + unit - 1) / unit * unit;
+  const int64_t all = stored_cols(weight.dtype, weight.cols, weight.group_size);
   const int group_shift = __builtin_ctz(static_cast<uint32_t>(weight.group_size));
   const uint8_t* const other = w + kBlocks * block_bytes;  // the blocks after these
   // A division takes as long as a third of a group: rows are dealt out once.
@@ -247,18 +247,17 @@ void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, Quan
     const int64_t half = layout.codes_nbytes() / 2;
     const auto run = [&](int64_t tile, const auto& source, const auto& ahead) {
       const int64_t i = tile * least + (tile < larger ? tile : larger);
-      run_panel_tile<Step, kBlocks, kPanelTileRows>(least + (tile < larger), source, layout.cols, rows.from(i), ahead,
+      run_panel_tile<Step, kBlocks, kPanelTileRows>(least + (tile < larger), source, layout, rows.from(i), ahead,
                                                     sums.v + i);
     };
     if constexpr (kStoredPanels) {
       fill_multipliers(at, block_bytes, layout, panel);
       if (tiles == 1) {
-        run(0, StoredPanel<Step, kBlocks, false>{at, block_bytes, layout, panel},
-            Ahead<kBlocks, 1, false>{next, block_bytes});
+        run(0, StoredPanel<kBlocks, false>{at, block_bytes, panel}, Ahead<kBlocks, 1, false>{next, block_bytes});
         continue;
       }
       // It waits for lines itself: more requests would be in its way.
-      run(0, StoredPanel<Step, kBlocks, true>{at, block_bytes, layout, panel}, Ahead<kBlocks, 0, true>{next, 0});
+      run(0, StoredPanel<kBlocks, true>{at, block_bytes, panel}, Ahead<kBlocks, 0, true>{next, 0});
       if (tiles == 2) {
         run(1, panel, Ahead<kBlocks, 1, true>{next, block_bytes});
         continue;
