@@ -105,6 +105,37 @@ DEEPMNN_INLINE void interleave(F32x16 first, F32x16 second, F32x16& a, F32x16& b
   a = zip(first.lo, second.lo);
   b = zip(first.hi, second.hi);
 }
+// The 8 × 8 numbers that are the low (or high) halves of rows[0..7].
+DEEPMNN_INLINE void transpose_eight(const F32x16* rows, bool high, __m256 (&columns)[8]) {
+  __m256 fours[8];  // 4 i + j: per 128-bit lane l, column 4 l + j of rows 4 i and the next three
+  DEEPMNN_UNROLL
+  for (int i = 0; i < 8; i += 4) {
+    const auto row = [&](int r) { return high ? rows[i + r].hi : rows[i + r].lo; };
+    const __m256 a = _mm256_unpacklo_ps(row(0), row(1)), b = _mm256_unpackhi_ps(row(0), row(1));
+    const __m256 c = _mm256_unpacklo_ps(row(2), row(3)), d = _mm256_unpackhi_ps(row(2), row(3));
+    fours[i] = _mm256_shuffle_ps(a, c, 0x44);
+    fours[i + 1] = _mm256_shuffle_ps(a, c, 0xee);
+    fours[i + 2] = _mm256_shuffle_ps(b, d, 0x44);
+    fours[i + 3] = _mm256_shuffle_ps(b, d, 0xee);
+  }
+  DEEPMNN_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    columns[j] = _mm256_permute2f128_ps(fours[j], fours[4 + j], 0x20);
+    columns[4 + j] = _mm256_permute2f128_ps(fours[j], fours[4 + j], 0x31);
+  }
+}
+DEEPMNN_INLINE void transpose(F32x16 (&rows)[16]) {
+  __m256 quarters[4][8];  // rows' and columns' halves
+  transpose_eight(rows, false, quarters[0]);
+  transpose_eight(rows, true, quarters[1]);
+  transpose_eight(rows + 8, false, quarters[2]);
+  transpose_eight(rows + 8, true, quarters[3]);
+  DEEPMNN_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    rows[i] = {quarters[0][i], quarters[2][i]};
+    rows[8 + i] = {quarters[1][i], quarters[3][i]};
+  }
+}
 
 DEEPMNN_INLINE I32x16 splat_i32(int32_t x) { return {_mm256_set1_epi32(x), _mm256_set1_epi32(x)}; }
 DEEPMNN_INLINE I32x16 load_i32(const void* p) {
@@ -260,20 +291,24 @@ DEEPMNN_INLINE I32x16 panel_w8(I32x16 acc, const uint8_t* w, const int8_t* a) {
 
 // Two products of codes are at most 2 * 127 * 127: they fit int16.
 constexpr bool kKeyBiased = false;
-DEEPMNN_INLINE U8x64 key_codes(U8x64 a) { return a; }
-DEEPMNN_INLINE __m256i key_pairs(__m256i queries, __m256i key) {
-  return _mm256_maddubs_epi16(_mm256_abs_epi8(queries), _mm256_sign_epi8(key, queries));
+DEEPMNN_INLINE U8x64 key_codes(I32x16 a) { return {a.lo, a.hi}; }
+DEEPMNN_INLINE __m256i key_pairs(__m256i keys, __m256i query) {
+  return _mm256_maddubs_epi16(_mm256_abs_epi8(keys), _mm256_sign_epi8(query, keys));
 }
-DEEPMNN_INLINE I32x16 dot_key(I32x16 acc, U8x64 queries, const uint8_t* key) {
-  const __m256i four = broadcast4(reinterpret_cast<const int8_t*>(key));
-  return {add_pairs(acc.lo, key_pairs(queries.lo, four)), add_pairs(acc.hi, key_pairs(queries.hi, four))};
+DEEPMNN_INLINE I32x16 dot_key(I32x16 acc, U8x64 keys, I32x16 query) {
+  return {add_pairs(acc.lo, key_pairs(keys.lo, query.lo)), add_pairs(acc.hi, key_pairs(keys.hi, query.hi))};
+}
+DEEPMNN_INLINE I32x16 pair_i8(const int8_t* a, const int8_t* b) {
+  const I32x16 low = widen_i8(a), high = shift_left(widen_i8(b), 16);
+  return {_mm256_blend_epi16(low.lo, high.lo, 0xaa), _mm256_blend_epi16(low.hi, high.hi, 0xaa)};
 }
 DEEPMNN_INLINE I32x16 dot_pairs(I32x16 acc, I32x16 a, I32x16 b) {
   return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(a.lo, b.lo)),
           _mm256_add_epi32(acc.hi, _mm256_madd_epi16(a.hi, b.hi))};
 }
 
-DEEPMNN_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-DEEPMNN_INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+// Volatile: GCC takes a function that only prefetches for one without effect, and drops calls of it.
+DEEPMNN_INLINE void prefetch(const void* p) { asm volatile("prefetcht0 %0" : : "m"(*static_cast<const char*>(p))); }
+DEEPMNN_INLINE void prefetch_far(const void* p) { asm volatile("prefetcht1 %0" : : "m"(*static_cast<const char*>(p))); }
 
 }  // namespace deepmnn::avx2

@@ -84,6 +84,34 @@ DEEPMNN_INLINE void interleave(F32x16 first, F32x16 second, F32x16& a, F32x16& b
   a = {_mm512_permutex2var_ps(first.v, low, second.v)};
   b = {_mm512_permutex2var_ps(first.v, high, second.v)};
 }
+DEEPMNN_INLINE __m512 unpack_pairs(__m512 a, __m512 b, bool high) {
+  const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
+  return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
+}
+DEEPMNN_INLINE void transpose(F32x16 (&rows)[16]) {
+  __m512 fours[16];  // 4 i + j: per 128-bit lane l, column 4 l + j of rows 4 i and the next three
+  DEEPMNN_UNROLL
+  for (int i = 0; i < 16; i += 4) {
+    const __m512 a = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v), b = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+    const __m512 c = _mm512_unpacklo_ps(rows[i + 2].v, rows[i + 3].v);
+    const __m512 d = _mm512_unpackhi_ps(rows[i + 2].v, rows[i + 3].v);
+    fours[i] = unpack_pairs(a, c, false);
+    fours[i + 1] = unpack_pairs(a, c, true);
+    fours[i + 2] = unpack_pairs(b, d, false);
+    fours[i + 3] = unpack_pairs(b, d, true);
+  }
+  DEEPMNN_UNROLL
+  for (int j = 0; j < 4; ++j) {
+    const __m512 a = _mm512_shuffle_f32x4(fours[j], fours[4 + j], 0x88);
+    const __m512 b = _mm512_shuffle_f32x4(fours[j], fours[4 + j], 0xdd);
+    const __m512 c = _mm512_shuffle_f32x4(fours[8 + j], fours[12 + j], 0x88);
+    const __m512 d = _mm512_shuffle_f32x4(fours[8 + j], fours[12 + j], 0xdd);
+    rows[j] = {_mm512_shuffle_f32x4(a, c, 0x88)};
+    rows[4 + j] = {_mm512_shuffle_f32x4(b, d, 0x88)};
+    rows[8 + j] = {_mm512_shuffle_f32x4(a, c, 0xdd)};
+    rows[12 + j] = {_mm512_shuffle_f32x4(b, d, 0xdd)};
+  }
+}
 
 DEEPMNN_INLINE I32x16 splat_i32(int32_t x) { return {_mm512_set1_epi32(x)}; }
 DEEPMNN_INLINE I32x16 load_i32(const void* p) { return {_mm512_loadu_si512(p)}; }
@@ -172,13 +200,21 @@ DEEPMNN_INLINE U8x64 multiplied_high(U8x64 packed, const Multipliers& m) {
 }
 
 constexpr bool kKeyBiased = true;
-DEEPMNN_INLINE U8x64 key_codes(U8x64 a) { return {_mm512_xor_si512(a.v, _mm512_set1_epi8(-128))}; }
-DEEPMNN_INLINE I32x16 dot_key(I32x16 acc, U8x64 queries, const uint8_t* key) {
-  return {_mm512_dpbusd_epi32(acc.v, broadcast4(reinterpret_cast<const int8_t*>(key)), queries.v)};
+DEEPMNN_INLINE U8x64 key_codes(I32x16 a) { return {_mm512_xor_si512(a.v, _mm512_set1_epi8(-128))}; }
+DEEPMNN_INLINE I32x16 dot_key(I32x16 acc, U8x64 keys, I32x16 query) {
+  asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(keys.v), "v"(query.v));
+  return acc;
 }
-DEEPMNN_INLINE I32x16 dot_pairs(I32x16 acc, I32x16 a, I32x16 b) { return {_mm512_dpwssd_epi32(acc.v, a.v, b.v)}; }
+DEEPMNN_INLINE I32x16 pair_i8(const int8_t* a, const int8_t* b) {
+  return {_mm512_mask_blend_epi16(0x55555555, _mm512_slli_epi32(widen_i8(b).v, 16), widen_i8(a).v)};
+}
+DEEPMNN_INLINE I32x16 dot_pairs(I32x16 acc, I32x16 a, I32x16 b) {
+  asm("vpdpwssd %2, %1, %0" : "+v"(acc.v) : "v"(a.v), "v"(b.v));
+  return acc;
+}
 
-DEEPMNN_INLINE void prefetch(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T0); }
-DEEPMNN_INLINE void prefetch_far(const void* p) { _mm_prefetch(static_cast<const char*>(p), _MM_HINT_T1); }
+// Volatile: GCC takes a function that only prefetches for one without effect, and drops calls of it.
+DEEPMNN_INLINE void prefetch(const void* p) { asm volatile("prefetcht0 %0" : : "m"(*static_cast<const char*>(p))); }
+DEEPMNN_INLINE void prefetch_far(const void* p) { asm volatile("prefetcht1 %0" : : "m"(*static_cast<const char*>(p))); }
 
 }  // namespace deepmnn::avx512

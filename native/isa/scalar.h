@@ -118,6 +118,12 @@ DEEPMNN_INLINE void interleave(const F32x16& first, const F32x16& second, F32x16
   a = f32_lanes([&](int i) { return i % 2 ? y.v[i / 2] : x.v[i / 2]; });
   b = f32_lanes([&](int i) { return i % 2 ? y.v[8 + i / 2] : x.v[8 + i / 2]; });
 }
+// Rows become columns.
+DEEPMNN_INLINE void transpose(F32x16 (&rows)[16]) {
+  F32x16 columns[16];
+  for (int i = 0; i < 16; ++i) columns[i] = f32_lanes([&](int j) { return rows[j].v[i]; });
+  for (int i = 0; i < 16; ++i) rows[i] = columns[i];
+}
 
 // --- int32 lanes ---------------------------------------------------------------------------------------------------
 
@@ -290,27 +296,34 @@ DEEPMNN_INLINE U8x64 multiplied_high(const U8x64& packed, const Multipliers& m) 
   return multiplied(high_nibbles(packed), m);
 }
 
-// acc + queries . key: 4 signed codes, -127..127, of each of 16 queries against 4 of a key, as key_codes gives them.
-// Where kKeyBiased they are 128 too large, and the caller takes 128 times the sum of a query's codes off again.
+// acc + keys . query, lane by lane: 4 codes, -127..127, of a key, as key_codes gives them, and 4 of a query. Where
+// kKeyBiased they are 128 too large, and the caller takes 128 times the sum of a query's codes off again.
 constexpr bool kKeyBiased = true;
-DEEPMNN_INLINE U8x64 key_codes(const U8x64& a) {
+DEEPMNN_INLINE U8x64 key_codes(const I32x16& a) {
   U8x64 r;
-  for (int i = 0; i < 64; ++i) r.v[i] = a.v[i] ^ 128;
+  __builtin_memcpy(r.v, a.v, sizeof(r.v));
+  for (uint8_t& code : r.v) code ^= 128;
   return r;
 }
-DEEPMNN_INLINE I32x16 dot_key(const I32x16& acc, const U8x64& queries, const uint8_t* key) {
+DEEPMNN_INLINE I32x16 dot_key(const I32x16& acc, const U8x64& keys, const I32x16& query) {
   return i32_lanes([&](int i) {
+    int8_t codes[4];
+    __builtin_memcpy(codes, query.v + i, sizeof(codes));
     int32_t s = 0;
-    for (int j = 0; j < 4; ++j) s += static_cast<int8_t>(queries.v[4 * i + j]) * key[j];
+    for (int j = 0; j < 4; ++j) s += keys.v[4 * i + j] * codes[j];
     return acc.v[i] + static_cast<uint32_t>(s);
   });
 }
+// Lane i: a[i] in the low half, b[i] in the high half.
+DEEPMNN_INLINE I32x16 pair_i8(const int8_t* a, const int8_t* b) {
+  return i32_lanes([&](int i) { return (static_cast<uint32_t>(a[i]) & 0xffff) + (static_cast<uint32_t>(b[i]) << 16); });
+}
 // acc + a . b, lane by lane, of the two signed 16-bit halves.
 DEEPMNN_INLINE I32x16 dot_pairs(const I32x16& acc, const I32x16& a, const I32x16& b) {
-  const auto low = [](uint32_t x) { return static_cast<int32_t>(static_cast<int16_t>(x & 0xffff)); };
+  const auto half = [](uint32_t x) { return static_cast<int32_t>(static_cast<int16_t>(x & 0xffff)); };
   return i32_lanes([&](int i) {
-    return acc.v[i] + static_cast<uint32_t>(low(a.v[i]) * low(b.v[i])) +
-           static_cast<uint32_t>(low(a.v[i] >> 16) * low(b.v[i] >> 16));
+    return acc.v[i] + static_cast<uint32_t>(half(a.v[i]) * half(b.v[i])) +
+           static_cast<uint32_t>(half(a.v[i] >> 16) * half(b.v[i] >> 16));
   });
 }
 

@@ -14,12 +14,12 @@ constexpr int kValueQueries = kVectorRegisters >= 32 ? 8 : 4;
 constexpr int kValueVectors = kVectorRegisters >= 32 ? 2 : 1;
 
 struct Lanes {
-  float* weights;    // [vectors of 16 queries][kTileKeys][16]: scores of a tile, then their exponentials
+  float* weights;    // [vectors of 16 queries][kTileKeys][16] or [queries][kTileKeys]: scores of a tile, then weights
   float* out;        // [chunks of 32 columns][queries][32]
   float* maximum;    // [queries]
   float* sum;        // [queries]
   float* factor;     // [queries]: what the old output gets
-  float* gain;       // [queries]: what the tile's output gets
+  float* gain;       // [queries]: what the tile's output gets, where weights are relative to the tile's largest
   int32_t* limits;   // [queries], 0 for padding
   int64_t queries;   // padded to whole vectors
   int64_t out_cols;  // padded to whole chunks
@@ -83,20 +83,10 @@ inline void write_state(const AttentionTask& task, const Lanes& lanes) {
     task.max_sum[2 * i] = lanes.maximum[i];
     task.max_sum[2 * i + 1] = lanes.sum[i];
     if (lanes.sum[i] == 0.0f) continue;
-    for_output(task, lanes, i,
-               [&](int64_t d, float* out, int64_t n) { store(task.acc + i * task.v_dim + d, load(out, n), n); });
-  }
-}
-
-// Rows become columns: four perfect shuffles of the 256 numbers turn the index bits rrrrcccc into ccccrrrr.
-DEEPMNN_INLINE void transpose(F32x16 (&rows)[16]) {
-  DEEPMNN_UNROLL
-  for (int round = 0; round < 4; ++round) {
-    F32x16 next[16];
-    DEEPMNN_UNROLL
-    for (int i = 0; i < 8; ++i) interleave(rows[i], rows[i + 8], next[2 * i], next[2 * i + 1]);
-    DEEPMNN_UNROLL
-    for (int i = 0; i < 16; ++i) rows[i] = next[i];
+    for_output(task, lanes, i, [&](int64_t d, float* out, int64_t n) {
+      float* to = task.acc + i * task.v_dim + d;
+      n == 16 ? store(to, load(out)) : store(to, load(out, n), n);
+    });
   }
 }
 
@@ -150,33 +140,20 @@ inline F32x16 top_scores(const Lanes& lanes, int64_t first, int64_t start, int64
   return max(max(tops[0], tops[1]), max(tops[2], tops[3]));
 }
 
-// Which maximum a tile's weights exp(score - maximum) are relative to.
-enum class Base {
-  running,  // the largest score so far: gain is 1 and not written
-  tile,     // the tile's own: its largest weight is 1
-};
-
 // The softmax of 16 queries from `first` on: scores of the tile's n keys, which begin at `start`, become weights;
 // maximum and sum are brought up to date. masked: some query does not see all of them.
-template <Base kBase>
 inline void update_lanes(const Lanes& lanes, int64_t first, int64_t start, int64_t n, bool masked) {
   float* weights = lanes.weights + first * kTileKeys;
   const F32x16 old = load(lanes.maximum + first), found = top_scores(lanes, first, start, n, masked);
   // A lane that has seen nothing has the maximum -inf, and -inf - -inf is no number.
-  const F32x16 top = max(old, found), floor = splat(-3.0e38f), from = max(top, floor);
-  const F32x16 base = kBase == Base::tile ? max(found, floor) : from;
+  const F32x16 top = max(old, found), from = max(top, splat(-3.0e38f));
   F32x16 total = splat(0.0f);
   for (int64_t k = 0; k < n; ++k) {
-    const F32x16 weight = exp_below(load(weights + 16 * k) - base);
+    const F32x16 weight = exp_below(load(weights + 16 * k) - from);
     store(weights + 16 * k, weight);
     total = total + weight;
   }
   const F32x16 factor = exp_below(old - from);
-  if constexpr (kBase == Base::tile) {
-    const F32x16 gain = exp_below(found - from);
-    store(lanes.gain + first, gain);
-    total = total * gain;
-  }
   store(lanes.maximum + first, top);
   store(lanes.sum + first, fma(load(lanes.sum + first), factor, total));
   store(lanes.factor + first, factor);

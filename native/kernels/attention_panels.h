@@ -164,7 +164,7 @@ inline void attend_tile(const AttentionTask& task, const Panels& panels, int64_t
   for (int64_t at = 0; at < panels.lanes.queries; at += 16) {
     const Seen seen = seen_by(panels.lanes, at);
     const int64_t found = inside(seen.most, start, n);
-    if (found) update_lanes<Base::running>(panels.lanes, at, start, found, seen.least < start + found);
+    if (found) update_lanes(panels.lanes, at, start, found, seen.least < start + found);
   }
   for (int64_t col = 0; col < panels.lanes.out_cols; col += 16 * kValueVectors) {
     for (int64_t at = 0; at < panels.lanes.queries; at += 16) {

@@ -180,6 +180,7 @@ struct Kernels {
     int64_t block_size;
     int64_t first_key;
     int64_t n_keys;
+    int64_t keys_ahead;  // keys after the run that the next task probably reads: their rows are asked for
     const int32_t*
         limits;      // [n_queries]: query i sees keys [0, limits[i]) of this run (causal mask), clamped to n_keys
     float* acc;      // [n_queries, v_dim] running output, unnormalised; not read while the sum is 0

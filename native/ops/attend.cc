@@ -23,7 +23,8 @@ struct Item {
   int64_t job;
   int64_t first, last;  // queries
   int64_t key_begin, key_end;
-  int64_t partial;  // index of its partial result, -1: the only split
+  int64_t keys_ahead;  // keys after them of the next item
+  int64_t partial;     // index of its partial result, -1: the only split
 };
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -53,13 +54,14 @@ Split split_of(const AttendShape& shape, const AttendJob& job, int64_t tile) {
 // Items of one job in the order (split, tile): tiles that read the same keys follow one another.
 int64_t list_items(const AttendJob& job, const Split& split, int64_t index, int64_t tile, int64_t& partials,
                    Item* items) {
-  const int64_t queries = job.tokens * job.per_token;
+  const int64_t queries = job.tokens * job.per_token, keys = job.history + job.tokens;
   for (int64_t s = 0; s < split.splits; ++s) {
     for (int64_t t = 0; t < split.tiles; ++t) {
       const int64_t last = std::min(queries, (t + 1) * tile), begin = s * split.keys;
       // The last split may hold nothing that an earlier token sees.
       const int64_t end = std::max(begin, std::min(visible(job, last - 1), begin + split.keys));
-      *items++ = {index, t * tile, last, begin, end, split.splits > 1 ? partials++ : -1};
+      const int64_t ahead = t + 1 < split.tiles ? 0 : std::min(split.keys, keys - end);
+      *items++ = {index, t * tile, last, begin, end, ahead, split.splits > 1 ? partials++ : -1};
     }
   }
   return split.splits * split.tiles;
@@ -92,6 +94,7 @@ void run_item(const Step& step, const AttendShape& shape, const AttendJob& job, 
   task.block_size = keys.block_size;
   task.first_key = item.key_begin;
   task.n_keys = item.key_end - item.key_begin;
+  task.keys_ahead = item.keys_ahead;
   task.limits = work.limits;
   task.acc = work.acc;
   task.max_sum = work.max_sum;

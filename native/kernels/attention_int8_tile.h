@@ -1,0 +1,160 @@
+// Attention over an int8 cache: a tile of keys, and the queries that pass it.
+#pragma once
+
+#include "kernels/attention_lanes.h"
+
+namespace deepmnn::DEEPMNN_NS {
+
+// A register tile: queries × vectors of 16 keys (scores) or of 16 columns (values).
+constexpr int kInt8Queries = kVectorRegisters >= 32 ? 6 : 4;
+constexpr int kInt8Vectors = kVectorRegisters >= 32 ? 4 : 1;
+
+// Queries dealt out evenly to register tiles.
+struct QueryTiles {
+  int64_t count, least, larger;
+
+  explicit QueryTiles(int64_t n) : count((n + kInt8Queries - 1) / kInt8Queries), least(n / count), larger(n % count) {}
+  int64_t size(int64_t tile) const { return least + (tile < larger); }
+  int64_t first(int64_t tile) const { return tile * least + (tile < larger ? tile : larger); }
+};
+
+template <int kCount>
+struct Count {
+  static constexpr int value = kCount;
+};
+
+// Calls function(Count<n>{}) for n in 1 .. kMost.
+template <int kMost, class Function>
+DEEPMNN_INLINE void with_count(int64_t n, Function&& function) {
+  if constexpr (kMost > 1) {
+    if (n < kMost) return with_count<kMost - 1>(n, function);
+  }
+  function(Count<kMost>{});
+}
+
+// The groups of a row's columns [column, column + dim). The first and the last may hold other heads' columns, too.
+struct Groups {
+  int64_t first, count;
+  int64_t shift;  // columns of the first group before `column`
+  int64_t end;    // column + dim
+
+  Groups(const CacheRows& rows, int64_t dim)
+      : first(rows.column / kCacheGroup),
+        count((rows.column + dim - 1) / kCacheGroup - first + 1),
+        shift(rows.column % kCacheGroup),
+        end(rows.column + dim) {}
+
+  // Columns of group g up to the end.
+  int64_t cols(int64_t g) const {
+    const int64_t left = end - (first + g) * kCacheGroup;
+    return left < kCacheGroup ? left : kCacheGroup;
+  }
+
+  // Group g of a row: kCacheGroup codes, zeros after the head's last column.
+  const int8_t* codes(const uint8_t* row, int64_t g, int8_t* room) const {
+    const int8_t* from = reinterpret_cast<const int8_t*>(row) + (first + g) * kCacheGroup;
+    const int64_t n = cols(g);
+    if (n == kCacheGroup) return from;
+    __builtin_memset(room, 0, kCacheGroup);
+    __builtin_memcpy(room, from, static_cast<uint64_t>(n));
+    return room;
+  }
+};
+
+// Keys [start, start + n) of the run, n at most kTileKeys.
+struct KeyTile {
+  int64_t start, n;
+  const uint8_t* k[kTileKeys];  // rows
+  const uint8_t* v[kTileKeys];
+
+  void locate(const AttentionTask& task, int64_t from, int64_t end) {
+    start = from;
+    n = end - from < kTileKeys ? (end - from < 0 ? 0 : end - from) : kTileKeys;
+    int64_t numbers[kTileKeys];
+    locate_rows(task, start, n, numbers);
+    for (int64_t i = 0; i < n; ++i) {
+      k[i] = task.k.data + numbers[i] * task.k.row_nbytes;
+      v[i] = task.v.data + numbers[i] * task.v.row_nbytes;
+    }
+  }
+};
+
+struct Int8Panels {
+  Lanes lanes;  // its weights: [queries][kTileKeys]
+  Groups keys, values;
+  QueryTiles tiles;
+  // Of all queries, padded to whole vectors.
+  int8_t* q;         // [groups][fours of columns][queries][4]
+  float* q_scales;   // [groups][queries]
+  int32_t* q_start;  // [groups][queries]: what a product starts from
+  float* k_scales;   // [groups][kTileKeys], 0 after the last key
+  float* v_scales;   // the same of the values
+  // One group at a time: it stays in the first-level cache while all queries pass.
+  uint8_t* k;        // [vectors of 16 keys][fours of columns][16][4], as dot_key takes them
+  int32_t* v;        // [pairs of keys][kCacheGroup]: two codes, the first key's in the low half
+  float* v_factors;  // [kTileKeys]: a key's scale / the largest of the tile * kWeightMost
+
+  explicit Int8Panels(const AttentionTask& task)
+      : keys(task.k, task.qk_dim), values(task.v, task.v_dim), tiles(task.n_queries) {
+    Work work{task.work};
+    lanes = take_lanes(task, values.count * kCacheGroup, values.shift, work);
+    k = reinterpret_cast<uint8_t*>(work.take(kTileKeys * kCacheGroup / 4));
+    v = reinterpret_cast<int32_t*>(work.take(kTileKeys / 2 * kCacheGroup));
+    k_scales = work.take(keys.count * kTileKeys);
+    v_scales = task.values_in_keys ? k_scales : work.take(values.count * kTileKeys);
+    v_factors = work.take(kTileKeys);
+    q = reinterpret_cast<int8_t*>(work.take(lanes.queries * keys.count * kCacheGroup / 4));
+    q_scales = work.take(lanes.queries * keys.count);
+    q_start = reinterpret_cast<int32_t*>(work.take(lanes.queries * keys.count));
+  }
+};
+
+DEEPMNN_INLINE I32x16 splat_four(const void* p) {
+  int32_t four;
+  __builtin_memcpy(&four, p, sizeof(four));
+  return splat_i32(four);
+}
+
+DEEPMNN_INLINE void store_i32(void* p, I32x16 a) { store(static_cast<float*>(p), from_bits(a)); }
+
+// The scales of all groups, [groups][kTileKeys].
+inline void fill_scales(const CacheRows& rows, const Groups& groups, const uint8_t* const* row, int64_t n,
+                        float* scales) {
+  for (int64_t first = 0; first < groups.count; first += 16, scales += 16 * kTileKeys) {
+    const int64_t lanes = groups.count - first < 16 ? groups.count - first : 16;
+    for (int64_t key = 0; key < kTileKeys; key += 16) {
+      F32x16 keys[16];
+      for (int64_t i = 0; i < 16; ++i) {
+        const float* from = reinterpret_cast<const float*>(row[key + i] + rows.scales) + groups.first + first;
+        keys[i] = key + i < n ? load(from, lanes) : splat(0.0f);
+      }
+      transpose(keys);
+      for (int64_t g = 0; g < lanes; ++g) store(scales + g * kTileKeys + key, keys[g]);
+    }
+  }
+}
+
+// Asks for the rows of a tile that comes later, a few at each of `parts` calls: memory takes only so many requests at
+// once.
+struct Asks {
+  const AttentionTask& task;
+  const Int8Panels& panels;
+  const KeyTile& tile;
+  int64_t parts;
+  int64_t due = 0, row = 0;
+
+  void next() {
+    for (due += tile.n; due >= parts; due -= parts, ++row) {
+      ask(task.k, panels.keys, tile.k[row]);
+      if (!task.values_in_keys) ask(task.v, panels.values, tile.v[row]);
+    }
+  }
+
+ private:
+  static void ask(const CacheRows& rows, const Groups& groups, const uint8_t* row) {
+    for (int64_t g = 0; g < groups.count; ++g) prefetch_far(row + (groups.first + g) * kCacheGroup);
+    prefetch_far(row + rows.scales + 4 * groups.first);
+  }
+};
+
+}  // namespace deepmnn::DEEPMNN_NS
