@@ -265,9 +265,7 @@ auto attention(const Array& q, const Array& k, const Array& v, float factor, con
   }
   task.values_in_keys = task.k.data == task.v.data && task.k.column == task.v.column &&
                         task.k.row_nbytes == task.v.row_nbytes && task.v_dim <= task.qk_dim;
-  const bool panels = task.form == AttentionForm::panels;
-  NewArray<float> out({n, old.cols}), out_state({n, 2}),
-      work({panels ? attention_work(n, task.qk_dim, task.v_dim) : 1});
+  NewArray<float> out({n, old.cols}), out_state({n, 2}), work({attention_work(n, task.qk_dim, task.v_dim)});
   std::copy_n(old.data, n * old.cols, out.data());
   std::copy_n(state.data, n * 2, out_state.data());
   task.acc = out.data();

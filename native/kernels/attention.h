@@ -1,7 +1,7 @@
 // Flash-style attention (Dao et al., 2022): queries against one run of cache rows, tile by tile. A query carries its
 // running maximum m and sum s between runs: acc and s are those of exp(score - m), so a new maximum rescales both.
 // Nothing here depends on what a query is: a head of a GQA group or of MLA (expanded or absorbed), of any token. A
-// query's numbers depend on the form the task asks for, never on the other queries.
+// query's numbers depend on the form the task asks for (float caches), never on the other queries.
 #pragma once
 
 #include "kernels/attention_int8.h"
@@ -18,7 +18,7 @@ inline void attention_kernel(const AttentionTask& task) {
     case CacheType::bf16:
       return rows ? attend_rows<CacheBf16>(task) : attend_panels<CacheBf16>(task);
     case CacheType::int8:
-      return rows ? attend_rows<CacheInt8>(task) : attend_int8(task);
+      return attend_int8(task);
   }
 }
 

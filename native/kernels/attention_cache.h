@@ -36,33 +36,6 @@ struct CacheBf16 {
   }
 };
 
-// A code times the scale of its group of kCacheGroup columns. Only the rows form reads int8 as floats.
-struct CacheInt8 {
-  static DEEPMNN_INLINE F32x16 read(const uint8_t* row, const CacheRows& rows, int64_t d) {
-    const int64_t column = rows.column + d;
-    const I32x16 codes = widen_i8(reinterpret_cast<const int8_t*>(row) + column);
-    return to_float(codes) * scales(row, rows, column, 16);
-  }
-  static DEEPMNN_INLINE F32x16 read(const uint8_t* row, const CacheRows& rows, int64_t d, int64_t n) {
-    const int64_t column = rows.column + d;
-    int8_t codes[16] = {};
-    __builtin_memcpy(codes, row + column, static_cast<uint64_t>(n));
-    return to_float(widen_i8(codes)) * scales(row, rows, column, n);
-  }
-
- private:
-  // Heads whose width is no multiple of 16 have vectors that lie in two groups.
-  static DEEPMNN_INLINE F32x16 scales(const uint8_t* row, const CacheRows& rows, int64_t column, int64_t n) {
-    const float* groups = reinterpret_cast<const float*>(row + rows.scales);
-    const int64_t first = column / kCacheGroup, last = (column + n - 1) / kCacheGroup;
-    if (first == last) return splat(groups[first]);
-    const int64_t lanes = kCacheGroup - column % kCacheGroup;
-    float each[16];
-    for (int64_t i = 0; i < 16; ++i) each[i] = groups[i < lanes ? first : last];
-    return load(each);
-  }
-};
-
 // Keys of this run that query i sees.
 DEEPMNN_INLINE int64_t visible_keys(const AttentionTask& task, int64_t i) {
   const int64_t limit = task.limits[i];

@@ -13,48 +13,58 @@
 
 namespace deepmnn::DEEPMNN_NS {
 
-// Scores of queries [first, end), at most 16, become weights exp(score - the tile's largest), 0 for keys that a query
-// does not see; maximum and sum are brought up to date.
-inline void update_weights(const Lanes& lanes, const KeyTile& tile, int64_t first, int64_t end) {
+// Lane i is the largest lane of v[i].
+DEEPMNN_INLINE F32x16 maxima(F32x16 (&v)[16]) {
+  transpose(v);
+  DEEPMNN_UNROLL
+  for (int step = 8; step > 0; step /= 2) {
+    DEEPMNN_UNROLL
+    for (int i = 0; i < step; ++i) v[i] = max(v[i], v[i + step]);
+  }
+  return v[0];
+}
+
+// Scores of a tile of 16 * kVectors keys become weights exp(score - the tile's largest), 0 for keys that a query does
+// not see; maximum and sum are brought up to date. Of n queries from `first` on, at most 16.
+template <int kVectors>
+void update_weights(const Lanes& lanes, const KeyTile& tile, int64_t first, int64_t n) {
   static constexpr int32_t kOrder[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const F32x16 lowest = splat(-__builtin_inff()), floor = splat(-3.0e38f);  // -inf - -inf is no number
-  alignas(64) float tops[16], bases[16], totals[16] = {};
-  int64_t seen[16];
-  store(tops, lowest);
-  for (int64_t i = 0; i < end - first; ++i) {
-    float* weights = lanes.weights + (first + i) * kTileKeys;
-    seen[i] = inside(lanes.limits[first + i], tile.start, tile.n);
-    F32x16 top = lowest;
-    for (int64_t key = 0; key < seen[i]; key += 16) {
-      F32x16 score = load(weights + key);
-      if (seen[i] < key + 16) {
-        const I32x16 left = splat_i32(static_cast<int32_t>(seen[i] - key));
-        score = from_bits(select_greater(left, load_i32(kOrder), bits(score), bits(lowest)));
-        store(weights + key, score);
-      }
-      top = max(top, score);
+  float* const weights = lanes.weights + first * kTileKeys;
+  F32x16 each[16];
+  for (int64_t i = n; i < 16; ++i) each[i] = lowest;
+  for (int64_t i = 0; i < n; ++i) {
+    float* scores = weights + i * kTileKeys;
+    const int64_t seen = inside(lanes.limits[first + i], tile.start, tile.n);
+    for (int64_t key = seen / 16 * 16; key < 16 * kVectors; key += 16) {
+      const I32x16 left = splat_i32(static_cast<int32_t>(seen - key));
+      store(scores + key, from_bits(select_greater(left, load_i32(kOrder), bits(load(scores + key)), bits(lowest))));
     }
-    tops[i] = max_lane(top);
+    F32x16 top = load(scores);
+    DEEPMNN_UNROLL
+    for (int c = 1; c < kVectors; ++c) top = max(top, load(scores + 16 * c));
+    each[i] = top;
   }
-  const F32x16 old = load(lanes.maximum + first), found = load(tops);
+  const F32x16 old = load(lanes.maximum + first), found = maxima(each);
   const F32x16 top = max(old, found), from = max(top, floor);
+  alignas(64) float bases[16];
   store(bases, max(found, floor));
-  for (int64_t i = 0; i < end - first; ++i) {
-    float* weights = lanes.weights + (first + i) * kTileKeys;
+  for (int64_t i = n; i < 16; ++i) each[i] = splat(0.0f);
+  for (int64_t i = 0; i < n; ++i) {
+    float* scores = weights + i * kTileKeys;
     const F32x16 base = splat(bases[i]);
     F32x16 total = splat(0.0f);
-    int64_t key = 0;
-    for (; key < seen[i]; key += 16) {
-      const F32x16 weight = exp_below(load(weights + key) - base);
-      store(weights + key, weight);
+    DEEPMNN_UNROLL
+    for (int c = 0; c < kVectors; ++c) {
+      const F32x16 weight = exp_below(load(scores + 16 * c) - base);
+      store(scores + 16 * c, weight);
       total = total + weight;
     }
-    totals[i] = sum(total);
-    for (; key < tile.n; key += 16) store(weights + key, splat(0.0f));
+    each[i] = total;
   }
   const F32x16 factor = exp_below(old - from), gain = exp_below(found - from);
   store(lanes.maximum + first, top);
-  store(lanes.sum + first, fma(load(lanes.sum + first), factor, load(totals) * gain));
+  store(lanes.sum + first, fma(load(lanes.sum + first), factor, sums(each) * gain));
   store(lanes.factor + first, factor);
   store(lanes.gain + first, gain);
 }
@@ -82,9 +92,12 @@ inline void attend_int8_tile(const AttentionTask& task, const Int8Panels& panels
     fill_keys(tile, g, panels);
     for_tiles([&](auto count, int64_t first, int64_t keys) { add_scores<count.value>(panels, first, g, keys); });
   }
-  for (int64_t first = 0; first < task.n_queries; first += 16) {
-    update_weights(lanes, tile, first, task.n_queries - first < 16 ? task.n_queries : first + 16);
-  }
+  with_count<kTileKeys / 16>(round_up(tile.n, 16) / 16, [&](auto vectors) {
+    for (int64_t first = 0; first < task.n_queries; first += 16) {
+      const int64_t left = task.n_queries - first;
+      update_weights<vectors.value>(lanes, tile, first, left < 16 ? left : 16);
+    }
+  });
   for (int64_t g = 0; g < panels.values.count; ++g) {
     fill_values(tile, g, panels);
     const float unit = fill_factors(panels.v_scales + g * kTileKeys, panels.v_factors);

@@ -113,8 +113,8 @@ struct CacheRows {
   int64_t scales = 0;  // int8: bytes from a row's start to its scales
 };
 
-// For few queries (a decoding GQA group) rows are read as they lie; for many (16 make a vector) keys and values are
-// brought into panels first, and those of an int8 cache are multiplied as integers. The two round differently.
+// Float caches: for few queries (a decoding GQA group) rows are read as they lie; for many (16 make a vector) keys and
+// values are brought into panels first. The two round differently. An int8 cache is multiplied as integers, always.
 enum class AttentionForm { rows, panels };
 
 constexpr int64_t kAttentionPanelCols = 64;
@@ -185,7 +185,7 @@ struct Kernels {
         limits;      // [n_queries]: query i sees keys [0, limits[i]) of this run (causal mask), clamped to n_keys
     float* acc;      // [n_queries, v_dim] running output, unnormalised; not read while the sum is 0
     float* max_sum;  // [n_queries, 2] running maximum and sum; start at {-inf, 0}
-    float* work;     // attention_work(n_queries, qk_dim, v_dim) floats, 64-byte aligned for speed; panels only
+    float* work;     // attention_work(n_queries, qk_dim, v_dim) floats, 64-byte aligned for speed; panels and int8
   };
   void (*attention)(const AttentionTask& task);
 

@@ -9,7 +9,6 @@ namespace {
 constexpr int64_t kTileFloats = 48 << 10;  // of a query tile, its weights and its output: 192 KiB of L2
 constexpr int64_t kMinTile = 32, kMaxTile = 128;
 constexpr int64_t kFewQueries = 10;      // up to here the rows form is faster than one vector of queries
-constexpr int64_t kFewInt8Queries = 5;   // the same for an int8 cache, whose panels are multiplied as integers
 constexpr int64_t kSplitTokens = 4;      // sequences with at most this many new tokens split their keys
 constexpr int64_t kSplitWork = 1 << 19;  // multiply-accumulates worth an item
 constexpr int64_t kSplitKeys = 64;       // a split is a multiple of these
@@ -84,8 +83,7 @@ void run_item(const Step& step, const AttendShape& shape, const AttendJob& job, 
   task.qk_dim = shape.qk_dim;
   task.v_dim = shape.v_dim;
   task.scale = shape.scale;
-  const int64_t few = keys.type == CacheType::int8 ? kFewInt8Queries : kFewQueries;
-  task.form = job.tokens * job.per_token <= few ? AttentionForm::rows : AttentionForm::panels;
+  task.form = job.tokens * job.per_token <= kFewQueries ? AttentionForm::rows : AttentionForm::panels;
   task.type = keys.type;
   task.k = keys.k;
   task.v = keys.v;

@@ -113,7 +113,6 @@ def test_gqa_attention(schedule, cache_dtype, norms, sizes):
 @pytest.mark.parametrize("schedule", ["prefill", "one by one", "chunks", "ragged"])
 @pytest.mark.parametrize("sizes", [(1, 1, 2, 1), (6, 2, 18, 7), (12, 2, 64, 80)])
 def test_gqa_attention_int8_cache(schedule, sizes):
-    """One token of 12 heads for 2 has the fewest queries that are rounded."""
     check(one_op(gqa(*sizes, True), 33), schedule, "int8", tolerance=INT8_CACHE, threads=2)
 
 

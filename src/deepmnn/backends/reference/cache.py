@@ -20,9 +20,6 @@ _DTYPES = {
 INT8_GROUP = 64
 """Columns of an int8 row that share a scale."""
 
-FEW_QUERIES = 5
-"""More queries of one sequence for the same int8 rows become codes, too (docs/layouts.md)."""
-
 
 def int8_round_trip(x: F32, column: int = 0) -> F32:
     """x [..., width] as int8 codes give it back: code · scale, scale = max|x| / 127 of a group.
@@ -77,20 +74,14 @@ class PagedCache:
             seen.append(entry[slots].astype(np.float32))
         return np.concatenate(seen)
 
-    def round_queries(self, q: F32, batch: Batch, heads: int, kv_heads: int) -> F32:
-        """Queries [tokens, heads · d] as they are multiplied with rows [kv_heads · d].
-
-        A head of keys is read by heads / kv_heads queries of each new token of a sequence. Other
-        sequences never count, even with shared blocks: they must not change its numbers.
-        """
+    def round_queries(self, q: F32, heads: int, kv_heads: int) -> F32:
+        """Queries [tokens, heads · d] as they are multiplied with rows [kv_heads · d]."""
         if self.dtype != "int8":
             return q
         group, size = heads // kv_heads, q.shape[1] // heads
         parts = q.reshape(len(q), kv_heads, group, size)
         codes = [int8_round_trip(parts[:, head], head * size) for head in range(kv_heads)]
-        new = np.diff(batch.sequence_starts)
-        many = np.repeat(new * group > FEW_QUERIES, new)  # [tokens]
-        return np.where(many[:, None], np.stack(codes, axis=1).reshape(q.shape), q)
+        return np.stack(codes, axis=1).reshape(q.shape)
 
 
 def token_ranges(batch: Batch) -> Iterator[slice]:

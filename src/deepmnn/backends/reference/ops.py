@@ -54,7 +54,7 @@ def _attention(c: Call) -> F32:
 def _attend_rows(c: Call, q: F32, k: F32, v: F32, kv_heads: int) -> F32:
     """Attention over the cache's own rows: k and v are what they hold."""
     heads = c.a["heads"]
-    q = c.cache.round_queries(q, c.batch, heads, kv_heads)
+    q = c.cache.round_queries(q, heads, kv_heads)
     return nx.attention(q, k, v, c.batch, heads, kv_heads, c.a["scale"])
 
 
