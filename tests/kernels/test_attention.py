@@ -150,9 +150,7 @@ def test_int8_cache(isa, rng, width, k_column, qk_dim, v_column, v_dim):
         k, v = value[:, k_column : k_column + qk_dim], value[:, v_column : v_column + v_dim]
         exact = expected(int8_queries(q, k_column), k, v, scale, limits)
         for runs in ([n_keys], split(rng, n_keys)):
-            y = int8_attend(
-                isa, q, rows, scale, limits, runs, (width, k_column, v_column, v_dim)
-            )
+            y = int8_attend(isa, q, rows, scale, limits, runs, (width, k_column, v_column, v_dim))
             # A weight is off by 1 / 65534 of the largest of 64.
             np.testing.assert_allclose(y, exact, rtol=0, atol=2e-4)
 
@@ -204,9 +202,7 @@ def test_a_fault_in_an_int8_row_is_not_lost(isa, rng):
     y = int8_attend(isa, q, rows, 1.0, limits, [70], (64, 0, 0, 64))
     assert np.isnan(y[0]).all()
     bad = np.where(np.arange(64) == 3, np.nan, q).astype(np.float32)
-    y = int8_attend(
-        isa, bad, rows[:64], 1.0, np.array([64, 64], np.int32), [64], (64, 0, 0, 64)
-    )
+    y = int8_attend(isa, bad, rows[:64], 1.0, np.array([64, 64], np.int32), [64], (64, 0, 0, 64))
     assert np.isnan(y).all()
 
 
