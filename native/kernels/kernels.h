@@ -119,7 +119,8 @@ enum class AttentionForm { rows, panels };
 
 constexpr int64_t kAttentionPanelCols = 64;
 
-// Floats of working memory for panels and int8. A head of an int8 row may touch one more group of columns than it fills.
+// Floats of working memory for panels and int8. A head of an int8 row may touch one more group of columns than it
+// fills.
 constexpr int64_t attention_work(int64_t queries, int64_t qk_dim, int64_t v_dim) {
   const int64_t padded = (queries + 15) / 16 * 16;
   const int64_t qk = (qk_dim + kAttentionPanelCols - 1) / kAttentionPanelCols * kAttentionPanelCols + kCacheGroup;
