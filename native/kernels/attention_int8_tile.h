@@ -13,7 +13,8 @@ constexpr int kInt8Vectors = kVectorRegisters >= 32 ? 4 : 1;
 struct QueryTiles {
   int64_t count, least, larger;
 
-  explicit QueryTiles(int64_t n) : count((n + kInt8Queries - 1) / kInt8Queries), least(n / count), larger(n % count) {}
+  explicit QueryTiles(int64_t n)
+      : count((n + kInt8Queries - 1) / kInt8Queries), least(n ? n / count : 0), larger(n ? n % count : 0) {}
   int64_t size(int64_t tile) const { return least + (tile < larger); }
   int64_t first(int64_t tile) const { return tile * least + (tile < larger ? tile : larger); }
 };

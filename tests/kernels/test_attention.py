@@ -244,6 +244,14 @@ def test_a_query_that_sees_nothing_keeps_its_state(isa, rng, form):
     assert np.array_equal(max_sum[0], before[1])
 
 
+def test_no_queries(isa, rng, form):
+    rows = rng.standard_normal((70, 64)).astype(np.float32)
+    q, limits = rows[:0], np.zeros(0, np.int32)
+    assert attend(isa, form, q, rows, rows, 1.0, limits, [70]).shape == (0, 64)
+    codes, _ = int8_rows(rows)
+    assert int8_attend(isa, q, codes, 1.0, limits, [70], (64, 0, 0, 64)).shape == (0, 64)
+
+
 def test_equal_scores_average_the_values(isa, rng, form):
     q, k = np.zeros((1, 32), np.float32), np.zeros((77, 32), np.float32)
     v = rng.standard_normal((77, 32)).astype(np.float32)
