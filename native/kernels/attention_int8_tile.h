@@ -126,8 +126,9 @@ inline void fill_scales(const CacheRows& rows, const Groups& groups, const uint8
     for (int64_t key = 0; key < kTileKeys; key += 16) {
       F32x16 keys[16];
       for (int64_t i = 0; i < 16; ++i) {
-        const float* from = reinterpret_cast<const float*>(row[key + i] + rows.scales) + groups.first + first;
-        keys[i] = key + i < n ? load(from, lanes) : splat(0.0f);
+        keys[i] = splat(0.0f);
+        if (key + i >= n) continue;
+        keys[i] = load(reinterpret_cast<const float*>(row[key + i] + rows.scales) + groups.first + first, lanes);
       }
       transpose(keys);
       for (int64_t g = 0; g < lanes; ++g) store(scales + g * kTileKeys + key, keys[g]);
