@@ -59,8 +59,8 @@ struct Panel {
     return codes + (((v / kPanelStep) * kBlocks + b) * kPanelStep + v % kPanelStep) * 64;
   }
 
-  // Adds its codes times those of kRows rows. A loop, because the cache of decoded instructions is
-  // small and the tiles of a few rows are all different code.
+  // Adds its codes times those of kRows rows. A loop, because the cache of decoded instructions is small and the tiles
+  // of a few rows are all different code.
   template <class Step, int kRows, class Asks>
   DEEPMNN_INLINE void add(const PanelLayout<Step>& layout, const QuantizedRows& rows, Asks& ahead,
                           IntTile<kBlocks, kRows>& acc) const {

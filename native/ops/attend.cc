@@ -8,7 +8,7 @@ namespace {
 
 constexpr int64_t kTileFloats = 48 << 10;  // of a query tile, its weights and its output: 192 KiB of L2
 constexpr int64_t kMinTile = 32, kMaxTile = 128;
-constexpr int64_t kFewQueries = 10;      // up to here the rows form is faster than one vector of queries
+constexpr int64_t kFewQueries = 10;      // up to here rows of floats are faster than one vector of queries
 constexpr int64_t kSplitTokens = 4;      // sequences with at most this many new tokens split their keys
 constexpr int64_t kSplitWork = 1 << 19;  // multiply-accumulates worth an item
 constexpr int64_t kSplitKeys = 64;       // a split is a multiple of these
