@@ -259,6 +259,18 @@ DEEPMNN_INLINE I32x16 dot_w8(I32x16 acc, U8x64 w, const int8_t* a) {
   const __m256i four = broadcast4(a);
   return {add_pairs(acc.lo, signed_pairs(w.lo, four)), add_pairs(acc.hi, signed_pairs(w.hi, four))};
 }
+DEEPMNN_INLINE void sums_of_32(const int8_t* p, int32_t* sums) {
+  __m256i v[8];
+  DEEPMNN_UNROLL
+  for (int i = 0; i < 8; ++i) {
+    const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32 * i));
+    v[i] = add_pairs(_mm256_setzero_si256(), _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes));
+  }
+  const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
+  const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
+  const __m256i first = _mm256_permute2x128_si256(low, high, 0x20), second = _mm256_permute2x128_si256(low, high, 0x31);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums), _mm256_add_epi32(first, second));
+}
 
 struct Multipliers {
   I32x16 size;  // in both 16-bit halves

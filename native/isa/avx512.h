@@ -177,6 +177,20 @@ DEEPMNN_INLINE I32x16 dot_w4(I32x16 acc, U8x64 low, U8x64 high, const int8_t* a)
   return dot_w8(dot_w8(acc, low, a), high, a + 4);
 }
 DEEPMNN_INLINE I32x16 dot_codes(I32x16 acc, U8x64 w, const int8_t* a) { return dot_w8(acc, w, a); }
+DEEPMNN_INLINE void sums_of_32(const int8_t* p, int32_t* sums) {
+  __m512i v[4];  // lanes 0 to 7 are of the first 32, the others of the second
+  DEEPMNN_UNROLL
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), _mm512_loadu_si512(p + 64 * i));
+  }
+  const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+  const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+  const __m512i four = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+  const __m512i eight = _mm512_add_epi32(four, _mm512_shuffle_i64x2(four, four, 0xb1));
+  const __m128i even = _mm512_castsi512_si128(eight), odd = _mm512_extracti32x4_epi32(eight, 2);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(sums), _mm_unpacklo_epi32(even, odd));
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(sums + 4), _mm_unpackhi_epi32(even, odd));
+}
 
 // 16-bit halves, each for two codes.
 struct Multipliers {

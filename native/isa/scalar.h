@@ -266,6 +266,13 @@ DEEPMNN_INLINE I32x16 dot_w8(const I32x16& acc, const U8x64& w, const int8_t* a)
 }
 // The same without an offset, where kStoredPanels.
 DEEPMNN_INLINE I32x16 dot_codes(const I32x16& acc, const U8x64& w, const int8_t* a) { return dot_w8(acc, w, a); }
+// sums[i] is the sum of codes p[32 i] .. p[32 i + 31], for i < 8.
+DEEPMNN_INLINE void sums_of_32(const int8_t* p, int32_t* sums) {
+  for (int i = 0; i < 8; ++i, p += 32) {
+    sums[i] = 0;
+    for (int j = 0; j < 32; ++j) sums[i] += p[j];
+  }
+}
 
 // w4's multipliers, -15 .. 15, of 16 rows. A code's zero is 8, or 7 where the multiplier is negative, and then it
 // counts the other way (docs/layouts.md): (code - zero) * |multiplier| is its value.

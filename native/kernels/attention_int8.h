@@ -5,7 +5,7 @@
 //
 // Beside float arithmetic on the same cache: a query's element is off by at most 1/254 of the largest of its group, a
 // weight by at most 1/65534 of the tile's largest weight times the largest scale of the group (all keys of a tile
-// together: 0.1 % of that).
+// together: 0.2 % of that).
 #pragma once
 
 #include "kernels/attention_int8_scores.h"
@@ -30,11 +30,11 @@ template <int kVectors>
 void update_weights(const Lanes& lanes, const KeyTile& tile, int64_t first, int64_t n) {
   static constexpr int32_t kOrder[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const F32x16 lowest = splat(-__builtin_inff()), floor = splat(-3.0e38f);  // -inf - -inf is no number
-  float* const weights = lanes.weights + first * kTileKeys;
+  float* const weights = lanes.weights + first * kInt8Keys;
   F32x16 each[16];
   for (int64_t i = n; i < 16; ++i) each[i] = lowest;
   for (int64_t i = 0; i < n; ++i) {
-    float* scores = weights + i * kTileKeys;
+    float* scores = weights + i * kInt8Keys;
     const int64_t seen = inside(lanes.limits[first + i], tile.start, tile.n);
     for (int64_t key = seen / 16 * 16; key < 16 * kVectors; key += 16) {
       const I32x16 left = splat_i32(static_cast<int32_t>(seen - key));
@@ -51,7 +51,7 @@ void update_weights(const Lanes& lanes, const KeyTile& tile, int64_t first, int6
   store(bases, max(found, floor));
   for (int64_t i = n; i < 16; ++i) each[i] = splat(0.0f);
   for (int64_t i = 0; i < n; ++i) {
-    float* scores = weights + i * kTileKeys;
+    float* scores = weights + i * kInt8Keys;
     const F32x16 base = splat(bases[i]);
     F32x16 total = splat(0.0f);
     DEEPMNN_UNROLL
@@ -92,7 +92,7 @@ inline void attend_int8_tile(const AttentionTask& task, const Int8Panels& panels
     fill_keys(tile, g, panels);
     for_tiles([&](auto count, int64_t first, int64_t keys) { add_scores<count.value>(panels, first, g, keys); });
   }
-  with_count<kTileKeys / 16>(round_up(tile.n, 16) / 16, [&](auto vectors) {
+  with_count<kInt8Keys / 16>(round_up(tile.n, 16) / 16, [&](auto vectors) {
     for (int64_t first = 0; first < task.n_queries; first += 16) {
       const int64_t left = task.n_queries - first;
       update_weights<vectors.value>(lanes, tile, first, left < 16 ? left : 16);
@@ -100,7 +100,7 @@ inline void attend_int8_tile(const AttentionTask& task, const Int8Panels& panels
   });
   for (int64_t g = 0; g < panels.values.count; ++g) {
     fill_values(tile, g, panels);
-    const float unit = fill_factors(panels.v_scales + g * kTileKeys, panels.v_factors);
+    const float unit = fill_factors(panels.v_scales + g * kInt8Keys, tile.n, panels.v_factors);
     for_tiles([&](auto count, int64_t first, int64_t keys) { add_values<count.value>(panels, first, g, keys, unit); });
   }
 }
@@ -117,8 +117,8 @@ inline void attend_int8(const AttentionTask& task) {
     asks.next();
     pack_queries(task, panels, g);
   }
-  for (int64_t start = 0, now = 0; start < most; start += kTileKeys, now ^= 1) {
-    tiles[now ^ 1].locate(task, start + kTileKeys, asked);
+  for (int64_t start = 0, now = 0; start < most; start += kInt8Keys, now ^= 1) {
+    tiles[now ^ 1].locate(task, start + kInt8Keys, asked);
     attend_int8_tile(task, panels, tiles[now], tiles[now ^ 1]);
   }
   write_state(task, panels.lanes);

@@ -116,14 +116,14 @@ DEEPMNN_INLINE void add_score_tile(const Int8Panels& panels, int64_t first, int6
   }
   F32x16 scales[kVectors];
   DEEPMNN_UNROLL
-  for (int c = 0; c < kVectors; ++c) scales[c] = load(panels.k_scales + g * kTileKeys + key + 16 * c);
-  float* to = panels.lanes.weights + first * kTileKeys + key;
+  for (int c = 0; c < kVectors; ++c) scales[c] = load(panels.k_scales + g * kInt8Keys + key + 16 * c);
+  float* to = panels.lanes.weights + first * kInt8Keys + key;
   DEEPMNN_UNROLL
   for (int i = 0; i < kQueries; ++i) {
     const F32x16 scale = splat(panels.q_scales[at + i]);
     DEEPMNN_UNROLL
     for (int c = 0; c < kVectors; ++c) {
-      float* score = to + i * kTileKeys + 16 * c;
+      float* score = to + i * kInt8Keys + 16 * c;
       const F32x16 before = g == 0 ? splat(0.0f) : load(score);
       store(score, fma(to_float(acc[i][c]), scales[c] * scale, before));
     }

@@ -9,6 +9,9 @@ namespace deepmnn::DEEPMNN_NS {
 constexpr int kInt8Queries = kVectorRegisters >= 32 ? 6 : 4;
 constexpr int kInt8Vectors = kVectorRegisters >= 32 ? 4 : 1;
 
+// Keys of a tile: all queries' outputs are read and written once for each.
+constexpr int64_t kInt8Keys = 128;
+
 // Queries dealt out evenly to register tiles.
 struct QueryTiles {
   int64_t count, least, larger;
@@ -62,16 +65,16 @@ struct Groups {
   }
 };
 
-// Keys [start, start + n) of the run, n at most kTileKeys.
+// Keys [start, start + n) of the run, n at most kInt8Keys.
 struct KeyTile {
   int64_t start, n;
-  const uint8_t* k[kTileKeys];  // rows
-  const uint8_t* v[kTileKeys];
+  const uint8_t* k[kInt8Keys];  // rows
+  const uint8_t* v[kInt8Keys];
 
   void locate(const AttentionTask& task, int64_t from, int64_t end) {
     start = from;
-    n = end - from < kTileKeys ? (end - from < 0 ? 0 : end - from) : kTileKeys;
-    int64_t numbers[kTileKeys];
+    n = end - from < kInt8Keys ? (end - from < 0 ? 0 : end - from) : kInt8Keys;
+    int64_t numbers[kInt8Keys];
     locate_rows(task, start, n, numbers);
     for (int64_t i = 0; i < n; ++i) {
       k[i] = task.k.data + numbers[i] * task.k.row_nbytes;
@@ -81,29 +84,29 @@ struct KeyTile {
 };
 
 struct Int8Panels {
-  Lanes lanes;  // its weights: [queries][kTileKeys]
+  Lanes lanes;  // its weights: [queries][kInt8Keys]
   Groups keys, values;
   QueryTiles tiles;
   // Of all queries, padded to whole vectors.
   int8_t* q;         // [groups][fours of columns][queries][4]
   float* q_scales;   // [groups][queries]
   int32_t* q_start;  // [groups][queries]: what a product starts from
-  float* k_scales;   // [groups][kTileKeys], 0 after the last key
+  float* k_scales;   // [groups][kInt8Keys], 0 from the last key to the end of its vector
   float* v_scales;   // the same of the values
   // One group at a time: it stays in the first-level cache while all queries pass.
   uint8_t* k;        // [vectors of 16 keys][fours of columns][16][4], as dot_key takes them
   int32_t* v;        // [pairs of keys][kCacheGroup]: two codes, the first key's in the low half
-  float* v_factors;  // [kTileKeys]: a key's scale / the largest of the tile * kWeightMost
+  float* v_factors;  // [kInt8Keys]: a key's scale / the largest of the tile * kWeightMost
 
   explicit Int8Panels(const AttentionTask& task)
       : keys(task.k, task.qk_dim), values(task.v, task.v_dim), tiles(task.n_queries) {
     Work work{task.work};
-    lanes = take_lanes(task, values.count * kCacheGroup, values.shift, work);
-    k = reinterpret_cast<uint8_t*>(work.take(kTileKeys * kCacheGroup / 4));
-    v = reinterpret_cast<int32_t*>(work.take(kTileKeys / 2 * kCacheGroup));
-    k_scales = work.take(keys.count * kTileKeys);
-    v_scales = task.values_in_keys ? k_scales : work.take(values.count * kTileKeys);
-    v_factors = work.take(kTileKeys);
+    lanes = take_lanes(task, kInt8Keys, values.count * kCacheGroup, values.shift, work);
+    k = reinterpret_cast<uint8_t*>(work.take(kInt8Keys * kCacheGroup / 4));
+    v = reinterpret_cast<int32_t*>(work.take(kInt8Keys / 2 * kCacheGroup));
+    k_scales = work.take(keys.count * kInt8Keys);
+    v_scales = task.values_in_keys ? k_scales : work.take(values.count * kInt8Keys);
+    v_factors = work.take(kInt8Keys);
     q = reinterpret_cast<int8_t*>(work.take(lanes.queries * keys.count * kCacheGroup / 4));
     q_scales = work.take(lanes.queries * keys.count);
     q_start = reinterpret_cast<int32_t*>(work.take(lanes.queries * keys.count));
@@ -118,12 +121,12 @@ DEEPMNN_INLINE I32x16 splat_four(const void* p) {
 
 DEEPMNN_INLINE void store_i32(void* p, I32x16 a) { store(static_cast<float*>(p), from_bits(a)); }
 
-// The scales of all groups, [groups][kTileKeys].
+// The scales of all groups of n keys, [groups][kInt8Keys].
 inline void fill_scales(const CacheRows& rows, const Groups& groups, const uint8_t* const* row, int64_t n,
                         float* scales) {
-  for (int64_t first = 0; first < groups.count; first += 16, scales += 16 * kTileKeys) {
+  for (int64_t first = 0; first < groups.count; first += 16, scales += 16 * kInt8Keys) {
     const int64_t lanes = groups.count - first < 16 ? groups.count - first : 16;
-    for (int64_t key = 0; key < kTileKeys; key += 16) {
+    for (int64_t key = 0; key < n; key += 16) {
       F32x16 keys[16];
       for (int64_t i = 0; i < 16; ++i) {
         keys[i] = splat(0.0f);
@@ -131,7 +134,7 @@ inline void fill_scales(const CacheRows& rows, const Groups& groups, const uint8
         keys[i] = load(reinterpret_cast<const float*>(row[key + i] + rows.scales) + groups.first + first, lanes);
       }
       transpose(keys);
-      for (int64_t g = 0; g < lanes; ++g) store(scales + g * kTileKeys + key, keys[g]);
+      for (int64_t g = 0; g < lanes; ++g) store(scales + g * kInt8Keys + key, keys[g]);
     }
   }
 }

@@ -21,15 +21,15 @@ inline void fill_values(const KeyTile& tile, int64_t g, const Int8Panels& panels
   }
 }
 
-// What the keys' weights are multiplied with to become integers. Returns the largest scale / kWeightMost.
-inline float fill_factors(const float* scales, float* factors) {
+// What the n keys' weights are multiplied with to become integers. Returns the largest scale / kWeightMost.
+inline float fill_factors(const float* scales, int64_t n, float* factors) {
   I32x16 top = splat_i32(0);  // scales are not negative, so they compare like their bits; NaN is the largest
-  for (int64_t key = 0; key < kTileKeys; key += 16) top = max(top, bits(load(scales + key)));
+  for (int64_t key = 0; key < n; key += 16) top = max(top, bits(load(scales + key)));
   const int32_t most_bits = max_lane(top);
   float most;
   __builtin_memcpy(&most, &most_bits, sizeof(most));
   const F32x16 inverse = splat(most > 0.0f ? kWeightMost / most : 0.0f);
-  for (int64_t key = 0; key < kTileKeys; key += 16) store(factors + key, load(scales + key) * inverse);
+  for (int64_t key = 0; key < n; key += 16) store(factors + key, load(scales + key) * inverse);
   return most / kWeightMost;
 }
 
@@ -43,13 +43,13 @@ void add_values(const Int8Panels& panels, int64_t first, int64_t g, int64_t keys
     prefetch(out + i);
     prefetch(out + chunk + i);
   }
-  alignas(64) uint16_t weights[kTileKeys * kQueries];  // [vectors of keys][queries][16]
+  alignas(64) uint16_t weights[kInt8Keys * kQueries];  // [vectors of keys][queries][16]
   uint16_t* to = weights;
   for (int64_t key = 0; key < keys; key += 16) {
     const F32x16 factors = load(panels.v_factors + key);
     DEEPMNN_UNROLL
     for (int i = 0; i < kQueries; ++i, to += 16) {
-      store_u16(to, to_int(load(panels.lanes.weights + (first + i) * kTileKeys + key) * factors));
+      store_u16(to, to_int(load(panels.lanes.weights + (first + i) * kInt8Keys + key) * factors));
     }
   }
   for (int64_t col = 0; col < kCacheGroup; col += 16 * kInt8Vectors) {

@@ -14,7 +14,7 @@ constexpr int kValueQueries = kVectorRegisters >= 32 ? 8 : 4;
 constexpr int kValueVectors = kVectorRegisters >= 32 ? 2 : 1;
 
 struct Lanes {
-  float* weights;    // [vectors of 16 queries][kTileKeys][16] or [queries][kTileKeys]: scores of a tile, then weights
+  float* weights;    // [vectors of 16 queries][kTileKeys][16] or [queries][kInt8Keys]: scores of a tile, then weights
   float* out;        // [chunks of 32 columns][queries][32]
   float* maximum;    // [queries]
   float* sum;        // [queries]
@@ -34,12 +34,12 @@ struct Work {
   float* take(int64_t floats) { return (at += floats) - floats; }
 };
 
-inline Lanes take_lanes(const AttentionTask& task, int64_t out_cols, int64_t shift, Work& work) {
+inline Lanes take_lanes(const AttentionTask& task, int64_t tile_keys, int64_t out_cols, int64_t shift, Work& work) {
   Lanes lanes;
   lanes.queries = round_up(task.n_queries, 16);
   lanes.out_cols = out_cols;
   lanes.shift = shift;
-  lanes.weights = work.take(kTileKeys * lanes.queries);
+  lanes.weights = work.take(tile_keys * lanes.queries);
   lanes.out = work.take(lanes.queries * out_cols);
   lanes.maximum = work.take(lanes.queries);
   lanes.sum = work.take(lanes.queries);

@@ -137,7 +137,7 @@ DEEPMNN_INLINE void weigh_block(const Panels& panels, int64_t query, int64_t col
 inline Panels make_panels(const AttentionTask& task) {
   Work work{task.work};
   Panels panels;
-  panels.lanes = take_lanes(task, round_up(task.v_dim, 32), 0, work);
+  panels.lanes = take_lanes(task, kTileKeys, round_up(task.v_dim, 32), 0, work);
   panels.q_cols = round_up(task.qk_dim, 16);
   panels.q = work.take(panels.lanes.queries * panels.q_cols);
   panels.k = work.take(round_up(task.qk_dim, kAttentionPanelCols) * kTileKeys);

@@ -29,18 +29,28 @@ DEEPMNN_INLINE F32x16 exp(F32x16 x) {
   return p * from_bits(shift_left(half + bias, 23)) * from_bits(shift_left(exponent - half + bias, 23));
 }
 
-// e^x for x <= 0, about 2e-7 relative; below -86 (4e-38) it is 0. NaN stays NaN.
-DEEPMNN_INLINE F32x16 exp_below(F32x16 x) {
-  const F32x16 lowest = splat(-86.0f), magic = splat(12582912.0f), in = max(lowest, x);
-  const F32x16 shifted = fma(in, splat(1.44269504f), magic);
-  const F32x16 n = shifted - magic;
-  const F32x16 p = exp_rest(in, n);
+// e^x for -86 <= x <= 88, about 2e-7 relative. NaN stays NaN.
+DEEPMNN_INLINE F32x16 exp_inside(F32x16 x) {
+  const F32x16 magic = splat(12582912.0f);
+  const F32x16 shifted = fma(x, splat(1.44269504f), magic);
+  const F32x16 p = exp_rest(x, shifted - magic);
   // The magic number leaves n in the low bits; shifted into the exponent it is the factor 2^n.
-  return select_less(x, lowest, splat(0.0f), from_bits(bits(p) + shift_left(bits(shifted), 23)));
+  return from_bits(bits(p) + shift_left(bits(shifted), 23));
+}
+
+// e^x for x <= 0; below -86 (4e-38) it is 0.
+DEEPMNN_INLINE F32x16 exp_below(F32x16 x) {
+  const F32x16 lowest = splat(-86.0f);
+  return select_less(x, lowest, splat(0.0f), exp_inside(max(lowest, x)));
 }
 
 DEEPMNN_INLINE F32x16 sigmoid(F32x16 x) { return splat(1.0f) / (splat(1.0f) + exp(splat(0.0f) - x)); }
-DEEPMNN_INLINE F32x16 silu(F32x16 x) { return x / (splat(1.0f) + exp(splat(0.0f) - x)); }
+
+// Below -88 it is that number's, -5e-37.
+DEEPMNN_INLINE F32x16 silu(F32x16 x) {
+  const F32x16 in = max(splat(-88.0f), x);  // this order keeps NaN
+  return in / (splat(1.0f) + exp_inside(max(splat(-86.0f), splat(0.0f) - in)));
+}
 
 // The 16 high halves, rounded to nearest even; NaN stays NaN.
 DEEPMNN_INLINE I32x16 round_bf16(F32x16 x) {

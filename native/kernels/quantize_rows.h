@@ -9,10 +9,9 @@ DEEPMNN_INLINE float inverse_of(float step) {
   return step >= 1.17549435e-38f && step <= 3.40282347e38f ? 1.0f / step : 0.0f;
 }
 
-// 16 codes; x times 0 may be NaN, so nothing is multiplied by it.
+// 16 codes, -127 .. 127 because of how the scale was chosen; x times 0 may be NaN, so nothing is multiplied by it.
 DEEPMNN_INLINE I32x16 quantize_16(F32x16 x, float inverse) {
-  const F32x16 limit = splat(127.0f), zero = splat(0.0f);
-  return to_int(min(limit, max(zero - limit, inverse == 0.0f ? zero : x * splat(inverse))));
+  return to_int(inverse == 0.0f ? splat(0.0f) : x * splat(inverse));
 }
 
 // The scale of n numbers. NaN or infinity becomes a scale whose codes are zeros, so that a product with it is NaN: the
@@ -33,18 +32,14 @@ DEEPMNN_INLINE float scale_of(const float* x, int64_t n) {
 DEEPMNN_INLINE void quantize_panel(const float* x, int64_t n, int8_t* codes, PanelHead& head) {
   head.scale = scale_of(x, n);
   const float inverse = inverse_of(head.scale);
+  int64_t i = 0;
+  for (; i + 16 <= n; i += 16) store_i8(codes + i, quantize_16(load(x + i), inverse));
+  if (i < n) store_i8(codes + i, quantize_16(load(x + i, n - i), inverse)), i += 16;
+  __builtin_memset(codes + i, 0, static_cast<uint64_t>(kPanelCols - i));
+  static_assert(kPartCols == 32 && kPanelCols / kPartCols == 8);
+  sums_of_32(codes, head.part_sums);
   head.sum = 0;
-  for (int64_t part = 0; part < kPanelCols / kPartCols; ++part) {
-    I32x16 sums = splat_i32(0);
-    for (int64_t i = part * kPartCols; i < (part + 1) * kPartCols; i += 16) {
-      I32x16 code = splat_i32(0);
-      if (i < n) code = quantize_16(i + 16 <= n ? load(x + i) : load(x + i, n - i), inverse);
-      store_i8(codes + i, code);
-      sums = sums + code;
-    }
-    head.part_sums[part] = sum(sums);
-    head.sum += head.part_sums[part];
-  }
+  for (const int32_t sum : head.part_sums) head.sum += sum;
 }
 
 inline void quantize_rows_kernel(const float* x, int64_t stride, int64_t n, int64_t cols, const QuantizedRows& out) {

@@ -52,7 +52,7 @@ class OpSpec {
   // Input `index` is this graph input: "ids" or "positions".
   void require_graph_input(size_t index, const char* name) const;
 
-  // Whether the next instruction alone reads output `index`, as a linear and quantised.
+  // Whether the next instruction alone reads output `index`, as a linear or swiglu and quantised.
   bool read_quantized(size_t index) const;
 
   const float* vector(size_t index, int64_t length) const;

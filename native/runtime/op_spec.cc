@@ -59,9 +59,8 @@ bool OpSpec::read_quantized(size_t index) const {
   const Instruction* const begin = program_.instructions.data();
   const Instruction *const end = begin + program_.instructions.size(), *const next = &instruction_ + 1;
   const bool only = std::count_if(begin, end, [&](const Instruction& one) { return reads(one.inputs); }) == 1;
-  if (!only || reads(program_.outputs) || !reads(next->inputs) || next->op != "linear" || next->weights.empty()) {
-    return false;
-  }
+  if (!only || next == end || reads(program_.outputs) || !reads(next->inputs)) return false;
+  if ((next->op != "linear" && next->op != "swiglu") || next->weights.empty()) return false;
   return is_quantized(program_.weights[next->weights[0]].dtype);
 }
 

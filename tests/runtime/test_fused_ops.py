@@ -77,6 +77,53 @@ def test_swiglu_quantises_for_the_linear_that_reads_it(dtype, group_size, size, 
     np.testing.assert_array_equal(engine_logits(graph(False), lengths), want)
 
 
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+@pytest.mark.parametrize("norm", ["rms_norm", "rms_norm of 2 heads", "add_rms_norm"])
+@pytest.mark.parametrize("reader", ["linear", "swiglu"])
+@pytest.mark.parametrize("width", [2, 70, 256, 600])
+@pytest.mark.parametrize("lengths", [(1,), (300, 7)])
+def test_norm_quantises_for_the_product_that_reads_it(
+    dtype, group_size, norm, reader, width, lengths
+):
+    """The same bits as when an instruction stands between the two, so that floats are written."""
+
+    def graph(apart):
+        def build(b, x):
+            w = b.weight("norm", (width // 2 if "2" in norm else width,), "vector")
+            if norm == "add_rms_norm":
+                twice = b.silu(x, "twice")
+                other = None if apart else b.silu(x, "other")
+                y = add(b, norm, [x, twice], [width, width], [w], eps=0.01)[1]
+            else:
+                other = None if apart else b.silu(x, "other")
+                heads = 2 if "2" in norm else 1
+                y = add(b, "rms_norm", [x], [width], [w], heads=heads, eps=0.01)[0]
+            other = other or b.silu(x, "other")
+            if reader == "linear":
+                y = b.linear(y, "down", width)
+            else:
+                gate_up = b.weight("gate_up", (2 * ceil_rows(width), width), "linear")
+                y = add(b, "swiglu", [y], [width], [gate_up], intermediate_size=width)[0]
+            return b.add(y, other, "sum")
+
+        return one_op(build, width, dtype, group_size)
+
+    want = engine_logits(graph(True), lengths)
+    np.testing.assert_array_equal(engine_logits(graph(False), lengths), want)
+
+
+@pytest.mark.parametrize("dtype", ["w8", "w4"])
+def test_norm_that_two_instructions_read(dtype):
+    """One of them reads floats."""
+
+    def build(b, x):
+        w = b.weight("norm", (70,), "vector")
+        total, y = add(b, "add_rms_norm", [x, b.silu(x, "s")], [70, 70], [w], eps=0.01)
+        return b.add(b.linear(y, "down", 70), b.mul(y, total, "floats"), "sum")
+
+    check(one_op(build, 70, dtype), threads=2)
+
+
 def test_swiglu_that_two_instructions_read():
     """One of them reads floats."""
 
