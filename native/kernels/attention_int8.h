@@ -83,7 +83,7 @@ inline void attend_int8_tile(const AttentionTask& task, const Int8Panels& panels
       for (int64_t i = first; i < first + size; ++i) most = lanes.limits[i] > most ? lanes.limits[i] : most;
       const int64_t keys = round_up(inside(most, tile.start, tile.n), 16);
       asks.next();
-      if (keys) with_count<kInt8Queries>(size, [&](auto count) { function(count, first, keys); });
+      if (keys) with_count<1, kInt8Queries>(size, [&](auto count) { function(count, first, keys); });
     }
   };
   fill_scales(task.k, panels.keys, tile.k, tile.n, panels.k_scales);
@@ -92,7 +92,7 @@ inline void attend_int8_tile(const AttentionTask& task, const Int8Panels& panels
     fill_keys(tile, g, panels);
     for_tiles([&](auto count, int64_t first, int64_t keys) { add_scores<count.value>(panels, first, g, keys); });
   }
-  with_count<kInt8Keys / 16>(round_up(tile.n, 16) / 16, [&](auto vectors) {
+  with_count<1, kInt8Keys / 16>(round_up(tile.n, 16) / 16, [&](auto vectors) {
     for (int64_t first = 0; first < task.n_queries; first += 16) {
       const int64_t left = task.n_queries - first;
       update_weights<vectors.value>(lanes, tile, first, left < 16 ? left : 16);

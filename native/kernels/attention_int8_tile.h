@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/attention_lanes.h"
+#include "kernels/tiles.h"
 
 namespace deepmnn::DEEPMNN_NS {
 
@@ -11,30 +12,6 @@ constexpr int kInt8Vectors = kVectorRegisters >= 32 ? 4 : 1;
 
 // Keys of a tile: all queries' outputs are read and written once for each.
 constexpr int64_t kInt8Keys = 128;
-
-// Queries dealt out evenly to register tiles.
-struct QueryTiles {
-  int64_t count, least, larger;
-
-  explicit QueryTiles(int64_t n)
-      : count((n + kInt8Queries - 1) / kInt8Queries), least(n ? n / count : 0), larger(n ? n % count : 0) {}
-  int64_t size(int64_t tile) const { return least + (tile < larger); }
-  int64_t first(int64_t tile) const { return tile * least + (tile < larger ? tile : larger); }
-};
-
-template <int kCount>
-struct Count {
-  static constexpr int value = kCount;
-};
-
-// Calls function(Count<n>{}) for n in 1 .. kMost.
-template <int kMost, class Function>
-DEEPMNN_INLINE void with_count(int64_t n, Function&& function) {
-  if constexpr (kMost > 1) {
-    if (n < kMost) return with_count<kMost - 1>(n, function);
-  }
-  function(Count<kMost>{});
-}
 
 // The groups of a row's columns [column, column + dim). The first and the last may hold other heads' columns, too.
 struct Groups {
@@ -86,7 +63,7 @@ struct KeyTile {
 struct Int8Panels {
   Lanes lanes;  // its weights: [queries][kInt8Keys]
   Groups keys, values;
-  QueryTiles tiles;
+  EvenTiles<kInt8Queries> tiles;
   // Of all queries, padded to whole vectors.
   int8_t* q;         // [groups][fours of columns][queries][4]
   float* q_scales;   // [groups][queries]

@@ -4,6 +4,7 @@
 
 #include "kernels/attention_cache.h"
 #include "kernels/math.h"
+#include "kernels/tiles.h"
 
 namespace deepmnn::DEEPMNN_NS {
 
@@ -174,15 +175,6 @@ void attend_rows_tile(const AttentionTask& task, int64_t query, int64_t first, i
   }
 }
 
-// The last n < kQueries queries of a tile.
-template <class Cache, int kQueries>
-void attend_rows_rest(const AttentionTask& task, int64_t query, int64_t first, int64_t n, const TileRows& rows) {
-  if constexpr (kQueries > 0) {
-    if (task.n_queries - query == kQueries) return attend_rows_tile<Cache, kQueries>(task, query, first, n, rows);
-    attend_rows_rest<Cache, kQueries - 1>(task, query, first, n, rows);
-  }
-}
-
 // Keys outside, queries inside: a tile of keys and values stays in cache while all the queries pass.
 template <class Cache>
 void attend_rows(const AttentionTask& task) {
@@ -195,11 +187,12 @@ void attend_rows(const AttentionTask& task) {
       rows.k[i] = task.k.data + numbers[i] * task.k.row_nbytes;
       rows.v[i] = task.v.data + numbers[i] * task.v.row_nbytes;
     }
-    int64_t query = 0;
-    for (; query + kFewQueries <= task.n_queries; query += kFewQueries) {
-      attend_rows_tile<Cache, kFewQueries>(task, query, key, n, rows);
+    for (int64_t query = 0; query < task.n_queries; query += kFewQueries) {
+      const int64_t left = task.n_queries - query;
+      with_count<1, kFewQueries>(left < kFewQueries ? left : kFewQueries, [&](auto queries) {
+        attend_rows_tile<Cache, queries.value>(task, query, key, n, rows);
+      });
     }
-    attend_rows_rest<Cache, kFewQueries - 1>(task, query, key, n, rows);
   }
 }
 

@@ -4,6 +4,7 @@
 #include "kernels/dot.h"
 #include "kernels/math.h"
 #include "kernels/panel.h"
+#include "kernels/tiles.h"
 
 namespace deepmnn::DEEPMNN_NS {
 
@@ -91,15 +92,15 @@ void swiglu_tile(const LinearTask& task, int64_t block, int64_t i) {
   for (int r = 0; r < kRows; ++r) write(task, block, i + r, silu(out.v[0][r]) * out.v[1][r]);
 }
 
-// The tile with exactly n_rows (1 .. kRows) rows and n_blocks blocks: 1 or tile_blocks.
-template <DType kDType, int kRows>
+// The tile of n_rows (1 .. kMostRows) rows and n_blocks blocks: 1 or tile_blocks.
+template <DType kDType>
 void run_tile(const LinearTask& task, int64_t block, int64_t n_blocks, int64_t i, int64_t n_rows) {
-  if constexpr (kRows > 1) {
-    if (n_rows < kRows) return run_tile<kDType, kRows - 1>(task, block, n_blocks, i, n_rows);
-  }
-  if (task.epilogue == Epilogue::swiglu) return swiglu_tile<kDType, kRows>(task, block, i);
-  if (n_blocks == 1) return plain_tile<kDType, 1, kRows>(task, block, i);
-  plain_tile<kDType, tile_blocks<kDType>(kRows), kRows>(task, block, i);
+  with_count<1, kMostRows<kDType>>(n_rows, [&](auto count) {
+    constexpr int kRows = count.value;
+    if (task.epilogue == Epilogue::swiglu) return swiglu_tile<kDType, kRows>(task, block, i);
+    if (n_blocks == 1) return plain_tile<kDType, 1, kRows>(task, block, i);
+    plain_tile<kDType, tile_blocks<kDType>(kRows), kRows>(task, block, i);
+  });
 }
 
 // value(i, b) to block `block` + b of row `first` + i, of n rows. A row lies far from the last one: its lines are asked
@@ -181,14 +182,13 @@ void linear_blocks(const LinearTask& task, int64_t begin, int64_t end) {
     using Step = typename StepOf<kDType>::Type;
     if (n > kStreamRows) return panel_blocks<Step, kDType>(task, begin, end);
   }
-  constexpr int kRows = kMostRows<kDType>;
-  const int64_t tiles = (n + kRows - 1) / kRows, all = tile_blocks<kDType>((n + tiles - 1) / tiles);
+  const EvenTiles<kMostRows<kDType>> tiles(n);
+  const int64_t all = tile_blocks<kDType>(tiles.size(0));
   const int64_t most = task.epilogue == Epilogue::swiglu ? 1 : all;
   for (int64_t block = begin; block < end;) {
     const int64_t n_blocks = end - block >= most ? most : 1;
-    for (int64_t tile = 0; tile < tiles; ++tile) {
-      const int64_t i = n * tile / tiles;
-      run_tile<kDType, kRows>(task, block, n_blocks, i, n * (tile + 1) / tiles - i);
+    for (int64_t tile = 0; tile < tiles.count; ++tile) {
+      run_tile<kDType>(task, block, n_blocks, tiles.first(tile), tiles.size(tile));
     }
     block += n_blocks;
   }

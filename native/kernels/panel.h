@@ -6,6 +6,7 @@
 #pragma once
 
 #include "kernels/dot.h"
+#include "kernels/tiles.h"
 
 namespace deepmnn::DEEPMNN_NS {
 
@@ -216,18 +217,8 @@ void panel_tile(const Source& source, const PanelLayout<Step>& layout, const Qua
   }
 }
 
-// Rows are dealt out evenly, so a tile has at least these.
+// Rows are dealt out evenly, so a tile has at least tile_rows.
 constexpr int kLeastTileRows = kStreamRows + 1 < (kPanelTileRows + 1) / 2 ? kStreamRows + 1 : (kPanelTileRows + 1) / 2;
-
-// The tile of exactly n rows (kLeastTileRows .. kRows).
-template <class Step, int kBlocks, int kRows, class Source, class Asks>
-void run_panel_tile(int64_t n, const Source& source, const PanelLayout<Step>& layout, const QuantizedRows& rows,
-                    const Asks& ahead, float (*sums)[kBlocks][kBlockRows]) {
-  if constexpr (kRows > kLeastTileRows) {
-    if (n < kRows) return run_panel_tile<Step, kBlocks, kRows - 1>(n, source, layout, rows, ahead, sums);
-  }
-  panel_tile<Step, kBlocks, kRows>(source, layout, rows, ahead, sums);
-}
 
 // The dot products of kBlocks blocks at w with the first n (at most kLinearPanelRows) of `rows`.
 template <class Step, int kBlocks>
@@ -237,36 +228,37 @@ void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, Quan
   Panel<kBlocks> panel;
   const int64_t all = stored_cols(weight.dtype, weight.cols, weight.group_size);
   const int group_shift = __builtin_ctz(static_cast<uint32_t>(weight.group_size));
-  const uint8_t* const other = w + kBlocks * block_bytes;  // the blocks after these
-  // A division takes as long as a third of a group: rows are dealt out once.
-  const int64_t tiles = (n + kPanelTileRows - 1) / kPanelTileRows, least = n / tiles, larger = n % tiles;
+  const uint8_t* const other = w + kBlocks * block_bytes;  // the blocks after tile_rows
+  const EvenTiles<kPanelTileRows> tiles(n);
   for (int64_t left = all; left > 0; left -= kPanelCols, rows = rows.from_panel(1)) {
     const PanelLayout<Step> layout{left < kPanelCols ? left : kPanelCols, group_shift};
     const uint8_t *const at = w, *const next = left <= kPanelCols ? other : w + layout.nbytes();
     w = next;
     const int64_t half = layout.codes_nbytes() / 2;
     const auto run = [&](int64_t tile, const auto& source, const auto& ahead) {
-      const int64_t i = tile * least + (tile < larger ? tile : larger);
-      run_panel_tile<Step, kBlocks, kPanelTileRows>(least + (tile < larger), source, layout, rows.from(i), ahead,
-                                                    sums.v + i);
+      const QuantizedRows tile_rows = rows.from(tiles.first(tile));
+      float(*const to)[kBlocks][kBlockRows] = sums.v + tiles.first(tile);
+      with_count<kLeastTileRows, kPanelTileRows>(tiles.size(tile), [&](auto count) {
+        panel_tile<Step, kBlocks, count.value>(source, layout, tile_rows, ahead, to);
+      });
     };
     if constexpr (kStoredPanels) {
       fill_multipliers(at, block_bytes, layout, panel);
-      if (tiles == 1) {
+      if (tiles.count == 1) {
         run(0, StoredPanel<kBlocks, false>{at, block_bytes, panel}, Ahead<kBlocks, 1, false>{next, block_bytes});
         continue;
       }
       // It waits for lines itself: more requests would be in its way.
       run(0, StoredPanel<kBlocks, true>{at, block_bytes, panel}, Ahead<kBlocks, 0, true>{next, 0});
-      if (tiles == 2) {
+      if (tiles.count == 2) {
         run(1, panel, Ahead<kBlocks, 1, true>{next, block_bytes});
         continue;
       }
       for (int64_t i = 0; i < 2; ++i) run(1 + i, panel, Ahead<kBlocks, 2, true>{next + i * half, block_bytes});
-      for (int64_t tile = 3; tile < tiles; ++tile) run(tile, panel, Ahead<kBlocks, 0, true>{next, 0});
+      for (int64_t tile = 3; tile < tiles.count; ++tile) run(tile, panel, Ahead<kBlocks, 0, true>{next, 0});
     } else {
       fill_panel(at, block_bytes, layout, panel);
-      for (int64_t tile = 0; tile < tiles; ++tile) {
+      for (int64_t tile = 0; tile < tiles.count; ++tile) {
         run(tile, panel, Ahead<kBlocks, 2, true>{next + tile % 2 * half, block_bytes});
       }
     }
