@@ -228,7 +228,7 @@ void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, Quan
   Panel<kBlocks> panel;
   const int64_t all = stored_cols(weight.dtype, weight.cols, weight.group_size);
   const int group_shift = __builtin_ctz(static_cast<uint32_t>(weight.group_size));
-  const uint8_t* const other = w + kBlocks * block_bytes;  // the blocks after tile_rows
+  const uint8_t* const other = w + kBlocks * block_bytes;  // the blocks after these
   const EvenTiles<kPanelTileRows> tiles(n);
   for (int64_t left = all; left > 0; left -= kPanelCols, rows = rows.from_panel(1)) {
     const PanelLayout<Step> layout{left < kPanelCols ? left : kPanelCols, group_shift};
