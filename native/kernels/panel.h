@@ -217,7 +217,7 @@ void panel_tile(const Source& source, const PanelLayout<Step>& layout, const Qua
   }
 }
 
-// Rows are dealt out evenly, so a tile has at least tile_rows.
+// Rows are dealt out evenly, so a tile has at least these.
 constexpr int kLeastTileRows = kStreamRows + 1 < (kPanelTileRows + 1) / 2 ? kStreamRows + 1 : (kPanelTileRows + 1) / 2;
 
 // The dot products of kBlocks blocks at w with the first n (at most kLinearPanelRows) of `rows`.
