@@ -5,7 +5,7 @@ import pytest
 from deepmnn.errors import GraphError
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.ir import Node
-from deepmnn.graph.rewrite import Rewrite, View, apply, prune
+from deepmnn.graph.rewrite import Rewrite, View, apply, join_names, prune
 
 
 def graph():
@@ -66,3 +66,17 @@ def test_reading_an_unknown_value_is_a_graph_error():
     g.nodes[2].inputs = ("nothing",)
     with pytest.raises(GraphError, match="nothing"):
         View(g)
+
+
+@pytest.mark.parametrize(
+    ("names", "joined"),
+    [
+        (["a.q.weight", "a.k.weight"], "a.q+k.weight"),
+        (["x", "y"], "x+y"),
+        (["a.q", "a.q.r"], "a.q+q.r"),
+        (["l.0.q_a.w", "l.0.kv_a.w", "l.0.z.w"], "l.0.q_a+kv_a+z.w"),
+        (["alone.weight"], "alone.weight"),
+    ],
+)
+def test_join_names(names, joined):
+    assert join_names(names) == joined

@@ -1,0 +1,78 @@
+"""share_weights: what it writes, and what it must leave alone."""
+
+import numpy as np
+from small_graphs import WIDTH, Start, Table, experts, route
+
+from deepmnn.checkpoint.random import tensor_shapes
+from deepmnn.graph.passes import share_weights
+
+
+def test_share_weights_merges_equal_expressions_into_the_better_role():
+    b = Start()
+    graph = b.end(b.x)
+    graph.weights["head.weight"].expr = graph.weights["embed.weight"].expr
+    assert share_weights.run(graph) == 1
+    assert graph.nodes[0].weights == graph.nodes[-1].weights == ("embed.weight",)
+    assert graph.weights["embed.weight"].role == "lm_head"
+
+
+def test_share_weights_finds_equal_content():
+    b = Start()
+    a, c, d = (b.linear(b.x, name, WIDTH) for name in "acd")
+    graph = b.end(a, c, d)
+    random = np.random.default_rng(0)
+    tables = {
+        weight.expr.name: random.standard_normal(weight.shape, np.float32)
+        for weight in graph.weights.values()
+    }
+    tables["model.d.weight"] = tables["model.a.weight"].copy()
+    tables["model.c.weight"] = tables["model.a.weight"].copy()
+    tables["model.c.weight"][-1, -1] += 1e-6
+    assert share_weights.run(graph, Table(**tables)) == 1
+    assert [n.weights for n in graph.nodes if n.op == "linear"][:3] == [
+        ("a.weight",),
+        ("c.weight",),
+        ("a.weight",),
+    ]
+
+
+def test_share_weights_reads_only_what_may_be_equal():
+    b = Start()
+    graph = b.end(*(b.linear(b.x, name, WIDTH) for name in "acd"))
+    reads = []
+
+    class Sampled(Table):
+        def sample(self, name):
+            return b"same" if name in ("model.a.weight", "model.c.weight") else name.encode()
+
+        def read(self, name):
+            reads.append(name)
+            return np.ones((WIDTH, WIDTH), np.float32)
+
+    assert share_weights.run(graph, Sampled()) == 1
+    assert sorted(reads) == ["model.a.weight", "model.c.weight"]
+
+
+def test_share_weights_keeps_storage_formats_and_kept_weights_apart():
+    b = Start()
+    graph = b.end(b.linear(b.x, "a", WIDTH), b.linear(b.x, "c", WIDTH), b.linear(b.x, "d", WIDTH))
+    weights = graph.weights
+    for name in ("c", "d"):
+        weights[f"{name}.weight"].expr = weights["a.weight"].expr
+    weights["c.weight"].dtype = "bf16"
+    graph.kept.append("d.weight")
+    assert share_weights.run(graph) == 0
+    graph.kept.clear()
+    for name, group_size in (("a", 32), ("d", 64)):
+        weights[f"{name}.weight"].dtype, weights[f"{name}.weight"].group_size = "w4", group_size
+    assert share_weights.run(graph) == 0
+
+
+def test_share_weights_reads_no_expert_without_samples():
+    """They are most of a checkpoint: reading them to compare would cost as much as converting."""
+    b = Start()
+    graph = b.end(experts(b, *route(b)))
+
+    shapes = tensor_shapes(graph)
+    tables = {name: np.zeros(shape) for name, shape in shapes.items() if "experts" not in name}
+    assert share_weights.run(graph, Table(**tables)) == 1  # the embedding and the head
