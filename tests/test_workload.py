@@ -44,10 +44,23 @@ def test_fusion_changes_no_cost(model_type: str) -> None:
     for _, index in [pair for pair in ALL if pair[0] == model_type]:
         config = {"model_type": model_type, **CONFIGS[model_type][index]}
         plain, fused = workload(config, 0), workload(config, 3)
-        assert plain.row_macs == fused.row_macs
         assert plain.context_macs == fused.context_macs
         # swiglu pads gate and up to whole blocks of 16 rows.
-        assert plain.dense_macs <= fused.dense_macs <= 1.5 * plain.dense_macs
+        whole = plain.macs(1, 0, 1)
+        assert whole <= fused.macs(1, 0, 1) <= 1.5 * whole
+
+
+@pytest.mark.parametrize(("model_type", "index"), ALL)
+def test_the_last_layer_reads_a_prompt_with_its_attention_alone(
+    model_type: str, index: int
+) -> None:
+    config = {"model_type": model_type, **CONFIGS[model_type][index]}
+    last = workload(config, 3).macs(0, 0, 1) - workload(config, 1).macs(0, 0, 1)
+    layers = config["num_hidden_layers"]
+    assert isinstance(layers, int)
+    fewer = workload({**config, "num_hidden_layers": layers - 1}, 3)
+    whole = workload(config, 3).macs(1, 0, 1) - fewer.macs(1, 0, 1)
+    assert 0.2 * whole < last < whole
 
 
 def test_quantisation_shrinks_the_bytes_only() -> None:
@@ -91,11 +104,11 @@ def test_latent_attention_costs_what_its_two_forms_multiply() -> None:
     # The core makes rows whole from 39 new tokens on: 39 * (2 * 64 - 48) > 64 * 48.
     for tokens in (1, 38):
         pairs = tokens * (tokens + 1) / 2
-        wanted = tokens * dense + pairs * found.context_macs + found.row_macs
+        wanted = tokens * dense + pairs * found.context_macs + found.macs(0, 0, 1)
         assert found.prefill_macs([tokens], 512) == pytest.approx(wanted)
     for tokens in (39, 500):
         pairs = tokens * (tokens + 1) / 2
-        wanted = tokens * dense + pairs * found.whole_context_macs + found.row_macs
+        wanted = tokens * dense + pairs * found.whole_context_macs + found.macs(0, 0, 1)
         assert found.prefill_macs([tokens], 512) == pytest.approx(wanted)
 
 

@@ -17,6 +17,19 @@ SETTINGS = "w4, groups of 64, lm_head too; KV cache int8"
 KV_DTYPE = "int8"
 ARTIFACT_VERSION = 2
 """Of what `build` writes: models that are kept are built anew when this file changes."""
+PASSES = (
+    "drop_identities",
+    "share_weights",
+    "select_rows_early",
+    "fuse_swiglu",
+    "fuse_linears",
+    "fuse_gqa_attention",
+    "fuse_route",
+    "fuse_moe",
+    "fuse_add_norm",
+    "absorb_mla",
+)
+"""That its graph has been through; named here for the same reason."""
 
 
 def version(source: Path | None) -> str | None:

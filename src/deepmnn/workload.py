@@ -12,12 +12,16 @@ from deepmnn.quant.pack import weight_nbytes
 
 @dataclass(frozen=True)
 class Experts:
-    """One layer's routed experts: how many, how many a token uses, and the size of one."""
+    """One layer's routed experts: how many, how many a token uses, and the size of one.
+
+    wanted: only tokens whose logits are wanted use them.
+    """
 
     experts: int
     top_k: int
     nbytes: float
     macs: float
+    wanted: bool = False
 
     def touched(self, tokens: int) -> float:
         """Expected number of different experts that `tokens` tokens use, routed evenly."""
@@ -58,7 +62,8 @@ class Workload:
             if node.op == "embedding":
                 embedding += weight_nbytes(weights[0]) // weights[0].shape[0]
             elif node.op in ("moe", "expert_linear"):
-                experts.append(_experts(node, weights))
+                wanted = graph.values[node.outputs[0]].rows == ROWS
+                experts.append(replace(_experts(node, weights), wanted=wanted))
             else:
                 used = _decode_weights(node, weights)
                 nbytes += sum(map(weight_nbytes, used))
@@ -81,9 +86,13 @@ class Workload:
 
     def macs(self, tokens: int, context: float, rows: int) -> float:
         """Multiply-accumulates of `tokens` tokens that see `context` cached rows on average."""
-        routed = sum(layer.top_k * layer.macs for layer in self.experts)
-        per_token = self.dense_macs + routed + self.context_macs * context
-        return tokens * per_token + rows * self.row_macs
+        per_token, per_row = self.dense_macs + self.context_macs * context, float(self.row_macs)
+        for layer in self.experts:
+            if layer.wanted:
+                per_row += layer.top_k * layer.macs
+            else:
+                per_token += layer.top_k * layer.macs
+        return tokens * per_token + rows * per_row
 
     def prefill_macs(self, prompts: Sequence[int], step_tokens: int) -> float:
         """Multiply-accumulates of prompts of so many tokens, read side by side.
@@ -98,7 +107,7 @@ class Workload:
                 total += self._chunk_macs(count, history[index])
                 history[index] += count
                 budget -= count
-        return total + len(prompts) * self.row_macs
+        return total + self.macs(0, 0, len(prompts))
 
     def in_form(self, mla_form: str) -> Workload:
         """The same for an engine with one form of latent attention only.

@@ -143,7 +143,8 @@ def test_the_limit_is_the_slower_of_memory_and_arithmetic() -> None:
     body, head = layers * dense_weights(config), vocab * hidden
     attention = 2 * layers * hidden  # per token and cached row: q · k, then times v
 
-    macs = 512 * (body + attention * 256) + head
+    late = hidden * hidden + 3 * hidden * config["intermediate_size"]  # after the last attention
+    macs = 512 * (body - late + attention * 256) + late + head
     assert limit(costs, MACHINE, Case(512)) == pytest.approx(512 * 8e11 / macs, rel=1e-3)
 
     macs = 16 * (body + attention * 160 + head)

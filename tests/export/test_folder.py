@@ -271,6 +271,7 @@ def test_a_workload_that_is_none(folder: Path) -> None:
         {"experts": [layer | {"experts": 0}]},
         {"experts": [layer | {"top_k": 7}]},
         {"experts": [layer | {"nbytes": None}]},
+        {"experts": [layer | {"wanted": 1}]},
     ]
     for fields in bad:
         damaged_workload(folder, **fields)

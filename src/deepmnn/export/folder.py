@@ -118,9 +118,12 @@ class MnnFolder:
         fields = dict(self.manifest["workload"])
         try:
             experts = tuple(Experts(**layer) for layer in fields.pop("experts"))
-            numbers = [*fields.values(), *(n for layer in experts for n in astuple(layer))]
+            figures = [layer[:-1] for layer in map(astuple, experts)]
+            numbers = [*fields.values(), *(n for layer in figures for n in layer)]
             if not all(type(n) in (int, float) and 0 <= n < math.inf for n in numbers):
                 raise ValueError("a figure is no number, or negative")
+            if not all(type(layer.wanted) is bool for layer in experts):
+                raise ValueError("who uses a layer's experts is neither true nor false")
             if not all(0 < layer.top_k <= layer.experts for layer in experts):
                 raise ValueError("top_k is more than there are experts, or none")
             return Workload(**fields, experts=experts)

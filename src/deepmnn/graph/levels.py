@@ -2,7 +2,7 @@
 
 0  nothing: the model as its file writes it
 1  clean-ups and weight sharing
-2  + operator fusion
+2  + operator fusion, and no rows whose logits nobody wants
 3  + latent attention over the latents themselves (and memory reuse, see plan_memory)
 """
 
@@ -22,6 +22,7 @@ from deepmnn.graph.passes import (
     fuse_moe,
     fuse_route,
     fuse_swiglu,
+    select_rows_early,
     share_weights,
 )
 from deepmnn.graph.verify import verify
@@ -32,6 +33,7 @@ MAX_LEVEL = 3
 _PASSES: tuple[tuple[int, ModuleType], ...] = (
     (1, drop_identities),
     (1, share_weights),
+    (2, select_rows_early),  # before fuse_add_norm: the final norm follows its sum
     (2, fuse_swiglu),  # before fuse_linears: gate and up read the same value too
     (2, fuse_linears),
     (2, fuse_gqa_attention),

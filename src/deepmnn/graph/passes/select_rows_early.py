@@ -1,0 +1,97 @@
+"""Rows whose logits nobody wants are left out as soon as nothing else reads them.
+
+The last layer writes keys and values of every token of a prompt. What follows its attention works
+row by row, and all rows but the last are thrown away before the head.
+
+attention ─ linear ─┐                       attention ─ select_rows ─ linear ─┐
+                    add ─ select_rows   →                                     add
+x ──────────────────┘                       x ───────── select_rows ──────────┘
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from deepmnn.graph.ir import ROWS, TOKENS, Graph, Node, Value
+from deepmnn.graph.rewrite import rename_values
+from deepmnn.graph.signatures import SIGNATURES
+
+
+def run(graph: Graph) -> int:
+    """Returns the number of nodes that compute fewer rows."""
+    late = _late(graph)
+    if not late:
+        return 0
+    made = {value for node in graph.nodes if id(node) in late for value in node.outputs}
+    nodes: list[Node] = []
+    selected: dict[str, str] = {}
+    for node in graph.nodes:
+        if id(node) in late:
+            for value in node.inputs:
+                if value not in made | selected.keys():
+                    nodes.append(_select(graph, value))
+                    selected[value] = nodes[-1].outputs[0]
+            node.inputs = tuple(selected.get(value, value) for value in node.inputs)
+        if not _is_selection(graph, node) or node.inputs[0] not in made:
+            nodes.append(node)
+    gone = {id(node) for node in nodes}
+    dropped = [node for node in graph.nodes if id(node) not in gone]
+    graph.nodes = nodes
+    graph.values.update({name: _rows(graph.values[name], name) for name in made})
+    rename_values(graph, {node.outputs[0]: node.inputs[0] for node in dropped})
+    for node in dropped:
+        del graph.values[node.outputs[0]]
+    return len(late)
+
+
+def _late(graph: Graph) -> set[int]:
+    """ids of the nodes that work row by row and only towards a selection of rows.
+
+    Selections take floats, so a node that reads integers needs who made them.
+    """
+    consumers, producers = graph.consumers(), graph.producers()
+    barred: set[int] = set()
+    while True:
+        late: set[int] = set()
+        for node in reversed(graph.nodes):
+            if (
+                id(node) not in barred
+                and _by_row(graph, node)
+                and all(
+                    id(reader) in late or _is_selection(graph, reader)
+                    for value in node.outputs
+                    for reader in consumers[value]
+                )
+            ):
+                late.add(id(node))
+        wrong = {
+            id(node)
+            for node in graph.nodes
+            for value in node.inputs
+            if id(node) in late and graph.values[value].dtype == "i32"
+            if value not in producers or id(producers[value]) not in late
+        }
+        if not wrong:
+            return late
+        barred |= wrong
+
+
+def _by_row(graph: Graph, node: Node) -> bool:
+    values = [graph.values[name] for name in node.outputs]
+    return not SIGNATURES[node.op].rows and all(
+        value.rows == TOKENS and value.name not in graph.outputs for value in values
+    )
+
+
+def _is_selection(graph: Graph, node: Node) -> bool:
+    return node.op == "select_rows" and node.outputs[0] not in graph.outputs
+
+
+def _select(graph: Graph, value: str) -> Node:
+    name = f"{value}.select_rows"
+    graph.values[name] = _rows(graph.values[value], name)
+    return Node("select_rows", (value,), (name,), name=name)
+
+
+def _rows(value: Value, name: str) -> Value:
+    return replace(value, name=name, shape=(ROWS, *value.shape[1:]))
