@@ -36,15 +36,10 @@ inline void rms_norm_kernel(const float* x, const float* w, float eps, int64_t d
 inline void add_rms_norm_kernel(const float* a, const float* b, const float* w, float eps, int64_t d, float* total,
                                 float* y) {
   F32x16 squares = splat(0.0f);
-  int64_t i = 0;
-  for (; i + 16 <= d; i += 16) {
-    const F32x16 s = load(a + i) + load(b + i);
-    store(total + i, s);
-    squares = fma(s, s, squares);
-  }
-  if (i < d) {
-    const F32x16 s = load(a + i, d - i) + load(b + i, d - i);
-    store(total + i, s, d - i);
+  for (int64_t i = 0; i < d; i += 16) {
+    const int64_t n = d - i < 16 ? d - i : 16;
+    const F32x16 s = load(a + i, n) + load(b + i, n);
+    store(total + i, s, n);
     squares = fma(s, s, squares);
   }
   normalize(total, w, sum(squares), eps, d, y);

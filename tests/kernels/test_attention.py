@@ -142,7 +142,8 @@ INT8_SHAPES = pytest.mark.parametrize(
 @INT8_SHAPES
 def test_int8_cache(isa, rng, width, k_column, qk_dim, v_column, v_dim):
     """One head of a wider row, against what the codes of rows and queries stand for."""
-    for n_queries, n_keys in [(1, 70), (7, 130), (16, 33), (35, 65), (17, 129), (6, 257), (4, 1)]:
+    shapes = [(1, 70), (6, 64), (7, 130), (16, 33), (35, 65), (17, 129), (4, 1), (8, 128), (6, 257)]
+    for n_queries, n_keys in shapes:
         rows, value = int8_rows(rng.standard_normal((n_keys, width)).astype(np.float32))
         q = rng.standard_normal((n_queries, qk_dim)).astype(np.float32)
         limits = rng.integers(1, n_keys + 1, n_queries).astype(np.int32)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -118,8 +118,9 @@ class MnnFolder:
         fields = dict(self.manifest["workload"])
         try:
             experts = tuple(Experts(**layer) for layer in fields.pop("experts"))
-            figures = [layer[:-1] for layer in map(astuple, experts)]
-            numbers = [*fields.values(), *(n for layer in figures for n in layer)]
+            numbers = [*fields.values()]
+            for layer in experts:
+                numbers += [layer.experts, layer.top_k, layer.nbytes, layer.macs]
             if not all(type(n) in (int, float) and 0 <= n < math.inf for n in numbers):
                 raise ValueError("a figure is no number, or negative")
             if not all(type(layer.wanted) is bool for layer in experts):

@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from deepmnn.graph.ir import ROWS, TOKENS, Graph, Node, Value
-from deepmnn.graph.rewrite import rename_values
+from deepmnn.graph.rewrite import prune, rename_values
 from deepmnn.graph.signatures import SIGNATURES
 
 
@@ -28,19 +28,16 @@ def run(graph: Graph) -> int:
     for node in graph.nodes:
         if id(node) in late:
             for value in node.inputs:
-                if value not in made | selected.keys():
+                if value not in made and value not in selected:
                     nodes.append(_select(graph, value))
                     selected[value] = nodes[-1].outputs[0]
             node.inputs = tuple(selected.get(value, value) for value in node.inputs)
-        if not _is_selection(graph, node) or node.inputs[0] not in made:
-            nodes.append(node)
-    gone = {id(node) for node in nodes}
-    dropped = [node for node in graph.nodes if id(node) not in gone]
+        nodes.append(node)
     graph.nodes = nodes
     graph.values.update({name: _rows(graph.values[name], name) for name in made})
-    rename_values(graph, {node.outputs[0]: node.inputs[0] for node in dropped})
-    for node in dropped:
-        del graph.values[node.outputs[0]]
+    done = [node for node in nodes if _is_selection(graph, node) and node.inputs[0] in made]
+    rename_values(graph, {node.outputs[0]: node.inputs[0] for node in done})
+    prune(graph)
     return len(late)
 
 
@@ -50,30 +47,22 @@ def _late(graph: Graph) -> set[int]:
     Selections take floats, so a node that reads integers needs who made them.
     """
     consumers, producers = graph.consumers(), graph.producers()
-    barred: set[int] = set()
-    while True:
-        late: set[int] = set()
-        for node in reversed(graph.nodes):
-            if (
-                id(node) not in barred
-                and _by_row(graph, node)
-                and all(
-                    id(reader) in late or _is_selection(graph, reader)
-                    for value in node.outputs
-                    for reader in consumers[value]
-                )
-            ):
-                late.add(id(node))
-        wrong = {
-            id(node)
-            for node in graph.nodes
-            for value in node.inputs
-            if id(node) in late and graph.values[value].dtype == "i32"
-            if value not in producers or id(producers[value]) not in late
-        }
-        if not wrong:
-            return late
-        barred |= wrong
+    late = {id(node) for node in graph.nodes if _by_row(graph, node)}
+
+    def belongs(node: Node) -> bool:
+        readers = [reader for value in node.outputs for reader in consumers[value]]
+        integers = [value for value in node.inputs if graph.values[value].dtype == "i32"]
+        makers = [producers.get(value) for value in integers]
+        wanted = all(id(reader) in late or _is_selection(graph, reader) for reader in readers)
+        return wanted and all(id(maker) in late for maker in makers)
+
+    size = -1
+    while size != len(late):
+        size = len(late)
+        for node in reversed(graph.nodes):  # readers first: one sweep does for all but integers
+            if id(node) in late and not belongs(node):
+                late.remove(id(node))
+    return late
 
 
 def _by_row(graph: Graph, node: Node) -> bool:
