@@ -30,8 +30,8 @@ from bench.variants import (
 from rich.console import Console
 
 from deepmnn import models
-from deepmnn.artifact import Artifact
-from deepmnn.convert import MEMORY_REUSE_LEVEL, convert
+from deepmnn.artifact.reader import Artifact
+from deepmnn.conversion.convert import MEMORY_REUSE_LEVEL, convert
 from deepmnn.errors import DeepmnnError
 from deepmnn.graph.levels import MAX_LEVEL, optimize
 from deepmnn.graph.passes.memory_plan import plan_memory

@@ -126,8 +126,8 @@ def export_theirs(
 
 def export_ours(checkpoint: Path, out: Path, bits: int) -> None:
     """Converts and exports as `deepmnn convert` and `deepmnn export` do."""
-    from deepmnn.convert import convert
-    from deepmnn.export import export
+    from deepmnn.conversion.convert import convert
+    from deepmnn.exporters import export
 
     convert(checkpoint, out / "artifact", quant=f"w{bits}")
     export(out / "artifact", out / "model")

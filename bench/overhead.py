@@ -27,14 +27,14 @@ import numpy as np
 import typer
 
 import deepmnn
-from deepmnn.backends.cpu_model import CpuBackend
-from deepmnn.bundled import bundled_model
+from deepmnn.backends.cpu.backend import CpuBackend
+from deepmnn.conversion.bundled import bundled_model
 from deepmnn.engine import engine as engine_module
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.kv_cache import BlockManager
 from deepmnn.engine.sampler import Sampler
 from deepmnn.engine.scheduler import Scheduler
-from deepmnn.engine.text import TextStream
+from deepmnn.text.stream import TextStream
 
 PROMPT_TOKENS, WARM_UP = 32, 8
 BATCHES = [1, 4, 16]

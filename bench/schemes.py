@@ -31,10 +31,10 @@ from bench.variants import (
 from rich.console import Console
 
 import deepmnn
-from deepmnn.bundled import CHECKPOINT, HELD_OUT
-from deepmnn.convert import convert
+from deepmnn.conversion.bundled import CHECKPOINT, HELD_OUT
+from deepmnn.conversion.convert import convert
 from deepmnn.errors import DeepmnnError
-from deepmnn.evaluate import Problem, evaluate, read_problems
+from deepmnn.measure.evaluate import Problem, evaluate, read_problems
 
 SCHEMES = ("fp32", "bf16", "w8", "w4")
 NOTES = """

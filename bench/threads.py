@@ -23,9 +23,9 @@ import typer
 
 import deepmnn
 from deepmnn import _core
-from deepmnn.backends.cpu_model import CpuBackend
-from deepmnn.benchmark import time_run
-from deepmnn.bundled import bundled_model
+from deepmnn.backends.cpu.backend import CpuBackend
+from deepmnn.conversion.bundled import bundled_model
+from deepmnn.measure.benchmark import time_run
 
 LENGTHS = (509, 511, 512, 513, 521)
 """Prompts around a round number; 509 and 521 are primes."""

@@ -297,7 +297,7 @@ def test_malformed_generation_config(artifact: Path, tmp_path: Path, text: str) 
 
 
 def read_generation_config(artifact: Path, tmp_path: Path, text: str) -> Any:
-    from deepmnn.generation_config import GenerationConfig
+    from deepmnn.text.generation_config import GenerationConfig
 
     shutil.copy(artifact / "config.json", tmp_path)
     (tmp_path / "generation_config.json").write_text(text)

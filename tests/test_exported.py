@@ -7,12 +7,12 @@ import pytest
 
 import deepmnn
 from deepmnn import SamplingParams
-from deepmnn.artifact import Artifact
+from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.mnn.backend import MnnBackend, MnnOptions
 from deepmnn.errors import ArtifactError, MissingDependencyError, RequestError, StorageError
-from deepmnn.export import export
-from deepmnn.export.cached import exported_model
-from deepmnn.export.folder import MnnFolder
+from deepmnn.exporters import export
+from deepmnn.exporters.mnn.cached import exported_model
+from deepmnn.exporters.mnn.folder import MnnFolder
 from parity import relative_error
 from tiny_artifact import tiny_artifact
 

@@ -19,12 +19,14 @@ def test_all_names_exist_and_are_what_they_say() -> None:
         deepmnn.nothing  # noqa: B018
 
 
-def test_convert_stays_a_function_when_its_module_is_imported() -> None:
+def test_functions_stay_functions_when_every_room_is_imported() -> None:
     code = """
-import deepmnn.convert
-from deepmnn.convert import ConvertReport
-import deepmnn, inspect
-assert inspect.isfunction(deepmnn.convert), deepmnn.convert
+import pkgutil, inspect, importlib, deepmnn
+for module in pkgutil.iter_modules(deepmnn.__path__, "deepmnn."):
+    if not module.name.endswith(("__main__", "_core")):
+        importlib.import_module(module.name)
+for name in ("convert", "export", "load"):
+    assert inspect.isfunction(getattr(deepmnn, name)), name
 from deepmnn import convert
 assert convert is deepmnn.convert
 """
@@ -37,7 +39,7 @@ import sys, deepmnn
 heavy = {"torch", "transformers", "numpy", "tokenizers", "jinja2", "rich", "typer"}
 heavy &= set(sys.modules)
 assert not heavy, heavy
-import deepmnn.api, deepmnn.convert, deepmnn.cli
+import deepmnn.api, deepmnn.conversion.convert, deepmnn.cli
 assert not {"torch", "transformers"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from byte_tokenizer import write_tokenizer
-from deepmnn.convert import convert
+from deepmnn.conversion.convert import convert
 
 CONFIG: dict[str, Any] = {
     "model_type": "deepseek_v3",

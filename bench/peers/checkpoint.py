@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from deepmnn.checkpoint.random import RandomSource
+    from deepmnn.source.random import RandomSource
 
 NEEDS = ""
 
@@ -19,10 +19,10 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 def build(config: Path, out: Path, needed: Path | None, source: Path | None) -> str:
     from deepmnn import models
-    from deepmnn.bundled import CHECKPOINT
-    from deepmnn.checkpoint.json_file import read_object
-    from deepmnn.checkpoint.random import RandomSource, tensor_shapes
+    from deepmnn.conversion.bundled import CHECKPOINT
     from deepmnn.errors import CheckpointError
+    from deepmnn.source.json_file import read_object
+    from deepmnn.source.random import RandomSource, tensor_shapes
 
     shapes = tensor_shapes(models.build(read_object(config, CheckpointError)))
     write_safetensors(out / "model.safetensors", shapes, RandomSource(shapes))

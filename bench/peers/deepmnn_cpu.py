@@ -35,10 +35,10 @@ PASSES = (
 def version(source: Path | None) -> str | None:
     try:
         import deepmnn.api
-        import deepmnn.backends.cpu_model
-        import deepmnn.chat_template
-        import deepmnn.export.folder
-        import deepmnn.tokenizer  # load imports them when they are needed first
+        import deepmnn.backends.cpu.backend
+        import deepmnn.exporters.mnn.folder
+        import deepmnn.text.chat_template
+        import deepmnn.text.tokenizer  # load imports them when they are needed first
     except ImportError:
         return None
     made = commit(Path(__file__).parent)
@@ -54,7 +54,7 @@ def refuses(config: Config) -> str:
 
 
 def build(config: Path, out: Path, needed: Path | None, source: Path | None) -> str:
-    from deepmnn.convert import convert
+    from deepmnn.conversion.convert import convert
 
     convert(config, out / "model", quant="w4", group_size=64, random_weights=True)
     return "model"

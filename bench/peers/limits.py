@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from bench.peers.engine import Case
 
 if TYPE_CHECKING:
-    from deepmnn.workload import Workload
+    from deepmnn.graph.workload import Workload
 
 KV_NBYTES = 2
 """Bytes of a cached number that the limit allows for: 16 bits, most engines' choice."""
@@ -61,8 +61,8 @@ class Costs:
         """From the graph that deepmnn makes of a config.json."""
         from deepmnn import models
         from deepmnn.graph.levels import optimize
+        from deepmnn.graph.workload import Workload
         from deepmnn.quant import recipes
-        from deepmnn.workload import Workload
 
         graph, _ = optimize(models.build(dict(config)), 3, None)
         recipes.apply(graph, "w4")

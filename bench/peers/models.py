@@ -13,8 +13,8 @@ from typing import Any
 from bench.peers.child import ROOT, ChildError, Peer, call
 from bench.peers.engine import builder, engine, source_of
 
-from deepmnn.checkpoint.json_file import read_object
 from deepmnn.errors import ConfigError, RequestError
+from deepmnn.source.json_file import read_object
 
 CONFIGS = ROOT / "bench" / "configs"
 STAMP = "peers.json"

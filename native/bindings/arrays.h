@@ -81,7 +81,7 @@ class NewArray {
 };
 
 // The storage format called `name`, its group size checked: "vector", "f32", "bf16", "w8", "w4".
-DType parse_dtype(const std::string& name, int64_t group_size);
+Format parse_format(const std::string& name, int64_t group_size);
 
 // The shape of a stored weight; throws Error("request") when its size in bytes could not be counted.
 Weight weight_shape(const std::string& dtype, int64_t rows, int64_t cols, int64_t group_size);

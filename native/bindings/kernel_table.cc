@@ -96,7 +96,7 @@ F32 linear(const Array& x, const Array& packed, const std::string& dtype, int64_
   LinearTask task;
   task.weight = weight_shape(dtype, rows, cols, group_size);
   task.weight.data =
-      vector<uint8_t>(packed, "packed", packed_nbytes(task.weight.dtype, rows, cols, task.weight.group_size));
+      vector<uint8_t>(packed, "packed", packed_nbytes(task.weight.format, rows, cols, task.weight.group_size));
   task.epilogue = parse_epilogue(epilogue);
   const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows / (task.epilogue == Epilogue::swiglu ? 2 : 1);
   if (input.cols != cols || out_cols > initial.cols || begin < 0 || begin > end || end > blocks) {
@@ -133,7 +133,7 @@ F32 linear(const Array& x, const Array& packed, const std::string& dtype, int64_
 F32 decode_row(const Array& packed, const std::string& dtype, int64_t rows, int64_t cols, int64_t group_size,
                int64_t row, const std::string& isa) {
   Weight weight = weight_shape(dtype, rows, cols, group_size);
-  weight.data = vector<uint8_t>(packed, "packed", packed_nbytes(weight.dtype, rows, cols, weight.group_size));
+  weight.data = vector<uint8_t>(packed, "packed", packed_nbytes(weight.format, rows, cols, weight.group_size));
   if (row < 0 || row >= rows) throw Error("request", "row " + std::to_string(row) + "; expected a row of the weight");
   NewArray<float> out({cols});
   table(isa).decode_row(weight, row, out.data());

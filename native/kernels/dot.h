@@ -210,13 +210,13 @@ DEEPMNN_INLINE void dot_panels(const uint8_t* w, int64_t cols, const Row* rows, 
 }
 
 // Dot products of the blocks at w with `rows`, in any layout; integers take one block.
-template <DType kDType, int kBlocks, int kRows>
+template <Format kFormat, int kBlocks, int kRows>
 DEEPMNN_INLINE void dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, const Row* rows,
                         Tile<kBlocks, kRows>& out) {
-  if constexpr (kDType == DType::f32) dot_f32(w, block_bytes, weight, rows, out);
-  if constexpr (kDType == DType::bf16) dot_bf16(w, block_bytes, weight, rows, out);
-  if constexpr (kDType == DType::w8) dot_panels<StepW8, kPanelCols>(w, weight.cols, rows, out);
-  if constexpr (kDType == DType::w4) {
+  if constexpr (kFormat == Format::f32) dot_f32(w, block_bytes, weight, rows, out);
+  if constexpr (kFormat == Format::bf16) dot_bf16(w, block_bytes, weight, rows, out);
+  if constexpr (kFormat == Format::w8) dot_panels<StepW8, kPanelCols>(w, weight.cols, rows, out);
+  if constexpr (kFormat == Format::w4) {
     switch (weight.group_size) {
       case 32:
         return dot_panels<StepW4, 32>(w, weight.cols, rows, out);

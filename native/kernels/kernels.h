@@ -9,7 +9,7 @@
 
 namespace deepmnn {
 
-enum class DType : uint32_t { vector = 0, f32 = 1, bf16 = 2, w8 = 3, w4 = 4 };
+enum class Format : uint32_t { vector = 0, f32 = 1, bf16 = 2, w8 = 3, w4 = 4 };
 
 constexpr int kBlockRows = 16;             // output rows per block of a packed matrix
 constexpr int64_t kLinearPanelRows = 256;  // input rows that an integer linear walks together, in panels of columns
@@ -21,19 +21,19 @@ struct Weight {
   int64_t rows = 0;
   int64_t cols = 0;
   int32_t group_size = 0;
-  DType dtype = DType::f32;
+  Format format = Format::f32;
 };
 
-// Whether a weight of this dtype may have this group size, and those that it may have in words.
-bool allows_group_size(DType dtype, int64_t group_size);
-const char* allowed_group_sizes(DType dtype);
+// Whether a weight of this format may have this group size, and those that it may have in words.
+bool allows_group_size(Format format, int64_t group_size);
+const char* allowed_group_sizes(Format format);
 
 // Columns of a w8 or w4 matrix that have codes: whole groups, of w8 whole parts of kPartCols.
-int64_t stored_cols(DType dtype, int64_t cols, int32_t group_size);
+int64_t stored_cols(Format format, int64_t cols, int32_t group_size);
 
 // Bytes of one block of 16 rows, and of the whole matrix padded to 64.
-int64_t block_nbytes(DType dtype, int64_t cols, int32_t group_size);
-int64_t packed_nbytes(DType dtype, int64_t rows, int64_t cols, int32_t group_size);
+int64_t block_nbytes(Format format, int64_t cols, int32_t group_size);
+int64_t packed_nbytes(Format format, int64_t rows, int64_t cols, int32_t group_size);
 
 constexpr int64_t kPanelCols = 256;  // columns of a quantised matrix, or row, that share a scale (docs/layouts.md)
 constexpr int64_t kPartCols = 32;    // the smallest group of a w4 matrix

@@ -8,34 +8,34 @@
 
 namespace deepmnn::DEEPMNN_NS {
 
-template <DType kDType>
-constexpr bool kQuantized = kDType == DType::w8 || kDType == DType::w4;
+template <Format kFormat>
+constexpr bool kQuantized = kFormat == Format::w8 || kFormat == Format::w4;
 
 // Output blocks of a tile of `rows` input rows. Floats need several blocks to hide the latency of an addition. Integers
 // keep sums in two parts instead, and one block is read as one stream, which memory likes best; with more rows every
 // activation must serve several blocks, or loading them is what takes the time: that is what panels are for.
-template <DType kDType>
+template <Format kFormat>
 constexpr int tile_blocks(int64_t rows) {
-  return kQuantized<kDType> ? 1 : rows == 1 ? 4 : kTileBlocks;
+  return kQuantized<kFormat> ? 1 : rows == 1 ? 4 : kTileBlocks;
 }
-template <DType kDType>
-constexpr int kMostRows = kQuantized<kDType> ? kStreamRows : kTileRows;
+template <Format kFormat>
+constexpr int kMostRows = kQuantized<kFormat> ? kStreamRows : kTileRows;
 
-template <DType kDType>
+template <Format kFormat>
 struct StepOf;
 template <>
-struct StepOf<DType::w4> {
+struct StepOf<Format::w4> {
   using Type = StepW4;
 };
 template <>
-struct StepOf<DType::w8> {
+struct StepOf<Format::w8> {
   using Type = StepW8;
 };
 
-template <DType kDType>
+template <Format kFormat>
 DEEPMNN_INLINE Row input_row(const LinearTask& task, int64_t i) {
   const Rows& rows = task.rows;
-  if constexpr (!kQuantized<kDType>) {
+  if constexpr (!kQuantized<kFormat>) {
     return {rows.x + (rows.index ? rows.index[i] : i) * rows.stride, {}};
   } else {
     return {nullptr, rows.quantized.from(i)};
@@ -55,13 +55,13 @@ DEEPMNN_INLINE void write(const LinearTask& task, int64_t block, int64_t i, F32x
 }
 
 // Output blocks [block, block + kBlocks) of input rows [i, i + kRows).
-template <DType kDType, int kBlocks, int kRows>
+template <Format kFormat, int kBlocks, int kRows>
 void plain_tile(const LinearTask& task, int64_t block, int64_t i) {
-  const int64_t block_bytes = block_nbytes(kDType, task.weight.cols, task.weight.group_size);
+  const int64_t block_bytes = block_nbytes(kFormat, task.weight.cols, task.weight.group_size);
   Row rows[kRows];
-  for (int r = 0; r < kRows; ++r) rows[r] = input_row<kDType>(task, i + r);
+  for (int r = 0; r < kRows; ++r) rows[r] = input_row<kFormat>(task, i + r);
   Tile<kBlocks, kRows> out;
-  dot<kDType>(task.weight.data + block * block_bytes, block_bytes, task.weight, rows, out);
+  dot<kFormat>(task.weight.data + block * block_bytes, block_bytes, task.weight, rows, out);
   DEEPMNN_UNROLL
   for (int b = 0; b < kBlocks; ++b) {
     DEEPMNN_UNROLL
@@ -70,20 +70,20 @@ void plain_tile(const LinearTask& task, int64_t block, int64_t i) {
 }
 
 // Output block `block` of input rows [i, i + kRows): weight block 2 * block is its gate, the next one its up.
-template <DType kDType, int kRows>
+template <Format kFormat, int kRows>
 void swiglu_tile(const LinearTask& task, int64_t block, int64_t i) {
-  const int64_t block_bytes = block_nbytes(kDType, task.weight.cols, task.weight.group_size);
+  const int64_t block_bytes = block_nbytes(kFormat, task.weight.cols, task.weight.group_size);
   const uint8_t* w = task.weight.data + 2 * block * block_bytes;
   Row rows[kRows];
-  for (int r = 0; r < kRows; ++r) rows[r] = input_row<kDType>(task, i + r);
+  for (int r = 0; r < kRows; ++r) rows[r] = input_row<kFormat>(task, i + r);
   Tile<2, kRows> out;
-  if constexpr (tile_blocks<kDType>(kRows) > 1) {
-    dot<kDType>(w, block_bytes, task.weight, rows, out);
+  if constexpr (tile_blocks<kFormat>(kRows) > 1) {
+    dot<kFormat>(w, block_bytes, task.weight, rows, out);
   } else {
     Tile<1, kRows> half;
     DEEPMNN_UNROLL
     for (int b = 0; b < 2; ++b) {
-      dot<kDType>(w + b * block_bytes, block_bytes, task.weight, rows, half);
+      dot<kFormat>(w + b * block_bytes, block_bytes, task.weight, rows, half);
       DEEPMNN_UNROLL
       for (int r = 0; r < kRows; ++r) out.v[b][r] = half.v[0][r];
     }
@@ -93,13 +93,13 @@ void swiglu_tile(const LinearTask& task, int64_t block, int64_t i) {
 }
 
 // The tile of n_rows (1 .. kMostRows) rows and n_blocks blocks: 1 or tile_blocks.
-template <DType kDType>
+template <Format kFormat>
 void run_tile(const LinearTask& task, int64_t block, int64_t n_blocks, int64_t i, int64_t n_rows) {
-  with_count<1, kMostRows<kDType>>(n_rows, [&](auto count) {
+  with_count<1, kMostRows<kFormat>>(n_rows, [&](auto count) {
     constexpr int kRows = count.value;
-    if (task.epilogue == Epilogue::swiglu) return swiglu_tile<kDType, kRows>(task, block, i);
-    if (n_blocks == 1) return plain_tile<kDType, 1, kRows>(task, block, i);
-    plain_tile<kDType, tile_blocks<kDType>(kRows), kRows>(task, block, i);
+    if (task.epilogue == Epilogue::swiglu) return swiglu_tile<kFormat, kRows>(task, block, i);
+    if (n_blocks == 1) return plain_tile<kFormat, 1, kRows>(task, block, i);
+    plain_tile<kFormat, tile_blocks<kFormat>(kRows), kRows>(task, block, i);
   });
 }
 
@@ -151,10 +151,10 @@ void panel_rows(const LinearTask& task, int64_t block, int64_t block_bytes, int6
   write_rows<kBlocks>(task, block, first, n, [&](int64_t i, int b) { return load(sums.v[i][b]); });
 }
 
-template <class Step, DType kDType>
+template <class Step, Format kFormat>
 void panel_blocks(const LinearTask& task, int64_t begin, int64_t end) {
   const int64_t per = task.epilogue == Epilogue::swiglu ? 2 : 1;
-  const int64_t block_bytes = block_nbytes(kDType, task.weight.cols, task.weight.group_size);
+  const int64_t block_bytes = block_nbytes(kFormat, task.weight.cols, task.weight.group_size);
   for (int64_t first = 0; first < task.rows.n; first += kLinearPanelRows) {
     const int64_t left = task.rows.n - first, n = left < kLinearPanelRows ? left : kLinearPanelRows;
     for (int64_t block = begin; block < end;) {
@@ -174,37 +174,37 @@ void panel_blocks(const LinearTask& task, int64_t begin, int64_t end) {
 }
 
 // Blocks outside, rows inside: a tile's weights stay in cache while all the rows pass.
-template <DType kDType>
+template <Format kFormat>
 void linear_blocks(const LinearTask& task, int64_t begin, int64_t end) {
   const int64_t n = task.rows.n;
   if (n == 0) return;
-  if constexpr (kQuantized<kDType>) {
-    using Step = typename StepOf<kDType>::Type;
-    if (n > kStreamRows) return panel_blocks<Step, kDType>(task, begin, end);
+  if constexpr (kQuantized<kFormat>) {
+    using Step = typename StepOf<kFormat>::Type;
+    if (n > kStreamRows) return panel_blocks<Step, kFormat>(task, begin, end);
   }
-  const EvenTiles<kMostRows<kDType>> tiles(n);
-  const int64_t all = tile_blocks<kDType>(tiles.size(0));
+  const EvenTiles<kMostRows<kFormat>> tiles(n);
+  const int64_t all = tile_blocks<kFormat>(tiles.size(0));
   const int64_t most = task.epilogue == Epilogue::swiglu ? 1 : all;
   for (int64_t block = begin; block < end;) {
     const int64_t n_blocks = end - block >= most ? most : 1;
     for (int64_t tile = 0; tile < tiles.count; ++tile) {
-      run_tile<kDType>(task, block, n_blocks, tiles.first(tile), tiles.size(tile));
+      run_tile<kFormat>(task, block, n_blocks, tiles.first(tile), tiles.size(tile));
     }
     block += n_blocks;
   }
 }
 
 inline void linear_kernel(const LinearTask& task, int64_t begin, int64_t end) {
-  switch (task.weight.dtype) {
-    case DType::f32:
-      return linear_blocks<DType::f32>(task, begin, end);
-    case DType::bf16:
-      return linear_blocks<DType::bf16>(task, begin, end);
-    case DType::w8:
-      return linear_blocks<DType::w8>(task, begin, end);
-    case DType::w4:
-      return linear_blocks<DType::w4>(task, begin, end);
-    case DType::vector:
+  switch (task.weight.format) {
+    case Format::f32:
+      return linear_blocks<Format::f32>(task, begin, end);
+    case Format::bf16:
+      return linear_blocks<Format::bf16>(task, begin, end);
+    case Format::w8:
+      return linear_blocks<Format::w8>(task, begin, end);
+    case Format::w4:
+      return linear_blocks<Format::w4>(task, begin, end);
+    case Format::vector:
       return;  // not a matrix
   }
 }

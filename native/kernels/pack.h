@@ -18,7 +18,7 @@ struct Columns {
 
 // Columns of the panel that begins at `col`, with padding.
 DEEPMNN_INLINE int64_t padded_panel(const Weight& shape, int64_t col) {
-  const int64_t left = stored_cols(shape.dtype, shape.cols, shape.group_size) - col;
+  const int64_t left = stored_cols(shape.format, shape.cols, shape.group_size) - col;
   return left < kPanelCols ? left : kPanelCols;
 }
 
@@ -170,7 +170,7 @@ DEEPMNN_INLINE void pack_floats(const float* w, const Weight& shape, int64_t row
   for (int64_t col = 0; col < shape.cols; col += kPanelCols) {
     const int64_t n = shape.cols - col < kPanelCols ? shape.cols - col : kPanelCols;
     gather_columns(w, shape, row, col, kPanelCols, columns);
-    if (shape.dtype == DType::f32) {
+    if (shape.format == Format::f32) {
       __builtin_memcpy(out, columns.v, static_cast<uint64_t>(n) * 64);
       out += n * 64;
       continue;
@@ -189,10 +189,10 @@ DEEPMNN_INLINE void pack_floats(const float* w, const Weight& shape, int64_t row
 }
 
 inline void quantize_pack_kernel(const float* w, const Weight& shape, int64_t begin, int64_t end, uint8_t* out) {
-  const int64_t block_bytes = block_nbytes(shape.dtype, shape.cols, shape.group_size);
+  const int64_t block_bytes = block_nbytes(shape.format, shape.cols, shape.group_size);
   for (int64_t block = begin; block < end; ++block) {
     uint8_t* at = out + block * block_bytes;
-    if (shape.dtype == DType::f32 || shape.dtype == DType::bf16) {
+    if (shape.format == Format::f32 || shape.format == Format::bf16) {
       pack_floats(w, shape, block * kBlockRows, at);
       continue;
     }
@@ -201,8 +201,8 @@ inline void quantize_pack_kernel(const float* w, const Weight& shape, int64_t be
     for (int64_t col = 0; col < shape.cols; col += kPanelCols) {
       const int64_t cols = padded_panel(shape, col);
       gather_columns(w, shape, row, col, cols, columns);
-      at = shape.dtype == DType::w4 ? pack_panel_w4(columns, cols, rows, shape.group_size, at)
-                                    : pack_panel_w8(columns, cols, rows, at);
+      at = shape.format == Format::w4 ? pack_panel_w4(columns, cols, rows, shape.group_size, at)
+                                      : pack_panel_w8(columns, cols, rows, at);
     }
   }
 }
@@ -210,7 +210,7 @@ inline void quantize_pack_kernel(const float* w, const Weight& shape, int64_t be
 // Row `lane` of a panel at w: the n columns that exist.
 DEEPMNN_INLINE void decode_panel(const uint8_t* w, const Weight& shape, int64_t cols, int64_t lane, int64_t n,
                                  float* y) {
-  const bool w4 = shape.dtype == DType::w4;
+  const bool w4 = shape.format == Format::w4;
   const uint8_t* const multipliers = w + cols * (w4 ? 8 : 16);
   float scales[16];
   store(scales, load_f16(multipliers + (w4 ? cols / shape.group_size * 16 : 0)));
@@ -229,18 +229,18 @@ DEEPMNN_INLINE void decode_panel(const uint8_t* w, const Weight& shape, int64_t 
 
 inline void decode_row_kernel(const Weight& weight, int64_t row, float* y) {
   const int64_t lane = row % kBlockRows;
-  const uint8_t* w = weight.data + row / kBlockRows * block_nbytes(weight.dtype, weight.cols, weight.group_size);
-  if (weight.dtype == DType::w8 || weight.dtype == DType::w4) {
+  const uint8_t* w = weight.data + row / kBlockRows * block_nbytes(weight.format, weight.cols, weight.group_size);
+  if (weight.format == Format::w8 || weight.format == Format::w4) {
     for (int64_t col = 0; col < weight.cols; col += kPanelCols) {
       const int64_t left = weight.cols - col, cols = padded_panel(weight, col);
       decode_panel(w, weight, cols, lane, left < kPanelCols ? left : kPanelCols, y + col);
-      w += block_nbytes(weight.dtype, cols, weight.group_size);
+      w += block_nbytes(weight.format, cols, weight.group_size);
     }
     return;
   }
   for (int64_t k = 0; k < weight.cols; ++k) {
     uint32_t value = 0;
-    if (weight.dtype == DType::bf16) {
+    if (weight.format == Format::bf16) {
       uint16_t half;
       __builtin_memcpy(&half, w + k / 2 * 64 + 4 * lane + 2 * (k % 2), sizeof(half));
       value = uint32_t{half} << 16;

@@ -226,7 +226,7 @@ void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, Quan
                Sums<kBlocks>& sums) {
   __builtin_memset(sums.v, 0, static_cast<uint64_t>(n) * sizeof(sums.v[0]));
   Panel<kBlocks> panel;
-  const int64_t all = stored_cols(weight.dtype, weight.cols, weight.group_size);
+  const int64_t all = stored_cols(weight.format, weight.cols, weight.group_size);
   const int group_shift = __builtin_ctz(static_cast<uint32_t>(weight.group_size));
   const uint8_t* const other = w + kBlocks * block_bytes;  // the blocks after these
   const EvenTiles<kPanelTileRows> tiles(n);

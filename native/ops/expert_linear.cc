@@ -21,7 +21,7 @@ class ExpertLinear : public Op {
     y_ = spec.output(0, x_.dim, top_k_ * first.rows);
     for (size_t i = 0; i < spec.weights(); ++i) {
       weights_.push_back(spec.matrix(i, first.rows, first.cols));
-      any_quantized_ = any_quantized_ || is_quantized(weights_.back().dtype);
+      any_quantized_ = any_quantized_ || is_quantized(weights_.back().format);
     }
   }
 

@@ -26,13 +26,14 @@ int64_t blocks_of(const LinearTask& task) { return ceil_div(task.out_cols, kBloc
 // Weight bytes behind one output block.
 int64_t block_weight_nbytes(const LinearTask& task) {
   const Weight& weight = task.weight;
-  return block_nbytes(weight.dtype, weight.cols, weight.group_size) * (task.epilogue == Epilogue::swiglu ? 2 : 1);
+  return block_nbytes(weight.format, weight.cols, weight.group_size) * (task.epilogue == Epilogue::swiglu ? 2 : 1);
 }
 
 int64_t row_tile(const LinearTask& task) {
   // Integer rows are walked in panels of columns: how long they are does not matter.
-  const int64_t most = is_quantized(task.weight.dtype) ? kLinearPanelRows
-                                                       : std::max(kMinRowTile, kRowTileNbytes / (task.weight.cols * 4));
+  const int64_t most = is_quantized(task.weight.format)
+                           ? kLinearPanelRows
+                           : std::max(kMinRowTile, kRowTileNbytes / (task.weight.cols * 4));
   const int64_t even = ceil_div(task.rows.n, ceil_div(task.rows.n, most));
   return ceil_div(even, 4) * 4;
 }

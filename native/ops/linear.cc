@@ -73,7 +73,7 @@ class Linear : public Op {
   LinearTask task(Step& step, const Piece& piece, const Rows& rows) const {
     LinearTask task;
     task.weight = weight_;
-    task.weight.data += piece.begin / kBlockRows * block_nbytes(weight_.dtype, weight_.cols, weight_.group_size);
+    task.weight.data += piece.begin / kBlockRows * block_nbytes(weight_.format, weight_.cols, weight_.group_size);
     task.weight.rows = piece.end - piece.begin;
     task.rows = rows;
     task.out_cols = piece.end - piece.begin;

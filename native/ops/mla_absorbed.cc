@@ -38,7 +38,7 @@ struct PerHead {
 void run_per_head(Step& step, int64_t heads, const PerHead& p) {
   LinearTask* tasks = step.scratch.take<LinearTask>(heads);
   QuantizedRows quantized;  // [heads, n]
-  if (is_quantized(p.weight.dtype)) {
+  if (is_quantized(p.weight.format)) {
     quantized = take_quantized(step, heads * p.n, p.weight.cols);
     for_rows(step, heads * p.n, p.weight.cols, [&](int64_t row, int) {
       const int64_t head = row / p.n, i = row % p.n;
@@ -53,7 +53,7 @@ void run_per_head(Step& step, int64_t heads, const PerHead& p) {
     task.rows.x = p.x + head * p.x_width;
     task.rows.stride = heads * p.x_width;
     task.rows.index = p.tokens;
-    if (is_quantized(p.weight.dtype)) task.rows.quantized = quantized.from(head * p.n);
+    if (is_quantized(p.weight.format)) task.rows.quantized = quantized.from(head * p.n);
     task.y = p.y + head * p.y_width;
     task.y_stride = heads * p.y_width;
     task.out_cols = p.out;

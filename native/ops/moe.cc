@@ -30,7 +30,7 @@ class Moe : public Op {
       gate_up_.push_back(spec.matrix(i, gate_up_rows, x_.width));
       down_.push_back(spec.matrix(i + 1, x_.width, size_));
     }
-    const auto quantized = [](const Weight& w) { return is_quantized(w.dtype); };
+    const auto quantized = [](const Weight& w) { return is_quantized(w.format); };
     any_gate_up_quantized_ = std::any_of(gate_up_.begin(), gate_up_.end(), quantized);
     any_down_quantized_ = std::any_of(down_.begin(), down_.end(), quantized);
     down_quantized_ = std::all_of(down_.begin(), down_.end(), quantized);

@@ -61,15 +61,15 @@ bool OpSpec::read_quantized(size_t index) const {
   const bool only = std::count_if(begin, end, [&](const Instruction& one) { return reads(one.inputs); }) == 1;
   if (!only || next == end || reads(program_.outputs) || !reads(next->inputs)) return false;
   if ((next->op != "linear" && next->op != "swiglu") || next->weights.empty()) return false;
-  return is_quantized(program_.weights[next->weights[0]].dtype);
+  return is_quantized(program_.weights[next->weights[0]].format);
 }
 
 const WeightInfo& OpSpec::weight_info(size_t index) const { return program_.weights[instruction_.weights[index]]; }
 
 const float* OpSpec::vector(size_t index, int64_t length) const {
   const WeightInfo& info = weight_info(index);
-  require(info.dtype == DType::vector && info.cols == length,
-          "weight " + info.name + " (dtype " + std::to_string(static_cast<int>(info.dtype)) + ", " +
+  require(info.format == Format::vector && info.cols == length,
+          "weight " + info.name + " (format " + std::to_string(static_cast<int>(info.format)) + ", " +
               std::to_string(info.cols) + " columns)",
           "a vector of " + std::to_string(length));
   return reinterpret_cast<const float*>(store_[instruction_.weights[index]].data);
@@ -77,7 +77,7 @@ const float* OpSpec::vector(size_t index, int64_t length) const {
 
 Weight OpSpec::matrix(size_t index) const {
   const WeightInfo& info = weight_info(index);
-  require(info.dtype != DType::vector, "weight " + info.name + " is a vector", "a matrix");
+  require(info.format != Format::vector, "weight " + info.name + " is a vector", "a matrix");
   return store_[instruction_.weights[index]];
 }
 

@@ -121,20 +121,20 @@ WeightInfo read_weight(Reader& in, size_t shards) {
   WeightInfo weight;
   weight.name = in.str("weight name");
   const std::string who = "weight " + weight.name + ": ";
-  const uint8_t dtype = in.number<uint8_t>("weight dtype");
-  require(dtype <= static_cast<uint8_t>(DType::w4), who + "dtype " + std::to_string(dtype), "0 to 4");
-  weight.dtype = static_cast<DType>(dtype);
+  const uint8_t format = in.number<uint8_t>("weight format");
+  require(format <= static_cast<uint8_t>(Format::w4), who + "format " + std::to_string(format), "0 to 4");
+  weight.format = static_cast<Format>(format);
   weight.rows = in.number<int64_t>("weight rows");
   weight.cols = in.number<int64_t>("weight columns");
   const bool in_range =
       weight.rows > 0 && weight.cols > 0 && weight.rows <= kMaxExtent && weight.cols <= kMaxExtent / 2;
   require(in_range, who + "shape [" + std::to_string(weight.rows) + ", " + std::to_string(weight.cols) + "]",
           "sizes from 1 to 2^31 rows and 2^30 columns");
-  require(weight.dtype != DType::vector || weight.rows == 1,
+  require(weight.format != Format::vector || weight.rows == 1,
           who + "a vector with " + std::to_string(weight.rows) + " rows", "1 row");
   const uint32_t group_size = in.number<uint32_t>("weight group size");
-  require(allows_group_size(weight.dtype, group_size), who + "group size " + std::to_string(group_size),
-          allowed_group_sizes(weight.dtype));
+  require(allows_group_size(weight.format, group_size), who + "group size " + std::to_string(group_size),
+          allowed_group_sizes(weight.format));
   weight.group_size = static_cast<int32_t>(group_size);
   weight.shard = in.number<uint32_t>("weight shard");
   require(weight.shard < shards, who + "shard " + std::to_string(weight.shard), "one of the shards listed");

@@ -26,7 +26,7 @@ struct BufferInfo {
 
 struct WeightInfo {
   std::string name;
-  DType dtype = DType::f32;
+  Format format = Format::f32;
   int64_t rows = 0;
   int64_t cols = 0;
   int32_t group_size = 0;

@@ -69,7 +69,7 @@ Rows input_rows(Step& step, const Buffer& buffer, const Weight& weight) {
   rows.x = step.f32(buffer);
   rows.stride = buffer.width;
   rows.n = step.n(buffer);
-  if (is_quantized(weight.dtype)) rows.quantized = step.quantized.get(step, buffer);
+  if (is_quantized(weight.format)) rows.quantized = step.quantized.get(step, buffer);
   return rows;
 }
 

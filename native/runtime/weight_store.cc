@@ -15,9 +15,9 @@ namespace deepmnn {
 namespace {
 
 uint64_t expected_nbytes(const WeightInfo& weight) {
-  const int64_t nbytes = weight.dtype == DType::vector
+  const int64_t nbytes = weight.format == Format::vector
                              ? weight.cols * 4
-                             : packed_nbytes(weight.dtype, weight.rows, weight.cols, weight.group_size);
+                             : packed_nbytes(weight.format, weight.rows, weight.cols, weight.group_size);
   return (static_cast<uint64_t>(nbytes) + 63) / 64 * 64;
 }
 
@@ -42,7 +42,7 @@ std::vector<bool> read_in_order(const Program& program) {
   std::vector<bool> in_order(program.weights.size(), false);
   for (const Instruction& instruction : program.instructions) {
     if (instruction.op == "moe" || instruction.op == "expert_linear" || instruction.op == "embedding") continue;
-    for (uint32_t id : instruction.weights) in_order[id] = program.weights[id].dtype != DType::vector;
+    for (uint32_t id : instruction.weights) in_order[id] = program.weights[id].format != Format::vector;
   }
   return in_order;
 }
@@ -55,7 +55,7 @@ std::vector<bool> read_in_order(const Program& program) {
 // Each node gets the blocks that its workers start with: ThreadPool::open cuts a range in the same way.
 void place_parts(const Weight& weight, uint8_t* begin, uint8_t* end, const Numa& numa, int workers) {
   const int64_t blocks = (weight.rows + kBlockRows - 1) / kBlockRows;
-  const int64_t block = block_nbytes(weight.dtype, weight.cols, weight.group_size);
+  const int64_t block = block_nbytes(weight.format, weight.cols, weight.group_size);
   for (size_t node = 0; node < numa.nodes().size(); ++node) {
     const int64_t from = blocks * numa.first_worker(node, workers) / workers;
     const int64_t to = blocks * numa.first_worker(node + 1, workers) / workers;
@@ -119,7 +119,7 @@ WeightStore::WeightStore(const std::string& directory, const Program& program, c
   for (const WeightInfo& info : program.weights) {
     const MappedFile& shard = *shards_[info.shard];
     check(info, program.shards[info.shard], shard.nbytes());
-    weights_.push_back({shard.data() + info.offset, info.rows, info.cols, info.group_size, info.dtype});
+    weights_.push_back({shard.data() + info.offset, info.rows, info.cols, info.group_size, info.format});
     nbytes_ += static_cast<int64_t>(info.nbytes);
   }
   if (numa.active()) copy_to_nodes(program, numa, workers);

@@ -10,9 +10,7 @@ print(answer.reasoning, answer.text)
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from deepmnn import errors
@@ -20,10 +18,10 @@ from deepmnn import errors
 if TYPE_CHECKING:
     from deepmnn.api import LLM, load
     from deepmnn.backends.mnn.backend import MnnOptions
-    from deepmnn.convert import convert
+    from deepmnn.conversion.convert import convert
     from deepmnn.engine.completion import Chunk, Completion
-    from deepmnn.engine.sampler import SamplingParams
-    from deepmnn.export import export
+    from deepmnn.exporters import export
+    from deepmnn.text.sampling_params import SamplingParams
 
 __all__ = [
     "LLM",
@@ -43,11 +41,11 @@ _HOMES = {
     "LLM": "deepmnn.api",
     "load": "deepmnn.api",
     "MnnOptions": "deepmnn.backends.mnn.backend",
-    "convert": "deepmnn.convert",
-    "export": "deepmnn.export",
+    "convert": "deepmnn.conversion.convert",
+    "export": "deepmnn.exporters",
     "Chunk": "deepmnn.engine.completion",
     "Completion": "deepmnn.engine.completion",
-    "SamplingParams": "deepmnn.engine.sampler",
+    "SamplingParams": "deepmnn.text.sampling_params",
 }
 
 
@@ -62,14 +60,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted([*__all__, "__version__"])
-
-
-class _Package(ModuleType):
-    """Keeps `deepmnn.convert` the function: importing the submodule would put itself there."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -1,4 +1,4 @@
-"""A checkpoint to an MNN model: deepmnn.convert to a temporary artifact, then its export."""
+"""A checkpoint to an MNN model: converted to a temporary artifact, then exported."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 
+from deepmnn.artifact.directory import remove_stale, storage_errors, temp_name
 from deepmnn.backends.mnn import wheel
 from deepmnn.cli.console import ConvertProgress, byte_progress, count
-from deepmnn.convert import ConvertReport, convert
-from deepmnn.directory_writer import remove_stale, storage_errors, temp_name
+from deepmnn.conversion.convert import ConvertReport, convert
 from deepmnn.errors import DeepmnnError, StorageError
-from deepmnn.export import ExportReport, export
-from deepmnn.export.folder import Names
-from deepmnn.export.writer import FolderWriter
+from deepmnn.exporters import ExportReport, export
+from deepmnn.exporters.mnn.folder import Names
+from deepmnn.exporters.mnn.writer import FolderWriter
 from mnnconvert.options import Options, parse
 
 

@@ -5,8 +5,8 @@ import struct
 
 import pytest
 
-from deepmnn.backends.cpu import WeightLocation, format_program, lower, read_program
-from deepmnn.backends.program import DIMS, encode
+from deepmnn.backends.cpu.lower import WeightLocation, format_program, lower, read_program
+from deepmnn.backends.cpu.program import DIMS, encode
 from deepmnn.errors import ArtifactError, GraphError
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.levels import MAX_LEVEL, optimize
@@ -52,7 +52,7 @@ def test_a_program_says_what_the_graph_says(model_type, index, level):
         original, location = graph.weights[weight.name], locations[weight.name]
         shape = original.shape if len(original.shape) == 2 else (1, *original.shape)
         assert (weight.rows, weight.cols) == shape
-        assert (weight.dtype, weight.group_size) == (original.dtype, original.group_size)
+        assert (weight.format, weight.group_size) == (original.format, original.group_size)
         assert (weight.shard, weight.offset, weight.nbytes) == dataclasses.astuple(location)
     assert len(program.instructions) == len(graph.nodes)
     for instruction, node in zip(program.instructions, graph.nodes, strict=True):
@@ -81,7 +81,7 @@ def tiny_program():
     b.output(b.select_rows(x, "s"), "logits")
     b.graph.nodes[0].attrs.update(i=-3, f=0.5, s="é", li=(1, -2), lf=(0.5, 2.0))
     weight = b.graph.weights["e.weight"]
-    weight.dtype, weight.group_size = "w4", 32
+    weight.format, weight.group_size = "w4", 32
     plan = MemoryPlan(
         {"ids": -1, "positions": -1, "e": 64, "logits": -1},
         {"tokens": 192, "context": 0, "rows": 0},

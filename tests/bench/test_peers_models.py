@@ -18,9 +18,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from bench.peers import checkpoint, deepmnn_cpu, gguf_file, llama_cpp, mnn_exporter, openvino
 
-from deepmnn import artifact, models
-from deepmnn.checkpoint.random import RandomSource, tensor_shapes
+from deepmnn import models
+from deepmnn.artifact import manifest
 from deepmnn.graph.levels import pass_names
+from deepmnn.source.random import RandomSource, tensor_shapes
 
 CONFIGS = Path(__file__).parents[2] / "bench" / "configs"
 SHAPES = ("r1-distill-qwen-1.5b", "deepseek-v2-lite")
@@ -136,5 +137,5 @@ def test_exporters_without_latent_attention_say_so() -> None:
 
 def test_models_of_other_artifacts_are_not_kept() -> None:
     """What a builder made is kept until its file changes, so that names version and passes."""
-    assert deepmnn_cpu.ARTIFACT_VERSION == artifact.FORMAT_VERSION
+    assert deepmnn_cpu.ARTIFACT_VERSION == manifest.FORMAT_VERSION
     assert pass_names() == deepmnn_cpu.PASSES

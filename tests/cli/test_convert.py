@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner, Result
 
-from deepmnn.artifact import Artifact
+from deepmnn.artifact.reader import Artifact
 from deepmnn.cli import app
 from tiny_models import tiny_checkpoint
 

@@ -10,8 +10,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from deepmnn.cli import app
-from deepmnn.convert import convert
-from export.folders import change_json
+from deepmnn.conversion.convert import convert
+from exporters.folders import change_json
 from tiny_artifact import tiny_artifact
 
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from deepmnn import _core
-from deepmnn.backends.cpu_model import CpuBackend
-from deepmnn.convert import convert
+from deepmnn.backends.cpu.backend import CpuBackend
+from deepmnn.conversion.convert import convert
 from parity import SCHEDULES, check_parity
 from tiny_models import ALL, TinyModel, tiny_checkpoint
 

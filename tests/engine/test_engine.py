@@ -7,10 +7,10 @@ import pytest
 
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.kv_cache import BlockTable
-from deepmnn.engine.sampler import SamplingParams
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.session import Session
 from deepmnn.errors import ContextLengthError, RequestError
+from deepmnn.text.sampling_params import SamplingParams
 from fake_backend import FakeBackend, expected_answer, expected_logits
 
 

@@ -9,8 +9,9 @@ import torch
 import transformers
 
 from deepmnn.backends.base import F32, sample_in_turn
-from deepmnn.engine.sampler import Sampler, SamplingParams, penalize
+from deepmnn.engine.sampler import Sampler, penalize
 from deepmnn.errors import RequestError
+from deepmnn.text.sampling_params import SamplingParams
 
 DRAWS = 4000
 

@@ -20,7 +20,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from deepmnn import _core
-from deepmnn.backends.program import (
+from deepmnn.backends.cpu.program import (
     Instruction,
     Program,
     ProgramBuffer,

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepmnn.artifact import MANIFEST, Artifact, manifest_crc
-from deepmnn.convert import convert
+from artifact.test_artifact import reseal
+from deepmnn.artifact.manifest import MANIFEST, manifest_crc
+from deepmnn.artifact.reader import Artifact
+from deepmnn.conversion.convert import convert
 from deepmnn.errors import ArtifactError
 from deepmnn.quant.pack import unpack_weight
 from fuzz.mutations import mutate_bytes, mutate_json, rewrite, with_header
-from test_artifact import reseal
 from tiny_models import tiny_checkpoint
 
 

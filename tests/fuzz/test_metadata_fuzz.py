@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from byte_tokenizer import write_tokenizer
-from deepmnn.artifact import Artifact
-from deepmnn.convert import convert
+from deepmnn.artifact.reader import Artifact
+from deepmnn.conversion.convert import convert
 from deepmnn.errors import DeepmnnError
-from deepmnn.generation_config import GenerationConfig, read_context_length
-from deepmnn.tokenizer import Tokenizer
+from deepmnn.text.generation_config import GenerationConfig, read_context_length
+from deepmnn.text.tokenizer import Tokenizer
 from fuzz.mutations import mutate_bytes, mutate_json, rewrite
 from tiny_models import CONFIGS
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from deepmnn.convert import convert
+from deepmnn.conversion.convert import convert
 from tiny_models import tiny_checkpoint
 
 CHILD = Path(__file__).with_name("native_child.py")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from deepmnn.checkpoint.safetensors import SafetensorsFile
 from deepmnn.errors import CheckpointError
+from deepmnn.source.safetensors import SafetensorsFile
 from fuzz.mutations import mutate_bytes, mutate_json, rewrite, with_header
 
 TENSORS = {

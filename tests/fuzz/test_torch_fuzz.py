@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from deepmnn.checkpoint.torch_file import TorchFile
 from deepmnn.errors import CheckpointError
+from deepmnn.source.torch_file import TorchFile
 from fuzz.mutations import mutate_bytes, rewrite
 
 BASE = torch.arange(12, dtype=torch.float32).reshape(3, 4)

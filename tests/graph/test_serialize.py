@@ -25,8 +25,8 @@ def stored(graph):
 def test_round_trip(model_type, index, level, tiny):
     graph = optimize(tiny(model_type, index), level)[0]
     for number, weight in enumerate(graph.weights.values()):
-        if weight.dtype != "vector":
-            weight.dtype, weight.group_size = [("w4", 64), ("w8", 256), ("bf16", 0)][number % 3]
+        if weight.format != "vector":
+            weight.format, weight.group_size = [("w4", 64), ("w8", 256), ("bf16", 0)][number % 3]
     text = to_json(graph)
     assert from_json(text) == stored(graph)
     assert to_json(from_json(text)) == text

@@ -165,10 +165,13 @@ BROKEN: dict[str, tuple[Callable[[Graph], object], str]] = {
     "weight filed wrongly": (lambda g: setattr(g.weights["norm.weight"], "name", "x"), "calls"),
     "role": (lambda g: setattr(g.weights["norm.weight"], "role", "norm"), "role"),
     "role of a vector": (lambda g: setattr(g.weights["norm.weight"], "role", "linear"), "role"),
-    "dtype of a vector": (lambda g: setattr(g.weights["norm.weight"], "dtype", "f32"), "dtype"),
-    "dtype of a matrix": (lambda g: setattr(g.weights["lm_head.weight"], "dtype", "f16"), "dtype"),
+    "format of a vector": (lambda g: setattr(g.weights["norm.weight"], "format", "f32"), "format"),
+    "format of a matrix": (
+        lambda g: setattr(g.weights["lm_head.weight"], "format", "f16"),
+        "format",
+    ),
     "group size missing": (
-        lambda g: setattr(g.weights["lm_head.weight"], "dtype", "w4"),
+        lambda g: setattr(g.weights["lm_head.weight"], "format", "w4"),
         "group_size",
     ),
     "group size surplus": (
@@ -176,7 +179,7 @@ BROKEN: dict[str, tuple[Callable[[Graph], object], str]] = {
         "group_size",
     ),
     "group size of another format": (
-        lambda g: vars(g.weights["lm_head.weight"]).update(dtype="w8", group_size=64),
+        lambda g: vars(g.weights["lm_head.weight"]).update(format="w8", group_size=64),
         "group_size",
     ),
     "cache unknown": (lambda g: g.caches.pop("layers.0.latent"), "width of cache"),
@@ -199,5 +202,5 @@ def test_quantised_weights_pass() -> None:
     graph = graph_of("deepseek_v3", 0)
     for dtype, group_size in (("bf16", 0), ("w8", 256), ("w4", 128)):
         weight = graph.weights["lm_head.weight"]
-        weight.dtype, weight.group_size = dtype, group_size
+        weight.format, weight.group_size = dtype, group_size
         verify(graph)

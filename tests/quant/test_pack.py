@@ -203,7 +203,7 @@ def test_bad_formats_are_request_errors() -> None:
 
 
 def test_pack_weight_refuses_nan() -> None:
-    weight = Weight("w", Constant((2, 64)), dtype="w4", group_size=64)
+    weight = Weight("w", Constant((2, 64)), format="w4", group_size=64)
     w = values(2, 64)
     assert packing.pack_weight(weight, w).nbytes == packing.weight_nbytes(weight)
     for bad in (np.nan, np.inf, -np.inf):

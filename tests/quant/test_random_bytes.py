@@ -15,7 +15,7 @@ FORMATS = [("w8", 256), ("w4", 32), ("w4", 64), ("w4", 128)]
 @pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
 @pytest.mark.parametrize("shape", SHAPES)
 def test_padding_is_zero(shape: tuple[int, int], group_size: int, dtype: str) -> None:
-    weight = Weight("w", Constant(shape), dtype=dtype, group_size=group_size)
+    weight = Weight("w", Constant(shape), format=dtype, group_size=group_size)
     stored = draw(weight, 0)
     assert stored.nbytes == weight_nbytes(weight)
     rows, cols = shape
@@ -34,7 +34,7 @@ def test_padding_is_zero(shape: tuple[int, int], group_size: int, dtype: str) ->
 
 @pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
 def test_values_are_sane_and_deterministic(dtype: str, group_size: int) -> None:
-    weight = Weight("w", Constant((4000, 1030)), dtype=dtype, group_size=group_size)
+    weight = Weight("w", Constant((4000, 1030)), format=dtype, group_size=group_size)
     stored = draw(weight, 1)
     assert stored.nbytes > PIECE
     multipliers = unpack_codes(stored, dtype, 1030, group_size).multipliers

@@ -20,7 +20,7 @@ def graph_of_roles() -> Graph:
 
 
 def formats(graph: Graph) -> dict[str, tuple[str, int]]:
-    return {name: (w.dtype, w.group_size) for name, w in graph.weights.items()}
+    return {name: (w.format, w.group_size) for name, w in graph.weights.items()}
 
 
 @pytest.mark.parametrize(
@@ -50,11 +50,11 @@ def test_tied_lm_head_keeps_the_embeddings_format() -> None:
     table = Tensor("table", (32, 128))
     graph.weights["embedding"].expr = graph.weights["lm_head"].expr = table
     apply(graph, "w4")
-    assert graph.weights["lm_head"].dtype == graph.weights["embedding"].dtype == "w8"
+    assert graph.weights["lm_head"].format == graph.weights["embedding"].format == "w8"
     shared = graph_of_roles()
     shared.nodes.append(Node("embedding", ("ids",), ("x",), ("lm_head",)))
     apply(shared, "w4")
-    assert shared.weights["lm_head"].dtype == "w8"
+    assert shared.weights["lm_head"].format == "w8"
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_tied_lm_head_keeps_the_embeddings_format() -> None:
     [(64, 64), (1, 32), (32, 32), (33, 64), (63, 64), (96, 32), (97, 64), (128, 64), (1536, 64)],
 )
 def test_group_size(cols: int, expected: int) -> None:
-    assert group_size(Weight("w", Tensor("w", (4, cols)), dtype="w4")) == expected
-    assert group_size(Weight("w", Tensor("w", (4, cols)), dtype="w8")) == 256
+    assert group_size(Weight("w", Tensor("w", (4, cols)), format="w4")) == expected
+    assert group_size(Weight("w", Tensor("w", (4, cols)), format="w8")) == 256
 
 
 def test_unknown_recipe_lists_the_choices() -> None:

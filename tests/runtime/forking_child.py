@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deepmnn.backends.cpu_model import CpuBackend
+from deepmnn.backends.cpu.backend import CpuBackend
 from parity import run_schedule
 
 PROMPT = [token % 41 for token in range(300)]

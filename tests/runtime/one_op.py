@@ -38,14 +38,14 @@ def one_op(build: Build, width: int, dtype: str = "f32", group_size: int = 64) -
     y = b.select_rows(build(b, x), "wanted")
     b.output(b.linear(y, "head", VOCAB), "logits")
     for name, weight in b.graph.weights.items():
-        if weight.dtype != "vector" and name not in ("embed.weight", "head.weight"):
+        if weight.format != "vector" and name not in ("embed.weight", "head.weight"):
             store_as(weight, dtype, group_size)
     return b.graph
 
 
 def store_as(weight: Weight, dtype: str, group_size: int = 64) -> None:
     """Gives a matrix a storage format; group_size: of w4."""
-    weight.dtype = dtype
+    weight.format = dtype
     weight.group_size = {"w8": PANEL_COLS, "w4": group_size}.get(dtype, 0)
 
 
@@ -59,7 +59,7 @@ def check(
 ) -> float:
     """Asserts that the engine gives the reference's logits; returns the relative error."""
     weights = random_weights(graph, seed)
-    quantized = any(weight.dtype in ("w8", "w4") for weight in graph.weights.values())
+    quantized = any(weight.format in ("w8", "w4") for weight in graph.weights.values())
     form = "absorbed" if options.get("mla_form") == "absorbed" else "expanded"
     oracle = ReferenceBackend(graph, stored(graph, weights.__getitem__), form)
     engine = cpu_of(graph, weights.__getitem__, **options)

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from deepmnn.backends.base import F32
-from deepmnn.backends.cpu import WeightLocation, lower
-from deepmnn.backends.cpu_model import CpuBackend
+from deepmnn.backends.cpu.backend import CpuBackend
+from deepmnn.backends.cpu.lower import WeightLocation, lower
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.passes.memory_plan import plan_memory
 from deepmnn.graph.weights import TensorSource
@@ -26,7 +26,7 @@ def write_program(graph: Graph, read: Read, directory: Path, reuse: bool = True)
     for name in dict.fromkeys(name for node in graph.nodes for name in node.weights):
         weight = graph.weights[name]
         matrix = read(name).reshape(matrix_shape(weight))
-        data = pack(matrix, weight.dtype, weight.group_size)
+        data = pack(matrix, weight.format, weight.group_size)
         locations[name] = WeightLocation(0, offset, data.nbytes)
         parts.append(data)
         offset += data.nbytes
@@ -42,8 +42,8 @@ def stored(graph: Graph, read: Read) -> Read:
     def read_stored(name: str) -> F32:
         weight, array = graph.weights[name], read(name)
         rows, cols = matrix_shape(weight)
-        data = pack(array.reshape(rows, cols), weight.dtype, weight.group_size)
-        return unpack(data, weight.dtype, rows, cols, weight.group_size).reshape(array.shape)
+        data = pack(array.reshape(rows, cols), weight.format, weight.group_size)
+        return unpack(data, weight.format, rows, cols, weight.group_size).reshape(array.shape)
 
     return read_stored
 
@@ -67,7 +67,7 @@ def random_weights(graph: Graph, seed: int = 0) -> dict[str, F32]:
     rng = np.random.default_rng(seed)
     return {
         name: (rng.standard_normal(weight.shape) / np.sqrt(weight.shape[-1] / 2)).astype(np.float32)
-        if weight.dtype != "vector"
+        if weight.format != "vector"
         else (1 + 0.3 * rng.standard_normal(weight.shape)).astype(np.float32)
         for name, weight in graph.weights.items()
     }

@@ -11,9 +11,9 @@ from program_dir import SHARD, random_weights, write_program
 from test_fused_ops import mla
 
 from deepmnn.backends.base import Batch
-from deepmnn.backends.cpu import read_program
-from deepmnn.backends.cpu_model import CpuBackend
-from deepmnn.backends.program import encode
+from deepmnn.backends.cpu.backend import CpuBackend
+from deepmnn.backends.cpu.lower import read_program
+from deepmnn.backends.cpu.program import encode
 from deepmnn.errors import ArtifactError, DeepmnnError
 from fuzz.mutations import rewrite
 
@@ -184,8 +184,8 @@ BAD = {
     "weight of another size": lambda p: edit(p, "weights", 0, nbytes=64),
     "weight of huge shape": lambda p: edit(p, "weights", 0, rows=2**31, cols=2**30),
     "weight without rows": lambda p: edit(p, "weights", 0, rows=0),
-    "weight in an odd group": lambda p: edit(p, "weights", 0, dtype="w4", group_size=48),
-    "weight in another format's group": lambda p: edit(p, "weights", 0, dtype="w8", group_size=64),
+    "weight in an odd group": lambda p: edit(p, "weights", 0, format="w4", group_size=48),
+    "weight in another format's group": lambda p: edit(p, "weights", 0, format="w8", group_size=64),
     "buffer outside its arena": lambda p: edit(p, "buffers", 3, offset=1 << 30),
     "buffer not aligned": lambda p: edit(p, "buffers", 3, offset=4),
     "buffer of zero width": lambda p: edit(p, "buffers", 3, shape=(0,)),

@@ -14,7 +14,7 @@ from program_dir import random_weights, write_program
 from test_fused_ops import gqa, moe
 
 from deepmnn import _core
-from deepmnn.backends.cpu_model import CpuBackend
+from deepmnn.backends.cpu.backend import CpuBackend
 from deepmnn.errors import RequestError
 from parity import prompts_for, run_schedule
 

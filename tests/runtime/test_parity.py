@@ -105,7 +105,7 @@ def test_the_same_numbers_whatever_the_threads(tiny, model_type, dtype):
     model = tiny(model_type, 0)
     graph = lowered(model, 3)
     for weight in graph.weights.values():
-        if weight.dtype != "vector" and weight.role != "router":
+        if weight.format != "vector" and weight.role != "router":
             store_as(weight, dtype, 32)
     lengths, steps = SCHEDULES["ragged"]
     prompts = prompts_for(lengths, model.config["vocab_size"])
@@ -126,7 +126,7 @@ def test_the_same_numbers_whatever_the_company(tiny, model_type):
     model = tiny(model_type, 0)
     graph = lowered(model, 3)
     for weight in graph.weights.values():
-        if weight.dtype != "vector":
+        if weight.format != "vector":
             store_as(weight, "w8")
     backend = cpu(threads=2)(graph, model)
     prompts = prompts_for([19, 7, 11], model.config["vocab_size"])

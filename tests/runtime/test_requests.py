@@ -10,9 +10,9 @@ from program_dir import cpu_of, random_weights, write_program
 
 from deepmnn import _core
 from deepmnn.backends.base import Batch, sample_in_turn
-from deepmnn.backends.cpu import read_program
-from deepmnn.backends.cpu_model import CpuBackend
-from deepmnn.backends.program import encode
+from deepmnn.backends.cpu.backend import CpuBackend
+from deepmnn.backends.cpu.lower import read_program
+from deepmnn.backends.cpu.program import encode
 from deepmnn.backends.reference import PagedCache
 from deepmnn.errors import ArtifactError, RequestError
 

@@ -14,7 +14,7 @@ from deepmnn.cli import options
 from deepmnn.cli.console import err, out, table
 
 if TYPE_CHECKING:
-    from deepmnn.benchmark import Report, Speed
+    from deepmnn.measure.benchmark import Report, Speed
 
 
 def bench(
@@ -34,7 +34,7 @@ def bench(
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Measure prefill and decode speed."""
-    from deepmnn.benchmark import BATCHES, benchmark
+    from deepmnn.measure.benchmark import BATCHES, benchmark
 
     prompts = _counts(prompt_tokens, "prompt-tokens")
     batches = None if batch is None else _counts(batch, "batch")

@@ -12,7 +12,7 @@ from deepmnn.cli.console import err
 
 if TYPE_CHECKING:
     from deepmnn.api import LLM
-    from deepmnn.engine.sampler import SamplingParams
+    from deepmnn.text.sampling_params import SamplingParams
 
 HELP = "/reset starts over, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
 

@@ -13,7 +13,7 @@ from deepmnn.cli.answer import show
 from deepmnn.cli.console import file_size, out, table
 
 if TYPE_CHECKING:
-    from deepmnn.evaluate import Answer, Problem
+    from deepmnn.measure.evaluate import Answer, Problem
 
 RIGHT, WRONG = "[bold green]right[/]", "[bold red]wrong[/]"
 
@@ -32,9 +32,9 @@ def demo(
 ) -> None:
     """Convert the bundled tiny-r1 and let it solve problems it was not trained on."""
     import deepmnn
-    from deepmnn.bundled import HELD_OUT
-    from deepmnn.engine.sampler import SamplingParams
-    from deepmnn.evaluate import Answer, ask, is_correct, read_problems
+    from deepmnn.conversion.bundled import HELD_OUT
+    from deepmnn.measure.evaluate import Answer, ask, is_correct, read_problems
+    from deepmnn.text.sampling_params import SamplingParams
 
     asked = pick(read_problems(HELD_OUT), problems, seed)
     path = options.bundled(quant)

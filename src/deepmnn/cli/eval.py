@@ -28,9 +28,9 @@ def evaluate(
     cache_tokens: options.CacheTokens = None,
 ) -> None:
     """Score a model on problems with known answers."""
-    from deepmnn.bundled import HELD_OUT
-    from deepmnn.evaluate import evaluate as run
-    from deepmnn.evaluate import read_problems
+    from deepmnn.conversion.bundled import HELD_OUT
+    from deepmnn.measure.evaluate import evaluate as run
+    from deepmnn.measure.evaluate import read_problems
 
     problems = read_problems(data or HELD_OUT)[:limit]
     location = path or options.bundled()

@@ -14,7 +14,7 @@ from deepmnn.cli.console import count, err, file_size, out, table
 from deepmnn.errors import RequestError
 
 if TYPE_CHECKING:
-    from deepmnn.artifact import Artifact
+    from deepmnn.artifact.reader import Artifact
 
 
 def info(
@@ -25,7 +25,8 @@ def info(
     verify: Annotated[bool, Option("--verify", help="Check every checksum.")] = False,
 ) -> None:
     """Describe a model: size, graph, memory."""
-    from deepmnn.artifact import MANIFEST, Artifact
+    from deepmnn.artifact.manifest import MANIFEST
+    from deepmnn.artifact.reader import Artifact
 
     if (path / MANIFEST).is_file():
         artifact = Artifact.open(path, verify=True if verify else None)
@@ -44,8 +45,8 @@ def info(
 
 
 def _print_program(path: Path) -> None:
-    from deepmnn.artifact import PROGRAM
-    from deepmnn.backends.program import format_program, read_program
+    from deepmnn.artifact.manifest import PROGRAM
+    from deepmnn.backends.cpu.program import format_program, read_program
 
     text = format_program(read_program((path / PROGRAM).read_bytes()))
     out.print(text, markup=False, soft_wrap=True)
@@ -64,8 +65,8 @@ def _print_artifact(artifact: Artifact) -> None:
     nbytes: Counter[str] = Counter()
     numbers: Counter[str] = Counter()
     for weight in graph.weights.values():
-        nbytes[weight.dtype] += weight_nbytes(weight)
-        numbers[weight.dtype] += math.prod(weight.shape)
+        nbytes[weight.format] += weight_nbytes(weight)
+        numbers[weight.format] += math.prod(weight.shape)
     made = table("weights", "stored as", "numbers", "bytes")
     for dtype, size in nbytes.most_common():
         made.add_row(dtype, count(numbers[dtype]), file_size(size))
@@ -75,7 +76,7 @@ def _print_artifact(artifact: Artifact) -> None:
 
 
 def _print_config(path: Path) -> None:
-    from deepmnn.checkpoint.checkpoint import read_config
+    from deepmnn.source.checkpoint import read_config
 
     config = read_config(path)
     _print_head(config)
@@ -98,7 +99,7 @@ def _print_head(config: dict[str, Any]) -> None:
 
 
 def _print_levels(config: dict[str, Any]) -> None:
-    from deepmnn.inspect.nodes import REPORT_TOKENS, node_report, nodes_saved
+    from deepmnn.measure.nodes import REPORT_TOKENS, node_report, nodes_saved
 
     levels = node_report(config)
     ops = sorted({op for level in levels for op in level.by_op})

@@ -12,7 +12,7 @@ from deepmnn.cli.console import ConvertProgress, byte_progress, err
 
 if TYPE_CHECKING:
     from deepmnn.api import LLM
-    from deepmnn.engine.sampler import SamplingParams
+    from deepmnn.text.sampling_params import SamplingParams
 
 ModelPath = Annotated[
     Path, Argument(metavar="PATH", help="A converted model, or a folder exported for MNN.")
@@ -103,7 +103,7 @@ def load(
 
 def bundled(quant: str = "w8") -> Path:
     """The bundled model, converted at first use with a progress bar."""
-    from deepmnn.bundled import bundled_model
+    from deepmnn.conversion.bundled import bundled_model
 
     with byte_progress("converting tiny-r1") as progress:
         return bundled_model(quant, ConvertProgress(progress))

@@ -10,11 +10,11 @@ import numpy as np
 
 from deepmnn.backends.base import F32, Backend, Batch
 from deepmnn.engine.kv_cache import BlockManager, BlockTable
-from deepmnn.engine.sampler import SamplingParams
 from deepmnn.engine.scheduler import Chunk, Scheduler
 from deepmnn.engine.sequence import Sequence
-from deepmnn.engine.text import TextStream
 from deepmnn.errors import ContextLengthError, RequestError
+from deepmnn.text.sampling_params import SamplingParams
+from deepmnn.text.stream import TextStream
 
 BLOCK_SIZE = 32
 """Tokens per cache block."""

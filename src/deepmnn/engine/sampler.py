@@ -2,72 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
-
 import numpy as np
 
 from deepmnn.backends.base import F32, Draw
-from deepmnn.errors import RequestError
-
-_LARGEST = 1e6
-"""No temperature or penalty is larger, so that logits stay finite in float32."""
-
-
-@dataclass(frozen=True)
-class SamplingParams:
-    """What one request wants. The defaults are greedy decoding until the model stops.
-
-    Attributes:
-        temperature: divides the logits; 0 always takes the most likely token.
-        top_k: keep the k most likely tokens; 0 keeps all.
-        top_p: keep the smallest set of tokens whose probability reaches top_p.
-        min_p: drop tokens less likely than min_p times the most likely one.
-        seed: makes sampling reproducible; None draws a new one.
-        max_tokens: the longest answer; None is as long as the context allows.
-        stop: text that ends the answer (and is not part of it).
-        repetition_penalty: > 1 makes every token seen so far less likely (arXiv:1909.05858).
-        presence_penalty: subtracted from the logits of tokens already in the answer.
-        frequency_penalty: the same, times how often they are in it.
-        ignore_eos: do not stop at the model's end-of-sequence tokens.
-
-    Raises RequestError when a value is out of range.
-    """
-
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
-    max_tokens: int | None = None
-    stop: str | tuple[str, ...] = ()
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    ignore_eos: bool = False
-
-    def __post_init__(self) -> None:
-        _number("temperature", self.temperature, 0.0, math.inf)
-        _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _number("min_p", self.min_p, 0.0, 1.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
-        _number("presence_penalty", self.presence_penalty, -math.inf, math.inf)
-        _number("frequency_penalty", self.frequency_penalty, -math.inf, math.inf)
-        _integer("top_k", self.top_k, 0)
-        if self.seed is not None:
-            _integer("seed", self.seed, 0)
-        if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1)
-        stop = (self.stop,) if isinstance(self.stop, str) else self.stop
-        if not isinstance(stop, tuple | list) or not all(isinstance(s, str) and s for s in stop):
-            raise RequestError(f"stop is {self.stop!r}", "one or several non-empty strings")
-        object.__setattr__(self, "stop", tuple(stop))
-
-    @property
-    def has_penalty(self) -> bool:
-        """Whether the tokens seen so far change the logits."""
-        penalties = (self.presence_penalty, self.frequency_penalty)
-        return self.repetition_penalty != 1.0 or any(penalty != 0.0 for penalty in penalties)
+from deepmnn.text.sampling_params import SamplingParams
 
 
 class Sampler:
@@ -102,16 +40,3 @@ def penalize(logits: F32, ids: list[int], prompt_tokens: int, params: SamplingPa
     answer, counts = np.unique(np.asarray(ids[prompt_tokens:], np.int64), return_counts=True)
     out[answer] -= params.presence_penalty + params.frequency_penalty * counts
     return out
-
-
-def _number(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    low, high = max(low, -_LARGEST), min(high, _LARGEST)
-    valid = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-    if not valid or (open_low and np.float32(value) == low):
-        bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]"
-        raise RequestError(f"{name} is {value!r:.80}", f"a finite number in {bounds}")
-
-
-def _integer(name: str, value: int, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise RequestError(f"{name} is {value!r}", f"an integer of at least {low}")

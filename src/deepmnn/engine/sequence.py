@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from deepmnn.backends.base import F32, Draw
 from deepmnn.engine.kv_cache import BlockTable
-from deepmnn.engine.sampler import Sampler, SamplingParams
-from deepmnn.engine.text import TextStream
+from deepmnn.engine.sampler import Sampler
+from deepmnn.text.sampling_params import SamplingParams
+from deepmnn.text.stream import TextStream
 
 
 @dataclass(eq=False)

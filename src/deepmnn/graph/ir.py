@@ -20,6 +20,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass, field
 
+from deepmnn import formats
 from deepmnn.errors import GraphError
 from deepmnn.graph.weights import Expr
 
@@ -56,21 +57,33 @@ class Weight:
 
     role says what the weight is for, so that a quantisation recipe can choose by it: "linear",
     "expert", "latent" (the MLA up-projections), "router", "embedding", "lm_head", "vector".
-    dtype is the storage format: "vector" (raw float32, for norms and biases) or a packed matrix
-    format: "f32", "bf16", "w8", "w4" (docs/layouts.md). group_size is the number of columns with a
-    scale of their own: a panel, 256, in w8; 32, 64 or 128 in w4; else 0.
+    format names how the numbers are stored (formats.py): as floats, or as codes; group_size is the
+    number of columns with a scale of their own, 0 for floats.
     """
 
     name: str
     expr: Expr
     role: str = "linear"
-    dtype: str = "f32"
+    format: str = "f32"
     group_size: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Of the numbers; the storage may pad."""
         return self.expr.shape
+
+    @property
+    def matrix_shape(self) -> tuple[int, int]:
+        """Rows and columns as stored: a vector has one row."""
+        if not formats.named(self.format).is_matrix:
+            return 1, math.prod(self.shape)
+        rows, cols = self.shape
+        return rows, cols
+
+    @property
+    def nbytes(self) -> int:
+        """Stored bytes. Raises RequestError for a group size that the format does not have."""
+        return formats.named(self.format).nbytes(*self.matrix_shape, self.group_size)
 
 
 @dataclass

@@ -35,7 +35,7 @@ def to_json(graph: Graph) -> str:
         "kept": graph.kept,
         "values": {v.name: [v.dtype, *v.shape] for v in graph.values.values()},
         "weights": {
-            w.name: [w.role, w.dtype, w.group_size, *w.shape] for w in graph.weights.values()
+            w.name: [w.role, w.format, w.group_size, *w.shape] for w in graph.weights.values()
         },
         "nodes": [
             {

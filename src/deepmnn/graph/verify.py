@@ -56,11 +56,11 @@ def _check_weight(name: str, weight: Weight) -> None:
     rank = len(weight.shape)
     _need(rank in (1, 2), f"{what} has shape {weight.shape}", "one or two dimensions")
     dtypes = ("vector",) if rank == 1 else MATRIX_DTYPES
-    _need(weight.dtype in dtypes, f"{what} has dtype {weight.dtype!r}", " or ".join(dtypes))
+    _need(weight.format in dtypes, f"{what} has format {weight.format!r}", " or ".join(dtypes))
     _need(
         (weight.role == "vector") == (rank == 1), f"{what} has role {weight.role!r}", "its rank's"
     )
-    sizes = GROUP_SIZES.get(weight.dtype, (0,))
+    sizes = GROUP_SIZES.get(weight.format, (0,))
     _need(weight.group_size in sizes, f"{what} has group_size {weight.group_size}", f"{sizes}")
 
 

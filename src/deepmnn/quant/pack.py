@@ -381,7 +381,7 @@ def unpack(packed: U8, dtype: str, rows: int, cols: int, group_size: int = 0) ->
 
 def matrix_shape(weight: Weight) -> tuple[int, int]:
     """Rows and columns as stored: a vector has one row."""
-    if weight.dtype == "vector":
+    if weight.format == "vector":
         return 1, math.prod(weight.shape)
     rows, cols = weight.shape
     return rows, cols
@@ -389,12 +389,12 @@ def matrix_shape(weight: Weight) -> tuple[int, int]:
 
 def weight_nbytes(weight: Weight) -> int:
     """Stored bytes of a weight of a graph."""
-    return packed_nbytes(weight.dtype, *matrix_shape(weight), weight.group_size)
+    return packed_nbytes(weight.format, *matrix_shape(weight), weight.group_size)
 
 
 def unpack_weight(weight: Weight, packed: U8) -> F32:
     """The float32 values of a stored weight, in the weight's own shape."""
-    values = unpack(packed, weight.dtype, *matrix_shape(weight), weight.group_size)
+    values = unpack(packed, weight.format, *matrix_shape(weight), weight.group_size)
     return values.reshape(weight.shape)
 
 
@@ -409,10 +409,10 @@ def pack_weight(weight: Weight, array: F32, threads: int = 1) -> U8:
             "finite numbers",
             "The checkpoint is damaged; download it again.",
         )
-    if weight.dtype == "vector":
-        return pack(array, weight.dtype)
+    if weight.format == "vector":
+        return pack(array, weight.format)
     matrix = np.ascontiguousarray(array, np.float32)
-    return _core.quantize_pack(matrix, weight.dtype, weight.group_size, threads)
+    return _core.quantize_pack(matrix, weight.format, weight.group_size, threads)
 
 
 def _ceil(n: int, multiple: int) -> int:

@@ -12,7 +12,6 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from deepmnn.checkpoint.random import generator
 from deepmnn.graph.ir import Weight
 from deepmnn.graph.weights import BLOCK_ROWS, PANEL_COLS
 from deepmnn.quant.pack import (
@@ -25,6 +24,7 @@ from deepmnn.quant.pack import (
     stored_cols,
     weight_nbytes,
 )
+from deepmnn.source.random import generator
 
 PIECE = 1 << 20
 """About as many bytes are drawn at a time: the temporaries stay in cache."""
@@ -41,7 +41,7 @@ _SIGN_AND_JITTER = np.uint16(0x803F)  # fp16: sign, and the low bits of the mant
 def draw(weight: Weight, seed: int) -> U8:
     """Stored bytes of a random w8 or w4 matrix, the same for the same (seed, weight name)."""
     rows, cols = matrix_shape(weight)
-    group_size, dtype = weight.group_size, weight.dtype
+    group_size, dtype = weight.group_size, weight.format
     random = generator(seed, weight.name)
     out = np.empty(weight_nbytes(weight), np.uint8)
     count = math.ceil(rows / BLOCK_ROWS)

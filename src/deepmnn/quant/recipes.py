@@ -43,17 +43,17 @@ def apply(graph: Graph, recipe: str) -> None:
     embeddings |= _read_by_embedding(graph)
     for weight in graph.weights.values():
         if weight.role == "vector" or len(weight.shape) == 1:
-            weight.dtype = "vector"
+            weight.format = "vector"
         elif weight.expr in embeddings:
-            weight.dtype = formats["embedding"]
+            weight.format = formats["embedding"]
         else:
-            weight.dtype = formats.get(weight.role, "f32")
-        weight.group_size = group_size(weight) if weight.dtype in QUANTISED else 0
+            weight.format = formats.get(weight.role, "f32")
+        weight.group_size = group_size(weight) if weight.format in QUANTISED else 0
 
 
 def group_size(weight: Weight) -> int:
     """Columns of a group: a panel in w8; in w4 64, or 32 where padding to 64 would waste more."""
-    if weight.dtype == "w8":
+    if weight.format == "w8":
         return PANEL_COLS
     return 32 if 1 <= weight.shape[1] % 64 <= 32 else 64
 

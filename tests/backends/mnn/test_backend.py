@@ -19,10 +19,10 @@ from deepmnn.backends.base import F32, Batch
 from deepmnn.backends.mnn import backend as mnn_backend
 from deepmnn.backends.mnn.backend import MOST_THREADS, MnnBackend, MnnOptions
 from deepmnn.backends.reference.cache import PagedCache
-from deepmnn.convert import convert
+from deepmnn.conversion.convert import convert
 from deepmnn.errors import ArtifactError, RequestError, StorageError
-from deepmnn.export import export
-from deepmnn.export.folder import MnnFolder
+from deepmnn.exporters import export
+from deepmnn.exporters.mnn.folder import MnnFolder
 from parity import SCHEDULES, Runner, prompts_for, relative_error, run_schedule
 from tiny_artifact import tiny_artifact, write_config
 

@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 pytest.importorskip("MNN")
 
 from deepmnn.api import load
-from deepmnn.artifact import Artifact
+from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.base import F32
 from deepmnn.backends.mnn.backend import MnnBackend, MnnOptions
 from deepmnn.backends.reference import ReferenceBackend
-from deepmnn.convert import convert
-from deepmnn.export import export
-from deepmnn.export.folder import MnnFolder
+from deepmnn.conversion.convert import convert
+from deepmnn.exporters import export
+from deepmnn.exporters.mnn.folder import MnnFolder
 from deepmnn.quant.pack import unpack_codes, unpack_weight
 from parity import SCHEDULES, check_parity, prompts_for, relative_error, run_schedule
 from tiny_models import ALL, CONFIGS, Config, TinyModel, checkpoint_of
@@ -65,7 +65,7 @@ class Given:
 
     def read(self, name: str) -> F32:
         weight, packed = self.artifact.graph().weights[name], self.artifact.tensor(name)
-        if weight.dtype != "w4":
+        if weight.format != "w4":
             return unpack_weight(weight, packed)
         (rows, cols), size = weight.shape, weight.group_size
         quantized = unpack_codes(packed, "w4", cols, size)

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from small_graphs import ANOTHER_ROTATION, WIDTH, Start, Table, named, node, ops
 
 from deepmnn.graph.passes import absorb_mla
 from deepmnn.graph.verify import verify
+from small_graphs import ANOTHER_ROTATION, WIDTH, Start, Table, named, node, ops
 
 
 def mla_graph(b, k_freq=(1.0, 0.5), swap=False, kv_bias=False, read_rows=False):

@@ -1,9 +1,8 @@
 """drop_identities: what it writes, and what it must leave alone."""
 
-from small_graphs import WIDTH, Start, node, ops
-
 from deepmnn.graph.passes import drop_identities
 from deepmnn.graph.verify import verify
+from small_graphs import WIDTH, Start, node, ops
 
 
 def test_drop_identities_removes_what_does_nothing():

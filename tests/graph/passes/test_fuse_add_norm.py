@@ -1,9 +1,8 @@
 """fuse_add_norm: what it writes, and what it must leave alone."""
 
-from small_graphs import Start, node, ops
-
 from deepmnn.graph.passes import fuse_add_norm
 from deepmnn.graph.verify import verify
+from small_graphs import Start, node, ops
 
 
 def test_fuse_add_norm_keeps_the_sum():

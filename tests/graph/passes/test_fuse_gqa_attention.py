@@ -1,11 +1,11 @@
 """fuse_gqa_attention: what it writes, and what it must leave alone."""
 
 import pytest
-from small_graphs import ANOTHER_ROTATION, WIDTH, Start, named, node, ops
 
 from deepmnn.graph.passes import fuse_gqa_attention
 from deepmnn.graph.verify import verify
 from deepmnn.graph.weights import Constant
+from small_graphs import ANOTHER_ROTATION, WIDTH, Start, named, node, ops
 
 
 def gqa_graph(

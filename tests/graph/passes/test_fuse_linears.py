@@ -1,10 +1,9 @@
 """fuse_linears: what it writes, and what it must leave alone."""
 
-from small_graphs import WIDTH, Start
-
 from deepmnn.graph.passes import fuse_linears
 from deepmnn.graph.verify import verify
 from deepmnn.graph.weights import Constant
+from small_graphs import WIDTH, Start
 
 
 def test_fuse_linears_stacks_weights_and_biases():
@@ -38,6 +37,6 @@ def test_fuse_linears_leaves_other_formats():
     formats = (("w4", 32), ("w4", 64), ("w8", 256), ("bf16", 0))
     for name, (dtype, group_size) in zip("abcd", formats, strict=True):
         weight = graph.weights[f"{name}.weight"]
-        weight.dtype, weight.group_size = dtype, group_size
+        weight.format, weight.group_size = dtype, group_size
     verify(graph)
     assert fuse_linears.run(graph) == 0

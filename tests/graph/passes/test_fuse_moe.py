@@ -1,10 +1,10 @@
 """fuse_route and fuse_moe: what they write, and what they must leave alone."""
 
 import pytest
-from small_graphs import WIDTH, Start, experts, named, node, ops, route
 
 from deepmnn.graph.passes import fuse_add_norm, fuse_moe, fuse_route
 from deepmnn.graph.verify import verify
+from small_graphs import WIDTH, Start, experts, named, node, ops, route
 
 
 def test_fuse_route():
@@ -97,7 +97,7 @@ def other_indices(graph):
 
 
 def other_storage(graph):
-    graph.weights["experts.3.up.weight"].dtype = "bf16"
+    graph.weights["experts.3.up.weight"].format = "bf16"
 
 
 def rows_of_their_own(graph):

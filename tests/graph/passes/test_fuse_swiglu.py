@@ -1,12 +1,12 @@
 """fuse_swiglu: what it writes, and what it must leave alone."""
 
 import pytest
-from small_graphs import WIDTH, Start, node, ops
 
 from deepmnn.graph.ir import Node
 from deepmnn.graph.passes import fuse_swiglu
 from deepmnn.graph.verify import verify
 from deepmnn.graph.weights import Interleave
+from small_graphs import WIDTH, Start, node, ops
 
 
 def swiglu_graph(b, swapped=False, up_x=None, bias=False):
@@ -61,7 +61,7 @@ def test_fuse_swiglu_leaves_one_projection_that_is_both():
     assert fuse_swiglu.run(graph) == 0
 
 
-@pytest.mark.parametrize(("field", "value"), [("dtype", "bf16"), ("role", "expert")])
+@pytest.mark.parametrize(("field", "value"), [("format", "bf16"), ("role", "expert")])
 def test_fuse_swiglu_leaves_weights_of_another_kind(field, value):
     b = Start()
     graph = b.end(b.linear(swiglu_graph(b), "down", WIDTH))

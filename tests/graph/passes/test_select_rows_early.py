@@ -1,11 +1,11 @@
 """select_rows_early: what it writes, and what it must leave alone."""
 
 import pytest
-from small_graphs import WIDTH, Start, experts, node, ops, route
 
 from deepmnn.graph.ir import ROWS, TOKENS, Node
 from deepmnn.graph.passes import select_rows_early
 from deepmnn.graph.verify import verify
+from small_graphs import WIDTH, Start, experts, node, ops, route
 
 
 def attention(b, x, name="attn"):

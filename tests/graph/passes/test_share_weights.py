@@ -1,10 +1,10 @@
 """share_weights: what it writes, and what it must leave alone."""
 
 import numpy as np
-from small_graphs import WIDTH, Start, Table, experts, route
 
-from deepmnn.checkpoint.random import tensor_shapes
 from deepmnn.graph.passes import share_weights
+from deepmnn.source.random import tensor_shapes
+from small_graphs import WIDTH, Start, Table, experts, route
 
 
 def test_share_weights_merges_equal_expressions_into_the_better_role():
@@ -59,12 +59,12 @@ def test_share_weights_keeps_storage_formats_and_kept_weights_apart():
     weights = graph.weights
     for name in ("c", "d"):
         weights[f"{name}.weight"].expr = weights["a.weight"].expr
-    weights["c.weight"].dtype = "bf16"
+    weights["c.weight"].format = "bf16"
     graph.kept.append("d.weight")
     assert share_weights.run(graph) == 0
     graph.kept.clear()
     for name, group_size in (("a", 32), ("d", 64)):
-        weights[f"{name}.weight"].dtype, weights[f"{name}.weight"].group_size = "w4", group_size
+        weights[f"{name}.weight"].format, weights[f"{name}.weight"].group_size = "w4", group_size
     assert share_weights.run(graph) == 0
 
 

@@ -37,7 +37,7 @@ a history that grows in chunks, the 3 and 4 bit modes on x86 (docs/log.md)."""
 
 
 class Folder(Protocol):
-    """What `export` wrote; export/folder.py has the meaning of the fields."""
+    """What `export` wrote; exporters/mnn/folder.py has the meaning of the fields."""
 
     path: Path
     runtime_config: Path

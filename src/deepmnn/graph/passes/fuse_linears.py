@@ -25,7 +25,7 @@ def run(graph: Graph) -> int:
         if node.op == "linear":
             weight = graph.weights[node.weights[0]]
             if weight.role != "router":
-                key = (view.source(node.inputs[0]), weight.role, weight.dtype, weight.group_size)
+                key = (view.source(node.inputs[0]), weight.role, weight.format, weight.group_size)
                 groups.setdefault(key, []).append(node)
     fused = [
         Rewrite(nodes, _fuse(graph, key[0], nodes))

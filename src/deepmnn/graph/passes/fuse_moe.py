@@ -73,7 +73,7 @@ def _same_storage(graph: Graph, gate: Node, up: Node) -> bool:
 
     def storage(node: Node) -> list[tuple[tuple[int, ...], str, int]]:
         weights = [graph.weights[name] for name in node.weights]
-        return [(w.shape, w.dtype, w.group_size) for w in weights]
+        return [(w.shape, w.format, w.group_size) for w in weights]
 
     return storage(gate) == storage(up)
 

@@ -34,7 +34,7 @@ def _match(graph: Graph, view: View, mul: Node) -> Rewrite | None:
     ):
         return None
     gate_w, up_w = (graph.weights[node.weights[0]] for node in (gate, up))
-    if (gate_w.shape, gate_w.dtype, gate_w.role) != (up_w.shape, up_w.dtype, up_w.role):
+    if (gate_w.shape, gate_w.format, gate_w.role) != (up_w.shape, up_w.format, up_w.role):
         return None
     expr = Interleave((gate_w.expr, up_w.expr))
     weight = add_weight(graph, gate_w, join_names([gate_w.name, up_w.name]), expr)

@@ -94,4 +94,4 @@ def _candidates(graph: Graph) -> Iterable[Weight]:
 
 
 def _storage(weight: Weight) -> tuple[tuple[int, ...], str, int]:
-    return weight.shape, weight.dtype, weight.group_size
+    return weight.shape, weight.format, weight.group_size

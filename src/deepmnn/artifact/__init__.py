@@ -1,0 +1,1 @@
+"""A converted model on disk: its manifest, reading it, writing it."""

@@ -1,0 +1,191 @@
+"""deepmnn.json: what a converted model's directory holds, with sizes and checksums.
+
+The manifest lists every other file with its size and CRC-32 (5 GB/s here, five times blake2b), and
+carries the CRC-32 of itself. Checksums find damage, not malice.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any, TypedDict
+
+from deepmnn.errors import ArtifactError
+from deepmnn.source.json_file import is_plain_name, read_object
+
+FORMAT = "deepmnn"
+FORMAT_VERSION = 2
+"""2: w8 and w4 have a scale for each panel; before, for each group of columns."""
+MANIFEST = "deepmnn.json"
+GRAPH = "graph.json"
+PROGRAM = "program.bin"
+CONFIG = "config.json"
+REQUIRED = (CONFIG, GRAPH, PROGRAM)
+ALIGNMENT = 64
+TEMP_MARK = ".deepmnn-tmp-"
+"""A directory with this in its name is a conversion under way, or one that was killed."""
+
+VERIFY_ALWAYS_BYTES = 256 << 20
+"""Weights up to this size are checksummed whenever the artifact is opened (about 50 ms)."""
+
+_PIECE = 8 << 20
+AGAIN = "Convert the model again."
+
+
+class FileRecord(TypedDict):
+    """Size and CRC-32 of a file."""
+
+    nbytes: int
+    crc32: int
+
+
+class ShardRecord(FileRecord):
+    """A weight file of the artifact, in the order that program.bin counts them."""
+
+    file: str
+
+
+class PassRecord(TypedDict):
+    """What one pass did."""
+
+    name: str
+    rewrites: int
+    nodes_before: int
+    nodes_after: int
+
+
+class Manifest(TypedDict):
+    """deepmnn.json."""
+
+    format: str
+    format_version: int
+    deepmnn_version: str
+    model_type: str
+    quant: str
+    optimize_level: int
+    nodes_level_0: int
+    nodes: int
+    passes: list[PassRecord]
+    shards: list[ShardRecord]
+    files: dict[str, FileRecord]
+    crc32: int
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """deepmnn.json of a directory, its own checksum and its fields' types checked."""
+    if TEMP_MARK in directory.resolve().name:
+        raise ArtifactError(f"{directory} is an unfinished conversion", "a converted model", AGAIN)
+    if not directory.is_dir():
+        raise ArtifactError(
+            f"{directory} is {'a file' if directory.exists() else 'missing'}",
+            "the directory of a converted model",
+            "Convert a checkpoint first: deepmnn convert CHECKPOINT OUT",
+        )
+    path = directory / MANIFEST
+    if not path.exists():
+        raise ArtifactError(
+            f"{path} is missing",
+            "the directory of a converted model",
+            "Convert a checkpoint first: deepmnn convert CHECKPOINT OUT",
+        )
+    fields = read_object(path, ArtifactError)
+    if str(fields.get("format")).startswith(f"{FORMAT}-"):
+        raise ArtifactError(
+            f"{directory} is an export, {fields['format']!r:.40}",
+            "a converted model",
+            "Use the model that it was exported from.",
+        )
+    check_stamp(fields, path, (FORMAT, FORMAT_VERSION), AGAIN)
+    _check_manifest(fields, path)
+    manifest: Manifest = fields  # type: ignore[assignment]
+    return manifest
+
+
+def check_stamp(fields: dict[str, Any], path: Path, stamp: tuple[str, int], again: str) -> None:
+    """Raises ArtifactError unless a manifest has this format and version, and its own checksum."""
+    if (fields.get("format"), fields.get("format_version")) != stamp:
+        raise ArtifactError(
+            f"{path} has format {fields.get('format')!r:.40} version "
+            f"{fields.get('format_version')!r:.40}",
+            f"{stamp[0]} version {stamp[1]}",
+            f"{again.removesuffix('.')} with this version of deepmnn.",
+        )
+    if fields.get("crc32") != manifest_crc(fields):
+        raise ArtifactError(f"{path} is damaged: its checksum is wrong", "", again)
+
+
+def manifest_crc(fields: dict[str, Any]) -> int:
+    """CRC-32 of a manifest without its own crc32 field, written canonically."""
+    rest = {key: value for key, value in fields.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
+
+
+def file_crc(path: Path) -> int:
+    """CRC-32 of a file. Raises OSError."""
+    crc = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_PIECE):
+            crc = zlib.crc32(chunk, crc)
+    return crc
+
+
+def _check_manifest(fields: dict[str, Any], path: Path) -> None:
+    """Raises ArtifactError unless every field of `Manifest` has its type."""
+    counts = dict.fromkeys(("optimize_level", "nodes_level_0", "nodes"), int)
+    texts = dict.fromkeys(("deepmnn_version", "model_type", "quant"), str)
+    containers = {"passes": list, "shards": list, "files": dict}
+    for key, kind in {**counts, **texts, **containers}.items():
+        if type(fields.get(key)) is not kind:
+            raise ArtifactError(f"{path}: {key} is {fields.get(key)!r:.80}", f"a {kind.__name__}")
+    for record in fields["passes"]:
+        sizes = ("rewrites", "nodes_before", "nodes_after")
+        if not _has(record, str, "name") or not _has(record, int, *sizes):
+            raise ArtifactError(f"{path}: a pass is {record!r:.80}")
+    records = [*fields["files"].values(), *fields["shards"]]
+    names = [*fields["files"], *(_name_of(record) for record in fields["shards"])]
+    for name, record in zip(names, records, strict=True):
+        if not is_plain_name(name) or not is_file_record(record):
+            raise ArtifactError(f"{path}: file {name!r:.80} is listed as {record!r:.80}")
+    if len(set(names)) != len(names):
+        raise ArtifactError(f"{path} lists a file twice")
+    missing = [name for name in REQUIRED if name not in fields["files"]]
+    if missing:
+        raise ArtifactError(f"{path} does not list {missing[0]}", ", ".join(REQUIRED), AGAIN)
+
+
+def _name_of(record: object) -> object:
+    return record.get("file") if isinstance(record, dict) else None
+
+
+def is_file_record(record: object) -> bool:
+    """Whether it has the fields of a FileRecord."""
+    return _has(record, int, "nbytes", "crc32")
+
+
+def _has(record: object, kind: type, *keys: str) -> bool:
+    return isinstance(record, dict) and all(type(record.get(key)) is kind for key in keys)
+
+
+def check_size(path: Path, record: FileRecord, again: str = AGAIN) -> None:
+    """Raises ArtifactError, with `again` as its advice, unless the file is as long as recorded."""
+    try:
+        found = path.stat().st_size if path.is_file() else None
+    except (OSError, ValueError) as fault:
+        raise ArtifactError(f"{path} cannot be read: {fault}") from None
+    if found is None:
+        raise ArtifactError(f"{path} is missing", "every file that deepmnn.json lists", again)
+    if found != record["nbytes"]:
+        raise ArtifactError(f"{path} has {found} bytes", f"{record['nbytes']}", again)
+
+
+def check_crc(path: Path, record: FileRecord, again: str = AGAIN) -> None:
+    """Raises ArtifactError, with `again` as its advice, unless the file's checksum is recorded."""
+    try:
+        found = file_crc(path)
+    except OSError as fault:
+        raise ArtifactError(f"{path} cannot be read: {fault}") from None
+    if found != record["crc32"]:
+        raise ArtifactError(
+            f"{path} is damaged: its checksum is {found:08x}", f"{record['crc32']:08x}", again
+        )

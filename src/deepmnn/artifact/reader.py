@@ -1,0 +1,167 @@
+"""A converted model: the directory that `convert` writes and the engine runs in place.
+
+config.json, tokenizer files, ...     as the checkpoint has them
+graph.json                            the graph (graph/serialize.py)
+program.bin                           the graph lowered for the C++ core (docs/program.md)
+model-0000i-of-0000N.safetensors      weights in kernel layout, U8 tensors, 64-byte aligned
+deepmnn.json                          the manifest: versions, recipe, passes, sizes, checksums
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deepmnn.artifact.manifest import (
+    AGAIN,
+    ALIGNMENT,
+    CONFIG,
+    GRAPH,
+    VERIFY_ALWAYS_BYTES,
+    Manifest,
+    ShardRecord,
+    check_crc,
+    check_size,
+    read_manifest,
+)
+from deepmnn.errors import ArtifactError, RequestError
+from deepmnn.graph.ir import Graph
+from deepmnn.graph.serialize import from_json
+from deepmnn.quant.pack import U8, weight_nbytes
+from deepmnn.source.json_file import read_object, read_small
+from deepmnn.source.safetensors import Entry, SafetensorsFile
+
+
+class Artifact:
+    """An opened artifact. Weights are memory-mapped, never copied.
+
+    Attributes:
+        path: the directory.
+        manifest: deepmnn.json.
+        config: config.json.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, shards: list[SafetensorsFile]) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.config: dict[str, Any] = read_object(path / CONFIG, ArtifactError)
+        self._shard_of = {name: shard for shard in shards for name in shard.entries}
+        self._maps: dict[Path, U8] = {}
+        self._graph: Graph | None = None
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], verify: bool | None = None) -> Artifact:
+        """Opens and checks an artifact.
+
+        Every file's presence and size and the small files' checksums are always checked; the
+        weights' checksums when they total at most 256 MB, or always (verify=True), or never
+        (verify=False).
+
+        Raises ArtifactError, saying what is wrong with which file.
+        """
+        directory = Path(path)
+        manifest = read_manifest(directory)
+        for name, record in manifest["files"].items():
+            check_size(directory / name, record)
+            check_crc(directory / name, record)
+        shards = [_open_shard(directory, record) for record in manifest["shards"]]
+        _check_unique(shards)
+        total = sum(record["nbytes"] for record in manifest["shards"])
+        if verify or (verify is None and total <= VERIFY_ALWAYS_BYTES):
+            for record in manifest["shards"]:
+                check_crc(directory / record["file"], record)
+        return cls(directory, manifest, shards)
+
+    @property
+    def weights_nbytes(self) -> int:
+        """Bytes of all weight files."""
+        return sum(record["nbytes"] for record in self.manifest["shards"])
+
+    def tensor(self, name: str) -> U8:
+        """The stored bytes of a weight, read-only and memory-mapped. Raises ArtifactError."""
+        path, entry = self._stored(name)
+        if path not in self._maps:
+            try:
+                self._maps[path] = np.memmap(path, np.uint8, "r")
+            except (OSError, ValueError) as fault:
+                raise ArtifactError(f"{path} cannot be mapped: {fault}") from None
+        return _whole(self._maps[path][entry.begin : entry.end], path, entry)
+
+    def read(self, name: str) -> U8:
+        """A copy of the stored bytes: unlike with `tensor`, nothing stays mapped.
+
+        Raises ArtifactError.
+        """
+        path, entry = self._stored(name)
+        try:
+            stored = np.fromfile(path, np.uint8, entry.nbytes, offset=entry.begin)
+        except OSError as fault:
+            raise ArtifactError(f"{path} cannot be read: {fault}") from None
+        return _whole(stored, path, entry)
+
+    def _stored(self, name: str) -> tuple[Path, Entry]:
+        """The shard that has a weight, and where in it. Raises ArtifactError."""
+        shard = self._shard_of.get(name)
+        if shard is None:
+            raise ArtifactError(f"{self.path} has no weight {name!r}", "", AGAIN)
+        return shard.path, shard.entries[name]
+
+    def graph(self) -> Graph:
+        """The graph, checked against the stored weights. Raises ArtifactError."""
+        if self._graph is None:
+            graph = from_json(read_small(self.path / GRAPH, ArtifactError))
+            self._check_weights(graph)
+            self._graph = graph
+        return self._graph
+
+    def _check_weights(self, graph: Graph) -> None:
+        for weight in graph.weights.values():
+            shard = self._shard_of.get(weight.name)
+            found = shard.entries[weight.name].nbytes if shard else None
+            try:
+                expected = weight_nbytes(weight)
+            except (RequestError, ValueError) as fault:
+                raise ArtifactError(f"weight {weight.name!r}: {fault}", "", AGAIN) from None
+            if found != expected:
+                raise ArtifactError(
+                    f"weight {weight.name!r} has {found} stored bytes",
+                    f"{expected} for {weight.format} {list(weight.shape)}",
+                    AGAIN,
+                )
+
+
+def _whole(stored: U8, path: Path, entry: Entry) -> U8:
+    """The bytes, if they are all there. Raises ArtifactError."""
+    if stored.nbytes != entry.nbytes:
+        raise ArtifactError(f"{path} has shrunk since it was opened", "", AGAIN)
+    return stored
+
+
+def _open_shard(directory: Path, record: ShardRecord) -> SafetensorsFile:
+    path = directory / record["file"]
+    check_size(path, record)
+    shard = SafetensorsFile(path, ArtifactError)
+    for name, entry in shard.entries.items():
+        if entry.dtype != "U8" or len(entry.shape) != 1 or entry.begin % ALIGNMENT:
+            raise ArtifactError(
+                f"{path}: weight {name!r} is {entry.dtype} {list(entry.shape)} at {entry.begin}",
+                f"bytes at a multiple of {ALIGNMENT}",
+                AGAIN,
+            )
+    return shard
+
+
+def _check_unique(shards: list[SafetensorsFile]) -> None:
+    seen: dict[str, Path] = {}
+    for shard in shards:
+        for name in shard.entries:
+            if name in seen:
+                raise ArtifactError(
+                    f"weight {name!r} is in {seen[name].name} and {shard.path.name}",
+                    "",
+                    AGAIN,
+                )
+            seen[name] = shard.path

@@ -1,0 +1,112 @@
+"""Lowers a graph to the CPU engine's program: op names, tables and attributes as they are.
+
+It decides nothing about the model: every op of docs/ops.md lowers the same way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from deepmnn.backends.cpu.program import (
+    DIMS,
+    Instruction,
+    Program,
+    ProgramBuffer,
+    ProgramWeight,
+    encode,
+    format_program,
+    read_program,
+)
+from deepmnn.errors import GraphError
+from deepmnn.graph.ir import Graph, Node
+from deepmnn.graph.passes.memory_plan import MemoryPlan
+
+__all__ = ["WeightLocation", "format_program", "lower", "read_program"]
+
+
+@dataclass(frozen=True)
+class WeightLocation:
+    """Where a packed weight lies: `nbytes` at `offset` of a shard file, both multiples of 64."""
+
+    shard: int
+    offset: int
+    nbytes: int
+
+
+def lower(
+    graph: Graph,
+    plan: MemoryPlan,
+    locations: Mapping[str, WeightLocation],
+    shards: Sequence[str],
+) -> bytes:
+    """program.bin of the graph (docs/program.md).
+
+    Args:
+        graph: any optimisation level, weights with their storage dtypes.
+        plan: where its values live.
+        locations: where each weight that a node reads lies.
+        shards: names of the weight files beside program.bin.
+
+    Raises GraphError when the plan or the locations do not cover the graph.
+    """
+    produced = [*graph.inputs, *(value for node in graph.nodes for value in node.outputs)]
+    values = {name: index for index, name in enumerate(produced)}
+    read = dict.fromkeys(name for node in graph.nodes for name in node.weights)
+    weights = {name: index for index, name in enumerate(read)}
+    tokens, context, rows = (plan.nbytes[dim] for dim in DIMS)
+    return encode(
+        Program(
+            name=graph.name,
+            shards=tuple(shards),
+            weights=tuple(_weight(graph, name, locations, len(shards)) for name in weights),
+            caches=graph.caches,
+            buffers=tuple(_buffer(graph, name, plan) for name in values),
+            arenas=(tokens, context, rows),
+            inputs=tuple(values[name] for name in graph.inputs),
+            outputs=tuple(values[name] for name in graph.outputs),
+            instructions=tuple(_instruction(node, values, weights) for node in graph.nodes),
+        )
+    )
+
+
+def _instruction(node: Node, values: dict[str, int], weights: dict[str, int]) -> Instruction:
+    return Instruction(
+        node.op,
+        node.name,
+        tuple(values[name] for name in node.inputs),
+        tuple(values[name] for name in node.outputs),
+        tuple(weights[name] for name in node.weights),
+        node.attrs,
+    )
+
+
+def _buffer(graph: Graph, name: str, plan: MemoryPlan) -> ProgramBuffer:
+    value = graph.values[name]
+    if name not in plan.offsets:
+        raise GraphError(f"value {name!r} has no place in the memory plan")
+    shape = tuple(int(dim) for dim in value.shape[1:])
+    return ProgramBuffer(name, value.dtype, value.rows, shape, plan.offsets[name])
+
+
+def _weight(
+    graph: Graph, name: str, locations: Mapping[str, WeightLocation], shards: int
+) -> ProgramWeight:
+    weight, location = graph.weights[name], locations.get(name)
+    if location is None or not 0 <= location.shard < shards:
+        raise GraphError(f"weight {name!r} is in no shard")
+    shape = weight.shape
+    if weight.format == "vector":
+        shape = (1, *shape)
+    if len(shape) != 2:
+        raise GraphError(f"weight {name!r} has shape {list(shape)}", "a matrix or a vector")
+    return ProgramWeight(
+        name,
+        weight.format,
+        shape[0],
+        shape[1],
+        weight.group_size,
+        location.shard,
+        location.offset,
+        location.nbytes,
+    )

@@ -1,0 +1,74 @@
+"""Artifact → an MNN folder for a phone, and an Android Studio project that runs it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from deepmnn.artifact.directory import storage_errors
+from deepmnn.artifact.manifest import MANIFEST, TEMP_MARK
+from deepmnn.conversion.convert import Progress
+from deepmnn.errors import StorageError
+from deepmnn.exporters.android.chat_app import check_folder, phone_name
+from deepmnn.exporters.android.project import write_project
+from deepmnn.exporters.mnn.export import ExportReport, export
+from deepmnn.exporters.mnn.folder import MnnFolder
+from deepmnn.text.generation_config import read_context_length
+
+PROJECT = "project"
+CONTEXT = 4096
+"""Tokens that a chat on a phone may have: its cache must fit in memory beside the weights."""
+
+
+def export_android(
+    source: str | os.PathLike[str],
+    target: str | os.PathLike[str],
+    *,
+    mla_form: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ExportReport:
+    """As `export`, into a folder in `target` that MNN's chat app for Android takes as it is, with
+    an Android Studio project of ours beside it (docs/android.md).
+
+    Raises as `export`, and ArtifactError when MNN's chat app would not take the folder.
+    """
+    place = Path(os.path.realpath(target))
+    name = phone_name(place.name)
+    folder, project = place / ("model" if name == PROJECT else name), place / PROJECT
+    _check_place(place, folder, overwrite)
+    report = export(
+        source,
+        folder,
+        mla_form=mla_form,
+        needs_tokenizer=True,
+        overwrite=overwrite,
+        progress=progress,
+    )
+    check_folder(folder)
+    context = read_context_length(MnnFolder.open(folder).config)
+    shutil.rmtree(project, ignore_errors=True)
+    write_project(project, folder.name, min(context, CONTEXT))
+    return report
+
+
+def _check_place(place: Path, folder: Path, overwrite: bool) -> None:
+    """Raises StorageError unless `place` is new, empty or, with overwrite, an earlier export."""
+    with storage_errors(place):
+        # A killed export may have left no more than temporary directories.
+        foreign = place.exists() and (
+            not place.is_dir() or any(TEMP_MARK not in entry.name for entry in place.iterdir())
+        )
+    if not foreign:
+        return
+    if not (folder / MANIFEST).is_file():
+        raise StorageError(
+            f"{place} already exists and is no exported model",
+            "a new directory",
+            "Choose another output directory.",
+        )
+    if not overwrite:
+        raise StorageError(
+            f"{place} already exists", "a new directory", "Overwrite it with --overwrite."
+        )

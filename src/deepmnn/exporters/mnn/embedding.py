@@ -1,0 +1,68 @@
+"""The embedding table, which MNN's runtime looks up itself, from a file or from tied weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from deepmnn.exporters.mnn.weights import (
+    WeightFile,
+    block_size,
+    chunk_values,
+    chunks,
+    code_bits,
+    fits_half,
+)
+from deepmnn.graph.ir import Weight
+from deepmnn.quant.pack import OFFSET, U8
+
+
+def is_quantised(weight: Weight) -> bool:
+    """Whether the table keeps its codes."""
+    return weight.format in OFFSET
+
+
+def file_name(weight: Weight) -> str:
+    """What the table's file is called by custom."""
+    if not is_quantised(weight):
+        return "embeddings_bf16.bin"
+    return f"embeddings_int{code_bits(weight)}.bin"
+
+
+def write_table(weight: Weight, packed: U8, file: WeightFile) -> dict[str, Any]:
+    """Writes the table to a file of its own; → the "tie_embeddings" of llm_config.json, or {}.
+
+    Quantised tables keep their codes, as other matrices do; floats are stored as bf16 when that
+    holds them exactly, as DeepSeek's own, or else as fp16 when none is too large for it, which is
+    nearer than bf16.
+    """
+    rows = np.arange(weight.shape[0])
+    if is_quantised(weight):
+        codes, scales = file.codes(weight, packed, rows)
+        return tie(weight, 0, codes, scales)
+    half = not _is_bf16(weight, packed) and fits_half(weight, packed, rows)
+    dtype = np.float16 if half else ml_dtypes.bfloat16
+    for chunk in chunks(rows):
+        file.write(chunk_values(weight, packed, chunk).astype(dtype).view(np.uint16))
+    return {"weight_offset": 0, "quant_bit": 16} if half else {}
+
+
+def tie(weight: Weight, start: int, codes: int, scales: int) -> dict[str, Any]:
+    """The "tie_embeddings" of codes that begin at `start`, followed by their scales."""
+    return {
+        "weight_offset": start,
+        "alpha_offset": start + codes,
+        "alpha_size": scales,
+        "quant_bit": code_bits(weight),
+        "quant_block": block_size(weight),
+        "alpha_dtype": "fp16",
+    }
+
+
+def _is_bf16(weight: Weight, packed: U8) -> bool:
+    for chunk in chunks(np.arange(weight.shape[0])):
+        if (chunk_values(weight, packed, chunk).view(np.uint32) & 0xFFFF).any():
+            return False
+    return True

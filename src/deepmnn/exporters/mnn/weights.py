@@ -1,0 +1,186 @@
+"""llm.mnn.weight: one file of blobs that the ops of a .mnn model point into.
+
+A quantised matrix keeps the artifact's codes: value = code · scale, one fp16 scale per row and
+block of columns, which is MNN's symmetric block quantisation. w8's scales stay as they are; those
+of w4's groups, multiplier · scale / 16, have up to 4 bits more and are rounded to fp16, so that a
+value may be off by 2⁻¹¹ of itself. The blob is
+
+    u8 2, then rows and cols (u16, or u32 when one needs it)
+    u8 count of code values (0: 256), then the values as int8, ascending
+    codes + offset, row by row: a byte each (w8), or two to a byte, the first high (w4)
+    fp16 scales [rows, blocks], then the f32 bias [rows] if there is one
+
+A block is a group (w8: a panel), or its largest part that divides the columns. Blocks of less than
+32 columns are not worth their scales: that matrix is stored as the float32 values it stands for. No
+published DeepSeek model has one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepmnn.graph.ir import Weight
+from deepmnn.graph.weights import BLOCK_ROWS, F32
+from deepmnn.quant.pack import OFFSET, U8, block_nbytes, unpack, unpack_codes
+
+Rows = NDArray[np.intp]
+
+_CHUNK_ROWS = 4096
+_LEAST_BLOCK = 32
+_FP16_MAX = 65504.0
+_SHAPE_16_MAX = 0xFFFF
+
+
+class Writable(Protocol):
+    """A file, or something that counts on its way there."""
+
+    def write(self, data: memoryview, /) -> object:
+        """Appends."""
+
+
+class WeightFile:
+    """Appends blobs to a file. half: matrices of floats, but for routers, are stored as fp16.
+
+    whole tells, for a quantised matrix that has been written whole and in order, where its codes
+    begin and the bytes of its codes and of its scales.
+    """
+
+    def __init__(self, file: Writable, half: bool = False) -> None:
+        self._file = file
+        self._half = half
+        self.position = 0
+        self.whole: dict[str, tuple[int, int, int]] = {}
+
+    def linear(
+        self, weight: Weight, packed: U8, rows: Rows, bias: F32 | None = None
+    ) -> dict[str, Any]:
+        """Writes rows of a stored matrix, in that order; → the Convolution2D fields they need.
+
+        A negative row is one of zeros.
+        """
+        if weight.format in OFFSET and block_size(weight) >= _LEAST_BLOCK:
+            return self._quantised(weight, packed, rows, bias)
+        return self._floats(weight, packed, rows, bias)
+
+    def floats(self, values: F32) -> tuple[int, int]:
+        """Writes plain float32; → (offset, bytes)."""
+        start = self.position
+        return start, self.write(np.ascontiguousarray(values, "<f4"))
+
+    def codes(self, weight: Weight, packed: U8, rows: Rows) -> tuple[int, int]:
+        """Writes the codes of rows and then their scales; → the bytes of both.
+
+        A scale is for `block_size` columns, and rounded to fp16.
+        """
+        cols, size, nbytes = weight.shape[1], block_size(weight), 0
+        bits = code_bits(weight)
+        scales = []
+        for chunk in chunks(rows):
+            blocks = _blocks(weight, packed, chunk)
+            quantized = unpack_codes(blocks, weight.format, cols, weight.group_size)
+            local, zero = _local(chunk), chunk[:, None] < 0
+            rounded = quantized.group_scales().astype(np.float16)[local]
+            repeated = np.repeat(rounded, weight.group_size // size, axis=1)
+            scales.append(np.where(zero, np.float16(0), repeated[:, : cols // size]))
+            codes = np.where(zero, np.int8(0), quantized.codes[local, :cols]).view(np.uint8)
+            codes += np.uint8(1 << bits - 1)
+            nbytes += self.write(codes if bits == 8 else codes[:, ::2] << 4 | codes[:, 1::2])
+        return nbytes, self.write(np.concatenate(scales).astype("<f2"))
+
+    def write(self, array: NDArray[Any]) -> int:
+        """Appends an array's bytes; → how many."""
+        data = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+        self._file.write(data.data)
+        self.position += data.nbytes
+        return data.nbytes
+
+    def _quantised(
+        self, weight: Weight, packed: U8, rows: Rows, bias: F32 | None
+    ) -> dict[str, Any]:
+        cols, offset = weight.shape[1], OFFSET[weight.format]
+        start, wide = self.position, max(len(rows), cols) > _SHAPE_16_MAX
+        self.write(np.array([2], np.uint8))
+        self.write(np.array([len(rows), cols], "<u4" if wide else "<u2"))
+        self.write(np.array([2 * offset % 256], np.uint8))
+        self.write(np.arange(-offset, offset, dtype=np.int8))
+        begin = self.position
+        codes, scales = self.codes(weight, packed, rows)
+        if np.array_equal(rows, np.arange(weight.shape[0])):
+            self.whole[weight.name] = (begin, codes, scales)
+        bias_nbytes = 0 if bias is None else self.write(bias.astype("<f4"))
+        return {
+            "quanParameter": {
+                "type": 1,
+                "quantScale": 1.0,
+                "aMaxOrBits": code_bits(weight),
+                "readType": 0,
+                "shapeInt32": wide,
+                "scaleStorage": "FP16",
+            },
+            "external": [start, begin - start + codes, scales, bias_nbytes, 0],
+        }
+
+    def _floats(self, weight: Weight, packed: U8, rows: Rows, bias: F32 | None) -> dict[str, Any]:
+        start = self.position
+        wanted = weight.format == "bf16" or (self._half and weight.role != "router")
+        half = wanted and fits_half(weight, packed, rows)
+        for chunk in chunks(rows):
+            values = chunk_values(weight, packed, chunk)
+            self.write(values.astype("<f2") if half else values)
+        nbytes = self.position - start
+        bias_nbytes = self.write(np.zeros(len(rows), "<f4") if bias is None else bias)
+        if half:
+            return {"quanParameter": {"type": 3}, "external": [start, nbytes, 0, bias_nbytes, 0]}
+        return {"external": [start, nbytes, bias_nbytes]}
+
+
+def code_bits(weight: Weight) -> int:
+    """Bits of a code once written: of an odd row of nibbles each takes a byte."""
+    return 4 if weight.format == "w4" and weight.shape[1] % 2 == 0 else 8
+
+
+def block_size(weight: Weight) -> int:
+    """Columns that share a scale once written: the group, or its largest part that divides all."""
+    return math.gcd(weight.shape[1], weight.group_size)
+
+
+def chunks(rows: Rows) -> list[Rows]:
+    """At most _CHUNK_ROWS at a time: a vocabulary never lies in memory unpacked."""
+    return [rows[start : start + _CHUNK_ROWS] for start in range(0, len(rows), _CHUNK_ROWS)]
+
+
+def _blocks(weight: Weight, packed: U8, rows: Rows) -> U8:
+    """The blocks of 16 rows that hold these rows, in ascending order (zero rows: the first)."""
+    rows = np.maximum(rows, 0)
+    size = block_nbytes(weight.format, weight.shape[1], weight.group_size)
+    count = -(-weight.shape[0] // BLOCK_ROWS)
+    return packed[: count * size].reshape(count, size)[np.unique(rows // BLOCK_ROWS)].reshape(-1)
+
+
+def _local(rows: Rows) -> Rows:
+    """Where each row lies within `_blocks` of them."""
+    rows = np.maximum(rows, 0)
+    blocks = rows // BLOCK_ROWS
+    return np.searchsorted(np.unique(blocks), blocks) * BLOCK_ROWS + rows % BLOCK_ROWS
+
+
+def chunk_values(weight: Weight, packed: U8, rows: Rows) -> F32:
+    """The values of rows of a stored matrix; a negative row is one of zeros."""
+    cols = weight.shape[1]
+    blocks = _blocks(weight, packed, rows)
+    count = blocks.nbytes // block_nbytes(weight.format, cols, weight.group_size) * BLOCK_ROWS
+    stored = np.zeros(-(-blocks.nbytes // 64) * 64, np.uint8)  # as `unpack` wants it: padded
+    stored[: blocks.nbytes] = blocks
+    values = unpack(stored, weight.format, count, cols, weight.group_size)[_local(rows)]
+    return np.where(rows[:, None] < 0, np.float32(0), values)
+
+
+def fits_half(weight: Weight, packed: U8, rows: Rows) -> bool:
+    """Whether no value overflows fp16; those too small for it lose at most 3e-8."""
+    return all(
+        np.abs(chunk_values(weight, packed, chunk)).max() <= _FP16_MAX for chunk in chunks(rows)
+    )

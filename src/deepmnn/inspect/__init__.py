@@ -1,1 +1,0 @@
-"""Looking into models: node counts and memory."""

@@ -1,0 +1,1 @@
+"""Speed, accuracy and size of models."""

@@ -1,0 +1,264 @@
+"""Speed of a model on this machine, beside the machine's own limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from deepmnn.engine.engine import Engine
+from deepmnn.engine.kv_cache import BlockTable
+from deepmnn.errors import ContextLengthError, RequestError
+from deepmnn.graph.workload import Workload
+
+if TYPE_CHECKING:
+    from deepmnn.api import LLM
+
+
+BATCHES = (1, 4, 16)
+"""Batch sizes that are measured by default."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Tokens per second over the repetitions, and their standard deviation."""
+
+    mean: float
+    sd: float
+
+    @staticmethod
+    def of(tokens: int, seconds: Sequence[float]) -> Speed:
+        """From the wall times of equal runs."""
+        rates = [tokens / time for time in seconds]
+        return Speed(fmean(rates), stdev(rates) if len(rates) > 1 else 0.0)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Measured limits: bytes per second read from memory, int8 multiply-accumulates per second."""
+
+    threads: int
+    isa: str
+    read_bandwidth: float
+    int8_macs: float
+
+
+@dataclass(frozen=True)
+class Row:
+    """One prompt length and batch size.
+
+    The shares (0 to 1) are of the machine's limits: what prefill multiplies against its int8 peak,
+    what decode reads and multiplies against both; None when the limits are unknown. Busy is how
+    much of its threads' time a step puts to use; None where the backend does not count it.
+    """
+
+    prompt_tokens: int
+    new_tokens: int
+    batch: int
+    prefill: Speed
+    decode: Speed
+    prefill_macs_share: float | None
+    decode_bandwidth_share: float | None
+    decode_macs_share: float | None
+    prefill_busy: float | None = None
+    decode_busy: float | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """All rows; machine is None for the reference backend."""
+
+    machine: Machine | None
+    rows: list[Row]
+
+
+def benchmark(
+    model: LLM,
+    prompt_tokens: Sequence[int] = (128, 512),
+    new_tokens: int = 64,
+    batch: Sequence[int] | None = None,
+    repeat: int = 5,
+    progress: Callable[[str], None] | None = None,
+) -> Report:
+    """Times prefill and decode of random prompts, after one warm-up run of each shape.
+
+    batch: how many prompts side by side; None takes BATCHES, as far as the backend runs as many.
+
+    Raises RequestError for impossible counts and for more side by side than the backend runs,
+    ContextLengthError when a shape does not fit.
+    """
+    batch = _batches(model, batch)
+    for name, values in {"prompt_tokens": prompt_tokens, "batch": batch}.items():
+        if not values or min(values) < 1:
+            raise RequestError(f"{name} is {list(values)}", "positive counts")
+    if new_tokens < 1 or repeat < 1:
+        raise RequestError(f"new_tokens {new_tokens}, repeat {repeat}", "positive counts")
+    needed = max(prompt_tokens) + new_tokens
+    if needed > model.engine.context_length:
+        raise ContextLengthError(
+            f"{needed} tokens per sequence", f"at most {model.engine.context_length}"
+        )
+    machine = measure_machine(model)
+    workload = _workload(model)
+    rows = []
+    for prompt in prompt_tokens:
+        for size in batch:
+            if progress:
+                progress(f"prompt {prompt}, batch {size}")
+            busy, times = _BusyTime(model), []
+            for seed in range(repeat + 1):
+                busy.drop()
+                times.append(time_run(model.engine, prompt, new_tokens, size, seed, busy.prefill))
+                busy.decode()
+            prefills, decodes = zip(*times[1:], strict=True)
+            prefill = Speed.of(size * prompt, prefills)
+            decode = Speed.of(size * new_tokens, decodes)
+            shares = _shares(model, machine, workload, prompt, new_tokens, size, prefill, decode)
+            rows.append(Row(prompt, new_tokens, size, prefill, decode, *shares, *busy.shares()))
+    return Report(machine, rows)
+
+
+def _batches(model: LLM, batch: Sequence[int] | None) -> Sequence[int]:
+    """The batch sizes to measure. Raises RequestError."""
+    most = model.backend.max_sequences
+    if most is None:
+        return BATCHES if batch is None else batch
+    if batch is None:
+        return [size for size in BATCHES if size <= most]
+    if max(batch, default=0) > most:
+        raise RequestError(
+            f"batches of {list(batch)}",
+            f"at most {most}: this backend has no batching",
+            "Leave --batch out.",
+        )
+    return batch
+
+
+def time_run(
+    engine: Engine,
+    prompt_tokens: int,
+    new_tokens: int,
+    batch: int,
+    seed: int,
+    between: Callable[[], None] | None = None,
+) -> tuple[float, float]:
+    """Seconds of prefill and of decode for `batch` random prompts side by side.
+
+    between: called after prefill; its time is not counted.
+    """
+    rng = np.random.default_rng(seed)
+    vocab = engine.backend.vocab_size
+    prompts = rng.integers(0, vocab, (batch, prompt_tokens)).tolist()
+    tables = [BlockTable(ids) for ids in prompts]
+    try:
+        start = perf_counter()
+        engine.run_pending(tables)
+        prefill = perf_counter() - start
+        if between:
+            between()
+        middle = perf_counter()
+        for _ in range(new_tokens):
+            for table in tables:
+                table.ids.append(int(rng.integers(vocab)))
+            engine.run_pending(tables)
+        return prefill, perf_counter() - middle
+    finally:
+        for table in tables:
+            engine.manager.free(table)
+
+
+class _BusyTime:
+    """The busy share of threads, prefill and decode apart, where the backend counts it."""
+
+    def __init__(self, model: LLM) -> None:
+        from deepmnn.backends.cpu.backend import CpuBackend
+
+        self._core = model.backend.model if isinstance(model.backend, CpuBackend) else None
+        self._sums = {"prefill": [0.0, 0.0], "decode": [0.0, 0.0]}
+
+    def prefill(self) -> None:
+        """What was since the last call is prefill."""
+        self._add("prefill")
+
+    def decode(self) -> None:
+        """What was since the last call is decode."""
+        self._add("decode")
+
+    def drop(self) -> None:
+        """What was since the last call does not count."""
+        if self._core:
+            self._core.profile(reset=True)
+
+    def shares(self) -> tuple[float | None, float | None]:
+        """Of prefill and of decode, 0 to 1; None where nothing was counted."""
+        prefill, decode = (busy / all_ if all_ else None for busy, all_ in self._sums.values())
+        return prefill, decode
+
+    def _add(self, phase: str) -> None:
+        if self._core:
+            for cost in self._core.profile(reset=True):
+                self._sums[phase][0] += cost["busy_seconds"]
+                self._sums[phase][1] += cost["busy_seconds"] + cost["wait_seconds"]
+
+
+def measure_machine(model: LLM) -> Machine | None:
+    """This machine's limits with the model's threads and instruction set (about a second).
+
+    MNN does not say which instruction set it takes: its limit is that of the machine's best one.
+    """
+    from deepmnn import _core
+    from deepmnn.backends.cpu.backend import CpuBackend
+    from deepmnn.backends.mnn.backend import MnnBackend
+
+    if isinstance(model.backend, CpuBackend):
+        threads, isa = model.backend.model.threads, model.backend.model.isa
+    elif isinstance(model.backend, MnnBackend):
+        threads, isa = model.backend.threads, _core.isas()[0]
+    else:
+        return None
+    bandwidth = float(_core.measure_read_bandwidth(threads))
+    return Machine(threads, isa, bandwidth, float(_core.measure_int8_peak(threads, isa)))
+
+
+def _workload(model: LLM) -> Workload:
+    """What a token costs."""
+    from deepmnn.artifact.reader import Artifact
+    from deepmnn.backends.mnn.backend import MnnBackend
+    from deepmnn.exporters.mnn.cached import exported_model
+    from deepmnn.exporters.mnn.folder import MnnFolder
+
+    if not isinstance(model.artifact, Artifact):
+        return model.artifact.workload
+    if isinstance(model.backend, MnnBackend):
+        return MnnFolder.open(exported_model(model.artifact)).workload
+    return Workload.of(model.artifact.graph())
+
+
+def _shares(
+    model: LLM,
+    machine: Machine | None,
+    workload: Workload,
+    prompt_tokens: int,
+    new_tokens: int,
+    batch: int,
+    prefill: Speed,
+    decode: Speed,
+) -> tuple[float | None, float | None, float | None]:
+    if machine is None:
+        return None, None, None
+    prefill_seconds = batch * prompt_tokens / prefill.mean
+    step_tokens = model.engine.scheduler.max_batch_tokens
+    prefill_macs = workload.prefill_macs([prompt_tokens] * batch, step_tokens)
+    context = prompt_tokens + new_tokens / 2
+    steps_per_second = decode.mean / batch
+    element = model.kv_bytes_per_token // max(1, workload.cache_width)
+    decode_nbytes = workload.decode_nbytes(batch, context, element)
+    return (
+        prefill_macs / prefill_seconds / machine.int8_macs,
+        decode_nbytes * steps_per_second / machine.read_bandwidth,
+        workload.macs(batch, context, batch) * steps_per_second / machine.int8_macs,
+    )

@@ -1,0 +1,1 @@
+"""Quantised schemes of checkpoints, one file each."""

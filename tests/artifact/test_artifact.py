@@ -1,0 +1,429 @@
+"""The model directory: what is written is read back, what is damaged is refused."""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from deepmnn.artifact import directory as directory_writer
+from deepmnn.artifact import reader as artifact_module
+from deepmnn.artifact.manifest import ALIGNMENT, MANIFEST, TEMP_MARK, file_crc, manifest_crc
+from deepmnn.artifact.reader import Artifact
+from deepmnn.artifact.writer import ArtifactWriter, plan_shards
+from deepmnn.errors import ArtifactError, StorageError
+from deepmnn.graph.builder import GraphBuilder
+from deepmnn.graph.ir import Graph
+from deepmnn.graph.serialize import to_json
+from deepmnn.quant import recipes
+from deepmnn.quant.pack import pack_weight, unpack_weight, weight_nbytes
+
+DESCRIPTION: dict[str, Any] = {
+    "model_type": "llama",
+    "quant": "w8",
+    "optimize_level": 0,
+    "nodes_level_0": 2,
+    "nodes": 2,
+    "passes": [{"name": "p", "rewrites": 1, "nodes_before": 3, "nodes_after": 2}],
+}
+
+
+def small_graph() -> Graph:
+    b = GraphBuilder("small")
+    x = b.embedding(b.ids, "embed", 37, 20)
+    for layer in range(3):
+        x = b.linear(x, f"layers.{layer}.proj", 20, bias=True)
+    b.graph.outputs = [b.linear(x, "lm_head", 37, role="lm_head")]
+    recipes.apply(b.graph, "w8")
+    return b.graph
+
+
+GRAPH = small_graph()
+VALUES = {
+    name: np.random.default_rng(i).standard_normal(w.shape, np.float32)
+    for i, (name, w) in enumerate(GRAPH.weights.items())
+}
+PACKED = {name: pack_weight(w, VALUES[name]) for name, w in GRAPH.weights.items()}
+SIZES = [(w.name, weight_nbytes(w)) for w in GRAPH.weights.values()]
+
+
+def write(path: Path, overwrite: bool = False, max_shard_bytes: int = 1 << 30) -> Path:
+    with ArtifactWriter(path, overwrite) as writer:
+        fill(writer, max_shard_bytes)
+        writer.commit(DESCRIPTION)
+    return path
+
+
+def fill(writer: ArtifactWriter, max_shard_bytes: int = 1 << 30) -> None:
+    locations = writer.plan_weights(SIZES, max_shard_bytes)
+    assert list(locations) == list(PACKED)
+    writer.add_file("config.json", b'{"model_type": "llama"}')
+    writer.add_file("graph.json", to_json(GRAPH).encode())
+    writer.add_file("program.bin", b"program")
+    for name, packed in PACKED.items():
+        writer.write_weight(name, packed)
+
+
+def reseal(path: Path, change: Callable[[dict[str, Any]], None] = lambda fields: None) -> None:
+    """Recomputes every checksum and size, then changes the manifest, then its own checksum."""
+    fields = json.loads((path / MANIFEST).read_text())
+    records = [(name, record) for name, record in fields["files"].items()]
+    records += [(record["file"], record) for record in fields["shards"]]
+    for name, record in records:
+        record["nbytes"] = (path / name).stat().st_size
+        record["crc32"] = file_crc(path / name)
+    change(fields)
+    fields["crc32"] = manifest_crc(fields)
+    (path / MANIFEST).write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize("max_shard_bytes", [1 << 30, 3000, 1])
+def test_round_trip(tmp_path: Path, max_shard_bytes: int) -> None:
+    path = write(tmp_path / "new" / "model", max_shard_bytes=max_shard_bytes)
+    artifact = Artifact.open(path)
+    assert artifact.config == {"model_type": "llama"}
+    assert {key: artifact.manifest[key] for key in DESCRIPTION} == DESCRIPTION  # type: ignore[literal-required]
+    assert os.listdir(tmp_path / "new") == ["model"]
+    graph = artifact.graph()
+    assert [node.op for node in graph.nodes] == [node.op for node in GRAPH.nodes]
+    for name, weight in graph.weights.items():
+        stored = artifact.tensor(name)
+        assert isinstance(stored, np.memmap)
+        assert not stored.flags.writeable
+        np.testing.assert_array_equal(stored, PACKED[name])
+        error = np.abs(unpack_weight(weight, stored) - VALUES[name]).max()
+        assert error <= (0 if weight.format == "vector" else 0.03)
+    with pytest.raises(ArtifactError, match="'nobody'"):
+        artifact.tensor("nobody")
+
+
+@pytest.mark.parametrize("max_shard_bytes", [1 << 30, 3000])
+def test_shards_are_plain_safetensors_files(tmp_path: Path, max_shard_bytes: int) -> None:
+    """The safetensors library reads them; every weight starts at a multiple of 64."""
+    path = write(tmp_path / "m", max_shard_bytes=max_shard_bytes)
+    files = sorted(path.glob("*.safetensors"))
+    assert [f.name for f in files] == [
+        record["file"] for record in Artifact.open(path).manifest["shards"]
+    ]
+    found = {name: array for file in files for name, array in load_file(file).items()}
+    assert set(found) == set(PACKED)
+    for file in files:
+        data = file.read_bytes()
+        for name in load_file(file):
+            np.testing.assert_array_equal(found[name], PACKED[name])
+            assert data.index(PACKED[name].tobytes()) % ALIGNMENT == 0
+
+
+def test_locations_are_where_the_bytes_are(tmp_path: Path) -> None:
+    with ArtifactWriter(tmp_path / "m") as writer:
+        locations = writer.plan_weights(SIZES, 3000)
+        names = writer.shard_names
+        for name in ("config.json", "graph.json", "program.bin"):
+            writer.add_file(name, b"{}")
+        for name, packed in PACKED.items():
+            writer.write_weight(name, packed)
+        writer.commit(DESCRIPTION)
+    assert len(names) > 1
+    for name, at in locations.items():
+        data = (tmp_path / "m" / names[at.shard]).read_bytes()
+        assert data[at.offset : at.offset + at.nbytes] == PACKED[name].tobytes()
+
+
+def test_shards_end_at_layers() -> None:
+    weights = [("embed", 10)]
+    weights += [(f"model.layers.{i}.{p}.weight", 10) for i in range(12) for p in "abc"]
+    weights += [("lm_head", 10)]
+    shards = plan_shards(weights, 70)
+    assert [item for shard in shards for item in shard.weights] == weights
+    assert [sum(n for _, n in shard.weights) for shard in shards] == [70, 60, 60, 60, 60, 70]
+    assert shards[1].weights[0][0] == "model.layers.2.a.weight"
+    assert shards[0].file == "model-00001-of-00006.safetensors"
+    assert [len(s.weights) for s in plan_shards(weights[1:4], 25)] == [2, 1]
+    assert [len(s.weights) for s in plan_shards(weights[1:4], 1)] == [1, 1, 1]
+    assert plan_shards([], 1) == []
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_existing_targets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_exchange: bool
+) -> None:
+    if not can_exchange:
+        monkeypatch.setattr(directory_writer, "_exchange", lambda a, b: False)
+    path = write(tmp_path / "m")
+    inode = path.stat().st_ino
+    with pytest.raises(StorageError, match="already exists"):
+        write(path)
+    assert path.stat().st_ino == inode
+    write(path, overwrite=True)
+    assert path.stat().st_ino != inode
+    Artifact.open(path)
+    (tmp_path / "empty").mkdir()
+    write(tmp_path / "empty")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("x")
+    (tmp_path / "file").write_text("x")
+    for other in ("mine", "file"):
+        with pytest.raises(StorageError, match="no converted model"):
+            write(tmp_path / other, overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "x"
+    assert sorted(os.listdir(tmp_path)) == ["empty", "file", "m", "mine"]
+
+
+def test_pressing_ctrl_c_again_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    presses, remove = 3, shutil.rmtree
+
+    def interrupted(path: Path, ignore_errors: bool) -> None:
+        nonlocal presses
+        presses -= 1
+        if presses >= 0:
+            raise KeyboardInterrupt
+        remove(path, ignore_errors)
+
+    monkeypatch.setattr(directory_writer.shutil, "rmtree", interrupted)
+    with pytest.raises(KeyboardInterrupt), ArtifactWriter(tmp_path / "m"):
+        raise KeyboardInterrupt
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_quicker_process_is_replaced(tmp_path: Path) -> None:
+    with ArtifactWriter(tmp_path / "m") as writer:
+        fill(writer)
+        inode = write(tmp_path / "m").stat().st_ino
+        writer.commit(DESCRIPTION)
+    assert Artifact.open(tmp_path / "m").path.stat().st_ino != inode
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_a_link_to_a_directory_is_followed(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for overwrite in (False, True):
+        write(tmp_path / "link", overwrite=overwrite)
+        assert (tmp_path / "link").is_symlink()
+        Artifact.open(tmp_path / "real")
+        assert sorted(os.listdir(tmp_path)) == ["link", "real"]
+
+
+def test_a_mount_point_is_refused_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "volume")
+    with pytest.raises(StorageError, match=r"mount point.*inside it.*volume/model"):
+        write(tmp_path / "volume")
+    write(tmp_path / "volume" / "model")
+    assert os.listdir(tmp_path) == ["volume"]
+
+
+def test_a_failed_overwrite_keeps_the_old_artifact(tmp_path: Path) -> None:
+    path = write(tmp_path / "m")
+    with (
+        contextlib.suppress(KeyboardInterrupt),
+        ArtifactWriter(path, overwrite=True) as writer,
+    ):
+        writer.plan_weights(SIZES)
+        writer.write_weight(*next(iter(PACKED.items())))
+        raise KeyboardInterrupt
+    Artifact.open(path)
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def test_writing_out_of_order_is_refused(tmp_path: Path) -> None:
+    name, packed = list(PACKED.items())[1]
+    with ArtifactWriter(tmp_path / "m") as writer:
+        writer.plan_weights(SIZES)
+        with pytest.raises(ArtifactError, match="is next"):
+            writer.write_weight(name, packed)
+        with pytest.raises(ArtifactError, match="not written"):
+            writer.commit(DESCRIPTION)
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_permission(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(StorageError, match="cannot be written"):
+        write(tmp_path / "file" / "m")
+
+
+def test_too_little_space_is_known_before_writing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = directory_writer.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(directory_writer.shutil, "disk_usage", lambda path: free)
+    with pytest.raises(StorageError, match=r"1,000 bytes free"):
+        write(tmp_path / "m")
+    assert os.listdir(tmp_path) == []
+
+
+def test_stale_directories_of_dead_processes_are_removed(tmp_path: Path) -> None:
+    child = subprocess.run(
+        [sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True
+    )
+    dead, alive = int(child.stdout), os.getpid()
+    prefix = directory_writer._temp_prefix("m")
+    others = [
+        f"{prefix}{alive}-00",
+        f".m{TEMP_MARK}otherhost-{dead}-00",
+        f".n{prefix[2:]}{dead}-00",
+    ]
+    for name in (f"{prefix}{dead}-00", *others):
+        (tmp_path / name).mkdir()
+    write(tmp_path / "m")
+    assert sorted(os.listdir(tmp_path)) == sorted([*others, "m"])
+
+
+def test_a_temporary_directory_never_loads(tmp_path: Path) -> None:
+    """Even when it is complete: killed just before the rename."""
+    path = write(tmp_path / "m")
+    temp = tmp_path / directory_writer.temp_name("m")
+    path.rename(temp)
+    with pytest.raises(ArtifactError, match="unfinished"):
+        Artifact.open(temp)
+    link = tmp_path / "link"
+    link.symlink_to(temp)
+    with pytest.raises(ArtifactError, match="unfinished"):
+        Artifact.open(link)
+
+
+FILES = ("config.json", "graph.json", "program.bin", MANIFEST, "model-00001-of-00001.safetensors")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_missing_short_or_changed_files(tmp_path: Path, name: str) -> None:
+    path = write(tmp_path / "m")
+    file = path / name
+    data = file.read_bytes()
+    for bad in (b"", data[:-1], data + b"\0", data[:-3] + bytes([data[-3] ^ 1]) + data[-2:]):
+        file.write_bytes(bad)
+        with pytest.raises(ArtifactError, match=name):
+            Artifact.open(path)
+    file.unlink()
+    with pytest.raises(ArtifactError, match=f"{name} is missing"):
+        Artifact.open(path)
+    file.mkdir()
+    with pytest.raises(ArtifactError, match=name):
+        Artifact.open(path)
+
+
+def test_weights_are_verified_when_small_or_on_request(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "m")
+    shard = path / FILES[-1]
+    data = bytearray(shard.read_bytes())
+    data[-100] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(ArtifactError, match="damaged"):
+        Artifact.open(path)
+    Artifact.open(path, verify=False)
+    monkeypatch.setattr(artifact_module, "VERIFY_ALWAYS_BYTES", 100)
+    Artifact.open(path)
+    with pytest.raises(ArtifactError, match="damaged"):
+        Artifact.open(path, verify=True)
+
+
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None, [], 2.5])
+def test_other_versions(tmp_path: Path, version: Any) -> None:
+    path = write(tmp_path / "m")
+    reseal(path, lambda fields: fields.update(format_version=version))
+    with pytest.raises(
+        ArtifactError, match=r"version.*expected deepmnn version 2\. Convert the model"
+    ):
+        Artifact.open(path)
+
+
+BAD_FIELDS: list[tuple[str, Any]] = [
+    ("quant", 3),
+    ("optimize_level", "3"),
+    ("nodes", True),
+    ("passes", {}),
+    ("passes", [3]),
+    ("passes", [{"name": "p"}]),
+    ("shards", None),
+    ("shards", [{"file": "x"}]),
+    ("shards", ["x"]),
+    ("files", []),
+    ("files", {}),
+    ("files", {"config.json": 3}),
+    ("files", {"../config.json": {"nbytes": 1, "crc32": 1}}),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), BAD_FIELDS)
+def test_manifest_fields_of_a_wrong_type(tmp_path: Path, key: str, value: Any) -> None:
+    path = write(tmp_path / "m")
+    reseal(path, lambda fields: fields.update({key: value}))
+    with pytest.raises(ArtifactError, match=MANIFEST):
+        Artifact.open(path)
+    reseal(write(tmp_path / "n"), lambda fields: fields.pop(key))
+    with pytest.raises(ArtifactError, match=MANIFEST):
+        Artifact.open(tmp_path / "n")
+
+
+def test_graph_that_does_not_fit_the_weights(tmp_path: Path) -> None:
+    path = write(tmp_path / "m")
+    fields = json.loads((path / "graph.json").read_text())
+    fields["weights"]["embed.weight"][1:3] = ["bf16", 0]
+    (path / "graph.json").write_text(json.dumps(fields))
+    reseal(path)
+    with pytest.raises(ArtifactError, match=r"embed.weight.*stored bytes"):
+        Artifact.open(path).graph()
+
+
+def test_directories_that_are_no_artifact(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="is missing"):
+        Artifact.open(tmp_path / "nothing")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ArtifactError, match="is a file"):
+        Artifact.open(tmp_path / "file")
+    with pytest.raises(ArtifactError, match=r"deepmnn.json is missing"):
+        Artifact.open(tmp_path)
+
+
+def test_a_weight_in_two_shards(tmp_path: Path) -> None:
+    path = write(tmp_path / "m", max_shard_bytes=3000)
+    first, second, *_ = sorted(path.glob("*.safetensors"))
+    second.write_bytes(first.read_bytes())
+    reseal(path)
+    with pytest.raises(ArtifactError, match=f"is in {first.name} and {second.name}"):
+        Artifact.open(path)
+
+
+def test_weights_off_their_alignment(tmp_path: Path) -> None:
+    path = write(tmp_path / "m")
+    shard = path / FILES[-1]
+    data = shard.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    shard.write_bytes(end.to_bytes(8, "little") + data[8:end] + b" " * 8 + data[end:])
+    reseal(path)
+    with pytest.raises(ArtifactError, match="multiple of 64"):
+        Artifact.open(path)
+
+
+def test_a_shard_that_shrinks_after_it_was_opened(tmp_path: Path) -> None:
+    path = write(tmp_path / "m")
+    artifact = Artifact.open(path)
+    os.truncate(path / FILES[-1], 1000)
+    with pytest.raises(ArtifactError, match="shrunk"):
+        artifact.tensor(list(PACKED)[-1])
+
+
+def test_files_listed_twice_or_outside(tmp_path: Path) -> None:
+    path = write(tmp_path / "m")
+    reseal(path, lambda fields: fields["shards"].append(fields["shards"][0]))
+    with pytest.raises(ArtifactError, match="lists a file twice"):
+        Artifact.open(path)
+    record = {"nbytes": 1, "crc32": 1}
+    reseal(write(tmp_path / "n"), lambda fields: fields["files"].update({"../x": record}))
+    with pytest.raises(ArtifactError, match=r"file '\.\./x' is listed"):
+        Artifact.open(tmp_path / "n")
