@@ -31,7 +31,8 @@ from rich.console import Console
 
 from deepmnn import models
 from deepmnn.artifact.reader import Artifact
-from deepmnn.conversion.convert import MEMORY_REUSE_LEVEL, convert
+from deepmnn.conversion.convert import convert
+from deepmnn.conversion.plan import MEMORY_REUSE_LEVEL
 from deepmnn.errors import DeepmnnError
 from deepmnn.graph.levels import MAX_LEVEL, optimize
 from deepmnn.graph.passes.memory_plan import plan_memory

@@ -20,11 +20,11 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 def build(config: Path, out: Path, needed: Path | None, source: Path | None) -> str:
     from deepmnn import models
     from deepmnn.conversion.bundled import CHECKPOINT
-    from deepmnn.errors import CheckpointError
-    from deepmnn.source.json_file import read_object
-    from deepmnn.source.random import RandomSource, tensor_shapes
+    from deepmnn.graph.tensors import tensor_shapes
+    from deepmnn.source.random import RandomSource
+    from deepmnn.source.side_files import read_config
 
-    shapes = tensor_shapes(models.build(read_object(config, CheckpointError)))
+    shapes = tensor_shapes(models.build(read_config(config)))
     write_safetensors(out / "model.safetensors", shapes, RandomSource(shapes))
     shutil.copyfile(config, out / "config.json")
     for name in TOKENIZER:

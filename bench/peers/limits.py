@@ -62,10 +62,10 @@ class Costs:
         from deepmnn import models
         from deepmnn.graph.levels import optimize
         from deepmnn.graph.workload import Workload
-        from deepmnn.quant import recipes
+        from deepmnn.quant.recipe import RECIPES, apply
 
         graph, _ = optimize(models.build(dict(config)), 3, None)
-        recipes.apply(graph, "w4")
+        apply(graph, RECIPES["w4"])
         decode = Workload.of(graph)
         experts = sum(layer.experts * layer.nbytes for layer in decode.experts)
         table = config["vocab_size"] * decode.embedding_nbytes

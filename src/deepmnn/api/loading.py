@@ -13,7 +13,7 @@ from deepmnn.errors import ArtifactError, RequestError
 if TYPE_CHECKING:
     from deepmnn.artifact.reader import Artifact
     from deepmnn.backends.mnn.backend import MnnOptions
-    from deepmnn.conversion.convert import Progress
+    from deepmnn.conversion.write import Progress
     from deepmnn.exporters.mnn.folder import MnnFolder
 
 
