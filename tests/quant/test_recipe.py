@@ -17,7 +17,6 @@ from deepmnn.quant.recipe import (
     Recipe,
     Rule,
     apply,
-    group_size,
     read_recipe,
     recipe_of,
 )
@@ -155,9 +154,10 @@ def tiny_graph() -> Callable[[], Graph]:
     [(64, 64), (1, 32), (32, 32), (33, 64), (63, 64), (96, 32), (97, 64), (128, 64), (1536, 64)],
 )
 def test_group_size(cols: int, expected: int) -> None:
-    assert group_size("w4", cols) == expected
-    assert group_size("w8", cols) == 256
-    assert group_size("bf16", cols) == 0
+    for name, size in (("w4", expected), ("w8", 256), ("bf16", 0)):
+        graph = Graph("g", weights={"w": Weight("w", Tensor("w", (4, cols)))})
+        apply(graph, mine(Rule("*", name)))
+        assert graph.weights["w"].group_size == size
 
 
 def test_a_group_size_for_a_whole_recipe() -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
-from deepmnn.artifact.manifest import ALIGNMENT, FORMAT
+from deepmnn.artifact.manifest import FORMAT
 from deepmnn.backends.cpu.lower import WeightLocation
+from deepmnn.formats import ALIGNMENT
 
 MAX_SHARD_BYTES = 2 << 30
 """A shard ends at a layer's border before this size, or inside a layer that is larger."""

@@ -12,7 +12,7 @@ from deepmnn.artifact.directory import DirectoryWriter, Sink
 from deepmnn.artifact.manifest import FORMAT, FORMAT_VERSION, ShardRecord
 from deepmnn.artifact.shards import Shard
 from deepmnn.errors import ArtifactError
-from deepmnn.quant.pack import U8
+from deepmnn.formats import U8
 
 
 class ArtifactWriter(DirectoryWriter):

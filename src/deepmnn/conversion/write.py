@@ -12,11 +12,11 @@ from deepmnn.artifact.manifest import GRAPH, PROGRAM
 from deepmnn.artifact.writer import ArtifactWriter
 from deepmnn.backends.cpu.lower import lower
 from deepmnn.conversion.plan import Plan
-from deepmnn.formats import BLOCK_ROWS
+from deepmnn.formats import BLOCK_ROWS, U8
 from deepmnn.graph.ir import Weight
 from deepmnn.graph.serialize import to_json
 from deepmnn.graph.weights import Concat, Interleave, Tensor
-from deepmnn.quant.pack import U8, pack_codes, pack_weight
+from deepmnn.quant.pack import pack_codes, pack_weight
 from deepmnn.quant.random_bytes import draw
 from deepmnn.source.random import RandomSource
 from deepmnn.source.source import Source

@@ -193,17 +193,7 @@ def _store(weight: Weight, recipe: Recipe, matched: Weight, role: str) -> None:
     rules = () if role == "router" else recipe.rules
     rule = next((rule for rule in rules if rule.matches(matched, role)), Rule("*", UNMATCHED))
     weight.format = rule.format
-    weight.group_size = rule.group_size or group_size(rule.format, weight.shape[1])
-
-
-def group_size(format: str, cols: int) -> int:
-    """Columns of a group by default: a panel in w8; in w4 64, or 32 where padding to 64 would waste
-    more; 0 for floats.
-    """
-    sizes = formats.named(format).group_sizes
-    if len(sizes) < 2:
-        return sizes[0] if sizes else 0
-    return 32 if 1 <= cols % 64 <= 32 else 64
+    weight.group_size = rule.group_size or formats.named(rule.format).group_size(weight.shape[1])
 
 
 def _embeddings(graph: Graph) -> dict[Expr, Weight]:
