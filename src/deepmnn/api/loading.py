@@ -144,11 +144,11 @@ def _open_converted(
 
         return artifact, path, CpuBackend(path, threads or 0, numa=numa)
     from deepmnn.backends.reference import ReferenceBackend
-    from deepmnn.quant.pack import unpack_weight
+    from deepmnn.quant.store import stored_values
 
     graph = artifact.graph()
 
     def read_weight(name: str) -> F32:
-        return unpack_weight(graph.weights[name], artifact.tensor(name))
+        return stored_values(graph.weights[name], artifact.tensor(name))
 
     return artifact, path, ReferenceBackend(graph, read_weight)

@@ -20,8 +20,8 @@ from deepmnn.graph.passes.memory_plan import plan_memory
 from deepmnn.graph.serialize import to_json
 from deepmnn.graph.weights import Concat, Interleave, Tensor, TensorSource
 from deepmnn.quant import recipes
-from deepmnn.quant.pack import pack_weight
 from deepmnn.quant.random_bytes import draw
+from deepmnn.quant.store import store
 from deepmnn.source.checkpoint import (
     Checkpoint,
     config_path,
@@ -201,7 +201,7 @@ def _write_weights(
         if drawn_seed is not None and _is_drawable(weight):
             packed = draw(weight, drawn_seed)
         else:
-            packed = pack_weight(weight, weight.expr.read(source), threads)
+            packed = store(weight, weight.expr.read(source), threads)
         writer.write_weight(weight.name, packed)
         done += packed.nbytes
         if progress is not None:

@@ -21,7 +21,7 @@ from deepmnn.backends.mnn.backend import MnnOptions
 from deepmnn.conversion.convert import convert
 from deepmnn.exporters import export
 from deepmnn.quant import recipes
-from deepmnn.quant.pack import unpack_weight
+from deepmnn.quant.store import stored_values
 from parity import relative_error
 from tiny_models import CONFIGS, Config, checkpoint_of
 
@@ -102,7 +102,7 @@ def table(artifact: Artifact) -> F32:
     graph = artifact.graph()
     node = next(node for node in graph.nodes if node.op == "embedding")
     weight = graph.weights[node.weights[0]]
-    return unpack_weight(weight, artifact.tensor(weight.name))
+    return stored_values(weight, artifact.tensor(weight.name))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
