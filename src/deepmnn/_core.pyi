@@ -27,7 +27,7 @@ def packed_nbytes(format: str, rows: int, cols: int, group_size: int = 0) -> int
 def quantize_pack(
     w: NDArray[float32], format: str, group_size: int = 0, threads: int = 1, isa: str = ""
 ) -> NDArray[uint8]:
-    """Stored bytes of w [rows, cols] in a matrix format; byte for byte those of quant.pack.pack."""
+    """Stored bytes of w [rows, cols] in a matrix format; byte for byte those of quant/."""
 
 def unpack(
     packed: NDArray[uint8], format: str, rows: int, cols: int, group_size: int = 0

@@ -25,8 +25,8 @@ from deepmnn.formats import ALIGNMENT
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.serialize import to_json
-from deepmnn.quant.pack import pack_weight, unpack_weight
 from deepmnn.quant.recipe import RECIPES, apply
+from deepmnn.quant.store import store, stored_values
 
 DESCRIPTION: dict[str, Any] = {
     "model_type": "llama",
@@ -54,7 +54,7 @@ VALUES = {
     name: np.random.default_rng(i).standard_normal(w.shape, np.float32)
     for i, (name, w) in enumerate(GRAPH.weights.items())
 }
-PACKED = {name: pack_weight(w, VALUES[name]) for name, w in GRAPH.weights.items()}
+PACKED = {name: store(w, VALUES[name]) for name, w in GRAPH.weights.items()}
 SIZES = [(w.name, w.nbytes) for w in GRAPH.weights.values()]
 
 
@@ -101,7 +101,7 @@ def test_round_trip(tmp_path: Path, max_shard_bytes: int) -> None:
         assert isinstance(stored, np.memmap)
         assert not stored.flags.writeable
         np.testing.assert_array_equal(stored, PACKED[name])
-        error = np.abs(unpack_weight(weight, stored) - VALUES[name]).max()
+        error = np.abs(stored_values(weight, stored) - VALUES[name]).max()
         assert error <= (0 if weight.format == "vector" else 0.03)
     with pytest.raises(ArtifactError, match="'nobody'"):
         artifact.tensor("nobody")

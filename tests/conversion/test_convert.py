@@ -36,7 +36,7 @@ from deepmnn.graph.levels import optimize
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.graph.weights import F32
 from deepmnn.models import build
-from deepmnn.quant.pack import unpack_weight
+from deepmnn.quant.store import stored_values
 from parity import prompts_for, relative_error, run_schedule
 from tiny_models import ALL, tiny_checkpoint
 
@@ -79,7 +79,7 @@ class Tensors:
 def stored(artifact: Artifact) -> dict[str, F32]:
     """Every weight of an artifact, decoded."""
     weights = artifact.graph().weights.values()
-    return {w.name: unpack_weight(w, artifact.tensor(w.name)) for w in weights}
+    return {w.name: stored_values(w, artifact.tensor(w.name)) for w in weights}
 
 
 def bf16_checkpoint(path: Path) -> dict[str, torch.Tensor]:

@@ -1,4 +1,4 @@
-"""quantize_pack, unpack and decode_row against the numpy definition in quant/pack.py."""
+"""quantize_pack, unpack and decode_row against the numpy definitions in quant/."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from deepmnn import _core
 from deepmnn._core import kernels
 from deepmnn.errors import RequestError
 from deepmnn.formats import Codes, named
-from deepmnn.quant import pack
+from deepmnn.quant.layout import pack, unpack
+from storage import MATRICES, numpy_bytes
 
-FORMATS = [("f32", 0), ("bf16", 0), ("w8", 256), ("w4", 32), ("w4", 64), ("w4", 128)]
 SHAPES = [(1, 1), (5, 2), (16, 64), (17, 65), (33, 31), (40, 129), (64, 300), (18, 256), (7, 705)]
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
+@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 def test_bytes_equal_the_definition(isa, rng, unaligned, dtype, group_size, rows, cols):
     w = unaligned(rng.standard_normal((rows, cols)).astype(np.float32))
     packed = _core.quantize_pack(w, dtype, group_size, 1, isa)
     assert packed.nbytes == _core.packed_nbytes(dtype, rows, cols, group_size)
     assert packed.nbytes == named(dtype).nbytes(rows, cols, group_size)
-    assert np.array_equal(packed, pack.pack(w, dtype, group_size))
+    assert np.array_equal(packed, numpy_bytes(w, dtype, group_size))
 
 
 def extremes(rng):
@@ -46,12 +46,12 @@ def extremes(rng):
     yield np.where(rng.random((16, 64)) < 0.5, -1, 1).astype(np.float32)  # ties in the maximum
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
+@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
 def test_bytes_equal_the_definition_at_the_extremes(isa, rng, dtype, group_size):
     for w in extremes(rng):
         packed = _core.quantize_pack(w, dtype, group_size, 1, isa)
         with np.errstate(over="ignore"):
-            assert np.array_equal(packed, pack.pack(w, dtype, group_size))
+            assert np.array_equal(packed, numpy_bytes(w, dtype, group_size))
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])
@@ -85,11 +85,11 @@ def test_more_threads_than_the_system_allows():
     assert run.stdout == "refused\n", run.stderr
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
+@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 def test_unpack_and_decode_row(isa, rng, dtype, group_size, rows, cols):
-    packed = pack.pack(rng.standard_normal((rows, cols)).astype(np.float32), dtype, group_size)
-    expected = pack.unpack(packed, dtype, rows, cols, group_size)
+    packed = numpy_bytes(rng.standard_normal((rows, cols)).astype(np.float32), dtype, group_size)
+    expected = unpack(packed, dtype, rows, cols, group_size)
     assert np.array_equal(_core.unpack(packed, dtype, rows, cols, group_size), expected)
     for row in {0, rows // 2, rows - 1}:
         got = kernels.decode_row(packed, dtype, rows, cols, group_size, row, isa)
@@ -104,7 +104,7 @@ def test_every_fp16_scale_decodes(isa, rng, dtype, group_size):
     multipliers = rng.integers(-15, 16, (16, cols // group_size)).astype(np.int8)
     halves = np.arange(65536, dtype=np.uint16).reshape(16, 4096).view(np.float16)
     quantized = Codes(dtype, codes, multipliers if dtype == "w4" else None, halves, group_size)
-    packed, expected = pack.pack_codes(quantized), quantized.group_scales()
+    packed, expected = pack(quantized), quantized.group_scales()
     for row in range(16):
         got = kernels.decode_row(packed, dtype, 16, cols, group_size, row, isa)
         np.testing.assert_array_equal(got[::group_size], expected[row])
@@ -112,7 +112,7 @@ def test_every_fp16_scale_decodes(isa, rng, dtype, group_size):
 
 def test_vector_unpacks_to_itself():
     x = np.arange(5, dtype=np.float32)
-    packed = pack.pack(x, "vector")
+    packed = numpy_bytes(x, "vector")
     assert np.array_equal(_core.unpack(packed, "vector", 1, 5), x)
 
 

@@ -145,12 +145,12 @@ def _open_converted(
         settings = (options.threads or 0, options.isa or "", options.mla_form, options.numa)
         return artifact, path, CpuBackend(path, *settings)
     from deepmnn.backends.reference import ReferenceBackend
-    from deepmnn.quant.pack import unpack_weight
+    from deepmnn.quant.store import stored_values
 
     graph = artifact.graph()
 
     def read_weight(name: str) -> F32:
-        return unpack_weight(graph.weights[name], artifact.tensor(name))
+        return stored_values(graph.weights[name], artifact.tensor(name))
 
     form = "absorbed" if options.mla_form == "absorbed" else "expanded"
     return artifact, path, ReferenceBackend(graph, read_weight, form)

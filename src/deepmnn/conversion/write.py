@@ -16,8 +16,8 @@ from deepmnn.formats import BLOCK_ROWS, U8
 from deepmnn.graph.ir import Weight
 from deepmnn.graph.serialize import to_json
 from deepmnn.graph.weights import Concat, Interleave, Tensor
-from deepmnn.quant.pack import pack_codes, pack_weight
 from deepmnn.quant.random_bytes import draw
+from deepmnn.quant.store import store, store_codes
 from deepmnn.source.random import RandomSource
 from deepmnn.source.source import Source
 
@@ -73,8 +73,8 @@ def _stored(weight: Weight, source: Source, threads: int) -> U8:
             return draw(weight, source.seed)
         codes = weight.expr.codes(source)
         if codes and (codes.format, codes.group_size) == (weight.format, weight.group_size):
-            return pack_codes(codes)
-    return pack_weight(weight, weight.expr.read(source), threads)
+            return store_codes(weight, codes, threads)
+    return store(weight, weight.expr.read(source), threads)
 
 
 def _is_drawable(weight: Weight) -> bool:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from deepmnn import formats
 from deepmnn.errors import CheckpointError, GraphError
-from deepmnn.formats import BLOCK_ROWS, Codes
+from deepmnn.formats import BLOCK_ROWS, PANEL_COLS, Codes
 
 F32 = NDArray[np.float32]
 _T = TypeVar("_T", bound=np.generic)
@@ -84,6 +84,9 @@ class Tensor(Expr):
             rows, cols = self.shape
             stored = formats.named(codes.format).stored_cols(cols, codes.group_size)
             self._check(codes.codes.shape, (rows, stored))
+            self._check(codes.scales.shape, (rows, math.ceil(stored / PANEL_COLS)))
+            if codes.multipliers is not None:
+                self._check(codes.multipliers.shape, (rows, stored // codes.group_size))
         return codes
 
     def _check(self, found: tuple[int, ...], expected: tuple[int, ...]) -> None:

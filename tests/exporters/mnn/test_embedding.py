@@ -20,8 +20,8 @@ from deepmnn.backends.base import F32
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.conversion.convert import convert
 from deepmnn.exporters import export
-from deepmnn.quant.pack import unpack_weight
 from deepmnn.quant.recipe import RECIPES, Recipe, Rule
+from deepmnn.quant.store import stored_values
 from parity import relative_error
 from tiny_models import CONFIGS, Config, checkpoint_of
 
@@ -103,7 +103,7 @@ def table(artifact: Artifact) -> F32:
     graph = artifact.graph()
     node = next(node for node in graph.nodes if node.op == "embedding")
     weight = graph.weights[node.weights[0]]
-    return unpack_weight(weight, artifact.tensor(weight.name))
+    return stored_values(weight, artifact.tensor(weight.name))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
