@@ -41,6 +41,12 @@ def main(arguments: Sequence[str]) -> int:
             "note: --weightQuantBlock is for 4 bits; 8 bits have one scale for 256 columns",
             file=sys.stderr,
         )
+    if report.unused:
+        print(
+            f"note: {len(report.unused)} tensors of the checkpoint are not read, "
+            f"{report.unused[0]!r} for one",
+            file=sys.stderr,
+        )
     if exported.note:
         print(f"note: {exported.note}", file=sys.stderr)
     return 0

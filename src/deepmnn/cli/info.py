@@ -86,7 +86,7 @@ def _print_checkpoint(path: Path, quant: str) -> None:
     _print_head(config, plan.graph, plan.parameters)
     if plan.source.nbytes():
         out.print(f"  checkpoint      {file_size(plan.source.nbytes())}")
-    out.print("converted:", style="bold")
+    out.print("as deepmnn convert would write it:", style="bold")
     print_plan(plan)
     _print_levels(config)
 

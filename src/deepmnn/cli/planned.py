@@ -57,12 +57,14 @@ def print_weights(weights: Iterable[Weight]) -> None:
 
 def print_leftovers(plan: Plan) -> None:
     """Warns of weights that the checkpoint lacks, and of tensors that the model does not read."""
+    lines = []
     if plan.dropped:
-        out.print(
-            f"  [yellow]{len(plan.dropped)} weights that config.json promises are not in the "
-            f"checkpoint (multi-token prediction): left out[/]"
+        lines.append(
+            f"{len(plan.dropped)} weights that config.json promises are not in the checkpoint "
+            "(multi-token prediction): left out"
         )
     if plan.unused:
         shown = ", ".join(plan.unused[:_SHOWN]) + (", …" if len(plan.unused) > _SHOWN else "")
-        text = f"  {len(plan.unused)} tensors of the checkpoint are not read: {shown}"
-        out.print(Text(text, style="yellow"), soft_wrap=True)
+        lines.append(f"{len(plan.unused)} tensors of the checkpoint are not read: {shown}")
+    for line in lines:
+        out.print(Text(f"  {line}", style="yellow"), soft_wrap=True)
