@@ -200,6 +200,21 @@ def test_a_recipe_is_a_value() -> None:
         recipe.name = "other"  # type: ignore[misc]
 
 
+def test_values_of_a_wrong_type() -> None:
+    for make in (
+        lambda: Rule(3, "w4"),  # type: ignore[arg-type]
+        lambda: Rule("*", ["w4"]),  # type: ignore[arg-type]
+        lambda: Rule("*", "w4", 64.0),  # type: ignore[arg-type]
+        lambda: Rule("*", "w4", "64"),  # type: ignore[arg-type]
+        lambda: Recipe(3, ()),  # type: ignore[arg-type]
+        lambda: Recipe("x", [Rule("*", "w4")]),  # type: ignore[arg-type]
+        lambda: Recipe("x", ("w4",)),  # type: ignore[arg-type]
+        lambda: W4.with_group_size("64"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(RequestError):
+            make()
+
+
 RULE = {"pattern": "*", "format": "w4"}
 
 

@@ -35,7 +35,6 @@ ROLES = ("linear", "expert", "latent", "embedding", "lm_head")
 """Those whose format a recipe chooses."""
 
 MATRICES = tuple(made.name for made in formats.FORMATS.values() if made.is_matrix)
-UNMATCHED = formats.F32_MATRIX.name
 _ROLE = "role:"
 _MAX_NAME = 80
 
@@ -55,6 +54,8 @@ class Rule:
     group_size: int | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str):
+            raise RequestError(f"pattern {self.pattern!r:.80}", f"{_ROLE}NAME, or a glob")
         role = self.pattern.removeprefix(_ROLE)
         if role != self.pattern and role not in ROLES:
             raise RequestError(f"pattern {self.pattern!r:.80}", f"{_ROLE} {', '.join(ROLES)}")
@@ -62,6 +63,8 @@ class Rule:
             expected = f"one of {', '.join(MATRICES)}"
             raise RequestError(f"weight format {self.format!r:.80}", expected)
         if self.group_size is not None:
+            if type(self.group_size) is not int:
+                raise RequestError(f"group_size is {self.group_size!r:.80}", "an integer")
             formats.named(self.format).check_group_size(self.group_size)
 
     def matches(self, weight: Weight, role: str) -> bool:
@@ -74,18 +77,28 @@ class Rule:
         return bool(names) and all(fnmatchcase(name, self.pattern) for name in names)
 
 
+UNMATCHED = Rule("*", formats.F32_MATRIX.name)
+"""What is stored as it is: weights that no rule of a recipe matches."""
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Ordered rules under a name. Raises RequestError for a name that cannot be printed."""
+    """Ordered rules under a name.
+
+    Raises RequestError for a name that cannot be printed, or rules that are none.
+    """
 
     name: str
     rules: tuple[Rule, ...]
 
     def __post_init__(self) -> None:
-        if not self.name.isprintable() or not 0 < len(self.name) <= _MAX_NAME:
+        name = self.name
+        if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= _MAX_NAME:
             raise RequestError(
-                f"a recipe called {self.name!r:.100}", f"1 to {_MAX_NAME} printable characters"
+                f"a recipe called {name!r:.100}", f"1 to {_MAX_NAME} printable characters"
             )
+        if not isinstance(self.rules, tuple) or not all(isinstance(r, Rule) for r in self.rules):
+            raise RequestError(f"rules are {self.rules!r:.80}", "a tuple of Rule")
 
     def with_group_size(self, group_size: int) -> Recipe:
         """The same with groups of so many columns, where the format leaves a choice.
@@ -191,7 +204,7 @@ def apply(graph: Graph, recipe: Recipe) -> None:
 def _store(weight: Weight, recipe: Recipe, matched: Weight, role: str) -> None:
     """Gives a matrix the format of the rule that `matched` finds."""
     rules = () if role == "router" else recipe.rules
-    rule = next((rule for rule in rules if rule.matches(matched, role)), Rule("*", UNMATCHED))
+    rule = next((rule for rule in rules if rule.matches(matched, role)), UNMATCHED)
     weight.format = rule.format
     weight.group_size = rule.group_size or formats.named(rule.format).group_size(weight.shape[1])
 
