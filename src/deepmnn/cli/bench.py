@@ -29,7 +29,8 @@ def bench(
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
     *,
     load: Annotated[
-        LoadOptions, {"cache_tokens": "KV cache rows; default: what the largest run needs."}
+        LoadOptions,
+        {"cache_tokens": "KV cache rows; default: what the runs need.", "max_sequences": None},
     ],
 ) -> None:
     """Measure prefill and decode speed."""
