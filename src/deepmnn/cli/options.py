@@ -30,7 +30,10 @@ ModelPath = Annotated[
 ]
 OptionalModelPath = Annotated[
     Path | None,
-    Argument(metavar="[PATH]", help="As for chat; default: the bundled tiny-r1."),
+    Argument(
+        metavar="[PATH]",
+        help="A converted model, or a folder exported for MNN; default: the bundled tiny-r1.",
+    ),
 ]
 
 
