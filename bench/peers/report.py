@@ -45,10 +45,11 @@ class Report:
 
     def facts(self, machine: Machine) -> dict[str, str]:
         """What stands above the tables, by name."""
+        order = "; every second one runs the engines in reverse" if self.plan.repeat > 1 else ""
         return table.machine_facts(self.host, machine) | {
             "instruction set": self.plan.isa.upper() or "the best that each engine has",
             "threads": str(self.plan.threads),
-            "rounds": f"{self.plan.repeat}; every second one runs the engines in reverse",
+            "rounds": f"{self.plan.repeat}{order}",
             "load average before": f"{self.busy:.2f}",
             "made by": "`python -m bench.peers`; bench/README.md says how to run it",
         }
