@@ -8,8 +8,8 @@ A recipe is an ordered list of rules, pattern → format; the first that matches
         {"pattern": "*", "format": "bf16"}]}
 
 "role:expert" matches a role (graph/ir.py); anything else is a glob, which matches a weight by its
-name in the graph, or by the names of all the checkpoint tensors that it is made of: model.layers.0.*
-means the same whatever is fused. What no rule matches stays float32.
+name in the graph, or by the names of all the checkpoint tensors that it is made of, so that
+"model.layers.0.*" means the same whatever is fused. What no rule matches stays float32.
 
 Not a recipe's choice: vectors are stored raw, and routers float32, for a wrong choice of experts
 costs far more than the bytes. A matrix that an embedding looks up gets one format under every name
