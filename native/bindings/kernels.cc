@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "bindings/arrays.h"
+#include "kernels/dispatch.h"
 
 void bind_errors(nanobind::module_& m);
 void bind_formats(nanobind::module_& m);
@@ -13,7 +14,6 @@ void bind_kernel_table(nanobind::module_& m);
 void bind_weights(nanobind::module_& m);
 
 namespace deepmnn {
-
 namespace {
 
 int32_t sample_array(const Array& logits, float temperature, int32_t top_k, float top_p, float min_p, float u,
@@ -31,9 +31,7 @@ int32_t sample_array(const Array& logits, float temperature, int32_t top_k, floa
 
 std::vector<std::string> isas() {
   std::vector<std::string> names;
-  for (const Kernels* table : {avx512_kernels(), avx2_kernels(), scalar_kernels()}) {
-    if (table) names.emplace_back(table->isa);
-  }
+  for (const Kernels* table : runnable_kernels()) names.emplace_back(table->isa);
   return names;
 }
 

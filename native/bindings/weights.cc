@@ -11,6 +11,7 @@
 
 #include "bindings/arrays.h"
 #include "kernels/blocks.h"
+#include "kernels/dispatch.h"
 #include "runtime/thread_pool.h"
 
 namespace deepmnn {
@@ -107,7 +108,7 @@ nb::ndarray<nb::numpy, float> unpack(const Array& packed, const std::string& for
   Weight weight = weight_shape(format, rows, cols, group_size);
   weight.data = vector<uint8_t>(packed, "packed", nbytes(weight));
   const bool plain = weight.format == Format::vector;
-  const Kernels& kernels = select_kernels("scalar");
+  const Kernels& kernels = *runnable_kernels().back();
   NewArray<float> out = plain ? NewArray<float>({cols}) : NewArray<float>({rows, cols});
   {
     const nb::gil_scoped_release release;
