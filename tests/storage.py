@@ -8,6 +8,9 @@ from deepmnn.formats import F32, FORMATS, U8, Codes, named
 from deepmnn.quant.layout import pack, pack_floats
 from deepmnn.quant.rounding import round_to_nearest
 
+NAMES = [format.name for format in FORMATS.values() if format.is_matrix]
+QUANTIZED_NAMES = [name for name in NAMES if named(name).is_quantized]
+
 MATRICES = [
     (format.name, group_size)
     for format in FORMATS.values()

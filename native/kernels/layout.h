@@ -54,37 +54,42 @@ inline void pack_floats_kernel(const float* w, const Weight& shape, int64_t row,
   }
 }
 
-// Row `lane` of a panel at w: the n columns that exist.
-DEEPMNN_INLINE void decode_panel(const uint8_t* w, const Weight& shape, int64_t cols, int64_t lane, int64_t n,
+// Row `lane` of a panel of `cols` stored columns at w: the n columns that exist.
+template <Format kFormat>
+DEEPMNN_INLINE void decode_panel(const uint8_t* w, int64_t group_size, int64_t cols, int64_t lane, int64_t n,
                                  float* y) {
-  const bool w4 = shape.format == Format::w4;
-  const uint8_t* const multipliers = w + cols * (w4 ? 8 : 16);
-  float scales[16];
-  store(scales, load_f16(multipliers + (w4 ? cols / shape.group_size * 16 : 0)));
-  const float scale = w4 ? scales[lane] * (1.0f / 16) : scales[lane];
+  constexpr FormatInfo format = kFormats[static_cast<int>(kFormat)];
+  constexpr int64_t step = 4 * (8 / format.bits);  // columns
+  const uint8_t* const multipliers = w + cols / step * 4 * kBlockRows;
+  float scales[kBlockRows];
+  store(scales, load_f16(multipliers + (format.multipliers ? cols / group_size * kBlockRows : 0)));
+  const float scale = format.multipliers ? scales[lane] * (1.0f / (kMultiplierMax + 1)) : scales[lane];
   for (int64_t k = 0; k < n; ++k) {
-    const uint8_t byte = w4 ? w[k / 8 * 64 + 4 * lane + k % 4] : w[k / 4 * 64 + 4 * lane + k % 4];
-    int32_t code = byte - 128;
-    if (w4) {
-      const int32_t multiplier = static_cast<int8_t>(multipliers[k / shape.group_size * 16 + lane]);
-      const int32_t nibble = k % 8 < 4 ? byte & 15 : byte >> 4;
-      code = multiplier * (multiplier < 0 ? 7 - nibble : nibble - 8);
+    const int32_t byte = w[k / step * 4 * kBlockRows + 4 * lane + k % 4];
+    const int32_t stored = byte >> k % step / 4 * format.bits & ((1 << format.bits) - 1);
+    int32_t code = stored - format.offset;
+    if constexpr (format.multipliers) {
+      const int32_t multiplier = static_cast<int8_t>(multipliers[k / group_size * kBlockRows + lane]);
+      code = multiplier * (multiplier < 0 ? format.offset - 1 - stored : code);
     }
     y[k] = static_cast<float>(code) * scale;
+  }
+}
+
+template <Format kFormat>
+DEEPMNN_INLINE void decode_codes(const uint8_t* w, const Weight& weight, int64_t lane, float* y) {
+  for (int64_t col = 0; col < weight.cols; col += kPanelCols) {
+    const int64_t left = weight.cols - col, cols = padded_panel(weight, col);
+    decode_panel<kFormat>(w, weight.group_size, cols, lane, left < kPanelCols ? left : kPanelCols, y + col);
+    w += block_nbytes(kFormat, cols, weight.group_size);
   }
 }
 
 inline void decode_row_kernel(const Weight& weight, int64_t row, float* y) {
   const int64_t lane = row % kBlockRows;
   const uint8_t* w = weight.data + row / kBlockRows * block_nbytes(weight.format, weight.cols, weight.group_size);
-  if (weight.format == Format::w8 || weight.format == Format::w4) {
-    for (int64_t col = 0; col < weight.cols; col += kPanelCols) {
-      const int64_t left = weight.cols - col, cols = padded_panel(weight, col);
-      decode_panel(w, weight, cols, lane, left < kPanelCols ? left : kPanelCols, y + col);
-      w += block_nbytes(weight.format, cols, weight.group_size);
-    }
-    return;
-  }
+  if (weight.format == Format::w8) return decode_codes<Format::w8>(w, weight, lane, y);
+  if (weight.format == Format::w4) return decode_codes<Format::w4>(w, weight, lane, y);
   for (int64_t k = 0; k < weight.cols; ++k) {
     uint32_t value = 0;
     if (weight.format == Format::bf16) {
