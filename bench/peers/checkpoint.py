@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 NEEDS = ""
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-"""tiny-r1's: exporters want one, and the benchmark none."""
+"""tiny-r1's: exporters need a tokenizer, though the benchmark does not."""
 
 
 def build(config: Path, out: Path, needed: Path | None, source: Path | None) -> str:
@@ -33,7 +33,7 @@ def build(config: Path, out: Path, needed: Path | None, source: Path | None) -> 
 
 
 def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], source: RandomSource) -> None:
-    """One file of bf16 tensors, in memory one at a time.
+    """Writes one file of bf16 tensors, holding one tensor in memory at a time.
 
     The format: https://github.com/huggingface/safetensors#format
     """

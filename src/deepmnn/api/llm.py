@@ -40,7 +40,7 @@ class LLM:
         artifact: the files: `.config`, `.manifest`.
         path: the directory of the tokenizer.
         backend: what runs the steps.
-        options: how it was loaded.
+        options: what `load` was given.
         engine: the scheduler and the KV cache; allocated at first use.
         tokenizer: raises TokenizerError at first use when the model has none.
     """

@@ -142,8 +142,8 @@ def _open_converted(
     if backend == "cpu":
         from deepmnn.backends.cpu.backend import CpuBackend
 
-        settings = (options.threads or 0, options.isa or "", options.mla_form, options.numa)
-        return artifact, path, CpuBackend(path, *settings)
+        threads, isa = options.threads or 0, options.isa or ""
+        return artifact, path, CpuBackend(path, threads, isa, options.mla_form, options.numa)
     from deepmnn.backends.reference import ReferenceBackend
     from deepmnn.quant.store import stored_values
 
