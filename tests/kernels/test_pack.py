@@ -1,4 +1,4 @@
-"""quantize_pack, unpack and decode_row against the numpy definitions in quant/."""
+"""quantize, pack, quantize_pack, unpack and decode_row against the numpy definitions in quant/."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from deepmnn._core import kernels
 from deepmnn.errors import RequestError
 from deepmnn.formats import Codes, named
 from deepmnn.quant.layout import pack, unpack
-from storage import MATRICES, numpy_bytes
+from deepmnn.quant.rounding import round_to_nearest
+from storage import MATRICES, QUANTIZED, any_codes, numpy_bytes
 
 SHAPES = [(1, 1), (5, 2), (16, 64), (17, 65), (33, 31), (40, 129), (64, 300), (18, 256), (7, 705)]
 
@@ -54,11 +55,58 @@ def test_bytes_equal_the_definition_at_the_extremes(isa, rng, dtype, group_size)
             assert np.array_equal(packed, numpy_bytes(w, dtype, group_size))
 
 
+def quantize(w, format, group_size, threads=1, isa=""):
+    codes, multipliers, scales = _core.quantize(w, format, group_size, threads, isa)
+    return Codes(format, codes, multipliers, scales, group_size)
+
+
+def pack_in_core(codes, threads=1, isa=""):
+    arrays = codes.codes, codes.multipliers, codes.scales
+    return _core.pack(*arrays, codes.format, codes.group_size, threads, isa)
+
+
+def same_codes(got, want):
+    for name in ("codes", "multipliers", "scales"):
+        ours, theirs = getattr(got, name), getattr(want, name)
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+            assert ours.tobytes() == theirs.tobytes(), name
+
+
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+@pytest.mark.parametrize(("rows", "cols"), SHAPES)
+def test_codes_equal_the_definition(isa, rng, unaligned, dtype, group_size, rows, cols):
+    w = unaligned(rng.standard_normal((rows, cols)).astype(np.float32))
+    want = round_to_nearest(w, dtype, group_size)
+    same_codes(quantize(w, dtype, group_size, 1, isa), want)
+    assert np.array_equal(pack_in_core(want, 1, isa), _core.quantize_pack(w, dtype, group_size))
+
+
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+def test_codes_equal_the_definition_at_the_extremes(isa, rng, dtype, group_size):
+    for w in extremes(rng):
+        with np.errstate(over="ignore"):
+            want = round_to_nearest(w, dtype, group_size)
+        same_codes(quantize(w, dtype, group_size, 1, isa), want)
+
+
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+@pytest.mark.parametrize(("rows", "cols"), SHAPES)
+def test_any_codes_are_packed_as_numpy_packs_them(isa, dtype, group_size, rows, cols):
+    codes = any_codes(rows, cols, dtype, group_size)
+    assert np.array_equal(pack_in_core(codes, 1, isa), pack(codes))
+
+
 @pytest.mark.parametrize("threads", [2, 3, 8])
-def test_threads_write_the_same_bytes(rng, threads):
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+def test_threads_write_the_same_bytes(rng, dtype, group_size, threads):
     w = rng.standard_normal((100, 130)).astype(np.float32)
-    one = _core.quantize_pack(w, "w4", 64)
-    assert np.array_equal(one, _core.quantize_pack(w, "w4", 64, threads))
+    one = _core.quantize_pack(w, dtype, group_size)
+    assert np.array_equal(one, _core.quantize_pack(w, dtype, group_size, threads))
+    codes = quantize(w, dtype, group_size)
+    same_codes(quantize(w, dtype, group_size, threads), codes)
+    assert np.array_equal(pack_in_core(codes, threads), one)
 
 
 CROWDED = """
@@ -122,6 +170,7 @@ def test_bf16_is_exact_for_bf16_values(rng):
 
 
 W = np.zeros((4, 4), np.float32)
+C, M, S = np.zeros((3, 320), np.int8), np.zeros((3, 5), np.int8), np.zeros((3, 2), np.float16)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +190,23 @@ W = np.zeros((4, 4), np.float32)
         (lambda: _core.quantize_pack(W, "bf16", 64), "group_size 64"),
         (lambda: _core.quantize_pack(W, "f32", 0, 0), "threads 0"),
         (lambda: _core.quantize_pack(W, "f32", 0, 1, "mmx"), "instruction set 'mmx'"),
+        (lambda: _core.quantize(W, "bf16", 0), "weight format 'bf16'"),
+        (lambda: _core.quantize(W, "w4", 48), "group_size 48"),
+        (lambda: _core.quantize(W[:, :2], "w4", 64), "contiguous"),
+        (lambda: _core.quantize(W, "w4", 64, 1025), "threads 1025"),
+        (lambda: _core.pack(C, M, S, "f32", 0), "weight format 'f32'"),
+        (lambda: _core.pack(C, M, S, "w8", 256), "w8 with multipliers"),
+        (lambda: _core.pack(C, None, S, "w4", 64), "w4 without multipliers"),
+        (lambda: _core.pack(C[:, :300], M, S, "w4", 64), "codes is int8 [3, 300]"),
+        (lambda: _core.pack(C[:, ::2], M, S, "w4", 64), "contiguous"),
+        (lambda: _core.pack(C[0], M, S, "w4", 64), "two dimensions"),
+        (lambda: _core.pack(C.view(np.uint8), M, S, "w4", 64), "codes is uint8 "),
+        (lambda: _core.pack(C, M[:2], S, "w4", 64), "multipliers is int8 [2, 5]"),
+        (lambda: _core.pack(C, M, S[:, :1], "w4", 64), "scales is float16 [3, 1]"),
+        (lambda: _core.pack(C, M, S.astype(np.float32), "w4", 64), "scales is float32 "),
+        (lambda: _core.pack(C, M, S.view(np.int16), "w4", 64), "expected float16"),
+        (lambda: _core.pack(C, M, S, "w4", 64, 0), "threads 0"),
+        (lambda: _core.pack(C, M, S, "w4", 64, 1, "mmx"), "instruction set 'mmx'"),
         (lambda: _core.packed_nbytes("f32", -1, 4), "-1 rows"),
         (lambda: _core.packed_nbytes("f32", 2**40, 2**40), "columns"),
         (lambda: _core.packed_nbytes("vector", 2, 4), "a vector of 2 rows"),

@@ -9,26 +9,13 @@ from deepmnn.errors import RequestError
 from deepmnn.formats import Codes, named
 from deepmnn.quant.layout import pack, pack_floats, unpack, unpack_codes
 from deepmnn.quant.rounding import round_to_nearest
-from storage import MATRICES, QUANTIZED, numpy_bytes
+from storage import MATRICES, QUANTIZED, any_codes, numpy_bytes
 
 SHAPES = [(1, 1), (3, 7), (16, 64), (17, 65), (33, 31), (40, 200), (5, 129), (18, 256), (7, 700)]
 
 
 def values(rows: int, cols: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, rows, cols]).standard_normal((rows, cols), np.float32)
-
-
-def any_codes(rows: int, cols: int, format: str, group_size: int) -> Codes:
-    """Codes, multipliers and scales that no rounding would choose, of padded columns zero."""
-    storage, rng = named(format), np.random.default_rng([rows, cols, group_size])
-    stored = storage.stored_cols(cols, group_size)
-    codes = rng.integers(-storage.offset, storage.offset, (rows, stored)).astype(np.int8)
-    codes[:, cols:] = 0
-    multipliers = None
-    if storage.multipliers:
-        multipliers = rng.integers(-15, 16, (rows, stored // group_size)).astype(np.int8)
-    scales = rng.standard_normal((rows, -(-stored // 256))).astype(np.float16)
-    return Codes(format, codes, multipliers, scales, group_size)
 
 
 def read_element(

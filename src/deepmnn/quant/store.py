@@ -9,7 +9,7 @@ from deepmnn import _core
 from deepmnn.errors import CheckpointError, RequestError
 from deepmnn.formats import F32, MULTIPLIER_MAX, PANEL_COLS, U8, Codes, named, round_up
 from deepmnn.graph.ir import Weight
-from deepmnn.quant.layout import pack, pack_floats, unpack
+from deepmnn.quant.layout import pack_floats, unpack
 
 _DAMAGED = "The checkpoint is damaged; download it again."
 
@@ -38,7 +38,12 @@ def store_codes(weight: Weight, codes: Codes, threads: int = 1) -> U8:
     _check_format(weight, codes)
     _check_shapes(weight, codes)
     _check_bounds(weight, codes)
-    return pack(codes)
+    return _core.pack(
+        np.ascontiguousarray(codes.codes),
+        None if codes.multipliers is None else np.ascontiguousarray(codes.multipliers),
+        np.ascontiguousarray(codes.scales),
+        *(codes.format, codes.group_size, threads),
+    )
 
 
 def stored_values(weight: Weight, packed: U8) -> F32:
