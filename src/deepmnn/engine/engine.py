@@ -93,14 +93,16 @@ class Engine:
         spans = self.scheduler.schedule()
         if not spans:
             return self._refuse()
-        ready, draws = [], []
-        for span, row in zip(spans, self._rows(spans), strict=True):
-            if row is not None:
-                ready.append(span.table)
-                draws.append(span.table.draw(row))
+        ready, logits = self._forward(spans)
+        draws = [sequence.draw(row) for sequence, row in zip(ready, logits, strict=True)]
         for sequence, token in zip(ready, self._sample(ready, draws), strict=True):
             if token is not None:
-                self._accept(sequence, token)
+                try:
+                    sequence.accept((token,))
+                except Exception as error:  # of its detokeniser
+                    sequence.fail(error)
+                if sequence.finish_reason:
+                    self.scheduler.remove(sequence)
         return [span.table for span in spans if span.rows or span.table.finish_reason]
 
     def cancel(self, sequence: Sequence) -> None:
@@ -162,16 +164,21 @@ class Engine:
                 "Check that the tokenizer belongs to this model.",
             )
 
-    def _rows(self, spans: list[Span[Sequence]]) -> list[F32 | None]:
-        """Each span's row of logits [vocab_size]; None where none is wanted, or it failed."""
+    def _forward(self, spans: List[Span[Sequence]]) -> tuple[list[Sequence], Iterable[F32]]:
+        """The sequences that get a token now, and a row of logits [vocab_size] for each."""
         try:
-            logits = iter(self.forward(spans))
-            return [next(logits) if span.rows else None for span in spans]
+            return [span.table for span in spans if span.rows], self.forward(spans)
         except Exception as error:
             if len(spans) == 1:
                 self.fail(spans[0].table, error)
-                return [None]
-        return [row for span in spans for row in self._rows([span])]
+                return [], []
+        ready: list[Sequence] = []
+        rows: list[F32] = []
+        for span in spans:
+            alone, logits = self._forward([span])
+            ready += alone
+            rows += logits
+        return ready, rows
 
     def _sample(self, sequences: list[Sequence], draws: list[Draw]) -> List[int | None]:
         """Each sequence's next token; None where it failed."""
@@ -183,14 +190,6 @@ class Engine:
                 return [None]
         pairs = zip(sequences, draws, strict=True)
         return [token for sequence, draw in pairs for token in self._sample([sequence], [draw])]
-
-    def _accept(self, sequence: Sequence, token: int) -> None:
-        try:
-            sequence.accept([token])
-        except Exception as error:  # of its detokeniser
-            sequence.fail(error)
-        if sequence.finish_reason:
-            self.scheduler.remove(sequence)
 
     def _refuse(self) -> list[Sequence]:
         """Nothing can run: if something wants to, the cache is held by open sessions.
@@ -229,8 +228,9 @@ def make_batch(spans: List[Span[BlockTable]]) -> Batch:
         contexts.append(end)
         tables += table.blocks
         tables += [-1] * (width - len(table.blocks))
-        rows += range(len(ids) - span.rows, len(ids))
-        starts.append(len(ids))
+        stop = len(ids)
+        rows += range(stop - span.rows, stop)
+        starts.append(stop)
     numbers = array("i", ids + positions + starts + contexts + tables + rows)
     views, end = np.frombuffer(numbers, np.int32), 0
     fields = []

@@ -86,7 +86,8 @@ class Scheduler:
                     break
                 self._preempt()
             if fits:
-                spans.append(self._reserve(sequence, 1))
+                self.manager.append(sequence, 1)
+                spans.append(Span(sequence, 1, 1))
         return spans
 
     def _prefills(self, budget: int) -> list[Span[Sequence]]:
@@ -96,7 +97,7 @@ class Scheduler:
             if sequence.pending > 1:
                 count = min(sequence.pending, budget, self.manager.room(sequence))
                 if count > 0:
-                    spans.append(self._reserve(sequence, count))
+                    spans.append(self._prefill(sequence, count))
                     budget -= count
         while budget > 0 and self.waiting and len(self.running) < self.max_sequences:
             # Leave every running sequence a block to grow into, or it would be preempted at once.
@@ -111,11 +112,11 @@ class Scheduler:
             if not sequence.preemptions:
                 sequence.cached_tokens = shared
             self.running.append(self.waiting.popleft())
-            spans.append(self._reserve(sequence, count))
+            spans.append(self._prefill(sequence, count))
             budget -= count
         return spans
 
-    def _reserve(self, sequence: Sequence, count: int) -> Span[Sequence]:
+    def _prefill(self, sequence: Sequence, count: int) -> Span[Sequence]:
         self.manager.append(sequence, count)
         return Span(sequence, count, rows=int(count == sequence.pending))
 
