@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from deepmnn.formats import BLOCK_ROWS
 from deepmnn.graph.ir import Attr, Value
-from deepmnn.graph.weights import BLOCK_ROWS
 
 
 @dataclass(frozen=True)
