@@ -15,8 +15,9 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import TypeVar
+from weakref import WeakSet
 
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.request import Failure, Request, result_of
@@ -27,8 +28,6 @@ T = TypeVar("T")
 
 making = threading.Lock()
 """Held while an engine or its thread is made, and while the process forks."""
-
-_exiting = False
 
 
 class Driver:
@@ -45,14 +44,14 @@ class Driver:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._inbox: SimpleQueue[_Job | None] = SimpleQueue()
-        self._thread: _EngineThread | None = None
+        self._stepper = _Stepper(engine)
+        self._inbox = self._stepper.inbox
 
     def submit(self, requests: Iterable[Request]) -> None:
         """Queues requests; they come to the scheduler together."""
         taken = list(requests)
-        self._start()
-        self._inbox.put(lambda thread: thread.take(taken))
+        self._stepper.ensure()
+        self._inbox.put(lambda stepper: stepper.take(taken))
 
     def cancel(self, request: Request) -> None:
         """Ends a request before the next step; its last event says "cancelled".
@@ -61,22 +60,22 @@ class Driver:
         never submitted.
         """
         if request.sequence.finish_reason is None:
-            self._inbox.put(lambda thread: thread.cancel(request))
+            self._inbox.put(lambda stepper: stepper.cancel(request))
 
     def run(self, work: Callable[[Engine], T]) -> T:
         """Waits for work(engine), done by the engine's thread between two steps.
 
-        What work raises is raised here. Its client may be interrupted while it waits; the work
-        is done nevertheless.
+        What work raises is raised here. Who waits may be interrupted; the work is done
+        nevertheless.
         """
-        thread = self._start()
-        if thread is threading.current_thread():
+        self._stepper.ensure()
+        if self._stepper.thread is threading.current_thread():
             return work(self.engine)
         answer: SimpleQueue[T | Failure] = SimpleQueue()
 
-        def job(thread: _EngineThread) -> None:
+        def job(stepper: _Stepper) -> None:
             try:
-                answer.put(work(thread.engine))
+                answer.put(work(stepper.engine))
             except BaseException as error:
                 answer.put(Failure(0, error))
 
@@ -88,65 +87,49 @@ class Driver:
 
         For finalizers: the garbage collector may call it on any thread, this engine's or another's.
         """
-        self._inbox.put(lambda thread: work(thread.engine))
+        self._inbox.put(lambda stepper: work(stepper.engine))
 
     def __del__(self) -> None:
-        self._inbox.put(None)
+        self._inbox.put(_Stepper.finish)
 
-    def _start(self) -> _EngineThread:
-        """The thread; there is none before the first request, and in a forked child."""
-        if self._thread is None or not self._thread.is_alive():
+
+class _Stepper:
+    """What the thread works on. It knows no driver, so that one can be dropped."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.inbox: SimpleQueue[Callable[[_Stepper], object]] = SimpleQueue()
+        self.thread: threading.Thread | None = None
+        self.resting = False
+        """Whether the thread has made room for a fork, and starts again by itself."""
+        self.finished = False
+        self._requests: dict[Sequence, Request] = {}
+        self._going = False
+        _steppers.add(self)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs; in a forked child it does not."""
+        return self.thread is not None and self.thread.is_alive()
+
+    def ensure(self) -> None:
+        """Starts the thread unless it runs. Raises RequestError when the interpreter exits."""
+        if not self.alive and not self.resting:
             with making:
                 if _exiting:
                     raise RequestError("the interpreter is exiting", "requests before that")
-                if self._thread is None or not self._thread.is_alive():
-                    self._thread = _EngineThread(self.engine, self._inbox)
-                    self._thread.start()
-        return self._thread
+                if not self.alive:
+                    self.start()
 
+    def start(self) -> None:
+        """Starts the thread; under the lock."""
+        self.thread = threading.Thread(target=self._run, name="deepmnn-engine", daemon=True)
+        self.thread.start()
 
-class _EngineThread(threading.Thread):
-    """Works through an inbox and steps the engine. Knows no driver, so that one can be dropped."""
-
-    def __init__(self, engine: Engine, inbox: SimpleQueue[_Job | None]) -> None:
-        super().__init__(name="deepmnn-engine", daemon=True)
-        self.engine, self.inbox = engine, inbox
-        self._requests: dict[Sequence, Request] = {}
-
-    def run(self) -> None:
-        """Until None comes in."""
-        while self._turn():
-            pass
-        while not self.inbox.empty():  # other threads may wait for these
-            self._do(self.inbox.get())
-        self.fail_all(
-            RequestError(
-                "the model was dropped, or the program has ended, in the middle of an answer",
-                "a model that is kept until its answers are whole",
-            )
-        )
-
-    def _turn(self) -> bool:
-        """Does what has come in, then a step. Whether to go on.
-
-        A method, so that no variable holds on to the last job while the thread sleeps.
-        """
-        scheduler, inbox = self.engine.scheduler, self.inbox
-        for _ in range(inbox.qsize() or (not scheduler.busy)):
-            job = inbox.get()
-            if job is None:
-                return False
-            self._do(job)
-        if scheduler.busy:
-            self._step()
-        return True
-
-    def _do(self, job: _Job | None) -> None:
-        try:
-            if job is not None:
-                job(self)
-        except Exception:
-            _show_error()
+    def join(self) -> None:
+        """Waits for the thread to end; it does not wait for itself."""
+        if self.thread is not None and self.thread is not threading.current_thread():
+            self.thread.join()
 
     def take(self, requests: list[Request]) -> None:
         """Queues requests."""
@@ -165,23 +148,49 @@ class _EngineThread(threading.Thread):
         scheduler = self.engine.scheduler
         for sequence in [*scheduler.running, *scheduler.waiting]:
             self.engine.fail(sequence, error)
-            if sequence in self._requests:
-                self._report(self._requests[sequence])
+        for request in list(self._requests.values()):
+            self._report(request)
 
-    def pause(self, resume: SimpleQueue[None]) -> None:
-        """Returns between two steps; there the thread stays until there is something to resume."""
-        paused: SimpleQueue[None] = SimpleQueue()
+    def stop(self) -> None:
+        """Ends the thread; another one may go on from here."""
+        self._going = False
 
-        def job(_: _EngineThread) -> None:
-            paused.put(None)
-            resume.get()
+    def finish(self) -> None:
+        """Ends the thread, and what it still had to do."""
+        while not self.inbox.empty():  # other threads may wait for these
+            self._do(self.inbox.get())
+        self.fail_all(
+            RequestError(
+                "the model was dropped, or the program has ended, in the middle of an answer",
+                "a model that is kept until its answers are whole",
+            )
+        )
+        self.finished = True
+        self.stop()
 
-        self.inbox.put(job)
-        while self.is_alive():
-            try:
-                return paused.get(timeout=0.1)
-            except Empty:  # a long step, or the thread was at its end
-                continue
+    def _run(self) -> None:
+        self._going = True
+        while self._going:
+            self._turn()
+
+    def _turn(self) -> None:
+        """Does what has come in, then a step.
+
+        A method, so that no variable holds on to the last job while the thread sleeps.
+        """
+        scheduler, inbox = self.engine.scheduler, self.inbox
+        for _ in range(inbox.qsize() or (not scheduler.busy)):
+            self._do(inbox.get())
+            if not self._going:
+                return
+        if scheduler.busy:
+            self._step()
+
+    def _do(self, job: Callable[[_Stepper], object]) -> None:
+        try:
+            job(self)
+        except Exception:
+            _show_error()
 
     def _step(self) -> None:
         try:
@@ -205,9 +214,6 @@ class _EngineThread(threading.Thread):
             self._requests.pop(request.sequence, None)
 
 
-_Job = Callable[[_EngineThread], object]
-
-
 def _show_error() -> None:
     """As the interpreter does with errors that end a thread: to where the program wants them."""
     kind, error, trace = sys.exc_info()
@@ -216,35 +222,35 @@ def _show_error() -> None:
         hook(threading.ExceptHookArgs((kind, error, trace, threading.current_thread())))
 
 
-def _other_threads() -> list[_EngineThread]:
-    """The engine threads that run, without this one."""
-    me = threading.current_thread()
-    return [t for t in threading.enumerate() if isinstance(t, _EngineThread) and t is not me]
+# ---------------------------------------------------------------------------- exit and fork
+
+_steppers: WeakSet[_Stepper] = WeakSet()
+_exiting = False
+
+
+def _end(how: Callable[[_Stepper], None]) -> None:
+    """Has every engine thread end, between two steps, and waits for that."""
+    ended = [stepper for stepper in list(_steppers) if stepper.alive]
+    for stepper in ended:
+        stepper.resting = True
+        stepper.inbox.put(how)
+    for stepper in ended:
+        stepper.join()
 
 
 @atexit.register
-def _end_threads() -> None:
+def _before_exit() -> None:
     """A thread that came back from the core after the interpreter's end would crash."""
     global _exiting
     with making:
         _exiting = True
-    threads = _other_threads()
-    for thread in threads:
-        thread.inbox.put(None)
-    for thread in threads:
-        thread.join()
-
-
-_paused: list[tuple[_EngineThread, SimpleQueue[None]]] = []
+    _end(_Stepper.finish)
 
 
 def _before_fork() -> None:
-    """The child must not find an engine in the middle of a step."""
+    """The child must not find an engine in the middle of a step, nor frames that never end."""
     making.acquire()
-    for thread in _other_threads():
-        resume: SimpleQueue[None] = SimpleQueue()
-        _paused.append((thread, resume))
-        thread.pause(resume)
+    _end(_Stepper.stop)
 
 
 def _after_fork(child: bool) -> None:
@@ -253,12 +259,13 @@ def _after_fork(child: bool) -> None:
         "its end in the parent",
         "Ask again in the child.",
     )
-    for thread, resume in _paused:
-        if child:  # the thread is the parent's: this one does its last work
-            thread.fail_all(error)
-        else:
-            resume.put(None)
-    _paused.clear()
+    for stepper in [stepper for stepper in list(_steppers) if stepper.resting]:
+        stepper.join()  # if an interrupt has kept the one above from it
+        stepper.resting = False
+        if child:
+            stepper.fail_all(error)
+        elif not stepper.finished:
+            stepper.start()
     making.release()
 
 

@@ -177,7 +177,7 @@ class Engine:
         for span in spans:
             alone, logits = self._forward([span])
             ready += alone
-            rows += logits
+            rows.extend(logits)
         return ready, rows
 
     def _sample(self, sequences: list[Sequence], draws: list[Draw]) -> List[int | None]:
