@@ -8,15 +8,23 @@ In a process of its own: a child that waits for its parent's threads would never
 import os
 import sys
 import threading
+import time
 from pathlib import Path
 
 import deepmnn
+from deepmnn.backends.cpu.backend import CpuBackend
 from deepmnn.errors import RequestError
 
 PROMPT = [5, 17, 200, 33, 33, 9]
 PARAMS = deepmnn.SamplingParams(max_tokens=20, ignore_eos=True)
 LONG = deepmnn.SamplingParams(max_tokens=180, ignore_eos=True)
-"""Is not at its end when the process forks."""
+"""Not at its end when the process forks: steps take a while."""
+
+
+class SlowBackend(CpuBackend):
+    def step(self, *arguments):
+        time.sleep(0.003)
+        return super().step(*arguments)
 
 
 def ask_on(model: deepmnn.LLM, wanted: list[int], stop: threading.Event) -> None:
@@ -54,6 +62,7 @@ def fork(model: deepmnn.LLM, wanted: list[int], session, logits, leave) -> int:
 
 def main(directory: Path) -> None:
     model = deepmnn.load(directory, "cpu", threads=2)
+    model.backend = SlowBackend(directory, threads=2)
     wanted = model.generate(PROMPT, PARAMS).ids
     session = model.session()
     session.prefill(PROMPT)

@@ -74,6 +74,8 @@ class Driver:
         answer: SimpleQueue[T | Failure] = SimpleQueue()
 
         def job(stepper: _Stepper) -> None:
+            if not stepper.alive:  # in a forked child, where nobody waits
+                return
             try:
                 answer.put(work(stepper.engine))
             except BaseException as error:
@@ -114,12 +116,13 @@ class _Stepper:
 
     def ensure(self) -> None:
         """Starts the thread unless it runs. Raises RequestError when the interpreter exits."""
-        if not self.alive and not self.resting:
-            with making:
-                if _exiting:
-                    raise RequestError("the interpreter is exiting", "requests before that")
-                if not self.alive:
-                    self.start()
+        if self.alive or (self.resting and not _exiting):
+            return
+        with making:
+            if _exiting:
+                raise RequestError("the interpreter is exiting", "requests before that")
+            if not self.alive:
+                self.start()
 
     def start(self) -> None:
         """Starts the thread; under the lock."""
@@ -157,16 +160,18 @@ class _Stepper:
 
     def finish(self) -> None:
         """Ends the thread, and what it still had to do."""
-        while not self.inbox.empty():  # other threads may wait for these
-            self._do(self.inbox.get())
-        self.fail_all(
-            RequestError(
-                "the model was dropped, or the program has ended, in the middle of an answer",
-                "a model that is kept until its answers are whole",
-            )
+        self.clear(
+            "the model was dropped, or the program has ended, in the middle of an answer",
+            "a model that is kept until its answers are whole",
         )
         self.finished = True
         self.stop()
+
+    def clear(self, found: str, expected: str) -> None:
+        """Does what has come in; requests fail."""
+        while not self.inbox.empty():
+            self._do(self.inbox.get())
+        self.fail_all(RequestError(found, expected))
 
     def _run(self) -> None:
         self._going = True
@@ -254,16 +259,13 @@ def _before_fork() -> None:
 
 
 def _after_fork(child: bool) -> None:
-    error = RequestError(
-        "the process has forked in the middle of an answer",
-        "its end in the parent",
-        "Ask again in the child.",
-    )
     for stepper in [stepper for stepper in list(_steppers) if stepper.resting]:
         stepper.join()  # if an interrupt has kept the one above from it
         stepper.resting = False
         if child:
-            stepper.fail_all(error)
+            stepper.clear(
+                "the process has forked in the middle of an answer", "its end in the parent"
+            )
         elif not stepper.finished:
             stepper.start()
     making.release()
