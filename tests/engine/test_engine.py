@@ -8,6 +8,7 @@ import pytest
 from deepmnn.engine.driver import Driver
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.kv_cache import BlockTable
+from deepmnn.engine.scheduler import Span
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.session import Session
 from deepmnn.errors import ContextLengthError, RequestError
@@ -196,18 +197,24 @@ def test_only_what_does_not_fit_beside_a_session_is_refused() -> None:
 
 
 def test_running_sequences_give_way_to_a_session() -> None:
-    engine, backend = make_engine(blocks=6, block_size=2)
-    sequences = [engine.submit([i, i + 1, i + 2], SamplingParams(max_tokens=4)) for i in (1, 5)]
-    engine.step()
-    with Session(Driver(engine)) as session:
-        ids = [7, 8, 9, 10, 11]
-        np.testing.assert_array_equal(
-            session.prefill(ids), expected_logits(ids, backend.vocab_size)
-        )
-    run(engine)
-    assert [sequence.preemptions for sequence in sequences] == [0, 1]
-    for i, sequence in zip((1, 5), sequences, strict=True):
-        assert sequence.answer == expected_answer([i, i + 1, i + 2], 4, backend.vocab_size)
+    engine, backend = make_engine(blocks=7, block_size=2)
+    driver, ids = Driver(engine), [7, 8, 9, 10, 11, 12, 13]
+    prompts = ([1, 2, 3], [5, 6, 7])
+    session = Session(driver)
+
+    def start(engine: Engine) -> list[Sequence]:
+        started = [engine.submit(prompt, SamplingParams(max_tokens=4)) for prompt in prompts]
+        engine.step()
+        wanted = expected_logits(ids, backend.vocab_size)
+        np.testing.assert_array_equal(session.prefill(ids), wanted)
+        assert [sequence.preemptions for sequence in started] == [0, 1]
+        return started
+
+    sequences = driver.run(start)
+    while driver.run(lambda engine: engine.scheduler.busy):
+        pass
+    for prompt, sequence in zip(prompts, sequences, strict=True):
+        assert sequence.answer == expected_answer(prompt, 4, backend.vocab_size)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -253,6 +260,31 @@ def test_tables_driven_from_outside_run_side_by_side() -> None:
         engine.manager.free(table)
     assert engine.manager.free_blocks == engine.cache.blocks
     engine.run_pending([])
+
+
+def test_guesses_are_verified_in_one_step() -> None:
+    """Several rows of one sequence, beside one that wants its last and one in mid-prompt."""
+    engine, backend = make_engine()
+    prompt = [3, 1, 4, 1, 5]
+    guess = expected_answer(prompt, 4, backend.vocab_size)
+    verifying, other, longer = BlockTable(list(prompt)), BlockTable([9, 2]), BlockTable([6] * 8)
+    engine.run_pending([verifying])
+    verifying.ids += guess
+    spans = [Span(verifying, 4, 4), Span(other, 2, 1), Span(longer, 5, 0)]
+    for span in spans:
+        engine.manager.append(span.table, span.count)
+    logits = engine.forward(spans)
+    contexts = [[*prompt, *guess[: i + 1]] for i in range(4)] + [[9, 2]]
+    wanted = [expected_logits(ids, backend.vocab_size) for ids in contexts]
+    np.testing.assert_array_equal(logits, np.stack(wanted))
+    assert [table.pending for table in (verifying, other, longer)] == [0, 0, 3]
+    engine.manager.rollback(verifying, len(prompt) + 2)  # the last two guesses were wrong
+    verifying.ids[len(prompt) + 2 :] = [8]
+    engine.manager.append(verifying, 1)
+    np.testing.assert_array_equal(
+        engine.forward([Span(verifying, 1, 1)])[0],
+        expected_logits([*prompt, *guess[:2], 8], backend.vocab_size),
+    )
 
 
 def test_session_logits_of_every_row_in_chunks() -> None:
