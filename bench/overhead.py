@@ -3,9 +3,10 @@
     python bench/overhead.py [MODEL ...]
 
 Prints a Markdown table for tiny-r1 and every converted model given. All figures are microseconds
-per engine step. A first run measures the step: "core" is the time inside the C++ core's step,
-"overhead" all other time. A second run times the parts of the overhead; "rest" is the remainder. A
-model without a tokenizer has nothing to detokenise.
+per engine step, from the beginning of one to that of the next. A first run measures the step:
+"core" is the time inside the C++ core's step, "overhead" all other time. A second run times the
+parts of the overhead; "rest" is the remainder. A model without a tokenizer has nothing to
+detokenise.
 
 A disturbance makes a step longer, never shorter: every figure is the 10th percentile of all steps.
 """
@@ -17,7 +18,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import wraps
+from itertools import pairwise
 from pathlib import Path
+from queue import SimpleQueue
 from statistics import quantiles
 from time import perf_counter
 from typing import Annotated, Any
@@ -30,10 +33,11 @@ import deepmnn
 from deepmnn.backends.cpu.backend import CpuBackend
 from deepmnn.conversion.bundled import bundled_model
 from deepmnn.engine import engine as engine_module
-from deepmnn.engine.engine import Engine
 from deepmnn.engine.kv_cache import BlockManager
+from deepmnn.engine.request import Event, Request, result_of
 from deepmnn.engine.sampler import Sampler
 from deepmnn.engine.scheduler import Scheduler
+from deepmnn.engine.sequence import Sequence
 from deepmnn.text.stream import TextStream
 
 PROMPT_TOKENS, WARM_UP = 32, 8
@@ -64,32 +68,38 @@ def run(model: deepmnn.LLM, batch: int, steps: int, way: str, spent: Counter[str
     """Times decode steps of `batch` answers to random prompts; `spent`: where parts add up."""
     engine = model.engine
     assert isinstance(engine.backend, CpuBackend)
-    core = engine.backend.model
-    params = replace(WAYS[way], max_tokens=WARM_UP + steps + 2)  # more than are run
+    core, step = engine.backend.model, engine.step
+    marks: list[tuple[float, float, dict[str, float]]] = []
+
+    def marked() -> list[Sequence]:
+        marks.append((perf_counter(), core.step_seconds, dict(spent)))
+        return step()
+
+    prefills = -(-batch * PROMPT_TOKENS // max(1, engine.scheduler.max_batch_tokens - batch))
+    tokens = prefills + WARM_UP + steps + 1  # the first answer to end is longer than is measured
+    with patch.object(engine, "step", marked):
+        answer(model, batch, replace(WAYS[way], max_tokens=tokens))
+    first = len(marks) - tokens + 1 + WARM_UP  # counted from the step that ended the last prompt
+    return [
+        Step(end - start, core_end - core_start, {p: there[p] - here.get(p, 0.0) for p in there})
+        for (start, core_start, here), (end, core_end, there) in pairwise(
+            marks[first : first + steps + 1]
+        )
+    ]
+
+
+def answer(model: deepmnn.LLM, batch: int, params: deepmnn.SamplingParams) -> None:
+    """Answers random prompts, side by side, for somebody who waits for their ends."""
+    driver, ended = model.driver, SimpleQueue[Event]()
     rng = np.random.default_rng(0)
-    sequences = []
-    for prompt in rng.integers(0, engine.backend.vocab_size, (batch, PROMPT_TOKENS)).tolist():
+    requests = []
+    for prompt in rng.integers(0, model.vocab_size, (batch, PROMPT_TOKENS)).tolist():
         output = TextStream(model.tokenizer, (), False) if model.has_tokenizer else None
-        sequences.append(engine.submit(prompt, params, output))
-    decode(engine, WARM_UP)
-    found = []
-    for _ in range(steps):
-        spent.clear()
-        inside, start = core.step_seconds, perf_counter()
-        engine.step()
-        total = perf_counter() - start
-        found.append(Step(total, core.step_seconds - inside, dict(spent)))
-    for sequence in sequences:
-        engine.cancel(sequence)
-    return found
-
-
-def decode(engine: Engine, steps: int) -> None:
-    """Reads the prompts, then runs `steps` steps."""
-    while any(sequence.pending > 1 for sequence in engine.scheduler.running):
-        engine.step()
-    for _ in range(steps):
-        engine.step()
+        sequence = driver.engine.sequence(prompt, params, output)
+        requests.append(Request(sequence, ended.put, whole=True))
+    driver.submit(requests)
+    for _ in requests:
+        result_of(ended.get())
 
 
 @contextmanager

@@ -56,7 +56,7 @@ def busy_core() -> Iterator[None]:
 
 def speeds(model: deepmnn.LLM, prompt: int, seed: int) -> tuple[float, float]:
     """Prefill and decode of one run, in tokens per second."""
-    prefill, decode = time_run(model.engine, prompt, NEW_TOKENS, 1, seed)
+    prefill, decode = time_run(model, prompt, NEW_TOKENS, 1, seed)
     return prompt / prefill, NEW_TOKENS / decode
 
 
@@ -118,7 +118,7 @@ def busy_shares(model: deepmnn.LLM, prompt: int, seconds: float) -> None:
     for measured, tokens, new in ((prefill, prompt, 1), (decode, 1, NEW_TOKENS)):
         for seed in measured.rounds():
             _profile(model, reset=True)
-            time_run(model.engine, tokens, new, 1, seed)
+            time_run(model, tokens, new, 1, seed)
             for op, cost in _profile(model, reset=True).items():
                 measured.figures[op].append(cost)
     rows = []

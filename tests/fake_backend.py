@@ -2,12 +2,14 @@
 
 Its logits are pseudo-random numbers seeded with every token of the sequence so far, so any row
 that lands in a wrong slot, is overwritten or is shared by mistake changes them. Every step checks
-the rules of backends/base.py.
+the rules of backends/base.py, and that it is the only one.
 """
 
 from __future__ import annotations
 
+import time
 import zlib
+from threading import Lock
 
 import numpy as np
 
@@ -43,18 +45,33 @@ class FakeCache:
 
 
 class FakeBackend:
+    """raising: tokens that a step with them raises for. spoilt: tokens after which all is NaN."""
+
     def __init__(self, vocab_size: int = 97, max_sequences: int | None = None) -> None:
         self.vocab_size, self.max_sequences = vocab_size, max_sequences
         self.cache_width = 1
         self.steps: list[Batch] = []
+        self.raising: set[int] = set()
+        self.spoilt: set[int] = set()
+        self._stepping = Lock()
 
     def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> FakeCache:
         assert dtype in ("f32", "bf16")
         return FakeCache(blocks, block_size)
 
     def step(self, cache: FakeCache, batch: Batch) -> F32:
+        assert self._stepping.acquire(blocking=False), "two steps at the same time"
+        try:
+            return self._step(cache, batch)
+        finally:
+            self._stepping.release()
+
+    def _step(self, cache: FakeCache, batch: Batch) -> F32:
         self._check(cache, batch)
         self.steps.append(batch)
+        time.sleep(0)  # as the core does, it lets other threads run
+        for token in self.raising.intersection(batch.ids.tolist()):
+            raise RuntimeError(f"token {token}")
         logits = np.empty((len(batch.ids), self.vocab_size), np.float32)
         for index, (start, end) in enumerate(
             zip(batch.sequence_starts[:-1], batch.sequence_starts[1:], strict=True)
@@ -70,8 +87,11 @@ class FakeBackend:
             assert (cache.positions[slots] == rows).all(), "history is not in its slots"
             history = cache.tokens[slots].tolist()
             for token in range(start, end):
-                logits[token] = expected_logits(
-                    history[: batch.positions[token] + 1], self.vocab_size
+                known = history[: batch.positions[token] + 1]
+                logits[token] = (
+                    np.nan
+                    if self.spoilt.intersection(known)
+                    else expected_logits(known, self.vocab_size)
                 )
         return logits[batch.logit_rows]
 

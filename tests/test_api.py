@@ -5,14 +5,24 @@ import inspect
 import json
 import re
 import shutil
+import time
+import weakref
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 from typing import Any
 
 import numpy as np
 import pytest
 
 import deepmnn
-from deepmnn import LLM, Completion, LoadOptions, SamplingParams
+from deepmnn import LLM, Chunk, Completion, LoadOptions, SamplingParams
+from deepmnn.backends.base import F32
+from deepmnn.engine.engine import Engine
+from deepmnn.engine.kv_cache import BlockTable
+from deepmnn.engine.scheduler import Span
 from deepmnn.errors import (
     ArtifactError,
     ConfigError,
@@ -75,6 +85,26 @@ def test_logits_in_chunks_or_whole_or_by_session(model: LLM, artifact: Path, bac
         assert session.length == len(IDS)
         session.rollback(5)
         close(session.prefill(IDS[5:]), logits[-1])
+
+
+def test_a_guess_of_several_tokens_gets_the_rows_of_one_by_one(model: LLM) -> None:
+    guess = model.generate(IDS, SamplingParams(max_tokens=5, ignore_eos=True)).ids
+    with model.session() as session:
+        wanted = [session.prefill(IDS), *(session.decode(token) for token in guess)]
+
+    def verify(engine: Engine) -> F32:
+        table = BlockTable(list(IDS))
+        engine.run_pending([table])
+        table.ids += guess
+        engine.manager.append(table, len(guess))
+        try:
+            return engine.forward([Span(table, len(guess), rows=len(guess))])
+        finally:
+            engine.manager.free(table)
+
+    rows = model.driver.run(verify)
+    close(rows, np.stack(wanted[1:]))
+    assert rows[:-1].argmax(-1).tolist() == guess[1:]
 
 
 def test_rollback_equals_a_fresh_prefill(model: LLM) -> None:
@@ -174,6 +204,74 @@ def test_a_dropped_session_frees_its_blocks(model: LLM) -> None:
     assert model.engine.manager.free_blocks < free
     del session
     assert model.engine.manager.free_blocks == free
+
+
+def test_threads_get_what_each_would_alone(model: LLM) -> None:
+    """Streams and whole answers, of one prompt or several, greedy or not, and sessions."""
+    text = model.generate("go on", SamplingParams(max_tokens=40, ignore_eos=True)).text
+    stop = next(c for c in text if c not in "\ufffd" and text.index(c) > 3)
+    asked: list[tuple[Any, SamplingParams]] = [
+        ("go on", SamplingParams(max_tokens=40, ignore_eos=True, stop=stop)),
+        (IDS * 5, SamplingParams(max_tokens=8, temperature=1.0, seed=4)),
+        ([IDS, IDS[:3], "hello"], SamplingParams(max_tokens=15)),
+        (CHAT, SamplingParams(max_tokens=10, temperature=0.7, top_p=0.9, seed=1)),
+    ]
+    wanted = [added(model.stream(prompts, params)) for prompts, params in asked]
+    logits = model.logits(IDS)
+
+    def client(number: int) -> None:
+        for turn in range(8):
+            which = (number + turn) % 4
+            prompts, params = asked[which]
+            if turn % 4 == number % 4:
+                with model.session() as session:
+                    close(session.prefill(IDS), logits[-1])
+                    session.rollback(6)
+                    close(session.decode(IDS[6]), logits[6])
+            if turn % 2:
+                stream = model.stream(prompts, params)
+                next(stream)
+                stream.close()
+            assert added(model.stream(prompts, params, whole=bool(turn % 3))) == wanted[which]
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(client, range(8)))
+    engine = model.engine
+    assert not engine.scheduler.busy
+    assert engine.manager.free_blocks == engine.cache.blocks
+
+
+def added(chunks: Iterator[Chunk]) -> dict[int, tuple[list[int], str, str, str | None]]:
+    """What each answer comes to."""
+    answers: dict[int, Completion] = defaultdict(Completion)
+    for chunk in chunks:
+        answers[chunk.index].add(chunk)
+    return {i: (a.ids, a.text, a.reasoning, a.finish_reason) for i, a in answers.items()}
+
+
+def test_the_engine_is_made_once_however_many_threads_ask_first(artifact: Path) -> None:
+    model, gate = deepmnn.load(artifact, "reference"), Barrier(8)
+
+    def first(_: int) -> int:
+        gate.wait()
+        return id(model.engine)
+
+    with ThreadPoolExecutor(8) as pool:
+        assert len(set(pool.map(first, range(8)))) == 1
+
+
+def test_a_dropped_model_is_collected(artifact: Path) -> None:
+    model = deepmnn.load(artifact, "cpu", threads=2)
+    backend = weakref.ref(model.backend)
+    model.generate(IDS, SamplingParams(max_tokens=3))
+    model.session().prefill(IDS)
+    stream = model.stream(IDS)
+    next(stream)
+    del model, stream
+    end = time.monotonic() + 30
+    while backend() is not None:
+        assert time.monotonic() < end
+        time.sleep(0.001)
 
 
 def test_stop_strings_end_the_answer(model: LLM) -> None:

@@ -5,8 +5,10 @@ import random
 import numpy as np
 import pytest
 
+from deepmnn.engine.driver import Driver
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.kv_cache import BlockTable
+from deepmnn.engine.scheduler import Span
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.session import Session
 from deepmnn.errors import ContextLengthError, RequestError
@@ -27,6 +29,11 @@ def run(engine: Engine, limit: int = 10_000) -> None:
         engine.step()
         limit -= 1
         assert limit, "the engine does not come to an end"
+
+
+def free_blocks(driver: Driver) -> int:
+    """When the driver has done what was asked of it."""
+    return driver.run(lambda engine: engine.manager.free_blocks)
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -160,18 +167,54 @@ def test_impossible_requests_are_refused_before_any_work() -> None:
 
 
 def test_open_sessions_can_fill_the_cache_without_a_hang() -> None:
-    engine, _ = make_engine(blocks=4, block_size=4)
-    with Session(engine) as session:
+    engine, backend = make_engine(blocks=4, block_size=4)
+    driver = Driver(engine)
+    with Session(driver) as session:
         session.prefill([1] * 13)
         sequence = engine.submit([1] * 8, SamplingParams(max_tokens=2))
+        run(engine)
+        assert sequence.finish_reason == "error"
         with pytest.raises(ContextLengthError, match="sessions"):
-            run(engine)
-        assert sequence.finish_reason == "cancelled"
+            raise sequence.error or AssertionError
         with pytest.raises(ContextLengthError):
             session.prefill([1] * 4)
         assert session.length == 13
-    engine.submit([1] * 8, SamplingParams(max_tokens=2))
+    assert free_blocks(driver) == engine.cache.blocks
+    sequence = engine.submit([1] * 8, SamplingParams(max_tokens=2))
     run(engine)
+    assert sequence.answer == expected_answer([1] * 8, 2, backend.vocab_size)
+
+
+def test_only_what_does_not_fit_beside_a_session_is_refused() -> None:
+    engine, backend = make_engine(blocks=4, block_size=4)
+    session = Session(Driver(engine))
+    session.prefill([1] * 9)
+    large = engine.submit([2] * 5, SamplingParams(max_tokens=2))
+    small = engine.submit([3], SamplingParams(max_tokens=3))
+    run(engine)
+    assert isinstance(large.error, ContextLengthError)
+    assert small.answer == expected_answer([3], 3, backend.vocab_size)
+
+
+def test_running_sequences_give_way_to_a_session() -> None:
+    engine, backend = make_engine(blocks=7, block_size=2)
+    driver, ids = Driver(engine), [7, 8, 9, 10, 11, 12, 13]
+    prompts = ([1, 2, 3], [5, 6, 7])
+    session = Session(driver)
+
+    def start(engine: Engine) -> list[Sequence]:
+        started = [engine.submit(prompt, SamplingParams(max_tokens=4)) for prompt in prompts]
+        engine.step()
+        wanted = expected_logits(ids, backend.vocab_size)
+        np.testing.assert_array_equal(session.prefill(ids), wanted)
+        assert [sequence.preemptions for sequence in started] == [0, 1]
+        return started
+
+    sequences = driver.run(start)
+    while driver.run(lambda engine: engine.scheduler.busy):
+        pass
+    for prompt, sequence in zip(prompts, sequences, strict=True):
+        assert sequence.answer == expected_answer(prompt, 4, backend.vocab_size)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -179,7 +222,8 @@ def test_session_random_walk(seed: int) -> None:
     """prefill, decode and rollback of two sessions that share prefixes give the right logits."""
     rng = random.Random(seed)
     engine, backend = make_engine(blocks=40, block_size=rng.choice([1, 3, 4]), max_batch_tokens=5)
-    sessions = [Session(engine, share_prefix=True) for _ in range(2)]
+    driver = Driver(engine)
+    sessions = [Session(driver, share_prefix=True) for _ in range(2)]
     ids: list[list[int]] = [[], []]
     for _ in range(80):
         which = rng.randrange(2)
@@ -197,7 +241,7 @@ def test_session_random_walk(seed: int) -> None:
     for session in sessions:
         session.close()
         session.close()
-    assert engine.manager.free_blocks == engine.cache.blocks
+    assert free_blocks(driver) == engine.cache.blocks
 
 
 def test_tables_driven_from_outside_run_side_by_side() -> None:
@@ -218,10 +262,35 @@ def test_tables_driven_from_outside_run_side_by_side() -> None:
     engine.run_pending([])
 
 
+def test_guesses_are_verified_in_one_step() -> None:
+    """Several rows of one sequence, beside one that wants its last and one in mid-prompt."""
+    engine, backend = make_engine()
+    prompt = [3, 1, 4, 1, 5]
+    guess = expected_answer(prompt, 4, backend.vocab_size)
+    verifying, other, longer = BlockTable(list(prompt)), BlockTable([9, 2]), BlockTable([6] * 8)
+    engine.run_pending([verifying])
+    verifying.ids += guess
+    spans = [Span(verifying, 4, 4), Span(other, 2, 1), Span(longer, 5, 0)]
+    for span in spans:
+        engine.manager.append(span.table, span.count)
+    logits = engine.forward(spans)
+    contexts = [[*prompt, *guess[: i + 1]] for i in range(4)] + [[9, 2]]
+    wanted = [expected_logits(ids, backend.vocab_size) for ids in contexts]
+    np.testing.assert_array_equal(logits, np.stack(wanted))
+    assert [table.pending for table in (verifying, other, longer)] == [0, 0, 3]
+    engine.manager.rollback(verifying, len(prompt) + 2)  # the last two guesses were wrong
+    verifying.ids[len(prompt) + 2 :] = [8]
+    engine.manager.append(verifying, 1)
+    np.testing.assert_array_equal(
+        engine.forward([Span(verifying, 1, 1)])[0],
+        expected_logits([*prompt, *guess[:2], 8], backend.vocab_size),
+    )
+
+
 def test_session_logits_of_every_row_in_chunks() -> None:
     engine, backend = make_engine(max_batch_tokens=4)
     ids = [3, 1, 4, 1, 5, 9, 2, 6, 5]
-    with Session(engine) as session:
+    with Session(Driver(engine)) as session:
         logits = session.logits(ids)
     wanted = [expected_logits(ids[: i + 1], backend.vocab_size) for i in range(len(ids))]
     np.testing.assert_array_equal(logits, np.stack(wanted))
@@ -229,10 +298,11 @@ def test_session_logits_of_every_row_in_chunks() -> None:
 
 def test_session_logits_come_for_cached_tokens_too() -> None:
     engine, backend = make_engine()
+    driver = Driver(engine)
     ids = [3, 1, 4, 1, 5, 9, 2, 6, 5]
-    with Session(engine) as session:
+    with Session(driver) as session:
         session.prefill(ids)
-    with Session(engine, share_prefix=True) as session:
+    with Session(driver, share_prefix=True) as session:
         logits = session.logits(ids)
     wanted = [expected_logits(ids[: i + 1], backend.vocab_size) for i in range(len(ids))]
     np.testing.assert_array_equal(logits, np.stack(wanted))
@@ -240,7 +310,7 @@ def test_session_logits_come_for_cached_tokens_too() -> None:
 
 def test_session_errors_leave_it_as_it_was() -> None:
     engine, backend = make_engine(blocks=4, block_size=4, context=12)
-    session = Session(engine)
+    session = Session(Driver(engine))
     session.prefill([1, 2, 3])
     for wrong in (-1, 4, "2"):
         with pytest.raises(RequestError):
@@ -258,18 +328,3 @@ def test_session_errors_leave_it_as_it_was() -> None:
     session.close()
     with pytest.raises(RequestError, match="closed"):
         session.decode(1)
-
-
-def test_a_failing_step_cancels_its_sequences() -> None:
-    engine, backend = make_engine()
-    sequences = [engine.submit([1, 2], SamplingParams(max_tokens=5)) for _ in range(2)]
-    plain = backend.step
-    backend.step = lambda *_: np.full((2, backend.vocab_size), np.nan, np.float32)
-    with pytest.raises(RequestError, match="NaN"):
-        engine.step()
-    backend.step = plain
-    assert [s.finish_reason for s in sequences] == ["cancelled", "cancelled"]
-    assert not engine.scheduler.busy
-    assert engine.manager.free_blocks == engine.cache.blocks
-    engine.submit([1, 2], SamplingParams(max_tokens=5))
-    run(engine)

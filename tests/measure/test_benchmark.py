@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,14 @@ import deepmnn
 from deepmnn.errors import RequestError
 from deepmnn.exporters import export
 from deepmnn.measure import benchmark as module
-from deepmnn.measure.benchmark import BATCHES, Machine, _workload, benchmark, measure_machine
+from deepmnn.measure.benchmark import (
+    BATCHES,
+    Machine,
+    _workload,
+    benchmark,
+    measure_machine,
+    time_run,
+)
 from tiny_artifact import tiny_artifact
 
 SHAPE = {"prompt_tokens": (5,), "new_tokens": 2, "repeat": 1}
@@ -74,3 +82,11 @@ def test_the_machine_is_measured_for_native_backends(
     assert machine.threads == 1
     assert machine.read_bandwidth > 1e8
     assert measure_machine(deepmnn.load(artifact, "reference")) is None
+
+
+def test_an_interrupted_run_leaves_the_engine_free(artifact: Path) -> None:
+    model = deepmnn.load(artifact)
+    with pytest.raises(KeyboardInterrupt):
+        time_run(model, 5, 10**9, 1, 0, between=lambda: signal.raise_signal(signal.SIGINT))
+    engine = model.engine  # when the run has ended
+    assert engine.manager.free_blocks == engine.cache.blocks

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
@@ -13,8 +14,9 @@ import numpy as np
 from deepmnn.api.options import DEFAULT_CACHE_BYTES, KV_DTYPES, LoadOptions
 from deepmnn.backends.base import F32, Backend
 from deepmnn.engine.completion import Chunk, Completion
+from deepmnn.engine.driver import Driver, making
 from deepmnn.engine.engine import Engine
-from deepmnn.engine.sequence import Sequence as EngineSequence
+from deepmnn.engine.request import Event, Request, result_of
 from deepmnn.engine.session import Session
 from deepmnn.errors import RequestError
 from deepmnn.text.chat_template import Message
@@ -34,14 +36,13 @@ _PROMPTS = "text, a list of messages, a list of token ids, or a list of those"
 
 
 class LLM:
-    """A model that answers. Made by `load`; not thread-safe.
+    """A model that answers. Made by `load`; any number of threads may ask it.
 
     Attributes:
         artifact: the files: `.config`, `.manifest`.
         path: the directory of the tokenizer.
         backend: what runs the steps.
         options: what `load` was given.
-        engine: the scheduler and the KV cache; allocated at first use.
         tokenizer: raises TokenizerError at first use when the model has none.
     """
 
@@ -59,6 +60,7 @@ class LLM:
         self.config: dict[str, Any] = dict(artifact.config)
         self.context_length = read_context_length(self.config)
         self.generation_config = GenerationConfig.read(path, self.config)
+        self._driver: Driver | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -80,9 +82,24 @@ class LLM:
         """The model's tokenizer. Raises TokenizerError when there is none."""
         return Tokenizer(self.path)
 
-    @cached_property
+    @property
+    def driver(self) -> Driver:
+        """Runs the requests: its thread owns the engine. The KV cache is allocated at first use."""
+        if self._driver is None:
+            with making:
+                if self._driver is None:
+                    self._driver = Driver(self._new_engine())
+        return self._driver
+
+    @property
     def engine(self) -> Engine:
-        """Runs the requests."""
+        """The scheduler and the KV cache, to look at: what this thread has closed is gone by then.
+
+        Only the driver's thread may change it (`driver.run`).
+        """
+        return self.driver.run(lambda engine: engine)
+
+    def _new_engine(self) -> Engine:
         affordable = DEFAULT_CACHE_BYTES // max(1, self.kv_bytes_per_token)
         return Engine(
             self.backend,
@@ -96,7 +113,7 @@ class LLM:
 
     def session(self, *, share_prefix: bool = False) -> Session:
         """A sequence to drive by hand: prefill, decode, rollback."""
-        return Session(self.engine, share_prefix=share_prefix)
+        return Session(self.driver, share_prefix=share_prefix)
 
     def logits(self, ids: Sequence[int]) -> F32:
         """Logits [len(ids), vocab_size] after each token of a fresh context.
@@ -128,19 +145,25 @@ class LLM:
         """
         single, batch = _as_batch(prompts)
         answers = [Completion() for _ in batch]
-        for chunk in self._stream(batch, params):
+        for chunk in self._stream(batch, params, whole=True):
             answers[chunk.index].add(chunk)
         return answers[0] if single else answers
 
     def stream(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        *,
+        whole: bool = False,
     ) -> Iterator[Chunk]:
         """As generate, but yields a Chunk whenever an answer grows.
 
-        The call itself checks the requests; the work starts with the first chunk, and closing the
-        iterator early cancels it.
+        The call itself checks the requests; the work starts with the first chunk, and goes on
+        while chunks are read. Closing the iterator early cancels it before the next step.
+
+        whole: one Chunk for each answer, when it is complete.
         """
-        return self._stream(_as_batch(prompts)[1], params)
+        return self._stream(_as_batch(prompts)[1], params, whole)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt."""
@@ -150,37 +173,38 @@ class LLM:
             return self.tokenizer.encode_chat(cast(Sequence[Message], prompt))
         return list(cast(Sequence[int], prompt))
 
-    def _stream(self, prompts: Sequence[Prompt], params: SamplingParams | None) -> Iterator[Chunk]:
+    def _stream(
+        self, prompts: Sequence[Prompt], params: SamplingParams | None, whole: bool
+    ) -> Iterator[Chunk]:
         params = self.generation_config.params if params is None else params
         if not isinstance(params, SamplingParams):
             raise RequestError(f"the parameters are {params!r:.80}", "deepmnn.SamplingParams")
-        requests = []
+        asked = []
         for prompt in prompts:
             ids = self.encode(prompt)
-            self.engine.check(ids, params)
-            requests.append((ids, self._output(ids, params)))
-        return self._run(requests, params)
+            self.driver.engine.check(ids, params)
+            asked.append((ids, self._output(ids, params)))
+        return self._run(asked, params, whole)
 
     def _run(
-        self, requests: list[tuple[list[int], TextStream | None]], params: SamplingParams
+        self, asked: list[tuple[list[int], TextStream | None]], params: SamplingParams, whole: bool
     ) -> Iterator[Chunk]:
-        sequences = [self.engine.submit(ids, params, output) for ids, output in requests]
-        reported = [0] * len(sequences)
-        unfinished = set(range(len(sequences)))
+        driver = self.driver
+        events: SimpleQueue[Event] = SimpleQueue()
+        requests = [
+            Request(driver.engine.sequence(ids, params, output), events.put, index, whole=whole)
+            for index, (ids, output) in enumerate(asked)
+        ]
+        unfinished = len(requests)
         try:
+            driver.submit(requests)
             while unfinished:
-                if not any(_has_news(sequences[i], reported[i]) for i in unfinished):
-                    self.engine.step()
-                for index in sorted(unfinished):
-                    if _has_news(sequences[index], reported[index]):
-                        chunk = _report(sequences[index], index, reported[index])
-                        reported[index] = chunk.completion_tokens
-                        if chunk.finish_reason:
-                            unfinished.discard(index)
-                        yield chunk
+                chunk = result_of(events.get())
+                unfinished -= chunk.finish_reason is not None
+                yield chunk
         finally:
-            for sequence in sequences:
-                self.engine.cancel(sequence)
+            for request in requests:
+                driver.cancel(request)
 
     def _output(self, ids: list[int], params: SamplingParams) -> TextStream | None:
         """The text side of a request; None without a tokenizer, which only token ids can do."""
@@ -214,25 +238,3 @@ def _as_batch(prompts: Prompt | Sequence[Prompt]) -> tuple[bool, list[Prompt]]:
     ):
         raise RequestError(f"the prompt is {prompts!r:.80}", _PROMPTS)
     return False, cast(list[Prompt], items)
-
-
-def _has_news(sequence: EngineSequence, reported: int) -> bool:
-    return sequence.completion_tokens > reported or sequence.finish_reason is not None
-
-
-def _report(sequence: EngineSequence, index: int, reported: int) -> Chunk:
-    """What the sequence has got since `reported` tokens."""
-    first, last = sequence.first_token, sequence.last_token
-    reasoning, text = sequence.output.take() if sequence.output else ("", "")
-    return Chunk(
-        index=index,
-        text=text,
-        reasoning=reasoning,
-        ids=sequence.ids[sequence.prompt_tokens + reported :],
-        finish_reason=sequence.finish_reason,
-        prompt_tokens=sequence.prompt_tokens,
-        cached_tokens=sequence.cached_tokens,
-        completion_tokens=sequence.completion_tokens,
-        prefill_seconds=first - sequence.submitted if first else 0.0,
-        decode_seconds=last - first if first and last else 0.0,
-    )

@@ -13,8 +13,8 @@ class Chunk:
         index: which prompt of the batch this answers.
         text, reasoning: new text; what stands between <think> tags is reasoning.
         ids: new token ids.
-        finish_reason: None until the last chunk, then "stop" or "length"; "cancelled" when a step
-            failed that this answer shared with another request.
+        finish_reason: None until the last chunk, then "stop" or "length"; "cancelled" when whoever
+            asked has cancelled the request.
         prompt_tokens: length of the prompt; cached_tokens of them were already in the KV cache.
         completion_tokens: tokens generated so far.
         prefill_seconds: from the request to the first token.

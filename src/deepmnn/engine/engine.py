@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from collections.abc import Sequence as List
 
 import numpy as np
 
-from deepmnn.backends.base import F32, Backend, Batch
+from deepmnn.backends.base import F32, Backend, Batch, Draw
 from deepmnn.engine.kv_cache import BlockManager, BlockTable
-from deepmnn.engine.scheduler import Chunk, Scheduler
+from deepmnn.engine.scheduler import Scheduler, Span
 from deepmnn.engine.sequence import Sequence
 from deepmnn.errors import ContextLengthError, RequestError
 from deepmnn.text.sampling_params import SamplingParams
@@ -21,13 +21,13 @@ BLOCK_SIZE = 32
 
 
 class Engine:
-    """Runs sequences on a backend. Not thread-safe.
+    """Runs sequences on a backend. Not thread-safe: it has an owner, who shares it (driver.py).
 
     Args:
         backend: the model.
         cache_tokens: rows of the KV cache, shared by all sequences; rounded up to whole blocks.
         context_length: the longest sequence the model takes (max_position_embeddings).
-        max_batch_tokens: tokens of one step; a longer prompt is prefilled in chunks.
+        max_batch_tokens: tokens of one step; a longer prompt is prefilled in spans.
         max_sequences: sequences that run at the same time, as far as the backend runs as many.
         kv_dtype: "f32", "bf16" or "int8".
         eos_ids: tokens that end an answer.
@@ -58,11 +58,17 @@ class Engine:
         self, ids: List[int], params: SamplingParams, output: TextStream | None = None
     ) -> Sequence:
         """Queues a request. Raises RequestError or ContextLengthError before any work is done."""
-        limit = self.check(ids, params)
-        eos_ids, prompt = self.eos_ids, [int(token) for token in ids]
-        sequence = Sequence(prompt, params=params, limit=limit, eos_ids=eos_ids, output=output)
+        sequence = self.sequence(ids, params, output)
         self.scheduler.add(sequence)
         return sequence
+
+    def sequence(
+        self, ids: List[int], params: SamplingParams, output: TextStream | None = None
+    ) -> Sequence:
+        """A request that is not queued yet. Raises as `submit` does; any thread may call this."""
+        limit = self.check(ids, params)
+        eos_ids, prompt = self.eos_ids, [int(token) for token in ids]
+        return Sequence(prompt, params=params, limit=limit, eos_ids=eos_ids, output=output)
 
     def check(self, ids: List[int], params: SamplingParams) -> int:
         """The most tokens prompt and answer may have together; raises as `submit` does."""
@@ -79,27 +85,25 @@ class Engine:
         return len(ids) + (params.max_tokens or room)
 
     def step(self) -> list[Sequence]:
-        """Runs one step and returns the sequences that got a token."""
-        chunks = self.scheduler.schedule()
-        if not chunks:
-            self._refuse()
-            return []
-        try:
-            logits = self.forward(chunks)
-            tables = [chunk.table for chunk in chunks if not chunk.table.pending]
-            ready = [table for table in tables if isinstance(table, Sequence)]
-            draws = [sequence.draw(row) for sequence, row in zip(ready, logits, strict=True)]
-            for sequence, token in zip(ready, self.backend.sample(draws), strict=True):
-                sequence.accept(token)
-        except BaseException:
-            for chunk in chunks:
-                if isinstance(chunk.table, Sequence):
-                    self.cancel(chunk.table)
-            raise
-        for sequence in ready:
-            if sequence.finish_reason:
-                self.scheduler.remove(sequence)
-        return ready
+        """Runs one step and returns the sequences that got a token or an error.
+
+        An error is for the sequence that caused it (`Sequence.error`): when a step of several
+        fails, each is tried alone, and only those that still fail are ended.
+        """
+        spans = self.scheduler.schedule()
+        if not spans:
+            return self._refuse()
+        ready, logits = self._forward(spans)
+        draws = [sequence.draw(row) for sequence, row in zip(ready, logits, strict=True)]
+        for sequence, token in zip(ready, self._sample(ready, draws), strict=True):
+            if token is not None:
+                try:
+                    sequence.accept((token,))
+                except Exception as error:  # of its detokeniser
+                    sequence.fail(error)
+                if sequence.finish_reason:
+                    self.scheduler.remove(sequence)
+        return [span.table for span in spans if span.rows or span.table.finish_reason]
 
     def cancel(self, sequence: Sequence) -> None:
         """Ends a sequence early; nothing happens when it has ended."""
@@ -107,32 +111,39 @@ class Engine:
             sequence.finish("cancelled")
         self.scheduler.remove(sequence)
 
-    def forward(self, chunks: List[Chunk], *, all_rows: bool = False) -> F32:
-        """Runs chunks whose cache rows are reserved; logits [rows, vocab_size].
+    def fail(self, sequence: Sequence, error: BaseException) -> None:
+        """Ends a sequence with an error."""
+        sequence.fail(error)
+        self.scheduler.remove(sequence)
 
-        Rows are every chunk's tokens (all_rows), or the last token of every chunk that leaves
-        nothing pending.
+    def forward(self, spans: List[Span[BlockTable]]) -> F32:
+        """Runs spans whose cache rows are reserved; the logits [rows, vocab_size] they ask for.
+
+        Nothing has changed when it raises: the same spans can be run again.
         """
-        logits = self.backend.step(self.cache, make_batch(chunks, all_rows))
-        for chunk in chunks:
-            self.manager.commit(chunk.table, chunk.count)
+        logits = self.backend.step(self.cache, make_batch(spans))
+        for span in spans:
+            self.manager.commit(span.table, span.count)
         return logits
 
-    def run_pending(self, tables: List[BlockTable]) -> None:
+    def run_pending(
+        self, tables: List[BlockTable], stopped: Callable[[], bool] = lambda: False
+    ) -> None:
         """Runs every pending token of sequences that are driven from outside, logits unread.
 
-        Fills each step as the scheduler would. The tables' rows are the caller's to free
-        (`manager.free`). Raises ContextLengthError when the cache is full.
+        Fills each step as the scheduler would; asks before each whether it is stopped. The tables'
+        rows are the caller's to free (`manager.free`). Raises ContextLengthError when the cache is
+        full.
         """
-        while any(table.pending for table in tables):
-            budget, chunks = self.scheduler.max_batch_tokens, []
+        while any(table.pending for table in tables) and not stopped():
+            budget, spans = self.scheduler.max_batch_tokens, []
             for table in tables:
                 count = min(table.pending, budget)
                 if count:
-                    self.manager.append(table, count)
-                    chunks.append(Chunk(table, count))
+                    self.scheduler.make_room(table, count)
+                    spans.append(Span(table, count, rows=int(count == table.pending)))
                     budget -= count
-            self.forward(chunks)
+            self.forward(spans)
 
     def check_ids(self, ids: List[int]) -> None:
         """Raises RequestError unless ids are tokens of this model, at least one."""
@@ -153,21 +164,50 @@ class Engine:
                 "Check that the tokenizer belongs to this model.",
             )
 
-    def _refuse(self) -> None:
-        """Nothing can run: if something wants to, the cache is held by open sessions."""
-        stuck = [*self.scheduler.running, *self.scheduler.waiting]
-        if not stuck:
-            return
+    def _forward(self, spans: List[Span[Sequence]]) -> tuple[list[Sequence], Iterable[F32]]:
+        """The sequences that get a token now, and a row of logits [vocab_size] for each."""
+        try:
+            return [span.table for span in spans if span.rows], self.forward(spans)
+        except Exception as error:
+            if len(spans) == 1:
+                self.fail(spans[0].table, error)
+                return [], []
+        ready: list[Sequence] = []
+        rows: list[F32] = []
+        for span in spans:
+            alone, logits = self._forward([span])
+            ready += alone
+            rows.extend(logits)
+        return ready, rows
+
+    def _sample(self, sequences: list[Sequence], draws: list[Draw]) -> List[int | None]:
+        """Each sequence's next token; None where it failed."""
+        try:
+            return self.backend.sample(draws)
+        except Exception as error:
+            if len(draws) == 1:
+                self.fail(sequences[0], error)
+                return [None]
+        pairs = zip(sequences, draws, strict=True)
+        return [token for sequence, draw in pairs for token in self._sample([sequence], [draw])]
+
+    def _refuse(self) -> list[Sequence]:
+        """Nothing can run: if something wants to, the cache is held by open sessions.
+
+        The first one is refused; the others may fit without it.
+        """
+        stuck = [*self.scheduler.running, *self.scheduler.waiting][:1]
         for sequence in stuck:
-            self.cancel(sequence)
-        raise ContextLengthError(
-            f"the KV cache has {self.manager.free_blocks} free blocks, the rest is in use",
-            "room for the next tokens",
-            "Close sessions, or load the model with a larger cache_tokens.",
-        )
+            error = ContextLengthError(
+                f"the KV cache has {self.manager.free_blocks} free blocks, the rest is in use",
+                "room for the next tokens",
+                "Close sessions, or load the model with a larger cache_tokens.",
+            )
+            self.fail(sequence, error)
+        return stuck
 
 
-def make_batch(chunks: List[Chunk], all_rows: bool = False) -> Batch:
+def make_batch(spans: List[Span[BlockTable]]) -> Batch:
     """The descriptor of one step; see backends/base.py.
 
     Plain lists, and one array that all fields are views of: a decode step is short, and a numpy
@@ -179,20 +219,18 @@ def make_batch(chunks: List[Chunk], all_rows: bool = False) -> Batch:
     tables: list[int] = []
     rows: list[int] = []
     starts = [0]
-    width = max([len(chunk.table.blocks) for chunk in chunks])
-    for chunk in chunks:
-        table = chunk.table
-        end = table.length + chunk.count
+    width = max([len(span.table.blocks) for span in spans])
+    for span in spans:
+        table = span.table
+        end = table.length + span.count
         ids += table.ids[table.length : end]
         positions += range(table.length, end)
         contexts.append(end)
         tables += table.blocks
         tables += [-1] * (width - len(table.blocks))
-        if all_rows:
-            rows += range(starts[-1], len(ids))
-        elif end == len(table.ids):
-            rows.append(len(ids) - 1)
-        starts.append(len(ids))
+        stop = len(ids)
+        rows += range(stop - span.rows, stop)
+        starts.append(stop)
     numbers = array("i", ids + positions + starts + contexts + tables + rows)
     views, end = np.frombuffer(numbers, np.int32), 0
     fields = []

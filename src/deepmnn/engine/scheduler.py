@@ -4,21 +4,29 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from deepmnn.engine.kv_cache import BlockManager, BlockTable
 from deepmnn.engine.sequence import Sequence
 
+Table = TypeVar("Table", bound=BlockTable, covariant=True)
+
 
 @dataclass(slots=True)  # frozen, one would take three times as long to make
-class Chunk:
-    """The next `count` tokens of a sequence, to be run in this step."""
+class Span(Generic[Table]):
+    """The next `count` tokens of a sequence, to be run in this step.
 
-    table: BlockTable
+    rows: the logits of how many of them are wanted, the last ones: 0 in the middle of a prompt, 1
+    to choose the next token, several to verify tokens that were guessed ahead.
+    """
+
+    table: Table
     count: int
+    rows: int
 
 
 class Scheduler:
-    """Decodes first, then prefills in chunks, at most max_batch_tokens in a step.
+    """Decodes first, then prefills in spans, at most max_batch_tokens in a step.
 
     When blocks run out the youngest sequence gives its own back and is run again later
     ("preemption by recompute"); its prefix may still be in the cache by then.
@@ -48,18 +56,28 @@ class Scheduler:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
 
-    def schedule(self) -> list[Chunk]:
-        """The next step's chunks, their cache rows reserved. Empty when no sequence can run."""
+    def schedule(self) -> list[Span[Sequence]]:
+        """The next step's spans, their cache rows reserved. Empty when no sequence can run."""
         while True:
-            chunks = self._decodes()
-            chunks += self._prefills(self.max_batch_tokens - len(chunks))
-            if chunks or len(self.running) < 2:
-                return chunks
+            spans = self._decodes()
+            spans += self._prefills(self.max_batch_tokens - len(spans))
+            if spans or len(self.running) < 2:
+                return spans
             self._preempt()
 
-    def _decodes(self) -> list[Chunk]:
+    def make_room(self, table: BlockTable, count: int) -> None:
+        """Makes `count` more rows of a table that is driven from outside writable.
+
+        Running sequences give way, the youngest first: they can wait, the table's driver cannot.
+        Raises ContextLengthError when the cache is full even so.
+        """
+        while self.running and not self.manager.can_append(table, count):
+            self._preempt()
+        self.manager.append(table, count)
+
+    def _decodes(self) -> list[Span[Sequence]]:
         """One token for every sequence that has just got one, oldest first."""
-        chunks = []
+        spans = []
         for sequence in list(self.running):
             if sequence.pending != 1 or sequence not in self.running:
                 continue
@@ -68,17 +86,18 @@ class Scheduler:
                     break
                 self._preempt()
             if fits:
-                chunks.append(self._reserve(sequence, 1))
-        return chunks
+                self.manager.append(sequence, 1)
+                spans.append(Span(sequence, 1, 1))
+        return spans
 
-    def _prefills(self, budget: int) -> list[Chunk]:
+    def _prefills(self, budget: int) -> list[Span[Sequence]]:
         """As many prompt tokens as fit: started prompts first, then new ones."""
-        chunks = []
+        spans = []
         for sequence in self.running:
             if sequence.pending > 1:
                 count = min(sequence.pending, budget, self.manager.room(sequence))
                 if count > 0:
-                    chunks.append(self._reserve(sequence, count))
+                    spans.append(self._prefill(sequence, count))
                     budget -= count
         while budget > 0 and self.waiting and len(self.running) < self.max_sequences:
             # Leave every running sequence a block to grow into, or it would be preempted at once.
@@ -93,13 +112,13 @@ class Scheduler:
             if not sequence.preemptions:
                 sequence.cached_tokens = shared
             self.running.append(self.waiting.popleft())
-            chunks.append(self._reserve(sequence, count))
+            spans.append(self._prefill(sequence, count))
             budget -= count
-        return chunks
+        return spans
 
-    def _reserve(self, sequence: Sequence, count: int) -> Chunk:
+    def _prefill(self, sequence: Sequence, count: int) -> Span[Sequence]:
         self.manager.append(sequence, count)
-        return Chunk(sequence, count)
+        return Span(sequence, count, rows=int(count == sequence.pending))
 
     def _preempt(self) -> None:
         sequence = self.running.pop()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 
 from deepmnn.backends.base import F32, Draw
@@ -18,8 +19,8 @@ class Sequence(BlockTable):
 
     limit: the longest `ids` may grow. output: turns tokens into text; None when nobody reads it.
     finish_reason: None while running, then "stop" (end-of-sequence token or stop string),
-    "length" or "cancelled". cached_tokens: prompt rows that were found in the cache. Times are
-    seconds of time.perf_counter().
+    "length", "cancelled" or "error". error: what went wrong then. cached_tokens: prompt rows that
+    were found in the cache. Times are seconds of time.perf_counter().
     """
 
     params: SamplingParams = field(default_factory=SamplingParams)
@@ -27,6 +28,7 @@ class Sequence(BlockTable):
     eos_ids: frozenset[int] = frozenset()
     output: TextStream | None = None
     finish_reason: str | None = None
+    error: BaseException | None = None
     cached_tokens: int = 0
     preemptions: int = 0
     submitted: float = field(default_factory=time.perf_counter)
@@ -51,23 +53,30 @@ class Sequence(BlockTable):
         """How the next token is drawn from logits [vocab_size]."""
         return self._sampler.draw(logits, self.ids, self.prompt_tokens)
 
-    def accept(self, token: int) -> None:
-        """Takes the next token and sees whether it was the last."""
-        self.ids.append(token)
+    def accept(self, tokens: List[int]) -> None:
+        """Takes the next tokens, at least one.
+
+        The one that ends the answer is the last: those after it are dropped, and so is their text.
+        """
         self.last_token = time.perf_counter()
         self.first_token = self.first_token or self.last_token
-        if token in self.eos_ids and not self.params.ignore_eos:
-            self.finish("stop")
-            return
-        if self.output is not None:
-            self.output.push(token)
-        if self.output is not None and self.output.stopped:
-            self.finish("stop")
-        elif len(self.ids) >= self.limit:
-            self.finish("length")
+        for token in tokens:
+            self.ids.append(token)
+            if token in self.eos_ids and not self.params.ignore_eos:
+                return self.finish("stop")
+            if self.output is not None:
+                self.output.push(token)
+                if self.output.stopped:
+                    return self.finish("stop")
+            if len(self.ids) >= self.limit:
+                return self.finish("length")
 
     def finish(self, reason: str) -> None:
         """Ends the answer and lets go of text that was held back."""
         self.finish_reason = reason
         if self.output is not None:
             self.output.close()
+
+    def fail(self, error: BaseException) -> None:
+        """Ends the answer with an error."""
+        self.error, self.finish_reason = error, "error"

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as List
+from functools import partial
 from types import TracebackType
 
 import numpy as np
 
 from deepmnn.backends.base import F32
+from deepmnn.engine.driver import Driver
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.kv_cache import BlockTable
-from deepmnn.engine.scheduler import Chunk
+from deepmnn.engine.scheduler import Span
 from deepmnn.errors import ContextLengthError, RequestError
 
 
 class Session:
     """Feeds tokens to the model and hands back logits.
 
-    Holds its cache blocks until it is closed or dropped.
+    Holds its cache blocks until it is closed or dropped. Any thread may use it, one at a time; the
+    model runs on the engine's thread, between the steps of other requests.
 
         with model.session() as session:
             logits = session.prefill(ids)
@@ -26,8 +29,8 @@ class Session:
     share_prefix: start from cached blocks of other sequences with the same beginning.
     """
 
-    def __init__(self, engine: Engine, *, share_prefix: bool = False) -> None:
-        self._engine = engine
+    def __init__(self, driver: Driver, *, share_prefix: bool = False) -> None:
+        self._driver = driver
         self._share_prefix = share_prefix
         self._table = BlockTable([])
         self._closed = False
@@ -65,13 +68,14 @@ class Session:
         self._check_open()
         if not isinstance(length, int | np.integer) or not 0 <= length <= self.length:
             raise RequestError(f"rollback to length {length!r}", f"0 to {self.length}")
-        self._cut(int(length))
+        self._driver.run(partial(self._cut, int(length)))
 
     def close(self) -> None:
-        """Gives the cache blocks back. Closing twice is fine."""
-        if not self._closed:
-            self._engine.manager.free(self._table)
-            self._closed = True
+        """Gives the cache blocks back, before the next step. Closing twice is fine."""
+        table, was_open = self._table, not self._closed
+        self._closed = True
+        if was_open and table.ids:
+            self._driver.post(lambda engine: engine.manager.free(table))
 
     def __del__(self) -> None:
         self.close()
@@ -89,7 +93,7 @@ class Session:
 
     def _run(self, ids: List[int], *, all_rows: bool) -> F32:
         self._check_open()
-        engine, table = self._engine, self._table
+        engine, table = self._driver.engine, self._table
         engine.check_ids(ids)
         start, total = table.length, table.length + len(ids)
         if total > engine.context_length:
@@ -99,25 +103,26 @@ class Session:
                 "Roll back, or open a new session.",
             )
         table.ids += [int(token) for token in ids]
-        if self._share_prefix and start == 0 and not all_rows:
-            engine.manager.share_prefix(table)
-        try:
-            return self._forward(all_rows)
-        except BaseException:
-            self._cut(start)
-            raise
-
-    def _forward(self, all_rows: bool) -> F32:
-        engine, table = self._engine, self._table
         parts = []
-        while table.pending:
-            count = min(table.pending, engine.scheduler.max_batch_tokens)
-            engine.manager.append(table, count)
-            parts.append(engine.forward([Chunk(table, count)], all_rows=all_rows))
+        try:
+            while table.pending:
+                parts.append(self._driver.run(partial(self._forward, all_rows)))
+        except BaseException:  # an interrupt, too, while the model may still run
+            self._driver.run(partial(self._cut, start))
+            raise
         return np.concatenate(parts)
 
-    def _cut(self, length: int) -> None:
-        self._engine.manager.rollback(self._table, length)
+    def _forward(self, all_rows: bool, engine: Engine) -> F32:
+        """Runs as many pending tokens as a step takes."""
+        table = self._table
+        if self._share_prefix and not table.length and not all_rows:
+            engine.manager.share_prefix(table)
+        count = min(table.pending, engine.scheduler.max_batch_tokens)
+        engine.scheduler.make_room(table, count)
+        return engine.forward([Span(table, count, count if all_rows else count == table.pending)])
+
+    def _cut(self, length: int, engine: Engine) -> None:
+        engine.manager.rollback(self._table, length)
         del self._table.ids[length:]
 
     def _check_open(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from threading import Event
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -113,7 +114,7 @@ def benchmark(
             busy, times = _BusyTime(model), []
             for seed in range(repeat + 1):
                 busy.drop()
-                times.append(time_run(model.engine, prompt, new_tokens, size, seed, busy.prefill))
+                times.append(time_run(model, prompt, new_tokens, size, seed, busy.prefill))
                 busy.decode()
             prefills, decodes = zip(*times[1:], strict=True)
             prefill = Speed.of(size * prompt, prefills)
@@ -140,7 +141,7 @@ def _batches(model: LLM, batch: Sequence[int] | None) -> Sequence[int]:
 
 
 def time_run(
-    engine: Engine,
+    model: LLM,
     prompt_tokens: int,
     new_tokens: int,
     batch: int,
@@ -149,27 +150,36 @@ def time_run(
 ) -> tuple[float, float]:
     """Seconds of prefill and of decode for `batch` random prompts that run together.
 
-    between: called after prefill; its time is not counted.
+    Nothing else runs meanwhile. between: called after prefill; its time is not counted.
     """
-    rng = np.random.default_rng(seed)
-    vocab = engine.backend.vocab_size
-    prompts = rng.integers(0, vocab, (batch, prompt_tokens)).tolist()
-    tables = [BlockTable(ids) for ids in prompts]
-    try:
-        start = perf_counter()
-        engine.run_pending(tables)
-        prefill = perf_counter() - start
-        if between:
-            between()
-        middle = perf_counter()
-        for _ in range(new_tokens):
+    interrupted = Event()
+
+    def run(engine: Engine) -> tuple[float, float]:
+        rng = np.random.default_rng(seed)
+        vocab = engine.backend.vocab_size
+        prompts = rng.integers(0, vocab, (batch, prompt_tokens)).tolist()
+        tables = [BlockTable(ids) for ids in prompts]
+        try:
+            start = perf_counter()
+            engine.run_pending(tables, interrupted.is_set)
+            prefill = perf_counter() - start
+            if between:
+                between()
+            middle = perf_counter()
+            for _ in range(new_tokens):
+                for table in tables:
+                    table.ids.append(int(rng.integers(vocab)))
+                engine.run_pending(tables, interrupted.is_set)
+            return prefill, perf_counter() - middle
+        finally:
             for table in tables:
-                table.ids.append(int(rng.integers(vocab)))
-            engine.run_pending(tables)
-        return prefill, perf_counter() - middle
-    finally:
-        for table in tables:
-            engine.manager.free(table)
+                engine.manager.free(table)
+
+    try:
+        return model.driver.run(run)
+    except BaseException:
+        interrupted.set()  # nobody waits for the rest
+        raise
 
 
 class _BusyTime:

@@ -134,18 +134,15 @@ def evaluate(
     prompts = [ask(model, problem.question) for problem in problems]
     room = model.engine.context_length - max(map(len, prompts), default=0)
     params = SamplingParams(max_tokens=max(1, min(max_tokens, room)))
-    completions = [Completion() for _ in problems]
     answers: dict[int, Answer] = {}
     start = perf_counter()
-    for chunk in model.stream(prompts, params) if prompts else ():
-        completion = completions[chunk.index]
+    for chunk in model.stream(prompts, params, whole=True) if prompts else ():
+        completion, problem = Completion(), problems[chunk.index]
         completion.add(chunk)
-        if chunk.finish_reason:
-            problem = problems[chunk.index]
-            answer = Answer(problem, completion, is_correct(completion.text, problem.answer))
-            answers[chunk.index] = answer
-            if progress:
-                progress(answer)
+        answer = Answer(problem, completion, is_correct(completion.text, problem.answer))
+        answers[chunk.index] = answer
+        if progress:
+            progress(answer)
     return Report([answers[i] for i in range(len(problems))], perf_counter() - start)
 
 

@@ -1,0 +1,279 @@
+"""The engine's owner: one thread that steps it, and an inbox through which all others ask.
+
+    LLM, Session, server ── submit, cancel, run, post ──► inbox ──► thread: jobs, step, jobs, step
+             ▲                                                        │
+             └─────────────── events (Request.deliver) ───────────────┘
+
+Between two steps the thread does the jobs that have come in by then. Whatever changes the engine
+is such a job, so nothing of it needs a lock, and a cancelled request is gone before the next step.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from queue import SimpleQueue
+from typing import TypeVar
+from weakref import WeakSet
+
+from deepmnn.engine.engine import Engine
+from deepmnn.engine.request import Failure, Request, result_of
+from deepmnn.engine.sequence import Sequence
+from deepmnn.errors import RequestError
+
+T = TypeVar("T")
+
+making = threading.Lock()
+"""Held while an engine or its thread is made, and while the process forks."""
+
+
+class Driver:
+    """Owns an engine and shares it among threads: all methods may be called on any.
+
+    Its thread starts when it is first needed and sleeps while there is nothing to do. It ends with
+    the interpreter, or when nobody refers to the driver any more; requests that are unfinished
+    then fail. A forked child has the engine as it was between two steps, and a thread of its own
+    as soon as it needs one; what was being answered is its parent's, and fails in the child.
+
+    engine: to be read by any thread where it never changes (its limits, `check`, `sequence`);
+        for everything else there is `run`.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._stepper = _Stepper(engine)
+        self._inbox = self._stepper.inbox
+
+    def submit(self, requests: Iterable[Request]) -> None:
+        """Queues requests; they come to the scheduler together."""
+        taken = list(requests)
+        self._stepper.ensure()
+        self._inbox.put(lambda stepper: stepper.take(taken))
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request before the next step; its last event says "cancelled".
+
+        Returns at once, and may be called at any time: nothing happens when it has ended, or was
+        never submitted.
+        """
+        if request.sequence.finish_reason is None:
+            self._inbox.put(lambda stepper: stepper.cancel(request))
+
+    def run(self, work: Callable[[Engine], T]) -> T:
+        """Waits for work(engine), done by the engine's thread between two steps.
+
+        What work raises is raised here. Who waits may be interrupted; the work is done
+        nevertheless.
+        """
+        self._stepper.ensure()
+        if self._stepper.thread is threading.current_thread():
+            return work(self.engine)
+        answer: SimpleQueue[T | Failure] = SimpleQueue()
+
+        def job(stepper: _Stepper) -> None:
+            if not stepper.alive:  # in a forked child, where nobody waits
+                return
+            try:
+                answer.put(work(stepper.engine))
+            except BaseException as error:
+                answer.put(Failure(0, error))
+
+        self._inbox.put(job)
+        return result_of(answer.get())
+
+    def post(self, work: Callable[[Engine], object]) -> None:
+        """Has work(engine) done before the next step, and waits for nothing.
+
+        For finalizers: the garbage collector may call it on any thread, this engine's or another's.
+        """
+        self._inbox.put(lambda stepper: work(stepper.engine))
+
+    def __del__(self) -> None:
+        self._inbox.put(_Stepper.finish)
+
+
+class _Stepper:
+    """What the thread works on. It knows no driver, so that one can be dropped."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.inbox: SimpleQueue[Callable[[_Stepper], object]] = SimpleQueue()
+        self.thread: threading.Thread | None = None
+        self.resting = False
+        """Whether the thread has made room for a fork, and starts again by itself."""
+        self.finished = False
+        self._requests: dict[Sequence, Request] = {}
+        self._going = False
+        _steppers.add(self)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs; in a forked child it does not."""
+        return self.thread is not None and self.thread.is_alive()
+
+    def ensure(self) -> None:
+        """Starts the thread unless it runs. Raises RequestError when the interpreter exits."""
+        if self.alive or (self.resting and not _exiting):
+            return
+        with making:
+            if _exiting:
+                raise RequestError("the interpreter is exiting", "requests before that")
+            if not self.alive:
+                self.start()
+
+    def start(self) -> None:
+        """Starts the thread; under the lock."""
+        self.thread = threading.Thread(target=self._run, name="deepmnn-engine", daemon=True)
+        self.thread.start()
+
+    def join(self) -> None:
+        """Waits for the thread to end; it does not wait for itself."""
+        if self.thread is not None and self.thread is not threading.current_thread():
+            self.thread.join()
+
+    def take(self, requests: list[Request]) -> None:
+        """Queues requests."""
+        for request in requests:
+            self._requests[request.sequence] = request
+            self.engine.scheduler.add(request.sequence)
+
+    def cancel(self, request: Request) -> None:
+        """Ends a request that has been taken and is unfinished."""
+        if request.sequence in self._requests:
+            self.engine.cancel(request.sequence)
+            self._report(request)
+
+    def fail_all(self, error: BaseException) -> None:
+        """Ends everything that is unfinished."""
+        scheduler = self.engine.scheduler
+        for sequence in [*scheduler.running, *scheduler.waiting]:
+            self.engine.fail(sequence, error)
+        for request in list(self._requests.values()):
+            self._report(request)
+
+    def stop(self) -> None:
+        """Ends the thread; another one may go on from here."""
+        self._going = False
+
+    def finish(self) -> None:
+        """Ends the thread, and what it still had to do."""
+        self.clear(
+            "the model was dropped, or the program has ended, in the middle of an answer",
+            "a model that is kept until its answers are whole",
+        )
+        self.finished = True
+        self.stop()
+
+    def clear(self, found: str, expected: str) -> None:
+        """Does what has come in; requests fail."""
+        while not self.inbox.empty():
+            self._do(self.inbox.get())
+        self.fail_all(RequestError(found, expected))
+
+    def _run(self) -> None:
+        self._going = True
+        while self._going:
+            self._turn()
+
+    def _turn(self) -> None:
+        """Does what has come in, then a step.
+
+        A method, so that no variable holds on to the last job while the thread sleeps.
+        """
+        scheduler, inbox = self.engine.scheduler, self.inbox
+        for _ in range(inbox.qsize() or (not scheduler.busy)):
+            self._do(inbox.get())
+            if not self._going:
+                return
+        if scheduler.busy:
+            self._step()
+
+    def _do(self, job: Callable[[_Stepper], object]) -> None:
+        try:
+            job(self)
+        except Exception:
+            _show_error()
+
+    def _step(self) -> None:
+        try:
+            told = self.engine.step()
+        except Exception as error:  # nobody's fault in particular; no client may wait for ever
+            self.fail_all(error)
+            return
+        for sequence in told:
+            request = self._requests.get(sequence)
+            if request is not None and (sequence.finish_reason or not request.whole):
+                self._report(request)
+
+    def _report(self, request: Request) -> None:
+        if request.sequence.finish_reason:
+            del self._requests[request.sequence]
+        try:
+            request.deliver(request.event())
+        except Exception:  # nobody listens any more
+            _show_error()
+            self.engine.cancel(request.sequence)
+            self._requests.pop(request.sequence, None)
+
+
+def _show_error() -> None:
+    """As the interpreter does with errors that end a thread: to where the program wants them."""
+    kind, error, trace = sys.exc_info()
+    if kind is not None:
+        hook = threading.excepthook
+        hook(threading.ExceptHookArgs((kind, error, trace, threading.current_thread())))
+
+
+# ---------------------------------------------------------------------------- exit and fork
+
+_steppers: WeakSet[_Stepper] = WeakSet()
+_exiting = False
+
+
+def _end(how: Callable[[_Stepper], None]) -> None:
+    """Has every engine thread end, between two steps, and waits for that."""
+    ended = [stepper for stepper in list(_steppers) if stepper.alive]
+    for stepper in ended:
+        stepper.resting = True
+        stepper.inbox.put(how)
+    for stepper in ended:
+        stepper.join()
+
+
+@atexit.register
+def _before_exit() -> None:
+    """A thread that came back from the core after the interpreter's end would crash."""
+    global _exiting
+    with making:
+        _exiting = True
+    _end(_Stepper.finish)
+
+
+def _before_fork() -> None:
+    """The child must not find an engine in the middle of a step, nor frames that never end."""
+    making.acquire()
+    _end(_Stepper.stop)
+
+
+def _after_fork(child: bool) -> None:
+    for stepper in [stepper for stepper in list(_steppers) if stepper.resting]:
+        stepper.join()  # if an interrupt has kept the one above from it
+        stepper.resting = False
+        if child:
+            stepper.clear(
+                "the process has forked in the middle of an answer", "its end in the parent"
+            )
+        elif not stepper.finished:
+            stepper.start()
+    making.release()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork,
+        after_in_parent=lambda: _after_fork(False),
+        after_in_child=lambda: _after_fork(True),
+    )

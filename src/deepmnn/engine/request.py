@@ -1,0 +1,87 @@
+"""A request and what is told of it: the two ends between an engine's driver and a client."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from deepmnn.engine.completion import Chunk
+from deepmnn.engine.sequence import Sequence
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error instead of an answer; index is that of Chunk. See `result_of`."""
+
+    index: int
+    error: BaseException
+
+
+Event = Chunk | Failure
+
+
+class Request:
+    """A sequence on its way, and who is told. `Driver.submit` queues it.
+
+    The last event is a Chunk with a finish_reason, or a Failure; every request that is submitted
+    gets exactly one of them.
+
+    Args:
+        sequence: of `Engine.sequence`.
+        deliver: called on the engine's thread with each event, in order. It must not block:
+            `SimpleQueue.put` serves a thread that waits,
+            `partial(loop.call_soon_threadsafe, queue.put_nowait)` an event loop. When it raises,
+            the request is cancelled.
+        index: which prompt of a batch this is; handed on in the events.
+        whole: one Chunk for the whole answer instead of one for each step, which wakes nobody
+            before there is something to read.
+    """
+
+    def __init__(
+        self,
+        sequence: Sequence,
+        deliver: Callable[[Event], object],
+        index: int = 0,
+        *,
+        whole: bool = False,
+    ) -> None:
+        self.sequence, self.deliver = sequence, deliver
+        self.index, self.whole = index, whole
+        self._reported = 0
+
+    def event(self) -> Event:
+        """What has become of it since the last call. Only on the engine's thread."""
+        sequence = self.sequence
+        if sequence.error is not None:
+            # Handed over: its traceback leads back to the sequence, and to the engine.
+            failure, sequence.error = Failure(self.index, sequence.error), None
+            return failure
+        first, last = sequence.first_token, sequence.last_token
+        reasoning, text = sequence.output.take() if sequence.output else ("", "")
+        ids = sequence.ids[sequence.prompt_tokens + self._reported :]
+        self._reported += len(ids)
+        return Chunk(
+            index=self.index,
+            text=text,
+            reasoning=reasoning,
+            ids=ids,
+            finish_reason=sequence.finish_reason,
+            prompt_tokens=sequence.prompt_tokens,
+            cached_tokens=sequence.cached_tokens,
+            completion_tokens=self._reported,
+            prefill_seconds=first - sequence.submitted if first else 0.0,
+            decode_seconds=last - first if first and last else 0.0,
+        )
+
+
+def result_of(found: T | Failure) -> T:
+    """What was found; the error of a Failure is raised."""
+    if not isinstance(found, Failure):
+        return found
+    try:
+        raise found.error
+    finally:
+        del found  # the error's traceback has this frame: together they would stay for ever
