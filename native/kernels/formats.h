@@ -26,10 +26,11 @@ struct FormatInfo {
 };
 
 constexpr FormatInfo kFormats[] = {
-    // by the number of the format
-    {"vector", 32, 1, 0, false, 1, {0}},     {"f32", 32, 1, 0, false, 1, {0}},
-    {"bf16", 16, 2, 0, false, 1, {0}},       {"w8", 8, kPartCols, 128, false, 1, {kPanelCols}},
-    {"w4", 4, 1, 8, true, 3, {32, 64, 128}},
+    {"vector", 32, 1, 0, false, 1, {0}},      // 0: by the number of the format
+    {"f32", 32, 1, 0, false, 1, {0}},         // 1
+    {"bf16", 16, 2, 0, false, 1, {0}},        // 2
+    {"w8", 8, 32, 128, false, 1, {256}},      // 3
+    {"w4", 4, 1, 8, true, 3, {32, 64, 128}},  // 4
 };
 constexpr int kFormatCount = sizeof(kFormats) / sizeof(kFormats[0]);
 
