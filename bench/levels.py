@@ -1,9 +1,9 @@
-"""What graph optimisation is worth: nodes, memory and speed at optimisation levels 0 to 3.
+"""What graph optimisation brings: nodes, memory and speed at optimisation levels 0 to 3.
 
     python -m bench.levels [SHAPE] [--layers N] > levels.md
 
-SHAPE is a name of bench/configs or the path of a config.json; weights are random. The models lie
-in --work while it runs. Fewer layers make level 0 fit where memory or time is short.
+SHAPE is a name of bench/configs or the path of a config.json; weights are random. The models are
+kept in --work while it runs. With fewer layers level 0 fits where memory or time is short.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ from rich.console import Console
 
 from deepmnn import models
 from deepmnn.artifact.reader import Artifact
-from deepmnn.conversion.convert import MEMORY_REUSE_LEVEL, convert
+from deepmnn.conversion.convert import convert
+from deepmnn.conversion.plan import MEMORY_REUSE_LEVEL
 from deepmnn.errors import DeepmnnError
 from deepmnn.graph.levels import MAX_LEVEL, optimize
 from deepmnn.graph.passes.memory_plan import plan_memory
 
 LEVELS = range(MAX_LEVEL + 1)
 NOTES = """
-Level 1 cleans up, 2 fuses operators, 3 attends over latents themselves and reuses memory. Nodes are
-those of the whole graph and of its last layer; activations are what a step of 512 tokens needs at
-once; memory is the process's peak, mapped weights included, and in brackets its own. Speeds are
-tokens per second, the median of the rounds, and how many times level 0's they are.
+Level 1 cleans up, level 2 fuses operators, level 3 computes latent attention in its absorbed form
+and reuses memory. Nodes are counted in the whole graph and in its last layer. Activations are the
+memory that a step of 512 tokens needs for them. Memory is the peak of the process, mapped weights
+included; in brackets, the part that is its own. Speeds are in tokens per second, the median of the
+rounds; in brackets, their ratio to level 0's.
 """
 
 console = Console(stderr=True)
@@ -60,7 +62,7 @@ def last_layer_nodes(config: Mapping[str, Any], level: int) -> int:
 
 
 def activation_nbytes(path: Path, tokens: int) -> int:
-    """What a step of one prompt of `tokens` tokens needs at once beside weights and cache."""
+    """Memory for the activations of a step that reads one prompt of `tokens` tokens."""
     artifact = Artifact.open(path)
     reuse = artifact.manifest["optimize_level"] >= MEMORY_REUSE_LEVEL
     return plan_memory(artifact.graph(), reuse).peak_nbytes(tokens, tokens, 1)
@@ -69,7 +71,7 @@ def activation_nbytes(path: Path, tokens: int) -> int:
 def table(
     config: Mapping[str, Any], paths: Mapping[str, Path], columns: Mapping[str, Column]
 ) -> list[list[str]]:
-    """A row for each level, after the head."""
+    """The head, and a row for each level."""
     rows = [["level", "nodes", "of a layer", "activations, MB", "memory (own), GB"]]
     rows[0] += [f"{case.name}, tok/s" for case in CASES]
     naive = 0
@@ -86,7 +88,7 @@ def table(
 
 
 def passes(path: Path) -> Iterator[str]:
-    """What each pass of the highest level did, a line each."""
+    """One line for each pass of the highest level: what it did."""
     for record in Artifact.open(path).manifest["passes"]:
         before, after = record["nodes_before"], record["nodes_after"]
         yield f"- {record['name']}: {record['rewrites']} rewrites, {before} → {after} nodes"
@@ -103,13 +105,13 @@ def build(shape: Shape, quant: str, folder: Path) -> dict[str, Path]:
 
 
 def main(
-    shape: Annotated[str, typer.Argument()] = "r1-distill-qwen-1.5b",
-    layers: Annotated[int | None, typer.Option(help="Of the model; default all.")] = None,
+    shape: Annotated[str, typer.Argument(help="A name or a config.json.")] = "r1-distill-qwen-1.5b",
+    layers: Annotated[int | None, typer.Option(help="Layers to keep; default: all.")] = None,
     quant: Annotated[str, typer.Option(help="Format of the weights.")] = "w4",
-    threads: Annotated[int, typer.Option(min=1)] = 2,
+    threads: Annotated[int, typer.Option(min=1, help="Worker threads.")] = 2,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds.")] = 3,
-    work: Annotated[Path, typer.Option(help="Gets the models.")] = Path("build/levels"),
-    timeout: Annotated[float, typer.Option(help="Seconds for one level and round.")] = 1800,
+    work: Annotated[Path, typer.Option(help="Directory of the models.")] = Path("build/levels"),
+    timeout: Annotated[float, typer.Option(help="Most seconds for one level and round.")] = 1800,
 ) -> None:
     """Measure optimisation levels 0 to 3 of one shape; writes Markdown to standard output."""
     try:

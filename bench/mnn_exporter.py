@@ -11,11 +11,11 @@ dense model is trained first (bench/small_dense.py). Four things are compared:
   held-out problems: "weights" with exact arithmetic (memory normal), where only the stored weights
   differ, and "phone" as phones run it (memory low: activations in int8);
 - how often both agree on the most likely token;
-- speed as phones run it: all exports loaded at once and measured in turn, the median of repeats.
+- speed as phones run it: all exports are loaded and measured in turn; the median of the rounds.
 
 MNN's exporter needs packages of its own (`pip install MNN onnx onnxscript torch transformers peft
 sentencepiece yaspin`): --exporter-python names an interpreter that has them. Its converter module
-would install a logging client and report its use; here it is replaced by the converter itself.
+would install a logging client and report usage; here the converter itself replaces it.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Row:
 
 
 def exporter_folder(mnn_source: Path) -> Path:
-    """Where llmexport.py lies; ends the program if it is missing or not the wheel's version."""
+    """The folder of llmexport.py; exits if it is missing or not of the wheel's version."""
     folder, header = mnn_source / EXPORTER, mnn_source / HEADER
     for path in (folder / "llmexport.py", header):
         if not path.is_file():
@@ -108,7 +108,7 @@ def exporter_folder(mnn_source: Path) -> Path:
 def export_theirs(
     python: str, source: Path, checkpoint: Path, out: Path, arguments: Sequence[str]
 ) -> None:
-    """Runs MNN's exporter; ends the program with its last words if it fails.
+    """Runs MNN's exporter; exits with the end of its output if it fails.
 
     Its paths are relative and plain: it picks another exporter for a path that contains "bge".
     """
@@ -204,7 +204,7 @@ def load(folder: Path, mode: Mode, threads: int, all_logits: bool) -> Any:
     from deepmnn.backends.mnn.wheel import captured, runtime
 
     settings = {"backend_type": "cpu", "thread_num": threads, "use_mmap": False}
-    with captured():  # it greets
+    with captured():  # it prints a greeting
         llm = runtime().llm.create(str(folder / "config.json"), False)
         llm.set_config(json.dumps(settings | mode | {"all_logits": all_logits}))
         llm.load()
@@ -248,7 +248,7 @@ def _all_logits(folder: Path, mode: Mode, texts: Sequence[Sequence[int]]) -> F32
 def measure_speed(
     rows: Sequence[Row], vocab_size: int, prompt: int, new: int, threads: int, repeat: int
 ) -> None:
-    """Fills in tokens per second of every repeat; the first round, of each, is a warm-up."""
+    """Fills in tokens per second of every round; a first round warms up."""
     rng = random.Random(0)
     prompt_ids = rng.choices(range(vocab_size), k=prompt)
     new_ids = rng.choices(range(vocab_size), k=new)
@@ -297,7 +297,7 @@ def _speed(rates: Sequence[float]) -> str:
 
 
 def report(rows: Sequence[Row], settings: Mapping[str, object]) -> dict[str, object]:
-    """What goes into the JSON file."""
+    """The content of the JSON file."""
     from deepmnn import __version__
 
     about = {"deepmnn": __version__, "mnn": version("MNN"), **settings}
@@ -307,17 +307,19 @@ def report(rows: Sequence[Row], settings: Mapping[str, object]) -> dict[str, obj
 def main(
     mnn_source: Annotated[Path, typer.Option(help="A checkout of MNN.")],
     checkpoint: Annotated[Path | None, typer.Option(help="A dense checkpoint.")] = None,
-    steps: Annotated[int, typer.Option(help="Training, where none is given.")] = STEPS,
+    steps: Annotated[int, typer.Option(help="Training steps, without a checkpoint.")] = STEPS,
     bits: Annotated[str, typer.Option(help="Comma-separated: 4, 8.")] = "4,8",
-    extra: Annotated[bool, typer.Option(help="MNN's --sym and --hqq too.")] = False,
-    exporter_python: Annotated[str, typer.Option(help="Runs MNN's exporter.")] = sys.executable,
+    extra: Annotated[bool, typer.Option(help="Add MNN's --sym and --hqq.")] = False,
+    exporter_python: Annotated[
+        str, typer.Option(help="Interpreter of MNN's exporter.")
+    ] = sys.executable,
     texts: Annotated[int, typer.Option(help="Held-out problems; 0: no divergence.")] = 48,
     repeat: Annotated[int, typer.Option(help="Timed rounds; 0: no timing.")] = 5,
-    prompt_tokens: Annotated[int, typer.Option(min=1)] = 256,
-    new_tokens: Annotated[int, typer.Option(min=1)] = 64,
-    threads: Annotated[int, typer.Option(min=1)] = 2,
-    work: Annotated[Path | None, typer.Option(help="Keeps the exports here.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Writes the figures.")] = None,
+    prompt_tokens: Annotated[int, typer.Option(min=1, help="Tokens to prefill.")] = 256,
+    new_tokens: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 64,
+    threads: Annotated[int, typer.Option(min=1, help="Worker threads.")] = 2,
+    work: Annotated[Path | None, typer.Option(help="Directory that keeps the exports.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File for the figures.")] = None,
 ) -> None:
     """Export a dense model twice and compare."""
     source = exporter_folder(mnn_source)

@@ -1,13 +1,14 @@
-"""What a decode step costs beside the core: scheduling, batch, binding, sampling, detokenising.
+"""The time of a decode step outside the core: schedule, batch, binding, sample, detokenise.
 
     python bench/overhead.py [MODEL ...]
 
 Prints a Markdown table for tiny-r1 and every converted model given. All figures are microseconds
-per engine step, from the beginning of one to that of the next; "core" is the time inside the C++
-core's step, "overhead" all the rest, in a run that nothing watches. A second run times the parts;
-what they leave of the overhead is "rest". A model without a tokenizer has nothing to detokenise.
+per engine step, from the beginning of one to that of the next. A first run measures the step:
+"core" is the time inside the C++ core's step, "overhead" all other time. A second run times the
+parts of the overhead; "rest" is the remainder. A model without a tokenizer has nothing to
+detokenise.
 
-What disturbs a step makes it longer, never shorter: of all steps the 10th percentile counts.
+A disturbance makes a step longer, never shorter: every figure is the 10th percentile of all steps.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ PARTS = {
 
 @dataclass(frozen=True)
 class Step:
-    """Seconds of one step: on the wall, in the core, and in each watched part."""
+    """Seconds of one step: wall time, in the core, and in each part."""
 
     total: float
     core: float
@@ -64,7 +65,7 @@ class Step:
 
 
 def run(model: deepmnn.LLM, batch: int, steps: int, way: str, spent: Counter[str]) -> list[Step]:
-    """Decode steps of `batch` answers to random prompts; `spent` is what the parts add up in."""
+    """Times decode steps of `batch` answers to random prompts; `spent`: where parts add up."""
     engine = model.engine
     assert isinstance(engine.backend, CpuBackend)
     core, step = engine.backend.model, engine.step
@@ -103,7 +104,7 @@ def answer(model: deepmnn.LLM, batch: int, params: deepmnn.SamplingParams) -> No
 
 @contextmanager
 def watched() -> Iterator[Counter[str]]:
-    """Adds up the seconds of every part while it is open."""
+    """While open, adds up the seconds spent in each part."""
     spent: Counter[str] = Counter()
 
     def timed(part: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,7 +125,7 @@ def watched() -> Iterator[Counter[str]]:
 
 
 def typical(seconds: Iterable[float]) -> float:
-    """Microseconds of a step that nothing disturbs."""
+    """The 10th percentile, in microseconds."""
     return quantiles(seconds, n=10)[0] * 1e6
 
 
@@ -144,8 +145,8 @@ def row(name: str, model: deepmnn.LLM, batch: int, steps: int, way: str) -> list
 
 def main(
     models: Annotated[list[Path] | None, typer.Argument(help="Converted models.")] = None,
-    batch: Annotated[list[int], typer.Option(min=1, help="Answers side by side.")] = BATCHES,
-    steps: Annotated[int, typer.Option(min=2, help="Steps to take.")] = 400,
+    batch: Annotated[list[int], typer.Option(min=1, help="Answers that run together.")] = BATCHES,
+    steps: Annotated[int, typer.Option(min=2, help="Steps to time.")] = 400,
     threads: Annotated[int | None, typer.Option(min=1, help="Default: all cores.")] = None,
 ) -> None:
     """Measure and print the table."""

@@ -1,10 +1,10 @@
-"""What quantisation is worth: speed, size and accuracy of fp32, bf16, w8 and w4.
+"""What quantisation brings and costs: speed, size and accuracy of fp32, bf16, w8 and w4.
 
     python -m bench.schemes [SHAPE] [--layers N] [--problems N] > schemes.md
 
 SHAPE is a name of bench/configs or the path of a config.json; its weights are random. Accuracy is
-tiny-r1's, the trained model of the package, on problems that its training never saw. The models lie
-in --work while it runs: 14 GB for R1-Distill-Qwen-1.5B.
+measured with tiny-r1, the trained model of the package, on problems that its training never saw.
+The models are kept in --work while it runs: 14 GB for R1-Distill-Qwen-1.5B.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ from deepmnn.measure.evaluate import Problem, evaluate, read_problems
 
 SCHEMES = ("fp32", "bf16", "w8", "w4")
 NOTES = """
-Size is that of all files; memory is the process's peak, mapped weights included, and in brackets
-its own. Speeds are tokens per second, the median of the rounds, and how many times fp32's they are.
-Right answers are tiny-r1's to problems that its training never saw, and in brackets how many
-percentage points that is away from fp32.
+Size is that of all files. Memory is the peak of the process, mapped weights included; in brackets,
+the part that is its own. Speeds are in tokens per second, the median of the rounds; in brackets,
+their ratio to fp32's. Right answers are tiny-r1's to problems that its training never saw; in
+brackets, the difference from fp32 in percentage points.
 """
 
 console = Console(stderr=True)
 
 
 def problems(count: int) -> list[Problem]:
-    """That many of the held-out problems, of every kind, the same ones every time."""
+    """`count` held-out problems of all kinds, the same every time."""
     known = read_problems(HELD_OUT)
     return random.Random(0).sample(known, min(count, len(known)))
 
 
 def scores(folder: Path, asked: list[Problem], threads: int) -> dict[str, float]:
-    """tiny-r1's share of right answers in each scheme; nothing when nothing is asked."""
+    """Scheme → tiny-r1's share of right answers; empty when nothing is asked."""
     found: dict[str, float] = {}
     for scheme in SCHEMES if asked else ():
         console.print(f"asking tiny-r1 in {scheme}")
@@ -67,7 +67,7 @@ def scores(folder: Path, asked: list[Problem], threads: int) -> dict[str, float]
 def table(
     paths: Mapping[str, Path], columns: Mapping[str, Column], right: Mapping[str, float]
 ) -> list[list[str]]:
-    """A row for each scheme, after the head."""
+    """The head, and a row for each scheme."""
     head = ["", "size, GB", "memory (own), GB", *(f"{case.name}, tok/s" for case in CASES)]
     rows = [[*head, "right answers"] if right else head]
     first = next(iter(paths))
@@ -93,13 +93,15 @@ def build(shape: Shape, folder: Path) -> dict[str, Path]:
 
 
 def main(
-    shape: Annotated[str, typer.Argument()] = "r1-distill-qwen-1.5b",
-    layers: Annotated[int | None, typer.Option(help="Of the model; default all.")] = None,
-    asked: Annotated[int, typer.Option("--problems", min=0, help="For tiny-r1.")] = 900,
-    threads: Annotated[int, typer.Option(min=1)] = 2,
+    shape: Annotated[str, typer.Argument(help="A name or a config.json.")] = "r1-distill-qwen-1.5b",
+    layers: Annotated[int | None, typer.Option(help="Layers to keep; default: all.")] = None,
+    asked: Annotated[
+        int, typer.Option("--problems", min=0, help="Problems for tiny-r1; 0: none.")
+    ] = 900,
+    threads: Annotated[int, typer.Option(min=1, help="Worker threads.")] = 2,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds.")] = 3,
-    work: Annotated[Path, typer.Option(help="Gets the models.")] = Path("build/schemes"),
-    timeout: Annotated[float, typer.Option(help="Seconds for one scheme and round.")] = 1800,
+    work: Annotated[Path, typer.Option(help="Directory of the models.")] = Path("build/schemes"),
+    timeout: Annotated[float, typer.Option(help="Most seconds for one scheme and round.")] = 1800,
 ) -> None:
     """Measure fp32, bf16, w8 and w4 of one shape; writes Markdown to standard output."""
     try:

@@ -1,4 +1,4 @@
-"""A small dense model trained on arithmetic: quantisation has something to spoil.
+"""Trains a small dense model on arithmetic, so that quantisation errors can be measured.
 
     python bench/small_dense.py OUT --steps 300
 

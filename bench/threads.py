@@ -1,9 +1,9 @@
-"""Where threads could fall off a cliff: more threads than cores, a core taken away, odd lengths.
+"""How speed depends on threads: more of them than cores, a busy core, odd prompt lengths.
 
     python bench/threads.py [MODEL] --seconds 120
 
-Prints Markdown. Settings take turns, round after round, until the time is up, and every figure is
-the median of its rounds: what else the machine does meanwhile hits all of them alike. Needs Linux.
+Prints Markdown. Every round measures each setting once, until the time is up, so that other load on
+the machine affects all settings alike; every figure is the median of its rounds. Needs Linux.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ while os.getppid() == parent:
     for _ in range(100000):
         pass
 """
-"""Ends by itself should the benchmark be killed."""
+"""Ends by itself when the benchmark is killed."""
 
 
 @contextmanager
 def busy_core() -> Iterator[None]:
-    """A process that wants the last core this one may use, all of it, for a while."""
+    """Runs a process that keeps the last core of this process busy."""
     cpu = str(max(os.sched_getaffinity(0)))
     with subprocess.Popen([sys.executable, "-c", BUSY_LOOP, cpu]) as process:
         try:
@@ -61,7 +61,7 @@ def speeds(model: deepmnn.LLM, prompt: int, seed: int) -> tuple[float, float]:
 
 
 class Measured:
-    """Figures of settings that take turns, by setting."""
+    """Setting → its figures, one for each round."""
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
@@ -86,7 +86,7 @@ def print_table(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) 
 
 
 def thread_counts(models: dict[int, deepmnn.LLM], prompt: int, seconds: float) -> None:
-    """Prefill and decode by number of threads, alone and with a core taken away."""
+    """Prefill and decode by number of threads, alone and beside a process that fills a core."""
     alone, beside = Measured(seconds / 2), Measured(seconds / 2)
     for seed in alone.rounds():
         for threads, model in models.items():
@@ -103,7 +103,7 @@ def thread_counts(models: dict[int, deepmnn.LLM], prompt: int, seconds: float) -
 
 
 def prompt_lengths(model: deepmnn.LLM, lengths: Sequence[int], seconds: float) -> None:
-    """Prefill by number of tokens: what does not divide must cost no more."""
+    """Prefill by number of tokens: odd lengths must cost no more."""
     measured = Measured(seconds)
     for seed in measured.rounds():
         for length in lengths:
@@ -113,7 +113,7 @@ def prompt_lengths(model: deepmnn.LLM, lengths: Sequence[int], seconds: float) -
 
 
 def busy_shares(model: deepmnn.LLM, prompt: int, seconds: float) -> None:
-    """How much of the threads' time each kind of op puts to use."""
+    """The share of the threads' time in which they work, for each op."""
     prefill, decode = Measured(seconds / 2), Measured(seconds / 2)
     for measured, tokens, new in ((prefill, prompt, 1), (decode, 1, NEW_TOKENS)):
         for seed in measured.rounds():
@@ -152,12 +152,12 @@ def main(
     path: Annotated[
         Path | None, typer.Argument(help="A converted model; default: the bundled tiny-r1.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=1, help="Time to measure, about.")] = 120,
+    seconds: Annotated[float, typer.Option(min=1, help="Approximate time to measure.")] = 120,
     threads: Annotated[
         str | None, typer.Option(help="Comma-separated; default: 1, cores, 2 and 4 × cores.")
     ] = None,
 ) -> None:
-    """Measure how speed depends on threads and on who else runs."""
+    """Measure how speed depends on threads and on other load."""
     cores = _core.available_cores()
     counts = [int(n) for n in threads.split(",")] if threads else [1, cores, 2 * cores, 4 * cores]
     location = path or bundled_model()

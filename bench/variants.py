@@ -1,6 +1,6 @@
-"""deepmnn's own variants of one model — optimisation levels, formats — measured in turn.
+"""Measures variants of one model in turn: optimisation levels, formats.
 
-Each measurement is a process of its own, that of bench.peers: memory is one variant's alone.
+Each measurement is a process of its own, as in bench.peers, so that its memory is one variant's.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 
 @contextmanager
 def workplace(work: Path, name: str) -> Iterator[Path]:
-    """A directory in `work` that is removed with all models in it, however the run ends.
+    """A new directory in `work`; it is removed with all models in it, however the run ends.
 
     Raises StorageError.
     """
@@ -48,7 +48,7 @@ def workplace(work: Path, name: str) -> Iterator[Path]:
 
 
 def shortened(shape: Shape, layers: int | None, folder: Path) -> Shape:
-    """The shape with its first layers alone, as a config.json in `folder`; None: as it is.
+    """The shape with only its first layers, as a config.json in `folder`; None: as it is.
 
     Raises RequestError.
     """
@@ -71,9 +71,10 @@ def measure(
     timeout: float,
     say: Say,
 ) -> dict[str, Column]:
-    """Speeds and memory of each model, by its name; one that fails has its reason.
+    """Name → speeds and memory of each model, or why it failed.
 
-    repeat: rounds, through the models forth and back. timeout: seconds for one model in one round.
+    repeat: rounds; odd ones run the models in order, even ones in reverse. timeout: seconds for one
+    model in one round.
     """
     peer = Peer("deepmnn_cpu", sys.executable)
     rounds: dict[str, list[Measured | str]] = {name: [] for name in models}
@@ -101,7 +102,10 @@ def page(
     yield from (f"# {title}", "", "| | |", "|---|---|")
     facts = {"shape": f"{shape.name}, layers: {shape.config['num_hidden_layers']}"}
     facts |= machine_facts(Host.now(), measure_machine(threads))
-    facts |= {"threads": str(threads), "rounds": f"{repeat}, forth and back"}
+    facts |= {
+        "threads": str(threads),
+        "rounds": f"{repeat}; odd ones run in order, even ones in reverse",
+    }
     yield from (f"| {name} | {fact} |" for name, fact in facts.items())
     yield ""
     for row in (rows[0], ["---"] * len(rows[0]), *rows[1:]):
@@ -109,7 +113,7 @@ def page(
 
 
 def speed_cell(made: Column, first: Column, case: Case) -> str:
-    """Tokens per second, and in brackets how many times the first variant's they are."""
+    """Tokens per second; in brackets, the ratio to the first variant."""
     found, base = made.speeds.get(case.name), first.speeds.get(case.name)
     if found is None:
         return made.failure
@@ -118,7 +122,7 @@ def speed_cell(made: Column, first: Column, case: Case) -> str:
 
 
 def memory_cell(made: Column) -> str:
-    """The peak in gigabytes, and in brackets what is the process's own."""
+    """The peak in gigabytes; in brackets, the part that is the process's own."""
     if made.peak_nbytes is None or made.own_nbytes is None:
         return ""
     return f"{made.peak_nbytes / 1e9:.2f} ({made.own_nbytes / 1e9:.2f})"

@@ -30,9 +30,9 @@ from deepmnn.errors import DeepmnnError, RequestError, StorageError
 ENGINES = ("deepmnn_cpu", "llama_cpp", "ik_llama", "openvino", "mnn", "mnn_exporter")
 SHAPES = "r1-distill-qwen-1.5b,deepseek-v2-lite"
 ISAS = ("avx2",)
-"""Instruction sets that a whole run can be held to."""
+"""Instruction sets that a whole run can be limited to."""
 BUSY = 0.3
-"""A load average above this is told."""
+"""A load average above this is reported."""
 
 console = Console(stderr=True)
 
@@ -66,7 +66,7 @@ def _pairs(given: Sequence[str], flag: str) -> dict[str, str]:
 
 
 def hold_to(isa: str) -> None:
-    """Tells deepmnn, its limits included, in every process to come. Raises RequestError."""
+    """Limits deepmnn, in this process and those it starts. Raises RequestError."""
     if isa and isa not in ISAS:
         raise RequestError(f"--isa {isa!r:.80}", f"one of {', '.join(ISAS)}")
     os.environ.pop("DEEPMNN_ISA", None)
@@ -75,20 +75,26 @@ def hold_to(isa: str) -> None:
 
 
 def main(
-    shapes: Annotated[str, typer.Option(help="Of bench/configs, or config.json paths.")] = SHAPES,
+    shapes: Annotated[
+        str, typer.Option(help="Names in bench/configs, or paths of config.json files.")
+    ] = SHAPES,
     peers: Annotated[str, typer.Option(help="Engines, comma-separated.")] = ",".join(ENGINES),
-    quick: Annotated[bool, typer.Option(help="Fewer cases, one round: does it run?")] = False,
-    repeat: Annotated[int | None, typer.Option(min=1, help="Rounds; default 3.")] = None,
-    threads: Annotated[int, typer.Option(min=1)] = 2,
-    out: Annotated[Path, typer.Option(help="Gets the report.")] = Path("build/peers"),
-    work: Annotated[Path, typer.Option(help="Keeps the models.")] = Path("build/peers/work"),
-    python: Annotated[list[str] | None, typer.Option(help="ENGINE=INTERPRETER")] = None,
-    source: Annotated[list[str] | None, typer.Option(help="ENGINE=DIRECTORY")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds for one engine and shape.")] = 3600,
-    isa: Annotated[str, typer.Option(help=f"Holds all to one of {', '.join(ISAS)}.")] = "",
+    quick: Annotated[
+        bool, typer.Option(help="Fewer cases and one round, to see that it runs.")
+    ] = False,
+    repeat: Annotated[int | None, typer.Option(min=1, help="Rounds; default: 3.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Worker threads.")] = 2,
+    out: Annotated[Path, typer.Option(help="Directory of the report.")] = Path("build/peers"),
+    work: Annotated[Path, typer.Option(help="Directory of the models.")] = Path("build/peers/work"),
+    python: Annotated[
+        list[str] | None, typer.Option(help="ENGINE=INTERPRETER that has it.")
+    ] = None,
+    source: Annotated[list[str] | None, typer.Option(help="ENGINE=CHECKOUT that it needs.")] = None,
+    timeout: Annotated[float, typer.Option(help="Most seconds for one engine and shape.")] = 3600,
+    isa: Annotated[str, typer.Option(help=f"Limit all engines to {' or '.join(ISAS)}.")] = "",
 ) -> None:
     """Measure deepmnn and its peers in turn; writes peers.md, peers.json and peers.svg."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the engine that runs, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the running engine, too
     try:
         hold_to(isa)
         chosen = find_peers(peers, python or (), source or ())

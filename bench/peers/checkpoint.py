@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 NEEDS = ""
 
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
-"""tiny-r1's: exporters want one, and the benchmark none."""
+"""tiny-r1's: exporters need a tokenizer, though the benchmark does not."""
 
 
 def build(config: Path, out: Path, needed: Path | None, source: Path | None) -> str:
     from deepmnn import models
     from deepmnn.conversion.bundled import CHECKPOINT
-    from deepmnn.errors import CheckpointError
-    from deepmnn.source.json_file import read_object
-    from deepmnn.source.random import RandomSource, tensor_shapes
+    from deepmnn.graph.tensors import tensor_shapes
+    from deepmnn.source.random import RandomSource
+    from deepmnn.source.side_files import read_config
 
-    shapes = tensor_shapes(models.build(read_object(config, CheckpointError)))
+    shapes = tensor_shapes(models.build(read_config(config)))
     write_safetensors(out / "model.safetensors", shapes, RandomSource(shapes))
     shutil.copyfile(config, out / "config.json")
     for name in TOKENIZER:
@@ -33,7 +33,7 @@ def build(config: Path, out: Path, needed: Path | None, source: Path | None) -> 
 
 
 def write_safetensors(path: Path, shapes: dict[str, tuple[int, ...]], source: RandomSource) -> None:
-    """One file of bf16 tensors, in memory one at a time.
+    """Writes one file of bf16 tensors, holding one tensor in memory at a time.
 
     The format: https://github.com/huggingface/safetensors#format
     """

@@ -1,4 +1,4 @@
-"""Runs a worker: one engine, one request, one process, ended with all it started."""
+"""Runs a worker process for one request to one engine, and ends all that it started."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LAST_WORDS = 300
 
 @dataclass(frozen=True)
 class Peer:
-    """An engine: its module, the interpreter that has it, and the directory that it needs."""
+    """An engine: its module, the interpreter that has it, and the checkout that it needs."""
 
     name: str
     python: str
@@ -27,13 +27,14 @@ class Peer:
 
 
 class ChildError(Exception):
-    """A worker failed; the text says how, in one line."""
+    """A worker failed; the message says how, in one line."""
 
 
 def call(peer: Peer, verb: str, request: dict[str, Any], timeout: float, log: Path | None) -> Any:
     """The worker's answer. Raises ChildError.
 
-    timeout: seconds, after which the worker and its children are killed. log: gets what it prints.
+    timeout: seconds, after which the worker and its children are killed. log: the file for what
+    the worker prints.
     """
     text = json.dumps({"source": peer.source and str(peer.source), **request})
     command = [peer.python, "-m", "bench.peers.worker", verb, peer.name, text]
@@ -54,7 +55,7 @@ def call(peer: Peer, verb: str, request: dict[str, Any], timeout: float, log: Pa
 
 
 def _run(command: Sequence[str], timeout: float, errors: IO[bytes]) -> tuple[int, bytes]:
-    """Exit code and output of a session of its own, of which nothing is left afterwards."""
+    """Exit code and output of a command in its own session; ends all processes of it."""
     process = subprocess.Popen(
         command,
         cwd=ROOT,

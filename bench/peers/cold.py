@@ -1,6 +1,6 @@
-"""Cold starts: a model's files out of the page cache, and what the disk needs to read them.
+"""Cold starts: drops a model's files from the page cache, and times the disk reading them.
 
-Standard library only: any interpreter.
+It imports only the standard library: it runs under any engine's interpreter.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from pathlib import Path
 from time import perf_counter
 
 MOST_RESIDENT = 0.01
-"""A share of the files above this in the page cache is no cold start."""
+"""A start is cold while at most this share of the files is in the page cache."""
 
 CHUNK = 8 << 20
 """Bytes of one read from the disk."""
 
 READERS = 4
-"""Reads under way at once: enough to keep a disk busy."""
+"""Reads at the same time: enough to keep a disk busy."""
 
 
 def files_of(model: Path) -> list[Path]:
@@ -29,12 +29,12 @@ def files_of(model: Path) -> list[Path]:
 
 
 def nbytes(files: Sequence[Path]) -> int:
-    """Of all files."""
+    """Their size in all."""
     return sum(path.stat().st_size for path in files)
 
 
 def drop(files: Sequence[Path]) -> str:
-    """Drops files from the page cache; "" if they are really gone, else why they are not."""
+    """Drops files from the page cache; returns why they are still there, or ""."""
     if not hasattr(os, "posix_fadvise"):
         return "this system cannot drop files from its page cache"
     for path in files:
@@ -44,7 +44,7 @@ def drop(files: Sequence[Path]) -> str:
     try:
         share = resident(files)
     except OSError as error:
-        return f"the page cache cannot be asked: {error.strerror}"
+        return f"the page cache cannot be inspected: {error.strerror}"
     return f"{share:.0%} of its files stay in the page cache" if share > MOST_RESIDENT else ""
 
 

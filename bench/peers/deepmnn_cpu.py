@@ -16,7 +16,7 @@ TITLE, BUILDER, NEEDS = "deepmnn", "deepmnn_cpu", ""
 SETTINGS = "w4, groups of 64, lm_head too; KV cache int8"
 KV_DTYPE = "int8"
 ARTIFACT_VERSION = 2
-"""Of what `build` writes: models that are kept are built anew when this file changes."""
+"""Version of what `build` writes: a change to this file rebuilds models kept from before."""
 PASSES = (
     "drop_identities",
     "share_weights",
@@ -29,7 +29,7 @@ PASSES = (
     "fuse_add_norm",
     "absorb_mla",
 )
-"""That its graph has been through; named here for the same reason."""
+"""The passes that `build` applies; listed here so that another list rebuilds models, too."""
 
 
 def version(source: Path | None) -> str | None:
@@ -46,7 +46,7 @@ def version(source: Path | None) -> str | None:
 
 
 def exceeds(isa: str, source: Path | None) -> str:
-    return ""  # the environment holds it
+    return ""  # DEEPMNN_ISA limits it
 
 
 def refuses(config: Config) -> str:
@@ -67,7 +67,7 @@ def load(model: Path, threads: int, source: Path | None) -> DeepmnnSession:
 
 
 class DeepmnnSession:
-    """Sequences on one engine, stepped as its scheduler would."""
+    """Sequences on one engine, in the steps that its scheduler would make."""
 
     most = None
 

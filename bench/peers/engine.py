@@ -1,4 +1,7 @@
-"""What an engine brings, and what is measured of it. Standard library only: any interpreter."""
+"""What an engine's module defines, and what is measured.
+
+It imports only the standard library: it runs under any engine's interpreter.
+"""
 
 from __future__ import annotations
 
@@ -15,28 +18,28 @@ Config = Mapping[str, Any]
 
 
 class Session(Protocol):
-    """A loaded model, which reads prompts and goes on from them, several side by side."""
+    """A loaded model that reads prompts and continues them, several sequences together."""
 
     most: int | None
     """The most sequences that run together; None: any number."""
 
     def reserve(self, batch: int, tokens: int) -> None:
-        """Makes room for `batch` sequences of `tokens` tokens each; what was there is forgotten."""
+        """Makes room for `batch` sequences of `tokens` tokens each; drops earlier ones."""
 
     def start(self, prompts: Sequence[Sequence[int]]) -> None:
-        """Forgets all and reads the prompts, up to the logits of each one's last token."""
+        """Drops earlier sequences and reads the prompts, to the logits of each last token."""
 
     def step(self, tokens: Sequence[int]) -> None:
-        """Runs one more token of every sequence, up to its logits.
+        """Runs the next token of every sequence, to its logits.
 
-        An engine that cannot be told which token takes its own most likely one.
+        An engine that cannot be given a token takes the most likely one.
         """
 
 
 class Builder(Protocol):
-    """A module of this package that makes models. At its top it imports the standard library alone.
+    """A module of this package that makes models. At import it needs only the standard library.
 
-    NEEDS: the module whose model it is made of; "" for none.
+    NEEDS: the module whose model this one converts; "" for none.
     """
 
     NEEDS: str
@@ -50,10 +53,10 @@ class Builder(Protocol):
 
 
 class Engine(Protocol):
-    """A module of this package that runs models. At its top it imports no more than a builder.
+    """A module of this package that runs models. At import it needs only the standard library.
 
-    TITLE: its name in the tables. BUILDER: the module that makes its models, most often itself.
-    SETTINGS: how it is run, for the report.
+    TITLE: its name in the tables. BUILDER: the module that makes its models, often itself.
+    SETTINGS: how it runs them, for the report.
     """
 
     TITLE: str
@@ -61,12 +64,12 @@ class Engine(Protocol):
     SETTINGS: str
 
     def version(self, source: Path | None) -> str | None:
-        """The installed version, after importing what it runs with; None: it is missing."""
+        """The installed version, once all its modules are imported; None: it is missing."""
 
     def exceeds(self, isa: str, source: Path | None) -> str:
-        """Why it cannot be held to an instruction set ("avx2"), as installed; "" if it can.
+        """Why it cannot be limited to an instruction set ("avx2"), as installed; "" if it can.
 
-        deepmnn's own switch, the environment variable DEEPMNN_ISA, is set already.
+        deepmnn's own switch, the environment variable DEEPMNN_ISA, is already set.
         """
 
     def refuses(self, config: Config) -> str:
@@ -80,7 +83,7 @@ class Engine(Protocol):
 class Case:
     """One measurement: a prompt of `tokens` tokens for each of `batch` sequences, then `steps`.
 
-    steps 0: the prompt is timed, `repeat` times; else each step is.
+    With 0 steps the prompt is timed, `repeat` times; otherwise each step is timed.
     """
 
     tokens: int
@@ -117,7 +120,7 @@ QUICK = (
 
 @dataclass
 class Timing:
-    """Wall times of one case in one process: of each repetition, or of each step."""
+    """Wall times of one case in one process, one for each repetition or step."""
 
     seconds: list[float] = field(default_factory=list)
     missing: str = ""
@@ -126,11 +129,10 @@ class Timing:
 
 @dataclass
 class Cold:
-    """A cold start: from asking for a model none of whose files is in the page cache, in a process
-    of its own, to the logits of a short prompt.
+    """A cold start in a process of its own, with no file of the model in the page cache.
 
-    nbytes: of the model's files. disk_seconds: what the disk needs to read them once; None where
-    it cannot be told.
+    seconds: from loading the model to the logits of a short prompt. disk_seconds: what the disk
+    needs to read the files once; None where it cannot be measured. nbytes: size of the files.
     """
 
     seconds: float | None = None
@@ -144,9 +146,9 @@ class Cold:
 class Measured:
     """What one process measured of one engine and model.
 
-    load_seconds: from asking for the model to the logits of a prompt of one token, its files being
-    in the page cache. peak_nbytes: the most memory that the process held, mapped files included;
-    own_nbytes: what it held at the end without mapped files. cold: of another process.
+    load_seconds: from loading the model to the logits of a prompt of one token, with its files in
+    the page cache. peak_nbytes: the most memory that the process held, mapped files included;
+    own_nbytes: what it held at the end without mapped files. cold: measured by another process.
     """
 
     load_seconds: float
@@ -192,7 +194,7 @@ def builder(name: str) -> Builder:
 
 
 def source_of(name: str) -> Path:
-    """Where that engine or builder is written."""
+    """The source file of that engine or builder."""
     return Path(str(_module(name).__file__))
 
 

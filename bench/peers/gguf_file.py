@@ -1,7 +1,7 @@
-"""A GGUF file of random weights, as llama.cpp's converter and `Q4_0` quantisation lay one out.
+"""A GGUF file of random weights, laid out as by llama.cpp's converter and `Q4_0` quantisation.
 
 Every matrix is Q4_0, lm_head and embedding table too; norms, biases and routers are float32. The
-blocks are drawn in their stored form, so nothing of 16-bit size is ever written.
+blocks are drawn in their stored form, so no 16-bit model is ever written.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ BLOCK, BLOCK_NBYTES = 32, 18
 """Columns and bytes of a Q4_0 block: an fp16 scale, then 32 codes of 4 bits, 8 meaning 0."""
 
 CODE_DEVIATION = 4.6
-"""Of codes drawn evenly from -8 to 7. Half the scales are negative, or the codes' mean of -0.5
-would pull every token's hidden state to the same vector, and all tokens to the same experts."""
+"""Standard deviation of codes drawn evenly from -8 to 7. Half the scales are negative: otherwise
+the codes' mean of -0.5 would pull every token's hidden state to the same vector, and all tokens
+to the same experts."""
 
 
 def build(config: Path, out: Path, needed: Path | None, source: Path | None) -> str:

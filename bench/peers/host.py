@@ -19,7 +19,7 @@ NOTABLE = (
     "asimddp",
     "i8mm",
 )
-"""Features that engines choose their kernels by, as the kernel calls them."""
+"""Processor features by which engines choose their kernels, as Linux names them."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Host:
 
     @staticmethod
     def now() -> Host:
-        """This machine, now; what it does not tell is said to be unknown."""
+        """This machine, now."""
         fields = _fields(CPUINFO)
         flags = (fields.get("flags") or fields.get("Features") or "").split()
         hardware_threads = os.cpu_count() or 1
@@ -52,7 +52,7 @@ class Host:
 
 
 def _fields(path: Path) -> dict[str, str]:
-    """Of the first processor."""
+    """The fields of the first processor."""
     try:
         lines = path.read_text().split("\n\n")[0].splitlines()
     except OSError:
@@ -62,7 +62,7 @@ def _fields(path: Path) -> dict[str, str]:
 
 
 def _cores() -> int:
-    """Hardware threads of one core name the same siblings."""
+    """The number of cores: hardware threads of one core list the same siblings."""
     try:
         files = CPUS.glob("cpu[0-9]*/topology/thread_siblings_list")
         return len({file.read_text() for file in files})

@@ -1,4 +1,4 @@
-"""ik_llama.cpp, by its C library. Its source is a checkout with the built library in `build`."""
+"""ik_llama.cpp, through its C library. --source is a checkout, built in its folder `build`."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def libraries(source: Path) -> list[Path]:
 
 @functools.cache
 def compile_shim(source: Path) -> ctypes.CDLL:
-    """ik_llama.c against the headers and libraries of a checkout."""
+    """Compiles ik_llama.c against the headers and libraries of a checkout."""
     paths = libraries(source)
     folders = [source / "include", source / "ggml" / "include"]
     with tempfile.TemporaryDirectory() as place:
@@ -77,7 +77,7 @@ def compile_shim(source: Path) -> ctypes.CDLL:
 
 
 class IkSession:
-    """One context, made anew for every number of sequences."""
+    """One context, rebuilt for every number of sequences."""
 
     most = None
 

@@ -1,4 +1,4 @@
-"""What this machine can do, and what that makes the most tokens per second of a shape."""
+"""This machine's limits, and the most tokens per second that they allow for a shape."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from deepmnn.graph.workload import Workload
 
 KV_NBYTES = 2
-"""Bytes of a cached number that the limit allows for: 16 bits, most engines' choice."""
+"""Bytes of a cached number that the limit assumes: 16 bits, which most engines use."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Machine:
 
     @staticmethod
     def best(measured: Sequence[Machine]) -> Machine:
-        """Of several measurements: what disturbs one only ever lowers it."""
+        """The best of several measurements: a disturbance only lowers a figure."""
         return Machine(
             max(machine.read_bandwidth for machine in measured),
             max(machine.int8_macs for machine in measured),
@@ -34,7 +34,7 @@ class Machine:
 
 
 def measure_machine(threads: int) -> Machine:
-    """About a second, during which nothing else may run; DEEPMNN_ISA chooses the instructions."""
+    """Takes about a second, in which nothing else should run. DEEPMNN_ISA sets the kernels."""
     from deepmnn import _core
 
     return Machine(
@@ -48,8 +48,8 @@ def measure_machine(threads: int) -> Machine:
 class Costs:
     """What tokens of a shape cost in w4 with groups of 64.
 
-    They differ in latent attention: decoding over latents takes fewer bytes, reading a prompt with
-    whole keys and values fewer multiply-accumulates.
+    The two differ in latent attention: decode on the latents reads fewer bytes, prefill with
+    expanded keys and values takes fewer multiply-accumulates.
     """
 
     prefill: Workload
@@ -62,10 +62,10 @@ class Costs:
         from deepmnn import models
         from deepmnn.graph.levels import optimize
         from deepmnn.graph.workload import Workload
-        from deepmnn.quant import recipes
+        from deepmnn.quant.recipe import RECIPES, apply
 
         graph, _ = optimize(models.build(dict(config)), 3, None)
-        recipes.apply(graph, "w4")
+        apply(graph, RECIPES["w4"])
         decode = Workload.of(graph)
         experts = sum(layer.experts * layer.nbytes for layer in decode.experts)
         table = config["vocab_size"] * decode.embedding_nbytes

@@ -13,7 +13,7 @@ TITLE, BUILDER = "llama.cpp", "gguf_file"
 SETTINGS = "Q4_0, lm_head too, repacked at load; flash attention auto, KV cache f16, its defaults"
 
 PIECE = 2048
-"""Tokens given to the engine at once, its default n_batch."""
+"""Most tokens of one call: the engine's default n_batch."""
 
 
 def version(source: Path | None) -> str | None:
@@ -32,7 +32,7 @@ def exceeds(isa: str, source: Path | None) -> str:
 
 
 def beyond(info: bytes) -> str:
-    """What a build has beyond AVX2, by the library's own account of itself; "" for nothing."""
+    """Why a build is not limited to AVX2, from the library's system info; "" if it is."""
     found = re.findall(r"(AVX512\w*|AVX_VNNI|AMX\w*) = 1", info.decode())
     return f"it is compiled with {', '.join(found)}" if found else ""
 

@@ -1,4 +1,4 @@
-"""MNN, on what `deepmnn export` writes. mnn_exporter.py runs what MNN's own exporter writes."""
+"""MNN with models from `deepmnn export`; mnn_exporter.py has those of MNN's own exporter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUNTIME = {
     "backend_type": "cpu",
     "memory": "low",
     "precision": "low",
-    "attention_mode": 8,  # flash attention over floats; the others are wrong in chunks
+    "attention_mode": 8,  # flash attention over floats; the others are wrong for a prompt in pieces
     "all_logits": False,
     "use_mmap": False,
 }
@@ -27,7 +27,7 @@ RUNTIME = {
 
 def version(source: Path | None) -> str | None:
     try:
-        import_module("_mnncengine")  # the runtime alone: the package MNN.tools reports its use
+        import_module("_mnncengine")  # the runtime alone: the package MNN.tools reports usage
         return installed("MNN")
     except (ImportError, PackageNotFoundError):
         return None
@@ -54,7 +54,7 @@ def load(model: Path, threads: int, source: Path | None) -> MnnSession:
 
 
 class MnnSession:
-    """One sequence: MNN's runtime keeps no more."""
+    """One sequence: MNN's runtime holds only one."""
 
     most = 1
 

@@ -1,4 +1,4 @@
-"""MNN, on what MNN's own exporter writes: dense models only. Its source is a checkout of MNN."""
+"""MNN with dense models from its own exporter. --source is a checkout of MNN."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from deepmnn.source.json_file import read_object
 CONFIGS = ROOT / "bench" / "configs"
 STAMP = "peers.json"
 SPARE_NBYTES = 1 << 30
-"""Left free on the disk."""
+"""Bytes to leave free on the disk."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,8 @@ def find_shapes(names: str) -> list[Shape]:
 class Models:
     """Builds models into WORK/SHAPE/BUILDER, each complete or not at all.
 
-    python: runs builders that are no engines. timeout: seconds for each. say: hears what is built.
+    python: the interpreter of builders that are not engines. timeout: seconds for each model.
+    say: is told what is built.
     """
 
     work: Path
@@ -61,9 +62,9 @@ class Models:
     say: Callable[[str], None]
 
     def of(self, peer: Peer, shape: Shape, nbytes: int) -> Path:
-        """What an engine loads, built now or earlier. Raises ChildError.
+        """The model that an engine loads, built now or earlier. Raises ChildError.
 
-        nbytes: about what it takes on the disk.
+        nbytes: its approximate size on disk.
         """
         return self._build(replace(peer, name=engine(peer.name).BUILDER), shape, nbytes)
 
@@ -102,7 +103,7 @@ class Models:
 
 
 def _read_stamp(place: Path, wanted: Mapping[str, Any]) -> str | None:
-    """The model's path inside a place that holds what is wanted."""
+    """The path of the model inside `place`; None unless it holds the wanted one."""
     try:
         found = json.loads((place / STAMP).read_text())
     except (OSError, ValueError):

@@ -26,7 +26,7 @@ main()
 
 
 def version(source: Path | None) -> str | None:
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it reports their use
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it reports usage
     try:
         import openvino_genai  # noqa: F401
 
@@ -36,10 +36,10 @@ def version(source: Path | None) -> str | None:
 
 
 def exceeds(isa: str, source: Path | None) -> str:
-    """A release obeys ONEDNN_MAX_CPU_ISA in oneDNN's kernels alone, and may then be wrong: its
-    plugin's own kernels know no limit (https://github.com/openvinotoolkit/openvino/pull/38189).
+    """ONEDNN_MAX_CPU_ISA limits oneDNN's kernels, not those of the plugin, and results may then be
+    wrong (https://github.com/openvinotoolkit/openvino/pull/38189).
     """
-    return "its releases cannot be held to an instruction set"
+    return "its releases cannot be limited to an instruction set"
 
 
 def refuses(config: Config) -> str:
@@ -60,7 +60,7 @@ def load(model: Path, threads: int, source: Path | None) -> OpenvinoSession:
 
 
 class OpenvinoSession:
-    """Requests that never end by themselves; each step takes the most likely token of all."""
+    """Requests that never end by themselves; a step takes each one's most likely token."""
 
     most = None
 

@@ -13,7 +13,7 @@ COLOURS = ("#1f5fbf", "#c76a00", "#2a8a3e", "#8a3fa0", "#a02c2c", "#6b6b6b")
 
 
 def is_installed() -> bool:
-    """Whether there is a matplotlib."""
+    """Whether matplotlib is installed."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -27,13 +27,13 @@ def plot(
     cases: Sequence[Case],
     limits: Mapping[str, Mapping[str, float]],
 ) -> None:
-    """Bars of each engine's share of the limit, a panel for each shape; tok/s stand on them."""
+    """Bars of each engine's share of the limit, labelled in tok/s; one chart for each shape."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2 + 1.6 * len(cases), 3.6 * len(columns)), layout="constrained")
-    panels = figure.subplots(len(columns), 1, squeeze=False)[:, 0]
+    charts = figure.subplots(len(columns), 1, squeeze=False)[:, 0]
     colours = dict[str, str]()
-    for panel, (shape, made) in zip(panels, columns.items(), strict=True):
+    for chart, (shape, made) in zip(charts, columns.items(), strict=True):
         ran = [column for column in made if column.speeds]
         width = 0.85 / max(1, len(ran))
         for index, column in enumerate(ran):
@@ -47,13 +47,13 @@ def plot(
                 100 * speed / limits[shape][name]
                 for speed, (_, name) in zip(speeds, shown, strict=True)
             ]
-            bars = panel.bar(places, shares, width, label=label, color=colour)
+            bars = chart.bar(places, shares, width, label=label, color=colour)
             texts = [number(speed) for speed in speeds]
-            panel.bar_label(bars, texts, fontsize=6, rotation=90, padding=2)
-        panel.set_title(shape, loc="left", fontsize=10)
-        panel.set_ylabel("% of the machine's limit")
-        panel.set_xticks(range(len(cases)), [case.name for case in cases], fontsize=8)
-        panel.spines[["top", "right"]].set_visible(False)
-        panel.margins(y=0.15)
+            chart.bar_label(bars, texts, fontsize=6, rotation=90, padding=2)
+        chart.set_title(shape, loc="left", fontsize=10)
+        chart.set_ylabel("% of the machine's limit")
+        chart.set_xticks(range(len(cases)), [case.name for case in cases], fontsize=8)
+        chart.spines[["top", "right"]].set_visible(False)
+        chart.margins(y=0.15)
     figure.legend(loc="outside upper center", fontsize=8, ncols=len(colours), frameon=False)
     figure.savefig(path)

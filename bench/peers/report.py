@@ -40,15 +40,16 @@ class Report:
 
     def title(self) -> str:
         """Of the page."""
-        only = f", held to {self.plan.isa.upper()}" if self.plan.isa else ""
+        only = f", limited to {self.plan.isa.upper()}" if self.plan.isa else ""
         return f"deepmnn beside its peers{only}"
 
     def facts(self, machine: Machine) -> dict[str, str]:
         """What stands above the tables, by name."""
+        order = "; every second one runs the engines in reverse" if self.plan.repeat > 1 else ""
         return table.machine_facts(self.host, machine) | {
             "instruction set": self.plan.isa.upper() or "the best that each engine has",
             "threads": str(self.plan.threads),
-            "rounds": f"{self.plan.repeat}, through the engines forth and back",
+            "rounds": f"{self.plan.repeat}{order}",
             "load average before": f"{self.busy:.2f}",
             "made by": "`python -m bench.peers`; bench/README.md says how to run it",
         }

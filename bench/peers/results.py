@@ -12,7 +12,7 @@ from bench.peers.engine import Case, Measured
 OURS = "deepmnn_cpu"
 
 COSTS = ("load_seconds", "cold_seconds", "peak_nbytes")
-"""Figures of a column that are the better the smaller they are."""
+"""Figures of a column for which smaller is better."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Speed:
 class Column:
     """One engine on one shape. missing: why a case has no speed, by the case's name.
 
-    failure: why it has none at all; "" otherwise. Bytes and seconds are medians of the rounds.
+    failure: why it has no speed at all; "" otherwise. Bytes and seconds are medians of the rounds.
     cold_seconds, disk_seconds: a cold start, and what the disk needs for the files (engine.Cold).
     """
 
@@ -51,7 +51,7 @@ class Column:
 
 
 def column(engine: str, cases: Sequence[Case], rounds: Sequence[Measured | str]) -> Column:
-    """What the rounds of one engine come to; a round that failed is its reason."""
+    """Sums up the rounds of one engine; a failed round is given by its reason."""
     made = Column(engine)
     good = [measured for measured in rounds if isinstance(measured, Measured)]
     failures = [reason for reason in rounds if isinstance(reason, str)]
@@ -93,7 +93,7 @@ def speed(case: Case, rounds: Sequence[Sequence[float]]) -> Speed:
 
 
 def best_peer(columns: Sequence[Column], case: Case) -> Column | None:
-    """The fastest that is not deepmnn."""
+    """The fastest peer."""
     peers = [c for c in columns if c.engine != OURS and case.name in c.speeds]
     return max(peers, key=lambda peer: peer.speeds[case.name].median, default=None)
 
@@ -106,7 +106,7 @@ def ratio(columns: Sequence[Column], engine: str, case: Case) -> float | None:
 
 
 def leanest_peer(columns: Sequence[Column], figure: str) -> Column | None:
-    """The one with the least of a figure of COSTS that is not deepmnn."""
+    """The peer whose figure of COSTS is smallest."""
     peers = [c for c in columns if c.engine != OURS and getattr(c, figure) is not None]
     return min(peers, key=lambda peer: float(getattr(peer, figure)), default=None)
 

@@ -1,4 +1,4 @@
-"""The measuring: every engine in turn, again and again, never two at a time."""
+"""The rounds of measurements: each engine in turn, never two at the same time."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from bench.peers.limits import Machine
 from bench.peers.models import Models, Shape
 
 MARGIN = 1.15
-"""A 4-bit model takes about this much more on the disk than the weights that a limit counts."""
+"""Size on disk of a 4-bit model, as a multiple of the weights that its limit counts."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What to measure. timeout: seconds that one engine may take for one shape.
 
-    isa: the instruction set that all are held to, "avx2"; "" for each one's best.
+    isa: the instruction set that all engines are limited to, "avx2"; "" for each one's best.
     """
 
     shapes: Sequence[Shape]
@@ -50,7 +50,7 @@ Save = Callable[[Found], None]
 
 
 def find_versions(peers: Sequence[Peer], say: Say) -> dict[str, str | None]:
-    """Which engines are there; one that cannot even be asked counts as missing."""
+    """The version of each engine; None where it is missing or does not start."""
     versions: dict[str, str | None] = {}
     for peer in peers:
         try:
@@ -63,7 +63,7 @@ def find_versions(peers: Sequence[Peer], say: Say) -> dict[str, str | None]:
 
 
 def run(plan: Plan, models: Models, sizes: Mapping[str, int], say: Say, save: Save) -> Found:
-    """Builds what is to be built, then measures; every result is saved at once.
+    """Builds the models that are missing, then measures; saves after every result.
 
     sizes: bytes of each shape's weights.
     """
@@ -74,7 +74,7 @@ def run(plan: Plan, models: Models, sizes: Mapping[str, int], say: Say, save: Sa
     for number in range(plan.repeat):
         for shape in plan.shapes:
             found.machines.append(_machine(plan))
-            # forth and back, so that a machine that slows down favours none
+            # odd rounds in order, even ones in reverse: a machine that slows down favours no engine
             for peer in plan.peers[:: -1 if number % 2 else 1]:
                 if model := built.get((shape.name, peer.name)):
                     say(f"round {number + 1} of {plan.repeat}, {shape.name}: {peer.name}")
@@ -90,7 +90,7 @@ def run(plan: Plan, models: Models, sizes: Mapping[str, int], say: Say, save: Sa
 def _build(
     plan: Plan, models: Models, sizes: Mapping[str, int], found: Found, say: Say
 ) -> dict[tuple[str, str], Path]:
-    """Models by shape and engine; an engine without one gets the reason as its result."""
+    """(shape, engine) → model; an engine without a model gets the reason as its result."""
     built = {}
     exceeding = _exceeding(plan, found)
     for shape in plan.shapes:
@@ -113,7 +113,7 @@ def _build(
 
 
 def _exceeding(plan: Plan, found: Found) -> dict[str, str]:
-    """Why engines cannot be held to the plan's instruction set, by name."""
+    """Engine → why it cannot be limited to the plan's instruction set."""
     reasons: dict[str, str] = {}
     for peer in plan.peers if plan.isa else ():
         if found.versions[peer.name] is not None:

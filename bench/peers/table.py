@@ -12,18 +12,20 @@ from bench.peers.results import OURS, Column, Speed, best_peer, cost_ratio, lean
 NOTES = """\
 ## How to read this
 
-- Every model has random weights of 4 bits in the shape that a section is named after.
-- Prefill and decode are tokens per second: the median of the rounds, then the slowest and the
-  fastest where they differ, and in brackets the share of this machine's limit. **Bold** is the
-  fastest. Decode at 128 goes on from a prompt of 128 tokens; batch 4 is 4 sequences side by side.
-- The limit is the longer of two times: to read the 4-bit weights and the cache that a step touches
-  at the machine's read bandwidth, and to do its multiply-accumulates at its int8 peak.
-- A step is one token of every sequence; ± is the standard deviation of its time inside a round.
-- Load is the time to the first logits, the files being in the page cache; cold first token is that
-  of a prompt of 8 tokens, none of the files being there. After "disk": what the disk needs to read
-  the engine's files once, without any engine. A virtual machine's host may hold them in its memory.
-- Memory is the process's peak, mapped files included, and in brackets what of it is its own.
-- deepmnn / best peer: above 1 is better in speeds, below 1 in seconds and bytes."""
+- Every model has random weights of 4 bits, in the shape that its section is named after.
+- Prefill and decode are in tokens per second: the median of the rounds, then the slowest and the
+  fastest round where they differ, and in brackets the share of this machine's limit. **Bold** marks
+  the fastest engine. "Decode at 128" continues a prompt of 128 tokens; "batch 4" runs 4 sequences
+  together.
+- The limit follows from the longer of two times: reading the 4-bit weights and the cache that a
+  step needs at the machine's read bandwidth, and its multiply-accumulates at the int8 peak.
+- A step is one token of every sequence; ± is the standard deviation of its time within a round.
+- "Load" is the time to the first logits, with the files in the page cache. "Cold first token" is
+  the time to the logits of a prompt of 8 tokens, with none of them there; "disk" is the time to
+  read the files once without any engine. The host of a virtual machine may still hold them in its
+  memory.
+- Memory is the peak of the process, mapped files included; in brackets, the part that is its own.
+- deepmnn / best peer: above 1 is better for speeds, below 1 for seconds and bytes."""
 
 
 def report(
@@ -34,7 +36,7 @@ def report(
     limits: Mapping[str, Mapping[str, float]],
     versions: Mapping[str, str | None],
 ) -> str:
-    """The whole page: facts by name, shape → columns, shape → case → limit in tokens per second."""
+    """The whole page. limits: shape → case → tokens per second."""
     lines = [f"# {title}", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {fact} |" for name, fact in facts.items()]
     lines += ["", "## Engines", ""]
@@ -51,7 +53,7 @@ def report(
 
 
 def machine_facts(host: Host, machine: Machine) -> dict[str, str]:
-    """What a reader has to know of the machine."""
+    """What a reader must know about the machine."""
     peaks = f"{machine.int8_macs / 1e9:.0f} G int8"
     if machine.f32_macs:
         peaks += f" and {machine.f32_macs / 1e9:.0f} G f32"
@@ -69,7 +71,7 @@ def machine_facts(host: Host, machine: Machine) -> dict[str, str]:
 def table(
     columns: Sequence[Column], cases: Sequence[Case], limits: Mapping[str, float]
 ) -> list[str]:
-    """One shape's lines: a row for each case, a column for each engine that ran."""
+    """The table of one shape: a row for each case, a column for each engine that ran."""
     ran = [column for column in columns if column.speeds]
     if not ran:
         return ["Nothing ran."]
@@ -148,4 +150,4 @@ COST_ROWS = (
     ("cold first token, s", "cold_seconds", _cold),
     ("memory (own), GB", "peak_nbytes", _memory),
 )
-"""Title, figure of COSTS, and what stands in an engine's cell."""
+"""Title, figure of COSTS, and how to print it for an engine."""

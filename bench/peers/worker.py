@@ -23,8 +23,8 @@ from bench.peers.cold import drop, files_of, nbytes, read_seconds
 from bench.peers.engine import Case, Cold, Measured, Session, Timing, builder, cases_of, engine
 
 WARM_UP_TOKENS = 512
-"""Prompts up to this length are run once before they are timed; engines take longer ones in
-pieces, or they cost more than a warm-up changes."""
+"""Prompts up to this length run once before they are timed. Longer ones need no warm-up: engines
+split them, or they take so long that it would change little."""
 
 WARM_UP_STEPS = 2
 """Steps before the timed ones."""
@@ -44,7 +44,7 @@ def main() -> None:
     answer.write(json.dumps(found) + "\n")
     answer.flush()
     sys.stderr.flush()
-    os._exit(0)  # some engines crash when an interpreter takes them down
+    os._exit(0)  # some engines crash when the interpreter shuts down
 
 
 def version(name: str, request: Json) -> str | None:
@@ -53,12 +53,12 @@ def version(name: str, request: Json) -> str | None:
 
 
 def exceeds(name: str, request: Json) -> str:
-    """Why it cannot be held to an instruction set."""
+    """Why it cannot be limited to an instruction set."""
     return engine(name).exceeds(request["isa"], _path(request["source"]))
 
 
 def build(name: str, request: Json) -> str:
-    """Builds the model; its path inside `out`."""
+    """Builds the model; returns its path inside `out`."""
     out = Path(request["out"])
     paths = (_path(request["needed"]), _path(request["source"]))
     return builder(name).build(Path(request["config"]), out, *paths)
@@ -71,7 +71,7 @@ def measure(name: str, request: Json) -> Json:
     rng, vocab_size = random.Random(request["seed"]), request["vocab_size"]
 
     def draw(count: int) -> list[int]:
-        """New tokens every time: engines remember prompts."""
+        """New tokens every time, because engines cache prompts."""
         return rng.choices(range(vocab_size), k=count)
 
     cases = cases_of(request["cases"])
@@ -91,7 +91,7 @@ def cold(name: str, request: Json) -> Json:
 
 
 def _first_token(name: str, request: Json, prompt: list[int]) -> tuple[Session, float]:
-    """The loaded model and the seconds it took to the prompt's logits, with the engine imported."""
+    """The loaded model, and the seconds until the prompt's logits; imports are not timed."""
     runs, source = engine(name), _path(request["source"])
     runs.version(source)
     began = perf_counter()
@@ -139,7 +139,7 @@ def _steps(session: Session, case: Case, draw: Callable[[int], list[int]]) -> li
 
 
 def read_files(model: Path) -> None:
-    """Brings a model's files into the page cache, so that no engine waits for the disk."""
+    """Reads a model's files into the page cache, so that no engine waits for the disk."""
     for path in files_of(model):
         with path.open("rb", buffering=0) as file:
             while file.read(1 << 24):
@@ -147,7 +147,7 @@ def read_files(model: Path) -> None:
 
 
 def memory() -> tuple[int, int]:
-    """Peak bytes of this process, and those it holds now without mapped files."""
+    """The peak bytes of this process, and its present bytes without mapped files."""
     lines = Path("/proc/self/status").read_text().splitlines()
     fields = {key: value for key, _, value in (line.partition(":") for line in lines)}
     peak, own = (1024 * int(fields[name].split()[0]) for name in ("VmHWM", "RssAnon"))

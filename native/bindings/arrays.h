@@ -14,6 +14,21 @@
 
 namespace deepmnn {
 
+// A float16, as bits.
+struct Half {
+  uint16_t bits;
+};
+
+}  // namespace deepmnn
+
+template <>
+struct nanobind::detail::dtype_traits<deepmnn::Half> {
+  static constexpr dlpack::dtype value{static_cast<uint8_t>(dlpack::dtype_code::Float), 16, 1};
+  static constexpr auto name = const_name("float16");
+};
+
+namespace deepmnn {
+
 namespace nb = nanobind;
 using Array = nb::ndarray<nb::ro, nb::device::cpu>;
 
@@ -35,7 +50,8 @@ inline std::string describe(const Array& a) {
 
 template <class T>
 [[noreturn]] void reject(const Array& a, const char* name, const std::string& expected) {
-  const char* kind = std::is_floating_point_v<T> ? "float" : std::is_signed_v<T> ? "int" : "uint";
+  const char* kinds[] = {"int", "uint", "float"};
+  const char* kind = kinds[nb::dtype<T>().code];
   throw Error("request", std::string(name) + " is " + describe(a) + "; expected " + kind +
                              std::to_string(8 * sizeof(T)) + " " + expected);
 }

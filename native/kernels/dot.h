@@ -1,5 +1,5 @@
 // Dot products of kBlocks consecutive weight blocks (16 output rows each) with kRows input rows: the only place, with
-// pack.h, that knows the weight layouts. Each weight vector is loaded and unpacked once for all the input rows.
+// layout.h, that knows the weight layouts. Each weight vector is loaded and unpacked once for all the input rows.
 // A dot product adds up in the order of the columns whatever the tile, so a row's result does not depend on which other
 // rows run with it. The parallelism that hides latency comes from the blocks and rows of a tile.
 #pragma once

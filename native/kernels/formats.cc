@@ -23,6 +23,8 @@ std::string in_words(const FormatInfo& info) {
 
 bool is_quantized(Format format) { return info_of(format).offset > 0; }
 
+bool has_multipliers(Format format) { return info_of(format).multipliers; }
+
 bool allows_group_size(Format format, int64_t group_size) {
   const FormatInfo& info = info_of(format);
   for (int i = 0; i < info.sizes; ++i) {

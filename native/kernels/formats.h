@@ -36,6 +36,9 @@ constexpr int kFormatCount = sizeof(kFormats) / sizeof(kFormats[0]);
 // Whether it stores codes and scales; else floats.
 bool is_quantized(Format format);
 
+// Whether its groups have multipliers.
+bool has_multipliers(Format format);
+
 // Whether a weight of this format may have this group size, and those that it may have in words.
 bool allows_group_size(Format format, int64_t group_size);
 const char* allowed_group_sizes(Format format);

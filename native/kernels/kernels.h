@@ -22,6 +22,13 @@ struct Weight {
   Format format = Format::f32;
 };
 
+// A panel of a block of 16 rows before it is laid out in bytes; what is stored of a row is columns [0, stored).
+struct PanelCodes {
+  int8_t codes[kBlockRows][kPanelCols];                    // signed
+  int8_t multipliers[kBlockRows][kPanelCols / kPartCols];  // of its groups, where the format has multipliers
+  uint16_t scales[kBlockRows];                             // fp16
+};
+
 // What a product needs of a panel of a quantised row besides its codes.
 struct PanelHead {
   float scale;
@@ -123,11 +130,18 @@ struct Kernels {
   // Quantises n floats to codes, and a scale for every kCacheGroup of them (docs/layouts.md, "Rows of the KV cache").
   void (*quantize_cache)(const float* x, int64_t n, int8_t* codes, float* scales);
 
+  // Rounds the panel at row and col of w [rows, cols] to codes, with scales of least squared error. Rows and columns
+  // past the matrix count as zeros.
+  void (*round_panel)(const float* w, const Weight& shape, int64_t row, int64_t col, PanelCodes& out);
+
+  // Lays out a panel of `cols` stored columns.
+  void (*pack_panel)(const PanelCodes& panel, const Weight& shape, int64_t cols, uint8_t* out);
+
+  // Lays out the block at `row` of w [rows, cols] in a format of floats.
+  void (*pack_floats)(const float* w, const Weight& shape, int64_t row, uint8_t* out);
+
   // Decodes columns [0, cols) of one weight row to y (embedding lookup).
   void (*decode_row)(const Weight& weight, int64_t row, float* y);
-
-  // Chooses scales by least squared error and packs blocks [begin, end) of w [rows, cols] into out (the whole matrix).
-  void (*quantize_pack)(const float* w, const Weight& shape, int64_t begin, int64_t end, uint8_t* out);
 
   // y = x / sqrt(mean(x^2) + eps) * w, one row of d floats; w may be null.
   void (*rms_norm)(const float* x, const float* w, float eps, int64_t d, float* y);
@@ -188,14 +202,5 @@ struct Kernels {
   // The same for the f32 multiply-add, which bf16 weights use, too.
   int64_t (*peak_fma)(int64_t rounds);
 };
-
-// The table of each ISA; null where it was not compiled in or this machine cannot run it.
-const Kernels* scalar_kernels();
-const Kernels* avx2_kernels();
-const Kernels* avx512_kernels();
-
-// The best table for this machine, or the one DEEPMNN_ISA / `name` asks for ("scalar", "avx2", "avx512"; null or ""
-// = the best). Throws deepmnn::Error when the name is unknown or this machine lacks it.
-const Kernels& select_kernels(const char* name);
 
 }  // namespace deepmnn

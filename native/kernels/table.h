@@ -4,12 +4,13 @@
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/kernels.h"
+#include "kernels/layout.h"
 #include "kernels/linear.h"
 #include "kernels/logits.h"
 #include "kernels/norm.h"
-#include "kernels/pack.h"
 #include "kernels/peak.h"
 #include "kernels/quantize_rows.h"
+#include "kernels/rounding.h"
 
 namespace deepmnn::DEEPMNN_NS {
 
@@ -22,8 +23,10 @@ const Kernels kTable = {
     linear_kernel,
     quantize_rows_kernel,
     quantize_cache_kernel,
+    round_panel_kernel,
+    pack_panel_kernel,
+    pack_floats_kernel,
     decode_row_kernel,
-    quantize_pack_kernel,
     rms_norm_kernel,
     add_rms_norm_kernel,
     add_kernel,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 
+#include "kernels/dispatch.h"
 #include "runtime/fail.h"
 #include "runtime/machine.h"
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from deepmnn.conversion.convert import convert
     from deepmnn.engine.completion import Chunk, Completion
     from deepmnn.exporters import export
+    from deepmnn.quant.recipe import Recipe, Rule
     from deepmnn.text.sampling_params import SamplingParams
 
 __all__ = [
@@ -31,6 +32,8 @@ __all__ = [
     "Completion",
     "LoadOptions",
     "MnnOptions",
+    "Recipe",
+    "Rule",
     "SamplingParams",
     "convert",
     "errors",
@@ -46,6 +49,8 @@ _HOMES = {
     "load": "deepmnn.api.loading",
     "MnnOptions": "deepmnn.backends.mnn.options",
     "convert": "deepmnn.conversion.convert",
+    "Recipe": "deepmnn.quant.recipe",
+    "Rule": "deepmnn.quant.recipe",
     "export": "deepmnn.exporters",
     "Chunk": "deepmnn.engine.completion",
     "Completion": "deepmnn.engine.completion",

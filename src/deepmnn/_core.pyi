@@ -6,7 +6,7 @@ Bad arguments raise RequestError, damaged artifacts ArtifactError.
 from types import ModuleType
 from typing import Any
 
-from numpy import float32, int32, uint8
+from numpy import float16, float32, int8, int32, uint8
 from numpy.typing import NDArray
 
 kernels: ModuleType
@@ -24,10 +24,30 @@ def formats() -> list[dict[str, Any]]:
 def packed_nbytes(format: str, rows: int, cols: int, group_size: int = 0) -> int:
     """Bytes of a stored weight (docs/layouts.md), padded to 64."""
 
+def quantize(
+    w: NDArray[float32], format: str, group_size: int, threads: int = 1, isa: str = ""
+) -> tuple[NDArray[int8], NDArray[int8] | None, NDArray[float16]]:
+    """Codes, multipliers and scales of w [rows, cols], number for number those of quant.rounding:
+    shaped as in `deepmnn.formats.Codes`.
+    """
+
+def pack(
+    codes: NDArray[int8],
+    multipliers: NDArray[int8] | None,
+    scales: NDArray[float16],
+    format: str,
+    group_size: int,
+    threads: int = 1,
+    isa: str = "",
+) -> NDArray[uint8]:
+    """Stored bytes of codes; byte for byte those of quant.layout.pack. Codes and multipliers out of
+    the format's bounds give bytes that stand for other ones.
+    """
+
 def quantize_pack(
     w: NDArray[float32], format: str, group_size: int = 0, threads: int = 1, isa: str = ""
 ) -> NDArray[uint8]:
-    """Stored bytes of w [rows, cols] in a matrix format; byte for byte those of quant.pack.pack."""
+    """Stored bytes of w [rows, cols] in a format of matrices: `quantize` and `pack` in one go."""
 
 def unpack(
     packed: NDArray[uint8], format: str, rows: int, cols: int, group_size: int = 0
@@ -116,6 +136,12 @@ def available_cores(root: str = "") -> int:
     """Physical cores this process may run on (its CPU affinity and group quota), at least 1.
 
     root: where /sys lies, for tests.
+    """
+
+def available_memory(root: str = "") -> int:
+    """Bytes this process could still use: of the system, or of its control group if that is less.
+
+    2**63 - 1 where neither can be read. root: where /proc and /sys lie, for tests.
     """
 
 def numa_nodes(processors: list[int] | None = None, root: str = "") -> dict[int, list[int]]:

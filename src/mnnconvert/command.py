@@ -17,7 +17,7 @@ from deepmnn.errors import DeepmnnError, StorageError
 from deepmnn.exporters import ExportReport, export
 from deepmnn.exporters.mnn.folder import Names
 from deepmnn.exporters.mnn.writer import FolderWriter
-from mnnconvert.options import Options, parse
+from mnnconvert.options import GROUPED, Options, parse
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,9 +36,15 @@ def main(arguments: Sequence[str]) -> int:
         f"{floats if report.quant == 'fp32' else report.quant}\n"
         f"next: MNN.llm.create({str(options.mnn_model.with_suffix('.config.json'))!r})"
     )
-    if options.quant == "w8" and options.group_size is not None:
+    if options.group_size is not None and options.quant not in GROUPED:
         print(
             "note: --weightQuantBlock is for 4 bits; 8 bits have one scale for 256 columns",
+            file=sys.stderr,
+        )
+    if report.unused:
+        print(
+            f"note: {len(report.unused)} tensors of the checkpoint are not read, "
+            f"{report.unused[0]!r} for one",
             file=sys.stderr,
         )
     if exported.note:
@@ -61,7 +67,7 @@ def run(options: Options) -> tuple[ConvertReport, ExportReport]:
             options.quant,
             options.optimize_level,
             config=options.config,
-            group_size=options.group_size if options.quant == "w4" else None,
+            group_size=options.group_size if options.quant in GROUPED else None,
             progress=ConvertProgress(progress),
         )
         exported = export(

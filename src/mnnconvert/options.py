@@ -10,10 +10,14 @@ from typing import Any, NoReturn
 
 from deepmnn import __version__
 from deepmnn.errors import RequestError
+from deepmnn.formats import FORMATS
 
 FRAMEWORKS = ("TORCH", "SAFETENSORS", "HF")
-BITS = {0: "fp32", 8: "w8", 4: "w4"}
-"""--weightQuantBits → recipe."""
+BITS = {0: "fp32"} | {made.bits: made.name for made in FORMATS.values() if made.is_quantized}
+"""--weightQuantBits → recipe: it is called like the format of its linears."""
+
+GROUPED = {made.name: made.group_sizes for made in FORMATS.values() if len(made.group_sizes) > 1}
+"""Recipe → --weightQuantBlock, where there is a choice."""
 
 QUANTIZE_MODES = {"NONE": 0, "WEIGHT_INT8": 8, "W8": 8, "WEIGHT_INT4": 4, "W4": 4}
 """--quantizeMode → --weightQuantBits."""
@@ -68,8 +72,8 @@ class Options:
         model_file: weights, or a checkpoint directory.
         mnn_model: the .mnn file to write.
         config: a config.json other than the one beside model_file.
-        quant: the recipe, "fp32", "w8" or "w4".
-        group_size: columns per scale in w4; None leaves it to the recipe.
+        quant: the recipe, one of BITS.
+        group_size: columns per scale, as given; None leaves it to the recipe.
         fp16: whether float weights are stored in half precision.
     """
 
@@ -192,7 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--weightQuantBlock",
         type=int,
-        choices=(32, 64, 128),
+        choices=sorted({size for sizes in GROUPED.values() for size in sizes}),
         help="columns that share a scale with 4 bits; default 64, or 32 where it wastes less; "
         "with 8 bits it is always 256",
     )

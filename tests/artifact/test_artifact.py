@@ -18,18 +18,20 @@ from deepmnn.artifact import directory as directory_writer
 from deepmnn.artifact import reader as artifact_module
 from deepmnn.artifact.manifest import MANIFEST, TEMP_MARK, file_crc, manifest_crc
 from deepmnn.artifact.reader import Artifact
-from deepmnn.artifact.writer import ArtifactWriter, plan_shards
+from deepmnn.artifact.shards import locate, plan_shards
+from deepmnn.artifact.writer import ArtifactWriter
 from deepmnn.errors import ArtifactError, StorageError
 from deepmnn.formats import ALIGNMENT
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.serialize import to_json
-from deepmnn.quant import recipes
-from deepmnn.quant.pack import pack_weight, unpack_weight
+from deepmnn.quant.recipe import RECIPES, apply
+from deepmnn.quant.store import store, stored_values
 
 DESCRIPTION: dict[str, Any] = {
     "model_type": "llama",
     "quant": "w8",
+    "recipe": RECIPES["w8"].to_json(),
     "optimize_level": 0,
     "nodes_level_0": 2,
     "nodes": 2,
@@ -43,7 +45,7 @@ def small_graph() -> Graph:
     for layer in range(3):
         x = b.linear(x, f"layers.{layer}.proj", 20, bias=True)
     b.graph.outputs = [b.linear(x, "lm_head", 37, role="lm_head")]
-    recipes.apply(b.graph, "w8")
+    apply(b.graph, RECIPES["w8"])
     return b.graph
 
 
@@ -52,7 +54,7 @@ VALUES = {
     name: np.random.default_rng(i).standard_normal(w.shape, np.float32)
     for i, (name, w) in enumerate(GRAPH.weights.items())
 }
-PACKED = {name: pack_weight(w, VALUES[name]) for name, w in GRAPH.weights.items()}
+PACKED = {name: store(w, VALUES[name]) for name, w in GRAPH.weights.items()}
 SIZES = [(w.name, w.nbytes) for w in GRAPH.weights.values()]
 
 
@@ -64,8 +66,7 @@ def write(path: Path, overwrite: bool = False, max_shard_bytes: int = 1 << 30) -
 
 
 def fill(writer: ArtifactWriter, max_shard_bytes: int = 1 << 30) -> None:
-    locations = writer.plan_weights(SIZES, max_shard_bytes)
-    assert list(locations) == list(PACKED)
+    writer.expect(plan_shards(SIZES, max_shard_bytes))
     writer.add_file("config.json", b'{"model_type": "llama"}')
     writer.add_file("graph.json", to_json(GRAPH).encode())
     writer.add_file("program.bin", b"program")
@@ -100,7 +101,7 @@ def test_round_trip(tmp_path: Path, max_shard_bytes: int) -> None:
         assert isinstance(stored, np.memmap)
         assert not stored.flags.writeable
         np.testing.assert_array_equal(stored, PACKED[name])
-        error = np.abs(unpack_weight(weight, stored) - VALUES[name]).max()
+        error = np.abs(stored_values(weight, stored) - VALUES[name]).max()
         assert error <= (0 if weight.format == "vector" else 0.03)
     with pytest.raises(ArtifactError, match="'nobody'"):
         artifact.tensor("nobody")
@@ -125,16 +126,18 @@ def test_shards_are_plain_safetensors_files(tmp_path: Path, max_shard_bytes: int
 
 def test_locations_are_where_the_bytes_are(tmp_path: Path) -> None:
     with ArtifactWriter(tmp_path / "m") as writer:
-        locations = writer.plan_weights(SIZES, 3000)
-        names = writer.shard_names
+        shards = plan_shards(SIZES, 3000)
+        writer.expect(shards)
         for name in ("config.json", "graph.json", "program.bin"):
             writer.add_file(name, b"{}")
         for name, packed in PACKED.items():
             writer.write_weight(name, packed)
         writer.commit(DESCRIPTION)
-    assert len(names) > 1
+    locations = locate(shards)
+    assert len(shards) > 1
+    assert list(locations) == list(PACKED)
     for name, at in locations.items():
-        data = (tmp_path / "m" / names[at.shard]).read_bytes()
+        data = (tmp_path / "m" / shards[at.shard].file).read_bytes()
         assert data[at.offset : at.offset + at.nbytes] == PACKED[name].tobytes()
 
 
@@ -232,7 +235,7 @@ def test_a_failed_overwrite_keeps_the_old_artifact(tmp_path: Path) -> None:
         contextlib.suppress(KeyboardInterrupt),
         ArtifactWriter(path, overwrite=True) as writer,
     ):
-        writer.plan_weights(SIZES)
+        writer.expect(plan_shards(SIZES))
         writer.write_weight(*next(iter(PACKED.items())))
         raise KeyboardInterrupt
     Artifact.open(path)
@@ -242,7 +245,7 @@ def test_a_failed_overwrite_keeps_the_old_artifact(tmp_path: Path) -> None:
 def test_writing_out_of_order_is_refused(tmp_path: Path) -> None:
     name, packed = list(PACKED.items())[1]
     with ArtifactWriter(tmp_path / "m") as writer:
-        writer.plan_weights(SIZES)
+        writer.expect(plan_shards(SIZES))
         with pytest.raises(ArtifactError, match="is next"):
             writer.write_weight(name, packed)
         with pytest.raises(ArtifactError, match="not written"):
@@ -357,6 +360,9 @@ BAD_FIELDS: list[tuple[str, Any]] = [
     ("files", {}),
     ("files", {"config.json": 3}),
     ("files", {"../config.json": {"nbytes": 1, "crc32": 1}}),
+    ("recipe", "w8"),
+    ("recipe", {"name": "w8"}),
+    ("recipe", {"name": "w8", "rules": [{"pattern": "role:linear", "format": "w5"}]}),
 ]
 
 

@@ -52,7 +52,7 @@ def test_a_page_cache_that_keeps_files_or_tells_nothing(
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(cold, "resident", refuse)
-    told = "the page cache cannot be asked: Operation not permitted"
+    told = "the page cache cannot be inspected: Operation not permitted"
     assert cold.drop(cold.files_of(model)) == told
     monkeypatch.delattr(os, "posix_fadvise")
     assert cold.drop([]) == "this system cannot drop files from its page cache"

@@ -21,7 +21,8 @@ from bench.peers import checkpoint, deepmnn_cpu, gguf_file, llama_cpp, mnn_expor
 from deepmnn import models
 from deepmnn.artifact import manifest
 from deepmnn.graph.levels import pass_names
-from deepmnn.source.random import RandomSource, tensor_shapes
+from deepmnn.graph.tensors import tensor_shapes
+from deepmnn.source.random import RandomSource
 
 CONFIGS = Path(__file__).parents[2] / "bench" / "configs"
 SHAPES = ("r1-distill-qwen-1.5b", "deepseek-v2-lite")

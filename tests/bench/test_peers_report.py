@@ -198,7 +198,7 @@ def test_the_page_says_where_and_how_it_was_made(tmp_path: Path) -> None:
     found, report = found_and_report(tmp_path, "avx2")
     report.save(found)
     page = (tmp_path / "peers.md").read_text()
-    assert page.startswith("# deepmnn beside its peers, held to AVX2\n")
+    assert page.startswith("# deepmnn beside its peers, limited to AVX2\n")
     for name in ("date", "processor", "cores", "memory", "system", "instruction set", "threads"):
         assert f"\n| {name} | " in page
     assert table.NOTES in page

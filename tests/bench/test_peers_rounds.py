@@ -125,7 +125,7 @@ def plan(tmp_path: Path, names: list[str], repeat: int = 1) -> Plan:
 SIZES = {"even": 1, "odd": 1}
 
 
-def test_engines_take_turns_forth_and_back(tmp_path: Path) -> None:
+def test_engines_run_in_order_then_in_reverse(tmp_path: Path) -> None:
     heard, saved = list[str](), list[int]()
     what = plan(tmp_path, ["base", "derived", "absent"], repeat=2)
     made = models(tmp_path, heard)

@@ -49,7 +49,7 @@ def columns_of(rates: Mapping[str, float | str]) -> dict[str, Column]:
     }
 
 
-def test_models_go_in_rounds_forth_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_run_in_order_then_in_reverse(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = list[tuple[str, int]]()
 
     def answer(peer: object, verb: str, request: dict[str, Any], *rest: object) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""`deepmnn convert` of PyTorch files."""
+"""`deepmnn convert`: PyTorch files, recipes, dry runs; what `info` says of a checkpoint."""
 
+import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from deepmnn.artifact.reader import Artifact
@@ -43,3 +45,100 @@ def test_a_file_without_a_config(files: tuple[Path, Path], tmp_path: Path) -> No
     assert "--config" in result.stderr
     assert result.stderr.count("\n") == 1
     assert not (tmp_path / "out").exists()
+
+
+# ------------------------------------------------------------------------ plans and recipes
+
+
+def info(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["info", *map(str, arguments)])
+
+
+RECIPE = {
+    "name": "mine",
+    "rules": [
+        {"pattern": "model.layers.0.*", "format": "w8"},
+        {"pattern": "role:expert", "format": "w4", "group_size": 32},
+        {"pattern": "*", "format": "bf16"},
+    ],
+}
+
+
+def test_a_dry_run_prints_what_would_be_written_and_writes_nothing(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("deepseek_v3", 0, tmp_path / "hf")
+    result = convert(tiny.path, tmp_path / "out", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert os.listdir(tmp_path) == ["hf"]
+    done = convert(tiny.path, tmp_path / "out")
+    assert (tmp_path / "out").is_dir()
+    for line in done.output.splitlines()[1:4]:  # facts, size, nodes
+        assert line in result.output
+    for name in ("w4", "w8", "f32", "vector", "all"):
+        assert f"│ {name} " in result.output
+    for line in result.output.splitlines():
+        assert line in info(tiny.path).output
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("deepseek_v3", 0, tmp_path / "hf")
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps(RECIPE))
+    result = convert(tiny.path, tmp_path / "out", "--quant", file)
+    assert result.exit_code == 0, result.output
+    assert "parameters as mine" in result.output
+    artifact = Artifact.open(tmp_path / "out")
+    assert artifact.manifest["recipe"] == RECIPE
+    assert artifact.manifest["quant"] == "mine"
+    found = {w.name: w.format for w in artifact.graph().weights.values() if len(w.shape) == 2}
+    for name, stored in found.items():
+        first = name.startswith("layers.0.")
+        expert = ".experts." in name
+        router = name.endswith("mlp.gate.weight")
+        expected = "f32" if router else "w8" if first else "w4" if expert else "bf16"
+        assert stored == expected, name
+    assert "as mine" in info(tiny.path, "--quant", file).output
+    for command in (
+        convert(tiny.path, tmp_path / "2", "--quant", tmp_path),
+        info(tiny.path, "--quant", "w5"),
+    ):
+        assert command.exit_code == 1
+        assert "one of fp32, bf16, w8, w4" in command.stderr
+        assert command.stderr.count("\n") == 1
+    file.write_text(json.dumps(RECIPE | {"rule": []}))
+    result = convert(tiny.path, tmp_path / "2", "--quant", file)
+    assert (result.exit_code, "has the field 'rule'" in result.stderr) == (1, True)
+    assert not (tmp_path / "2").exists()
+
+
+def test_what_is_left_out_is_said(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("deepseek_v3", 0, tmp_path / "hf")
+    weights = tiny.path / "model.safetensors"
+    tensors = {n: t for n, t in load_file(weights).items() if ".layers.2." not in n}
+    more = {f"visual.[b]{n}": torch.zeros(2) for n in range(5)}
+    save_file(tensors | more, weights)
+    for result in (
+        info(tiny.path),
+        convert(tiny.path, tmp_path / "out", "--dry-run"),
+        convert(tiny.path, tmp_path / "out"),
+    ):
+        assert result.exit_code == 0, result.output
+        assert "multi-token prediction" in result.output
+        assert "5 tensors of the checkpoint are not read: visual.[b]0, visual.[b]1" in result.output
+
+
+def test_info_of_a_checkpoint(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    nbytes = sum(t.nbytes for t in load_file(tiny.path / "model.safetensors").values())
+    text = info(tiny.path, "--quant", "bf16").output
+    assert f"checkpoint      {nbytes / 1000:.1f} kB" in text
+    assert "parameters as bf16" in text
+    converted = convert(tiny.path, tmp_path / "out")
+    assert converted.exit_code == 0
+    result = info(tmp_path / "out", "--quant", "w4")
+    assert (result.exit_code, "converted already" in result.stderr) == (1, True)
+    (tiny.path / "model.safetensors").write_bytes(b"damaged")
+    result = info(tiny.path)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "model.safetensors" in result.stderr
+    (tiny.path / "model.safetensors").unlink()
+    assert "parameters as w4" in info(tiny.path).output, "config.json alone is enough"

@@ -22,7 +22,8 @@ from deepmnn.artifact import directory as directory_writer
 from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.cpu.program import read_program
 from deepmnn.backends.reference import ReferenceBackend
-from deepmnn.conversion.convert import convert, weight_order
+from deepmnn.conversion.convert import convert
+from deepmnn.conversion.plan import weight_order
 from deepmnn.errors import (
     ArtifactError,
     CheckpointError,
@@ -32,10 +33,10 @@ from deepmnn.errors import (
     TensorNotFoundError,
 )
 from deepmnn.graph.levels import optimize
+from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.graph.weights import F32
 from deepmnn.models import build
-from deepmnn.quant.pack import unpack_weight
-from deepmnn.source.random import tensor_shapes
+from deepmnn.quant.store import stored_values
 from parity import prompts_for, relative_error, run_schedule
 from tiny_models import ALL, tiny_checkpoint
 
@@ -78,7 +79,7 @@ class Tensors:
 def stored(artifact: Artifact) -> dict[str, F32]:
     """Every weight of an artifact, decoded."""
     weights = artifact.graph().weights.values()
-    return {w.name: unpack_weight(w, artifact.tensor(w.name)) for w in weights}
+    return {w.name: stored_values(w, artifact.tensor(w.name)) for w in weights}
 
 
 def bf16_checkpoint(path: Path) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ from deepmnn.artifact.manifest import MANIFEST, manifest_crc
 from deepmnn.artifact.reader import Artifact
 from deepmnn.conversion.convert import convert
 from deepmnn.errors import ArtifactError
-from deepmnn.quant.pack import unpack_weight
+from deepmnn.quant.store import stored_values
 from fuzz.mutations import mutate_bytes, mutate_json, rewrite, with_header
 from tiny_models import tiny_checkpoint
 
@@ -31,7 +31,7 @@ def read_all(path: Path) -> bool:
         artifact = Artifact.open(path)
         graph = artifact.graph()
         for weight in graph.weights.values():
-            assert unpack_weight(weight, artifact.tensor(weight.name)).shape == weight.shape
+            assert stored_values(weight, artifact.tensor(weight.name)).shape == weight.shape
     except ArtifactError:
         return False
     return True

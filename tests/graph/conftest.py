@@ -10,9 +10,10 @@ import pytest
 from deepmnn.backends.base import F32, Batch
 from deepmnn.backends.reference import ReferenceBackend
 from deepmnn.graph.ir import Graph
+from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.graph.weights import TensorSource
 from deepmnn.models import build
-from deepmnn.source.random import RandomSource, tensor_shapes
+from deepmnn.source.random import RandomSource
 from tiny_models import CONFIGS
 
 BLOCK_SIZE, BLOCKS = 4, 12

@@ -6,7 +6,7 @@ import pytest
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.workload import Experts, Workload
 from deepmnn.models import build
-from deepmnn.quant import recipes
+from deepmnn.quant.recipe import RECIPES, apply
 from tiny_artifact import CONFIG
 from tiny_models import ALL, CONFIGS, LLAMA
 
@@ -15,7 +15,7 @@ def workload(
     config: dict[str, object], level: int, quant: str = "fp32", without: str = ""
 ) -> Workload:
     graph = optimize(build(config), level, disabled=frozenset({without} - {""}))[0]
-    recipes.apply(graph, quant)
+    apply(graph, RECIPES[quant])
     return Workload.of(graph)
 
 

@@ -11,10 +11,9 @@ import pytest
 from deepmnn import _core
 from deepmnn._core import kernels
 from deepmnn.formats import Codes, named
-from deepmnn.quant import pack
+from deepmnn.quant.layout import pack, unpack_codes
+from storage import MATRICES, QUANTIZED
 
-QUANTIZED = [("w8", 256), ("w4", 32), ("w4", 64), ("w4", 128)]
-FORMATS = [("f32", 0), ("bf16", 0), *QUANTIZED]
 PANEL = 256
 UNTOUCHED = 123.0
 
@@ -39,10 +38,8 @@ class Problem:
     @classmethod
     def quantized(cls, quantized, rows, cols, x):
         """Of codes, multipliers and scales as they are."""
-        packed = pack.pack_codes(quantized)
-        packed = np.concatenate([packed, np.zeros(-packed.size % 64, np.uint8)])
         w = quantized.values()[:rows, :cols]
-        return cls(quantized.format, quantized.group_size, packed, w, x)
+        return cls(quantized.format, quantized.group_size, pack(quantized), w, x)
 
     def run(self, isa, epilogue="store", y=None, out_cols=None, **options):
         rows, cols = self.w.shape
@@ -65,7 +62,7 @@ class Problem:
         """
         rows, cols = self.w.shape
         codes, scales, *_ = kernels.quantize_rows(self.x, "scalar")  # checked on their own
-        weight = pack.unpack_codes(self.packed, self.dtype, cols, self.group_size)
+        weight = unpack_codes(self.packed, self.dtype, cols, self.group_size)
         weight_scales = weight.scales[:rows].astype(np.float32)
         integers = np.zeros((rows, codes.shape[1]))
         integers[:, : weight.codes.shape[1]] = weight.codes[:rows]
@@ -91,7 +88,7 @@ class Problem:
         return 2e-7 * len(products) * products.sum(axis=0).max(initial=1)
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
+@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
 @pytest.mark.parametrize(
     ("rows", "cols"), [(1, 1), (16, 64), (17, 65), (50, 127), (83, 200), (33, 290), (70, 601)]
 )
@@ -105,7 +102,7 @@ def test_store_for_any_number_of_rows(isa, rng, dtype, group_size, rows, cols):
         assert (y[:, rows:] == UNTOUCHED).all()
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
+@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
 def test_every_small_width(isa, rng, dtype, group_size):
     for cols, n in itertools.product([*range(1, 18), 31, 33, 63, 95, 256, 257], [1, 3]):
         problem = Problem.random(rng, dtype, group_size, 20, cols, n)
@@ -113,7 +110,7 @@ def test_every_small_width(isa, rng, dtype, group_size):
         np.testing.assert_allclose(y, problem.expected(), rtol=0, atol=problem.tolerance())
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
+@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
 @pytest.mark.parametrize("n", [1, 2, 9])
 def test_bias_accumulate_and_out_cols(isa, rng, dtype, group_size, n):
     problem = Problem.random(rng, dtype, group_size, 48, 70, n)
@@ -127,7 +124,7 @@ def test_bias_accumulate_and_out_cols(isa, rng, dtype, group_size, n):
     np.testing.assert_allclose(y, expected + before, rtol=0, atol=problem.tolerance())
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
+@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
 @pytest.mark.parametrize("n", [1, 2, 5, 14])
 @pytest.mark.parametrize("intermediate_size", [16, 21, 80])
 def test_swiglu(isa, rng, dtype, group_size, n, intermediate_size):
@@ -143,7 +140,7 @@ def test_swiglu(isa, rng, dtype, group_size, n, intermediate_size):
     assert (y[:, intermediate_size:] == UNTOUCHED).all()
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
+@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
 @pytest.mark.parametrize(("cols", "n"), [(40, 7), (300, 25)])
 def test_gathered_rows_and_block_ranges(isa, rng, dtype, group_size, cols, n):
     problem = Problem.random(rng, dtype, group_size, 75, cols, 6)
@@ -160,7 +157,7 @@ def test_gathered_rows_and_block_ranges(isa, rng, dtype, group_size, cols, n):
     assert np.array_equal(problem.run(isa, index=index, blocks=(2, 2), y=y, out_cols=75), y)
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
+@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
 @pytest.mark.parametrize(("cols", "n"), [(99, 13), (600, 40), (70, 300)])
 def test_a_row_does_not_depend_on_its_neighbours(isa, rng, dtype, group_size, cols, n):
     """Batching must not change an answer, not even its last bit."""
@@ -172,7 +169,7 @@ def test_a_row_does_not_depend_on_its_neighbours(isa, rng, dtype, group_size, co
             assert np.array_equal(some.run(isa, epilogue, out_cols=48), together[first:last])
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
+@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
 def test_inputs_may_be_views(isa, rng, dtype, group_size):
     problem = Problem.random(rng, dtype, group_size, 33, 50, 5)
     expected = problem.run(isa)
@@ -190,7 +187,7 @@ def matrix(dtype, group_size, rows, cols, codes, multipliers):
     drawn = codes((rows, columns)).astype(np.int8)
     drawn[:, cols:] = 0
     panels = -(-cols // PANEL)
-    if dtype == "w8":
+    if not named(dtype).multipliers:
         return Codes(dtype, drawn, None, np.ones((rows, panels), np.float16), group_size)
     multiplied = multipliers((rows, columns // group_size)).astype(np.int8)
     return Codes(dtype, drawn, multiplied, np.full((rows, panels), 16, np.float16), group_size)
@@ -202,7 +199,7 @@ def matrix(dtype, group_size, rows, cols, codes, multipliers):
 def test_no_saturation_at_the_extremes(isa, dtype, group_size, cols, n):
     """Largest weights times largest activations: int16 pairs would overflow if summed naively."""
     half = named(dtype).offset
-    multipliers = [1] if dtype == "w8" else [15, -15]
+    multipliers = [15, -15] if named(dtype).multipliers else [1]
     for code, multiplier, x in itertools.product((-half, half - 1), multipliers, (127.0, -127.0)):
         problem = Problem.quantized(
             matrix(
@@ -242,7 +239,7 @@ def test_one_panel_is_rounded_twice(isa, rng, dtype, group_size, n):
 
 
 @pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
+@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
 def test_faults_in_the_input_are_not_lost(isa, rng, dtype, group_size, fault):
     problem = Problem.random(rng, dtype, group_size, 16, 80, 3)
     problem.x[1, 5] = fault

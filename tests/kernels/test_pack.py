@@ -1,4 +1,4 @@
-"""quantize_pack, unpack and decode_row against the numpy definition in quant/pack.py."""
+"""quantize, pack, quantize_pack, unpack and decode_row against the numpy definitions in quant/."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from deepmnn import _core
 from deepmnn._core import kernels
 from deepmnn.errors import RequestError
 from deepmnn.formats import Codes, named
-from deepmnn.quant import pack
+from deepmnn.quant.layout import pack, unpack
+from deepmnn.quant.rounding import round_to_nearest
+from storage import MATRICES, QUANTIZED, any_codes, numpy_bytes
 
-FORMATS = [("f32", 0), ("bf16", 0), ("w8", 256), ("w4", 32), ("w4", 64), ("w4", 128)]
 SHAPES = [(1, 1), (5, 2), (16, 64), (17, 65), (33, 31), (40, 129), (64, 300), (18, 256), (7, 705)]
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
+@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 def test_bytes_equal_the_definition(isa, rng, unaligned, dtype, group_size, rows, cols):
     w = unaligned(rng.standard_normal((rows, cols)).astype(np.float32))
     packed = _core.quantize_pack(w, dtype, group_size, 1, isa)
     assert packed.nbytes == _core.packed_nbytes(dtype, rows, cols, group_size)
     assert packed.nbytes == named(dtype).nbytes(rows, cols, group_size)
-    assert np.array_equal(packed, pack.pack(w, dtype, group_size))
+    assert np.array_equal(packed, numpy_bytes(w, dtype, group_size))
 
 
 def extremes(rng):
@@ -46,19 +47,66 @@ def extremes(rng):
     yield np.where(rng.random((16, 64)) < 0.5, -1, 1).astype(np.float32)  # ties in the maximum
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
+@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
 def test_bytes_equal_the_definition_at_the_extremes(isa, rng, dtype, group_size):
     for w in extremes(rng):
         packed = _core.quantize_pack(w, dtype, group_size, 1, isa)
         with np.errstate(over="ignore"):
-            assert np.array_equal(packed, pack.pack(w, dtype, group_size))
+            assert np.array_equal(packed, numpy_bytes(w, dtype, group_size))
+
+
+def quantize(w, format, group_size, threads=1, isa=""):
+    codes, multipliers, scales = _core.quantize(w, format, group_size, threads, isa)
+    return Codes(format, codes, multipliers, scales, group_size)
+
+
+def pack_in_core(codes, threads=1, isa=""):
+    arrays = codes.codes, codes.multipliers, codes.scales
+    return _core.pack(*arrays, codes.format, codes.group_size, threads, isa)
+
+
+def same_codes(got, want):
+    for name in ("codes", "multipliers", "scales"):
+        ours, theirs = getattr(got, name), getattr(want, name)
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+            assert ours.tobytes() == theirs.tobytes(), name
+
+
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+@pytest.mark.parametrize(("rows", "cols"), SHAPES)
+def test_codes_equal_the_definition(isa, rng, unaligned, dtype, group_size, rows, cols):
+    w = unaligned(rng.standard_normal((rows, cols)).astype(np.float32))
+    want = round_to_nearest(w, dtype, group_size)
+    same_codes(quantize(w, dtype, group_size, 1, isa), want)
+    assert np.array_equal(pack_in_core(want, 1, isa), _core.quantize_pack(w, dtype, group_size))
+
+
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+def test_codes_equal_the_definition_at_the_extremes(isa, rng, dtype, group_size):
+    for w in extremes(rng):
+        with np.errstate(over="ignore"):
+            want = round_to_nearest(w, dtype, group_size)
+        same_codes(quantize(w, dtype, group_size, 1, isa), want)
+
+
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+@pytest.mark.parametrize(("rows", "cols"), SHAPES)
+def test_any_codes_are_packed_as_numpy_packs_them(isa, dtype, group_size, rows, cols):
+    codes = any_codes(rows, cols, dtype, group_size)
+    assert np.array_equal(pack_in_core(codes, 1, isa), pack(codes))
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])
-def test_threads_write_the_same_bytes(rng, threads):
+@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+def test_threads_write_the_same_bytes(rng, dtype, group_size, threads):
     w = rng.standard_normal((100, 130)).astype(np.float32)
-    one = _core.quantize_pack(w, "w4", 64)
-    assert np.array_equal(one, _core.quantize_pack(w, "w4", 64, threads))
+    one = _core.quantize_pack(w, dtype, group_size)
+    assert np.array_equal(one, _core.quantize_pack(w, dtype, group_size, threads))
+    codes = quantize(w, dtype, group_size)
+    same_codes(quantize(w, dtype, group_size, threads), codes)
+    assert np.array_equal(pack_in_core(codes, threads), one)
 
 
 CROWDED = """
@@ -85,11 +133,11 @@ def test_more_threads_than_the_system_allows():
     assert run.stdout == "refused\n", run.stderr
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), FORMATS)
+@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
 def test_unpack_and_decode_row(isa, rng, dtype, group_size, rows, cols):
-    packed = pack.pack(rng.standard_normal((rows, cols)).astype(np.float32), dtype, group_size)
-    expected = pack.unpack(packed, dtype, rows, cols, group_size)
+    packed = numpy_bytes(rng.standard_normal((rows, cols)).astype(np.float32), dtype, group_size)
+    expected = unpack(packed, dtype, rows, cols, group_size)
     assert np.array_equal(_core.unpack(packed, dtype, rows, cols, group_size), expected)
     for row in {0, rows // 2, rows - 1}:
         got = kernels.decode_row(packed, dtype, rows, cols, group_size, row, isa)
@@ -104,7 +152,7 @@ def test_every_fp16_scale_decodes(isa, rng, dtype, group_size):
     multipliers = rng.integers(-15, 16, (16, cols // group_size)).astype(np.int8)
     halves = np.arange(65536, dtype=np.uint16).reshape(16, 4096).view(np.float16)
     quantized = Codes(dtype, codes, multipliers if dtype == "w4" else None, halves, group_size)
-    packed, expected = pack.pack_codes(quantized), quantized.group_scales()
+    packed, expected = pack(quantized), quantized.group_scales()
     for row in range(16):
         got = kernels.decode_row(packed, dtype, 16, cols, group_size, row, isa)
         np.testing.assert_array_equal(got[::group_size], expected[row])
@@ -112,7 +160,7 @@ def test_every_fp16_scale_decodes(isa, rng, dtype, group_size):
 
 def test_vector_unpacks_to_itself():
     x = np.arange(5, dtype=np.float32)
-    packed = pack.pack(x, "vector")
+    packed = numpy_bytes(x, "vector")
     assert np.array_equal(_core.unpack(packed, "vector", 1, 5), x)
 
 
@@ -122,6 +170,7 @@ def test_bf16_is_exact_for_bf16_values(rng):
 
 
 W = np.zeros((4, 4), np.float32)
+C, M, S = np.zeros((3, 320), np.int8), np.zeros((3, 5), np.int8), np.zeros((3, 2), np.float16)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +190,23 @@ W = np.zeros((4, 4), np.float32)
         (lambda: _core.quantize_pack(W, "bf16", 64), "group_size 64"),
         (lambda: _core.quantize_pack(W, "f32", 0, 0), "threads 0"),
         (lambda: _core.quantize_pack(W, "f32", 0, 1, "mmx"), "instruction set 'mmx'"),
+        (lambda: _core.quantize(W, "bf16", 0), "weight format 'bf16'"),
+        (lambda: _core.quantize(W, "w4", 48), "group_size 48"),
+        (lambda: _core.quantize(W[:, :2], "w4", 64), "contiguous"),
+        (lambda: _core.quantize(W, "w4", 64, 1025), "threads 1025"),
+        (lambda: _core.pack(C, M, S, "f32", 0), "weight format 'f32'"),
+        (lambda: _core.pack(C, M, S, "w8", 256), "w8 with multipliers"),
+        (lambda: _core.pack(C, None, S, "w4", 64), "w4 without multipliers"),
+        (lambda: _core.pack(C[:, :300], M, S, "w4", 64), "codes is int8 [3, 300]"),
+        (lambda: _core.pack(C[:, ::2], M, S, "w4", 64), "contiguous"),
+        (lambda: _core.pack(C[0], M, S, "w4", 64), "two dimensions"),
+        (lambda: _core.pack(C.view(np.uint8), M, S, "w4", 64), "codes is uint8 "),
+        (lambda: _core.pack(C, M[:2], S, "w4", 64), "multipliers is int8 [2, 5]"),
+        (lambda: _core.pack(C, M, S[:, :1], "w4", 64), "scales is float16 [3, 1]"),
+        (lambda: _core.pack(C, M, S.astype(np.float32), "w4", 64), "scales is float32 "),
+        (lambda: _core.pack(C, M, S.view(np.int16), "w4", 64), "expected float16"),
+        (lambda: _core.pack(C, M, S, "w4", 64, 0), "threads 0"),
+        (lambda: _core.pack(C, M, S, "w4", 64, 1, "mmx"), "instruction set 'mmx'"),
         (lambda: _core.packed_nbytes("f32", -1, 4), "-1 rows"),
         (lambda: _core.packed_nbytes("f32", 2**40, 2**40), "columns"),
         (lambda: _core.packed_nbytes("vector", 2, 4), "a vector of 2 rows"),

@@ -14,11 +14,11 @@ import pytest
 from safetensors import safe_open
 
 from deepmnn.graph.ir import Graph
+from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.graph.verify import verify
 from deepmnn.graph.weights import Tensor
 from deepmnn.models import build
 from deepmnn.source.codecs import fp8
-from deepmnn.source.random import tensor_shapes
 from tiny_models import ALL, tiny_checkpoint
 
 CONFIGS: dict[str, dict[str, Any]] = {

@@ -14,7 +14,8 @@ from deepmnn.backends.cpu.lower import WeightLocation, lower
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.passes.memory_plan import plan_memory
 from deepmnn.graph.weights import TensorSource
-from deepmnn.quant.pack import pack, unpack
+from deepmnn.quant.layout import unpack
+from storage import numpy_bytes
 
 SHARD = "weights.bin"
 Read = Callable[[str], F32]
@@ -26,7 +27,7 @@ def write_program(graph: Graph, read: Read, directory: Path, reuse: bool = True)
     for name in dict.fromkeys(name for node in graph.nodes for name in node.weights):
         weight = graph.weights[name]
         matrix = read(name).reshape(weight.matrix_shape)
-        data = pack(matrix, weight.format, weight.group_size)
+        data = numpy_bytes(matrix, weight.format, weight.group_size)
         locations[name] = WeightLocation(0, offset, data.nbytes)
         parts.append(data)
         offset += data.nbytes
@@ -42,7 +43,7 @@ def stored(graph: Graph, read: Read) -> Read:
     def read_stored(name: str) -> F32:
         weight, array = graph.weights[name], read(name)
         rows, cols = weight.matrix_shape
-        data = pack(array.reshape(rows, cols), weight.format, weight.group_size)
+        data = numpy_bytes(array.reshape(rows, cols), weight.format, weight.group_size)
         return unpack(data, weight.format, rows, cols, weight.group_size).reshape(array.shape)
 
     return read_stored

@@ -7,9 +7,7 @@ from program_dir import cpu_of, random_weights
 
 from deepmnn.backends.reference import ReferenceBackend
 from parity import Runner, prompts_for, relative_error, run_schedule
-
-DTYPES = ["f32", "bf16", "w8", "w4"]
-QUANTIZED = [("w8", 256), ("w4", 32), ("w4", 64), ("w4", 128)]
+from storage import NAMES, QUANTIZED, QUANTIZED_NAMES
 
 
 def f32(graph, *names):
@@ -28,7 +26,7 @@ def test_add_rms_norm(width):
     check(one_op(build, width), threads=2)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize("sizes", [(16, 32), (5, 3, 9), (1, 1), (20, 12, 17, 16), (40, 7)])
 def test_linear_with_several_outputs(dtype, sizes):
     """Outputs that start inside a block of 16 rows of the weight."""
@@ -41,7 +39,7 @@ def test_linear_with_several_outputs(dtype, sizes):
     check(one_op(build, 40, dtype, 32), threads=3)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize("size", [1, 16, 19, 64])
 def test_swiglu(dtype, size):
     def build(b, x):
@@ -112,7 +110,7 @@ def test_norm_quantises_for_the_product_that_reads_it(
     np.testing.assert_array_equal(engine_logits(graph(False), lengths), want)
 
 
-@pytest.mark.parametrize("dtype", ["w8", "w4"])
+@pytest.mark.parametrize("dtype", QUANTIZED_NAMES)
 def test_norm_that_two_instructions_read(dtype):
     """One of them reads floats."""
 
@@ -185,7 +183,7 @@ def mla(heads, rank, nope, rope, v_dim):
 @pytest.mark.parametrize("schedule", ["prefill", "one by one", "chunks", "ragged"])
 @pytest.mark.parametrize("cache_dtype", ["f32", "bf16"])
 @pytest.mark.parametrize("form", ["absorbed", "expanded"])
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NAMES)
 def test_mla_attention(schedule, cache_dtype, form, dtype):
     """The two up-projections are independent random matrices: each form has its own oracle."""
     graph = one_op(mla(3, 35, 10, 6, 17), 33, dtype, 32)
@@ -248,7 +246,7 @@ def moe(experts, k, size, shared, routed=None):
     return build
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("sizes", [(1, 1, 5), (7, 3, 19), (4, 4, 32), (3, 2, 150)])
 @pytest.mark.parametrize("schedule", ["one by one", "ragged"])
@@ -257,7 +255,7 @@ def test_moe(dtype, shared, sizes, schedule):
     check(f32(graph, "router.weight"), schedule, threads=2)
 
 
-@pytest.mark.parametrize("dtype", ["w8", "w4"])
+@pytest.mark.parametrize("dtype", QUANTIZED_NAMES)
 @pytest.mark.parametrize("size", [19, 128, 300])
 @pytest.mark.parametrize("lengths", [(1,), (5,), (300, 7)])
 def test_moe_quantises_for_its_down_projections(dtype, size, lengths):

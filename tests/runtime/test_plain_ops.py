@@ -3,6 +3,8 @@
 import pytest
 from one_op import check, one_op, rotary, store_as
 
+from storage import NAMES
+
 WIDTHS = [1, 3, 16, 17, 48, 63, 130, 300]
 
 
@@ -46,14 +48,14 @@ def test_pointwise(op, width):
     check(one_op(POINTWISE[op], width), threads=2)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "w8", "w4"])
+@pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_linear(dtype, width):
     graph = one_op(lambda b, x: b.linear(x, "y", 37, bias=width % 2 == 0), width, dtype, 32)
     check(graph, threads=2)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "w8", "w4"])
+@pytest.mark.parametrize("dtype", NAMES)
 def test_embedding_decodes_every_format(dtype):
     graph = one_op(lambda b, x: b.silu(x, "y"), 300)
     store_as(graph.weights["embed.weight"], dtype)
@@ -92,7 +94,7 @@ def test_attention_over_gathered_rows(schedule, cache_dtype, heads, kv_heads, di
 
 
 @pytest.mark.parametrize("k", [1, 3, 7])
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "w8", "w4"])
+@pytest.mark.parametrize("dtype", NAMES)
 def test_experts(k, dtype):
     graph = one_op(experts(k), 33, dtype, 32)
     store_as(graph.weights["router.weight"], "f32")

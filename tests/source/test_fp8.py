@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from deepmnn.errors import CheckpointError, TensorNotFoundError, UnsupportedModelError
-from deepmnn.source.checkpoint import open_checkpoint
 from deepmnn.source.codecs.fp8 import block_size
+from deepmnn.source.open import open_source
 
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
 
@@ -50,7 +50,7 @@ def test_ragged_blocks_bit_for_bit(
     codes, scales = to_fp8(weight, block)
     tensors = {"w.weight": codes, "w.weight_scale_inv": scales, "norm": torch.ones(3)}
     config = FP8 | ({} if block == (128, 128) else {"weight_block_size": list(block)})
-    checkpoint = open_checkpoint(save(tmp_path, tensors, config))
+    checkpoint = open_source(save(tmp_path, tensors, config))
     assert sorted(checkpoint.names()) == ["norm", "w.weight"]
     read = checkpoint.read("w.weight")
     np.testing.assert_array_equal(read, by_hand(codes, scales, block), strict=True)
@@ -59,21 +59,21 @@ def test_ragged_blocks_bit_for_bit(
 
 def test_missing_or_wrong_scales(tmp_path: Path) -> None:
     codes, scales = to_fp8(torch.randn(130, 130), (128, 128))
-    checkpoint = open_checkpoint(save(tmp_path, {"w": codes}, FP8))
+    checkpoint = open_source(save(tmp_path, {"w": codes}, FP8))
     with pytest.raises(TensorNotFoundError, match="w_scale_inv"):
         checkpoint.read("w")
     for bad in (scales[:1], scales.flatten(), torch.zeros(2, 3)):
-        checkpoint = open_checkpoint(save(tmp_path, {"w": codes, "w_scale_inv": bad.clone()}, FP8))
+        checkpoint = open_source(save(tmp_path, {"w": codes, "w_scale_inv": bad.clone()}, FP8))
         with pytest.raises(CheckpointError, match="w_scale_inv"):
             checkpoint.read("w")
     flat = {"w": codes.flatten(), "w_scale_inv": scales}
     with pytest.raises(CheckpointError, match="w_scale_inv"):
-        open_checkpoint(save(tmp_path, flat, FP8)).read("w")
+        open_source(save(tmp_path, flat, FP8)).read("w")
 
 
 def test_plain_fp8_without_scales(tmp_path: Path) -> None:
     codes = torch.randn(5, 6).to(torch.float8_e4m3fn)
-    checkpoint = open_checkpoint(save(tmp_path, {"w": codes}, None))
+    checkpoint = open_source(save(tmp_path, {"w": codes}, None))
     np.testing.assert_array_equal(checkpoint.read("w"), codes.to(torch.float32).numpy())
 
 
@@ -81,16 +81,17 @@ def test_plain_fp8_without_scales(tmp_path: Path) -> None:
 def test_other_quantisations_are_refused(tmp_path: Path, method: Any) -> None:
     path = save(tmp_path, {"w": torch.ones(2)}, {"quant_method": method})
     with pytest.raises(UnsupportedModelError, match="already quantised"):
-        open_checkpoint(path)
+        open_source(path)
 
 
 @pytest.mark.parametrize("block", [[128], [0, 128], [128, -1], "128", [128.0, 128], None, [True]])
 def test_bad_block_sizes(block: Any) -> None:
     with pytest.raises(UnsupportedModelError, match="weight_block_size"):
-        block_size({"quantization_config": FP8 | {"weight_block_size": block}})
+        block_size(FP8 | {"weight_block_size": block})
 
 
 @pytest.mark.parametrize("quantization", [3, "fp8", [], True])
-def test_quantization_config_of_a_wrong_type(quantization: Any) -> None:
+def test_quantization_config_of_a_wrong_type(tmp_path: Path, quantization: Any) -> None:
+    path = save(tmp_path, {"w": torch.ones(2)}, quantization)
     with pytest.raises(UnsupportedModelError, match="quantization_config"):
-        block_size({"quantization_config": quantization})
+        open_source(path)

@@ -5,8 +5,9 @@ import pytest
 
 from deepmnn.errors import TensorNotFoundError
 from deepmnn.graph.ir import Graph, Weight
+from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.graph.weights import Concat, Constant, Interleave, PadHeads, Slice, Tensor
-from deepmnn.source.random import RandomSource, tensor_shapes
+from deepmnn.source.random import RandomSource
 
 SHAPES = {"a.weight": (200, 300), "b.weight": (200, 300), "norm.weight": (500,), "a.bias": (500,)}
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from deepmnn.conversion.convert import convert
 from deepmnn.errors import CheckpointError, ConfigError, TensorNotFoundError
-from deepmnn.source.checkpoint import open_checkpoint
+from deepmnn.source.open import open_source
 from tiny_models import CONFIGS, tiny_checkpoint
 
 A = torch.arange(6, dtype=torch.float32).reshape(2, 3)
@@ -48,7 +48,7 @@ OTHERS = {"training_args.bin": {"a": B}, "optimizer.pt": {"state": {}}}
     ids=["single", "single beside others", "index", "no index"],
 )
 def test_directories(tmp_path: Path, files: Any, index: Any) -> None:
-    checkpoint = open_checkpoint(directory(tmp_path, files, index))
+    checkpoint = open_source(directory(tmp_path, files, index))
     assert sorted(checkpoint.names()) == ["a", "b"]
     assert checkpoint.nbytes() == 40
     np.testing.assert_array_equal(checkpoint.read("a"), A.numpy(), strict=True)
@@ -61,45 +61,45 @@ def test_directories(tmp_path: Path, files: Any, index: Any) -> None:
 def test_safetensors_come_first(tmp_path: Path) -> None:
     path = directory(tmp_path, {"pytorch_model.bin": {"a": B}})
     save_file({"a": A}, path / "model.safetensors")
-    assert open_checkpoint(path).shape("a") == (2, 3)
+    assert open_source(path).shape("a") == (2, 3)
 
 
 def test_incomplete_directories(tmp_path: Path) -> None:
     path = directory(tmp_path, SHARDS, {"weight_map": WEIGHT_MAP | {"c": "pytorch_model-1.bin"}})
     with pytest.raises(TensorNotFoundError, match="'c'"):
-        open_checkpoint(path)
+        open_source(path)
     (path / "pytorch_model-2.bin").unlink()
     with pytest.raises(CheckpointError, match=r"shard pytorch_model-2.bin is missing"):
-        open_checkpoint(path)
+        open_source(path)
     for weight_map in ([], {}, {"a": "../a.bin"}, {"a": 3}):
         (path / INDEX).write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(CheckpointError, match="index"):
-            open_checkpoint(path)
+            open_source(path)
     (path / INDEX).unlink()
     torch.save({"a": A}, path / "pytorch_model-2.bin")
     with pytest.raises(CheckpointError, match=r"pytorch_model-1.bin and pytorch_model-2.bin"):
-        open_checkpoint(path)
+        open_source(path)
 
 
 def test_a_file_by_itself(tmp_path: Path) -> None:
     path = directory(tmp_path, {})
     for suffix in (".pt", ".pth", ".bin", ".ckpt"):
         torch.save({"a": A}, path / f"model{suffix}")
-        checkpoint = open_checkpoint(path / f"model{suffix}")
+        checkpoint = open_source(path / f"model{suffix}")
         assert checkpoint.config == {"model_type": "llama"}
         np.testing.assert_array_equal(checkpoint.read("a"), A.numpy())
     with pytest.raises(CheckpointError, match=r"holds .*model.bin.*as a file: .pt"):
-        open_checkpoint(path)
+        open_source(path)
     (path / "config.json").rename(tmp_path / "other.json")
     with pytest.raises(CheckpointError, match=r"config.json is missing.*--config"):
-        open_checkpoint(path / "model.pt")
-    other = open_checkpoint(path / "model.pt", tmp_path / "other.json")
+        open_source(path / "model.pt")
+    other = open_source(path / "model.pt", tmp_path / "other.json")
     assert other.config == {"model_type": "llama"}
     with pytest.raises(CheckpointError, match=r"nothing.pt is missing"):
-        open_checkpoint(path / "nothing.pt")
+        open_source(path / "nothing.pt")
     (path / "model.txt").write_text("x")
     with pytest.raises(CheckpointError, match=r"model.txt is a file.*\.pth"):
-        open_checkpoint(path / "model.txt")
+        open_source(path / "model.txt")
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod.model."])
@@ -110,7 +110,7 @@ def test_wrapper_prefixes(tmp_path: Path, prefix: str) -> None:
         "pytorch_model-1.bin": dict(list(state.items())[:1]),
         "pytorch_model-2.bin": dict(list(state.items())[1:]) | {"loss.weight": B},
     }
-    checkpoint = open_checkpoint(directory(tmp_path, files))
+    checkpoint = open_source(directory(tmp_path, files))
     assert sorted(checkpoint.names()) == sorted([*names, "loss.weight"])
     for number, name in enumerate(names):
         assert checkpoint.read(name).tolist() == [number, number]
@@ -120,7 +120,7 @@ def test_wrapper_prefixes(tmp_path: Path, prefix: str) -> None:
 def test_a_name_with_and_without_prefix(tmp_path: Path) -> None:
     state = {"module.model.embed_tokens.weight": A, "module.x": A, "x": B}
     with pytest.raises(CheckpointError, match=r"with and without 'module\.'"):
-        open_checkpoint(directory(tmp_path, {"pytorch_model.bin": state}))
+        open_source(directory(tmp_path, {"pytorch_model.bin": state}))
 
 
 # ---------------------------------------------------------------------------------- conversion
@@ -205,7 +205,7 @@ def test_fp8_scales_are_applied(tmp_path: Path) -> None:
     weight = torch.tensor([[1.0, 2, 3], [4, 5, 6]]).to(torch.float8_e4m3fn)
     scale = torch.tensor([[0.5, 4.0]])
     torch.save({"w": weight, "w_scale_inv": scale}, path / "pytorch_model.bin")
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_source(path)
     assert checkpoint.names() == ["w"]
     assert checkpoint.read("w").tolist() == [[0.5, 1, 12], [2, 2.5, 24]]
 

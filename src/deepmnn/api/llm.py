@@ -42,7 +42,7 @@ class LLM:
         artifact: the files: `.config`, `.manifest`.
         path: the directory of the tokenizer.
         backend: what runs the steps.
-        options: how it was loaded.
+        options: what `load` was given.
         tokenizer: raises TokenizerError at first use when the model has none.
     """
 

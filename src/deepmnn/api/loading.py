@@ -14,7 +14,7 @@ from deepmnn.errors import ArtifactError, RequestError
 if TYPE_CHECKING:
     from deepmnn.artifact.reader import Artifact
     from deepmnn.backends.mnn.options import MnnOptions
-    from deepmnn.conversion.convert import Progress
+    from deepmnn.conversion.write import Progress
     from deepmnn.exporters.mnn.folder import MnnFolder
 
 
@@ -142,15 +142,15 @@ def _open_converted(
     if backend == "cpu":
         from deepmnn.backends.cpu.backend import CpuBackend
 
-        settings = (options.threads or 0, options.isa or "", options.mla_form, options.numa)
-        return artifact, path, CpuBackend(path, *settings)
+        threads, isa = options.threads or 0, options.isa or ""
+        return artifact, path, CpuBackend(path, threads, isa, options.mla_form, options.numa)
     from deepmnn.backends.reference import ReferenceBackend
-    from deepmnn.quant.pack import unpack_weight
+    from deepmnn.quant.store import stored_values
 
     graph = artifact.graph()
 
     def read_weight(name: str) -> F32:
-        return unpack_weight(graph.weights[name], artifact.tensor(name))
+        return stored_values(graph.weights[name], artifact.tensor(name))
 
     form = "absorbed" if options.mla_form == "absorbed" else "expanded"
     return artifact, path, ReferenceBackend(graph, read_weight, form)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from deepmnn.errors import ArtifactError
+from deepmnn.quant.recipe import Recipe
 from deepmnn.source.json_file import is_plain_name, read_object
 
 FORMAT = "deepmnn"
@@ -62,6 +63,7 @@ class Manifest(TypedDict):
     deepmnn_version: str
     model_type: str
     quant: str
+    recipe: dict[str, Any]
     optimize_level: int
     nodes_level_0: int
     nodes: int
@@ -133,7 +135,7 @@ def _check_manifest(fields: dict[str, Any], path: Path) -> None:
     """Raises ArtifactError unless every field of `Manifest` has its type."""
     counts = dict.fromkeys(("optimize_level", "nodes_level_0", "nodes"), int)
     texts = dict.fromkeys(("deepmnn_version", "model_type", "quant"), str)
-    containers = {"passes": list, "shards": list, "files": dict}
+    containers = {"passes": list, "shards": list, "files": dict, "recipe": dict}
     for key, kind in {**counts, **texts, **containers}.items():
         if type(fields.get(key)) is not kind:
             raise ArtifactError(f"{path}: {key} is {fields.get(key)!r:.80}", f"a {kind.__name__}")
@@ -141,6 +143,7 @@ def _check_manifest(fields: dict[str, Any], path: Path) -> None:
         sizes = ("rewrites", "nodes_before", "nodes_after")
         if not _has(record, str, "name") or not _has(record, int, *sizes):
             raise ArtifactError(f"{path}: a pass is {record!r:.80}")
+    Recipe.from_json(fields["recipe"], f"{path}: recipe", ArtifactError)
     records = [*fields["files"].values(), *fields["shards"]]
     names = [*fields["files"], *(_name_of(record) for record in fields["shards"])]
     for name, record in zip(names, records, strict=True):

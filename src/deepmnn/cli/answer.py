@@ -11,7 +11,7 @@ from deepmnn.engine.completion import Chunk, Completion
 
 _CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
 _CONTROLS |= dict.fromkeys(range(0x7F, 0xA0), "\ufffd")
-"""A model must not command the terminal: its control characters are shown as pictures."""
+"""A model must not control the terminal: its control characters are shown as symbols."""
 
 
 def show(chunks: Iterable[Chunk]) -> Completion:

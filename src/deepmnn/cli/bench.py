@@ -1,4 +1,4 @@
-"""deepmnn bench: speed, beside this machine's limits."""
+"""deepmnn bench: speed, and its share of this machine's limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def bench(
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
     *,
     load: Annotated[
-        LoadOptions, {"cache_tokens": "KV cache rows; default: what the largest run needs."}
+        LoadOptions,
+        {"cache_tokens": "KV cache rows; default: what the runs need.", "max_sequences": None},
     ],
 ) -> None:
     """Measure prefill and decode speed."""
@@ -49,8 +50,8 @@ def bench(
         return
     _print(report, str(location))
     out.print(
-        "shares are of these limits, busy of the threads' time; "
-        f"{new_tokens} new tokens, mean ± deviation of {repeat} runs",
+        "int8 and memory: shares of these limits; busy: share of the threads' time; "
+        f"{new_tokens} new tokens; mean ± standard deviation of {repeat} runs",
         style="dim",
         soft_wrap=True,
     )

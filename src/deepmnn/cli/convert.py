@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import resource
 import sys
+import time
 from pathlib import Path
 from typing import Annotated
 
 from rich.text import Text
 from typer import Argument, Option
 
-from deepmnn.cli.console import ConvertProgress, byte_progress, count, file_size, out
+from deepmnn.cli.console import ConvertProgress, byte_progress, file_size, out
+from deepmnn.cli.planned import print_facts, print_leftovers, print_plan
 
 
 def convert(
     source: Annotated[Path, Argument(help="Checkpoint directory, or a PyTorch file.")],
     target: Annotated[Path, Argument(metavar="OUT", help="Directory to write.")],
-    quant: Annotated[str, Option(help="fp32, bf16, w8 or w4.")] = "w4",
+    quant: Annotated[str, Option(help="fp32, bf16, w8, w4, or a recipe in a .json file.")] = "w4",
     optimize_level: Annotated[int, Option(min=0, max=3, help="Graph optimisation.")] = 3,
     config: Annotated[
         Path | None, Option(help="config.json to use; default: the one beside the weights.")
@@ -27,37 +29,34 @@ def convert(
     random_weights: Annotated[bool, Option(help="Make the weights up; needs no tensors.")] = False,
     seed: Annotated[int, Option(min=0, help="Of the random weights.")] = 0,
     overwrite: Annotated[bool, Option(help="Replace an earlier conversion in OUT.")] = False,
+    dry_run: Annotated[
+        bool, Option("--dry-run", help="Print what would be written, and write nothing.")
+    ] = False,
 ) -> None:
     """Convert and quantise a checkpoint."""
-    import deepmnn
+    from deepmnn.conversion.convert import plan_conversion
+    from deepmnn.conversion.write import write
+    from deepmnn.quant.recipe import read_recipe
 
+    began = time.monotonic()
+    plan = plan_conversion(
+        source,
+        read_recipe(quant),
+        optimize_level,
+        config=config,
+        group_size=group_size,
+        random_weights=random_weights,
+        seed=seed,
+    )
+    if dry_run:
+        print_plan(plan)
+        return
     with byte_progress("converting") as progress:
-        report = deepmnn.convert(
-            source,
-            target,
-            quant,
-            optimize_level,
-            config=config,
-            group_size=group_size,
-            random_weights=random_weights,
-            seed=seed,
-            overwrite=overwrite,
-            progress=ConvertProgress(progress),
-        )
-    out.print(Text(str(report.path), style="bold green"), soft_wrap=True)
-    size = file_size(report.nbytes)
-    if report.source_nbytes:
-        size += f", {report.source_nbytes / report.nbytes:.2f} x smaller than the checkpoint"
-    fewer = 1 - report.nodes / report.nodes_level_0
-    out.print(f"  {report.model_type}, {count(report.parameters)} parameters as {report.quant}")
-    out.print(f"  size   {size}")
-    out.print(f"  nodes  {report.nodes_level_0} -> {report.nodes} ({fewer:.0%} fewer)")
-    out.print(f"  took   {report.seconds:.1f} s, peak memory {file_size(_peak_rss())}")
-    if report.dropped:
-        out.print(
-            f"  [yellow]{len(report.dropped)} weights that config.json promises are not in the "
-            f"checkpoint (multi-token prediction): left out[/]"
-        )
+        path = write(plan, target, overwrite, ConvertProgress(progress))
+    out.print(Text(str(path), style="bold green"), soft_wrap=True)
+    print_facts(plan)
+    out.print(f"  took   {time.monotonic() - began:.1f} s, peak memory {file_size(_peak_rss())}")
+    print_leftovers(plan)
 
 
 def _peak_rss() -> int:

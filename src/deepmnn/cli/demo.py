@@ -21,7 +21,7 @@ RIGHT, WRONG = "[bold green]right[/]", "[bold red]wrong[/]"
 NEXT = """\
 next: deepmnn chat {path}
       deepmnn eval      (the whole held-out set)
-      deepmnn bench     (speed, beside this machine's limits)
+      deepmnn bench     (speed, and this machine's limits)
       deepmnn pull deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"""
 
 
@@ -69,7 +69,7 @@ def _print_summary(answers: list[Answer]) -> None:
 
 
 def pick(problems: list[Problem], count: int, seed: int) -> list[Problem]:
-    """A reproducible choice that takes the kinds in turn."""
+    """`count` problems, the kinds in turn; the same for the same seed."""
     shuffled = list(problems)
     random.Random(seed).shuffle(shuffled)
     seen: dict[str, int] = {}

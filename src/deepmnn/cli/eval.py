@@ -19,7 +19,7 @@ def evaluate(
         Path | None, Option(help="JSON Lines of question, answer; default: tiny-r1's held-out set.")
     ] = None,
     limit: Annotated[int | None, Option(min=1, help="Ask only the first N.")] = None,
-    max_tokens: Annotated[int, Option(min=1, help="Longest answer.")] = 1024,
+    max_tokens: Annotated[int, Option(min=1, help="Longest answer in tokens.")] = 1024,
     *,
     load: LoadOptions,
 ) -> None:

@@ -16,9 +16,17 @@ def export(
     path: Annotated[Path, Argument(metavar="PATH", help="A converted model.")],
     target: Annotated[Path, Argument(metavar="OUT", help="Folder to write.")],
     kind: Annotated[
-        str, Option("--target", help="mnn: a model folder. android: that, in a project for it.")
+        str,
+        Option(
+            "--target", help="mnn: a model folder. android: that, and an Android Studio project."
+        ),
     ] = "mnn",
-    mla: Annotated[str, Option(help="What latent attention caches: expanded, absorbed.")] = "auto",
+    mla: Annotated[
+        str,
+        Option(
+            help="Latent attention caches keys and values (expanded), latents (absorbed), or auto."
+        ),
+    ] = "auto",
     overwrite: Annotated[bool, Option(help="Replace an earlier export in OUT.")] = False,
 ) -> None:
     """Export a converted model for MNN and phones."""

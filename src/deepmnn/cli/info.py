@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,10 +10,12 @@ from rich.text import Text
 from typer import Argument, Option
 
 from deepmnn.cli.console import count, err, file_size, out, table
+from deepmnn.cli.planned import print_plan, print_weights
 from deepmnn.errors import RequestError
 
 if TYPE_CHECKING:
     from deepmnn.artifact.reader import Artifact
+    from deepmnn.graph.ir import Graph
 
 
 def info(
@@ -23,12 +24,19 @@ def info(
     ],
     program: Annotated[bool, Option("--program", help="Print the lowered program.")] = False,
     verify: Annotated[bool, Option("--verify", help="Check every checksum.")] = False,
+    quant: Annotated[
+        str | None, Option(help="Of a checkpoint: how to convert it, as for convert; default: w4.")
+    ] = None,
 ) -> None:
     """Describe a model: size, graph, memory."""
     from deepmnn.artifact.manifest import MANIFEST
     from deepmnn.artifact.reader import Artifact
 
     if (path / MANIFEST).is_file():
+        if quant is not None:
+            raise RequestError(
+                f"{path} is converted already, and --quant {quant!r:.80} given", "a checkpoint"
+            )
         artifact = Artifact.open(path, verify=True if verify else None)
         if program:
             _print_program(path)
@@ -41,7 +49,7 @@ def info(
         raise RequestError(
             f"{path} is not a converted model", f"a directory with {MANIFEST}", "Convert it first."
         )
-    _print_config(path)
+    _print_checkpoint(path, quant or "w4")
 
 
 def _print_program(path: Path) -> None:
@@ -53,40 +61,37 @@ def _print_program(path: Path) -> None:
 
 
 def _print_artifact(artifact: Artifact) -> None:
+    from deepmnn.models import build
+
     graph, manifest = artifact.graph(), artifact.manifest
-    _print_head(artifact.config)
+    unique = {weight.expr: weight.shape for weight in build(artifact.config).weights.values()}
+    _print_head(artifact.config, graph, sum(map(math.prod, unique.values())))
     out.print(
         f"  converted       {manifest['quant']}, optimize level {manifest['optimize_level']}, "
         f"{manifest['nodes_level_0']} -> {manifest['nodes']} nodes, "
         f"{len(manifest['shards'])} weight files"
     )
-    nbytes: Counter[str] = Counter()
-    numbers: Counter[str] = Counter()
-    for weight in graph.weights.values():
-        nbytes[weight.format] += weight.nbytes
-        numbers[weight.format] += math.prod(weight.shape)
-    made = table("weights", "stored as", "numbers", "bytes")
-    for dtype, size in nbytes.most_common():
-        made.add_row(dtype, count(numbers[dtype]), file_size(size))
-    made.add_row("all", count(numbers.total()), file_size(nbytes.total()))
-    out.print(made)
+    print_weights(graph.weights.values())
     _print_levels(artifact.config)
 
 
-def _print_config(path: Path) -> None:
-    from deepmnn.source.checkpoint import read_config
+def _print_checkpoint(path: Path, quant: str) -> None:
+    """What converting it would give; config.json alone is enough."""
+    from deepmnn.conversion.convert import plan_conversion
+    from deepmnn.quant.recipe import read_recipe
+    from deepmnn.source.open import has_weights
 
-    config = read_config(path)
-    _print_head(config)
+    plan = plan_conversion(path, read_recipe(quant), random_weights=not has_weights(path))
+    config = plan.source.config
+    _print_head(config, plan.graph, plan.parameters)
+    if plan.source.nbytes():
+        out.print(f"  checkpoint      {file_size(plan.source.nbytes())}")
+    out.print("as deepmnn convert would write it:", style="bold")
+    print_plan(plan)
     _print_levels(config)
 
 
-def _print_head(config: dict[str, Any]) -> None:
-    from deepmnn.models import build
-
-    graph = build(config)
-    unique = {weight.expr: weight for weight in graph.weights.values()}
-    parameters = sum(math.prod(weight.shape) for weight in unique.values())
+def _print_head(config: dict[str, Any], graph: Graph, parameters: int) -> None:
     width = sum(graph.caches.values())
     named = config.get("architectures")
     out.print(Text(str(named[0] if isinstance(named, list) and named else graph.name), "bold"))

@@ -30,7 +30,10 @@ ModelPath = Annotated[
 ]
 OptionalModelPath = Annotated[
     Path | None,
-    Argument(metavar="[PATH]", help="As for chat; default: the bundled tiny-r1."),
+    Argument(
+        metavar="[PATH]",
+        help="A converted model, or a folder exported for MNN; default: the bundled tiny-r1.",
+    ),
 ]
 
 
@@ -48,8 +51,8 @@ class Sampling:
 def with_flags(verb: Callable[..., None]) -> Callable[..., None]:
     """The verb as typer takes it: with flags in place of a `LoadOptions` or a `Sampling`.
 
-    A help text that is wrong for one verb is replaced in its annotation, as in
-    `load: Annotated[LoadOptions, {"cache_tokens": "KV cache rows; default: ..."}]`.
+    A verb's annotation may replace the help text of a field, or leave its flag out, as in
+    `load: Annotated[LoadOptions, {"cache_tokens": "KV cache rows.", "max_sequences": None}]`.
     """
     parameters: list[Parameter] = []
     values: dict[str, Callable[[dict[str, Any]], Any]] = {}
@@ -99,7 +102,7 @@ def bundled(quant: str = "w8") -> Path:
 def _flags(
     kind: type[Any],
     panel: str,
-    texts: Mapping[str, str] | None = None,
+    texts: Mapping[str, str | None] | None = None,
     *,
     optional: bool = False,
 ) -> list[Parameter]:
@@ -111,13 +114,14 @@ def _flags(
     made = []
     for field in fields(kind):
         value = _value_type(hints[field.name])
+        text = (texts or {}).get(field.name, field.metadata.get("help"))
         if is_dataclass(value):
             made += _flags(value, panel, texts, optional=True)
-        elif "help" in field.metadata:
+        elif text:
             low, _ = field.metadata.get("range", (None, None))  # the class checks the upper end
             option = Option(
                 None if optional else field.default,
-                help=(texts or {}).get(field.name, field.metadata["help"]),
+                help=text,
                 min=low,
                 rich_help_panel=panel,
             )

@@ -11,10 +11,10 @@ from deepmnn.cli.console import out
 from deepmnn.errors import CheckpointError, DeepmnnError, StorageError
 
 FILES = ["*.json", "*.jinja", "tokenizer.model", "merges.txt"]
-"""What a conversion needs beside the weights."""
+"""Files that a conversion needs beside the weights."""
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-"""Formats of weights, the first one that a repository has is fetched."""
+"""Weight files, best first: only the first kind that a repository has is fetched."""
 
 
 def pull(

@@ -4,22 +4,29 @@ A model file names checkpoint tensors; passes compose them (concatenate q, k and
 and up; ...). Nothing is read until the converter asks for `read`, so converting needs memory for
 one weight, not for the model. Expressions are frozen and compare by structure: two weights with
 equal expressions are the same weight.
+
+A row of a quantised matrix has codes and scales of its own. So an expression that only moves rows
+moves codes as well as numbers: `codes` hands on what a source stores, and nothing is rounded again.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from deepmnn import formats
 from deepmnn.errors import CheckpointError, GraphError
-from deepmnn.formats import BLOCK_ROWS
+from deepmnn.formats import BLOCK_ROWS, PANEL_COLS, Codes
 
 F32 = NDArray[np.float32]
+_T = TypeVar("_T", bound=np.generic)
 
 
 class TensorSource(Protocol):
@@ -27,6 +34,14 @@ class TensorSource(Protocol):
 
     def read(self, name: str) -> F32:
         """The tensor, decoded to float32. Raises TensorNotFoundError."""
+        ...
+
+
+class CodeSource(TensorSource, Protocol):
+    """One that may hold tensors as codes of our own formats."""
+
+    def codes(self, name: str) -> Codes | None:
+        """The tensor's codes; None when it has none. Raises TensorNotFoundError."""
         ...
 
 
@@ -39,6 +54,17 @@ class Expr(ABC):
     def read(self, source: TensorSource) -> F32:
         """Evaluates to an array of `self.shape`."""
 
+    def codes(self, source: CodeSource) -> Codes | None:
+        """The same as codes, exactly; None when the source has none or numbers must be computed."""
+        return None
+
+    def children(self) -> Iterator[Expr]:
+        """The expressions that this one is made of."""
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            parts = value if isinstance(value, tuple) else (value,)
+            yield from (part for part in parts if isinstance(part, Expr))
+
 
 @dataclass(frozen=True)
 class Tensor(Expr):
@@ -49,17 +75,71 @@ class Tensor(Expr):
 
     def read(self, source: TensorSource) -> F32:
         array = source.read(self.name)
-        if array.shape != self.shape:
+        self._check(array.shape, self.shape)
+        return array
+
+    def codes(self, source: CodeSource) -> Codes | None:
+        codes = source.codes(self.name)
+        if codes is not None:
+            rows, cols = self.shape
+            stored = formats.named(codes.format).stored_cols(cols, codes.group_size)
+            self._check(codes.codes.shape, (rows, stored))
+            self._check(codes.scales.shape, (rows, math.ceil(stored / PANEL_COLS)))
+            if codes.multipliers is not None:
+                self._check(codes.multipliers.shape, (rows, stored // codes.group_size))
+        return codes
+
+    def _check(self, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
+        if found != expected:
             raise CheckpointError(
-                f"tensor {self.name!r} has shape {list(array.shape)}",
-                f"{list(self.shape)} from config.json",
+                f"tensor {self.name!r} has shape {list(found)}",
+                f"{list(expected)} from config.json",
                 "Check that config.json belongs to these weights.",
             )
-        return array
+
+
+class RowMover(Expr):
+    """An expression that only moves rows, of numbers or of codes, and adds rows of zeros."""
+
+    @abstractmethod
+    def place(self, parts: Iterator[NDArray[_T]], out: NDArray[_T], zero: float = 0) -> None:
+        """Writes every row to its place.
+
+        Args:
+            parts: arrays [rows, n], one for each child; one may be in memory at a time.
+            out: [rows of this expression, n].
+            zero: what the added rows hold.
+        """
+
+    def read(self, source: TensorSource) -> F32:
+        out = np.empty(self.shape, np.float32)
+        self.place((part.read(source) for part in self.children()), out)
+        return out
+
+    def codes(self, source: CodeSource) -> Codes | None:
+        found = [child.codes(source) for child in self.children()]
+        parts = [codes for codes in found if codes is not None]
+        kinds = {(codes.format, codes.group_size) for codes in parts}
+        if len(parts) < len(found) or len(kinds) > 1:
+            return None
+        multipliers = [part.multipliers for part in parts if part.multipliers is not None]
+        # Rounding zeros gives these scales: a signed maximum of 0 over w8's first divisor, -128.
+        zero_scale = 0.0 if multipliers else -0.0
+        return dataclasses.replace(
+            parts[0],
+            codes=self._placed([part.codes for part in parts]),
+            multipliers=self._placed(multipliers) if multipliers else None,
+            scales=self._placed([part.scales for part in parts], zero_scale),
+        )
+
+    def _placed(self, parts: list[NDArray[_T]], zero: float = 0) -> NDArray[_T]:
+        out = np.empty((self.shape[0], parts[0].shape[1]), parts[0].dtype)
+        self.place(iter(parts), out, zero)
+        return out
 
 
 @dataclass(frozen=True)
-class Concat(Expr):
+class Concat(RowMover):
     """Parts stacked along the first dimension: [sum(rows), ...]."""
 
     parts: tuple[Expr, ...]
@@ -71,16 +151,15 @@ class Concat(Expr):
             raise GraphError(f"cannot concatenate rows of shapes {[p.shape for p in self.parts]}")
         return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
 
-    def read(self, source: TensorSource) -> F32:
-        out, row = np.empty(self.shape, np.float32), 0
-        for part in self.parts:  # in place: only one part is in memory twice
-            out[row : row + part.shape[0]] = part.read(source)
+    def place(self, parts: Iterator[NDArray[_T]], out: NDArray[_T], zero: float = 0) -> None:
+        row = 0
+        for part in self.parts:
+            out[row : row + part.shape[0]] = next(parts)
             row += part.shape[0]
-        return out
 
 
 @dataclass(frozen=True)
-class Slice(Expr):
+class Slice(RowMover):
     """Of x viewed as [heads, x.rows / heads, ...]: rows start..stop of every head, as a matrix.
 
     heads=1 is a plain row slice. It splits kv_b_proj into its key and value halves.
@@ -95,10 +174,9 @@ class Slice(Expr):
     def shape(self) -> tuple[int, ...]:  # type: ignore[override]
         return (self.heads * (self.stop - self.start), *self.x.shape[1:])
 
-    def read(self, source: TensorSource) -> F32:
-        array = self.x.read(source)
-        per_head = array.reshape(self.heads, -1, *array.shape[1:])
-        return np.ascontiguousarray(per_head[:, self.start : self.stop]).reshape(self.shape)
+    def place(self, parts: Iterator[NDArray[_T]], out: NDArray[_T], zero: float = 0) -> None:
+        per_head = _by_head(next(parts), self.heads)
+        _by_head(out, self.heads)[:] = per_head[:, self.start : self.stop]
 
 
 @dataclass(frozen=True)
@@ -114,13 +192,12 @@ class TransposeHeads(Expr):
         return (self.heads * cols, rows // self.heads)
 
     def read(self, source: TensorSource) -> F32:
-        array = self.x.read(source)
-        per_head = array.reshape(self.heads, -1, array.shape[1])
+        per_head = _by_head(self.x.read(source), self.heads)
         return np.ascontiguousarray(per_head.transpose(0, 2, 1)).reshape(self.shape)
 
 
 @dataclass(frozen=True)
-class PadHeads(Expr):
+class PadHeads(RowMover):
     """Of x [heads * rows, cols]: every head's rows padded with zeros to whole blocks of 16.
 
     The MLA kernels address one head of a packed matrix, so a head must start at a block.
@@ -134,15 +211,14 @@ class PadHeads(Expr):
         rows = self.x.shape[0] // self.heads
         return (self.heads * math.ceil(rows / BLOCK_ROWS) * BLOCK_ROWS, *self.x.shape[1:])
 
-    def read(self, source: TensorSource) -> F32:
-        rows, cols = self.x.shape[0] // self.heads, self.x.shape[1]
-        out = np.zeros((self.heads, self.shape[0] // self.heads, cols), np.float32)
-        out[:, :rows] = self.x.read(source).reshape(self.heads, rows, cols)
-        return out.reshape(self.shape)
+    def place(self, parts: Iterator[NDArray[_T]], out: NDArray[_T], zero: float = 0) -> None:
+        rows, per_head = self.x.shape[0] // self.heads, _by_head(out, self.heads)
+        per_head[:, :rows] = _by_head(next(parts), self.heads)
+        per_head[:, rows:] = zero
 
 
 @dataclass(frozen=True)
-class Interleave(Expr):
+class Interleave(RowMover):
     """Parts of equal shape, padded with zero rows to whole blocks of 16, dealt out block by block.
 
     [rows, cols] × n → [n * ceil(rows / 16) * 16, cols]: block 0 of each part, then block 1, ...
@@ -156,17 +232,16 @@ class Interleave(Expr):
         rows, cols = self.parts[0].shape
         return (len(self.parts) * math.ceil(rows / BLOCK_ROWS) * BLOCK_ROWS, cols)
 
-    def read(self, source: TensorSource) -> F32:
-        rows, cols = self.parts[0].shape
-        blocks = math.ceil(rows / BLOCK_ROWS)
-        out = np.zeros((blocks, len(self.parts), BLOCK_ROWS, cols), np.float32)
-        whole = rows // BLOCK_ROWS
-        for index, part in enumerate(self.parts):
-            array = part.read(source)
-            out[:whole, index] = array[: whole * BLOCK_ROWS].reshape(whole, BLOCK_ROWS, cols)
-            out[whole:, index, : rows % BLOCK_ROWS] = array[whole * BLOCK_ROWS :]
+    def place(self, parts: Iterator[NDArray[_T]], out: NDArray[_T], zero: float = 0) -> None:
+        rows, columns = self.parts[0].shape[0], out.shape[1]
+        blocks = out.reshape(-1, len(self.parts), BLOCK_ROWS, columns)
+        whole, rest = divmod(rows, BLOCK_ROWS)
+        for index in range(len(self.parts)):
+            array = next(parts)
+            blocks[:whole, index] = array[: whole * BLOCK_ROWS].reshape(whole, BLOCK_ROWS, columns)
+            blocks[whole:, index, :rest] = array[whole * BLOCK_ROWS :]
             del array  # before the next part is read: only one is in memory twice
-        return out.reshape(self.shape)
+        blocks[whole:, :, rest:] = zero
 
 
 @dataclass(frozen=True)
@@ -178,3 +253,8 @@ class Constant(Expr):
 
     def read(self, source: TensorSource) -> F32:
         return np.full(self.shape, self.fill, np.float32)
+
+
+def _by_head(matrix: NDArray[_T], heads: int) -> NDArray[_T]:
+    """[heads * rows, ...] → [heads, rows, ...], the same memory."""
+    return matrix.reshape(heads, -1, *matrix.shape[1:])

@@ -1,4 +1,4 @@
-"""Speed of a model on this machine, beside the machine's own limits."""
+"""Speed of a model on this machine, and its share of the machine's limits."""
 
 from __future__ import annotations
 
@@ -52,9 +52,10 @@ class Machine:
 class Row:
     """One prompt length and batch size.
 
-    The shares (0 to 1) are of the machine's limits: what prefill multiplies against its int8 peak,
-    what decode reads and multiplies against both; None when the limits are unknown. Busy is how
-    much of its threads' time a step puts to use; None where the backend does not count it.
+    The shares (0 to 1) compare with the machine's limits: prefill's multiply-accumulates with the
+    int8 peak, decode's bytes read with the read bandwidth and its multiply-accumulates with the
+    int8 peak; None when the limits are unknown. Busy is the share of the threads' time in which
+    they work; None where the backend does not measure it.
     """
 
     prompt_tokens: int
@@ -87,9 +88,9 @@ def benchmark(
 ) -> Report:
     """Times prefill and decode of random prompts, after one warm-up run of each shape.
 
-    batch: how many prompts side by side; None takes BATCHES, as far as the backend runs as many.
+    batch: how many prompts run together; None takes those of BATCHES that the backend allows.
 
-    Raises RequestError for impossible counts and for more side by side than the backend runs,
+    Raises RequestError for impossible counts and for larger batches than the backend allows,
     ContextLengthError when a shape does not fit.
     """
     batch = _batches(model, batch)
@@ -147,7 +148,7 @@ def time_run(
     seed: int,
     between: Callable[[], None] | None = None,
 ) -> tuple[float, float]:
-    """Seconds of prefill and of decode for `batch` random prompts side by side.
+    """Seconds of prefill and of decode for `batch` random prompts that run together.
 
     Nothing else runs meanwhile. between: called after prefill; its time is not counted.
     """
@@ -182,7 +183,7 @@ def time_run(
 
 
 class _BusyTime:
-    """The busy share of threads, prefill and decode apart, where the backend counts it."""
+    """The busy share of the threads, for prefill and for decode, where the backend measures it."""
 
     def __init__(self, model: LLM) -> None:
         from deepmnn.backends.cpu.backend import CpuBackend
@@ -191,20 +192,20 @@ class _BusyTime:
         self._sums = {"prefill": [0.0, 0.0], "decode": [0.0, 0.0]}
 
     def prefill(self) -> None:
-        """What was since the last call is prefill."""
+        """Counts the time since the last call as prefill."""
         self._add("prefill")
 
     def decode(self) -> None:
-        """What was since the last call is decode."""
+        """Counts the time since the last call as decode."""
         self._add("decode")
 
     def drop(self) -> None:
-        """What was since the last call does not count."""
+        """Ignores the time since the last call."""
         if self._core:
             self._core.profile(reset=True)
 
     def shares(self) -> tuple[float | None, float | None]:
-        """Of prefill and of decode, 0 to 1; None where nothing was counted."""
+        """The shares of prefill and decode, 0 to 1; None where nothing was measured."""
         prefill, decode = (busy / all_ if all_ else None for busy, all_ in self._sums.values())
         return prefill, decode
 
@@ -218,7 +219,7 @@ class _BusyTime:
 def measure_machine(model: LLM) -> Machine | None:
     """This machine's limits with the model's threads and instruction set (about a second).
 
-    MNN does not say which instruction set it takes: its limit is that of the machine's best one.
+    MNN does not tell its instruction set: the limit is that of the machine's best one.
     """
     from deepmnn import _core
     from deepmnn.backends.cpu.backend import CpuBackend

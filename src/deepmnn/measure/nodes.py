@@ -12,7 +12,7 @@ from deepmnn.graph.passes.memory_plan import plan_memory
 from deepmnn.models import build
 
 REPORT_TOKENS = 512
-"""Activation memory is given for a prefill of this many tokens, one of whose logits are wanted."""
+"""Activation memory is that of a prefill of this many tokens with the logits of one."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +20,8 @@ class LevelReport:
     """One optimisation level.
 
     nodes: how many, in total. by_op: op → how many, most frequent first.
-    activation_nbytes: bytes for REPORT_TOKENS tokens when every value has its own place;
-    planned_nbytes: when values that are no longer needed make room (level 3 runs like this).
+    activation_nbytes: bytes for REPORT_TOKENS tokens when every value has memory of its own;
+    planned_nbytes: when the memory of values that are no longer needed is reused, as at level 3.
     """
 
     level: int
@@ -48,5 +48,5 @@ def report_level(graph: Graph, level: int) -> LevelReport:
 
 
 def nodes_saved(levels: list[LevelReport]) -> float:
-    """The share of level 0's nodes that the last level does without, 0 to 1."""
+    """The share of level 0's nodes that the last level saves, 0 to 1."""
     return 1 - levels[-1].nodes / levels[0].nodes

@@ -1,1 +1,1 @@
-"""Reads what users bring: config.json and weights, decoded to float32 one tensor at a time."""
+"""What users bring: a config, tensors that are read one at a time, and small files."""

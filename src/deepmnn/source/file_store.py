@@ -6,7 +6,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+from numpy.typing import NDArray
 
 from deepmnn.errors import CheckpointError, TensorNotFoundError
 from deepmnn.graph.weights import F32
@@ -40,6 +42,10 @@ class TensorFile(Protocol):
     @property
     def entries(self) -> Mapping[str, TensorEntry]:
         """Every tensor by name, in file order."""
+        ...
+
+    def stored(self, name: str) -> NDArray[Any]:
+        """A tensor in its stored type."""
         ...
 
     def read(self, name: str) -> F32:
@@ -105,8 +111,12 @@ class FileStore(Generic[File]):
         """Bytes of all tensors as stored."""
         return sum(file.entries[name].nbytes for name, file in self._file_of.items())
 
+    def stored(self, name: str) -> NDArray[Any]:
+        """A tensor in its stored type. Raises TensorNotFoundError."""
+        return self._file(name).stored(name)
+
     def read(self, name: str) -> F32:
-        """A tensor as float32, without any FP8 scale. Raises TensorNotFoundError."""
+        """A tensor as float32, without any scale. Raises TensorNotFoundError."""
         return self._file(name).read(name)
 
     def sample(self, name: str) -> bytes:

@@ -87,13 +87,13 @@ class SafetensorsFile:
 
     def read(self, name: str) -> F32:
         """The tensor as float32. Raises TensorNotFoundError."""
-        entry = self._entry(name)
-        return to_float32(self.raw(name), entry.dtype).reshape(entry.shape)
+        return to_float32(self.stored(name))
 
-    def raw(self, name: str) -> NDArray[np.uint8]:
-        """The tensor's bytes as stored."""
+    def stored(self, name: str) -> NDArray[Any]:
+        """The tensor in its stored type. Raises TensorNotFoundError."""
         entry = self._entry(name)
-        return self._bytes(name, entry.begin, entry.nbytes)
+        raw = self._bytes(name, entry.begin, entry.nbytes)
+        return raw.view(DTYPES[entry.dtype]).reshape(entry.shape)
 
     def sample(self, name: str) -> bytes:
         """A little of the tensor's bytes, at the same places in all tensors of one size."""
@@ -117,16 +117,15 @@ class SafetensorsFile:
         return self.entries[name]
 
 
-def to_float32(raw: NDArray[np.uint8], dtype: str) -> F32:
-    """Decodes stored bytes of a safetensors dtype to a flat float32 array."""
-    values = raw.view(DTYPES[dtype])
-    if dtype == "F32":
-        return values
-    if values.itemsize > 1:
-        return values.astype(np.float32)
+def to_float32(stored: NDArray[Any]) -> F32:
+    """Decodes an array of any of the DTYPES; float32 as it is."""
+    if stored.dtype == np.float32:
+        return stored
+    if stored.itemsize > 1:
+        return stored.astype(np.float32)
     with np.errstate(invalid="ignore"):
-        table = np.arange(256, dtype=np.uint8).view(DTYPES[dtype]).astype(np.float32)
-    return table[raw]
+        table = np.arange(256, dtype=np.uint8).view(stored.dtype).astype(np.float32)
+    return table[stored.view(np.uint8)].reshape(stored.shape)
 
 
 def parse_header(

@@ -122,17 +122,21 @@ class TorchFile:
 
     def read(self, name: str) -> F32:
         """The tensor as float32. Raises TensorNotFoundError."""
+        return to_float32(self.stored(name))
+
+    def stored(self, name: str) -> NDArray[Any]:
+        """The tensor in its stored type. Raises TensorNotFoundError."""
         entry = self._entry(name)
         if entry.dtype not in DTYPES:
             raise CheckpointError(
                 f"tensor {name!r} in {self.path} has dtype {entry.dtype}",
                 f"one of {', '.join(_NAMES)}",
             )
-        flat = to_float32(self._bytes(name, entry.begin, entry.nbytes), entry.dtype)
-        if entry.strides == _row_major(entry.shape):
-            return flat.reshape(entry.shape)
-        strides = [4 * stride for stride in entry.strides]
-        strided = np.lib.stride_tricks.as_strided(flat, entry.shape, strides, writeable=False)
+        raw, dtype = self._bytes(name, entry.begin, entry.nbytes), DTYPES[entry.dtype]
+        if 0 in entry.shape or entry.strides == _row_major(entry.shape):
+            return raw.view(dtype).reshape(entry.shape)
+        strides = [entry.itemsize * stride for stride in entry.strides]
+        strided: NDArray[Any] = np.ndarray(entry.shape, dtype, raw.data, strides=strides)
         return np.array(strided, order="C")
 
     def sample(self, name: str) -> bytes:

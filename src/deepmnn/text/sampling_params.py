@@ -39,14 +39,15 @@ class SamplingParams:
     )
     top_k: int = field(default=0, metadata={"help": "Keep the k most likely tokens."})
     top_p: float = field(
-        default=1.0, metadata={"help": "Keep the most likely tokens up to this mass."}
+        default=1.0, metadata={"help": "Keep the most likely tokens up to this total probability."}
     )
     min_p: float = field(
-        default=0.0, metadata={"help": "Drop tokens below this share of the best."}
+        default=0.0, metadata={"help": "Drop tokens below this share of the top probability."}
     )
     seed: int | None = field(default=None, metadata={"help": "Makes sampling reproducible."})
     max_tokens: int | None = field(
-        default=None, metadata={"help": "Longest answer; default: what the context holds."}
+        default=None,
+        metadata={"help": "Longest answer in tokens; default: what the context holds."},
     )
     stop: str | tuple[str, ...] = field(
         default=(), metadata={"help": "Text that ends the answer; repeatable."}

@@ -20,7 +20,9 @@ from deepmnn.backends.reference import ReferenceBackend
 from deepmnn.conversion.convert import convert
 from deepmnn.exporters import export
 from deepmnn.exporters.mnn.folder import MnnFolder
-from deepmnn.quant.pack import unpack_codes, unpack_weight
+from deepmnn.formats import named
+from deepmnn.quant.layout import unpack_codes
+from deepmnn.quant.store import stored_values
 from parity import SCHEDULES, check_parity, prompts_for, relative_error, run_schedule
 from tiny_models import ALL, CONFIGS, Config, TinyModel, checkpoint_of
 
@@ -66,10 +68,10 @@ class Given:
 
     def read(self, name: str) -> F32:
         weight, packed = self.artifact.graph().weights[name], self.artifact.tensor(name)
-        if weight.format != "w4":
-            return unpack_weight(weight, packed)
+        if not named(weight.format).multipliers:
+            return stored_values(weight, packed)
         (rows, cols), size = weight.shape, weight.group_size
-        quantized = unpack_codes(packed, "w4", cols, size)
+        quantized = unpack_codes(packed, weight.format, cols, size)
         scales = quantized.group_scales().astype(np.float16).astype(np.float32)
         values = quantized.codes * np.repeat(scales, size, axis=1)
         return values[:rows, :cols]

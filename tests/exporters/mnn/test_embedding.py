@@ -20,8 +20,8 @@ from deepmnn.backends.base import F32
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.conversion.convert import convert
 from deepmnn.exporters import export
-from deepmnn.quant import recipes
-from deepmnn.quant.pack import unpack_weight
+from deepmnn.quant.recipe import RECIPES, Recipe, Rule
+from deepmnn.quant.store import stored_values
 from parity import relative_error
 from tiny_models import CONFIGS, Config, checkpoint_of
 
@@ -85,16 +85,17 @@ CASES = [
 ]
 
 
-def converted(case: Case, path: Path, monkeypatch: pytest.MonkeyPatch) -> Artifact:
+def converted(case: Case, path: Path) -> Artifact:
     """An artifact with such a table."""
     tiny = checkpoint_of("qwen3", case.fields, path / "hf")
     tensors = load_file(tiny.path / "model.safetensors")
     name = "model.embed_tokens.weight"
     tensors[name] = ROUND[case.values](tensors[name]).contiguous()
     save_file(tensors, tiny.path / "model.safetensors", {"format": "pt"})
+    recipe = RECIPES[case.quant]
     if case.table:
-        monkeypatch.setitem(recipes.RECIPES[case.quant], "embedding", case.table)
-    return Artifact.open(convert(tiny.path, path / "artifact", case.quant).path)
+        recipe = Recipe("mine", (Rule("role:embedding", case.table), *recipe.rules))
+    return Artifact.open(convert(tiny.path, path / "artifact", recipe).path)
 
 
 def table(artifact: Artifact) -> F32:
@@ -102,14 +103,12 @@ def table(artifact: Artifact) -> F32:
     graph = artifact.graph()
     node = next(node for node in graph.nodes if node.op == "embedding")
     weight = graph.weights[node.weights[0]]
-    return unpack_weight(weight, artifact.tensor(weight.name))
+    return stored_values(weight, artifact.tensor(weight.name))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_mnn_looks_up_the_artifacts_numbers(
-    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    artifact = converted(case, tmp_path, monkeypatch)
+def test_mnn_looks_up_the_artifacts_numbers(case: Case, tmp_path: Path) -> None:
+    artifact = converted(case, tmp_path)
     folder = export(artifact.path, tmp_path / "folder").path
     config = json.loads((folder / "config.json").read_text())
     tied = json.loads((folder / "llm_config.json").read_text()).get("tie_embeddings", {})
@@ -131,9 +130,7 @@ def test_mnn_looks_up_the_artifacts_numbers(
         assert relative_error(got, want) > EXACT, "it could be exact"
 
 
-def test_a_float_table_is_stored_as_near_as_16_bits_allow(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_float_table_is_stored_as_near_as_16_bits_allow(tmp_path: Path) -> None:
     """Against torch's conversions, bit for bit."""
     for values, dtype in (
         ("bf16", torch.bfloat16),
@@ -142,7 +139,7 @@ def test_a_float_table_is_stored_as_near_as_16_bits_allow(
         ("large", torch.bfloat16),
     ):
         made = case("fp32", 36, 16, values)
-        artifact = converted(made, tmp_path / values, monkeypatch)
+        artifact = converted(made, tmp_path / values)
         folder = export(artifact.path, tmp_path / values / "folder").path
         want = torch.from_numpy(table(artifact)).to(dtype)
         stored = np.fromfile(folder / "embeddings_bf16.bin", np.int16)

@@ -3,7 +3,7 @@
 import numpy as np
 
 from deepmnn.graph.passes import share_weights
-from deepmnn.source.random import tensor_shapes
+from deepmnn.graph.tensors import tensor_shapes
 from small_graphs import WIDTH, Start, Table, experts, route
 
 

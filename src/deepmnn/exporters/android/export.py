@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deepmnn.artifact.directory import storage_errors
 from deepmnn.artifact.manifest import MANIFEST, TEMP_MARK
-from deepmnn.conversion.convert import Progress
+from deepmnn.conversion.write import Progress
 from deepmnn.errors import StorageError
 from deepmnn.exporters.android.chat_app import check_folder, phone_name
 from deepmnn.exporters.android.project import write_project

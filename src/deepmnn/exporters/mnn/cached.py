@@ -7,7 +7,7 @@ from pathlib import Path
 from deepmnn import __version__
 from deepmnn.artifact.cache import cache_directory, cached
 from deepmnn.artifact.reader import Artifact
-from deepmnn.conversion.convert import Progress
+from deepmnn.conversion.write import Progress
 from deepmnn.exporters.mnn.folder import MnnFolder
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from deepmnn.artifact.manifest import CONFIG
 from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.mnn.wheel import VERSION, convert_tool, runtime
-from deepmnn.conversion.convert import COPIED, Progress
-from deepmnn.errors import RequestError
+from deepmnn.conversion.write import Progress
+from deepmnn.errors import ArtifactError, RequestError
 from deepmnn.exporters.mnn import embedding
 from deepmnn.exporters.mnn.folder import FORMAT, FORMAT_VERSION, Names
 from deepmnn.exporters.mnn.lower import Lowering, choose_mla_form
@@ -24,6 +24,7 @@ from deepmnn.formats import U8
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.workload import Workload
 from deepmnn.source.json_file import is_plain_name
+from deepmnn.source.side_files import read_side_files
 from deepmnn.text.generation_config import read_context_length
 
 FLOAT_DTYPES = ("f32", "fp16")
@@ -110,9 +111,9 @@ def export(
         writer.add_json(names.of("llm_config.json"), llm_config(artifact, low, text, tied))
         settings = runtime_config(artifact, names, text, embedded)
         writer.add_json(names.of("config.json"), settings, keep=False)  # it is the user's to change
-        for name in (CONFIG, *COPIED):
-            if (artifact.path / name).is_file():
-                writer.add_file(f"{names.sidecar}/{name}", (artifact.path / name).read_bytes())
+        config = artifact.path / CONFIG
+        for name, data in read_side_files(artifact.path, config, ArtifactError).items():
+            writer.add_file(f"{names.sidecar}/{name}", data)
         workload = replace(Workload.of(graph).in_form(form), cache_width=low.cache_width)
         writer.commit(
             {

@@ -18,7 +18,7 @@ from deepmnn.formats import U8
 from deepmnn.graph.ir import Graph, Node
 from deepmnn.graph.passes import fuse_moe
 from deepmnn.graph.weights import F32
-from deepmnn.quant.pack import unpack_weight
+from deepmnn.quant.store import stored_values
 
 MLA_FORMS = ("auto", "expanded", "absorbed")
 CACHE_TOKENS = 4096
@@ -202,7 +202,7 @@ class Lowering:
 
     def values(self, name: str) -> F32:
         """The numbers of a stored weight, a vector's or a matrix's."""
-        return unpack_weight(self.stored[name], self.read(name))
+        return stored_values(self.stored[name], self.read(name))
 
     def constant(self, values: F32) -> int:
         """A constant tensor, its numbers in the weight file."""

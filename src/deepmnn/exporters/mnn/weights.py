@@ -23,9 +23,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deepmnn.formats import BF16_MATRIX, BLOCK_ROWS, F32, U8, named
+from deepmnn.formats import ALIGNMENT, BF16_MATRIX, BLOCK_ROWS, F32, U8, named
 from deepmnn.graph.ir import Weight
-from deepmnn.quant.pack import unpack, unpack_codes
+from deepmnn.quant.layout import unpack, unpack_codes
 
 Rows = NDArray[np.intp]
 
@@ -178,8 +178,7 @@ def chunk_values(weight: Weight, packed: U8, rows: Rows) -> F32:
     cols = weight.shape[1]
     blocks = _blocks(weight, packed, rows)
     count = blocks.nbytes // _block_nbytes(weight) * BLOCK_ROWS
-    stored = np.zeros(-(-blocks.nbytes // 64) * 64, np.uint8)  # as `unpack` wants it: padded
-    stored[: blocks.nbytes] = blocks
+    stored = np.pad(blocks, (0, -blocks.nbytes % ALIGNMENT))  # as `unpack` wants it
     values = unpack(stored, weight.format, count, cols, weight.group_size)[_local(rows)]
     return np.where(rows[:, None] < 0, np.float32(0), values)
 

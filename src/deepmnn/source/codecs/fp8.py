@@ -9,35 +9,73 @@ config.json: quantization_config.weight_block_size.
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Self
 
-from deepmnn.errors import CheckpointError, UnsupportedModelError
+from deepmnn.errors import CheckpointError, TensorNotFoundError, UnsupportedModelError
 from deepmnn.graph.weights import F32
+from deepmnn.source.codecs.codec import Codec
+from deepmnn.source.safetensors import FP8
+from deepmnn.source.store import Store
 
 SCALE_SUFFIX = "_scale_inv"
 DEFAULT_BLOCK = (128, 128)
 
 
-def block_size(config: dict[str, Any]) -> tuple[int, int]:
-    """Rows and columns that share a scale, from a config.json.
+class Fp8(Codec):
+    """FP8 weights and their scales. Without a quantization_config, those that have scales."""
 
-    Raises UnsupportedModelError when the weights are quantised by another method than fp8, or
-    without blocks.
-    """
-    quantization = config.get("quantization_config")
-    if quantization is None:
-        return DEFAULT_BLOCK
-    if not isinstance(quantization, dict):
-        raise UnsupportedModelError(
-            f"quantization_config is {quantization!r:.80}", "an object", "Check config.json."
-        )
-    method = quantization.get("quant_method")
-    if method != "fp8":
-        raise UnsupportedModelError(
-            f"these weights are already quantised (quant_method {method!r:.80})",
-            "fp8 or unquantised weights",
-            "Convert from the original checkpoint.",
-        )
+    scheme = "fp8"
+
+    def __init__(self, store: Store, block: tuple[int, int], needs_scales: bool) -> None:
+        self._store = store
+        self._block = block
+        self._names = store.names()
+        self._needs_scales = needs_scales
+
+    @classmethod
+    def recognise(cls, quantization: Mapping[str, Any] | None, store: Store) -> Self | None:
+        """By quant_method, or by tensors that are called like scales."""
+        if quantization is None:
+            codec = cls(store, DEFAULT_BLOCK, needs_scales=False)
+            return codec if codec.parts() else None
+        if quantization.get("quant_method") != cls.scheme:
+            return None
+        return cls(store, block_size(quantization), needs_scales=True)
+
+    def parts(self) -> dict[str, tuple[str, ...]]:
+        """FP8 weights with their scales; one whose scale is missing is known by its type."""
+        known = set(self._names)
+        found: dict[str, tuple[str, ...]] = {}
+        for name in self._names:
+            if name + SCALE_SUFFIX in known:
+                found[name] = (name, name + SCALE_SUFFIX)
+            elif self._needs_scales and self._store.dtype(name) in FP8:
+                found[name] = (name,)
+        return found
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """That of the weight."""
+        return self._store.shape(name)
+
+    def read(self, name: str) -> F32:
+        """The weight times its scales. Raises TensorNotFoundError or CheckpointError."""
+        weight = self._store.read(name)
+        if self._store.dtype(name) not in FP8:
+            return weight
+        try:
+            scales = self._store.read(name + SCALE_SUFFIX)
+        except TensorNotFoundError as error:
+            raise TensorNotFoundError(
+                f"{error.found}",
+                f"the block scales of the FP8 weight {name!r}",
+                "The checkpoint is incomplete; download it again.",
+            ) from None
+        return dequantize(name, weight, scales, self._block)
+
+
+def block_size(quantization: Mapping[str, Any]) -> tuple[int, int]:
+    """Rows and columns that share a scale. Raises UnsupportedModelError."""
     block = quantization.get("weight_block_size", list(DEFAULT_BLOCK))
     if (
         not isinstance(block, list)

@@ -1,0 +1,131 @@
+// deepmnn._core: weights from numbers to codes to stored bytes, and back.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+
+#include <algorithm>
+#include <optional>
+#include <string>
+#include <tuple>
+
+#include "bindings/arrays.h"
+#include "kernels/blocks.h"
+#include "kernels/dispatch.h"
+#include "runtime/thread_pool.h"
+
+namespace deepmnn {
+namespace {
+
+using Bytes = nb::ndarray<nb::numpy, uint8_t>;
+
+int64_t nbytes(const Weight& w) { return packed_nbytes(w.format, w.rows, w.cols, w.group_size); }
+
+Weight quantized_shape(const std::string& format, int64_t rows, int64_t cols, int64_t group_size) {
+  const Weight shape = weight_shape(format, rows, cols, group_size);
+  if (!is_quantized(shape.format)) throw Error("request", "weight format '" + format + "'; expected one with codes");
+  return shape;
+}
+
+Matrix<float> numbers(const Array& w) {
+  const Matrix<float> source = matrix<float>(w, "w");
+  if (source.stride != source.cols) reject<float>(w, "w", "C-contiguous");
+  return source;
+}
+
+// A contiguous matrix of that shape.
+template <class T>
+const T* whole(const Array& a, const char* name, int64_t rows, int64_t cols) {
+  const Matrix<T> m = matrix<T>(a, name);
+  if (m.rows != rows || m.cols != cols || m.stride != cols) {
+    reject<T>(a, name, "[" + std::to_string(rows) + ", " + std::to_string(cols) + "], C-contiguous");
+  }
+  return m.data;
+}
+
+// Runs job(block) for every block of the matrix, without Python.
+template <class Job>
+void each_block(const Weight& shape, int64_t threads, const Job& job) {
+  if (threads < 1 || threads > 1024) {
+    throw Error("request", "threads " + std::to_string(threads) + "; expected 1 to 1024");
+  }
+  const nb::gil_scoped_release release;
+  const int64_t blocks = (shape.rows + kBlockRows - 1) / kBlockRows;
+  ThreadPool pool(static_cast<int>(std::min(threads, blocks)));
+  pool.run(blocks, [&](int64_t block, int) { job(block); });
+}
+
+// Codes [rows, stored columns], multipliers [rows, groups] or None, scales [rows, panels].
+auto quantize(const Array& w, const std::string& format, int64_t group_size, int64_t threads, const std::string& isa) {
+  const Matrix<float> source = numbers(w);
+  const Weight shape = quantized_shape(format, source.rows, source.cols, group_size);
+  const Kernels& kernels = select_kernels(isa.c_str());
+  const int64_t stored = stored_cols(shape.format, shape.cols, shape.group_size);
+  NewArray<int8_t> codes({shape.rows, stored});
+  NewArray<Half> scales({shape.rows, panel_count(stored)});
+  std::optional<NewArray<int8_t>> multipliers;
+  if (has_multipliers(shape.format)) multipliers.emplace({shape.rows, stored / shape.group_size});
+  const NewCodes out{codes.data(), multipliers ? multipliers->data() : nullptr, &scales.data()->bits};
+  each_block(shape, threads, [&](int64_t block) { round_block(kernels, source.data, shape, block, out); });
+  std::optional<nb::ndarray<nb::numpy, int8_t>> of_groups;
+  if (multipliers) of_groups = multipliers->release();
+  return std::make_tuple(codes.release(), of_groups, scales.release());
+}
+
+Bytes pack(const Array& codes, const std::optional<Array>& multipliers, const Array& scales, const std::string& format,
+           int64_t group_size, int64_t threads, const std::string& isa) {
+  const Matrix<int8_t> matrix_of_codes = matrix<int8_t>(codes, "codes");
+  const int64_t rows = matrix_of_codes.rows, cols = matrix_of_codes.cols;
+  const Weight shape = quantized_shape(format, rows, cols, group_size);
+  const int64_t stored = stored_cols(shape.format, cols, shape.group_size);
+  if (multipliers.has_value() != has_multipliers(shape.format)) {
+    throw Error("request", multipliers ? format + " with multipliers; expected None"
+                                       : format + " without multipliers; expected int8 [rows, groups]");
+  }
+  const Codes from{whole<int8_t>(codes, "codes", rows, stored),
+                   multipliers ? whole<int8_t>(*multipliers, "multipliers", rows, stored / shape.group_size) : nullptr,
+                   &whole<Half>(scales, "scales", rows, panel_count(stored))->bits};
+  const Kernels& kernels = select_kernels(isa.c_str());
+  NewArray<uint8_t> out({nbytes(shape)});
+  each_block(shape, threads, [&](int64_t block) { pack_block(kernels, from, shape, block, out.data()); });
+  return out.release();
+}
+
+Bytes quantize_pack(const Array& w, const std::string& format, int64_t group_size, int64_t threads,
+                    const std::string& isa) {
+  const Matrix<float> source = numbers(w);
+  const Weight shape = weight_shape(format, source.rows, source.cols, group_size);
+  if (shape.format == Format::vector) throw Error("request", "weight format 'vector'; expected one of matrices");
+  const Kernels& kernels = select_kernels(isa.c_str());
+  NewArray<uint8_t> out({nbytes(shape)});
+  each_block(shape, threads,
+             [&](int64_t block) { quantize_pack_block(kernels, source.data, shape, block, out.data()); });
+  return out.release();
+}
+
+nb::ndarray<nb::numpy, float> unpack(const Array& packed, const std::string& format, int64_t rows, int64_t cols,
+                                     int64_t group_size) {
+  Weight weight = weight_shape(format, rows, cols, group_size);
+  weight.data = vector<uint8_t>(packed, "packed", nbytes(weight));
+  const bool plain = weight.format == Format::vector;
+  const Kernels& kernels = *runnable_kernels().back();
+  NewArray<float> out = plain ? NewArray<float>({cols}) : NewArray<float>({rows, cols});
+  {
+    const nb::gil_scoped_release release;
+    if (plain) std::copy_n(weight.data, cols * 4, reinterpret_cast<uint8_t*>(out.data()));
+    for (int64_t row = 0; row < rows && !plain; ++row) kernels.decode_row(weight, row, out.data() + row * cols);
+  }
+  return out.release();
+}
+
+}  // namespace
+}  // namespace deepmnn
+
+void bind_weights(nanobind::module_& m) {
+  using namespace nanobind::literals;
+  m.def("quantize", &deepmnn::quantize, "w"_a, "format"_a, "group_size"_a, "threads"_a = 1, "isa"_a = "");
+  m.def("pack", &deepmnn::pack, "codes"_a, "multipliers"_a.none(), "scales"_a, "format"_a, "group_size"_a,
+        "threads"_a = 1, "isa"_a = "");
+  m.def("quantize_pack", &deepmnn::quantize_pack, "w"_a, "format"_a, "group_size"_a = 0, "threads"_a = 1, "isa"_a = "");
+  m.def("unpack", &deepmnn::unpack, "packed"_a, "format"_a, "rows"_a, "cols"_a, "group_size"_a = 0);
+}

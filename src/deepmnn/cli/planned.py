@@ -1,0 +1,70 @@
+"""A plan, printed: after a conversion, instead of one, and to describe a checkpoint."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from rich.text import Text
+
+from deepmnn.cli.console import count, file_size, out, table
+
+if TYPE_CHECKING:
+    from deepmnn.conversion.plan import Plan
+    from deepmnn.graph.ir import Weight
+
+_SHOWN = 3
+"""So many of the tensors that nothing reads are named."""
+
+
+def print_plan(plan: Plan) -> None:
+    """Everything that a conversion would write, and what it would leave out."""
+    print_facts(plan)
+    print_weights(plan.weights)
+    print_leftovers(plan)
+
+
+def print_facts(plan: Plan) -> None:
+    """The model, its size and its nodes."""
+    size, stored = file_size(plan.nbytes), plan.source.nbytes()
+    if stored:
+        size += f", {stored / plan.nbytes:.2f} x smaller than the checkpoint"
+    model = f"  {plan.model_type}, {count(plan.parameters)} parameters as {plan.recipe.name}"
+    fewer = 1 - plan.nodes / plan.nodes_level_0
+    out.print(Text(model), soft_wrap=True)
+    out.print(f"  size   {size}")
+    out.print(f"  nodes  {plan.nodes_level_0} -> {plan.nodes} ({fewer:.0%} fewer)")
+
+
+def print_weights(weights: Iterable[Weight]) -> None:
+    """A table of the formats, largest first."""
+    made = table("weights", "stored as", "weights", "numbers", "bytes")
+    matrices: Counter[str] = Counter()
+    numbers: Counter[str] = Counter()
+    nbytes: Counter[str] = Counter()
+    for weight in weights:
+        matrices[weight.format] += 1
+        numbers[weight.format] += math.prod(weight.shape)
+        nbytes[weight.format] += weight.nbytes
+    for name, size in nbytes.most_common():
+        made.add_row(name, str(matrices[name]), count(numbers[name]), file_size(size))
+    total = file_size(nbytes.total())
+    made.add_row("all", str(matrices.total()), count(numbers.total()), total)
+    out.print(made)
+
+
+def print_leftovers(plan: Plan) -> None:
+    """Warns of weights that the checkpoint lacks, and of tensors that the model does not read."""
+    lines = []
+    if plan.dropped:
+        lines.append(
+            f"{len(plan.dropped)} weights that config.json promises are not in the checkpoint "
+            "(multi-token prediction): left out"
+        )
+    if plan.unused:
+        shown = ", ".join(plan.unused[:_SHOWN]) + (", …" if len(plan.unused) > _SHOWN else "")
+        lines.append(f"{len(plan.unused)} tensors of the checkpoint are not read: {shown}")
+    for line in lines:
+        out.print(Text(f"  {line}", style="yellow"), soft_wrap=True)

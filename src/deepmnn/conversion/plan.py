@@ -1,0 +1,134 @@
+"""What a conversion will write, before anything is read or written."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from deepmnn import models
+from deepmnn.artifact.shards import Shard, locate, plan_shards
+from deepmnn.backends.cpu.lower import WeightLocation
+from deepmnn.errors import CheckpointError
+from deepmnn.graph.ir import Graph, Weight
+from deepmnn.graph.levels import MAX_LEVEL, PassResult, optimize
+from deepmnn.graph.passes.memory_plan import MemoryPlan, plan_memory
+from deepmnn.graph.tensors import tensor_shapes, tensors
+from deepmnn.quant.recipe import Recipe, apply
+from deepmnn.source.source import Source
+
+MEMORY_REUSE_LEVEL = 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A conversion that `write` can carry out.
+
+    Attributes:
+        source: where the numbers come from.
+        recipe: which weight gets which format.
+        optimize_level: 0 to 3.
+        nodes_level_0: nodes of the graph as the model file builds it.
+        graph: the optimised graph, every weight with its format.
+        passes: what each pass did.
+        weights: the graph's weights in the order in which they are stored.
+        shards: the weight files.
+        locations: weight → where it lies in them.
+        memory: where activations live.
+        parameters: numbers in all tensors that the model reads.
+        dropped: weights that config.json promises and the source lacks (unused MTP layers).
+        unused: tensors that the source has and the model does not read.
+    """
+
+    source: Source
+    recipe: Recipe
+    optimize_level: int
+    nodes_level_0: int
+    graph: Graph
+    passes: tuple[PassResult, ...]
+    weights: tuple[Weight, ...]
+    shards: tuple[Shard, ...]
+    locations: dict[str, WeightLocation]
+    memory: MemoryPlan
+    parameters: int
+    dropped: tuple[str, ...]
+    unused: tuple[str, ...]
+
+    @property
+    def model_type(self) -> str:
+        """As config.json has it."""
+        return str(self.source.config["model_type"])
+
+    @property
+    def nodes(self) -> int:
+        """Nodes of the optimised graph."""
+        return len(self.graph.nodes)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all weights as they will be stored."""
+        return sum(location.nbytes for location in self.locations.values())
+
+
+def plan(source: Source, recipe: Recipe, optimize_level: int = MAX_LEVEL) -> Plan:
+    """Plans the conversion of a source.
+
+    Reads no numbers but those of tensors that look equal, to store them once.
+
+    Raises ConfigError, RequestError (the level), TensorNotFoundError or CheckpointError (tensors
+    that do not fit config.json).
+    """
+    naive = models.build(source.config)
+    dropped = _match(naive, source)
+    shapes = tensor_shapes(naive)
+    graph, passes = optimize(naive, optimize_level, source)
+    apply(graph, recipe)
+    weights = weight_order(graph)
+    shards = plan_shards((weight.name, weight.nbytes) for weight in weights)
+    return Plan(
+        source=source,
+        recipe=recipe,
+        optimize_level=optimize_level,
+        nodes_level_0=len(naive.nodes),
+        graph=graph,
+        passes=tuple(passes),
+        weights=tuple(weights),
+        shards=tuple(shards),
+        locations=locate(shards),
+        memory=plan_memory(graph, reuse=optimize_level >= MEMORY_REUSE_LEVEL),
+        parameters=sum(math.prod(shape) for shape in shapes.values()),
+        dropped=dropped,
+        unused=tuple(name for name in source.names() if name not in shapes),
+    )
+
+
+def weight_order(graph: Graph) -> list[Weight]:
+    """The weights as nodes first read them, so that what runs together lies together; then the
+    kept ones, which no node reads.
+    """
+    read = [name for node in graph.nodes for name in node.weights]
+    return [graph.weights[name] for name in dict.fromkeys([*read, *graph.kept])]
+
+
+def _match(graph: Graph, source: Source) -> tuple[str, ...]:
+    """Checks every tensor's presence and shape.
+
+    Published conversions often leave the MTP layers out and keep their count in config.json; if the
+    source lacks a kept weight, all kept weights leave the graph. Returns their names.
+
+    Raises TensorNotFoundError or CheckpointError.
+    """
+    dropped: tuple[str, ...] = ()
+    kept = [tensor for name in graph.kept for tensor in tensors(graph.weights[name].expr)]
+    if not all(tensor.name in source for tensor in kept):
+        dropped, graph.kept = tuple(graph.kept), []
+        for name in dropped:
+            del graph.weights[name]
+    for name, shape in tensor_shapes(graph).items():
+        found = source.shape(name)
+        if found != shape:
+            raise CheckpointError(
+                f"tensor {name!r} has shape {list(found)}",
+                f"{list(shape)} from config.json",
+                "Check that config.json belongs to these weights.",
+            )
+    return dropped

@@ -1,0 +1,98 @@
+"""Carries out a plan: an artifact, one weight at a time."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from deepmnn import formats
+from deepmnn.artifact.manifest import GRAPH, PROGRAM
+from deepmnn.artifact.writer import ArtifactWriter
+from deepmnn.backends.cpu.lower import lower
+from deepmnn.conversion.plan import Plan
+from deepmnn.formats import BLOCK_ROWS, U8
+from deepmnn.graph.ir import Weight
+from deepmnn.graph.serialize import to_json
+from deepmnn.graph.weights import Concat, Interleave, Tensor
+from deepmnn.quant.random_bytes import draw
+from deepmnn.quant.store import store, store_codes
+from deepmnn.source.random import RandomSource
+from deepmnn.source.source import Source
+
+Progress = Callable[[int, int, str], None]
+"""Called after each weight with (bytes written, bytes in all, the weight's name)."""
+
+
+def write(
+    plan: Plan,
+    out: str | os.PathLike[str],
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Writes the artifact that was planned; returns its path.
+
+    Needs memory for one weight at a time. Written to a temporary directory and renamed when
+    complete: interrupted at any moment it leaves nothing that loads.
+
+    Raises CheckpointError (numbers that cannot be read, or are none) or StorageError.
+    """
+    with ArtifactWriter(out, overwrite) as writer:
+        writer.expect(plan.shards)
+        names = [shard.file for shard in plan.shards]
+        writer.add_file(PROGRAM, lower(plan.graph, plan.memory, plan.locations, names))
+        writer.add_file(GRAPH, to_json(plan.graph).encode())
+        for name, data in plan.source.side_files().items():
+            writer.add_file(name, data)
+        total, done, threads = plan.nbytes, 0, _cores()
+        for weight in plan.weights:
+            stored = _stored(weight, plan.source, threads)
+            writer.write_weight(weight.name, stored)
+            done += stored.nbytes
+            if progress is not None:
+                progress(done, total, weight.name)
+        writer.commit(
+            {
+                "model_type": plan.model_type,
+                "quant": plan.recipe.name,
+                "recipe": plan.recipe.to_json(),
+                "optimize_level": plan.optimize_level,
+                "nodes_level_0": plan.nodes_level_0,
+                "nodes": plan.nodes,
+                "passes": [asdict(result) for result in plan.passes],
+            }
+        )
+    return Path(out)
+
+
+def _stored(weight: Weight, source: Source, threads: int) -> U8:
+    """A weight's bytes: drawn, or of the codes that the source has, or else of rounded numbers."""
+    if formats.named(weight.format).is_quantized:
+        if isinstance(source, RandomSource) and _is_drawable(weight):
+            return draw(weight, source.seed)
+        codes = weight.expr.codes(source)
+        if codes and (codes.format, codes.group_size) == (weight.format, weight.group_size):
+            return store_codes(weight, codes, threads)
+    return store(weight, weight.expr.read(source), threads)
+
+
+def _is_drawable(weight: Weight) -> bool:
+    """Whether random stored bytes are as good as stored random numbers.
+
+    Not where zero rows inside the matrix matter, and not for the MLA projections, of which several
+    are made of one tensor.
+    """
+    expr = weight.expr
+    if weight.role == "latent":
+        return False
+    if isinstance(expr, Interleave):
+        return expr.parts[0].shape[0] % BLOCK_ROWS == 0
+    return isinstance(expr, Tensor | Concat)
+
+
+def _cores() -> int:
+    """Cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

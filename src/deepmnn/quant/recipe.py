@@ -1,0 +1,246 @@
+"""Recipes: which storage format each weight gets.
+
+A recipe is an ordered list of rules, pattern → format; the first that matches a weight decides.
+
+    {"name": "mine", "rules": [
+        {"pattern": "model.layers.0.*", "format": "w8"},
+        {"pattern": "role:expert", "format": "w4", "group_size": 32},
+        {"pattern": "*", "format": "bf16"}]}
+
+"role:expert" matches a role (graph/ir.py); anything else is a glob, which matches a weight by its
+name in the graph, or by the names of all the checkpoint tensors that it is made of, so that
+"model.layers.0.*" means the same whatever is fused. What no rule matches stays float32.
+
+Not a recipe's choice: vectors are stored raw, and routers float32, for a wrong choice of experts
+costs far more than the bytes. A matrix that an embedding looks up gets one format under every name
+that it has, so that tying a head to it costs nothing and level 0 quantises like level 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from deepmnn import formats
+from deepmnn.errors import DeepmnnError, RequestError
+from deepmnn.graph.ir import Graph, Weight
+from deepmnn.graph.tensors import tensors
+from deepmnn.graph.weights import Expr
+from deepmnn.source.json_file import read_object
+
+ROLES = ("linear", "expert", "latent", "embedding", "lm_head")
+"""Those whose format a recipe chooses."""
+
+MATRICES = tuple(made.name for made in formats.FORMATS.values() if made.is_matrix)
+_ROLE = "role:"
+_MAX_NAME = 80
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Weights that match `pattern` are stored in `format`.
+
+    group_size: columns that have a scale of their own; None leaves it to the format and the width
+    of each weight.
+
+    Raises RequestError for a role, format or group size that there is none of.
+    """
+
+    pattern: str
+    format: str
+    group_size: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str):
+            raise RequestError(f"pattern {self.pattern!r:.80}", f"{_ROLE}NAME, or a glob")
+        role = self.pattern.removeprefix(_ROLE)
+        if role != self.pattern and role not in ROLES:
+            raise RequestError(f"pattern {self.pattern!r:.80}", f"{_ROLE} {', '.join(ROLES)}")
+        if self.format not in MATRICES:
+            expected = f"one of {', '.join(MATRICES)}"
+            raise RequestError(f"weight format {self.format!r:.80}", expected)
+        if self.group_size is not None:
+            if type(self.group_size) is not int:
+                raise RequestError(f"group_size is {self.group_size!r:.80}", "an integer")
+            formats.named(self.format).check_group_size(self.group_size)
+
+    def matches(self, weight: Weight, role: str) -> bool:
+        """Whether a weight with that role gets this rule's format."""
+        if self.pattern.startswith(_ROLE):
+            return self.pattern == _ROLE + role
+        if fnmatchcase(weight.name, self.pattern):
+            return True
+        names = [tensor.name for tensor in tensors(weight.expr)]
+        return bool(names) and all(fnmatchcase(name, self.pattern) for name in names)
+
+
+UNMATCHED = Rule("*", formats.F32_MATRIX.name)
+"""What is stored as it is: weights that no rule of a recipe matches."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Ordered rules under a name.
+
+    Raises RequestError for a name that cannot be printed, or rules that are none.
+    """
+
+    name: str
+    rules: tuple[Rule, ...]
+
+    def __post_init__(self) -> None:
+        name = self.name
+        if not isinstance(name, str) or not name.isprintable() or not 0 < len(name) <= _MAX_NAME:
+            raise RequestError(
+                f"a recipe called {name!r:.100}", f"1 to {_MAX_NAME} printable characters"
+            )
+        if not isinstance(self.rules, tuple) or not all(isinstance(r, Rule) for r in self.rules):
+            raise RequestError(f"rules are {self.rules!r:.80}", "a tuple of Rule")
+
+    def with_group_size(self, group_size: int) -> Recipe:
+        """The same with groups of so many columns, where the format leaves a choice.
+
+        Raises RequestError when no rule has such a format, or the format no such groups.
+        """
+        if not any(rule.format in _GROUPED for rule in self.rules):
+            raise RequestError(
+                f"group_size {group_size} for {self.name}",
+                ", ".join(_GROUPED),
+                "w8 has one scale for 256 columns, fp32 and bf16 have none: leave it out.",
+            )
+        rules = (
+            replace(rule, group_size=group_size) if rule.format in _GROUPED else rule
+            for rule in self.rules
+        )
+        return replace(self, rules=tuple(rules))
+
+    def to_json(self) -> dict[str, Any]:
+        """What `from_json` reads."""
+        rules = [
+            {"pattern": rule.pattern, "format": rule.format}
+            | ({} if rule.group_size is None else {"group_size": rule.group_size})
+            for rule in self.rules
+        ]
+        return {"name": self.name, "rules": rules}
+
+    @classmethod
+    def from_json(
+        cls, fields: object, what: str, error: type[DeepmnnError] = RequestError
+    ) -> Recipe:
+        """The recipe of parsed JSON; every fault is raised as `error`, `what` names the file."""
+        try:
+            checked = _object(fields, "the recipe", {"name": str, "rules": list}, {})
+            rules = [_rule(rule, number) for number, rule in enumerate(checked["rules"], 1)]
+            return cls(checked["name"], tuple(rules))
+        except RequestError as fault:
+            raise error(f"{what}: {fault.found}", fault.expected, fault.hint) from None
+
+
+_GROUPED = tuple(made.name for made in formats.FORMATS.values() if len(made.group_sizes) > 1)
+"""Formats whose group size is a choice."""
+
+
+def _uniform(name: str, format: str) -> Recipe:
+    return Recipe(name, tuple(Rule(_ROLE + role, format) for role in ROLES))
+
+
+RECIPES = {
+    made.name: made
+    for made in (
+        _uniform("fp32", "f32"),
+        _uniform("bf16", "bf16"),
+        _uniform("w8", "w8"),
+        Recipe(
+            "w4",
+            (
+                Rule("role:linear", "w4"),
+                Rule("role:expert", "w4"),
+                Rule("role:lm_head", "w4"),
+                Rule("role:latent", "w8"),  # the MLA up-projections
+                Rule("role:embedding", "w8"),
+            ),
+        ),
+    )
+}
+"""The recipes that have names."""
+
+
+def recipe_of(quant: str | Recipe) -> Recipe:
+    """A recipe by its name, or itself. Raises RequestError, listing the names."""
+    if isinstance(quant, Recipe):
+        return quant
+    if not isinstance(quant, str) or quant not in RECIPES:
+        raise RequestError(
+            f"quantisation recipe {quant!r:.80}",
+            f"one of {', '.join(RECIPES)}",
+            "One of your own is a deepmnn.Recipe; on the command line, a .json file.",
+        )
+    return RECIPES[quant]
+
+
+def read_recipe(quant: str) -> Recipe:
+    """A recipe by its name, or from a .json file. Raises RequestError."""
+    if not quant.endswith(".json"):
+        return recipe_of(quant)
+    return Recipe.from_json(read_object(Path(quant), RequestError), quant)
+
+
+def apply(graph: Graph, recipe: Recipe) -> None:
+    """Sets the format and the group size of every weight of the graph, in place."""
+    embeddings = _embeddings(graph)
+    for weight in graph.weights.values():
+        looked_up = embeddings.get(weight.expr)
+        if weight.role == "vector" or len(weight.shape) == 1:
+            weight.format, weight.group_size = formats.VECTOR.name, 0
+        elif looked_up is not None:
+            _store(weight, recipe, looked_up, "embedding")
+        else:
+            _store(weight, recipe, weight, weight.role)
+
+
+def _store(weight: Weight, recipe: Recipe, matched: Weight, role: str) -> None:
+    """Gives a matrix the format of the rule that `matched` finds."""
+    rules = () if role == "router" else recipe.rules
+    rule = next((rule for rule in rules if rule.matches(matched, role)), UNMATCHED)
+    weight.format = rule.format
+    weight.group_size = rule.group_size or formats.named(rule.format).group_size(weight.shape[1])
+
+
+def _embeddings(graph: Graph) -> dict[Expr, Weight]:
+    """What embeddings look up: expression → the weight that gives it its format."""
+    read = {name for node in graph.nodes if node.op == "embedding" for name in node.weights}
+    found: dict[Expr, Weight] = {}
+    for weight in graph.weights.values():
+        if weight.name in read or weight.role == "embedding":
+            found.setdefault(weight.expr, weight)
+    return found
+
+
+def _rule(fields: object, number: int) -> Rule:
+    what = f"rule {number}"
+    checked = _object(fields, what, {"pattern": str, "format": str}, {"group_size": int})
+    try:
+        return Rule(**checked)
+    except RequestError as fault:
+        raise RequestError(f"{what}: {fault.found}", fault.expected, fault.hint) from None
+
+
+def _object(
+    value: object, what: str, required: Mapping[str, type], optional: Mapping[str, type]
+) -> dict[str, Any]:
+    """An object with exactly these fields. Raises RequestError."""
+    known = {**required, **optional}
+    if not isinstance(value, dict):
+        raise RequestError(f"{what} is {value!r:.80}", f"an object with {', '.join(known)}")
+    for key in value:
+        if key not in known:
+            raise RequestError(f"{what} has the field {key!r:.80}", f"only {', '.join(known)}")
+    for key, kind in known.items():
+        if key in required and key not in value:
+            raise RequestError(f"{what} has no field {key!r}", f"a {kind.__name__}")
+        if key in value and type(value[key]) is not kind:
+            raise RequestError(f"{what}: {key} is {value[key]!r:.80}", f"a {kind.__name__}")
+    return value

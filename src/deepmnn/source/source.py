@@ -1,0 +1,61 @@
+"""What a conversion reads: a model as somebody else stored it, whatever its files look like."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from deepmnn.formats import Codes
+from deepmnn.graph.weights import F32
+
+
+class Source(ABC):
+    """A model's config and its tensors, by the names and in the shapes of Hugging Face.
+
+    Tensors are read on demand, one at a time. A reader of other files is a subclass, opened by
+    `open_source`.
+
+    Attributes:
+        config: the fields of config.json.
+    """
+
+    config: dict[str, Any]
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Every tensor's name; what only decodes another tensor (scales, say) is none."""
+
+    @abstractmethod
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a tensor of that name."""
+
+    @abstractmethod
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape. Raises TensorNotFoundError."""
+
+    @abstractmethod
+    def read(self, name: str) -> F32:
+        """A tensor's numbers. Raises TensorNotFoundError, or CheckpointError for damaged files."""
+
+    def codes(self, name: str) -> Codes | None:
+        """A tensor as codes of one of our formats, where it is stored as exactly that; else None.
+
+        Raises as `read`.
+        """
+        return None
+
+    @abstractmethod
+    def sample(self, name: str) -> bytes:
+        """A little of what is stored of a tensor, at the same places in all tensors of one size:
+        tells most unequal tensors apart without reading them. Raises TensorNotFoundError.
+        """
+
+    @abstractmethod
+    def nbytes(self) -> int:
+        """Bytes of all tensors as stored; 0 where none are."""
+
+    @abstractmethod
+    def side_files(self) -> dict[str, bytes]:
+        """config.json, then the files of the tokenizer, the chat template and the generation
+        settings under Hugging Face's names (side_files.py), as far as there are any.
+        """

@@ -1,0 +1,207 @@
+"""Plans: they say all that is then written, and making one reads nothing."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.torch import load_file, save_file
+
+from conversion.converted_source import ConvertedSource
+from deepmnn import _core, formats
+from deepmnn.artifact.reader import Artifact
+from deepmnn.backends.cpu.program import read_program
+from deepmnn.conversion.convert import convert, plan_conversion
+from deepmnn.conversion.plan import Plan, plan
+from deepmnn.conversion.write import write
+from deepmnn.errors import CheckpointError, RequestError
+from deepmnn.graph.weights import F32
+from deepmnn.quant.recipe import RECIPES, Recipe, Rule, recipe_of
+from deepmnn.source.checkpoint import Checkpoint
+from deepmnn.source.open import open_source
+from tiny_models import ALL, tiny_checkpoint
+
+MIXED = Recipe(
+    "mixed",
+    (
+        Rule("model.layers.0.*", "w8"),
+        Rule("role:expert", "w4", 32),
+        Rule("role:lm_head", "bf16"),
+        Rule("role:linear", "w4"),
+    ),
+)
+
+
+def weights(path: Path) -> dict[str, bytes]:
+    """All files but the manifest."""
+    return {p.name: p.read_bytes() for p in path.iterdir() if p.name != "deepmnn.json"}
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), MIXED], ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("level", [0, 3])
+def test_what_is_planned_is_what_is_written(tmp_path: Path, recipe: Recipe, level: int) -> None:
+    tiny = tiny_checkpoint("deepseek_v3", 0, tmp_path / "hf")
+    made = plan(open_source(tiny.path), recipe, level)
+    assert os.listdir(tmp_path) == ["hf"]
+    path = write(made, tmp_path / "out")
+    artifact = Artifact.open(path)
+    program = read_program((path / "program.bin").read_bytes())
+    assert {w.name: (w.format, w.group_size, w.nbytes) for w in made.weights} == {
+        w.name: (w.format, w.group_size, artifact.tensor(w.name).nbytes)
+        for w in artifact.graph().weights.values()
+    }
+    assert made.nbytes == sum(artifact.tensor(w.name).nbytes for w in made.weights)
+    for name, at in made.locations.items():
+        data = (path / made.shards[at.shard].file).read_bytes()
+        assert data[at.offset : at.offset + at.nbytes] == artifact.tensor(name).tobytes()
+    assert program.arenas == tuple(made.memory.nbytes[d] for d in ("tokens", "context", "rows"))
+    manifest = artifact.manifest
+    assert Recipe.from_json(manifest["recipe"], "manifest") == recipe
+    assert (manifest["quant"], manifest["optimize_level"]) == (recipe.name, level)
+    assert (manifest["nodes_level_0"], manifest["nodes"]) == (made.nodes_level_0, made.nodes)
+    assert weights(convert(tiny.path, tmp_path / "same", recipe, level).path) == weights(path)
+
+
+def test_a_source_may_be_planned_again_and_again(tmp_path: Path) -> None:
+    """As a search does: no plan changes another."""
+    tiny = tiny_checkpoint("deepseek_v2", 0, tmp_path / "hf")
+    source = open_source(tiny.path)
+    plans = {name: plan(source, recipe) for name, recipe in RECIPES.items()}
+    sizes = [made.nbytes for made in plans.values()]
+    assert sizes == sorted(sizes, reverse=True)
+    for name in ("w4", "fp32"):
+        path = write(plans[name], tmp_path / name)
+        assert weights(path) == weights(convert(tiny.path, tmp_path / f"{name}2", name).path)
+
+
+def test_planning_reads_no_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def read(self: Checkpoint, name: str) -> F32:
+        raise AssertionError(name)
+
+    monkeypatch.setattr(Checkpoint, "read", read)
+    for model_type in ("llama", "qwen3", "deepseek_v2", "deepseek_v3"):
+        tiny = tiny_checkpoint(model_type, 0, tmp_path / model_type)
+        assert plan_conversion(tiny.path).nbytes > 0
+
+
+def test_planning_reads_what_may_be_stored_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    file = tiny.path / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file)
+    plain, names = Checkpoint.read, []
+
+    def read(self: Checkpoint, name: str) -> F32:
+        names.append(name)
+        return plain(self, name)
+
+    monkeypatch.setattr(Checkpoint, "read", read)
+    made = plan_conversion(tiny.path)
+    assert sorted(names) == ["lm_head.weight", "model.embed_tokens.weight"]
+    assert "lm_head.weight" not in made.locations
+
+
+def test_facts_about_the_source(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("deepseek_v3", 0, tmp_path / "hf")
+    file = tiny.path / "model.safetensors"
+    tensors = load_file(file)
+    made = plan_conversion(tiny.path)
+    assert (made.dropped, made.unused) == ((), ())
+    assert made.source.nbytes() == sum(tensor.nbytes for tensor in tensors.values())
+    assert made.parameters == sum(tensor.numel() for tensor in tensors.values())
+    extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": tensors["model.norm.weight"].clone()}
+    del tensors["model.layers.2.eh_proj.weight"]
+    save_file(tensors | extra, file)
+    made = plan_conversion(tiny.path)
+    assert all(name.startswith("layers.2.") for name in made.dropped)
+    left = {name for name in tensors if name.startswith("model.layers.2.")}
+    assert set(made.unused) == left | extra.keys()
+    assert convert(tiny.path, tmp_path / "out").unused == made.unused
+
+
+def test_the_report_of_a_scheme_has_no_scales(tmp_path: Path) -> None:
+    from conversion.test_convert import bf16_checkpoint, fp8_checkpoint
+
+    fp8_checkpoint(tmp_path / "fp8", bf16_checkpoint(tmp_path / "bf16"))
+    assert plan_conversion(tmp_path / "fp8").unused == ()
+
+
+def test_impossible_plans(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    for arguments in ({"quant": "w5"}, {"optimize_level": 4}, {"group_size": 48}, {"seed": -1}):
+        with pytest.raises(RequestError):
+            plan_conversion(tiny.path, **arguments)
+    with pytest.raises(CheckpointError, match="is missing"):
+        plan_conversion(tmp_path / "nothing")
+
+
+# ------------------------------------------------------------------------- codes, not numbers
+
+
+@pytest.fixture
+def no_rounding(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is rounded to codes, by the core or in numpy."""
+    plain = _core.quantize_pack
+
+    def quantize_pack(matrix: F32, format: str, *rest: int) -> np.ndarray:
+        assert not formats.named(format).is_quantized, "it was rounded"
+        return plain(matrix, format, *rest)
+
+    monkeypatch.setattr(_core, "quantize_pack", quantize_pack)
+
+
+def again(made: Plan, checkpoint: Path, out: Path, level: int) -> tuple[ConvertedSource, Path]:
+    """Converts a checkpoint from what `made` stored of it."""
+    first = Artifact.open(write(made, out / "first"))
+    source = ConvertedSource(first, open_source(checkpoint))
+    return source, write(plan(source, made.recipe, level), out / "again")
+
+
+@pytest.mark.parametrize("level", [0, 2])
+@pytest.mark.parametrize("quant", ["w8", "w4"])
+@pytest.mark.parametrize(("model_type", "index"), ALL[::3])
+def test_a_converted_model_converts_to_the_same_bytes_without_rounding(
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    model_type: str,
+    index: int,
+    quant: str,
+    level: int,
+) -> None:
+    tiny = tiny_checkpoint(model_type, index, tmp_path / "hf")
+    want = weights(convert(tiny.path, tmp_path / "want", quant, level).path)
+    made = plan(open_source(tiny.path), recipe_of(quant), 0)
+    first = Artifact.open(write(made, tmp_path / "first"))
+    source = ConvertedSource(first, open_source(tiny.path))
+    request.getfixturevalue("no_rounding")
+    assert weights(write(plan(source, made.recipe, level), tmp_path / "again")) == want
+    float_roles = {"vector", "router"}
+    assert all(
+        made.graph.weights[name.removeprefix("model.")].role in float_roles
+        for name in source.read_names
+    )
+
+
+@pytest.mark.parametrize("quant", ["w8", "w4"])
+def test_latent_attention_rounds_its_transposed_matrices_alone(tmp_path: Path, quant: str) -> None:
+    """Level 3 multiplies by transposed heads, whose columns are other rows: numbers are needed."""
+    tiny = tiny_checkpoint("deepseek_v3", 0, tmp_path / "hf")
+    want = weights(convert(tiny.path, tmp_path / "want", quant).path)
+    source, path = again(plan(open_source(tiny.path), recipe_of(quant), 0), tiny.path, tmp_path, 3)
+    assert weights(path) == want
+    read = [n for n in source.read_names if n.endswith("proj.weight")]
+    assert read == [n for n in read if "kv_b_proj" in n] != []
+
+
+def test_codes_of_another_format_or_group_size_are_not_taken(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    first = Artifact.open(convert(tiny.path, tmp_path / "first", "w4", 0, group_size=32).path)
+    source = ConvertedSource(first, open_source(tiny.path))
+    for recipe in (RECIPES["w8"], RECIPES["w4"].with_group_size(64), RECIPES["bf16"]):
+        want = convert(tiny.path, tmp_path / "want", recipe, overwrite=True).path
+        path = write(plan(source, recipe), tmp_path / "again", overwrite=True)
+        assert weights(path) == weights(want)

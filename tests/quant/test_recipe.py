@@ -1,0 +1,263 @@
+"""Which format each weight gets."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepmnn.errors import ArtifactError, RequestError
+from deepmnn.graph.ir import Graph, Node, Weight
+from deepmnn.graph.levels import optimize
+from deepmnn.graph.weights import Concat, Constant, Tensor
+from deepmnn.quant.recipe import (
+    RECIPES,
+    Recipe,
+    Rule,
+    apply,
+    read_recipe,
+    recipe_of,
+)
+
+ROLES = ("linear", "expert", "latent", "router", "embedding", "lm_head")
+W4 = RECIPES["w4"]
+
+
+def graph_of_roles() -> Graph:
+    graph = Graph("g")
+    for role in ROLES:
+        graph.weights[role] = Weight(role, Tensor(role, (32, 128)), role)
+    graph.weights["norm"] = Weight("norm", Tensor("norm", (128,)), "vector")
+    graph.weights["bias"] = Weight("bias", Tensor("bias", (128,)), "linear")
+    return graph
+
+
+def formats(graph: Graph) -> dict[str, tuple[str, int]]:
+    return {name: (w.format, w.group_size) for name, w in graph.weights.items()}
+
+
+def mine(*rules: Rule) -> Recipe:
+    return Recipe("mine", rules)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "expected"),
+    [
+        ("fp32", dict.fromkeys(ROLES, ("f32", 0))),
+        ("bf16", dict.fromkeys(ROLES, ("bf16", 0))),
+        ("w8", dict.fromkeys(ROLES, ("w8", 256))),
+        (
+            "w4",
+            dict.fromkeys(("linear", "expert", "lm_head"), ("w4", 64))
+            | dict.fromkeys(("latent", "embedding"), ("w8", 256)),
+        ),
+    ],
+)
+def test_roles(recipe: str, expected: dict[str, tuple[str, int]]) -> None:
+    graph = graph_of_roles()
+    apply(graph, recipe_of(recipe))
+    vectors = dict.fromkeys(("norm", "bias"), ("vector", 0))
+    assert formats(graph) == expected | vectors | {"router": ("f32", 0)}
+    apply(graph, recipe_of("fp32"))  # a recipe leaves nothing of the one before
+    assert formats(graph)["linear"] == ("f32", 0)
+
+
+def test_tied_lm_head_keeps_the_embeddings_format() -> None:
+    graph = graph_of_roles()
+    table = Tensor("table", (32, 128))
+    graph.weights["embedding"].expr = graph.weights["lm_head"].expr = table
+    apply(graph, W4)
+    assert graph.weights["lm_head"].format == graph.weights["embedding"].format == "w8"
+    apply(graph, mine(Rule("lm_head", "w4"), Rule("embedding", "bf16")))
+    assert graph.weights["lm_head"].format == graph.weights["embedding"].format == "bf16"
+    shared = graph_of_roles()
+    shared.nodes.append(Node("embedding", ("ids",), ("x",), ("lm_head",)))
+    apply(shared, W4)
+    assert shared.weights["lm_head"].format == "w8"
+
+
+def test_the_first_rule_that_matches_decides() -> None:
+    graph = graph_of_roles()
+    rules = Rule("e*t", "w4", 32), Rule("role:expert", "w8"), Rule("l*", "bf16"), Rule("*", "w8")
+    apply(graph, mine(*rules))
+    found = formats(graph)
+    assert found["expert"] == ("w4", 32)
+    assert found["linear"] == found["latent"] == found["lm_head"] == ("bf16", 0)
+    assert found["embedding"] == ("w8", 256)
+    assert found["router"] == ("f32", 0), "no pattern reaches a router"
+    assert found["norm"] == found["bias"] == ("vector", 0)
+    apply(graph, mine(*reversed(rules)))
+    assert {f for f, _ in formats(graph).values()} == {"w8", "f32", "vector"}
+
+
+def test_what_no_rule_matches_stays_float32() -> None:
+    graph = graph_of_roles()
+    apply(graph, mine(Rule("role:expert", "w4")))
+    assert {n: f for n, f in formats(graph).items() if f[0] not in ("f32", "vector")} == {
+        "expert": ("w4", 64)
+    }
+
+
+def test_a_glob_matches_all_tensors_of_a_weight_or_its_name() -> None:
+    graph = Graph("g")
+    q, k, v = (Tensor(f"model.layers.0.{p}_proj.weight", (32, 64)) for p in "qkv")
+    filler = Constant((32, 64))
+    for name, expr in {"all": Concat((q, k, v, filler)), "q": q, "zeros": filler}.items():
+        graph.weights[name] = Weight(name, expr)
+    for pattern, expected in {
+        "model.layers.0.*": {"all", "q"},
+        "*q_proj*": {"q"},  # of the fused matrix it is only a part
+        "a[k-m]?": {"all"},
+        "zeros": {"zeros"},
+        "model.layers.1.*": set(),
+        "MODEL.*": set(),
+    }.items():
+        apply(graph, mine(Rule(pattern, "w8")))
+        assert {n for n, (f, _) in formats(graph).items() if f == "w8"} == expected, pattern
+
+
+def test_names_of_tensors_mean_the_same_at_every_level(tiny_graph: Callable[[], Graph]) -> None:
+    """Bytes differ by padding alone; so count numbers."""
+    recipe = mine(Rule("model.layers.0.*", "w8"), Rule("role:expert", "w4"), Rule("*", "bf16"))
+    counts = []
+    for level in (0, 2):
+        graph, _ = optimize(tiny_graph(), level)
+        apply(graph, recipe)
+        names: dict[str, set[str]] = {}
+        for weight in graph.weights.values():
+            names.setdefault(weight.format, set()).update(
+                t.name for t in _tensors(weight) if t.name.endswith("weight")
+            )
+        counts.append(names)
+    assert counts[0] == counts[1]
+    assert {"w8", "w4", "bf16", "f32", "vector"} == counts[0].keys()
+
+
+def _tensors(weight: Weight) -> list[Tensor]:
+    from deepmnn.graph.tensors import tensors
+
+    return list(tensors(weight.expr))
+
+
+@pytest.fixture
+def tiny_graph() -> Callable[[], Graph]:
+    from deepmnn.models import build
+    from tiny_models import CONFIGS
+
+    return lambda: build({"model_type": "deepseek_v3", **CONFIGS["deepseek_v3"][0]})
+
+
+@pytest.mark.parametrize(
+    ("cols", "expected"),
+    [(64, 64), (1, 32), (32, 32), (33, 64), (63, 64), (96, 32), (97, 64), (128, 64), (1536, 64)],
+)
+def test_group_size(cols: int, expected: int) -> None:
+    for name, size in (("w4", expected), ("w8", 256), ("bf16", 0)):
+        graph = Graph("g", weights={"w": Weight("w", Tensor("w", (4, cols)))})
+        apply(graph, mine(Rule("*", name)))
+        assert graph.weights["w"].group_size == size
+
+
+def test_a_group_size_for_a_whole_recipe() -> None:
+    graph = graph_of_roles()
+    recipe = W4.with_group_size(128)
+    apply(graph, recipe)
+    assert formats(graph)["linear"] == ("w4", 128)
+    assert formats(graph)["latent"] == ("w8", 256)
+    assert Recipe.from_json(recipe.to_json(), "x") == recipe != W4
+    with pytest.raises(RequestError, match="group_size 48 for w4"):
+        W4.with_group_size(48)
+    for name in ("fp32", "bf16", "w8"):
+        with pytest.raises(RequestError, match=rf"group_size 64 for {name}; expected w4\. w8 has"):
+            RECIPES[name].with_group_size(64)
+
+
+def test_unknown_recipe_lists_the_choices() -> None:
+    for bad in ("q4_k_m", "", None, ["w4"]):
+        with pytest.raises(RequestError, match=r"recipe.*" + ", ".join(RECIPES)):
+            recipe_of(bad)  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------ JSON
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_json_round_trip(recipe: Recipe, tmp_path: Path) -> None:
+    text = json.dumps(recipe.to_json())
+    assert Recipe.from_json(json.loads(text), "x") == recipe
+    (tmp_path / "mine.json").write_text(text)
+    assert read_recipe(str(tmp_path / "mine.json")) == recipe
+    assert read_recipe(recipe.name) is recipe
+
+
+def test_a_recipe_is_a_value() -> None:
+    recipe = mine(Rule("*", "w4", 32))
+    assert recipe == mine(Rule("*", "w4", 32)) != mine(Rule("*", "w4"))
+    assert len({recipe, mine(Rule("*", "w4", 32))}) == 1
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.name = "other"  # type: ignore[misc]
+
+
+def test_values_of_a_wrong_type() -> None:
+    for make in (
+        lambda: Rule(3, "w4"),  # type: ignore[arg-type]
+        lambda: Rule("*", ["w4"]),  # type: ignore[arg-type]
+        lambda: Rule("*", "w4", 64.0),  # type: ignore[arg-type]
+        lambda: Rule("*", "w4", "64"),  # type: ignore[arg-type]
+        lambda: Recipe(3, ()),  # type: ignore[arg-type]
+        lambda: Recipe("x", [Rule("*", "w4")]),  # type: ignore[arg-type]
+        lambda: Recipe("x", ("w4",)),  # type: ignore[arg-type]
+        lambda: W4.with_group_size("64"),  # type: ignore[arg-type]
+    ):
+        with pytest.raises(RequestError):
+            make()
+
+
+RULE = {"pattern": "*", "format": "w4"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (3, "the recipe is 3; expected an object with name, rules"),
+        ([], "the recipe is"),
+        ({"name": "x"}, "no field 'rules'; expected a list"),
+        ({"rules": []}, "no field 'name'"),
+        ({"name": 3, "rules": []}, "name is 3"),
+        ({"name": "", "rules": []}, "called ''"),
+        ({"name": "a\nb", "rules": []}, "printable"),
+        ({"name": "x" * 81, "rules": []}, "80"),
+        ({"name": "x", "rules": {}}, "rules is"),
+        ({"name": "x", "rules": [], "rule": 1}, "has the field 'rule'; expected only name, rules"),
+        ({"name": "x", "rules": ["w4"]}, "rule 1 is 'w4'"),
+        ({"name": "x", "rules": [RULE, RULE | {"bits": 4}]}, "rule 2 has the field 'bits'"),
+        ({"name": "x", "rules": [{"pattern": "*"}]}, "rule 1 has no field 'format'"),
+        ({"name": "x", "rules": [RULE | {"pattern": None}]}, "pattern is None"),
+        ({"name": "x", "rules": [RULE | {"format": "w5"}]}, "rule 1: weight format 'w5'"),
+        ({"name": "x", "rules": [RULE | {"format": "vector"}]}, "'vector'; expected one of f32"),
+        ({"name": "x", "rules": [RULE | {"pattern": "role:router"}]}, "'role:router'; expected"),
+        ({"name": "x", "rules": [RULE | {"pattern": "role:"}]}, "'role:'; expected"),
+        ({"name": "x", "rules": [RULE | {"group_size": 48}]}, "rule 1: group_size 48 for w4"),
+        ({"name": "x", "rules": [RULE | {"group_size": True}]}, "group_size is True"),
+        ({"name": "x", "rules": [RULE | {"group_size": 64.0}]}, r"group_size is 64\.0"),
+        ({"name": "x", "rules": [RULE | {"format": "bf16", "group_size": 64}]}, "64 for bf16"),
+    ],
+)
+def test_json_that_is_no_recipe(fields: Any, message: str, tmp_path: Path) -> None:
+    for error in (RequestError, ArtifactError):
+        with pytest.raises(error, match=f"^here: .*{message}"):
+            Recipe.from_json(fields, "here", error)
+    (tmp_path / "r.json").write_text(json.dumps(fields))
+    with pytest.raises(RequestError, match=r"r\.json"):
+        read_recipe(str(tmp_path / "r.json"))
+
+
+def test_recipe_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match=r"none\.json is missing"):
+        read_recipe(str(tmp_path / "none.json"))
+    for text in ("{", '{"name": "x", "name": "y", "rules": []}', "\xff"):
+        (tmp_path / "r.json").write_text(text, "latin-1")
+        with pytest.raises(RequestError, match=r"r\.json is not valid JSON"):
+            read_recipe(str(tmp_path / "r.json"))
