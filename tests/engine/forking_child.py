@@ -81,6 +81,9 @@ def main(directory: Path) -> None:
         thread.join()
     assert statuses == [0] * 6, statuses
     assert (session.decode(7) == logits).all()
+    forked = model.driver.run(lambda _: os.waitpid(os.fork() or os._exit(0), 0)[1])
+    assert forked == 0
+    assert model.generate(PROMPT, PARAMS).ids == wanted
     print("ready")
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import atexit
 import os
-import sys
 import threading
 from collections.abc import Callable, Iterable
 from queue import SimpleQueue
@@ -92,7 +91,7 @@ class Driver:
         self._inbox.put(lambda stepper: work(stepper.engine))
 
     def __del__(self) -> None:
-        self._inbox.put(_Stepper.finish)
+        self._inbox.put(type(self._stepper).finish)  # globals may be gone
 
 
 class _Stepper:
@@ -130,8 +129,8 @@ class _Stepper:
         self.thread.start()
 
     def join(self) -> None:
-        """Waits for the thread to end; it does not wait for itself."""
-        if self.thread is not None and self.thread is not threading.current_thread():
+        """Waits for the thread to end."""
+        if self.thread is not None:
             self.thread.join()
 
     def take(self, requests: list[Request]) -> None:
@@ -194,13 +193,13 @@ class _Stepper:
     def _do(self, job: Callable[[_Stepper], object]) -> None:
         try:
             job(self)
-        except Exception:
-            _show_error()
+        except BaseException as error:
+            _show(error)
 
     def _step(self) -> None:
         try:
             told = self.engine.step()
-        except Exception as error:  # nobody's fault in particular; no client may wait for ever
+        except BaseException as error:  # nobody's in particular, and no client may wait for ever
             self.fail_all(error)
             return
         for sequence in told:
@@ -213,18 +212,17 @@ class _Stepper:
             del self._requests[request.sequence]
         try:
             request.deliver(request.event())
-        except Exception:  # nobody listens any more
-            _show_error()
+        except BaseException as error:  # nobody listens any more
+            _show(error)
             self.engine.cancel(request.sequence)
             self._requests.pop(request.sequence, None)
 
 
-def _show_error() -> None:
-    """As the interpreter does with errors that end a thread: to where the program wants them."""
-    kind, error, trace = sys.exc_info()
-    if kind is not None:
-        hook = threading.excepthook
-        hook(threading.ExceptHookArgs((kind, error, trace, threading.current_thread())))
+def _show(error: BaseException) -> None:
+    """As the interpreter shows errors that end a thread: where the program wants them."""
+    thread = threading.current_thread()
+    hook = threading.excepthook
+    hook(threading.ExceptHookArgs((type(error), error, error.__traceback__, thread)))
 
 
 # ---------------------------------------------------------------------------- exit and fork
@@ -234,8 +232,9 @@ _exiting = False
 
 
 def _end(how: Callable[[_Stepper], None]) -> None:
-    """Has every engine thread end, between two steps, and waits for that."""
-    ended = [stepper for stepper in list(_steppers) if stepper.alive]
+    """Has every engine thread but this one end, between two steps, and waits for that."""
+    me = threading.current_thread()
+    ended = [stepper for stepper in list(_steppers) if stepper.alive and stepper.thread is not me]
     for stepper in ended:
         stepper.resting = True
         stepper.inbox.put(how)
