@@ -129,6 +129,8 @@ nb::list profile(Model& model, bool reset) {
     entry["seconds"] = cost.seconds;
     entry["busy_seconds"] = cost.busy_seconds;
     entry["wait_seconds"] = cost.wait_seconds;
+    entry["row_macs"] = cost.row_macs;
+    entry["context_macs"] = cost.context_macs;
     ops.append(entry);
   }
   return ops;

@@ -10,6 +10,7 @@ class Embedding : public Op {
     spec.require_counts(1, 1, 1);
     spec.require_graph_input(0, "ids");  // whose range the step has checked
     ids_ = spec.int_input(0, Dim::tokens, 1);
+    spec.require_reading(0, Reading::looked_up);  // so that its rows limit the ids
     table_ = spec.matrix(0);
     y_ = spec.output(0, Dim::tokens, table_.cols);
   }

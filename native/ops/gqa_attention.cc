@@ -16,8 +16,8 @@ class GqaAttention : public GroupedQueryOp {
     read_grouped_query(spec, Dim::tokens);
     spec.require_graph_input(3, "positions");
     rope_ = Rope(spec, shape_.qk_dim);
-    k_entry_ = spec.cache_attr("k_cache", k_.width);
-    v_entry_ = spec.cache_attr("v_cache", v_.width);
+    k_entry_ = spec.cache(0, k_.width);
+    v_entry_ = spec.cache(1, v_.width);
     if (spec.weights() == 2) {
       q_norm_ = spec.vector(0, shape_.qk_dim);
       k_norm_ = spec.vector(1, shape_.qk_dim);

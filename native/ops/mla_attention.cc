@@ -21,7 +21,7 @@ class MlaAttention : public Op {
     spec.require_graph_input(2, "positions");
     mla_.y = spec.output(0, Dim::tokens, mla_.heads * mla_.v_dim);
     mla_.rope = Rope(spec, mla_.rope_dim);
-    mla_.entry = spec.cache_attr("cache", mla_.row_width());
+    mla_.entry = spec.cache(0, mla_.row_width());
     norm_ = spec.vector(0, mla_.rank);
     mla_.w_uk = spec.matrix(1, mla_.heads * padded_rows(mla_.nope), mla_.rank);
     mla_.w_uk_t = spec.matrix(2, mla_.heads * padded_rows(mla_.rank), mla_.nope);

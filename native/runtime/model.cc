@@ -72,7 +72,9 @@ void Model::build_ops() {
   for (const Instruction& instruction : program_.instructions) {
     const OpSpec spec(program_, weights_, instruction, ropes_);
     ops_.push_back(make_op(spec, instruction.op));
-    if (instruction.op == "embedding") id_limit_ = std::min(id_limit_, spec.matrix(0).rows);
+    for (const WeightUse& use : instruction.weights) {
+      if (use.reading == Reading::looked_up) id_limit_ = std::min(id_limit_, program_.weights[use.id].rows);
+    }
   }
   costs_.resize(ops_.size());
 }
@@ -156,8 +158,9 @@ std::vector<OpProfile> Model::profile(bool reset) {
   for (size_t i = 0; i < ops_.size(); ++i) {
     const Cost& cost = costs_[i];
     const double seconds = static_cast<double>(cost.ns) * 1e-9, busy = static_cast<double>(cost.busy_ns) * 1e-9;
-    profiles.push_back({program_.instructions[i].op, program_.instructions[i].name, cost.calls, seconds, busy,
-                        std::max(0.0, seconds * threads() - busy)});
+    const Instruction& instruction = program_.instructions[i];
+    profiles.push_back({instruction.op, instruction.name, cost.calls, seconds, busy,
+                        std::max(0.0, seconds * threads() - busy), instruction.row_macs, instruction.context_macs});
     if (reset) costs_[i] = Cost{};
   }
   return profiles;

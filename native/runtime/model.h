@@ -24,6 +24,8 @@ struct OpProfile {
   double seconds = 0;
   double busy_seconds = 0;
   double wait_seconds = 0;
+  uint64_t row_macs = 0;  // as Instruction has them
+  uint64_t context_macs = 0;
 };
 
 class Model {
@@ -80,7 +82,7 @@ class Model {
   std::vector<Cost> costs_;
   int64_t step_ns_ = 0;
   int64_t vocab_size_ = 0;
-  int64_t id_limit_ = 0;  // ids must be below: the rows of the smallest embedding table
+  int64_t id_limit_ = 0;  // ids must be below: the rows of the smallest table that is looked up
   uint32_t ids_buffer_ = 0;
   uint32_t positions_buffer_ = 0;
   MlaForm mla_form_ = MlaForm::automatic;

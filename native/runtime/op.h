@@ -52,9 +52,10 @@ class OpSpec {
   // Input `index` is this graph input: "ids" or "positions".
   void require_graph_input(size_t index, const char* name) const;
 
-  // Whether the next instruction alone reads output `index`, as a linear or swiglu and quantised.
+  // Whether the next instruction alone reads output `index`, and only quantised (reads_quantized).
   bool read_quantized(size_t index) const;
 
+  void require_reading(size_t index, Reading reading) const;  // of weight `index`
   const float* vector(size_t index, int64_t length) const;
   Weight matrix(size_t index) const;
   Weight matrix(size_t index, int64_t rows, int64_t cols) const;
@@ -63,7 +64,8 @@ class OpSpec {
   float float_attr(const char* key) const;
   const std::string& string_attr(const char* key) const;
   std::vector<int64_t> ints_attr(const char* key) const;
-  size_t cache_attr(const char* key, int64_t width) const;  // index of the entry
+  // The cache entry that it writes as its number `index`, of this width.
+  size_t cache(size_t index, int64_t width) const;
   size_t rope_attr(int64_t dim) const;  // id of the table made of `inv_freq` (dim / 2 numbers) and `rope_scale`
 
   void require(bool ok, const std::string& found, const std::string& expected) const {
@@ -88,5 +90,8 @@ constexpr int64_t kMaxExtentAttr = int64_t{1} << 28;
 
 // The op the instruction names.
 std::unique_ptr<Op> make_op(const OpSpec& spec, const std::string& name);
+
+// Whether the instruction's op reads its first input, with the weights it has, as quantised rows and in no other way.
+bool reads_quantized(const Program& program, const Instruction& instruction);
 
 }  // namespace deepmnn

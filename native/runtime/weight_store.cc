@@ -36,13 +36,13 @@ void check(const WeightInfo& weight, const std::string& shard, uint64_t file_nby
   }
 }
 
-// Whether each weight is a matrix that the workers of a dispatch read from first to last block, a part each. Experts
-// and tables are read where the tokens send them.
+// Whether each weight is read in order by any instruction.
 std::vector<bool> read_in_order(const Program& program) {
   std::vector<bool> in_order(program.weights.size(), false);
   for (const Instruction& instruction : program.instructions) {
-    if (instruction.op == "moe" || instruction.op == "expert_linear" || instruction.op == "embedding") continue;
-    for (uint32_t id : instruction.weights) in_order[id] = program.weights[id].format != Format::vector;
+    for (const WeightUse& use : instruction.weights) {
+      if (use.reading == Reading::in_order) in_order[use.id] = true;
+    }
   }
   return in_order;
 }

@@ -107,7 +107,11 @@ class Model:
         """`sample` of every (logits, temperature, top_k, top_p, min_p, u), by all threads."""
 
     def profile(self, reset: bool = False) -> list[dict[str, Any]]:
-        """Cost of each op so far: op, name, calls, seconds, busy_seconds, wait_seconds."""
+        """Cost of each op so far: op, name, calls, seconds, busy_seconds, wait_seconds.
+
+        And what each of its rows takes in multiply-accumulates: row_macs, and context_macs for each
+        cached row that it sees (latent attention in its absorbed form).
+        """
 
 def available_cores(root: str = "") -> int:
     """Physical cores this process may run on (its CPU affinity and group quota), at least 1.

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from one_op import store_as
 from program_dir import cpu
+from torch.utils.flop_counter import FlopCounterMode
 
 from deepmnn import _core
 from deepmnn.backends.base import Batch
@@ -41,6 +42,19 @@ def tiny(tmp_path_factory):
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_every_model_at_every_level(tiny, model_type, index, level):
     check_parity(tiny(model_type, index), cpu(threads=2), level)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "index"), [("qwen3", 1), ("qwen2", 3), ("deepseek_v2", 1), ("deepseek_v3", 0)]
+)
+def test_the_profile_says_what_torch_multiplies(tiny, model_type, index):
+    """For one token, which sees one row: its own."""
+    model = tiny(model_type, index)
+    with FlopCounterMode(display=False) as counter:
+        model.logits([3])
+    profile = cpu()(lowered(model, 0), model).model.profile()
+    found = sum(entry["row_macs"] + entry["context_macs"] for entry in profile)
+    assert found == counter.get_total_flops() / 2
 
 
 @pytest.mark.parametrize(("model_type", "index"), ALL)
