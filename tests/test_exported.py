@@ -8,7 +8,8 @@ import pytest
 import deepmnn
 from deepmnn import SamplingParams
 from deepmnn.artifact.reader import Artifact
-from deepmnn.backends.mnn.backend import MnnBackend, MnnOptions
+from deepmnn.backends.mnn.backend import MnnBackend
+from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.errors import ArtifactError, MissingDependencyError, RequestError, StorageError
 from deepmnn.exporters import export
 from deepmnn.exporters.mnn.cached import exported_model

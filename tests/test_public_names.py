@@ -39,7 +39,7 @@ import sys, deepmnn
 heavy = {"torch", "transformers", "numpy", "tokenizers", "jinja2", "rich", "typer"}
 heavy &= set(sys.modules)
 assert not heavy, heavy
-import deepmnn.api, deepmnn.conversion.convert, deepmnn.cli
+import deepmnn.api.loading, deepmnn.conversion.convert, deepmnn.cli
 assert not {"torch", "transformers"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bench.peers.engine import Config, commit
 
 if TYPE_CHECKING:
-    from deepmnn.api import LLM
+    from deepmnn.api.llm import LLM
     from deepmnn.engine.kv_cache import BlockTable
 
 TITLE, BUILDER, NEEDS = "deepmnn", "deepmnn_cpu", ""
@@ -34,7 +34,7 @@ PASSES = (
 
 def version(source: Path | None) -> str | None:
     try:
-        import deepmnn.api
+        import deepmnn.api.loading
         import deepmnn.backends.cpu.backend
         import deepmnn.exporters.mnn.folder
         import deepmnn.text.chat_template

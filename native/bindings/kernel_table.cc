@@ -87,14 +87,14 @@ Matrix<float> gathered(const Matrix<float>& x, const int32_t* index, int64_t n, 
 }
 
 // y is the initial content of the result: [n, at least out_cols].
-F32 linear(const Array& x, const Array& packed, const std::string& dtype, int64_t rows, int64_t cols,
+F32 linear(const Array& x, const Array& packed, const std::string& format, int64_t rows, int64_t cols,
            int64_t group_size, const Array& y, int64_t out_cols, const std::string& epilogue,
            const std::optional<Array>& bias, const std::optional<Array>& index, int64_t begin, int64_t end,
            const std::string& isa) {
   const Kernels& kernels = table(isa);
   const Matrix<float> input = matrix<float>(x, "x"), initial = matrix<float>(y, "y");
   LinearTask task;
-  task.weight = weight_shape(dtype, rows, cols, group_size);
+  task.weight = weight_shape(format, rows, cols, group_size);
   task.weight.data =
       vector<uint8_t>(packed, "packed", packed_nbytes(task.weight.format, rows, cols, task.weight.group_size));
   task.epilogue = parse_epilogue(epilogue);
@@ -130,9 +130,9 @@ F32 linear(const Array& x, const Array& packed, const std::string& dtype, int64_
   return out.release();
 }
 
-F32 decode_row(const Array& packed, const std::string& dtype, int64_t rows, int64_t cols, int64_t group_size,
+F32 decode_row(const Array& packed, const std::string& format, int64_t rows, int64_t cols, int64_t group_size,
                int64_t row, const std::string& isa) {
-  Weight weight = weight_shape(dtype, rows, cols, group_size);
+  Weight weight = weight_shape(format, rows, cols, group_size);
   weight.data = vector<uint8_t>(packed, "packed", packed_nbytes(weight.format, rows, cols, weight.group_size));
   if (row < 0 || row >= rows) throw Error("request", "row " + std::to_string(row) + "; expected a row of the weight");
   NewArray<float> out({cols});
@@ -321,10 +321,10 @@ void bind_rows(nb::module_& m) {
 void bind_kernel_table(nanobind::module_& parent) {
   using namespace nanobind::literals;
   nanobind::module_ m = parent.def_submodule("kernels", "The kernel table, for tests.");
-  m.def("linear", &deepmnn::linear, "x"_a, "packed"_a, "dtype"_a, "rows"_a, "cols"_a, "group_size"_a, "y"_a,
+  m.def("linear", &deepmnn::linear, "x"_a, "packed"_a, "format"_a, "rows"_a, "cols"_a, "group_size"_a, "y"_a,
         "out_cols"_a, "epilogue"_a, "bias"_a.none(), "index"_a.none(), "begin"_a, "end"_a, "isa"_a = "");
   m.def("quantize_rows", &deepmnn::quantize_rows, "x"_a, "isa"_a = "");
-  m.def("decode_row", &deepmnn::decode_row, "packed"_a, "dtype"_a, "rows"_a, "cols"_a, "group_size"_a, "row"_a,
+  m.def("decode_row", &deepmnn::decode_row, "packed"_a, "format"_a, "rows"_a, "cols"_a, "group_size"_a, "row"_a,
         "isa"_a = "");
   m.def("attention", &deepmnn::attention, "q"_a, "k"_a, "v"_a, "scale"_a, "limits"_a, "acc"_a, "max_sum"_a,
         "isa"_a = "", "form"_a = "panels", "width"_a = 0, "k_column"_a = 0, "v_column"_a = 0);

@@ -7,15 +7,13 @@
 
 #include <cstdint>
 
+#include "kernels/formats.h"
+
 namespace deepmnn {
 
-enum class Format : uint32_t { vector = 0, f32 = 1, bf16 = 2, w8 = 3, w4 = 4 };
-
-constexpr int kBlockRows = 16;             // output rows per block of a packed matrix
 constexpr int64_t kLinearPanelRows = 256;  // input rows that an integer linear walks together, in panels of columns
 
-// A packed matrix [rows, cols] (y = W x). A vector has rows = 1 and raw float32 data. group_size: kPanelCols for w8,
-// 32, 64 or 128 for w4, else 0.
+// A stored matrix [rows, cols] (y = W x). A vector has rows = 1 and raw float32 data.
 struct Weight {
   const uint8_t* data = nullptr;
   int64_t rows = 0;
@@ -23,22 +21,6 @@ struct Weight {
   int32_t group_size = 0;
   Format format = Format::f32;
 };
-
-// Whether a weight of this format may have this group size, and those that it may have in words.
-bool allows_group_size(Format format, int64_t group_size);
-const char* allowed_group_sizes(Format format);
-
-// Columns of a w8 or w4 matrix that have codes: whole groups, of w8 whole parts of kPartCols.
-int64_t stored_cols(Format format, int64_t cols, int32_t group_size);
-
-// Bytes of one block of 16 rows, and of the whole matrix padded to 64.
-int64_t block_nbytes(Format format, int64_t cols, int32_t group_size);
-int64_t packed_nbytes(Format format, int64_t rows, int64_t cols, int32_t group_size);
-
-constexpr int64_t kPanelCols = 256;  // columns of a quantised matrix, or row, that share a scale (docs/layouts.md)
-constexpr int64_t kPartCols = 32;    // the smallest group of a w4 matrix
-
-constexpr int64_t panel_count(int64_t cols) { return (cols + kPanelCols - 1) / kPanelCols; }
 
 // What a product needs of a panel of a quantised row besides its codes.
 struct PanelHead {
@@ -61,7 +43,7 @@ struct QuantizedRows {
   QuantizedRows from_panel(int64_t panel) const { return from(panel * height); }
 };
 
-// Input rows of a linear. f32 and bf16 weights read x; w8 and w4 read the quantised form.
+// Input rows of a linear. Weights of floats read x, quantised ones the quantised form.
 struct Rows {
   const float* x = nullptr;
   int64_t stride = 0;              // floats between rows of x

@@ -9,7 +9,7 @@
 namespace deepmnn::DEEPMNN_NS {
 
 template <Format kFormat>
-constexpr bool kQuantized = kFormat == Format::w8 || kFormat == Format::w4;
+constexpr bool kQuantized = kFormats[static_cast<int>(kFormat)].offset > 0;
 
 // Output blocks of a tile of `rows` input rows. Floats need several blocks to hide the latency of an addition. Integers
 // keep sums in two parts instead, and one block is read as one stream, which memory likes best; with more rows every

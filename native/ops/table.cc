@@ -2,7 +2,6 @@
 #include <iterator>
 
 #include "ops/ops.h"
-#include "runtime/quantized.h"
 
 namespace deepmnn {
 namespace {

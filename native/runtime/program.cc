@@ -127,7 +127,7 @@ WeightInfo read_weight(Reader& in, size_t shards) {
   weight.name = in.str("weight name");
   const std::string who = "weight " + weight.name + ": ";
   const uint8_t format = in.number<uint8_t>("weight format");
-  require(format <= static_cast<uint8_t>(Format::w4), who + "format " + std::to_string(format), "0 to 4");
+  require(format < kFormatCount, who + "format " + std::to_string(format), "0 to " + std::to_string(kFormatCount - 1));
   weight.format = static_cast<Format>(format);
   weight.rows = in.number<int64_t>("weight rows");
   weight.cols = in.number<int64_t>("weight columns");

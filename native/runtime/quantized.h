@@ -11,8 +11,6 @@ namespace deepmnn {
 class Step;
 struct Buffer;
 
-inline bool is_quantized(Format format) { return format == Format::w8 || format == Format::w4; }
-
 // Room for n rows in the op's scratch.
 QuantizedRows take_quantized(Step& step, int64_t n, int64_t cols);
 

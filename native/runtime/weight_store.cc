@@ -14,18 +14,11 @@
 namespace deepmnn {
 namespace {
 
-uint64_t expected_nbytes(const WeightInfo& weight) {
-  const int64_t nbytes = weight.format == Format::vector
-                             ? weight.cols * 4
-                             : packed_nbytes(weight.format, weight.rows, weight.cols, weight.group_size);
-  return (static_cast<uint64_t>(nbytes) + 63) / 64 * 64;
-}
-
 void check(const WeightInfo& weight, const std::string& shard, uint64_t file_nbytes) {
   // A shape whose bytes could not even be counted cannot be inside any file.
   const bool countable = weight.rows <= (int64_t{1} << 56) / (weight.cols + 128);
-  const uint64_t expected = countable ? expected_nbytes(weight) : 0;
-  if (!countable || weight.nbytes != expected) {
+  const int64_t expected = countable ? packed_nbytes(weight.format, weight.rows, weight.cols, weight.group_size) : 0;
+  if (!countable || weight.nbytes != static_cast<uint64_t>(expected)) {
     fail_artifact("program.bin: weight " + weight.name + " has " + std::to_string(weight.nbytes) + " bytes",
                   std::to_string(expected) + " for its shape and layout");
   }

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any
 from deepmnn import errors
 
 if TYPE_CHECKING:
-    from deepmnn.api import LLM, load
-    from deepmnn.backends.mnn.backend import MnnOptions
+    from deepmnn.api.llm import LLM
+    from deepmnn.api.loading import load
+    from deepmnn.api.options import LoadOptions
+    from deepmnn.backends.mnn.options import MnnOptions
     from deepmnn.conversion.convert import convert
     from deepmnn.engine.completion import Chunk, Completion
     from deepmnn.exporters import export
@@ -27,6 +29,7 @@ __all__ = [
     "LLM",
     "Chunk",
     "Completion",
+    "LoadOptions",
     "MnnOptions",
     "SamplingParams",
     "convert",
@@ -38,9 +41,10 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "LLM": "deepmnn.api",
-    "load": "deepmnn.api",
-    "MnnOptions": "deepmnn.backends.mnn.backend",
+    "LLM": "deepmnn.api.llm",
+    "LoadOptions": "deepmnn.api.options",
+    "load": "deepmnn.api.loading",
+    "MnnOptions": "deepmnn.backends.mnn.options",
     "convert": "deepmnn.conversion.convert",
     "export": "deepmnn.exporters",
     "Chunk": "deepmnn.engine.completion",

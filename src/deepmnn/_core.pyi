@@ -18,16 +18,19 @@ def isas() -> list[str]:
     The environment variable DEEPMNN_ISA overrides the choice of the best.
     """
 
-def packed_nbytes(dtype: str, rows: int, cols: int, group_size: int = 0) -> int:
+def formats() -> list[dict[str, Any]]:
+    """The core's table of storage formats, by code: the fields of `deepmnn.formats.Format`."""
+
+def packed_nbytes(format: str, rows: int, cols: int, group_size: int = 0) -> int:
     """Bytes of a stored weight (docs/layouts.md), padded to 64."""
 
 def quantize_pack(
-    w: NDArray[float32], dtype: str, group_size: int = 0, threads: int = 1, isa: str = ""
+    w: NDArray[float32], format: str, group_size: int = 0, threads: int = 1, isa: str = ""
 ) -> NDArray[uint8]:
     """Stored bytes of w [rows, cols] in a matrix format; byte for byte those of quant.pack.pack."""
 
 def unpack(
-    packed: NDArray[uint8], dtype: str, rows: int, cols: int, group_size: int = 0
+    packed: NDArray[uint8], format: str, rows: int, cols: int, group_size: int = 0
 ) -> NDArray[float32]:
     """The values of stored bytes: [rows, cols], or [cols] for a vector."""
 

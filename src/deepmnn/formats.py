@@ -5,15 +5,14 @@ in a quantised one the columns of a block lie in panels of 256, each with a scal
 a format may divide a panel into groups with multipliers of that scale. docs/layouts.md has the
 bytes; the core's table (native/kernels/formats.cc) is the twin of this one.
 
-Adding a format is an entry here and there, a rounding rule (quant/rounding.py), its bytes
-(quant/layout.py) and a kernel.
+Adding a format is an entry here and there, a rounding rule (quant/rounding.py and its twin
+native/kernels/rounding.h) and kernels.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +20,9 @@ from numpy.typing import NDArray
 from deepmnn.errors import RequestError
 
 F32 = NDArray[np.float32]
-I8 = NDArray[np.int8]
 F16 = NDArray[np.float16]
+I8 = NDArray[np.int8]
+U8 = NDArray[np.uint8]
 
 BLOCK_ROWS = 16
 """Rows per block of a stored matrix."""
@@ -37,7 +37,7 @@ ALIGNMENT = 64
 """Stored weights are padded to a multiple of so many bytes."""
 
 MULTIPLIER_MAX = 15
-"""A 4-bit code times a multiplier fits a byte."""
+"""Multipliers are sixteenths of a scale, of either sign: a 4-bit code times one fits a byte."""
 
 _SCALE_NBYTES = 2
 
@@ -50,9 +50,10 @@ class Format:
         name: what recipes, graph.json and the command line call it.
         code: its number in program.bin and in the core.
         bits: of one number, without scales.
-        columns: stored columns are a multiple of these.
-        group_sizes: columns that may have a scale of their own; empty for floats.
-        offset: the stored code of zero; signed codes run from -offset to offset - 1.
+        columns: stored columns are a multiple of these, or of a group that has a multiplier.
+        group_sizes: columns that may have a scale of their own; floats have no groups, so 0.
+        default_group_size: the one of them that a weight gets unless another one pads less.
+        offset: the stored code of zero: codes run from -offset to offset - 1. 0: floats.
         multipliers: whether groups have multipliers of their panel's scale.
     """
 
@@ -60,43 +61,51 @@ class Format:
     code: int
     bits: int
     columns: int = 1
-    group_sizes: tuple[int, ...] = ()
+    group_sizes: tuple[int, ...] = (0,)
+    default_group_size: int = 0
     offset: int = 0
     multipliers: bool = False
 
     @property
     def is_matrix(self) -> bool:
         """False for vectors: raw numbers, no blocks."""
-        return self is not VECTOR
+        return self != VECTOR
 
     @property
     def is_quantized(self) -> bool:
         """Whether it stores codes and scales; else floats."""
-        return bool(self.group_sizes)
+        return self.offset > 0
 
-    @cached_property
+    @property
     def codes_per_byte(self) -> int:
         """Codes that share a byte."""
         return 8 // self.bits
 
     def check_group_size(self, group_size: int) -> None:
         """Raises RequestError unless groups may have so many columns (0: no groups)."""
-        allowed = self.group_sizes or (0,)
-        if group_size not in allowed:
-            raise RequestError(f"group_size {group_size} for {self.name}", f"one of {allowed}")
+        if group_size not in self.group_sizes:
+            raise RequestError(
+                f"group_size {group_size} for {self.name}", f"one of {self.group_sizes}"
+            )
+
+    def group_size(self, cols: int) -> int:
+        """Columns of a group of a matrix, by default: fewer where that pads less."""
+        least, default = self.group_sizes[0], self.default_group_size
+        less = self.stored_cols(cols, least) < self.stored_cols(cols, default)
+        return least if less else default
 
     def stored_cols(self, cols: int, group_size: int = 0) -> int:
         """Columns of a matrix that are stored, padding included."""
-        return _ceil(cols, group_size if self.multipliers else self.columns)
+        return round_up(cols, group_size if self.multipliers else self.columns)
 
     def block_nbytes(self, cols: int, group_size: int = 0) -> int:
-        """Bytes of one block of 16 rows of a matrix."""
+        """Bytes of one block of 16 rows of a matrix: its panels one after another."""
         stored = self.stored_cols(cols, group_size)
         row = stored * self.bits // 8
         if self.multipliers:
             row += stored // group_size
         if self.is_quantized:
-            row += _ceil(stored, PANEL_COLS) // PANEL_COLS * _SCALE_NBYTES
+            row += round_up(stored, PANEL_COLS) // PANEL_COLS * _SCALE_NBYTES
         return BLOCK_ROWS * row
 
     def nbytes(self, rows: int, cols: int, group_size: int = 0) -> int:
@@ -106,8 +115,10 @@ class Format:
         """
         self.check_group_size(group_size)
         if not self.is_matrix:
-            return _ceil(rows * cols * self.bits // 8, ALIGNMENT)
-        return _ceil(math.ceil(rows / BLOCK_ROWS) * self.block_nbytes(cols, group_size), ALIGNMENT)
+            return round_up(rows * cols * self.bits // 8, ALIGNMENT)
+        return round_up(
+            math.ceil(rows / BLOCK_ROWS) * self.block_nbytes(cols, group_size), ALIGNMENT
+        )
 
 
 VECTOR = Format("vector", 0, 32)
@@ -122,8 +133,19 @@ FORMATS: dict[str, Format] = {
         VECTOR,
         F32_MATRIX,
         BF16_MATRIX,
-        Format("w8", 3, 8, columns=PART_COLS, group_sizes=(PANEL_COLS,), offset=128),
-        Format("w4", 4, 4, group_sizes=(32, 64, 128), offset=8, multipliers=True),
+        Format(
+            *("w8", 3, 8, PART_COLS),
+            group_sizes=(PANEL_COLS,),
+            default_group_size=PANEL_COLS,
+            offset=128,
+        ),
+        Format(
+            *("w4", 4, 4),
+            group_sizes=(32, 64, 128),
+            default_group_size=64,
+            offset=8,
+            multipliers=True,
+        ),
     )
 }
 """Name → format, in the order of their codes."""
@@ -131,7 +153,7 @@ FORMATS: dict[str, Format] = {
 
 def named(name: str) -> Format:
     """The format of that name. Raises RequestError, listing the choices."""
-    if name not in FORMATS:
+    if not isinstance(name, str) or name not in FORMATS:
         raise RequestError(f"weight format {name!r:.80}", f"one of {', '.join(FORMATS)}")
     return FORMATS[name]
 
@@ -177,5 +199,6 @@ class Codes:
         return values.reshape(rows, columns)
 
 
-def _ceil(n: int, multiple: int) -> int:
+def round_up(n: int, multiple: int) -> int:
+    """The least multiple that is not below n."""
     return -(-n // multiple) * multiple

@@ -16,15 +16,16 @@ from safetensors.numpy import load_file
 
 from deepmnn.artifact import directory as directory_writer
 from deepmnn.artifact import reader as artifact_module
-from deepmnn.artifact.manifest import ALIGNMENT, MANIFEST, TEMP_MARK, file_crc, manifest_crc
+from deepmnn.artifact.manifest import MANIFEST, TEMP_MARK, file_crc, manifest_crc
 from deepmnn.artifact.reader import Artifact
 from deepmnn.artifact.writer import ArtifactWriter, plan_shards
 from deepmnn.errors import ArtifactError, StorageError
+from deepmnn.formats import ALIGNMENT
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.serialize import to_json
 from deepmnn.quant import recipes
-from deepmnn.quant.pack import pack_weight, unpack_weight, weight_nbytes
+from deepmnn.quant.pack import pack_weight, unpack_weight
 
 DESCRIPTION: dict[str, Any] = {
     "model_type": "llama",
@@ -52,7 +53,7 @@ VALUES = {
     for i, (name, w) in enumerate(GRAPH.weights.items())
 }
 PACKED = {name: pack_weight(w, VALUES[name]) for name, w in GRAPH.weights.items()}
-SIZES = [(w.name, weight_nbytes(w)) for w in GRAPH.weights.values()]
+SIZES = [(w.name, w.nbytes) for w in GRAPH.weights.values()]
 
 
 def write(path: Path, overwrite: bool = False, max_shard_bytes: int = 1 << 30) -> Path:

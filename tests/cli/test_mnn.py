@@ -10,7 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import deepmnn
-from deepmnn.backends.mnn.backend import MnnOptions
+from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.cli import app
 from tiny_artifact import tiny_artifact
 

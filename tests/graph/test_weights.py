@@ -5,7 +5,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from deepmnn.graph.weights import BLOCK_ROWS, F32, Concat, Expr, Interleave, Tensor
+from deepmnn.formats import BLOCK_ROWS
+from deepmnn.graph.weights import F32, Concat, Expr, Interleave, Tensor
 
 
 class Numbers:

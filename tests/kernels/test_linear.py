@@ -10,6 +10,7 @@ import pytest
 
 from deepmnn import _core
 from deepmnn._core import kernels
+from deepmnn.formats import Codes, named
 from deepmnn.quant import pack
 
 QUANTIZED = [("w8", 256), ("w4", 32), ("w4", 64), ("w4", 128)]
@@ -41,7 +42,7 @@ class Problem:
         packed = pack.pack_codes(quantized)
         packed = np.concatenate([packed, np.zeros(-packed.size % 64, np.uint8)])
         w = quantized.values()[:rows, :cols]
-        return cls(quantized.dtype, quantized.group_size, packed, w, x)
+        return cls(quantized.format, quantized.group_size, packed, w, x)
 
     def run(self, isa, epilogue="store", y=None, out_cols=None, **options):
         rows, cols = self.w.shape
@@ -185,14 +186,14 @@ def matrix(dtype, group_size, rows, cols, codes, multipliers):
     """A matrix of whole blocks with these codes and multipliers (drawn by functions of a shape);
     scales are such that values are their products, or in w8 the codes.
     """
-    columns = pack.stored_cols(dtype, cols, group_size)
+    columns = named(dtype).stored_cols(cols, group_size)
     drawn = codes((rows, columns)).astype(np.int8)
     drawn[:, cols:] = 0
     panels = -(-cols // PANEL)
     if dtype == "w8":
-        return pack.Quantized(drawn, None, np.ones((rows, panels), np.float16), group_size)
+        return Codes(dtype, drawn, None, np.ones((rows, panels), np.float16), group_size)
     multiplied = multipliers((rows, columns // group_size)).astype(np.int8)
-    return pack.Quantized(drawn, multiplied, np.full((rows, panels), 16, np.float16), group_size)
+    return Codes(dtype, drawn, multiplied, np.full((rows, panels), 16, np.float16), group_size)
 
 
 @pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
@@ -200,7 +201,7 @@ def matrix(dtype, group_size, rows, cols, codes, multipliers):
 @pytest.mark.parametrize("n", [1, 3, 9, 20])
 def test_no_saturation_at_the_extremes(isa, dtype, group_size, cols, n):
     """Largest weights times largest activations: int16 pairs would overflow if summed naively."""
-    half = pack.OFFSET[dtype]
+    half = named(dtype).offset
     multipliers = [1] if dtype == "w8" else [15, -15]
     for code, multiplier, x in itertools.product((-half, half - 1), multipliers, (127.0, -127.0)):
         problem = Problem.quantized(
@@ -220,7 +221,7 @@ def test_no_saturation_at_the_extremes(isa, dtype, group_size, cols, n):
 @pytest.mark.parametrize("n", [1, 4, 7, 30])
 def test_integer_sums_agree_to_the_bit(isa, rng, dtype, group_size, cols, n):
     """With all scales 1 the result is the integer sum itself: exact on every instruction set."""
-    half = pack.OFFSET[dtype]
+    half = named(dtype).offset
     quantized = matrix(
         *(dtype, group_size, 48, cols),
         lambda shape: rng.integers(-half, half, shape),

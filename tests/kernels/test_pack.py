@@ -12,6 +12,7 @@ import pytest
 from deepmnn import _core
 from deepmnn._core import kernels
 from deepmnn.errors import RequestError
+from deepmnn.formats import Codes, named
 from deepmnn.quant import pack
 
 FORMATS = [("f32", 0), ("bf16", 0), ("w8", 256), ("w4", 32), ("w4", 64), ("w4", 128)]
@@ -24,7 +25,7 @@ def test_bytes_equal_the_definition(isa, rng, unaligned, dtype, group_size, rows
     w = unaligned(rng.standard_normal((rows, cols)).astype(np.float32))
     packed = _core.quantize_pack(w, dtype, group_size, 1, isa)
     assert packed.nbytes == _core.packed_nbytes(dtype, rows, cols, group_size)
-    assert packed.nbytes == pack.packed_nbytes(dtype, rows, cols, group_size)
+    assert packed.nbytes == named(dtype).nbytes(rows, cols, group_size)
     assert np.array_equal(packed, pack.pack(w, dtype, group_size))
 
 
@@ -65,6 +66,7 @@ import resource
 import numpy as np
 from deepmnn import _core
 from deepmnn.errors import RequestError
+from deepmnn.formats import Codes, named
 w = np.ones((4096, 4096), np.float32)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (14 << 20),) * 2)
@@ -101,7 +103,7 @@ def test_every_fp16_scale_decodes(isa, rng, dtype, group_size):
     codes = np.ones((16, cols), np.int8)
     multipliers = rng.integers(-15, 16, (16, cols // group_size)).astype(np.int8)
     halves = np.arange(65536, dtype=np.uint16).reshape(16, 4096).view(np.float16)
-    quantized = pack.Quantized(codes, multipliers if dtype == "w4" else None, halves, group_size)
+    quantized = Codes(dtype, codes, multipliers if dtype == "w4" else None, halves, group_size)
     packed, expected = pack.pack_codes(quantized), quantized.group_scales()
     for row in range(16):
         got = kernels.decode_row(packed, dtype, 16, cols, group_size, row, isa)

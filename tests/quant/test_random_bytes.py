@@ -5,7 +5,7 @@ import pytest
 
 from deepmnn.graph.ir import Weight
 from deepmnn.graph.weights import Constant
-from deepmnn.quant.pack import pack_codes, unpack_codes, unpack_weight, weight_nbytes
+from deepmnn.quant.pack import pack_codes, unpack_codes, unpack_weight
 from deepmnn.quant.random_bytes import PIECE, draw
 
 SHAPES = [(1, 1), (37, 200), (16, 64), (5, 33), (33, 127), (64, 130), (20, 256), (18, 700)]
@@ -17,7 +17,7 @@ FORMATS = [("w8", 256), ("w4", 32), ("w4", 64), ("w4", 128)]
 def test_padding_is_zero(shape: tuple[int, int], group_size: int, dtype: str) -> None:
     weight = Weight("w", Constant(shape), format=dtype, group_size=group_size)
     stored = draw(weight, 0)
-    assert stored.nbytes == weight_nbytes(weight)
+    assert stored.nbytes == weight.nbytes
     rows, cols = shape
     found = unpack_codes(stored, dtype, cols, group_size)
     assert not found.codes[:, cols:].any()

@@ -8,9 +8,9 @@ import numpy as np
 from program_dir import cpu_of, random_weights, stored
 
 from deepmnn.backends.reference import ReferenceBackend
+from deepmnn.formats import BLOCK_ROWS, named
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.ir import Graph, Weight
-from deepmnn.graph.weights import BLOCK_ROWS, PANEL_COLS
 from parity import SCHEDULES, prompts_for, relative_error, run_schedule
 
 VOCAB = 41
@@ -28,10 +28,10 @@ INT8_CACHE = 5e-3
 values have 15 bits in the core, but not in the oracle."""
 
 
-def one_op(build: Build, width: int, dtype: str = "f32", group_size: int = 64) -> Graph:
-    """ids → embedding [tokens, width] → build → head → logits; all but vectors stored as dtype.
+def one_op(build: Build, width: int, format: str = "f32", group_size: int = 64) -> Graph:
+    """ids → embedding [tokens, width] → build → head → logits; all but vectors stored as format.
 
-    group_size: of w4.
+    group_size: where the format has a choice.
     """
     b = GraphBuilder("one op", prefix="")
     x = b.embedding(b.ids, "embed", VOCAB, width)
@@ -39,14 +39,14 @@ def one_op(build: Build, width: int, dtype: str = "f32", group_size: int = 64) -
     b.output(b.linear(y, "head", VOCAB), "logits")
     for name, weight in b.graph.weights.items():
         if weight.format != "vector" and name not in ("embed.weight", "head.weight"):
-            store_as(weight, dtype, group_size)
+            store_as(weight, format, group_size)
     return b.graph
 
 
-def store_as(weight: Weight, dtype: str, group_size: int = 64) -> None:
-    """Gives a matrix a storage format; group_size: of w4."""
-    weight.format = dtype
-    weight.group_size = {"w8": PANEL_COLS, "w4": group_size}.get(dtype, 0)
+def store_as(weight: Weight, format: str, group_size: int = 64) -> None:
+    """Gives a matrix a storage format; group_size: where the format has a choice."""
+    sizes = named(format).group_sizes
+    weight.format, weight.group_size = format, group_size if len(sizes) > 1 else sizes[0]
 
 
 def check(
@@ -59,7 +59,7 @@ def check(
 ) -> float:
     """Asserts that the engine gives the reference's logits; returns the relative error."""
     weights = random_weights(graph, seed)
-    quantized = any(weight.format in ("w8", "w4") for weight in graph.weights.values())
+    quantized = any(named(weight.format).is_quantized for weight in graph.weights.values())
     form = "absorbed" if options.get("mla_form") == "absorbed" else "expanded"
     oracle = ReferenceBackend(graph, stored(graph, weights.__getitem__), form)
     engine = cpu_of(graph, weights.__getitem__, **options)

@@ -14,7 +14,7 @@ from deepmnn.backends.cpu.lower import WeightLocation, lower
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.passes.memory_plan import plan_memory
 from deepmnn.graph.weights import TensorSource
-from deepmnn.quant.pack import matrix_shape, pack, unpack
+from deepmnn.quant.pack import pack, unpack
 
 SHARD = "weights.bin"
 Read = Callable[[str], F32]
@@ -25,7 +25,7 @@ def write_program(graph: Graph, read: Read, directory: Path, reuse: bool = True)
     locations, parts, offset = {}, [], 0
     for name in dict.fromkeys(name for node in graph.nodes for name in node.weights):
         weight = graph.weights[name]
-        matrix = read(name).reshape(matrix_shape(weight))
+        matrix = read(name).reshape(weight.matrix_shape)
         data = pack(matrix, weight.format, weight.group_size)
         locations[name] = WeightLocation(0, offset, data.nbytes)
         parts.append(data)
@@ -41,7 +41,7 @@ def stored(graph: Graph, read: Read) -> Read:
 
     def read_stored(name: str) -> F32:
         weight, array = graph.weights[name], read(name)
-        rows, cols = matrix_shape(weight)
+        rows, cols = weight.matrix_shape
         data = pack(array.reshape(rows, cols), weight.format, weight.group_size)
         return unpack(data, weight.format, rows, cols, weight.group_size).reshape(array.shape)
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast, overload
 
 import numpy as np
 
-from deepmnn.api.options import DEFAULT_CACHE_BYTES, KV_DTYPES
+from deepmnn.api.options import DEFAULT_CACHE_BYTES, KV_DTYPES, LoadOptions
 from deepmnn.backends.base import F32, Backend
 from deepmnn.engine.completion import Chunk, Completion
 from deepmnn.engine.engine import Engine
@@ -40,6 +40,7 @@ class LLM:
         artifact: the files: `.config`, `.manifest`.
         path: the directory of the tokenizer.
         backend: what runs the steps.
+        options: how it was loaded.
         engine: the scheduler and the KV cache; allocated at first use.
         tokenizer: raises TokenizerError at first use when the model has none.
     """
@@ -49,20 +50,15 @@ class LLM:
         artifact: Artifact | MnnFolder,
         path: Path,
         backend: Backend,
-        kv_dtype: str = "f32",
-        cache_tokens: int | None = None,
-        max_batch_tokens: int = 512,
-        max_sequences: int = 64,
+        options: LoadOptions,
     ) -> None:
         self.artifact = artifact
         self.path = path
         self.backend = backend
+        self.options = options
         self.config: dict[str, Any] = dict(artifact.config)
         self.context_length = read_context_length(self.config)
         self.generation_config = GenerationConfig.read(path, self.config)
-        self._kv_dtype = kv_dtype
-        self._cache_tokens = cache_tokens
-        self._limits = {"max_batch_tokens": max_batch_tokens, "max_sequences": max_sequences}
 
     @property
     def vocab_size(self) -> int:
@@ -72,7 +68,7 @@ class LLM:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes one token takes in the KV cache; int8: where widths are whole groups of 64."""
-        return math.ceil(self.backend.cache_width * KV_DTYPES[self._kv_dtype])
+        return math.ceil(self.backend.cache_width * KV_DTYPES[self.options.kv_dtype])
 
     @property
     def has_tokenizer(self) -> bool:
@@ -90,11 +86,12 @@ class LLM:
         affordable = DEFAULT_CACHE_BYTES // max(1, self.kv_bytes_per_token)
         return Engine(
             self.backend,
-            self._cache_tokens or max(1, min(4 * self.context_length, affordable)),
+            self.options.cache_tokens or max(1, min(4 * self.context_length, affordable)),
             self.context_length,
-            kv_dtype=self._kv_dtype,
+            kv_dtype=self.options.kv_dtype,
             eos_ids=self.generation_config.eos_ids,
-            **self._limits,
+            max_batch_tokens=self.options.max_batch_tokens,
+            max_sequences=self.options.max_sequences,
         )
 
     def session(self, *, share_prefix: bool = False) -> Session:

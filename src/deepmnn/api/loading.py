@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepmnn.api.llm import LLM
-from deepmnn.api.options import BACKENDS, KV_DTYPES, MAX_SIZE, NUMA_MODES
+from deepmnn.api.options import LoadOptions
 from deepmnn.backends.base import F32, Backend
 from deepmnn.errors import ArtifactError, RequestError
 
 if TYPE_CHECKING:
     from deepmnn.artifact.reader import Artifact
-    from deepmnn.backends.mnn.backend import MnnOptions
+    from deepmnn.backends.mnn.options import MnnOptions
     from deepmnn.conversion.convert import Progress
     from deepmnn.exporters.mnn.folder import MnnFolder
 
@@ -28,27 +29,18 @@ def load(
     max_sequences: int = 64,
     mnn: MnnOptions | None = None,
     numa: str = "off",
+    isa: str | None = None,
+    mla_form: str = "auto",
+    options: LoadOptions | None = None,
     progress: Progress | None = None,
 ) -> LLM:
     """Loads a converted model.
 
     Args:
         path: the directory that `convert` wrote, or the folder that `export` wrote for MNN.
-        backend: "cpu" (the C++ engine), "mnn" (the MNN wheel; exports a converted model at first
-            use, into the user's cache) or "reference" (numpy; slow, the oracle). None takes "mnn"
-            for an exported folder and "cpu" for anything else.
-        threads: worker threads; None takes one for each physical core. Not more than there are
-            hardware threads are started.
-        kv_dtype: how the KV cache is stored, "f32", "bf16" or "int8" (by MNN always
-            "f32").
-        cache_tokens: rows of the KV cache, shared by all sequences that run together; None takes
-            four full contexts, but at most 1 GiB.
-        max_batch_tokens: tokens of one step; longer prompts are prefilled in chunks.
-        max_sequences: sequences that run together; MNN runs one at a time.
-        mnn: how MNN computes.
-        numa: for machines with several memory nodes, the C++ engine only: "distribute" spreads
-            threads and a private copy of the weights over all nodes, "isolate" keeps to the node
-            this process runs on (docs/numa.md). With one node nothing changes.
+        backend, threads, kv_dtype, cache_tokens, max_batch_tokens, max_sequences, mnn, numa, isa,
+            mla_form: as `LoadOptions` says.
+        options: all of these as one value, instead of them.
         progress: called while a converted model is exported for MNN, as by `export`.
 
     Raises ArtifactError when the directory is not a sound converted model, RequestError when an
@@ -56,57 +48,65 @@ def load(
     """
     from deepmnn.exporters.mnn.folder import is_exported
 
+    given = LoadOptions(
+        backend=backend,
+        threads=threads,
+        kv_dtype=kv_dtype,
+        cache_tokens=cache_tokens,
+        max_batch_tokens=max_batch_tokens,
+        max_sequences=max_sequences,
+        mnn=mnn,
+        numa=numa,
+        isa=isa,
+        mla_form=mla_form,
+    )
+    chosen = given if options is None else _only(options, given)
     path = Path(path)
     exported = is_exported(path)
-    backend = ("mnn" if exported else "cpu") if backend is None else backend
-    _check_backend(path, backend, exported, kv_dtype, mnn)
-    if numa not in NUMA_MODES or (numa != "off" and backend != "cpu"):
-        expected = " or ".join(map(repr, NUMA_MODES)) + ", other than 'off' with the backend 'cpu'"
-        raise RequestError(f"numa is {numa!r:.80} with the backend {backend!r}", expected)
-    sizes = {"max_batch_tokens": max_batch_tokens, "max_sequences": max_sequences}
-    optional = {"threads": threads, "cache_tokens": cache_tokens}
-    for name, value in {**sizes, **{k: v for k, v in optional.items() if v is not None}}.items():
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_SIZE:
-            raise RequestError(f"{name} is {value!r}", f"an integer from 1 to {MAX_SIZE}")
-    opened = (
-        _open_mnn(path, exported, threads, mnn, progress)
-        if backend == "mnn"
-        else _open_converted(path, backend, threads, numa)
-    )
-    return LLM(*opened, kv_dtype, cache_tokens, max_batch_tokens, max_sequences)
+    name = chosen.backend or ("mnn" if exported else "cpu")
+    _check_backend(path, name, exported, chosen)
+    if name == "mnn":
+        return LLM(*_open_mnn(path, exported, chosen, progress), chosen)
+    return LLM(*_open_converted(path, name, chosen), chosen)
 
 
-def _check_backend(
-    path: Path, backend: str, exported: bool, kv_dtype: str, mnn: MnnOptions | None
-) -> None:
+def _only(options: LoadOptions, given: LoadOptions) -> LoadOptions:
+    """The options, when nothing else is given with them. Raises RequestError."""
+    if not isinstance(options, LoadOptions):
+        raise RequestError(f"options is {options!r:.80}", "deepmnn.LoadOptions")
+    others = [f.name for f in fields(given) if getattr(given, f.name) != f.default]
+    if others:
+        raise RequestError(
+            f"options and {' and '.join(others)} are given",
+            "one or the other",
+            "Put all in options.",
+        )
+    return options
+
+
+def _check_backend(path: Path, backend: str, exported: bool, options: LoadOptions) -> None:
     """Raises RequestError unless the backend can run this with these options."""
-    if backend not in BACKENDS:
-        raise RequestError(f"backend is {backend!r:.80}", " or ".join(map(repr, BACKENDS)))
-    if kv_dtype not in tuple(KV_DTYPES):
-        raise RequestError(f"kv_dtype is {kv_dtype!r}", " or ".join(map(repr, KV_DTYPES)))
     if backend == "mnn":
-        from deepmnn.backends.mnn.backend import MnnOptions, check_kv_dtype
+        from deepmnn.backends.mnn.backend import check_kv_dtype
 
-        check_kv_dtype(kv_dtype)
-        if not isinstance(mnn, MnnOptions | None):
-            raise RequestError(f"mnn is {mnn!r:.80}", "deepmnn.MnnOptions")
+        check_kv_dtype(options.kv_dtype)
     elif exported:
         raise RequestError(
             f"{path} is a folder for MNN, the backend is {backend!r}",
             "backend 'mnn'",
             "Load the converted model that it was exported from.",
         )
-    elif mnn is not None:
+    elif options.mnn is not None:
         raise RequestError(
             f"memory, precision or mmap are given with the backend {backend!r}", "backend 'mnn'"
         )
+    options.check_backend(backend)
 
 
 def _open_mnn(
     path: Path,
     exported: bool,
-    threads: int | None,
-    options: MnnOptions | None,
+    options: LoadOptions,
     progress: Progress | None,
 ) -> tuple[Artifact | MnnFolder, Path, Backend]:
     """The model as it was given, its tokenizer's directory and the backend."""
@@ -116,7 +116,7 @@ def _open_mnn(
 
     artifact = None if exported else open_artifact(path)
     folder = MnnFolder.open(path if artifact is None else exported_model(artifact, progress))
-    backend = MnnBackend(folder, threads or 0, options)
+    backend = MnnBackend(folder, options.threads or 0, options.mnn)
     return artifact or folder, folder.sidecar, backend
 
 
@@ -135,14 +135,15 @@ def open_artifact(path: str | Path) -> Artifact:
 
 
 def _open_converted(
-    path: Path, backend: str, threads: int | None, numa: str
+    path: Path, backend: str, options: LoadOptions
 ) -> tuple[Artifact, Path, Backend]:
     """What `convert` wrote, its tokenizer's directory and the backend."""
     artifact = open_artifact(path)
     if backend == "cpu":
         from deepmnn.backends.cpu.backend import CpuBackend
 
-        return artifact, path, CpuBackend(path, threads or 0, numa=numa)
+        settings = (options.threads or 0, options.isa or "", options.mla_form, options.numa)
+        return artifact, path, CpuBackend(path, *settings)
     from deepmnn.backends.reference import ReferenceBackend
     from deepmnn.quant.pack import unpack_weight
 
@@ -151,4 +152,5 @@ def _open_converted(
     def read_weight(name: str) -> F32:
         return unpack_weight(graph.weights[name], artifact.tensor(name))
 
-    return artifact, path, ReferenceBackend(graph, read_weight)
+    form = "absorbed" if options.mla_form == "absorbed" else "expanded"
+    return artifact, path, ReferenceBackend(graph, read_weight, form)

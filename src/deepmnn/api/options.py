@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from deepmnn.backends.mnn.options import MnnOptions
+from deepmnn.errors import RequestError
+
 BACKENDS = ("cpu", "mnn", "reference")
 
 NUMA_MODES = ("off", "distribute", "isolate")
+
+MLA_FORMS = ("auto", "absorbed", "expanded")
 
 KV_DTYPES = {"f32": 4.0, "bf16": 2.0, "int8": 1.0625}
 """Storage formats of the KV cache and their bytes per element."""
@@ -14,3 +23,126 @@ DEFAULT_CACHE_BYTES = 1 << 30
 
 MAX_SIZE = (1 << 31) - 1
 """No argument of `load` is larger: the core counts in 32 bits."""
+
+_SIZE = {"range": (1, MAX_SIZE)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadOptions:
+    """Every choice of `load`, which takes them one by one or as `options`.
+
+    A field's metadata holds its help text on the command line ("help"), what it may be ("choices",
+    "range", or "type" and what to call it, "expected"), and the backends that know it ("backends";
+    all where it is missing).
+
+    Attributes:
+        backend: "cpu" (the C++ engine), "mnn" (the MNN wheel; exports a converted model at first
+            use, into the user's cache) or "reference" (numpy; slow, the oracle). None takes "mnn"
+            for an exported folder and "cpu" for anything else.
+        threads: worker threads; None takes one for each physical core. Not more than there are
+            hardware threads are started.
+        kv_dtype: how the KV cache is stored, "f32", "bf16" or "int8" (by MNN always "f32").
+        cache_tokens: rows of the KV cache, shared by all sequences that run together; None takes
+            four full contexts, but at most 1 GiB.
+        max_batch_tokens: tokens of one step; longer prompts are prefilled over several steps.
+        max_sequences: sequences that run together; MNN runs one at a time.
+        mnn: how MNN computes.
+        numa: for machines with several memory nodes, the C++ engine only: "distribute" spreads
+            threads and a private copy of the weights over all nodes, "isolate" keeps to the node
+            this process runs on (docs/numa.md). With one node nothing changes.
+        isa: the instruction set of the C++ engine, "scalar", "avx2" or "avx512"; None takes the
+            best that this machine has, or the one in the environment variable DEEPMNN_ISA.
+        mla_form: how latent attention computes, without MNN: "absorbed" (on the cached latents),
+            "expanded" (on keys and values made from them) or "auto" (whichever takes fewer
+            operations for each sequence; the reference backend: "expanded"). Results differ by
+            rounding only.
+
+    Raises RequestError when a value is impossible by itself.
+    """
+
+    backend: str | None = field(
+        default=None,
+        metadata={
+            "help": "cpu, mnn, or reference (numpy, slow); default: mnn for its own folders, "
+            "else cpu.",
+            "choices": BACKENDS,
+        },
+    )
+    threads: int | None = field(
+        default=None, metadata={"help": "Worker threads; default: one for each core.", **_SIZE}
+    )
+    kv_dtype: str = field(
+        default="f32",
+        metadata={"help": "KV cache: f32, bf16 or int8.", "choices": tuple(KV_DTYPES)},
+    )
+    cache_tokens: int | None = field(
+        default=None,
+        metadata={"help": "KV cache rows; default: four contexts, at most 1 GiB.", **_SIZE},
+    )
+    max_batch_tokens: int = field(
+        default=512,
+        metadata={"help": "Tokens of one step; longer prompts take several.", **_SIZE},
+    )
+    max_sequences: int = field(
+        default=64, metadata={"help": "Sequences that run together; with MNN one.", **_SIZE}
+    )
+    mnn: MnnOptions | None = field(
+        default=None, metadata={"type": MnnOptions, "expected": "deepmnn.MnnOptions"}
+    )
+    numa: str = field(
+        default="off",
+        metadata={
+            "help": "Several memory nodes: distribute (over all), isolate (to one) or off; "
+            "see docs/numa.md.",
+            "choices": NUMA_MODES,
+            "backends": ("cpu",),
+        },
+    )
+    isa: str | None = field(
+        default=None,
+        metadata={
+            "help": "Instruction set: scalar, avx2 or avx512; default: the best of this machine.",
+            "type": str,  # the core knows the names, and which of them this machine runs
+            "expected": "the name of an instruction set, such as 'avx2'",
+            "backends": ("cpu",),
+        },
+    )
+    mla_form: str = field(
+        default="auto",
+        metadata={
+            "help": "Latent attention: absorbed, expanded or auto (fewer operations).",
+            "choices": MLA_FORMS,
+            "backends": ("cpu", "reference"),
+        },
+    )
+
+    def __post_init__(self) -> None:
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if value is not None or each.default is not None:
+                _check(each.name, value, each.metadata)
+
+    def check_backend(self, backend: str) -> None:
+        """Raises RequestError when a choice is made that `backend` does not know."""
+        for each in fields(self):
+            value, known = getattr(self, each.name), each.metadata.get("backends", BACKENDS)
+            if value != each.default and backend not in known:
+                raise RequestError(
+                    f"{each.name} is {value!r:.80} with the backend {backend!r}",
+                    " or ".join(f"backend {name!r}" for name in known),
+                )
+
+
+def _check(name: str, value: Any, rule: Mapping[str, Any]) -> None:
+    """Raises RequestError unless the rule of a field allows its value."""
+    if "choices" in rule:
+        valid = isinstance(value, str) and value in rule["choices"]
+        expected = " or ".join(map(repr, rule["choices"]))
+    elif "range" in rule:
+        low, high = rule["range"]
+        valid = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+        expected = f"an integer from {low} to {high}"
+    else:
+        valid, expected = isinstance(value, rule["type"]), rule["expected"]
+    if not valid:
+        raise RequestError(f"{name} is {value!r:.80}", expected)

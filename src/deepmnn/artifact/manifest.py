@@ -24,7 +24,6 @@ GRAPH = "graph.json"
 PROGRAM = "program.bin"
 CONFIG = "config.json"
 REQUIRED = (CONFIG, GRAPH, PROGRAM)
-ALIGNMENT = 64
 TEMP_MARK = ".deepmnn-tmp-"
 """A directory with this in its name is a conversion under way, or one that was killed."""
 

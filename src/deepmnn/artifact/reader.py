@@ -17,7 +17,6 @@ import numpy as np
 
 from deepmnn.artifact.manifest import (
     AGAIN,
-    ALIGNMENT,
     CONFIG,
     GRAPH,
     VERIFY_ALWAYS_BYTES,
@@ -28,9 +27,9 @@ from deepmnn.artifact.manifest import (
     read_manifest,
 )
 from deepmnn.errors import ArtifactError, RequestError
+from deepmnn.formats import ALIGNMENT, U8
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.serialize import from_json
-from deepmnn.quant.pack import U8, weight_nbytes
 from deepmnn.source.json_file import read_object, read_small
 from deepmnn.source.safetensors import Entry, SafetensorsFile
 
@@ -122,7 +121,7 @@ class Artifact:
             shard = self._shard_of.get(weight.name)
             found = shard.entries[weight.name].nbytes if shard else None
             try:
-                expected = weight_nbytes(weight)
+                expected = weight.nbytes
             except (RequestError, ValueError) as fault:
                 raise ArtifactError(f"weight {weight.name!r}: {fault}", "", AGAIN) from None
             if found != expected:

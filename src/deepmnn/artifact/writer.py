@@ -13,10 +13,10 @@ from types import TracebackType
 from typing import Any
 
 from deepmnn.artifact.directory import DirectoryWriter, Sink
-from deepmnn.artifact.manifest import ALIGNMENT, FORMAT, FORMAT_VERSION, ShardRecord
+from deepmnn.artifact.manifest import FORMAT, FORMAT_VERSION, ShardRecord
 from deepmnn.backends.cpu.lower import WeightLocation
 from deepmnn.errors import ArtifactError
-from deepmnn.quant.pack import U8
+from deepmnn.formats import ALIGNMENT, U8
 
 MAX_SHARD_BYTES = 2 << 30
 """A shard ends at a layer's border before this size, or inside a layer that is larger."""

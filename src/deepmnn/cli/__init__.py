@@ -1,4 +1,7 @@
-"""The command line: one file per verb, its flags are the function's arguments."""
+"""The command line: one file per verb, its flags are the function's arguments.
+
+An argument that is a dataclass of options becomes a flag for each field (`options.with_flags`).
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from deepmnn.cli.eval import evaluate
 from deepmnn.cli.export import export
 from deepmnn.cli.generate import generate
 from deepmnn.cli.info import info
+from deepmnn.cli.options import with_flags
 from deepmnn.cli.pull import pull
 from deepmnn.errors import DeepmnnError
 
@@ -66,8 +70,8 @@ def _options(
 
 
 for _verb in (demo, pull, convert, export, info, generate, chat, bench):
-    app.command()(_verb)
-app.command("eval")(evaluate)
+    app.command()(with_flags(_verb))
+app.command("eval")(with_flags(evaluate))
 
 
 def main() -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.text import Text
 from typer import Option
 
+from deepmnn.api.options import LoadOptions
 from deepmnn.cli import options
 from deepmnn.cli.console import err, out, table
 
@@ -25,13 +26,11 @@ def bench(
         str | None, Option(help="Batch sizes, comma-separated; default: 1,4,16, for MNN 1.")
     ] = None,
     repeat: Annotated[int, Option(min=1, help="Timed runs per row.")] = 5,
-    backend: options.Backend = None,
-    threads: options.Threads = None,
-    numa: options.Numa = "off",
-    kv_dtype: options.KvDtype = "f32",
-    memory: options.Memory = None,
-    precision: options.Precision = None,
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
+    *,
+    load: Annotated[
+        LoadOptions, {"cache_tokens": "KV cache rows; default: what the largest run needs."}
+    ],
 ) -> None:
     """Measure prefill and decode speed."""
     from deepmnn.measure.benchmark import BATCHES, benchmark
@@ -40,7 +39,7 @@ def bench(
     batches = None if batch is None else _counts(batch, "batch")
     rows = max(batches or BATCHES) * (max(prompts) + new_tokens + 32)
     location = path or options.bundled()
-    model = options.load(location, backend, threads, kv_dtype, rows, memory, precision, numa)
+    model = options.open_model(location, replace(load, cache_tokens=load.cache_tokens or rows))
     with err.status("measuring") as status:
         report = benchmark(
             model, prompts, new_tokens, batches, repeat, lambda text: status.update(text)

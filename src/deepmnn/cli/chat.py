@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 
 from typer import Option
 
+from deepmnn.api.options import LoadOptions
 from deepmnn.cli import options
 from deepmnn.cli.answer import show, show_stats
 from deepmnn.cli.console import err
 
 if TYPE_CHECKING:
-    from deepmnn.api import LLM
+    from deepmnn.api.llm import LLM
     from deepmnn.text.sampling_params import SamplingParams
 
 HELP = "/reset starts over, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
@@ -20,31 +21,13 @@ HELP = "/reset starts over, /exit (or Ctrl-D) leaves, Ctrl-C stops an answer"
 def chat(
     path: options.ModelPath,
     system: Annotated[str | None, Option(help="A system message.")] = None,
-    max_tokens: options.MaxTokens = None,
-    temperature: options.Temperature = None,
-    top_k: options.TopK = None,
-    top_p: options.TopP = None,
-    min_p: options.MinP = None,
-    seed: options.Seed = None,
-    backend: options.Backend = None,
-    threads: options.Threads = None,
-    numa: options.Numa = "off",
-    kv_dtype: options.KvDtype = "f32",
-    memory: options.Memory = None,
-    precision: options.Precision = None,
-    cache_tokens: options.CacheTokens = None,
+    *,
+    sampling: options.Sampling,
+    load: LoadOptions,
 ) -> None:
     """Talk with the model. Earlier turns stay in the KV cache."""
-    model = options.load(path, backend, threads, kv_dtype, cache_tokens, memory, precision, numa)
-    params = options.sampling(
-        model,
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        seed=seed,
-    )
+    model = options.open_model(path, load)
+    params = sampling.params(model)
     opening = [{"role": "system", "content": system}] if system else []
     model.tokenizer  # noqa: B018  # a chat needs one: say so before the first question
     err.print(f"[dim]{HELP}[/]")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from rich.text import Text
 from typer import Option
 
+from deepmnn.api.options import LoadOptions
 from deepmnn.cli import options
 from deepmnn.cli.answer import show
 from deepmnn.cli.console import file_size, out, table
@@ -28,17 +29,17 @@ def demo(
     quant: Annotated[str, Option(help="fp32, bf16, w8 or w4.")] = "w8",
     problems: Annotated[int, Option(min=1, help="How many questions.")] = 6,
     seed: Annotated[int, Option(min=0, help="Which questions.")] = 0,
-    threads: options.Threads = None,
+    *,
+    load: LoadOptions,
 ) -> None:
     """Convert the bundled tiny-r1 and let it solve problems it was not trained on."""
-    import deepmnn
     from deepmnn.conversion.bundled import HELD_OUT
     from deepmnn.measure.evaluate import Answer, ask, is_correct, read_problems
     from deepmnn.text.sampling_params import SamplingParams
 
     asked = pick(read_problems(HELD_OUT), problems, seed)
     path = options.bundled(quant)
-    model = deepmnn.load(path, threads=threads)
+    model = options.open_model(path, load)
     out.print(
         f"[bold]tiny-r1[/]: DeepSeek-V3 architecture, {quant}, "
         f"{file_size(model.artifact.weights_nbytes)}; these problems were held out of its training",

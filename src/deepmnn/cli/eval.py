@@ -8,6 +8,7 @@ from typing import Annotated
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from typer import Option
 
+from deepmnn.api.options import LoadOptions
 from deepmnn.cli import options
 from deepmnn.cli.console import err, out, table
 
@@ -19,13 +20,8 @@ def evaluate(
     ] = None,
     limit: Annotated[int | None, Option(min=1, help="Ask only the first N.")] = None,
     max_tokens: Annotated[int, Option(min=1, help="Longest answer.")] = 1024,
-    backend: options.Backend = None,
-    threads: options.Threads = None,
-    numa: options.Numa = "off",
-    kv_dtype: options.KvDtype = "f32",
-    memory: options.Memory = None,
-    precision: options.Precision = None,
-    cache_tokens: options.CacheTokens = None,
+    *,
+    load: LoadOptions,
 ) -> None:
     """Score a model on problems with known answers."""
     from deepmnn.conversion.bundled import HELD_OUT
@@ -33,10 +29,7 @@ def evaluate(
     from deepmnn.measure.evaluate import read_problems
 
     problems = read_problems(data or HELD_OUT)[:limit]
-    location = path or options.bundled()
-    model = options.load(
-        location, backend, threads, kv_dtype, cache_tokens, memory, precision, numa
-    )
+    model = options.open_model(path or options.bundled(), load)
     columns = (TextColumn("asking"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task("", total=len(problems))

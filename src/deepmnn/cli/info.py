@@ -53,8 +53,6 @@ def _print_program(path: Path) -> None:
 
 
 def _print_artifact(artifact: Artifact) -> None:
-    from deepmnn.quant.pack import weight_nbytes
-
     graph, manifest = artifact.graph(), artifact.manifest
     _print_head(artifact.config)
     out.print(
@@ -65,7 +63,7 @@ def _print_artifact(artifact: Artifact) -> None:
     nbytes: Counter[str] = Counter()
     numbers: Counter[str] = Counter()
     for weight in graph.weights.values():
-        nbytes[weight.format] += weight_nbytes(weight)
+        nbytes[weight.format] += weight.nbytes
         numbers[weight.format] += math.prod(weight.shape)
     made = table("weights", "stored as", "numbers", "bytes")
     for dtype, size in nbytes.most_common():

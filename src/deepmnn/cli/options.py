@@ -1,18 +1,29 @@
-"""Flags that several verbs share."""
+"""What verbs share: the path of a model, the flags that load it and those that sample from it.
+
+A verb asks for flags by its parameters: one of type `LoadOptions` stands for a flag for each field
+of that class, one of type `Sampling` for those of `SamplingParams`. `with_flags` makes them from
+the fields' names, types, defaults and metadata.
+"""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import wraps
+from inspect import Parameter, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
 from typer import Argument, Option
 
+from deepmnn.api.options import LoadOptions
+from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.cli.console import ConvertProgress, byte_progress, err
+from deepmnn.text.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from deepmnn.api import LLM
-    from deepmnn.text.sampling_params import SamplingParams
+    from deepmnn.api.llm import LLM
 
 ModelPath = Annotated[
     Path, Argument(metavar="PATH", help="A converted model, or a folder exported for MNN.")
@@ -21,84 +32,60 @@ OptionalModelPath = Annotated[
     Path | None,
     Argument(metavar="[PATH]", help="As for chat; default: the bundled tiny-r1."),
 ]
-Backend = Annotated[
-    str | None,
-    Option(
-        help="cpu, mnn, or reference (numpy, slow); default: mnn for its own folders, else cpu."
-    ),
-]
-Memory = Annotated[
-    str | None,
-    Option(help="MNN: low (int8 activations, quick; the default), normal or high (floats, exact)."),
-]
-Precision = Annotated[
-    str | None,
-    Option(help="MNN: low (float16 where the processor can), normal or high (the default)."),
-]
-Threads = Annotated[int | None, Option(min=1, help="Worker threads; default: one for each core.")]
-Numa = Annotated[
-    str,
-    Option(
-        help="Several memory nodes: distribute (over all), isolate (to one) or off; "
-        "see docs/numa.md."
-    ),
-]
-KvDtype = Annotated[str, Option(help="KV cache: f32, bf16 or int8.")]
-CacheTokens = Annotated[
-    int | None, Option(min=1, help="KV cache rows; default: four contexts, at most 1 GiB.")
-]
-Temperature = Annotated[float | None, Option(help="0 is greedy; default: the model's own.")]
-TopK = Annotated[int | None, Option(help="Keep the k most likely tokens.")]
-TopP = Annotated[float | None, Option(help="Keep the most likely tokens up to this mass.")]
-MinP = Annotated[float | None, Option(help="Drop tokens below this share of the best.")]
-Seed = Annotated[int | None, Option(help="Makes sampling reproducible.")]
-MaxTokens = Annotated[int | None, Option(help="Longest answer; default: what the context holds.")]
 
 
-def sampling(model: LLM, **flags: float | int | tuple[str, ...] | None) -> SamplingParams:
-    """The model's recommended parameters with the given flags on top. Raises RequestError."""
-    from dataclasses import replace
+@dataclass(frozen=True)
+class Sampling:
+    """The sampling flags that were given."""
 
-    given = {name: value for name, value in flags.items() if value is not None}
-    return replace(model.generation_config.params, **given)  # type: ignore[arg-type]
+    given: Mapping[str, Any]
+
+    def params(self, model: LLM) -> SamplingParams:
+        """What the model recommends, with the given flags on top. Raises RequestError."""
+        return replace(model.generation_config.params, **self.given)
 
 
-def load(
-    path: Path,
-    backend: str | None,
-    threads: int | None,
-    kv_dtype: str,
-    cache_tokens: int | None,
-    memory: str | None,
-    precision: str | None,
-    numa: str = "off",
-) -> LLM:
+def with_flags(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb as typer takes it: with flags in place of a `LoadOptions` or a `Sampling`.
+
+    A help text that is wrong for one verb is replaced in its annotation, as in
+    `load: Annotated[LoadOptions, {"cache_tokens": "KV cache rows; default: ..."}]`.
+    """
+    parameters: list[Parameter] = []
+    values: dict[str, Callable[[dict[str, Any]], Any]] = {}
+    plain = signature(verb, eval_str=True)
+    for parameter in plain.parameters.values():
+        kind, *texts = get_args(parameter.annotation) or (parameter.annotation,)
+        if kind is LoadOptions:
+            parameters += _flags(LoadOptions, "Loading", *texts)
+            values[parameter.name] = _load_options
+        elif kind is Sampling:
+            parameters += _flags(SamplingParams, "Sampling", *texts, optional=True)
+            values[parameter.name] = _sampling
+        else:
+            parameters.append(parameter)
+
+    @wraps(verb)
+    def flagged(**flags: Any) -> None:
+        taken = {name: take(flags) for name, take in values.items()}
+        verb(**flags, **taken)
+
+    flagged.__signature__ = plain.replace(parameters=parameters)  # type: ignore[attr-defined]
+    flagged.__annotations__ = {p.name: p.annotation for p in parameters}
+    return flagged
+
+
+def open_model(path: Path, options: LoadOptions) -> LLM:
     """The model; for MNN a converted one is exported at first use, with a progress bar."""
-    from dataclasses import replace
-
     import deepmnn
-    from deepmnn.backends.mnn.backend import MnnOptions
 
-    flags = {"memory": memory, "precision": precision}
-    given = {name: value for name, value in flags.items() if value is not None}
-    mnn = replace(MnnOptions(), **given) if given else None
-    load = partial(
-        deepmnn.load,
-        path,
-        backend,
-        threads,
-        kv_dtype,
-        cache_tokens=cache_tokens,
-        mnn=mnn,
-        numa=numa,
-    )
-    if backend != "mnn":
-        model = load()
-        if numa != "off" and getattr(model.backend, "numa", "off") == "off":
-            err.print(f"[dim]numa {numa} changes nothing: there is one memory node[/]")
-        return model
-    with byte_progress("exporting for MNN") as progress:
-        return load(progress=ConvertProgress(progress))
+    if options.backend == "mnn":
+        with byte_progress("exporting for MNN") as progress:
+            return deepmnn.load(path, options=options, progress=ConvertProgress(progress))
+    model = deepmnn.load(path, options=options)
+    if options.numa != "off" and getattr(model.backend, "numa", "off") == "off":
+        err.print(f"[dim]numa {options.numa} changes nothing: there is one memory node[/]")
+    return model
 
 
 def bundled(quant: str = "w8") -> Path:
@@ -107,3 +94,59 @@ def bundled(quant: str = "w8") -> Path:
 
     with byte_progress("converting tiny-r1") as progress:
         return bundled_model(quant, ConvertProgress(progress))
+
+
+def _flags(
+    kind: type[Any],
+    panel: str,
+    texts: Mapping[str, str] | None = None,
+    *,
+    optional: bool = False,
+) -> list[Parameter]:
+    """A flag for each field with a help text, and for those of a field that is a dataclass.
+
+    optional: the flags have no defaults of their own.
+    """
+    hints = get_type_hints(kind)
+    made = []
+    for field in fields(kind):
+        value = _value_type(hints[field.name])
+        if is_dataclass(value):
+            made += _flags(value, panel, texts, optional=True)
+        elif "help" in field.metadata:
+            low, _ = field.metadata.get("range", (None, None))  # the class checks the upper end
+            option = Option(
+                None if optional else field.default,
+                help=(texts or {}).get(field.name, field.metadata["help"]),
+                min=low,
+                rich_help_panel=panel,
+            )
+            made.append(
+                Parameter(
+                    field.name, Parameter.KEYWORD_ONLY, default=option, annotation=value | None
+                )
+            )
+    return made
+
+
+def _value_type(hint: Any) -> type[Any]:
+    """What a flag's text is parsed to: the first kind a field may hold, or a list of texts."""
+    kinds = [kind for kind in get_args(hint) or (hint,) if kind is not NoneType]
+    return list[str] if any(get_origin(kind) is tuple for kind in kinds) else kinds[0]
+
+
+def _load_options(flags: dict[str, Any]) -> LoadOptions:
+    """Takes its fields out of flags. Raises RequestError."""
+    mnn = _take(MnnOptions, flags)
+    return LoadOptions(**_take(LoadOptions, flags), mnn=MnnOptions(**mnn) if mnn else None)
+
+
+def _sampling(flags: dict[str, Any]) -> Sampling:
+    """Takes its fields out of flags."""
+    return Sampling(_take(SamplingParams, flags))
+
+
+def _take(kind: type[Any], flags: dict[str, Any]) -> dict[str, Any]:
+    """Takes the fields of a dataclass out of flags; those that were given."""
+    found = {field.name: flags.pop(field.name, None) for field in fields(kind)}
+    return {name: value for name, value in found.items() if value not in (None, [])}

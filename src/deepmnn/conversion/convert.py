@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from deepmnn import models
+from deepmnn import formats, models
 from deepmnn.artifact.manifest import CONFIG, GRAPH, PROGRAM
 from deepmnn.artifact.writer import ArtifactWriter
 from deepmnn.backends.cpu.lower import lower
@@ -18,9 +18,9 @@ from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.levels import PassResult, optimize
 from deepmnn.graph.passes.memory_plan import plan_memory
 from deepmnn.graph.serialize import to_json
-from deepmnn.graph.weights import BLOCK_ROWS, Concat, Interleave, Tensor, TensorSource
+from deepmnn.graph.weights import Concat, Interleave, Tensor, TensorSource
 from deepmnn.quant import recipes
-from deepmnn.quant.pack import check_format, pack_weight, weight_nbytes
+from deepmnn.quant.pack import pack_weight
 from deepmnn.quant.random_bytes import draw
 from deepmnn.source.checkpoint import (
     Checkpoint,
@@ -131,7 +131,7 @@ def convert(
         _regroup(graph, quant, group_size)
     order = weight_order(graph)
     with ArtifactWriter(out, overwrite) as writer:
-        locations = writer.plan_weights([(w.name, weight_nbytes(w)) for w in order])
+        locations = writer.plan_weights([(w.name, w.nbytes) for w in order])
         plan = plan_memory(graph, reuse=optimize_level >= MEMORY_REUSE_LEVEL)
         writer.add_file(PROGRAM, lower(graph, plan, locations, writer.shard_names))
         writer.add_file(GRAPH, to_json(graph).encode())
@@ -176,7 +176,7 @@ def _regroup(graph: Graph, quant: str, group_size: int) -> None:
             "w8 has one scale for 256 columns, fp32 and bf16 have none: leave it out.",
         )
     for weight in weights:
-        check_format(weight.format, group_size)
+        formats.named(weight.format).check_group_size(group_size)
         weight.group_size = group_size
 
 
@@ -196,7 +196,7 @@ def _write_weights(
     progress: Progress | None,
 ) -> int:
     """Evaluates, packs and writes one weight after another; returns their bytes."""
-    total, done, threads = sum(map(weight_nbytes, order)), 0, _cores()
+    total, done, threads = sum(weight.nbytes for weight in order), 0, _cores()
     for weight in order:
         if drawn_seed is not None and _is_drawable(weight):
             packed = draw(weight, drawn_seed)
@@ -219,7 +219,7 @@ def _is_drawable(weight: Weight) -> bool:
     if weight.format not in recipes.QUANTISED or weight.role == "latent":
         return False
     if isinstance(expr, Interleave):
-        return expr.parts[0].shape[0] % BLOCK_ROWS == 0
+        return expr.parts[0].shape[0] % formats.BLOCK_ROWS == 0
     return isinstance(expr, Tensor | Concat)
 
 

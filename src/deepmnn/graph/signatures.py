@@ -11,10 +11,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
+from deepmnn.formats import BLOCK_ROWS
 from deepmnn.graph import cost
 from deepmnn.graph.call import Call
 from deepmnn.graph.ir import Attr, Node
-from deepmnn.graph.weights import BLOCK_ROWS
 
 Check = tuple[str, object, object]
 """What is compared, what it is, what it must be."""

@@ -6,13 +6,12 @@ import re
 from collections import Counter
 
 from deepmnn.errors import GraphError
+from deepmnn.formats import FORMATS
 from deepmnn.graph.call import Call
 from deepmnn.graph.ir import CONTEXT, ROWS, TOKENS, Graph, Node, Value, Weight
 from deepmnn.graph.signatures import KINDS, SIGNATURES, Signature, caches_written
-from deepmnn.graph.weights import GROUP_SIZES
 
 ROLES = ("linear", "expert", "latent", "router", "embedding", "lm_head", "vector")
-MATRIX_DTYPES = ("f32", "bf16", "w8", "w4")
 _ROW_LETTERS = {TOKENS: "t", CONTEXT: "c", ROWS: "r"}
 _DTYPE_LETTERS = {"f32": "f", "i32": "i"}
 _INPUTS = ("ids", "positions")
@@ -56,12 +55,12 @@ def _check_weight(name: str, weight: Weight) -> None:
     _need(weight.role in ROLES, f"{what} has role {weight.role!r}", f"one of {', '.join(ROLES)}")
     rank = len(weight.shape)
     _need(rank in (1, 2), f"{what} has shape {weight.shape}", "one or two dimensions")
-    dtypes = ("vector",) if rank == 1 else MATRIX_DTYPES
-    _need(weight.format in dtypes, f"{what} has format {weight.format!r}", " or ".join(dtypes))
+    names = [format.name for format in FORMATS.values() if format.is_matrix == (rank == 2)]
+    _need(weight.format in names, f"{what} has format {weight.format!r}", " or ".join(names))
     _need(
         (weight.role == "vector") == (rank == 1), f"{what} has role {weight.role!r}", "its rank's"
     )
-    sizes = GROUP_SIZES.get(weight.format, (0,))
+    sizes = FORMATS[weight.format].group_sizes
     _need(weight.group_size in sizes, f"{what} has group_size {weight.group_size}", f"{sizes}")
 
 

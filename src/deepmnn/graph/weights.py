@@ -17,17 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepmnn.errors import CheckpointError, GraphError
+from deepmnn.formats import BLOCK_ROWS
 
 F32 = NDArray[np.float32]
-
-BLOCK_ROWS = 16
-"""Rows per block of the packed matrix layouts (docs/layouts.md)."""
-
-PANEL_COLS = 256
-"""Columns per panel of the quantised layouts, w8 and w4."""
-
-GROUP_SIZES = {"w8": (PANEL_COLS,), "w4": (32, 64, 128)}
-"""Columns with a scale of their own that each quantised format may have: w8 whole panels."""
 
 
 class TensorSource(Protocol):

@@ -16,7 +16,7 @@ from deepmnn.errors import ContextLengthError, RequestError
 from deepmnn.graph.workload import Workload
 
 if TYPE_CHECKING:
-    from deepmnn.api import LLM
+    from deepmnn.api.llm import LLM
 
 
 BATCHES = (1, 4, 16)

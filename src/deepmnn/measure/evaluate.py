@@ -16,7 +16,7 @@ from deepmnn.errors import RequestError
 from deepmnn.text.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from deepmnn.api import LLM
+    from deepmnn.api.llm import LLM
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,20 @@ from numpy.typing import NDArray
 
 from deepmnn import _core
 from deepmnn.errors import CheckpointError, RequestError
+from deepmnn.formats import (
+    BLOCK_ROWS,
+    F16,
+    F32,
+    I8,
+    MULTIPLIER_MAX,
+    PANEL_COLS,
+    U8,
+    Codes,
+    named,
+    round_up,
+)
 from deepmnn.graph.ir import Weight
-from deepmnn.graph.weights import BLOCK_ROWS, F32, GROUP_SIZES, PANEL_COLS
 
-U8 = NDArray[np.uint8]
-I8 = NDArray[np.int8]
-F16 = NDArray[np.float16]
 _T = TypeVar("_T", bound=np.generic)
 
 CANDIDATES: dict[str, tuple[float, ...]] = {
@@ -52,59 +60,7 @@ CANDIDATES: dict[str, tuple[float, ...]] = {
 }
 """Divisors of the signed maximum that are tried as scales, in this order."""
 
-OFFSET = {"w4": 8, "w8": 128}
-"""Code of zero; codes run from -offset to offset - 1."""
-
-MULTIPLIER_MAX = 15
-"""Of w4: a code times a multiplier fits a byte."""
-
-DTYPES = ("vector", "f32", "bf16", "w8", "w4")
-
 _FP16_MAX = np.float32(65504.0)
-_PART_COLS = 32
-"""Every group, and what is stored of every row, is a multiple of so many columns."""
-_SCALE_NBYTES = 2 * BLOCK_ROWS
-
-
-@dataclass(frozen=True)
-class Quantized:
-    """A w8 or w4 matrix, its columns padded as they are stored: value = code · its group's scale.
-
-    Attributes:
-        codes: signed, int8 [rows, columns].
-        multipliers: of w4, int8 [rows, groups]; None of w8, whose groups are panels.
-        scales: float16 [rows, panels].
-        group_size: columns per group.
-    """
-
-    codes: I8
-    multipliers: I8 | None
-    scales: F16
-    group_size: int
-
-    @property
-    def dtype(self) -> str:
-        """The format: "w8" or "w4"."""
-        return "w8" if self.multipliers is None else "w4"
-
-    def group_scales(self) -> F32:
-        """What the codes of a group are multiplied by, [rows, groups]: exact in float32."""
-        scales = self.scales.astype(np.float32)
-        if self.multipliers is None:
-            return scales
-        units = np.repeat(scales, PANEL_COLS // self.group_size, axis=1)
-        with np.errstate(invalid="ignore"):  # damaged scales may be NaN or infinite
-            units *= np.float32(1 / 16)
-            return self.multipliers.astype(np.float32) * units[:, : self.multipliers.shape[1]]
-
-    def values(self) -> F32:
-        """The weights, [rows, columns]: exact in float32."""
-        rows, columns = self.codes.shape
-        scales = np.repeat(self.group_scales(), self.group_size // _PART_COLS, axis=1)
-        parts = self.codes.reshape(rows, columns // _PART_COLS, _PART_COLS)
-        with np.errstate(invalid="ignore"):
-            values: F32 = parts * scales[:, : columns // _PART_COLS, None]
-        return values.reshape(rows, columns)
 
 
 @dataclass(frozen=True)
@@ -122,47 +78,9 @@ class Panels:
     scales: F16
 
 
-def packed_nbytes(dtype: str, rows: int, cols: int, group_size: int = 0) -> int:
-    """Bytes of a stored weight, padded to 64. A vector has rows = 1.
-
-    Raises RequestError for an unknown dtype or a group size the dtype does not have.
-    """
-    check_format(dtype, group_size)
-    if dtype == "vector":
-        return _ceil(rows * cols * 4, 64)
-    return _ceil(math.ceil(rows / BLOCK_ROWS) * block_nbytes(dtype, cols, group_size), 64)
-
-
-def block_nbytes(dtype: str, cols: int, group_size: int = 0) -> int:
-    """Bytes of one block of 16 rows of a matrix."""
-    if dtype == "f32":
-        return BLOCK_ROWS * cols * 4
-    if dtype == "bf16":
-        return BLOCK_ROWS * _ceil(cols, 2) * 2
-    columns = stored_cols(dtype, cols, group_size)
-    scales = _ceil(columns, PANEL_COLS) // PANEL_COLS * _SCALE_NBYTES
-    if dtype == "w8":
-        return BLOCK_ROWS * columns + scales
-    return BLOCK_ROWS * (columns // 2 + columns // group_size) + scales
-
-
-def stored_cols(dtype: str, cols: int, group_size: int) -> int:
-    """Columns of a w8 or w4 matrix that have codes, padding included."""
-    return _ceil(cols, _PART_COLS if dtype == "w8" else group_size)
-
-
-def check_format(dtype: str, group_size: int) -> None:
-    """Raises RequestError unless dtype and group_size are a format of docs/layouts.md."""
-    if dtype not in DTYPES:
-        raise RequestError(f"weight format {dtype!r}", f"one of {', '.join(DTYPES)}")
-    allowed = GROUP_SIZES.get(dtype, (0,))
-    if group_size not in allowed:
-        raise RequestError(f"group_size {group_size} for {dtype}", f"one of {allowed}")
-
-
-def quantize(w: F32, dtype: str, group_size: int) -> Quantized:
+def quantize(w: F32, dtype: str, group_size: int) -> Codes:
     """Round-to-nearest codes and least-squared-error scales of w [rows, cols] ("w8" or "w4")."""
-    check_format(dtype, group_size)
+    named(dtype).check_group_size(group_size)
     rows, cols = w.shape
     grouped = _pad(np.asarray(w, np.float32), 1, group_size).reshape(rows, -1, group_size)
     largest = np.abs(grouped).argmax(axis=2)[:, :, None]
@@ -173,13 +91,13 @@ def quantize(w: F32, dtype: str, group_size: int) -> Quantized:
     ]
     if dtype == "w8":
         tried = [scales.astype(np.float16).astype(np.float32) for scales in tried]
-    codes, own = _least_error(grouped, tried, OFFSET[dtype])
+    codes, own = _least_error(grouped, tried, named(dtype).offset)
     multipliers, scales = None, own.astype(np.float16)
     if dtype == "w4":
         codes, multipliers, scales = _share_scales(grouped, own)
-    columns = stored_cols(dtype, cols, group_size)
+    columns = named(dtype).stored_cols(cols, group_size)
     signed = codes.reshape(rows, -1)[:, :columns].astype(np.int8)
-    return Quantized(signed, multipliers, scales, group_size)
+    return Codes(dtype, signed, multipliers, scales, group_size)
 
 
 def _share_scales(grouped: F32, own: F32) -> tuple[F32, I8, F16]:
@@ -198,7 +116,7 @@ def _share_scales(grouped: F32, own: F32) -> tuple[F32, I8, F16]:
         for step in np.array([0, -1, 1], np.float32)
     ]
     tried = [multiplier * units for multiplier in multipliers]
-    codes, best = _least_error(grouped, tried, OFFSET["w4"])
+    codes, best = _least_error(grouped, tried, named("w4").offset)
     return codes, _divide(best, units).astype(np.int8), scales  # exact: units have 11 bits
 
 
@@ -238,7 +156,7 @@ def _divide(a: F32, b: F32) -> F32:
 def pack(w: F32, dtype: str, group_size: int = 0) -> U8:
     """Stored bytes of w [rows, cols] (a vector: any shape), quantised where dtype asks for it."""
     rows, cols = w.shape if dtype != "vector" else (1, w.size)
-    out = np.zeros(packed_nbytes(dtype, rows, cols, group_size), np.uint8)
+    out = np.zeros(named(dtype).nbytes(rows, cols, group_size), np.uint8)
     if dtype == "vector":
         data = np.ascontiguousarray(w, "<f4").reshape(-1).view(np.uint8)
     elif dtype == "f32":
@@ -256,9 +174,9 @@ def pack(w: F32, dtype: str, group_size: int = 0) -> U8:
 
 def panels(blocks: U8, dtype: str, cols: int, group_size: int) -> list[Panels]:
     """The panels of blocks [n, block_nbytes]: whole ones, then the last one if it is narrower."""
-    columns = stored_cols(dtype, cols, group_size)
+    columns = named(dtype).stored_cols(cols, group_size)
     whole = columns // PANEL_COLS
-    end = blocks.shape[1] - block_nbytes(dtype, columns % PANEL_COLS, group_size)
+    end = blocks.shape[1] - named(dtype).block_nbytes(columns % PANEL_COLS, group_size)
     parts = [
         (blocks[:, :end], whole, PANEL_COLS),
         (blocks[:, end:], 1, columns % PANEL_COLS),
@@ -283,19 +201,19 @@ def _panels(data: U8, dtype: str, columns: int, group_size: int) -> Panels:
     )
 
 
-def pack_codes(quantized: Quantized) -> U8:
+def pack_codes(quantized: Codes) -> U8:
     """The blocks of a quantised matrix, rows padded to whole ones: `unpack_codes` reads them."""
     signed = quantized.codes
     if quantized.multipliers is not None:
         signed = _turned(signed, quantized.multipliers)
-    codes = _pad(signed, BLOCK_ROWS, 1).view(np.uint8) + np.uint8(OFFSET[quantized.dtype])
+    codes = _pad(signed, BLOCK_ROWS, 1).view(np.uint8) + np.uint8(named(quantized.format).offset)
     count, columns = len(codes) // BLOCK_ROWS, codes.shape[1]
     steps: U8 = codes.reshape(count, BLOCK_ROWS, -1, 4).swapaxes(1, 2)
-    if quantized.dtype == "w4":
+    if quantized.format == "w4":
         steps = steps[:, ::2] | steps[:, 1::2] << np.uint8(4)
-    nbytes = block_nbytes(quantized.dtype, columns, quantized.group_size)
+    nbytes = named(quantized.format).block_nbytes(columns, quantized.group_size)
     blocks = np.empty((count, nbytes), np.uint8)
-    parts = panels(blocks, quantized.dtype, columns, quantized.group_size)
+    parts = panels(blocks, quantized.format, columns, quantized.group_size)
     _fill([part.codes for part in parts], steps)
     _fill([part.scales for part in parts], _by_blocks(quantized.scales))
     if quantized.multipliers is not None:
@@ -303,24 +221,26 @@ def pack_codes(quantized: Quantized) -> U8:
     return blocks.reshape(-1)
 
 
-def unpack_codes(packed: U8, dtype: str, cols: int, group_size: int) -> Quantized:
+def unpack_codes(packed: U8, dtype: str, cols: int, group_size: int) -> Codes:
     """The codes, multipliers and scales of the whole blocks in `packed`: rows as they are stored, a
     multiple of 16.
     """
-    nbytes = block_nbytes(dtype, cols, group_size)
+    nbytes = named(dtype).block_nbytes(cols, group_size)
     blocks = packed[: packed.size // nbytes * nbytes].reshape(-1, nbytes)
     parts = panels(blocks, dtype, cols, group_size)
     steps = _join([part.codes for part in parts])
     nibbles = (steps & 15, steps >> 4) if dtype == "w4" else (steps,)
     rows = len(blocks) * BLOCK_ROWS
     quads = np.stack(nibbles, axis=2).reshape(len(blocks), -1, BLOCK_ROWS, 4).swapaxes(1, 2)
-    codes = (quads.reshape(rows, -1) - np.uint8(OFFSET[dtype])).view(np.int8)  # wraps to the sign
+    codes = (quads.reshape(rows, -1) - np.uint8(named(dtype).offset)).view(
+        np.int8
+    )  # wraps to the sign
     scales = _join([part.scales for part in parts]).swapaxes(1, 2).reshape(rows, -1)
     multipliers = None
     if dtype == "w4":
         multipliers = _join([part.multipliers for part in parts]).swapaxes(1, 2).reshape(rows, -1)
         codes = _turned(codes, multipliers)
-    return Quantized(codes, multipliers, scales, group_size)
+    return Codes(dtype, codes, multipliers, scales, group_size)
 
 
 def _turned(codes: I8, multipliers: I8) -> I8:
@@ -359,7 +279,7 @@ def unpack(packed: U8, dtype: str, rows: int, cols: int, group_size: int = 0) ->
 
     Raises RequestError when `packed` is not as long as the format says.
     """
-    nbytes = packed_nbytes(dtype, rows, cols, group_size)
+    nbytes = named(dtype).nbytes(rows, cols, group_size)
     if packed.nbytes != nbytes:
         raise RequestError(
             f"{packed.nbytes} bytes for a {dtype} weight [{rows}, {cols}]", f"{nbytes}"
@@ -368,33 +288,20 @@ def unpack(packed: U8, dtype: str, rows: int, cols: int, group_size: int = 0) ->
     if dtype == "vector":
         return data[: cols * 4].view("<f4").astype(np.float32)
     blocks = math.ceil(rows / BLOCK_ROWS)
-    data = data[: blocks * block_nbytes(dtype, cols, group_size)]
+    data = data[: blocks * named(dtype).block_nbytes(cols, group_size)]
     if dtype == "f32":
         values = data.view("<f4").reshape(blocks, cols, BLOCK_ROWS).transpose(0, 2, 1)
     elif dtype == "bf16":
-        pairs = data.view(ml_dtypes.bfloat16).reshape(blocks, _ceil(cols, 2) // 2, BLOCK_ROWS, 2)
+        pairs = data.view(ml_dtypes.bfloat16).reshape(blocks, round_up(cols, 2) // 2, BLOCK_ROWS, 2)
         values = pairs.transpose(0, 2, 1, 3).astype(np.float32)
     else:
         values = unpack_codes(data, dtype, cols, group_size).values()
     return np.ascontiguousarray(values.reshape(blocks * BLOCK_ROWS, -1)[:rows, :cols])
 
 
-def matrix_shape(weight: Weight) -> tuple[int, int]:
-    """Rows and columns as stored: a vector has one row."""
-    if weight.format == "vector":
-        return 1, math.prod(weight.shape)
-    rows, cols = weight.shape
-    return rows, cols
-
-
-def weight_nbytes(weight: Weight) -> int:
-    """Stored bytes of a weight of a graph."""
-    return packed_nbytes(weight.format, *matrix_shape(weight), weight.group_size)
-
-
 def unpack_weight(weight: Weight, packed: U8) -> F32:
     """The float32 values of a stored weight, in the weight's own shape."""
-    values = unpack(packed, weight.format, *matrix_shape(weight), weight.group_size)
+    values = unpack(packed, weight.format, *weight.matrix_shape, weight.group_size)
     return values.reshape(weight.shape)
 
 
@@ -415,13 +322,9 @@ def pack_weight(weight: Weight, array: F32, threads: int = 1) -> U8:
     return _core.quantize_pack(matrix, weight.format, weight.group_size, threads)
 
 
-def _ceil(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple
-
-
 def _pad(matrix: NDArray[_T], rows: int, cols: int) -> NDArray[_T]:
     """Zero rows and columns appended up to whole multiples."""
-    out = np.zeros((_ceil(matrix.shape[0], rows), _ceil(matrix.shape[1], cols)), matrix.dtype)
+    out = np.zeros((round_up(matrix.shape[0], rows), round_up(matrix.shape[1], cols)), matrix.dtype)
     out[: matrix.shape[0], : matrix.shape[1]] = matrix
     return out
 

@@ -12,18 +12,9 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from deepmnn.formats import BLOCK_ROWS, PANEL_COLS, U8, named
 from deepmnn.graph.ir import Weight
-from deepmnn.graph.weights import BLOCK_ROWS, PANEL_COLS
-from deepmnn.quant.pack import (
-    OFFSET,
-    U8,
-    Panels,
-    block_nbytes,
-    matrix_shape,
-    panels,
-    stored_cols,
-    weight_nbytes,
-)
+from deepmnn.quant.pack import Panels, panels
 from deepmnn.source.random import generator
 
 PIECE = 1 << 20
@@ -40,12 +31,12 @@ _SIGN_AND_JITTER = np.uint16(0x803F)  # fp16: sign, and the low bits of the mant
 
 def draw(weight: Weight, seed: int) -> U8:
     """Stored bytes of a random w8 or w4 matrix, the same for the same (seed, weight name)."""
-    rows, cols = matrix_shape(weight)
+    rows, cols = weight.matrix_shape
     group_size, dtype = weight.group_size, weight.format
     random = generator(seed, weight.name)
-    out = np.empty(weight_nbytes(weight), np.uint8)
+    out = np.empty(weight.nbytes, np.uint8)
     count = math.ceil(rows / BLOCK_ROWS)
-    nbytes = block_nbytes(dtype, cols, group_size)
+    nbytes = named(dtype).block_nbytes(cols, group_size)
     blocks = out[: count * nbytes].reshape(count, nbytes)
     out[count * nbytes :] = 0
     for begin in range(0, count, max(1, PIECE // nbytes)):
@@ -55,7 +46,9 @@ def draw(weight: Weight, seed: int) -> U8:
         parts = panels(piece, dtype, cols, group_size)
         for part in parts:
             _shape_scales(part, dtype, cols)
-        _clear_columns(parts[-1].codes[:, -1], dtype, cols, stored_cols(dtype, cols, group_size))
+        _clear_columns(
+            parts[-1].codes[:, -1], dtype, cols, named(dtype).stored_cols(cols, group_size)
+        )
     for part in panels(blocks[-1:], dtype, cols, group_size):
         _clear_rows(part, dtype, rows % BLOCK_ROWS or BLOCK_ROWS)
     return out
@@ -77,15 +70,15 @@ def _clear_columns(codes: NDArray[np.uint8], dtype: str, cols: int, stored: int)
         step, within = divmod(column % PANEL_COLS, per_step)
         ours = codes[:, step, :, within % 4]
         if dtype == "w8":
-            ours[:] = OFFSET["w8"]
+            ours[:] = named("w8").offset
         elif within < 4:
-            ours[:] = (ours & 0xF0) | OFFSET["w4"]
+            ours[:] = (ours & 0xF0) | named("w4").offset
         else:
-            ours[:] = (ours & 0x0F) | (OFFSET["w4"] << 4)
+            ours[:] = (ours & 0x0F) | (named("w4").offset << 4)
 
 
 def _clear_rows(part: Panels, dtype: str, rows: int) -> None:
     """Code zero, multipliers and scales 0 in the rows of a block past its first `rows`."""
-    part.codes[..., rows:, :] = OFFSET["w8"] if dtype == "w8" else OFFSET["w4"] * 0x11
+    part.codes[..., rows:, :] = named("w8").offset if dtype == "w8" else named("w4").offset * 0x11
     part.multipliers[..., rows:] = 0
     part.scales[..., rows:] = 0

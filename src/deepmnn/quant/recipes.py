@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from deepmnn.errors import RequestError
+from deepmnn.formats import PANEL_COLS
 from deepmnn.graph.ir import Graph, Weight
-from deepmnn.graph.weights import PANEL_COLS, Expr
+from deepmnn.graph.weights import Expr
 
 RECIPES: dict[str, dict[str, str]] = {
     "fp32": dict.fromkeys(("linear", "expert", "lm_head", "latent", "embedding"), "f32"),

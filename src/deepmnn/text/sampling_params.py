@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-
-import numpy as np
+import struct
+from dataclasses import dataclass, field
 
 from deepmnn.errors import RequestError
 
@@ -16,6 +15,8 @@ _LARGEST = 1e6
 @dataclass(frozen=True)
 class SamplingParams:
     """What one request wants. The defaults are greedy decoding until the model stops.
+
+    A field's metadata holds its help text on the command line; those without one are no flags.
 
     Attributes:
         temperature: divides the logits; 0 always takes the most likely token.
@@ -33,13 +34,23 @@ class SamplingParams:
     Raises RequestError when a value is out of range.
     """
 
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
-    max_tokens: int | None = None
-    stop: str | tuple[str, ...] = ()
+    temperature: float = field(
+        default=0.0, metadata={"help": "0 is greedy; default: the model's own."}
+    )
+    top_k: int = field(default=0, metadata={"help": "Keep the k most likely tokens."})
+    top_p: float = field(
+        default=1.0, metadata={"help": "Keep the most likely tokens up to this mass."}
+    )
+    min_p: float = field(
+        default=0.0, metadata={"help": "Drop tokens below this share of the best."}
+    )
+    seed: int | None = field(default=None, metadata={"help": "Makes sampling reproducible."})
+    max_tokens: int | None = field(
+        default=None, metadata={"help": "Longest answer; default: what the context holds."}
+    )
+    stop: str | tuple[str, ...] = field(
+        default=(), metadata={"help": "Text that ends the answer; repeatable."}
+    )
     repetition_penalty: float = 1.0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -72,9 +83,14 @@ class SamplingParams:
 def _number(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
     low, high = max(low, -_LARGEST), min(high, _LARGEST)
     valid = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-    if not valid or (open_low and np.float32(value) == low):
+    if not valid or (open_low and _float32(value) == low):
         bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]"
         raise RequestError(f"{name} is {value!r:.80}", f"a finite number in {bounds}")
+
+
+def _float32(value: float) -> float:
+    """As the core holds it: the smallest numbers become 0."""
+    return float(struct.unpack("f", struct.pack("f", value))[0])
 
 
 def _integer(name: str, value: int, low: int) -> None:

@@ -17,7 +17,8 @@ import deepmnn
 from deepmnn import SamplingParams
 from deepmnn.backends.base import F32, Batch
 from deepmnn.backends.mnn import backend as mnn_backend
-from deepmnn.backends.mnn.backend import MOST_THREADS, MnnBackend, MnnOptions
+from deepmnn.backends.mnn.backend import MOST_THREADS, MnnBackend
+from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.backends.reference.cache import PagedCache
 from deepmnn.conversion.convert import convert
 from deepmnn.errors import ArtifactError, RequestError, StorageError

@@ -11,10 +11,11 @@ from safetensors.torch import load_file, save_file
 
 pytest.importorskip("MNN")
 
-from deepmnn.api import load
+from deepmnn.api.loading import load
 from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.base import F32
-from deepmnn.backends.mnn.backend import MnnBackend, MnnOptions
+from deepmnn.backends.mnn.backend import MnnBackend
+from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.backends.reference import ReferenceBackend
 from deepmnn.conversion.convert import convert
 from deepmnn.exporters import export

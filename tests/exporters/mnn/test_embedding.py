@@ -17,7 +17,7 @@ pytest.importorskip("MNN")
 import deepmnn
 from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.base import F32
-from deepmnn.backends.mnn.backend import MnnOptions
+from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.conversion.convert import convert
 from deepmnn.exporters import export
 from deepmnn.quant import recipes

@@ -21,7 +21,7 @@ from deepmnn.artifact import directory as directory_writer
 from deepmnn.artifact.manifest import TEMP_MARK
 from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.mnn import wheel
-from deepmnn.backends.mnn.backend import MnnOptions
+from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.conversion.convert import convert
 from deepmnn.errors import (
     ArtifactError,

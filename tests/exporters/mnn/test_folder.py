@@ -17,7 +17,7 @@ pytest.importorskip("MNN")
 import deepmnn
 from deepmnn.artifact.manifest import MANIFEST, manifest_crc
 from deepmnn.artifact.reader import Artifact
-from deepmnn.backends.mnn.backend import MnnOptions
+from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.errors import ArtifactError
 from deepmnn.exporters import export
 from deepmnn.exporters.mnn import folder as module

@@ -11,8 +11,6 @@ from deepmnn import _core
 from deepmnn.backends.base import F32, I32, Batch, Cache, Draw
 from deepmnn.errors import RequestError
 
-MLA_FORMS = ("auto", "absorbed", "expanded")
-
 
 class CpuBackend:
     """A loaded model; see backends/base.py for the protocol.

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar, get_args
 
 from deepmnn.errors import ArtifactError
+from deepmnn.formats import FORMATS
 from deepmnn.graph.ir import CONTEXT, ROWS, TOKENS, Attr
 from deepmnn.graph.signatures import Reading
 
 MAGIC = b"DMNPROG\0"
 VERSION = 2
-WEIGHT_DTYPES = ("vector", "f32", "bf16", "w8", "w4")
 VALUE_DTYPES = ("f32", "i32")
 DIMS = (TOKENS, CONTEXT, ROWS)
 READINGS: tuple[str, ...] = get_args(Reading)
@@ -115,10 +115,9 @@ def _list(items: Sequence[T], write: Callable[[T], bytes]) -> bytes:
 
 
 def _weight(weight: ProgramWeight) -> bytes:
-    dtype = WEIGHT_DTYPES.index(weight.format)
     return _str(weight.name) + struct.pack(
         "<BqqIIQQ",
-        *(dtype, weight.rows, weight.cols, weight.group_size),
+        *(FORMATS[weight.format].code, weight.rows, weight.cols, weight.group_size),
         *(weight.shard, weight.offset, weight.nbytes),
     )
 
@@ -228,11 +227,11 @@ def read_program(data: bytes) -> Program:
 
 
 def _read_weight(reader: _Reader, shards: tuple[str, ...]) -> ProgramWeight:
-    name, dtype = reader.text(), reader.one_of(WEIGHT_DTYPES, "weight dtype")
+    name, format = reader.text(), reader.one_of(tuple(FORMATS), "weight format")
     rows, cols, group_size = reader.numbers("qqI", "a weight")
     shard = reader.index(shards, "shard")
     return ProgramWeight(
-        name, dtype, rows, cols, group_size, shard, *reader.numbers("QQ", "a weight")
+        name, format, rows, cols, group_size, shard, *reader.numbers("QQ", "a weight")
     )
 
 

@@ -12,7 +12,6 @@ import json
 import shutil
 import tempfile
 import weakref
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,10 +20,10 @@ import numpy as np
 from deepmnn import _core
 from deepmnn.backends.base import F32, I32, Batch, Cache, Draw, check_batch, sample_in_turn
 from deepmnn.backends.mnn.cache import MnnCache
+from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.backends.mnn.wheel import captured, runtime
 from deepmnn.errors import ArtifactError, RequestError, StorageError
 
-LEVELS = ("low", "normal", "high")
 MOST_THREADS = 32
 """MNN takes no more."""
 
@@ -49,35 +48,6 @@ class Folder(Protocol):
     @property
     def cache_width(self) -> int:
         """Elements that MNN caches for each token."""
-
-
-@dataclass(frozen=True)
-class MnnOptions:
-    """How MNN computes.
-
-    Attributes:
-        memory: "low" rounds activations to int8 and multiplies them with the quantised weights,
-            MNN's own default and its quick way; "normal" and "high" compute in floats, exactly,
-            with the weights unpacked to floats in memory.
-        precision: "high" and "normal" compute in float32; "low" in float16 where the processor
-            can (no x86 does), keys and values too.
-        mmap: a directory on disk for the weights in MNN's layout: they are mapped instead of held
-            in memory, and removed with the model. None holds them in memory.
-
-    Raises RequestError when a value is none of these.
-    """
-
-    memory: str = "low"
-    precision: str = "high"
-    mmap: str | Path | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("memory", "precision"):
-            value = getattr(self, name)
-            if value not in LEVELS:
-                raise RequestError(f"{name} is {value!r:.80}", " or ".join(map(repr, LEVELS)))
-        if not isinstance(self.mmap, str | Path | None):
-            raise RequestError(f"mmap is {self.mmap!r:.80}", "a directory")
 
 
 class MnnBackend:

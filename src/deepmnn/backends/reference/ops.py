@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from deepmnn.backends.base import F32, I32, Batch
 from deepmnn.backends.reference import numerics as nx
 from deepmnn.backends.reference.cache import PagedCache
-from deepmnn.graph.weights import BLOCK_ROWS
+from deepmnn.formats import BLOCK_ROWS
 
 Array = NDArray[Any]
 

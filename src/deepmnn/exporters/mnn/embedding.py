@@ -15,13 +15,13 @@ from deepmnn.exporters.mnn.weights import (
     code_bits,
     fits_half,
 )
+from deepmnn.formats import U8, named
 from deepmnn.graph.ir import Weight
-from deepmnn.quant.pack import OFFSET, U8
 
 
 def is_quantised(weight: Weight) -> bool:
     """Whether the table keeps its codes."""
-    return weight.format in OFFSET
+    return named(weight.format).is_quantized
 
 
 def file_name(weight: Weight) -> str:

@@ -9,9 +9,10 @@ import numpy as np
 from deepmnn.exporters.mnn.lower import Lowering
 from deepmnn.exporters.mnn.model import Block, expert_name
 from deepmnn.exporters.mnn.weights import Rows
+from deepmnn.formats import BLOCK_ROWS
 from deepmnn.graph.ir import Node
 from deepmnn.graph.signatures import padded
-from deepmnn.graph.weights import BLOCK_ROWS, Interleave, Tensor
+from deepmnn.graph.weights import Interleave, Tensor
 
 FAR = 1e4
 """Taken off the scores of groups that lost: no two scores, biases included, are so far apart. In

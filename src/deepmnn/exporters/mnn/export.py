@@ -20,9 +20,9 @@ from deepmnn.exporters.mnn.settings import llm_config, runtime_config, text_side
 from deepmnn.exporters.mnn.tokenizer import FILE as TOKENIZER
 from deepmnn.exporters.mnn.weights import WeightFile
 from deepmnn.exporters.mnn.writer import FolderWriter
+from deepmnn.formats import U8
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.workload import Workload
-from deepmnn.quant.pack import U8
 from deepmnn.source.json_file import is_plain_name
 from deepmnn.text.generation_config import read_context_length
 

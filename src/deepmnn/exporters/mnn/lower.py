@@ -14,10 +14,11 @@ import numpy as np
 from deepmnn.errors import RequestError, UnsupportedModelError
 from deepmnn.exporters.mnn.model import Block, Model
 from deepmnn.exporters.mnn.weights import Rows, WeightFile
+from deepmnn.formats import U8
 from deepmnn.graph.ir import Graph, Node
 from deepmnn.graph.passes import fuse_moe
 from deepmnn.graph.weights import F32
-from deepmnn.quant.pack import U8, unpack_weight
+from deepmnn.quant.pack import unpack_weight
 
 MLA_FORMS = ("auto", "expanded", "absorbed")
 CACHE_TOKENS = 4096

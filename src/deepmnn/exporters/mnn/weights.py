@@ -23,9 +23,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deepmnn.formats import BF16_MATRIX, BLOCK_ROWS, F32, U8, named
 from deepmnn.graph.ir import Weight
-from deepmnn.graph.weights import BLOCK_ROWS, F32
-from deepmnn.quant.pack import OFFSET, U8, block_nbytes, unpack, unpack_codes
+from deepmnn.quant.pack import unpack, unpack_codes
 
 Rows = NDArray[np.intp]
 
@@ -62,7 +62,7 @@ class WeightFile:
 
         A negative row is one of zeros.
         """
-        if weight.format in OFFSET and block_size(weight) >= _LEAST_BLOCK:
+        if named(weight.format).is_quantized and block_size(weight) >= _LEAST_BLOCK:
             return self._quantised(weight, packed, rows, bias)
         return self._floats(weight, packed, rows, bias)
 
@@ -101,7 +101,7 @@ class WeightFile:
     def _quantised(
         self, weight: Weight, packed: U8, rows: Rows, bias: F32 | None
     ) -> dict[str, Any]:
-        cols, offset = weight.shape[1], OFFSET[weight.format]
+        cols, offset = weight.shape[1], named(weight.format).offset
         start, wide = self.position, max(len(rows), cols) > _SHAPE_16_MAX
         self.write(np.array([2], np.uint8))
         self.write(np.array([len(rows), cols], "<u4" if wide else "<u2"))
@@ -126,7 +126,7 @@ class WeightFile:
 
     def _floats(self, weight: Weight, packed: U8, rows: Rows, bias: F32 | None) -> dict[str, Any]:
         start = self.position
-        wanted = weight.format == "bf16" or (self._half and weight.role != "router")
+        wanted = weight.format == BF16_MATRIX.name or (self._half and weight.role != "router")
         half = wanted and fits_half(weight, packed, rows)
         for chunk in chunks(rows):
             values = chunk_values(weight, packed, chunk)
@@ -139,8 +139,9 @@ class WeightFile:
 
 
 def code_bits(weight: Weight) -> int:
-    """Bits of a code once written: of an odd row of nibbles each takes a byte."""
-    return 4 if weight.format == "w4" and weight.shape[1] % 2 == 0 else 8
+    """Bits of a code once written: a byte where a row of them does not fill whole bytes."""
+    format = named(weight.format)
+    return format.bits if weight.shape[1] % format.codes_per_byte == 0 else 8
 
 
 def block_size(weight: Weight) -> int:
@@ -156,9 +157,13 @@ def chunks(rows: Rows) -> list[Rows]:
 def _blocks(weight: Weight, packed: U8, rows: Rows) -> U8:
     """The blocks of 16 rows that hold these rows, in ascending order (zero rows: the first)."""
     rows = np.maximum(rows, 0)
-    size = block_nbytes(weight.format, weight.shape[1], weight.group_size)
+    size = _block_nbytes(weight)
     count = -(-weight.shape[0] // BLOCK_ROWS)
     return packed[: count * size].reshape(count, size)[np.unique(rows // BLOCK_ROWS)].reshape(-1)
+
+
+def _block_nbytes(weight: Weight) -> int:
+    return named(weight.format).block_nbytes(weight.shape[1], weight.group_size)
 
 
 def _local(rows: Rows) -> Rows:
@@ -172,7 +177,7 @@ def chunk_values(weight: Weight, packed: U8, rows: Rows) -> F32:
     """The values of rows of a stored matrix; a negative row is one of zeros."""
     cols = weight.shape[1]
     blocks = _blocks(weight, packed, rows)
-    count = blocks.nbytes // block_nbytes(weight.format, cols, weight.group_size) * BLOCK_ROWS
+    count = blocks.nbytes // _block_nbytes(weight) * BLOCK_ROWS
     stored = np.zeros(-(-blocks.nbytes // 64) * 64, np.uint8)  # as `unpack` wants it: padded
     stored[: blocks.nbytes] = blocks
     values = unpack(stored, weight.format, count, cols, weight.group_size)[_local(rows)]
