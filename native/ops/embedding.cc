@@ -16,15 +16,16 @@ class Embedding : public Op {
   }
 
   void run(Step& step) override {
+    const Weight table = step.pin(table_);
     const int32_t* ids = step.ints(ids_);
     float* y = step.f32(y_);
     for_rows(step, step.n(y_), y_.width,
-             [&](int64_t row, int) { step.kernels.decode_row(table_, ids[row], y + row * y_.width); });
+             [&](int64_t row, int) { step.kernels.decode_row(table, ids[row], y + row * y_.width); });
   }
 
  private:
   Buffer ids_, y_;
-  Weight table_;
+  WeightRef table_;
 };
 
 }  // namespace

@@ -47,13 +47,13 @@ class MlaAttention : public Op {
 
  private:
   void write_cache(Step& step) const {
-    const float* kv = step.f32(kv_);
+    const float *kv = step.f32(kv_), *norm = step.pin_vector(norm_);
     const int64_t width = mla_.row_width();
     float* rows = step.scratch.take<float>(step.pool.size() * width);
     for_rows(step, step.n(kv_), 2 * width, [&](int64_t token, int worker) {
       const float* from = kv + token * width;
       float* row = rows + worker * width;
-      step.kernels.rms_norm(from, norm_, eps_, mla_.rank, row);
+      step.kernels.rms_norm(from, norm, eps_, mla_.rank, row);
       std::copy_n(from + mla_.rank, mla_.rope_dim, row + mla_.rank);
       mla_.rope.rotate(step, token, row + mla_.rank);
       store_row(step, row, width, mla_.entry, step.slots[token]);
@@ -70,7 +70,7 @@ class MlaAttention : public Op {
 
   Mla mla_;
   Buffer kv_;
-  const float* norm_;
+  WeightRef norm_;
   float eps_;
 };
 

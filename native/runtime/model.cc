@@ -5,6 +5,7 @@
 
 #include "runtime/fail.h"
 #include "runtime/machine.h"
+#include "runtime/mapped_weights.h"
 
 namespace deepmnn {
 namespace {
@@ -38,7 +39,7 @@ Model::Model(const std::string& directory, int threads, const std::string& isa, 
       kernels_(select_kernels(isa.c_str())),
       pool_(thread_count(threads, numa_), static_cast<int>(numa_.processors().size()),
             [this](int worker) { numa_.pin(worker, pool_.workers()); }),
-      weights_(directory, program_, numa_, pool_.workers()) {
+      weights_(program_, std::make_unique<MappedWeights>(directory, program_, numa_, pool_.workers())) {
   check_interface();
   build_ops();
 }
@@ -70,7 +71,7 @@ void Model::check_interface() {
 
 void Model::build_ops() {
   for (const Instruction& instruction : program_.instructions) {
-    const OpSpec spec(program_, weights_, instruction, ropes_);
+    const OpSpec spec(program_, instruction, ropes_);
     ops_.push_back(make_op(spec, instruction.op));
     for (const WeightUse& use : instruction.weights) {
       if (use.reading == Reading::looked_up) id_limit_ = std::min(id_limit_, program_.weights[use.id].rows);
@@ -113,6 +114,7 @@ void Model::step(KvCache& cache, const Batch& batch, float* logits) {
             pool_,
             kernels_,
             ropes_,
+            weights_,
             scratch_,
             quantized_,
             mla_form_,
@@ -132,6 +134,7 @@ void Model::step(KvCache& cache, const Batch& batch, float* logits) {
 
 void Model::run_op(size_t index, Step& step) {
   const int64_t start = now_ns(), helpers = pool_.helper_busy_ns(), waited = pool_.caller_wait_ns();
+  weights_.unpin();
   scratch_.reset();
   ops_[index]->run(step);
   const int64_t ns = now_ns() - start;

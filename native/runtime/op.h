@@ -32,8 +32,8 @@ struct Buffer {
 // instruction, when the program does not say what the op needs.
 class OpSpec {
  public:
-  OpSpec(const Program& program, const WeightStore& weights, const Instruction& instruction, RopeTables& ropes)
-      : program_(program), store_(weights), instruction_(instruction), ropes_(ropes) {}
+  OpSpec(const Program& program, const Instruction& instruction, RopeTables& ropes)
+      : program_(program), instruction_(instruction), ropes_(ropes) {}
 
   size_t inputs() const { return instruction_.inputs.size(); }
   size_t outputs() const { return instruction_.outputs.size(); }
@@ -56,9 +56,10 @@ class OpSpec {
   bool read_quantized(size_t index) const;
 
   void require_reading(size_t index, Reading reading) const;  // of weight `index`
-  const float* vector(size_t index, int64_t length) const;
-  Weight matrix(size_t index) const;
-  Weight matrix(size_t index, int64_t rows, int64_t cols) const;
+  // Weights, whose bytes the op asks for at each step (Step::pin).
+  WeightRef vector(size_t index, int64_t length) const;
+  WeightRef matrix(size_t index) const;
+  WeightRef matrix(size_t index, int64_t rows, int64_t cols) const;
 
   int64_t int_attr(const char* key, int64_t low, int64_t high) const;
   float float_attr(const char* key) const;
@@ -78,9 +79,9 @@ class OpSpec {
   Buffer require_shape(Buffer buffer, Dim dim, int64_t width) const;
   const Attr& attr(const char* key) const;
   const WeightInfo& weight_info(size_t index) const;
+  WeightRef weight(size_t index) const;
 
   const Program& program_;
-  const WeightStore& store_;
   const Instruction& instruction_;
   RopeTables& ropes_;
 };

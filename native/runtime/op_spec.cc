@@ -71,23 +71,28 @@ void OpSpec::require_reading(size_t index, Reading reading) const {
           std::string("read ") + names[static_cast<int>(reading)]);
 }
 
-const float* OpSpec::vector(size_t index, int64_t length) const {
+WeightRef OpSpec::weight(size_t index) const {
+  const WeightInfo& info = weight_info(index);
+  return {instruction_.weights[index].id, info.rows, info.cols, info.format};
+}
+
+WeightRef OpSpec::vector(size_t index, int64_t length) const {
   const WeightInfo& info = weight_info(index);
   require(info.format == Format::vector && info.cols == length,
           "weight " + info.name + " (format " + std::to_string(static_cast<int>(info.format)) + ", " +
               std::to_string(info.cols) + " columns)",
           "a vector of " + std::to_string(length));
-  return reinterpret_cast<const float*>(store_[instruction_.weights[index].id].data);
+  return weight(index);
 }
 
-Weight OpSpec::matrix(size_t index) const {
+WeightRef OpSpec::matrix(size_t index) const {
   const WeightInfo& info = weight_info(index);
   require(info.format != Format::vector, "weight " + info.name + " is a vector", "a matrix");
-  return store_[instruction_.weights[index].id];
+  return weight(index);
 }
 
-Weight OpSpec::matrix(size_t index, int64_t rows, int64_t cols) const {
-  const Weight weight = matrix(index);
+WeightRef OpSpec::matrix(size_t index, int64_t rows, int64_t cols) const {
+  const WeightRef weight = matrix(index);
   const auto shape = [](int64_t r, int64_t c) { return "[" + std::to_string(r) + ", " + std::to_string(c) + "]"; };
   require(weight.rows == rows && weight.cols == cols,
           "weight " + weight_info(index).name + " is " + shape(weight.rows, weight.cols), shape(rows, cols));

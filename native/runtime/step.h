@@ -12,6 +12,7 @@
 #include "runtime/quantized.h"
 #include "runtime/rope_tables.h"
 #include "runtime/thread_pool.h"
+#include "runtime/weight_store.h"
 
 namespace deepmnn {
 
@@ -25,7 +26,8 @@ class Step {
   ThreadPool& pool;
   const Kernels& kernels;
   const RopeTables& ropes;
-  Scratch& scratch;  // reset before every op
+  WeightStore& weights;  // unpinned before every op
+  Scratch& scratch;      // reset before every op
   QuantizedCache& quantized;
   MlaForm mla_form;
   int64_t counts[kDims];  // tokens, context, rows
@@ -42,6 +44,24 @@ class Step {
   int64_t slot(int64_t s, int64_t row) const {
     const int64_t size = cache.block_size();
     return batch.table(s)[row / size] * size + row % size;
+  }
+
+  // Weights with their bytes, which stay until the op ends: an op asks in run(), on the thread that calls it, and again
+  // at its next run.
+  Weight pin(const WeightRef& weight) {
+    Weight pinned;
+    weights.pin(&weight.id, 1, &pinned);
+    return pinned;
+  }
+  // Several, in scratch: what is brought in from elsewhere comes together.
+  const Weight* pin(const uint32_t* ids, int64_t n) {
+    Weight* pinned = scratch.take<Weight>(n);
+    weights.pin(ids, n, pinned);
+    return pinned;
+  }
+  // A vector's numbers; null for a weight that the op has not got.
+  const float* pin_vector(const WeightRef& weight) {
+    return weight.id == WeightRef::kNone ? nullptr : reinterpret_cast<const float*>(pin(weight).data);
   }
 
   float* f32(const Buffer& buffer) const {
