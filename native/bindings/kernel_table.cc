@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "bindings/arrays.h"
+#include "kernels/dispatch.h"
 
 namespace deepmnn {
 namespace {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "bindings/arrays.h"
+#include "kernels/dispatch.h"
 #include "runtime/thread_pool.h"
 
 void bind_errors(nanobind::module_& m);
@@ -45,12 +46,13 @@ nb::ndarray<nb::numpy, float> unpack(const Array& packed, const std::string& for
   Weight weight = weight_shape(format, rows, cols, group_size);
   weight.data = vector<uint8_t>(packed, "packed", nbytes(weight));
   const bool plain = weight.format == Format::vector;
+  const Kernels& scalar = *runnable_kernels().back();
   NewArray<float> out = plain ? NewArray<float>({cols}) : NewArray<float>({rows, cols});
   {
     const nb::gil_scoped_release release;
     if (plain) std::copy_n(weight.data, cols * 4, reinterpret_cast<uint8_t*>(out.data()));
     for (int64_t row = 0; row < rows && !plain; ++row) {
-      scalar_kernels()->decode_row(weight, row, out.data() + row * cols);
+      scalar.decode_row(weight, row, out.data() + row * cols);
     }
   }
   return out.release();
@@ -71,9 +73,7 @@ int32_t sample_array(const Array& logits, float temperature, int32_t top_k, floa
 
 std::vector<std::string> isas() {
   std::vector<std::string> names;
-  for (const Kernels* table : {avx512_kernels(), avx2_kernels(), scalar_kernels()}) {
-    if (table) names.emplace_back(table->isa);
-  }
+  for (const Kernels* table : runnable_kernels()) names.emplace_back(table->isa);
   return names;
 }
 

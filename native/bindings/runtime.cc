@@ -9,6 +9,10 @@
 #include <memory>
 #include <new>
 
+#include "kernels/dispatch.h"
+#include "platform/memory.h"
+#include "platform/threads.h"
+#include "platform/topology.h"
 #include "runtime/fail.h"
 #include "runtime/machine.h"
 #include "runtime/model.h"
@@ -184,6 +188,7 @@ void bind_runtime(nb::module_& m) {
   m.def(
       "available_cores", [](const std::string& root) { return available_cores(allowed_processors(), root); },
       "root"_a = "");
+  m.def("available_memory", [](const std::string& root) { return available_memory(root); }, "root"_a = "");
   m.def("numa_nodes", &numa_nodes, "processors"_a = nb::none(), "root"_a = "");
   m.def(
       "measure_read_bandwidth", [](int threads) { return measure_read_bandwidth(checked_threads(threads)); },

@@ -189,13 +189,4 @@ struct Kernels {
   int64_t (*peak_fma)(int64_t rounds);
 };
 
-// The table of each ISA; null where it was not compiled in or this machine cannot run it.
-const Kernels* scalar_kernels();
-const Kernels* avx2_kernels();
-const Kernels* avx512_kernels();
-
-// The best table for this machine, or the one DEEPMNN_ISA / `name` asks for ("scalar", "avx2", "avx512"; null or ""
-// = the best). Throws deepmnn::Error when the name is unknown or this machine lacks it.
-const Kernels& select_kernels(const char* name);
-
 }  // namespace deepmnn

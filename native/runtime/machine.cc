@@ -2,32 +2,14 @@
 
 #include <algorithm>
 #include <chrono>
-#include <fstream>
-#include <limits>
 #include <numeric>
-#include <set>
-#include <string>
 
+#include "platform/topology.h"
 #include "runtime/memory.h"
 #include "runtime/thread_pool.h"
 
 namespace deepmnn {
 namespace {
-
-// The hardware threads of a core share this line.
-std::string core_of(const std::string& root, int cpu) {
-  std::ifstream file(root + "/sys/devices/system/cpu/cpu" + std::to_string(cpu) + "/topology/thread_siblings_list");
-  std::string siblings;
-  return std::getline(file, siblings) ? siblings : "cpu" + std::to_string(cpu);
-}
-
-// cpu.max holds "quota period" in microseconds, or "max period".
-int quota_cores(const std::string& root) {
-  std::ifstream file(root + "/sys/fs/cgroup/cpu.max");
-  double quota = 0, period = 0;
-  if (file >> quota >> period && quota > 0 && period > 0) return std::max(1, static_cast<int>(quota / period));
-  return std::numeric_limits<int>::max();
-}
 
 uint64_t sum(const uint64_t* data, int64_t n) {
   constexpr int64_t kLine = 8;  // words of a cache line
@@ -53,9 +35,7 @@ double best_seconds(Function&& function) {
 }  // namespace
 
 int available_cores(const std::vector<int>& processors, const std::string& root) {
-  std::set<std::string> cores;
-  for (int processor : processors) cores.insert(core_of(root, processor));
-  return std::max(1, std::min(static_cast<int>(cores.size()), quota_cores(root)));
+  return std::max(1, std::min(count_cores(processors, root), quota_processors(root)));
 }
 
 double measure_read_bandwidth(int threads) {

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "kernels/kernels.h"
-#include "runtime/topology.h"
+#include "platform/threads.h"
 
 namespace deepmnn {
 

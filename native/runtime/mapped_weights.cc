@@ -2,8 +2,9 @@
 
 #include <cstring>
 
+#include "platform/memory.h"
 #include "runtime/fail.h"
-#include "runtime/memory.h"
+#include "runtime/weight_store.h"
 
 namespace deepmnn {
 namespace {
@@ -60,7 +61,10 @@ void MappedWeights::copy_to_nodes(const Program& program, const Numa& numa, int 
   uint64_t total = 0;
   for (const auto& shard : shards_) total += shard->nbytes();
   if (total > static_cast<uint64_t>(available_memory())) fail_copy(total);
-  for (const auto& shard : shards_) copies_.push_back(std::make_unique<PrivateCopy>(shard->nbytes()));
+  for (const auto& shard : shards_) {
+    copies_.push_back(std::make_unique<PrivateCopy>(shard->nbytes()));
+    if (shard->nbytes() > 0 && !copies_.back()->data()) fail_copy(shard->nbytes());
+  }
   const std::vector<bool> in_order = read_in_order(program);
   for (size_t id = 0; id < bytes_.size(); ++id) {
     const WeightInfo& info = program.weights[id];

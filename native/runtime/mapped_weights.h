@@ -6,10 +6,10 @@
 #include <string>
 #include <vector>
 
+#include "platform/files.h"
 #include "runtime/numa.h"
 #include "runtime/program.h"
 #include "runtime/residency.h"
-#include "runtime/weight_store.h"
 
 namespace deepmnn {
 

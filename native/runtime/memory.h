@@ -2,14 +2,11 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <vector>
 
-namespace deepmnn {
+#include "platform/memory.h"
 
-// Bytes this process could still use: the system's available memory or what its control group leaves, whichever is
-// less. INT64_MAX where neither can be read.
-int64_t available_memory();
+namespace deepmnn {
 
 // Bytes of `count` items; more than any machine has when that cannot be counted.
 int64_t nbytes_of(int64_t count, int64_t item_nbytes);
@@ -21,15 +18,11 @@ class Memory {
   // Throws Error("request") naming `what` when the machine has not got that much.
   Memory(int64_t nbytes, const char* what);
 
-  uint8_t* data() const { return aligned_; }
+  uint8_t* data() const { return block_.get(); }
   int64_t nbytes() const { return nbytes_; }
 
  private:
-  struct Free {
-    void operator()(void* pointer) const;
-  };
-  std::unique_ptr<void, Free> block_;
-  uint8_t* aligned_ = nullptr;
+  Block block_;
   int64_t nbytes_ = 0;
 };
 

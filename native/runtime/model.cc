@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "kernels/dispatch.h"
+#include "platform/files.h"
 #include "runtime/fail.h"
 #include "runtime/machine.h"
 #include "runtime/mapped_weights.h"

@@ -1,13 +1,13 @@
 // Threads and pages on a machine with several memory nodes (docs/numa.md). Off, or with one node, nothing is done.
 #pragma once
 
-#include <sched.h>
-
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "runtime/topology.h"
+#include "platform/threads.h"
+#include "platform/topology.h"
 
 namespace deepmnn {
 
@@ -44,19 +44,9 @@ class Numa {
 class NumaScope {
  public:
   NumaScope(const Numa& numa, int workers);
-  ~NumaScope();
-  NumaScope(const NumaScope&) = delete;
-  NumaScope& operator=(const NumaScope&) = delete;
 
  private:
-  bool pinned_ = false;
-#if defined(__linux__)
-  cpu_set_t before_;
-#endif
+  std::optional<AffinityScope> pinned_;
 };
-
-// The node id of each page of [begin, end), negative for one that has no memory yet; empty where the system does not
-// tell.
-std::vector<int> nodes_of_pages(const uint8_t* begin, const uint8_t* end);
 
 }  // namespace deepmnn

@@ -1,15 +1,12 @@
 #include "runtime/thread_pool.h"
 
-#include <pthread.h>
-#include <sched.h>
-
 #include <algorithm>
 #include <chrono>
 #include <string>
 #include <system_error>
 
+#include "platform/threads.h"
 #include "runtime/fail.h"
-#include "runtime/topology.h"
 
 namespace deepmnn {
 namespace {
@@ -33,23 +30,6 @@ struct Inside {
 };
 thread_local Inside inside;
 
-void pause() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_pause();
-#elif defined(__aarch64__)
-  asm volatile("yield");
-#endif
-}
-
-// The processor this thread runs on; -1 where the system does not say.
-int this_processor() {
-#if defined(__linux__)
-  return sched_getcpu();
-#else
-  return -1;
-#endif
-}
-
 int64_t now_ns() {
   return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
       .count();
@@ -63,16 +43,12 @@ bool spin_until(int64_t ns, Done&& done, Useless&& useless) {
   const int64_t end = now_ns() + ns;
   while (!useless() && now_ns() < end) {
     for (int i = 0; i < kPausesPerLook; ++i) {
-      pause();
+      pause_hint();
       if (done()) return true;
     }
   }
   return false;
 }
-
-// How often fork() has returned as the child on the way from the first process to this one.
-std::atomic<uint32_t> forks{0};
-[[maybe_unused]] const int forks_counted = pthread_atfork(nullptr, nullptr, [] { ++forks; });
 
 uint64_t pack(uint32_t begin, uint32_t end) { return uint64_t{end} << 32 | begin; }
 
@@ -82,7 +58,7 @@ ThreadPool::ThreadPool(int threads, int processors, const std::function<void(int
     : slots_(static_cast<size_t>(threads < 1 ? 1 : threads)),
       workers_(std::min(size(), processors > 0 ? processors : static_cast<int>(allowed_processors().size()))),
       helpers_(std::make_unique<Helpers>()),
-      forks_(forks) {
+      forks_(fork_count()) {
   std::vector<std::thread>& helpers = helpers_->threads;
   try {
     for (int worker = 1; worker < workers_; ++worker) {
@@ -100,7 +76,7 @@ ThreadPool::ThreadPool(int threads, int processors, const std::function<void(int
 
 ThreadPool::~ThreadPool() { stop(); }
 
-bool ThreadPool::forked() const { return forks_ != forks.load(std::memory_order_relaxed); }
+bool ThreadPool::forked() const { return forks_ != fork_count(); }
 
 void ThreadPool::stop() {
   if (forked()) {
@@ -158,7 +134,7 @@ void ThreadPool::alone(int64_t chunks, Call call, int worker) {
 
 void ThreadPool::open(uint32_t chunks, Call call) {
   call_ = call;
-  caller_processor_.store(this_processor(), std::memory_order_relaxed);
+  caller_processor_.store(current_processor(), std::memory_order_relaxed);
   const uint64_t parts = static_cast<uint64_t>(workers_);
   for (uint64_t part = 0; part < parts; ++part) {
     const uint32_t begin = static_cast<uint32_t>(chunks * part / parts);
@@ -206,7 +182,7 @@ void ThreadPool::close_and_wait(int64_t chunks) {
 // Whether a helper that is inside was on the caller's processor when it entered: it cannot go on while the caller
 // spins.
 bool ThreadPool::helper_is_here() const {
-  const int here = this_processor();
+  const int here = current_processor();
   if (here < 0) return false;
   for (int worker = 1; worker < workers_; ++worker) {
     if (slots_[static_cast<size_t>(worker)].processor.load(std::memory_order_relaxed) == here) return true;
@@ -256,7 +232,7 @@ void ThreadPool::helper(int worker) {
   while (wait_for_work(seen_epoch)) {
     if (!join(seen_epoch)) continue;
     Slot& slot = slots_[static_cast<size_t>(worker)];
-    slot.processor.store(this_processor(), std::memory_order_relaxed);
+    slot.processor.store(current_processor(), std::memory_order_relaxed);
     const int64_t start = now_ns();
     work(worker);
     slot.busy_ns.fetch_add(now_ns() - start, std::memory_order_relaxed);
@@ -271,7 +247,7 @@ bool ThreadPool::wait_for_work(uint64_t seen_epoch) {
     return stop_.load(std::memory_order_relaxed) || state_.load(std::memory_order_relaxed) >> 32 != seen_epoch;
   };
   const auto in_the_way = [&] {
-    const int here = this_processor();
+    const int here = current_processor();
     return here >= 0 && here == caller_processor_.load(std::memory_order_relaxed);
   };
   if (!spin_until(kHelperSpinNs, news, in_the_way)) {

@@ -12,40 +12,6 @@
 
 namespace deepmnn {
 
-// A file mapped read-only. Throws Error("artifact") when it cannot be opened.
-class MappedFile {
- public:
-  explicit MappedFile(const std::string& path);
-  ~MappedFile();
-  MappedFile(const MappedFile&) = delete;
-  MappedFile& operator=(const MappedFile&) = delete;
-
-  const uint8_t* data() const { return data_; }
-  uint64_t nbytes() const { return nbytes_; }
-  // Asks the system to read the whole file soon.
-  void prefetch() const;
-
- private:
-  const uint8_t* data_ = nullptr;
-  uint64_t nbytes_ = 0;
-};
-
-// A copy of a file in memory whose pages may be placed before they are filled. Throws Error("request") when the machine
-// has not got that much.
-class PrivateCopy {
- public:
-  explicit PrivateCopy(uint64_t nbytes);
-  ~PrivateCopy();
-  PrivateCopy(const PrivateCopy&) = delete;
-  PrivateCopy& operator=(const PrivateCopy&) = delete;
-
-  uint8_t* data() const { return data_; }
-
- private:
-  uint8_t* data_ = nullptr;
-  uint64_t nbytes_;
-};
-
 // Throws Error("artifact") unless the weight has the size that its layout says and lies inside its shard's file.
 void check_weight(const WeightInfo& weight, const std::string& shard, uint64_t file_nbytes);
 

@@ -2,15 +2,14 @@
 // the nodes are not told apart. tests/runtime/test_numa.py has what needs no machine.
 #include "runtime/numa.h"
 
-#include <sys/stat.h>
-#include <unistd.h>
-
 #include <algorithm>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
-#include <thread>
+#include <random>
 
+#include "platform/memory.h"
+#include "platform/threads.h"
 #include "runtime/error.h"
 #include "runtime/mapped_weights.h"
 #include "runtime/thread_pool.h"
@@ -22,8 +21,9 @@ namespace {
 
 // A folder of this run, removed when it ends.
 struct Folder {
-  std::string name = (std::filesystem::temp_directory_path() / "deepmnn-numa-XXXXXX").string();
-  Folder() { CHECK(mkdtemp(name.data()) != nullptr); }
+  std::string name =
+      (std::filesystem::temp_directory_path() / ("deepmnn-numa-" + std::to_string(std::random_device()()))).string();
+  Folder() { CHECK(std::filesystem::create_directory(name)); }
   ~Folder() {
     std::error_code ignored;
     std::filesystem::remove_all(name, ignored);
@@ -39,13 +39,8 @@ std::string folder() {
 std::string root() {
   const std::vector<NumaNode> nodes = read_nodes(allowed_processors());
   if (nodes.size() > 1) return "";
-  std::string path = folder();
-  const std::string node = "node" + std::to_string(nodes[0].id);
-  for (const std::string& part :
-       {std::string("sys"), std::string("devices"), std::string("system"), std::string("node"), node}) {
-    path += "/" + part;
-    mkdir(path.c_str(), 0700);
-  }
+  const std::string path = folder() + "/sys/devices/system/node/node" + std::to_string(nodes[0].id);
+  std::filesystem::create_directories(path);
   std::ofstream list(path + "/cpulist");
   for (int processor : nodes[0].processors) list << (processor == nodes[0].processors[0] ? "" : ",") << processor;
   std::ofstream(path + "/../online") << nodes[0].id << "," << nodes[0].id;

@@ -9,6 +9,7 @@
 #include <set>
 #include <vector>
 
+#include "kernels/dispatch.h"
 #include "runtime/op.h"
 #include "runtime/step.h"
 #include "tests/check.h"

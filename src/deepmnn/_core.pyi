@@ -122,6 +122,12 @@ def available_cores(root: str = "") -> int:
     root: where /sys lies, for tests.
     """
 
+def available_memory(root: str = "") -> int:
+    """Bytes this process could still use: of the system, or of its control group if that is less.
+
+    2**63 - 1 where neither can be read. root: where /proc and /sys lie, for tests.
+    """
+
 def numa_nodes(processors: list[int] | None = None, root: str = "") -> dict[int, list[int]]:
     """Memory node → its processors among these; None: those this process may run on.
 
