@@ -42,12 +42,13 @@ Model::Model(const std::string& directory, int threads, const std::string& isa, 
       pool_(thread_count(threads, numa_), static_cast<int>(numa_.processors().size()),
             [this](int worker) { numa_.pin(worker, pool_.workers()); }),
       weights_(program_, std::make_unique<MappedWeights>(directory, program_, numa_, pool_.workers())) {
-  check_interface();
+  check_inputs();
+  check_outputs();
   build_ops();
 }
 
-// ids and positions go in, logits come out.
-void Model::check_interface() {
+// ids and positions go in.
+void Model::check_inputs() {
   for (uint32_t id : program_.inputs) {
     const BufferInfo& input = program_.buffers[id];
     const bool known = input.name == "ids" || input.name == "positions";
@@ -61,14 +62,26 @@ void Model::check_interface() {
       fail_artifact("program.bin: several graph inputs " + input.name, "one");
     }
   }
-  if (program_.outputs.size() != 1) {
-    fail_artifact("program.bin: " + std::to_string(program_.outputs.size()) + " graph outputs", "1");
+}
+
+// Logits come out, and whatever else has a name of its own.
+void Model::check_outputs() {
+  const auto find = [this](const std::string& name) {
+    return std::find_if(outputs_.begin(), outputs_.end(), [&](const Output& output) { return output.name == name; });
+  };
+  for (uint32_t id : program_.outputs) {
+    const BufferInfo& output = program_.buffers[id];
+    if (output.is_int || output.dim != Dim::rows) {
+      fail_artifact("program.bin: graph output " + output.name, "f32 [rows, width]");
+    }
+    if (find(output.name) != outputs_.end()) fail_artifact("program.bin: several graph outputs " + output.name, "one");
+    outputs_.push_back({output.name, output.width});
   }
-  const BufferInfo& logits = program_.buffers[program_.outputs[0]];
-  if (logits.is_int || logits.dim != Dim::rows) {
-    fail_artifact("program.bin: graph output " + logits.name, "f32 [rows, vocab_size]");
-  }
-  vocab_size_ = id_limit_ = logits.width;
+  logits_ = static_cast<size_t>(find("logits") - outputs_.begin());
+  if (logits_ == outputs_.size()) fail_artifact("program.bin: no graph output logits", "one");
+  id_limit_ = vocab_size();
+  unwanted_.resize(outputs_.size());
+  targets_.resize(outputs_.size());
 }
 
 void Model::build_ops() {
@@ -100,7 +113,18 @@ void Model::place_rows(const KvCache& cache, const Batch& batch) {
   }
 }
 
-void Model::step(KvCache& cache, const Batch& batch, float* logits) {
+// Where each output goes: to the caller, or to room that nobody looks into.
+float* const* Model::place_outputs(float* const* wanted, int64_t rows) {
+  for (size_t i = 0; i < outputs_.size(); ++i) {
+    targets_[i] = wanted[i];
+    if (targets_[i]) continue;
+    uint8_t* room = unwanted_[i].reserve(nbytes_of(rows, outputs_[i].width * 4), outputs_[i].name.c_str());
+    targets_[i] = reinterpret_cast<float*>(room);
+  }
+  return targets_.data();
+}
+
+void Model::step(KvCache& cache, const Batch& batch, float* const* outputs) {
   std::lock_guard<std::mutex> lock(mutex_);
   const int64_t start = now_ns();
   if (!cache.fits(program_.caches)) fail_request("a cache of another model", "one made by this model's new_cache");
@@ -126,7 +150,7 @@ void Model::step(KvCache& cache, const Batch& batch, float* logits) {
             context_starts_.data(),
             ids_buffer_,
             positions_buffer_,
-            logits};
+            place_outputs(outputs, batch.rows)};
   for (int dim = 0; dim < kDims; ++dim) {
     step.arenas[dim] = arenas_[dim].reserve(nbytes_of(step.counts[dim], program_.arena_nbytes[dim]), "activations");
   }

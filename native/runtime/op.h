@@ -26,6 +26,7 @@ struct Buffer {
   Dim dim = Dim::tokens;
   int64_t width = 0;
   int64_t offset = 0;  // bytes per row of the arena; -1: supplied by the caller
+  size_t output = 0;   // of one that the caller supplies: which of the program's outputs it is
 };
 
 // An instruction with everything it refers to, and the checks. Every method throws Error("artifact"), naming the

@@ -34,7 +34,8 @@ Buffer OpSpec::buffer(uint32_t id, bool is_int) const {
   const BufferInfo& info = program_.buffers[id];
   require(info.is_int == is_int, "buffer " + info.name + " is " + (info.is_int ? "i32" : "f32"),
           is_int ? "i32" : "f32");
-  return {id, info.dim, info.width, info.offset};
+  const auto output = std::find(program_.outputs.begin(), program_.outputs.end(), id) - program_.outputs.begin();
+  return {id, info.dim, info.width, info.offset, static_cast<size_t>(output)};
 }
 
 Buffer OpSpec::require_shape(Buffer buffer, Dim dim, int64_t width) const {

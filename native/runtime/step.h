@@ -35,7 +35,7 @@ class Step {
   const int64_t* slots;           // [tokens] row of the cache pool each new token is written to
   const int64_t* context_starts;  // [sequences + 1] first context row of each sequence
   uint32_t ids_buffer, positions_buffer;
-  float* logits;
+  float* const* outputs;  // [program's outputs] where each goes
 
   int64_t n(Dim dim) const { return counts[static_cast<int>(dim)]; }
   int64_t n(const Buffer& buffer) const { return n(buffer.dim); }
@@ -65,7 +65,7 @@ class Step {
   }
 
   float* f32(const Buffer& buffer) const {
-    if (buffer.offset < 0) return logits;  // the only f32 buffer a caller supplies
+    if (buffer.offset < 0) return outputs[buffer.output];  // the only f32 buffers a caller supplies
     return reinterpret_cast<float*>(address(buffer));
   }
   int32_t* i32(const Buffer& buffer) const { return reinterpret_cast<int32_t*>(address(buffer)); }

@@ -143,6 +143,7 @@ std::vector<float> run(const Program& program, std::unique_ptr<Residency> reside
     batch.ids = &id;
     batch.tokens = 1;
     std::vector<float> logits(kVocab);
+    float* target = logits.data();
     Arena arena;
     Step step{batch,
               cache,
@@ -159,7 +160,7 @@ std::vector<float> run(const Program& program, std::unique_ptr<Residency> reside
               nullptr,
               0,
               0,
-              logits.data()};
+              &target};
     for (size_t i = 0; i < ops.size(); ++i) {
       weights.unpin();
       scratch.reset();

@@ -69,6 +69,8 @@ class Model:
     weight_nbytes: int
     caches: dict[str, int]
     """Row width of each cache entry, in elements."""
+    outputs: dict[str, int]
+    """Width of each output of a step, in elements a row; "logits" is one of them."""
     step_seconds: float
     """Wall time inside the core's steps so far, without this binding."""
     numa: str
@@ -103,6 +105,18 @@ class Model:
         logit_rows: NDArray[int32],
     ) -> NDArray[float32]:
         """Runs one batch (backends.base.Batch), appends to the cache: logits [rows, vocab_size]."""
+
+    def run(
+        self,
+        cache: KvCache,
+        ids: NDArray[int32],
+        positions: NDArray[int32],
+        sequence_starts: NDArray[int32],
+        context_lengths: NDArray[int32],
+        block_tables: NDArray[int32],
+        logit_rows: NDArray[int32],
+    ) -> dict[str, NDArray[float32]]:
+        """Like `step`, but gives every output by name: [rows, width] each."""
 
     def sample(
         self, draws: list[tuple[NDArray[float32], float, int, float, float, float]]

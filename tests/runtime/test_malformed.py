@@ -65,7 +65,13 @@ def run(backend, first_id=0):
             block_tables=np.array([[2, 0]], np.int32),
             logit_rows=np.array([0], np.int32),
         )
-        assert backend.step(cache, batch).shape == (1, backend.vocab_size)
+        if start == 0:
+            assert backend.step(cache, batch).shape == (1, backend.vocab_size)
+        else:
+            outputs = backend.run(cache, batch)
+            assert {name: (1, width) for name, width in backend.model.outputs.items()} == {
+                name: values.shape for name, values in outputs.items()
+            }
 
 
 def test_the_program_is_fine_as_it_is(load, data):
@@ -171,6 +177,20 @@ def ids_twice(program):
     return dataclasses.replace(program, buffers=buffers, inputs=inputs)
 
 
+def second_logits(program):
+    """The selected rows go to the caller, too, under the head's name."""
+    (wanted,) = program.instructions[find(program, "select_rows")].outputs
+    renamed = edit(program, "buffers", wanted, name="logits", offset=-1)
+    return dataclasses.replace(renamed, outputs=(*program.outputs, wanted))
+
+
+def test_a_second_output_is_fine_under_its_own_name(load, data):
+    program = second_logits(read_program(data))
+    backend = load(encode(edit(program, "buffers", program.outputs[1], name="wanted")))
+    assert backend.outputs == ("logits", "wanted")
+    run(backend)
+
+
 BAD = {
     "outputs in the same bytes": share_outputs,
     "an output in its input's bytes": share_input,
@@ -193,6 +213,12 @@ BAD = {
     "buffer of another width": lambda p: edit(p, "buffers", 3, shape=(1,)),
     "arena too small": lambda p: dataclasses.replace(p, arenas=(64, 64, 64)),
     "arena negative": lambda p: dataclasses.replace(p, arenas=(-64, 0, 0)),
+    "an output twice": lambda p: dataclasses.replace(p, outputs=p.outputs * 2),
+    "two outputs of one name": second_logits,
+    "an output of another name": lambda p: edit(p, "buffers", p.outputs[0], name="scores"),
+    "an output of integers": lambda p: edit(p, "buffers", p.outputs[0], dtype="i32"),
+    "an output of every token": lambda p: edit(p, "buffers", p.outputs[0], dim="tokens"),
+    "an input as output": lambda p: dataclasses.replace(p, outputs=p.outputs + p.inputs[:1]),
     "no outputs": lambda p: dataclasses.replace(p, outputs=()),
     "instructions out of order": lambda p: dataclasses.replace(
         p, instructions=p.instructions[::-1]
