@@ -49,19 +49,23 @@ def reference_absorbed(graph: Graph, source: TensorSource) -> ReferenceBackend:
     return ReferenceBackend(graph, lambda name: graph.weights[name].expr.read(source), "absorbed")
 
 
-def lowered(tiny: TinyModel, level: int) -> Graph:
+def lowered(tiny: TinyModel, level: int, outputs: Sequence[str] = ("logits",)) -> Graph:
     """The model's graph at an optimisation level, verified."""
-    return optimize(build(tiny.config), level)[0]
+    return optimize(build(tiny.config, outputs), level)[0]
 
 
 @dataclass
 class Runner:
-    """Feeds sequences to a backend, handing out cache blocks in a shuffled order."""
+    """Feeds sequences to a backend, handing out cache blocks in a shuffled order.
+
+    output: of the model, "" for the logits of `step`.
+    """
 
     backend: Backend
     block_size: int = 3
     blocks: int = 40
     cache_dtype: str = "f32"
+    output: str = ""
     tables: dict[int, list[int]] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
 
@@ -70,7 +74,7 @@ class Runner:
         self.free = [int(block) for block in np.random.default_rng(5).permutation(self.blocks)]
 
     def step(self, new: dict[int, Sequence[int]]) -> dict[int, F32]:
-        """One step of sequence → new token ids; returns sequence → logits of every new token."""
+        """One step of sequence → new token ids; returns sequence → output of every new token."""
         starts = np.cumsum([0, *(len(ids) for ids in new.values())])
         positions = []
         for sequence, ids in new.items():
@@ -90,14 +94,17 @@ class Runner:
             block_tables=np.array(tables, np.int32),
             logit_rows=np.arange(starts[-1], dtype=np.int32),
         )
-        logits = self.backend.step(self.cache, batch)
-        return dict(zip(new, np.split(logits, starts[1:-1]), strict=True))
+        if self.output:
+            values = self.backend.run(self.cache, batch)[self.output]
+        else:
+            values = self.backend.step(self.cache, batch)
+        return dict(zip(new, np.split(values, starts[1:-1]), strict=True))
 
 
 def run_schedule(
     backend: Backend, prompts: Sequence[Sequence[int]], steps: Sequence[Step], **options: object
 ) -> list[F32]:
-    """Logits of every token of every prompt, [len(prompt), vocab_size] each."""
+    """Logits (or options' output) of every token of every prompt, [len(prompt), width] each."""
     runner = Runner(backend, **options)  # type: ignore[arg-type]
     done = [0] * len(prompts)
     out: list[list[F32]] = [[] for _ in prompts]
@@ -138,3 +145,30 @@ def check_parity(
         errors[name] = max(relative_error(g, w) for g, w in zip(got, want, strict=True))
         assert errors[name] <= tolerance, f"{name}: {errors[name]:.2e} of the largest logit"
     return errors
+
+
+def check_outputs(
+    tiny: TinyModel, make_backend: MakeBackend, level: int, tolerance: float, schedule: str
+) -> None:
+    """Asserts that a model of two outputs gives the oracle's hidden states, and the logits that
+    `step` gives, alone or beside them.
+    """
+    names = ("logits", "hidden")
+    backend = make_backend(lowered(tiny, level, names), tiny)
+    assert backend.outputs == names
+    lengths, steps = SCHEDULES[schedule]
+    prompts = prompts_for(lengths, tiny.config["vocab_size"])
+    hidden = run_schedule(backend, prompts, steps, output="hidden")
+    error = max(
+        relative_error(got, tiny.hidden(prompt))
+        for got, prompt in zip(hidden, prompts, strict=True)
+    )
+    assert error <= tolerance, f"{error:.2e} of the largest number"
+    alone = make_backend(lowered(tiny, level), tiny)
+    assert alone.outputs == ("logits",)
+    want = run_schedule(alone, prompts, steps)
+    for output in ("", "logits"):
+        for logits, expected in zip(
+            run_schedule(backend, prompts, steps, output=output), want, strict=True
+        ):
+            np.testing.assert_array_equal(logits, expected)

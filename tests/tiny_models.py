@@ -170,6 +170,12 @@ class TinyModel:
             out = self.model(input_ids=torch.tensor([list(ids)])).logits[0]
         return np.asarray(out, np.float32)
 
+    def hidden(self, ids: Sequence[int]) -> F32:
+        """Float32 last hidden state of the whole prompt, [len(ids), hidden_size]."""
+        with torch.no_grad():
+            out = self.model(input_ids=torch.tensor([list(ids)]), output_hidden_states=True)
+        return np.asarray(out.hidden_states[-1][0], np.float32)
+
     def read(self, name: str) -> F32:
         """A tensor of the checkpoint: what `deepmnn.graph.weights.TensorSource` asks for."""
         return np.asarray(self._tensors[name], np.float32)

@@ -25,7 +25,7 @@ namespace {
 
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using IntTable = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
-using Logits = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
+using Values = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
 
 void require_length(const char* what, size_t length, size_t expected) {
   if (length == expected) return;
@@ -51,28 +51,57 @@ Batch make_batch(const Ints& ids, const Ints& positions, const Ints& starts, con
   return batch;
 }
 
-// Room for the logits of a step, which writes them all. Not cleared, and plainly freed: so the allocator has the same
-// warm pages for the next step. Only for much of it the machine is asked.
-std::unique_ptr<float[]> new_logits(int64_t rows, int64_t vocab_size) {
+// Room for an output of a step, which writes it all. Not cleared, and plainly freed: so the allocator has the same warm
+// pages for the next step. Only for much of it the machine is asked.
+std::unique_ptr<float[]> new_output(const Model::Output& output, int64_t rows) {
   constexpr int64_t kMuch = int64_t{64} << 20;
-  const int64_t nbytes = nbytes_of(rows, vocab_size * 4);
-  std::unique_ptr<float[]> logits;
-  if (nbytes <= kMuch || nbytes <= available_memory()) logits.reset(new (std::nothrow) float[nbytes / sizeof(float)]);
-  if (!logits) fail_request("logits of " + std::to_string(nbytes) + " bytes", "at most the memory available");
-  return logits;
+  const int64_t nbytes = nbytes_of(rows, output.width * 4);
+  std::unique_ptr<float[]> data;
+  if (nbytes <= kMuch || nbytes <= available_memory()) data.reset(new (std::nothrow) float[nbytes / sizeof(float)]);
+  if (!data) fail_request(output.name + " of " + std::to_string(nbytes) + " bytes", "at most the memory available");
+  return data;
 }
 
-Logits step(Model& model, KvCache& cache, const Ints& ids, const Ints& positions, const Ints& sequence_starts,
+// An output for Python, which frees it.
+Values hand_over(std::unique_ptr<float[]> owned, const Model::Output& output, int64_t rows) {
+  float* data = owned.release();
+  nb::capsule owner(data, [](void* pointer) noexcept { delete[] static_cast<float*>(pointer); });
+  return Values(data, {static_cast<size_t>(rows), static_cast<size_t>(output.width)}, owner);
+}
+
+void run_step(Model& model, KvCache& cache, const Batch& batch, const std::vector<float*>& outputs) {
+  const nb::gil_scoped_release release;
+  model.step(cache, batch, outputs.data());
+}
+
+Values step(Model& model, KvCache& cache, const Ints& ids, const Ints& positions, const Ints& sequence_starts,
             const Ints& context_lengths, const IntTable& block_tables, const Ints& logit_rows) {
   const Batch batch = make_batch(ids, positions, sequence_starts, context_lengths, block_tables, logit_rows);
-  std::unique_ptr<float[]> logits = new_logits(batch.rows, model.vocab_size());
-  {
-    nb::gil_scoped_release release;
-    model.step(cache, batch, logits.get());
+  const Model::Output& wanted = model.outputs()[model.logits()];
+  std::unique_ptr<float[]> logits = new_output(wanted, batch.rows);
+  std::vector<float*> outputs(model.outputs().size());
+  outputs[model.logits()] = logits.get();
+  run_step(model, cache, batch, outputs);
+  return hand_over(std::move(logits), wanted, batch.rows);
+}
+
+// Every output by name.
+nb::dict run(Model& model, KvCache& cache, const Ints& ids, const Ints& positions, const Ints& sequence_starts,
+             const Ints& context_lengths, const IntTable& block_tables, const Ints& logit_rows) {
+  const Batch batch = make_batch(ids, positions, sequence_starts, context_lengths, block_tables, logit_rows);
+  std::vector<std::unique_ptr<float[]>> owned;
+  std::vector<float*> outputs;
+  for (const Model::Output& output : model.outputs()) {
+    owned.push_back(new_output(output, batch.rows));
+    outputs.push_back(owned.back().get());
   }
-  float* data = logits.release();
-  nb::capsule owner(data, [](void* pointer) noexcept { delete[] static_cast<float*>(pointer); });
-  return Logits(data, {static_cast<size_t>(batch.rows), static_cast<size_t>(model.vocab_size())}, owner);
+  run_step(model, cache, batch, outputs);
+  nb::dict named;
+  for (size_t i = 0; i < outputs.size(); ++i) {
+    const Model::Output& output = model.outputs()[i];
+    named[output.name.c_str()] = hand_over(std::move(owned[i]), output, batch.rows);
+  }
+  return named;
 }
 
 // draws: (logits [vocab_size] float32, temperature, top_k, top_p, min_p, u) for each row.
@@ -123,6 +152,12 @@ nb::dict caches(const Model& model) {
   return widths;
 }
 
+nb::dict outputs(const Model& model) {
+  nb::dict widths;
+  for (const Model::Output& output : model.outputs()) widths[output.name.c_str()] = output.width;
+  return widths;
+}
+
 nb::list profile(Model& model, bool reset) {
   nb::list ops;
   for (const OpProfile& cost : model.profile(reset)) {
@@ -133,6 +168,8 @@ nb::list profile(Model& model, bool reset) {
     entry["seconds"] = cost.seconds;
     entry["busy_seconds"] = cost.busy_seconds;
     entry["wait_seconds"] = cost.wait_seconds;
+    entry["row_macs"] = cost.row_macs;
+    entry["context_macs"] = cost.context_macs;
     ops.append(entry);
   }
   return ops;
@@ -168,10 +205,13 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("threads", &Model::threads)
       .def_prop_ro("weight_nbytes", &Model::weight_nbytes)
       .def_prop_ro("caches", &caches)
+      .def_prop_ro("outputs", &outputs)
       .def_prop_ro("step_seconds", &Model::step_seconds)
       .def("new_cache", &new_cache, "blocks"_a, "block_size"_a, "dtype"_a = "f32")
       .def("set_mla_form", &set_mla_form, "form"_a)
       .def("step", &step, "cache"_a, "ids"_a.noconvert(), "positions"_a.noconvert(), "sequence_starts"_a.noconvert(),
+           "context_lengths"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert())
+      .def("run", &run, "cache"_a, "ids"_a.noconvert(), "positions"_a.noconvert(), "sequence_starts"_a.noconvert(),
            "context_lengths"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert())
       .def("sample", &sample_rows, "draws"_a)
       .def("profile", &profile, "reset"_a = false);

@@ -13,7 +13,7 @@ class CacheOp : public Op {
     x_ = spec.input(0);
     spec.require(x_.dim == Dim::tokens, "an input that does not count tokens", "[tokens, width]");
     y_ = spec.output(0, Dim::context, x_.width);
-    entry_ = spec.cache_attr("cache", x_.width);
+    entry_ = spec.cache(0, x_.width);
   }
 
   void run(Step& step) override {

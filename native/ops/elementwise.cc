@@ -61,15 +61,15 @@ class BiasAdd : public Op {
   }
 
   void run(Step& step) override {
-    const float* x = step.f32(x_);
+    const float *x = step.f32(x_), *bias = step.pin_vector(bias_);
     float* y = step.f32(y_);
     for_rows(step, step.n(x_), 2 * x_.width,
-             [&](int64_t row, int) { step.kernels.add(x + row * x_.width, bias_, x_.width, y + row * x_.width); });
+             [&](int64_t row, int) { step.kernels.add(x + row * x_.width, bias, x_.width, y + row * x_.width); });
   }
 
  private:
   Buffer x_, y_;
-  const float* bias_;
+  WeightRef bias_;
 };
 
 class Scale : public Op {

@@ -43,6 +43,12 @@ ExpertGroups group_by_expert(Step& step, const int32_t* indices, int64_t tokens,
   return groups;
 }
 
+const Weight* pin_experts(Step& step, const ExpertGroups& groups, const uint32_t* ids, int64_t each) {
+  uint32_t* chosen = step.scratch.take<uint32_t>(groups.active * each);
+  for (int64_t i = 0; i < groups.active; ++i) std::copy_n(ids + groups.experts[i] * each, each, chosen + i * each);
+  return step.pin(chosen, groups.active * each);
+}
+
 void combine_choices(Step& step, const float* parts, const int32_t* place, const float* weights, int64_t tokens,
                      int64_t top_k, int64_t width, const float* shared, float* y) {
   for_rows(step, tokens, (top_k + 2) * width, [&](int64_t token, int) {

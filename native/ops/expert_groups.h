@@ -23,6 +23,10 @@ struct ExpertGroups {
 // expert.
 ExpertGroups group_by_expert(Step& step, const int32_t* indices, int64_t tokens, int64_t top_k, int64_t experts);
 
+// The weights of the chosen experts, and of no others: expert e has ids[e * each .. (e + 1) * each); those of
+// groups.experts[i] come at [i * each].
+const Weight* pin_experts(Step& step, const ExpertGroups& groups, const uint32_t* ids, int64_t each);
+
 // y [tokens, width] = sum over j of weights[token, j] * parts[place(token, j)] (+ shared [tokens, width]), in the order
 // of choice.
 void combine_choices(Step& step, const float* parts, const int32_t* place, const float* weights, int64_t tokens,

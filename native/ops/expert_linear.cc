@@ -14,22 +14,26 @@ class ExpertLinear : public Op {
     top_k_ = spec.int_attr("top_k", 1, kMaxExtentAttr);
     per_choice_ = spec.int_attr("per_choice", 0, 1) != 0;
     x_ = spec.input(0);
-    const Weight first = spec.matrix(0);
+    const WeightRef first = spec.matrix(0);
     spec.require(x_.width == first.cols * (per_choice_ ? top_k_ : 1), "an input of width " + std::to_string(x_.width),
                  std::to_string(first.cols) + " for each row");
     indices_ = spec.int_input(1, x_.dim, top_k_);
     y_ = spec.output(0, x_.dim, top_k_ * first.rows);
     for (size_t i = 0; i < spec.weights(); ++i) {
-      weights_.push_back(spec.matrix(i, first.rows, first.cols));
-      any_quantized_ = any_quantized_ || is_quantized(weights_.back().format);
+      const WeightRef weight = spec.matrix(i, first.rows, first.cols);
+      experts_.push_back(weight.id);
+      any_quantized_ = any_quantized_ || is_quantized(weight.format);
     }
+    in_ = first.cols;
+    out_ = first.rows;
   }
 
   void run(Step& step) override {
     const int64_t n = step.n(x_);
     const ExpertGroups groups =
-        group_by_expert(step, step.ints(indices_), n, top_k_, static_cast<int64_t>(weights_.size()));
-    const int64_t in = weights_[0].cols, out = weights_[0].rows;
+        group_by_expert(step, step.ints(indices_), n, top_k_, static_cast<int64_t>(experts_.size()));
+    const Weight* weights = pin_experts(step, groups, experts_.data(), 1);
+    const int64_t in = in_, out = out_;
     const int32_t* index = per_choice_ ? groups.choices : groups.tokens;
     QuantizedRows quantized;
     if (any_quantized_) {
@@ -40,7 +44,7 @@ class ExpertLinear : public Op {
     LinearTask* tasks = step.scratch.take<LinearTask>(groups.active);
     for (int64_t i = 0; i < groups.active; ++i) {
       LinearTask task;
-      task.weight = weights_[static_cast<size_t>(groups.experts[i])];
+      task.weight = weights[i];
       task.rows.x = step.f32(x_);
       task.rows.stride = in;
       task.rows.index = index + groups.starts[i];
@@ -57,10 +61,10 @@ class ExpertLinear : public Op {
   }
 
  private:
-  int64_t top_k_;
+  int64_t top_k_, in_, out_;
   bool per_choice_;
   Buffer x_, indices_, y_;
-  std::vector<Weight> weights_;
+  std::vector<uint32_t> experts_;  // ids of their weights
   bool any_quantized_ = false;
 };
 

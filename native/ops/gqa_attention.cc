@@ -16,8 +16,8 @@ class GqaAttention : public GroupedQueryOp {
     read_grouped_query(spec, Dim::tokens);
     spec.require_graph_input(3, "positions");
     rope_ = Rope(spec, shape_.qk_dim);
-    k_entry_ = spec.cache_attr("k_cache", k_.width);
-    v_entry_ = spec.cache_attr("v_cache", v_.width);
+    k_entry_ = spec.cache(0, k_.width);
+    v_entry_ = spec.cache(1, v_.width);
     if (spec.weights() == 2) {
       q_norm_ = spec.vector(0, shape_.qk_dim);
       k_norm_ = spec.vector(1, shape_.qk_dim);
@@ -28,16 +28,17 @@ class GqaAttention : public GroupedQueryOp {
   void run(Step& step) override {
     const int64_t tokens = step.n(q_), group = heads_ / kv_heads_;
     float* q = step.scratch.take<float>(tokens * q_.width);  // [kv_heads, tokens, group, head_dim]
+    const float *q_norm = step.pin_vector(q_norm_), *k_norm = step.pin_vector(k_norm_);
     float* k_rows = step.scratch.take<float>(step.pool.size() * k_.width);
     for_rows(step, tokens, 2 * (q_.width + k_.width), [&](int64_t token, int worker) {
       for (int64_t head = 0; head < heads_; ++head) {
         float* to = q + ((head / group * tokens + token) * group + head % group) * shape_.qk_dim;
-        prepare(step, token, step.f32(q_) + token * q_.width + head * shape_.qk_dim, q_norm_, to);
+        prepare(step, token, step.f32(q_) + token * q_.width + head * shape_.qk_dim, q_norm, to);
       }
       float* k = k_rows + worker * k_.width;
       for (int64_t head = 0; head < kv_heads_; ++head) {
         const int64_t at = head * shape_.qk_dim;
-        prepare(step, token, step.f32(k_) + token * k_.width + at, k_norm_, k + at);
+        prepare(step, token, step.f32(k_) + token * k_.width + at, k_norm, k + at);
       }
       store_row(step, k, k_.width, k_entry_, step.slots[token]);
       store_row(step, step.f32(v_) + token * v_.width, v_.width, v_entry_, step.slots[token]);
@@ -81,8 +82,7 @@ class GqaAttention : public GroupedQueryOp {
 
   Rope rope_;
   size_t k_entry_, v_entry_;
-  const float* q_norm_ = nullptr;
-  const float* k_norm_ = nullptr;
+  WeightRef q_norm_, k_norm_;  // none, or both
   float eps_ = 0.0f;
 };
 

@@ -31,10 +31,12 @@ class Linear : public Op {
   void run(Step& step) override {
     const int64_t n = step.n(x_);
     if (n == 0) return;
-    const Rows rows = input_rows(step, x_, weight_);
+    const Weight weight = step.pin(weight_);
+    const float* bias = step.pin_vector(bias_);
+    const Rows rows = input_rows(step, x_, weight);
     const int64_t count = static_cast<int64_t>(pieces_.size());
     LinearTask* tasks = step.scratch.take<LinearTask>(count);
-    for (int64_t i = 0; i < count; ++i) tasks[i] = task(step, pieces_[static_cast<size_t>(i)], rows);
+    for (int64_t i = 0; i < count; ++i) tasks[i] = task(step, pieces_[static_cast<size_t>(i)], weight, bias, rows);
     run_linear(step, tasks, count);
     for (int64_t i = 0; i < count; ++i) {
       if (pieces_[static_cast<size_t>(i)].output < 0) hand_out(step, pieces_[static_cast<size_t>(i)], tasks[i]);
@@ -70,14 +72,14 @@ class Linear : public Op {
     }
   }
 
-  LinearTask task(Step& step, const Piece& piece, const Rows& rows) const {
+  LinearTask task(Step& step, const Piece& piece, const Weight& weight, const float* bias, const Rows& rows) const {
     LinearTask task;
-    task.weight = weight_;
-    task.weight.data += piece.begin / kBlockRows * block_nbytes(weight_.format, weight_.cols, weight_.group_size);
+    task.weight = weight;
+    task.weight.data += piece.begin / kBlockRows * block_nbytes(weight.format, weight.cols, weight.group_size);
     task.weight.rows = piece.end - piece.begin;
     task.rows = rows;
     task.out_cols = piece.end - piece.begin;
-    task.bias = bias_ ? bias_ + piece.begin : nullptr;
+    task.bias = bias ? bias + piece.begin : nullptr;
     if (piece.output < 0) {
       task.y = step.scratch.take<float>(rows.n * kBlockRows);
       task.y_stride = kBlockRows;
@@ -102,8 +104,7 @@ class Linear : public Op {
   }
 
   Buffer x_;
-  Weight weight_;
-  const float* bias_ = nullptr;
+  WeightRef weight_, bias_;
   std::vector<Output> outputs_;
   std::vector<Piece> pieces_;
 };

@@ -63,7 +63,7 @@ void run_per_head(Step& step, int64_t heads, const PerHead& p) {
 }
 
 // [n, heads, rank + rope]: w_uk_t q_nope, then the rotated q_pe.
-float* latent_queries(Step& step, const Mla& mla, const Chosen& chosen) {
+float* latent_queries(Step& step, const Mla& mla, const Weight& w_uk_t, const Chosen& chosen) {
   const int64_t heads = mla.heads, width = mla.row_width();
   const float* q = step.f32(mla.q);
   float* queries = step.scratch.take<float>(chosen.n * heads * width);
@@ -74,7 +74,7 @@ float* latent_queries(Step& step, const Mla& mla, const Chosen& chosen) {
       mla.rope.rotate(step, chosen.tokens[i], to);
     }
   });
-  run_per_head(step, heads, {mla.w_uk_t, mla.rank, q, mla.qk_dim(), queries, width, chosen.tokens, chosen.n});
+  run_per_head(step, heads, {w_uk_t, mla.rank, q, mla.qk_dim(), queries, width, chosen.tokens, chosen.n});
   return queries;
 }
 
@@ -82,7 +82,8 @@ float* latent_queries(Step& step, const Mla& mla, const Chosen& chosen) {
 
 void run_absorbed(Step& step, const Mla& mla, const int64_t* sequences, int64_t count) {
   const Chosen chosen = choose(step, sequences, count);
-  const float* queries = latent_queries(step, mla, chosen);
+  const Weight w_uk_t = step.pin(mla.w_uk_t), w_uv = step.pin(mla.w_uv);
+  const float* queries = latent_queries(step, mla, w_uk_t, chosen);
   float* latents = step.scratch.take<float>(chosen.n * mla.heads * mla.rank);
   AttendJob* jobs = step.scratch.take<AttendJob>(count);
   int64_t first = 0;
@@ -108,7 +109,7 @@ void run_absorbed(Step& step, const Mla& mla, const int64_t* sequences, int64_t 
   const bool all = chosen.n == step.batch.tokens;
   float* y = step.f32(mla.y);
   float* out = all ? y : step.scratch.take<float>(chosen.n * mla.y.width);
-  run_per_head(step, mla.heads, {mla.w_uv, mla.v_dim, latents, mla.rank, out, mla.v_dim, nullptr, chosen.n});
+  run_per_head(step, mla.heads, {w_uv, mla.v_dim, latents, mla.rank, out, mla.v_dim, nullptr, chosen.n});
   if (all) return;
   for_rows(step, chosen.n, mla.y.width, [&](int64_t i, int) {
     std::copy_n(out + i * mla.y.width, mla.y.width, y + chosen.tokens[i] * mla.y.width);

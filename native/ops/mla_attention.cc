@@ -21,7 +21,7 @@ class MlaAttention : public Op {
     spec.require_graph_input(2, "positions");
     mla_.y = spec.output(0, Dim::tokens, mla_.heads * mla_.v_dim);
     mla_.rope = Rope(spec, mla_.rope_dim);
-    mla_.entry = spec.cache_attr("cache", mla_.row_width());
+    mla_.entry = spec.cache(0, mla_.row_width());
     norm_ = spec.vector(0, mla_.rank);
     mla_.w_uk = spec.matrix(1, mla_.heads * padded_rows(mla_.nope), mla_.rank);
     mla_.w_uk_t = spec.matrix(2, mla_.heads * padded_rows(mla_.rank), mla_.nope);
@@ -47,13 +47,13 @@ class MlaAttention : public Op {
 
  private:
   void write_cache(Step& step) const {
-    const float* kv = step.f32(kv_);
+    const float *kv = step.f32(kv_), *norm = step.pin_vector(norm_);
     const int64_t width = mla_.row_width();
     float* rows = step.scratch.take<float>(step.pool.size() * width);
     for_rows(step, step.n(kv_), 2 * width, [&](int64_t token, int worker) {
       const float* from = kv + token * width;
       float* row = rows + worker * width;
-      step.kernels.rms_norm(from, norm_, eps_, mla_.rank, row);
+      step.kernels.rms_norm(from, norm, eps_, mla_.rank, row);
       std::copy_n(from + mla_.rank, mla_.rope_dim, row + mla_.rank);
       mla_.rope.rotate(step, token, row + mla_.rank);
       store_row(step, row, width, mla_.entry, step.slots[token]);
@@ -70,7 +70,7 @@ class MlaAttention : public Op {
 
   Mla mla_;
   Buffer kv_;
-  const float* norm_;
+  WeightRef norm_;
   float eps_;
 };
 

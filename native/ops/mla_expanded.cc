@@ -7,8 +7,9 @@ namespace {
 
 constexpr int64_t kExpandedFloats = 8 << 20;  // keys and values rebuilt at once: 32 MiB, or one head
 
-// Scratch for the longest of the sequences.
+// The weights, and scratch for the longest of the sequences.
 struct Room {
+  Weight w_uk, w_uv;
   float* q;       // [tokens, heads, nope + rope], rotated
   float* rows;    // [context, rank + rope] of the cache as float32
   float* k;       // [context, group, nope + rope]
@@ -24,6 +25,8 @@ Room take_room(Step& step, const Mla& mla, const int64_t* sequences, int64_t cou
     context = std::max<int64_t>(context, step.batch.context_lengths[sequences[i]]);
   }
   Room room;
+  room.w_uk = step.pin(mla.w_uk);
+  room.w_uv = step.pin(mla.w_uv);
   room.group = std::clamp<int64_t>(kExpandedFloats / (context * (mla.qk_dim() + mla.v_dim)), 1, mla.heads);
   room.q = step.scratch.take<float>(tokens * mla.q.width);
   room.rows = step.scratch.take<float>(context * mla.row_width());
@@ -57,11 +60,11 @@ LinearTask expand(const Mla& mla, const Weight& weight, const Room& room, int64_
 void rebuild(Step& step, const Mla& mla, const Room& room, int64_t context, int64_t first, int64_t heads) {
   LinearTask* tasks = step.scratch.take<LinearTask>(2 * heads);
   for (int64_t i = 0; i < heads; ++i) {
-    LinearTask& k = tasks[2 * i] = expand(mla, head_matrix(mla.w_uk, first + i, mla.nope), room, context);
+    LinearTask& k = tasks[2 * i] = expand(mla, head_matrix(room.w_uk, first + i, mla.nope), room, context);
     k.rows.quantized = room.latents;
     k.y = room.k + i * mla.qk_dim();
     k.y_stride = heads * mla.qk_dim();
-    LinearTask& v = tasks[2 * i + 1] = expand(mla, head_matrix(mla.w_uv, first + i, mla.v_dim), room, context);
+    LinearTask& v = tasks[2 * i + 1] = expand(mla, head_matrix(room.w_uv, first + i, mla.v_dim), room, context);
     v.rows.quantized = room.latents;
     v.y = room.v + i * mla.v_dim;
     v.y_stride = heads * mla.v_dim;
@@ -98,7 +101,7 @@ void run_sequence(Step& step, const Mla& mla, Room& room, int64_t sequence) {
   for_rows(step, context, width, [&](int64_t row, int) {
     load_row(step, mla.entry, step.slot(sequence, row), width, room.rows + row * width);
   });
-  if (is_quantized(mla.w_uk.format) || is_quantized(mla.w_uv.format)) {
+  if (is_quantized(room.w_uk.format) || is_quantized(room.w_uv.format)) {
     room.latents = quantize(step, room.rows, width, context, mla.rank);
   }
   for (int64_t first = 0; first < mla.heads; first += room.group) {

@@ -1,5 +1,3 @@
-#include <algorithm>
-
 #include "ops/expert_groups.h"
 #include "ops/gemm.h"
 #include "ops/ops.h"
@@ -27,29 +25,30 @@ class Moe : public Op {
     y_ = spec.output(0, x_.dim, x_.width);
     const int64_t gate_up_rows = 2 * ((size_ + kBlockRows - 1) / kBlockRows * kBlockRows);
     for (size_t i = 0; i < spec.weights(); i += 2) {
-      gate_up_.push_back(spec.matrix(i, gate_up_rows, x_.width));
-      down_.push_back(spec.matrix(i + 1, x_.width, size_));
+      const WeightRef gate_up = spec.matrix(i, gate_up_rows, x_.width), down = spec.matrix(i + 1, x_.width, size_);
+      experts_.push_back(gate_up.id);
+      experts_.push_back(down.id);
+      any_gate_up_quantized_ = any_gate_up_quantized_ || is_quantized(gate_up.format);
+      any_down_quantized_ = any_down_quantized_ || is_quantized(down.format);
+      down_quantized_ = down_quantized_ && is_quantized(down.format);
     }
-    const auto quantized = [](const Weight& w) { return is_quantized(w.format); };
-    any_gate_up_quantized_ = std::any_of(gate_up_.begin(), gate_up_.end(), quantized);
-    any_down_quantized_ = std::any_of(down_.begin(), down_.end(), quantized);
-    down_quantized_ = std::all_of(down_.begin(), down_.end(), quantized);
   }
 
   void run(Step& step) override {
     const int64_t n = step.n(x_);
     if (n == 0) return;
     const ExpertGroups groups =
-        group_by_expert(step, step.ints(indices_), n, top_k_, static_cast<int64_t>(gate_up_.size()));
-    const Rows hidden = run_gate_up(step, groups);
-    const float* parts = run_down(step, groups, hidden);
+        group_by_expert(step, step.ints(indices_), n, top_k_, static_cast<int64_t>(experts_.size()) / 2);
+    const Weight* weights = pin_experts(step, groups, experts_.data(), 2);  // gate_up, down, gate_up, ...
+    const Rows hidden = run_gate_up(step, groups, weights);
+    const float* parts = run_down(step, groups, weights, hidden);
     combine_choices(step, parts, groups.place, step.f32(weights_), n, top_k_, y_.width,
                     has_shared_ ? step.f32(shared_) : nullptr, step.f32(y_));
   }
 
  private:
   // Rows of intermediate_size, one a choice, sorted by expert: as floats, or quantised only if no expert reads floats.
-  Rows run_gate_up(Step& step, const ExpertGroups& groups) const {
+  Rows run_gate_up(Step& step, const ExpertGroups& groups, const Weight* weights) const {
     Rows hidden;
     hidden.stride = size_;
     hidden.n = groups.n;
@@ -64,7 +63,7 @@ class Moe : public Op {
     }
     for (int64_t i = 0; i < groups.active; ++i) {
       LinearTask task;
-      task.weight = gate_up_[static_cast<size_t>(groups.experts[i])];
+      task.weight = weights[2 * i];
       task.rows.x = step.f32(x_);
       task.rows.stride = x_.width;
       task.rows.index = groups.tokens + groups.starts[i];
@@ -86,12 +85,12 @@ class Moe : public Op {
   }
 
   // [choices, hidden], sorted by expert.
-  const float* run_down(Step& step, const ExpertGroups& groups, const Rows& hidden) const {
+  const float* run_down(Step& step, const ExpertGroups& groups, const Weight* weights, const Rows& hidden) const {
     float* parts = step.scratch.take<float>(groups.n * y_.width);
     LinearTask* tasks = step.scratch.take<LinearTask>(groups.active);
     for (int64_t i = 0; i < groups.active; ++i) {
       LinearTask task;
-      task.weight = down_[static_cast<size_t>(groups.experts[i])];
+      task.weight = weights[2 * i + 1];
       task.rows = hidden;
       if (hidden.x) task.rows.x += groups.starts[i] * size_;
       if (any_down_quantized_) task.rows.quantized = hidden.quantized.from(groups.starts[i]);
@@ -107,9 +106,9 @@ class Moe : public Op {
   int64_t top_k_, size_;
   Buffer x_, indices_, weights_, shared_, y_;
   bool has_shared_;
-  std::vector<Weight> gate_up_, down_;
-  bool any_gate_up_quantized_, any_down_quantized_;
-  bool down_quantized_;  // all of them
+  std::vector<uint32_t> experts_;  // ids of each expert's gate_up and down
+  bool any_gate_up_quantized_ = false, any_down_quantized_ = false;
+  bool down_quantized_ = true;  // all of them
 };
 
 }  // namespace

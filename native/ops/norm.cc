@@ -36,11 +36,11 @@ class RmsNorm : public Op {
   }
 
   void run(Step& step) override {
-    const float* x = step.f32(x_);
+    const float *x = step.f32(x_), *weight = step.pin_vector(weight_);
     const int64_t d = x_.width / heads_;
     norm_rows(step, y_, read_quantized_, x_.width, [&](int64_t row, float* y) {
       for (int64_t at = 0; at < x_.width; at += d) {
-        step.kernels.rms_norm(x + row * x_.width + at, weight_, eps_, d, y + at);
+        step.kernels.rms_norm(x + row * x_.width + at, weight, eps_, d, y + at);
       }
     });
   }
@@ -49,7 +49,7 @@ class RmsNorm : public Op {
   Buffer x_, y_;
   int64_t heads_;
   float eps_;
-  const float* weight_;
+  WeightRef weight_;
   bool read_quantized_;
 };
 
@@ -67,19 +67,19 @@ class AddRmsNorm : public Op {
   }
 
   void run(Step& step) override {
-    const float *a = step.f32(a_), *b = step.f32(b_);
+    const float *a = step.f32(a_), *b = step.f32(b_), *weight = step.pin_vector(weight_);
     float* sum = step.f32(sum_);
     const int64_t d = a_.width;
     norm_rows(step, y_, read_quantized_, 3 * d, [&](int64_t row, float* y) {
       const int64_t at = row * d;
-      step.kernels.add_rms_norm(a + at, b + at, weight_, eps_, d, sum + at, y);
+      step.kernels.add_rms_norm(a + at, b + at, weight, eps_, d, sum + at, y);
     });
   }
 
  private:
   Buffer a_, b_, sum_, y_;
   float eps_;
-  const float* weight_;
+  WeightRef weight_;
   bool read_quantized_;
 };
 

@@ -28,16 +28,17 @@ class Route : public Op {
   void run(Step& step) override {
     const int64_t workers = step.pool.size();
     float* floats = step.scratch.take<float>(workers * work_floats());
+    const float* bias = step.pin_vector(bias_);
     int32_t* groups = step.scratch.take<int32_t>(workers * limit_.kept());
     for_rows(step, step.n(x_), 8 * x_.width, [&](int64_t row, int worker) {
-      route(step, row, floats + worker * work_floats(), groups + worker * limit_.kept());
+      route(step, row, bias, floats + worker * work_floats(), groups + worker * limit_.kept());
     });
   }
 
  private:
   int64_t work_floats() const { return 3 * x_.width + limit_.groups(); }
 
-  void route(const Step& step, int64_t row, float* work, int32_t* groups) const {
+  void route(const Step& step, int64_t row, const float* bias, float* work, int32_t* groups) const {
     const int64_t experts = x_.width, k = weights_.width;
     const float* x = step.f32(x_) + row * experts;
     int32_t* indices = step.i32(indices_) + row * k;
@@ -45,8 +46,8 @@ class Route : public Op {
     float *scores = work, *choice = work + experts, *limited = work + 2 * experts;
     (softmax_ ? step.kernels.softmax : step.kernels.sigmoid)(x, experts, scores);
     const float* ranked = scores;
-    if (bias_) {
-      step.kernels.add(scores, bias_, experts, choice);
+    if (bias) {
+      step.kernels.add(scores, bias, experts, choice);
       ranked = choice;
     }
     if (limit_.groups() > 1) {
@@ -60,7 +61,7 @@ class Route : public Op {
   }
 
   Buffer x_, indices_, weights_;
-  const float* bias_ = nullptr;
+  WeightRef bias_;
   bool softmax_, normalize_;
   GroupLimit limit_;
   float eps_ = 0.0f, factor_;

@@ -18,8 +18,8 @@ class Swiglu : public Op {
   void run(Step& step) override {
     if (step.n(x_) == 0) return;
     LinearTask task;
-    task.weight = weight_;
-    task.rows = input_rows(step, x_, weight_);
+    task.weight = step.pin(weight_);
+    task.rows = input_rows(step, x_, task.weight);
     task.out_cols = y_.width;
     task.epilogue = Epilogue::swiglu;
     if (read_quantized_) {
@@ -33,7 +33,7 @@ class Swiglu : public Op {
 
  private:
   Buffer x_, y_;
-  Weight weight_;
+  WeightRef weight_;
   bool read_quantized_;  // y, by all that read it
 };
 

@@ -9,11 +9,12 @@ namespace {
 struct Entry {
   const char* name;
   OpPtr (*make)(const OpSpec& spec);
+  bool reads_quantized = false;  // its input, where its matrix is quantised
 };
 
 constexpr Entry kOps[] = {
     {"embedding", make_embedding},
-    {"linear", make_linear},
+    {"linear", make_linear, true},
     {"rms_norm", make_rms_norm},
     {"reshape", make_reshape},
     {"split", make_split},
@@ -37,19 +38,30 @@ constexpr Entry kOps[] = {
     {"combine", make_combine},
     {"select_rows", make_select_rows},
     {"add_rms_norm", make_add_rms_norm},
-    {"swiglu", make_swiglu},
+    {"swiglu", make_swiglu, true},
     {"gqa_attention", make_gqa_attention},
     {"mla_attention", make_mla_attention},
     {"route", make_route},
     {"moe", make_moe},
 };
 
+const Entry* find(const std::string& name) {
+  const Entry* found = std::find_if(std::begin(kOps), std::end(kOps), [&](const Entry& op) { return op.name == name; });
+  return found == std::end(kOps) ? nullptr : found;
+}
+
 }  // namespace
 
 OpPtr make_op(const OpSpec& spec, const std::string& name) {
-  const Entry* found = std::find_if(std::begin(kOps), std::end(kOps), [&](const Entry& op) { return op.name == name; });
-  if (found == std::end(kOps)) spec.reject("unknown op", "one this version has; convert the model again");
-  return found->make(spec);
+  const Entry* entry = find(name);
+  if (!entry) spec.reject("unknown op", "one this version has; convert the model again");
+  return entry->make(spec);
+}
+
+bool reads_quantized(const Program& program, const Instruction& instruction) {
+  const Entry* entry = find(instruction.op);
+  if (!entry || !entry->reads_quantized || instruction.weights.empty()) return false;
+  return is_quantized(program.weights[instruction.weights[0].id].format);
 }
 
 }  // namespace deepmnn

@@ -4,8 +4,10 @@
 #include <chrono>
 
 #include "kernels/dispatch.h"
+#include "platform/files.h"
 #include "runtime/fail.h"
 #include "runtime/machine.h"
+#include "runtime/mapped_weights.h"
 
 namespace deepmnn {
 namespace {
@@ -39,13 +41,14 @@ Model::Model(const std::string& directory, int threads, const std::string& isa, 
       kernels_(select_kernels(isa.c_str())),
       pool_(thread_count(threads, numa_), static_cast<int>(numa_.processors().size()),
             [this](int worker) { numa_.pin(worker, pool_.workers()); }),
-      weights_(directory, program_, numa_, pool_.workers()) {
-  check_interface();
+      weights_(program_, std::make_unique<MappedWeights>(directory, program_, numa_, pool_.workers())) {
+  check_inputs();
+  check_outputs();
   build_ops();
 }
 
-// ids and positions go in, logits come out.
-void Model::check_interface() {
+// ids and positions go in.
+void Model::check_inputs() {
   for (uint32_t id : program_.inputs) {
     const BufferInfo& input = program_.buffers[id];
     const bool known = input.name == "ids" || input.name == "positions";
@@ -59,21 +62,35 @@ void Model::check_interface() {
       fail_artifact("program.bin: several graph inputs " + input.name, "one");
     }
   }
-  if (program_.outputs.size() != 1) {
-    fail_artifact("program.bin: " + std::to_string(program_.outputs.size()) + " graph outputs", "1");
+}
+
+// Logits come out, and whatever else has a name of its own.
+void Model::check_outputs() {
+  const auto find = [this](const std::string& name) {
+    return std::find_if(outputs_.begin(), outputs_.end(), [&](const Output& output) { return output.name == name; });
+  };
+  for (uint32_t id : program_.outputs) {
+    const BufferInfo& output = program_.buffers[id];
+    if (output.is_int || output.dim != Dim::rows) {
+      fail_artifact("program.bin: graph output " + output.name, "f32 [rows, width]");
+    }
+    if (find(output.name) != outputs_.end()) fail_artifact("program.bin: several graph outputs " + output.name, "one");
+    outputs_.push_back({output.name, output.width});
   }
-  const BufferInfo& logits = program_.buffers[program_.outputs[0]];
-  if (logits.is_int || logits.dim != Dim::rows) {
-    fail_artifact("program.bin: graph output " + logits.name, "f32 [rows, vocab_size]");
-  }
-  vocab_size_ = id_limit_ = logits.width;
+  logits_ = static_cast<size_t>(find("logits") - outputs_.begin());
+  if (logits_ == outputs_.size()) fail_artifact("program.bin: no graph output logits", "one");
+  id_limit_ = vocab_size();
+  unwanted_.resize(outputs_.size());
+  targets_.resize(outputs_.size());
 }
 
 void Model::build_ops() {
   for (const Instruction& instruction : program_.instructions) {
-    const OpSpec spec(program_, weights_, instruction, ropes_);
+    const OpSpec spec(program_, instruction, ropes_);
     ops_.push_back(make_op(spec, instruction.op));
-    if (instruction.op == "embedding") id_limit_ = std::min(id_limit_, spec.matrix(0).rows);
+    for (const WeightUse& use : instruction.weights) {
+      if (use.reading == Reading::looked_up) id_limit_ = std::min(id_limit_, program_.weights[use.id].rows);
+    }
   }
   costs_.resize(ops_.size());
 }
@@ -96,7 +113,18 @@ void Model::place_rows(const KvCache& cache, const Batch& batch) {
   }
 }
 
-void Model::step(KvCache& cache, const Batch& batch, float* logits) {
+// Where each output goes: to the caller, or to room that nobody looks into.
+float* const* Model::place_outputs(float* const* wanted, int64_t rows) {
+  for (size_t i = 0; i < outputs_.size(); ++i) {
+    targets_[i] = wanted[i];
+    if (targets_[i]) continue;
+    uint8_t* room = unwanted_[i].reserve(nbytes_of(rows, outputs_[i].width * 4), outputs_[i].name.c_str());
+    targets_[i] = reinterpret_cast<float*>(room);
+  }
+  return targets_.data();
+}
+
+void Model::step(KvCache& cache, const Batch& batch, float* const* outputs) {
   std::lock_guard<std::mutex> lock(mutex_);
   const int64_t start = now_ns();
   if (!cache.fits(program_.caches)) fail_request("a cache of another model", "one made by this model's new_cache");
@@ -112,6 +140,7 @@ void Model::step(KvCache& cache, const Batch& batch, float* logits) {
             pool_,
             kernels_,
             ropes_,
+            weights_,
             scratch_,
             quantized_,
             mla_form_,
@@ -121,7 +150,7 @@ void Model::step(KvCache& cache, const Batch& batch, float* logits) {
             context_starts_.data(),
             ids_buffer_,
             positions_buffer_,
-            logits};
+            place_outputs(outputs, batch.rows)};
   for (int dim = 0; dim < kDims; ++dim) {
     step.arenas[dim] = arenas_[dim].reserve(nbytes_of(step.counts[dim], program_.arena_nbytes[dim]), "activations");
   }
@@ -131,6 +160,7 @@ void Model::step(KvCache& cache, const Batch& batch, float* logits) {
 
 void Model::run_op(size_t index, Step& step) {
   const int64_t start = now_ns(), helpers = pool_.helper_busy_ns(), waited = pool_.caller_wait_ns();
+  weights_.unpin();
   scratch_.reset();
   ops_[index]->run(step);
   const int64_t ns = now_ns() - start;
@@ -157,8 +187,9 @@ std::vector<OpProfile> Model::profile(bool reset) {
   for (size_t i = 0; i < ops_.size(); ++i) {
     const Cost& cost = costs_[i];
     const double seconds = static_cast<double>(cost.ns) * 1e-9, busy = static_cast<double>(cost.busy_ns) * 1e-9;
-    profiles.push_back({program_.instructions[i].op, program_.instructions[i].name, cost.calls, seconds, busy,
-                        std::max(0.0, seconds * threads() - busy)});
+    const Instruction& instruction = program_.instructions[i];
+    profiles.push_back({instruction.op, instruction.name, cost.calls, seconds, busy,
+                        std::max(0.0, seconds * threads() - busy), instruction.row_macs, instruction.context_macs});
     if (reset) costs_[i] = Cost{};
   }
   return profiles;

@@ -24,6 +24,8 @@ struct OpProfile {
   double seconds = 0;
   double busy_seconds = 0;
   double wait_seconds = 0;
+  uint64_t row_macs = 0;  // as Instruction has them
+  uint64_t context_macs = 0;
 };
 
 class Model {
@@ -33,7 +35,14 @@ class Model {
   Model(const std::string& directory, int threads, const std::string& isa, const std::string& numa = "off",
         const std::string& numa_root = "");
 
-  int64_t vocab_size() const { return vocab_size_; }
+  // What a step gives, in the program's order: f32 [rows, width] each. One of them is "logits".
+  struct Output {
+    std::string name;
+    int64_t width = 0;
+  };
+  const std::vector<Output>& outputs() const { return outputs_; }
+  size_t logits() const { return logits_; }  // which of them
+  int64_t vocab_size() const { return outputs_[logits_].width; }
   const char* isa() const { return kernels_.isa; }
   int threads() const { return pool_.workers(); }  // that work: as asked for, at most one per processor
   int64_t weight_nbytes() const { return weights_.nbytes(); }
@@ -42,9 +51,10 @@ class Model {
   void place(const KvCache& cache) const;  // on the nodes, before anything is in it
   void set_mla_form(MlaForm form) { mla_form_ = form; }
 
-  // Runs one step and writes logits [batch.rows, vocab_size]. One step at a time: a second caller waits. Throws
-  // Error("request") before anything is written when the batch or the cache does not fit.
-  void step(KvCache& cache, const Batch& batch, float* logits);
+  // Runs one step and writes output i, [batch.rows, outputs()[i].width], to outputs[i], which is null for one that is
+  // not wanted. One step at a time: a second caller waits. Throws Error("request") before anything is written when the
+  // batch or the cache does not fit.
+  void step(KvCache& cache, const Batch& batch, float* const* outputs);
 
   // The token that `sample` draws for each row, by all threads. Throws as it does.
   struct Draw {
@@ -65,8 +75,10 @@ class Model {
     int64_t calls = 0, ns = 0, busy_ns = 0;
   };
 
-  void check_interface();
+  void check_inputs();
+  void check_outputs();
   void build_ops();
+  float* const* place_outputs(float* const* wanted, int64_t rows);
   void place_rows(const KvCache& cache, const Batch& batch);
   void run_op(size_t index, Step& step);
 
@@ -79,14 +91,17 @@ class Model {
   std::vector<std::unique_ptr<Op>> ops_;
   std::vector<Cost> costs_;
   int64_t step_ns_ = 0;
-  int64_t vocab_size_ = 0;
-  int64_t id_limit_ = 0;  // ids must be below: the rows of the smallest embedding table
+  std::vector<Output> outputs_;
+  size_t logits_ = 0;
+  int64_t id_limit_ = 0;  // ids must be below: the rows of the smallest table that is looked up
   uint32_t ids_buffer_ = 0;
   uint32_t positions_buffer_ = 0;
   MlaForm mla_form_ = MlaForm::automatic;
 
   std::mutex mutex_;
   Arena arenas_[kDims];
+  std::vector<Arena> unwanted_;  // of each output
+  std::vector<float*> targets_;  // of each output, in this step
   Scratch scratch_;
   QuantizedCache quantized_;
   std::vector<int64_t> slots_;

@@ -26,14 +26,15 @@ struct Buffer {
   Dim dim = Dim::tokens;
   int64_t width = 0;
   int64_t offset = 0;  // bytes per row of the arena; -1: supplied by the caller
+  size_t output = 0;   // of one that the caller supplies: which of the program's outputs it is
 };
 
 // An instruction with everything it refers to, and the checks. Every method throws Error("artifact"), naming the
 // instruction, when the program does not say what the op needs.
 class OpSpec {
  public:
-  OpSpec(const Program& program, const WeightStore& weights, const Instruction& instruction, RopeTables& ropes)
-      : program_(program), store_(weights), instruction_(instruction), ropes_(ropes) {}
+  OpSpec(const Program& program, const Instruction& instruction, RopeTables& ropes)
+      : program_(program), instruction_(instruction), ropes_(ropes) {}
 
   size_t inputs() const { return instruction_.inputs.size(); }
   size_t outputs() const { return instruction_.outputs.size(); }
@@ -52,18 +53,21 @@ class OpSpec {
   // Input `index` is this graph input: "ids" or "positions".
   void require_graph_input(size_t index, const char* name) const;
 
-  // Whether the next instruction alone reads output `index`, as a linear or swiglu and quantised.
+  // Whether the next instruction alone reads output `index`, and only quantised (reads_quantized).
   bool read_quantized(size_t index) const;
 
-  const float* vector(size_t index, int64_t length) const;
-  Weight matrix(size_t index) const;
-  Weight matrix(size_t index, int64_t rows, int64_t cols) const;
+  void require_reading(size_t index, Reading reading) const;  // of weight `index`
+  // Weights, whose bytes the op asks for at each step (Step::pin).
+  WeightRef vector(size_t index, int64_t length) const;
+  WeightRef matrix(size_t index) const;
+  WeightRef matrix(size_t index, int64_t rows, int64_t cols) const;
 
   int64_t int_attr(const char* key, int64_t low, int64_t high) const;
   float float_attr(const char* key) const;
   const std::string& string_attr(const char* key) const;
   std::vector<int64_t> ints_attr(const char* key) const;
-  size_t cache_attr(const char* key, int64_t width) const;  // index of the entry
+  // The cache entry that it writes as its number `index`, of this width.
+  size_t cache(size_t index, int64_t width) const;
   size_t rope_attr(int64_t dim) const;  // id of the table made of `inv_freq` (dim / 2 numbers) and `rope_scale`
 
   void require(bool ok, const std::string& found, const std::string& expected) const {
@@ -76,9 +80,9 @@ class OpSpec {
   Buffer require_shape(Buffer buffer, Dim dim, int64_t width) const;
   const Attr& attr(const char* key) const;
   const WeightInfo& weight_info(size_t index) const;
+  WeightRef weight(size_t index) const;
 
   const Program& program_;
-  const WeightStore& store_;
   const Instruction& instruction_;
   RopeTables& ropes_;
 };
@@ -88,5 +92,8 @@ constexpr int64_t kMaxExtentAttr = int64_t{1} << 28;
 
 // The op the instruction names.
 std::unique_ptr<Op> make_op(const OpSpec& spec, const std::string& name);
+
+// Whether the instruction's op reads its first input, with the weights it has, as quantised rows and in no other way.
+bool reads_quantized(const Program& program, const Instruction& instruction);
 
 }  // namespace deepmnn

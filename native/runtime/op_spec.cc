@@ -3,7 +3,6 @@
 
 #include "runtime/fail.h"
 #include "runtime/op.h"
-#include "runtime/quantized.h"
 
 namespace deepmnn {
 namespace {
@@ -35,7 +34,8 @@ Buffer OpSpec::buffer(uint32_t id, bool is_int) const {
   const BufferInfo& info = program_.buffers[id];
   require(info.is_int == is_int, "buffer " + info.name + " is " + (info.is_int ? "i32" : "f32"),
           is_int ? "i32" : "f32");
-  return {id, info.dim, info.width, info.offset};
+  const auto output = std::find(program_.outputs.begin(), program_.outputs.end(), id) - program_.outputs.begin();
+  return {id, info.dim, info.width, info.offset, static_cast<size_t>(output)};
 }
 
 Buffer OpSpec::require_shape(Buffer buffer, Dim dim, int64_t width) const {
@@ -59,30 +59,41 @@ bool OpSpec::read_quantized(size_t index) const {
   const Instruction* const begin = program_.instructions.data();
   const Instruction *const end = begin + program_.instructions.size(), *const next = &instruction_ + 1;
   const bool only = std::count_if(begin, end, [&](const Instruction& one) { return reads(one.inputs); }) == 1;
-  if (!only || next == end || reads(program_.outputs) || !reads(next->inputs)) return false;
-  if ((next->op != "linear" && next->op != "swiglu") || next->weights.empty()) return false;
-  return is_quantized(program_.weights[next->weights[0]].format);
+  if (!only || next == end || reads(program_.outputs)) return false;
+  return next->inputs.size() == 1 && next->inputs[0] == id && reads_quantized(program_, *next);
 }
 
-const WeightInfo& OpSpec::weight_info(size_t index) const { return program_.weights[instruction_.weights[index]]; }
+const WeightInfo& OpSpec::weight_info(size_t index) const { return program_.weights[instruction_.weights[index].id]; }
 
-const float* OpSpec::vector(size_t index, int64_t length) const {
+void OpSpec::require_reading(size_t index, Reading reading) const {
+  constexpr const char* names[kReadings] = {"whole", "in order", "by routing", "by look-up"};
+  const Reading found = instruction_.weights[index].reading;
+  require(found == reading, "weight " + weight_info(index).name + " read " + names[static_cast<int>(found)],
+          std::string("read ") + names[static_cast<int>(reading)]);
+}
+
+WeightRef OpSpec::weight(size_t index) const {
+  const WeightInfo& info = weight_info(index);
+  return {instruction_.weights[index].id, info.rows, info.cols, info.format};
+}
+
+WeightRef OpSpec::vector(size_t index, int64_t length) const {
   const WeightInfo& info = weight_info(index);
   require(info.format == Format::vector && info.cols == length,
           "weight " + info.name + " (format " + std::to_string(static_cast<int>(info.format)) + ", " +
               std::to_string(info.cols) + " columns)",
           "a vector of " + std::to_string(length));
-  return reinterpret_cast<const float*>(store_[instruction_.weights[index]].data);
+  return weight(index);
 }
 
-Weight OpSpec::matrix(size_t index) const {
+WeightRef OpSpec::matrix(size_t index) const {
   const WeightInfo& info = weight_info(index);
   require(info.format != Format::vector, "weight " + info.name + " is a vector", "a matrix");
-  return store_[instruction_.weights[index]];
+  return weight(index);
 }
 
-Weight OpSpec::matrix(size_t index, int64_t rows, int64_t cols) const {
-  const Weight weight = matrix(index);
+WeightRef OpSpec::matrix(size_t index, int64_t rows, int64_t cols) const {
+  const WeightRef weight = matrix(index);
   const auto shape = [](int64_t r, int64_t c) { return "[" + std::to_string(r) + ", " + std::to_string(c) + "]"; };
   require(weight.rows == rows && weight.cols == cols,
           "weight " + weight_info(index).name + " is " + shape(weight.rows, weight.cols), shape(rows, cols));
@@ -123,15 +134,13 @@ std::vector<int64_t> OpSpec::ints_attr(const char* key) const {
   return *values;
 }
 
-size_t OpSpec::cache_attr(const char* key, int64_t width) const {
-  const std::string& name = string_attr(key);
-  for (size_t i = 0; i < program_.caches.size(); ++i) {
-    if (program_.caches[i].name != name) continue;
-    require(program_.caches[i].width == width, name + " has width " + std::to_string(program_.caches[i].width),
-            std::to_string(width));
-    return i;
-  }
-  reject(std::string(key) + " = " + name, "the name of a cache entry");
+size_t OpSpec::cache(size_t index, int64_t width) const {
+  require(index < instruction_.caches.size(), std::to_string(instruction_.caches.size()) + " cache entries",
+          "at least " + std::to_string(index + 1));
+  const CacheInfo& info = program_.caches[instruction_.caches[index]];
+  require(info.width == width, "cache entry " + info.name + " of width " + std::to_string(info.width),
+          std::to_string(width));
+  return instruction_.caches[index];
 }
 
 size_t OpSpec::rope_attr(int64_t dim) const {

@@ -10,7 +10,7 @@ namespace deepmnn {
 namespace {
 
 constexpr char kMagic[8] = {'D', 'M', 'N', 'P', 'R', 'O', 'G', '\0'};
-constexpr uint32_t kVersion = 1;
+constexpr uint32_t kVersion = 2;
 constexpr int64_t kMaxExtent = int64_t{1} << 31;  // rows, columns, widths and bytes per arena row
 constexpr int64_t kAlign = 64;
 
@@ -66,14 +66,18 @@ class Reader {
   }
 
   std::vector<uint32_t> ids(size_t table_size, const char* what) {
-    std::vector<uint32_t> items = list<uint32_t>(what);
-    for (uint32_t id : items) {
-      if (id >= table_size) {
-        fail_artifact("program.bin: id " + std::to_string(id) + " among the " + what,
-                      "less than " + std::to_string(table_size));
-      }
-    }
+    std::vector<uint32_t> items(count(sizeof(uint32_t), what));
+    for (uint32_t& item : items) item = id(table_size, what);
     return items;
+  }
+
+  uint32_t id(size_t table_size, const char* what) {
+    const uint32_t item = number<uint32_t>(what);
+    if (item >= table_size) {
+      fail_artifact("program.bin: id " + std::to_string(item) + " among the " + what,
+                    "less than " + std::to_string(table_size));
+    }
+    return item;
   }
 
   void finish() const {
@@ -103,7 +107,8 @@ void read_header(Reader& in, Program& program) {
   require(std::memcmp(in.take(sizeof kMagic, "magic"), kMagic, sizeof kMagic) == 0, "wrong first 8 bytes",
           "\"DMNPROG\\0\"");
   const uint32_t version = in.number<uint32_t>("version");
-  require(version == kVersion, "version " + std::to_string(version), "version 1; convert the model again");
+  require(version == kVersion, "version " + std::to_string(version),
+          "version " + std::to_string(kVersion) + "; convert the model again");
   program.name = in.str("graph name");
 }
 
@@ -196,13 +201,29 @@ Attr read_attr(Reader& in, const std::string& key) {
   fail_artifact("program.bin: attribute " + key + " of type " + std::to_string(type), "0 to 4");
 }
 
+WeightUse read_weight_use(Reader& in, const Program& program) {
+  WeightUse use;
+  use.id = in.id(program.weights.size(), "weights");
+  const uint8_t reading = in.number<uint8_t>("way to read a weight");
+  require(reading < kReadings, "a weight read in way " + std::to_string(reading), "0 to 3");
+  use.reading = static_cast<Reading>(reading);
+  const WeightInfo& weight = program.weights[use.id];
+  require((use.reading == Reading::whole) == (weight.format == Format::vector),
+          "weight " + weight.name + " read in way " + std::to_string(reading), "0 for a vector, 1 to 3 for a matrix");
+  return use;
+}
+
 Instruction read_instruction(Reader& in, const Program& program) {
   Instruction instruction;
   instruction.op = in.str("op");
   instruction.name = in.str("instruction name");
   instruction.inputs = in.ids(program.buffers.size(), "input buffers");
   instruction.outputs = in.ids(program.buffers.size(), "output buffers");
-  instruction.weights = in.ids(program.weights.size(), "weights");
+  instruction.weights.resize(in.count(5, "weights"));
+  for (WeightUse& use : instruction.weights) use = read_weight_use(in, program);
+  instruction.caches = in.ids(program.caches.size(), "caches");
+  instruction.row_macs = in.number<uint64_t>("cost");
+  instruction.context_macs = in.number<uint64_t>("cost");
   const uint32_t attrs = in.count(6, "attributes");
   for (uint32_t i = 0; i < attrs; ++i) {
     const std::string key = in.str("attribute key");
@@ -303,7 +324,7 @@ Program parse_program(const uint8_t* data, size_t nbytes) {
   read_arenas(in, program);
   program.inputs = in.ids(program.buffers.size(), "graph inputs");
   program.outputs = in.ids(program.buffers.size(), "graph outputs");
-  const uint32_t instructions = in.count(24, "instructions");
+  const uint32_t instructions = in.count(44, "instructions");
   for (uint32_t i = 0; i < instructions; ++i) program.instructions.push_back(read_instruction(in, program));
   in.finish();
   check_data_flow(program);

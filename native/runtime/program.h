@@ -42,12 +42,29 @@ struct CacheInfo {
 
 using Attr = std::variant<int64_t, double, std::string, std::vector<int64_t>, std::vector<double>>;
 
+// How a step reads a weight.
+enum class Reading : uint8_t {
+  whole = 0,      // every worker all of it: a vector
+  in_order = 1,   // a matrix from first to last row, each worker a part
+  routed = 2,     // a matrix that is read only if routing chooses it
+  looked_up = 3,  // a few rows, those of the step's ids
+};
+constexpr int kReadings = 4;
+
+struct WeightUse {
+  uint32_t id = 0;
+  Reading reading = Reading::whole;
+};
+
 struct Instruction {
   std::string op;
   std::string name;
   std::vector<uint32_t> inputs;
   std::vector<uint32_t> outputs;
-  std::vector<uint32_t> weights;
+  std::vector<WeightUse> weights;
+  std::vector<uint32_t> caches;  // entries that it writes
+  uint64_t row_macs = 0;         // multiply-accumulates for each row
+  uint64_t context_macs = 0;     // and, for each row, for each cached row that it sees
   std::map<std::string, Attr> attrs;
 };
 

@@ -12,6 +12,7 @@
 #include "runtime/quantized.h"
 #include "runtime/rope_tables.h"
 #include "runtime/thread_pool.h"
+#include "runtime/weight_store.h"
 
 namespace deepmnn {
 
@@ -25,7 +26,8 @@ class Step {
   ThreadPool& pool;
   const Kernels& kernels;
   const RopeTables& ropes;
-  Scratch& scratch;  // reset before every op
+  WeightStore& weights;  // unpinned before every op
+  Scratch& scratch;      // reset before every op
   QuantizedCache& quantized;
   MlaForm mla_form;
   int64_t counts[kDims];  // tokens, context, rows
@@ -33,7 +35,7 @@ class Step {
   const int64_t* slots;           // [tokens] row of the cache pool each new token is written to
   const int64_t* context_starts;  // [sequences + 1] first context row of each sequence
   uint32_t ids_buffer, positions_buffer;
-  float* logits;
+  float* const* outputs;  // [program's outputs] where each goes
 
   int64_t n(Dim dim) const { return counts[static_cast<int>(dim)]; }
   int64_t n(const Buffer& buffer) const { return n(buffer.dim); }
@@ -44,8 +46,26 @@ class Step {
     return batch.table(s)[row / size] * size + row % size;
   }
 
+  // Weights with their bytes, which stay until the op ends: an op asks in run(), on the thread that calls it, and again
+  // at its next run.
+  Weight pin(const WeightRef& weight) {
+    Weight pinned;
+    weights.pin(&weight.id, 1, &pinned);
+    return pinned;
+  }
+  // Several, in scratch: what is brought in from elsewhere comes together.
+  const Weight* pin(const uint32_t* ids, int64_t n) {
+    Weight* pinned = scratch.take<Weight>(n);
+    weights.pin(ids, n, pinned);
+    return pinned;
+  }
+  // A vector's numbers; null for a weight that the op has not got.
+  const float* pin_vector(const WeightRef& weight) {
+    return weight.id == WeightRef::kNone ? nullptr : reinterpret_cast<const float*>(pin(weight).data);
+  }
+
   float* f32(const Buffer& buffer) const {
-    if (buffer.offset < 0) return logits;  // the only f32 buffer a caller supplies
+    if (buffer.offset < 0) return outputs[buffer.output];  // the only f32 buffers a caller supplies
     return reinterpret_cast<float*>(address(buffer));
   }
   int32_t* i32(const Buffer& buffer) const { return reinterpret_cast<int32_t*>(address(buffer)); }

@@ -1,5 +1,4 @@
-// The weights of a model: shard files mapped read-only and used in place; on several memory nodes a private copy of
-// them (docs/numa.md).
+// The weights of a model: what each of them is, and its bytes for as long as an op needs them.
 #pragma once
 
 #include <cstdint>
@@ -8,27 +7,38 @@
 #include <vector>
 
 #include "kernels/kernels.h"
-#include "platform/files.h"
-#include "runtime/numa.h"
 #include "runtime/program.h"
+#include "runtime/residency.h"
 
 namespace deepmnn {
 
+// Throws Error("artifact") unless the weight has the size that its layout says and lies inside its shard's file.
+void check_weight(const WeightInfo& weight, const std::string& shard, uint64_t file_nbytes);
+
+// A weight as an op keeps it from load on: which one it is and its shape, checked, without its bytes.
+struct WeightRef {
+  static constexpr uint32_t kNone = UINT32_MAX;
+
+  uint32_t id = kNone;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  Format format = Format::f32;
+};
+
 class WeightStore {
  public:
-  // Maps the program's shards in `directory` and checks that every weight lies inside its file and has the size its
-  // layout says. With numa active they are then copied, each worker's part of a matrix to its node.
-  WeightStore(const std::string& directory, const Program& program, const Numa& numa, int workers);
+  // residency: has the bytes of the program's weights, and has checked that they are there.
+  WeightStore(const Program& program, std::unique_ptr<Residency> residency);
 
-  const Weight& operator[](size_t id) const { return weights_[id]; }
   int64_t nbytes() const { return nbytes_; }  // of all weights
 
- private:
-  void copy_to_nodes(const Program& program, const Numa& numa, int workers);
+  // The weights ids[0 .. n), with bytes that Residency keeps until unpin().
+  void pin(const uint32_t* ids, int64_t n, Weight* out);
+  void unpin() { residency_->unpin(); }
 
-  std::vector<std::unique_ptr<MappedFile>> shards_;
-  std::vector<std::unique_ptr<PrivateCopy>> copies_;  // instead of the shards
-  std::vector<Weight> weights_;
+ private:
+  std::unique_ptr<Residency> residency_;
+  std::vector<Weight> weights_;  // without bytes
   int64_t nbytes_ = 0;
 };
 

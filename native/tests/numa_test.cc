@@ -11,6 +11,7 @@
 #include "platform/memory.h"
 #include "platform/threads.h"
 #include "runtime/error.h"
+#include "runtime/mapped_weights.h"
 #include "runtime/thread_pool.h"
 #include "runtime/weight_store.h"
 #include "tests/check.h"
@@ -80,7 +81,8 @@ Program two_matrices() {
   constexpr int64_t kRows = 256, kCols = 64, kNbytes = kRows * kCols * 4;
   for (uint64_t i = 0; i < 2; ++i)
     program.weights.push_back({"w", Format::f32, kRows, kCols, 0, 0, i * kNbytes, kNbytes});
-  program.instructions = {{"linear", "a", {}, {}, {0}, {}}, {"moe", "b", {}, {}, {1}, {}}};
+  program.instructions = {{"linear", "a", {}, {}, {{0, Reading::in_order}}, {}, 0, 0, {}},
+                          {"moe", "b", {}, {}, {{1, Reading::routed}}, {}, 0, 0, {}}};
   std::ofstream file(folder() + "/weights.bin", std::ios::binary);
   for (int64_t i = 0; i < 2 * kNbytes; ++i) file.put(static_cast<char>(i * 7 % 251));
   return program;
@@ -89,15 +91,18 @@ Program two_matrices() {
 void weights_lie_where_they_are_read(const Numa& numa) {
   const Program program = two_matrices();
   const int workers = 4;
-  const WeightStore store(folder(), program, numa, workers);
+  WeightStore store(program, std::make_unique<MappedWeights>(folder(), program, numa, workers));
   const int64_t nbytes = store.nbytes() / 2;
+  const uint32_t ids[] = {0, 1};
+  Weight weights[2];
+  store.pin(ids, 2, weights);
   for (int64_t i = 0; i < nbytes; ++i) {
-    CHECK(store[0].data[i] == static_cast<uint8_t>(i * 7 % 251));
-    CHECK(store[1].data[i] == static_cast<uint8_t>((nbytes + i) * 7 % 251));
+    CHECK(weights[0].data[i] == static_cast<uint8_t>(i * 7 % 251));
+    CHECK(weights[1].data[i] == static_cast<uint8_t>((nbytes + i) * 7 % 251));
   }
   const auto& nodes = numa.nodes();
-  const std::vector<int> split = nodes_of_pages(store[0].data, store[0].data + nbytes);
-  const std::vector<int> turns = nodes_of_pages(store[1].data, store[1].data + nbytes);
+  const std::vector<int> split = nodes_of_pages(weights[0].data, weights[0].data + nbytes);
+  const std::vector<int> turns = nodes_of_pages(weights[1].data, weights[1].data + nbytes);
   if (split.empty()) return;  // the system does not tell
   const int pages = static_cast<int>(split.size());
   std::vector<int64_t> counts(nodes.size());

@@ -35,7 +35,7 @@ void run_step(Model& model, KvCache& cache, const std::vector<int32_t>& ids, int
   batch.tokens = batch.rows = n;
   batch.sequences = 1;
   batch.table_width = cache.blocks();
-  model.step(cache, batch, logits);
+  model.step(cache, batch, &logits);
 }
 
 void run(const char* directory, const char* isa, const char* out, int32_t chunk, const std::vector<int32_t>& ids) {

@@ -89,6 +89,8 @@ class Model:
     weight_nbytes: int
     caches: dict[str, int]
     """Row width of each cache entry, in elements."""
+    outputs: dict[str, int]
+    """Width of each output of a step, in elements a row; "logits" is one of them."""
     step_seconds: float
     """Wall time inside the core's steps so far, without this binding."""
     numa: str
@@ -124,13 +126,29 @@ class Model:
     ) -> NDArray[float32]:
         """Runs one batch (backends.base.Batch), appends to the cache: logits [rows, vocab_size]."""
 
+    def run(
+        self,
+        cache: KvCache,
+        ids: NDArray[int32],
+        positions: NDArray[int32],
+        sequence_starts: NDArray[int32],
+        context_lengths: NDArray[int32],
+        block_tables: NDArray[int32],
+        logit_rows: NDArray[int32],
+    ) -> dict[str, NDArray[float32]]:
+        """Like `step`, but gives every output by name: [rows, width] each."""
+
     def sample(
         self, draws: list[tuple[NDArray[float32], float, int, float, float, float]]
     ) -> list[int]:
         """`sample` of every (logits, temperature, top_k, top_p, min_p, u), by all threads."""
 
     def profile(self, reset: bool = False) -> list[dict[str, Any]]:
-        """Cost of each op so far: op, name, calls, seconds, busy_seconds, wait_seconds."""
+        """Cost of each op so far: op, name, calls, seconds, busy_seconds, wait_seconds.
+
+        And what each of its rows takes in multiply-accumulates: row_macs, and context_macs for each
+        cached row that it sees (latent attention in its absorbed form).
+        """
 
 def available_cores(root: str = "") -> int:
     """Physical cores this process may run on (its CPU affinity and group quota), at least 1.

@@ -11,6 +11,7 @@ from deepmnn.errors import ArtifactError, GraphError
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.levels import MAX_LEVEL, optimize
 from deepmnn.graph.passes.memory_plan import MemoryPlan, plan_memory
+from deepmnn.graph.workload import Workload
 from deepmnn.models import build
 from tiny_models import ALL, CONFIGS
 
@@ -61,7 +62,28 @@ def test_a_program_says_what_the_graph_says(model_type, index, level):
         assert tuple(names[i] for i in instruction.outputs) == node.outputs
         weights = tuple(program.weights[i].name for i in instruction.weights)
         assert weights == node.weights
-        assert instruction.attrs == node.attrs
+        caches = {k: v for k, v in node.attrs.items() if k in ("cache", "k_cache", "v_cache")}
+        assert [list(graph.caches)[i] for i in instruction.caches] == list(caches.values())
+        assert instruction.attrs | caches == node.attrs
+
+
+def test_a_program_says_how_weights_are_read_and_what_ops_cost():
+    graph, _, data = lowered("deepseek_v3", 0, MAX_LEVEL)
+    program = read_program(data)
+    readings = {}
+    for instruction in program.instructions:
+        for weight, reading in zip(instruction.weights, instruction.readings, strict=True):
+            readings.setdefault(program.weights[weight].name, set()).add(reading)
+    assert readings["embed_tokens.weight"] == {"looked_up"}
+    assert readings["lm_head.weight"] == {"in_order"}
+    assert readings["norm.weight"] == {"whole"}
+    assert readings["layers.1.mlp.experts.0.down_proj.weight"] == {"routed"}
+    assert sum(found == {"routed"} for found in readings.values()) == 2 * 12
+    work = Workload.of(graph)
+    routed = sum(layer.top_k * layer.macs for layer in work.experts)
+    costs = [instruction.row_macs for instruction in program.instructions]
+    assert sum(costs) == work.dense_macs + work.row_macs + routed
+    assert sum(i.context_macs for i in program.instructions) == work.context_macs
 
 
 def test_kept_weights_are_not_in_the_program():
@@ -93,7 +115,7 @@ def test_the_bytes_are_those_of_the_specification():
     graph, plan = tiny_program()
     data = lower(graph, plan, {"e.weight": WeightLocation(0, 128, 320)}, ["w"])
     u32 = struct.Struct("<I").pack
-    expected = b"DMNPROG\0" + u32(1) + text(b"g")
+    expected = b"DMNPROG\0" + u32(2) + text(b"g")
     expected += u32(1) + text(b"w")
     expected += u32(1) + text(b"e.weight") + b"\4" + struct.pack("<qqIIQQ", 5, 32, 32, 0, 128, 320)
     expected += u32(0)
@@ -107,16 +129,24 @@ def test_the_bytes_are_those_of_the_specification():
     expected += u32(1) + u32(3)
     expected += u32(2)
     expected += (
-        text(b"embedding") + text(b"e") + u32(1) + u32(0) + u32(1) + u32(2) + u32(1) + u32(0)
+        text(b"embedding")
+        + text(b"e")
+        + u32(1)
+        + u32(0)
+        + u32(1)
+        + u32(2)
+        + u32(1)
+        + u32(0)
+        + b"\3"
     )
+    expected += u32(0) + struct.pack("<2Q", 0, 0)
     expected += u32(5) + text(b"i") + b"\0" + struct.pack("<q", -3)
     expected += text(b"f") + b"\1" + struct.pack("<d", 0.5)
     expected += text(b"s") + b"\2" + text("é".encode())
     expected += text(b"li") + b"\3" + u32(2) + struct.pack("<2q", 1, -2)
     expected += text(b"lf") + b"\4" + u32(2) + struct.pack("<2d", 0.5, 2.0)
-    expected += (
-        text(b"select_rows") + text(b"s") + u32(1) + u32(2) + u32(1) + u32(3) + u32(0) + u32(0)
-    )
+    expected += text(b"select_rows") + text(b"s") + u32(1) + u32(2) + u32(1) + u32(3) + u32(0)
+    expected += u32(0) + struct.pack("<2Q", 0, 0) + u32(0)
     assert data == expected
 
 
@@ -143,12 +173,14 @@ def test_truncated_programs_are_refused():
 
 def test_other_versions_and_wrong_positions_are_refused():
     data = lowered("llama", 0, 0)[2]
-    with pytest.raises(ArtifactError, match="version 2"):
-        read_program(data[:8] + struct.pack("<I", 2) + data[12:])
+    for version in (1, 3):
+        with pytest.raises(ArtifactError, match=f"version {version}, this deepmnn reads 2"):
+            read_program(data[:8] + struct.pack("<I", version) + data[12:])
     program = read_program(data)
     for change, what in (
         ({"outputs": (len(program.buffers),)}, "buffer"),
         ({"weights": ()}, "weight"),
+        ({"caches": {}}, "cache"),
     ):
         with pytest.raises(ArtifactError, match=f"{what} .* does not exist"):
             read_program(encode(dataclasses.replace(program, **change)))
@@ -177,3 +209,4 @@ def test_a_program_can_be_read_by_people():
     assert "layers.1.mlp.experts.0.gate_proj+up_proj.weight f32[64, 36]" in shown
     assert "more" in shown
     assert "cache layers.0.latent: 24 elements per token" in shown
+    assert "writes layers.1.latent" in shown

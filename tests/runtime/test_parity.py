@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from one_op import store_as
 from program_dir import cpu
+from torch.utils.flop_counter import FlopCounterMode
 
 from deepmnn import _core
 from deepmnn.backends.base import Batch
 from parity import (
     SCHEDULES,
+    check_outputs,
     check_parity,
     lowered,
     prompts_for,
@@ -41,6 +43,41 @@ def tiny(tmp_path_factory):
 @pytest.mark.parametrize("level", [0, 1, 2, 3])
 def test_every_model_at_every_level(tiny, model_type, index, level):
     check_parity(tiny(model_type, index), cpu(threads=2), level)
+
+
+@pytest.mark.parametrize(("model_type", "index"), ALL)
+@pytest.mark.parametrize("level", [0, 3])
+def test_hidden_states_are_the_oracles(tiny, model_type, index, level):
+    check_outputs(tiny(model_type, index), cpu(threads=2), level, 1e-4, "ragged")
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "deepseek_v3"])
+def test_hidden_states_change_no_bit_of_quantised_logits(tiny, model_type):
+    """Without them the last norm leaves the head quantised rows alone."""
+    model = tiny(model_type, 0)
+    lengths, steps = SCHEDULES["chunks"]
+    prompts = prompts_for(lengths, model.config["vocab_size"])
+    runs = []
+    for outputs in (("logits",), ("hidden", "logits")):
+        graph = lowered(model, 3, outputs)
+        for weight in graph.weights.values():
+            if weight.format != "vector":
+                store_as(weight, "w8")
+        runs.append(run_schedule(cpu()(graph, model), prompts, steps))
+    np.testing.assert_array_equal(*runs)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "index"), [("qwen3", 1), ("qwen2", 3), ("deepseek_v2", 1), ("deepseek_v3", 0)]
+)
+def test_the_profile_says_what_torch_multiplies(tiny, model_type, index):
+    """For one token, which sees one row: its own."""
+    model = tiny(model_type, index)
+    with FlopCounterMode(display=False) as counter:
+        model.logits([3])
+    profile = cpu()(lowered(model, 0), model).model.profile()
+    found = sum(entry["row_macs"] + entry["context_macs"] for entry in profile)
+    assert found == counter.get_total_flops() / 2
 
 
 @pytest.mark.parametrize(("model_type", "index"), ALL)

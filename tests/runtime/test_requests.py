@@ -213,6 +213,11 @@ def test_the_profile_counts_every_op(backend, batch):
     assert [entry["op"] for entry in profile] == [
         *("embedding", "cache", "cache", "attention", "select_rows", "linear")
     ]
+    width = 8
+    costs = {entry["op"]: (entry["row_macs"], entry["context_macs"]) for entry in profile}
+    assert costs.pop("linear") == (VOCAB * width, 0)
+    assert costs.pop("attention") == (0, 2 * width)
+    assert set(costs.values()) == {(0, 0)}
     for entry in profile:
         assert entry["calls"] == 3
         assert entry["seconds"] > 0

@@ -16,8 +16,10 @@ from deepmnn.quant.recipe import Recipe
 from deepmnn.source.json_file import is_plain_name, read_object
 
 FORMAT = "deepmnn"
-FORMAT_VERSION = 2
-"""2: w8 and w4 have a scale for each panel; before, for each group of columns."""
+FORMAT_VERSION = 3
+"""2: w8 and w4 have a scale for each panel; before, for each group of columns.
+3: program.bin 2: instructions say how weights are read, which caches they write and what they cost.
+"""
 MANIFEST = "deepmnn.json"
 GRAPH = "graph.json"
 PROGRAM = "program.bin"

@@ -39,7 +39,7 @@ class Batch:
     block_tables: I32
     """[sequences, blocks] cache blocks of each sequence, in order."""
     logit_rows: I32
-    """[rows] indices into the tokens whose logits are wanted."""
+    """[rows] indices into the tokens whose logits, and other outputs, are wanted."""
 
 
 class Cache(Protocol):
@@ -57,6 +57,8 @@ class Backend(Protocol):
     """A loaded model. Not thread-safe: one step at a time."""
 
     vocab_size: int
+    outputs: tuple[str, ...]
+    """What a step can give, by name; "logits" is one of them."""
     cache_width: int
     """Elements of the KV cache per token."""
     max_sequences: int | None
@@ -68,6 +70,10 @@ class Backend(Protocol):
 
     def step(self, cache: Cache, batch: Batch) -> F32:
         """Runs one step, appends to the cache, returns logits [rows, vocab_size]."""
+        ...
+
+    def run(self, cache: Cache, batch: Batch) -> dict[str, F32]:
+        """Like `step`, but returns every output by name, each [rows, width]."""
         ...
 
     def sample(self, draws: list[Draw]) -> list[int]:

@@ -75,12 +75,13 @@ class GraphBuilder:
         self.graph.nodes.append(node)
         return node.outputs
 
-    def output(self, x: str, name: str) -> None:
-        """Makes x, the last node's output, an output of the graph called `name`."""
+    def output(self, x: str, name: str) -> str:
+        """Makes x, the last node's output, an output of the graph called `name`; returns `name`."""
         value = self.graph.values.pop(x)
         self.graph.values[name] = Value(name, value.shape, value.dtype)
         self.graph.nodes[-1].outputs = (name,)
         self.graph.outputs.append(name)
+        return name
 
     def _rows(self, x: str) -> Dim:
         return self.value(x).shape[0]

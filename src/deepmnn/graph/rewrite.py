@@ -13,6 +13,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from deepmnn.graph.ir import Graph, Node, Weight
+from deepmnn.graph.signatures import caches_written, is_view
 from deepmnn.graph.weights import Expr
 
 
@@ -25,10 +26,10 @@ class Rewrite:
 
 
 class View:
-    """A snapshot of who makes and who reads every value, looking through reshapes.
+    """A snapshot of who makes and who reads every value, looking through views (reshapes).
 
-    A reshape moves no data and ops carry their head counts, so a pattern is the same with or
-    without reshapes between its nodes. The graph must not change while a view is in use.
+    A view moves no data and ops carry their head counts, so a pattern is the same with or
+    without views between its nodes. The graph must not change while a view is in use.
     """
 
     def __init__(self, graph: Graph) -> None:
@@ -38,9 +39,9 @@ class View:
         self._positions = {id(node): index for index, node in enumerate(graph.nodes)}
 
     def source(self, value: str) -> str:
-        """The value whose data this is: itself, or what a chain of reshapes started from."""
+        """The value whose data this is: itself, or what a chain of views started from."""
         node = self._producers.get(value)
-        while node is not None and node.op == "reshape":
+        while node is not None and is_view(node):
             value = node.inputs[0]
             node = self._producers.get(value)
         return value
@@ -54,7 +55,7 @@ class View:
         """The nodes that read the value's data."""
         found: list[Node] = []
         for node in self._consumers[value]:
-            found.extend(self.readers(node.outputs[0]) if node.op == "reshape" else [node])
+            found.extend(self.readers(node.outputs[0]) if is_view(node) else [node])
         return found
 
     def reader(self, value: str, *ops: str) -> Node | None:
@@ -67,7 +68,7 @@ class View:
     def escapes(self, value: str) -> bool:
         """True when the value's data is a graph output."""
         return value in self._outputs or any(
-            self.escapes(node.outputs[0]) for node in self._consumers[value] if node.op == "reshape"
+            self.escapes(node.outputs[0]) for node in self._consumers[value] if is_view(node)
         )
 
     def encloses(self, nodes: Sequence[Node], outputs: Collection[str]) -> bool:
@@ -123,9 +124,7 @@ def prune(graph: Graph) -> int:
     nodes.reverse()
     live.update(graph.inputs, *(node.outputs for node in nodes))
     weights = {*graph.kept, *(name for node in nodes for name in node.weights)}
-    caches = {
-        str(value) for node in nodes for key, value in node.attrs.items() if key.endswith("cache")
-    }
+    caches = {name for node in nodes for name in caches_written(node)}
     removed = len(graph.nodes) - len(nodes) + len(graph.weights.keys() - weights)
     graph.nodes = nodes
     graph.values = {name: value for name, value in graph.values.items() if name in live}

@@ -1,4 +1,4 @@
-"""The op table: what inputs, outputs, weights and attributes each op of docs/ops.md takes.
+"""The op table: all there is to know about each op of docs/ops.md, but for what it computes.
 
 Patterns are regular expressions over one letter each: values "f" (f32) and "i" (i32), rows "t"
 (tokens), "c" (context) and "r" (rows), weights "m" (matrix) and "v" (vector).
@@ -7,36 +7,36 @@ Patterns are regular expressions over one letter each: values "f" (f32) and "i" 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 from deepmnn.formats import BLOCK_ROWS
-from deepmnn.graph.ir import Attr, Value
-
-
-@dataclass(frozen=True)
-class Call:
-    """A node with names resolved. x: inputs, y: outputs, w: weight shapes, a: attributes."""
-
-    x: tuple[Value, ...]
-    y: tuple[Value, ...]
-    w: tuple[tuple[int, ...], ...]
-    a: Mapping[str, Any]
-    caches: Mapping[str, int]
-
+from deepmnn.graph import cost
+from deepmnn.graph.call import Call
+from deepmnn.graph.ir import Attr, Node
 
 Check = tuple[str, object, object]
 """What is compared, what it is, what it must be."""
 Rule = Callable[[Call], Iterator[Check]]
 
+Reading = Literal["whole", "in_order", "routed", "looked_up"]
+"""How a step reads a weight: every worker all of it (a vector); a matrix from first to last row, a
+part for each worker; only if routing chooses it; a few rows, those of the step's ids."""
+
 
 @dataclass(frozen=True)
 class Signature:
-    """One op. rows: pattern of inputs and outputs ("tcc>t"); empty: all the same.
+    """One op.
 
-    attrs: name → kind, a key of KINDS or the choices a string has, separated by "|".
-    rule: the sizes that must agree, once everything else does.
+    Attributes:
+        rule: the sizes that must agree, once everything else does.
+        rows: pattern of inputs and outputs ("tcc>t"); empty: all the same.
+        attrs: name → kind, a key of KINDS or the choices a string has, separated by "|".
+        matrices: how its matrices are read; vectors are read whole.
+        not_in_decode: positions of weights that a decode step leaves alone.
+        cost: what it multiplies.
+        is_view: whether its output is its input's data, which does not move.
     """
 
     inputs: str
@@ -45,6 +45,19 @@ class Signature:
     weights: str = ""
     rows: str = ""
     attrs: dict[str, str] = field(default_factory=dict)
+    matrices: Reading = "in_order"
+    not_in_decode: tuple[int, ...] = ()
+    cost: cost.CostRule = cost.every_matrix
+    is_view: bool = False
+
+    @property
+    def cache_attrs(self) -> tuple[str, ...]:
+        """The attributes that name the cache entries it writes."""
+        return tuple(name for name, kind in self.attrs.items() if kind == "cache")
+
+    def readings(self, c: Call) -> tuple[Reading, ...]:
+        """How each weight is read."""
+        return tuple(self.matrices if len(shape) == 2 else "whole" for shape in c.w)
 
 
 def _is_int(value: Attr, low: int = 0) -> bool:
@@ -62,7 +75,7 @@ KINDS: dict[str, Callable[[Attr], bool]] = {
     "eps": lambda value: _is_float(value, 0.0),
     "sizes": lambda value: isinstance(value, tuple) and all(_is_int(v, 1) for v in value),
     "numbers": lambda value: isinstance(value, tuple) and all(_is_float(v) for v in value),
-    "name": lambda value: isinstance(value, str) and value != "",
+    "cache": lambda value: isinstance(value, str) and value != "",
 }
 
 
@@ -228,17 +241,22 @@ _HEADS = {"heads": "size", "kv_heads": "size", "head_dim": "size", "v_head_dim":
 _GROUPS = {"n_group": "size", "topk_group": "size", "group_score": "max|top2_sum"}
 
 SIGNATURES: dict[str, Signature] = {
-    "embedding": Signature("i", "f", _embedding, "m"),
+    "embedding": Signature("i", "f", _embedding, "m", matrices="looked_up", cost=cost.nothing),
     "linear": Signature("f", "f+", _linear, "mv?"),
     "rms_norm": Signature("f", "f", _rms_norm, "v", attrs={"eps": "eps", "heads": "size"}),
-    "reshape": Signature("f", "f", _same),
+    "reshape": Signature("f", "f", _same, is_view=True),
     "split": Signature("f", "f+", _split, attrs={"sizes": "sizes", "heads": "size"}),
     "concat": Signature("f+", "f", _concat, attrs={"heads": "size"}),
     "broadcast": Signature("f", "f", _broadcast, attrs={"heads": "size"}),
     "rope": Signature("fi", "f", _rope, attrs={"heads": "size", **_ROPE}),
-    "cache": Signature("f", "f", _cache, rows="t>c", attrs={"cache": "name"}),
+    "cache": Signature("f", "f", _cache, rows="t>c", attrs={"cache": "cache"}),
     "attention": Signature(
-        "fff", "f", _attention, rows="tcc>t", attrs={**_HEADS, "scale": "number"}
+        "fff",
+        "f",
+        _attention,
+        rows="tcc>t",
+        attrs={**_HEADS, "scale": "number"},
+        cost=cost.grouped_attention,
     ),
     "silu": Signature("f", "f", _same),
     "sigmoid": Signature("f", "f", _same),
@@ -252,7 +270,13 @@ SIGNATURES: dict[str, Signature] = {
     "gather": Signature("fi", "f", _gather),
     "normalize": Signature("f", "f", _same, attrs={"eps": "eps"}),
     "expert_linear": Signature(
-        "fi", "f", _expert_linear, "m+", attrs={"top_k": "size", "per_choice": "flag"}
+        "fi",
+        "f",
+        _expert_linear,
+        "m+",
+        attrs={"top_k": "size", "per_choice": "flag"},
+        matrices="routed",
+        cost=cost.one_matrix_experts,
     ),
     "combine": Signature("ff", "f", _combine, attrs={"top_k": "size"}),
     "select_rows": Signature("f", "f", _same, rows="t>r"),
@@ -269,9 +293,10 @@ SIGNATURES: dict[str, Signature] = {
             **_ROPE,
             "scale": "number",
             "eps": "eps",
-            "k_cache": "name",
-            "v_cache": "name",
+            "k_cache": "cache",
+            "v_cache": "cache",
         },
+        cost=cost.grouped_attention,
     ),
     "mla_attention": Signature(
         "ffi",
@@ -288,8 +313,10 @@ SIGNATURES: dict[str, Signature] = {
             "scale": "number",
             "eps": "eps",
             **_ROPE,
-            "cache": "name",
+            "cache": "cache",
         },
+        not_in_decode=(1,),  # w_uk, which makes keys whole
+        cost=cost.latent_attention,
     ),
     "route": Signature(
         "f",
@@ -311,9 +338,19 @@ SIGNATURES: dict[str, Signature] = {
         _moe,
         "(mm)+",
         attrs={"experts": "size", "top_k": "size", "intermediate_size": "size"},
+        matrices="routed",
+        cost=cost.experts,
     ),
 }
 """op → signature."""
 
-CACHE_ATTRS = ("cache", "k_cache", "v_cache")
-"""Attributes that name the cache entry a node writes."""
+
+def is_view(node: Node) -> bool:
+    """Whether the node's output is its input's data. An unknown op is none: verify refuses it."""
+    return node.op in SIGNATURES and SIGNATURES[node.op].is_view
+
+
+def caches_written(node: Node) -> tuple[str, ...]:
+    """The cache entries that a node writes, in the order of its attributes."""
+    keys = SIGNATURES[node.op].cache_attrs if node.op in SIGNATURES else ()
+    return tuple(str(node.attrs[key]) for key in keys if key in node.attrs)

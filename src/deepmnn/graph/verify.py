@@ -7,8 +7,9 @@ from collections import Counter
 
 from deepmnn.errors import GraphError
 from deepmnn.formats import FORMATS
+from deepmnn.graph.call import Call
 from deepmnn.graph.ir import CONTEXT, ROWS, TOKENS, Graph, Node, Value, Weight
-from deepmnn.graph.signatures import CACHE_ATTRS, KINDS, SIGNATURES, Call, Signature
+from deepmnn.graph.signatures import KINDS, SIGNATURES, Signature, caches_written
 
 ROLES = ("linear", "expert", "latent", "router", "embedding", "lm_head", "vector")
 _ROW_LETTERS = {TOKENS: "t", CONTEXT: "c", ROWS: "r"}
@@ -95,13 +96,7 @@ def _check_node(graph: Graph, node: Node) -> None:
     signature = SIGNATURES.get(node.op)
     if signature is None:
         raise GraphError(f"{what} has an unknown op", "one of docs/ops.md")
-    call = Call(
-        tuple(graph.values[name] for name in node.inputs),
-        tuple(graph.values[name] for name in node.outputs),
-        tuple(graph.weights[name].shape for name in node.weights),
-        node.attrs,
-        graph.caches,
-    )
+    call = Call.of(graph, node)
     _check_attrs(what, signature, node)
     _check_patterns(what, signature, call)
     for subject, found, expected in signature.rule(call):
@@ -137,9 +132,7 @@ def _check_patterns(what: str, signature: Signature, call: Call) -> None:
 
 def _check_caches(graph: Graph) -> None:
     """Every entry is written by one node."""
-    writers = Counter(
-        str(node.attrs[key]) for node in graph.nodes for key in CACHE_ATTRS if key in node.attrs
-    )
+    writers = Counter(name for node in graph.nodes for name in caches_written(node))
     for name, width in graph.caches.items():
         _need(width > 0, f"cache {name!r} is {width} wide", "a positive width")
         _need(writers[name] == 1, f"cache {name!r} is written by {writers[name]} nodes", "one")

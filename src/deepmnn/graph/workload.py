@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from deepmnn.graph.ir import ROWS, Graph, Node, Weight
+from deepmnn.graph.call import Call
+from deepmnn.graph.ir import ROWS, Graph, Node
+from deepmnn.graph.signatures import SIGNATURES, Reading
 
 
 @dataclass(frozen=True)
@@ -53,29 +55,28 @@ class Workload:
 
     @staticmethod
     def of(graph: Graph) -> Workload:
-        """Adds up a graph's nodes, plain or fused."""
-        nbytes = macs = row_macs = embedding = 0
-        experts: list[Experts] = []
-        for node in graph.nodes:
-            weights = [graph.weights[name] for name in node.weights]
-            if node.op == "embedding":
-                embedding += weights[0].nbytes // weights[0].shape[0]
-            elif node.op in ("moe", "expert_linear"):
-                wanted = graph.values[node.outputs[0]].rows == ROWS
-                experts.append(replace(_experts(node, weights), wanted=wanted))
-            else:
-                used = _decode_weights(node, weights)
-                nbytes += sum(w.nbytes for w in used)
-                cost = sum(math.prod(w.shape) for w in used if w.format != "vector")
-                if graph.values[node.outputs[0]].rows == ROWS:
-                    row_macs += cost
-                else:
-                    macs += cost
-        attention = [_attention_macs(node) for node in graph.nodes]
-        context, whole, expand = (sum(column) for column in zip(*attention, strict=True))
-        width = sum(graph.caches.values())
-        layers = tuple(experts)
-        return Workload(nbytes, macs, row_macs, context, embedding, layers, width, whole, expand)
+        """Adds up what the signatures say of a graph's nodes, plain or fused."""
+        calls = [Call.of(graph, node) for node in graph.nodes]
+        costs = [
+            SIGNATURES[node.op].cost(call) for node, call in zip(graph.nodes, calls, strict=True)
+        ]
+        read = [_decode_nbytes(graph, *pair) for pair in zip(graph.nodes, calls, strict=True)]
+        wanted = [call.y[0].rows == ROWS for call in calls]
+        return Workload(
+            dense_nbytes=sum(nbytes["whole"] + nbytes["in_order"] for nbytes in read),
+            dense_macs=sum(c.row for c, late in zip(costs, wanted, strict=True) if not late),
+            row_macs=sum(c.row for c, late in zip(costs, wanted, strict=True) if late),
+            context_macs=sum(c.context for c in costs),
+            embedding_nbytes=sum(nbytes["looked_up"] for nbytes in read),
+            experts=tuple(
+                Experts(c.experts, c.top_k, nbytes["routed"] / c.experts, float(c.expert), late)
+                for c, nbytes, late in zip(costs, read, wanted, strict=True)
+                if c.experts
+            ),
+            cache_width=sum(graph.caches.values()),
+            whole_context_macs=sum(c.whole_context for c in costs),
+            expand_macs=sum(c.expand for c in costs),
+        )
 
     def decode_nbytes(self, batch: int, context: float, kv_element_nbytes: int = 4) -> float:
         """Bytes one decode step reads: weights once, experts as routed, every sequence's cache."""
@@ -129,30 +130,11 @@ class Workload:
         return macs
 
 
-def _experts(node: Node, weights: list[Weight]) -> Experts:
-    """A `moe` node (two matrices per expert) or an `expert_linear` (one)."""
-    count = node.int_attr("experts") if node.op == "moe" else len(weights)
-    return Experts(
-        count,
-        node.int_attr("top_k"),
-        sum(w.nbytes for w in weights) / count,
-        sum(math.prod(weight.shape) for weight in weights) / count,
-    )
-
-
-def _decode_weights(node: Node, weights: list[Weight]) -> list[Weight]:
-    """The weights a decode step reads: absorbed latent attention leaves w_uk alone."""
-    return [weights[0], *weights[2:]] if node.op == "mla_attention" else weights
-
-
-def _attention_macs(node: Node) -> tuple[int, int, int]:
-    """Workload's (context_macs, whole_context_macs, expand_macs) of one node."""
-    if node.op == "mla_attention":
-        heads, rank = node.int_attr("heads"), node.int_attr("kv_lora_rank")
-        rope = node.int_attr("qk_rope_head_dim")
-        content = node.int_attr("qk_nope_head_dim") + node.int_attr("v_head_dim")
-        return heads * (2 * rank + rope), heads * (content + rope), heads * rank * content
-    if node.op in ("attention", "gqa_attention"):
-        macs = node.int_attr("heads") * (node.int_attr("head_dim") + node.int_attr("v_head_dim"))
-        return macs, macs, 0
-    return 0, 0, 0
+def _decode_nbytes(graph: Graph, node: Node, call: Call) -> Counter[Reading]:
+    """How weights are read → bytes that a decode step reads so: of a looked-up one a row."""
+    signature, nbytes = SIGNATURES[node.op], Counter[Reading]()
+    for position, reading in enumerate(signature.readings(call)):
+        weight = graph.weights[node.weights[position]]
+        if position not in signature.not_in_decode:
+            nbytes[reading] += weight.nbytes // (weight.shape[0] if reading == "looked_up" else 1)
+    return nbytes

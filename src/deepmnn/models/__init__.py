@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepmnn.errors import ConfigError, UnsupportedModelError
+from deepmnn.errors import ConfigError, RequestError, UnsupportedModelError
 from deepmnn.graph.ir import Graph
+from deepmnn.graph.rewrite import prune
 
 _SHARED = {"__init__", "config", "decoder", "gqa", "mla", "moe", "rope"}
 
@@ -19,10 +20,14 @@ def model_types() -> list[str]:
     return sorted(stem for stem in files if stem not in _SHARED)
 
 
-def build(config: Mapping[str, Any]) -> Graph:
+def build(config: Mapping[str, Any], outputs: Sequence[str] = ("logits",)) -> Graph:
     """The level-0 graph of a parsed config.json: the model as its paper writes it.
 
+    outputs: what a step gives, by name: "logits" [rows, vocab_size], "hidden" [rows, hidden_size],
+    which is what the head reads: Hugging Face's last hidden state, after the final norm.
+
     Raises:
+        RequestError: outputs are none, or not ones that the model has.
         ConfigError: a field is missing, has the wrong type or is out of range.
         UnsupportedModelError: a model_type or an option deepmnn does not run.
     """
@@ -37,4 +42,16 @@ def build(config: Mapping[str, Any]) -> Graph:
         )
     module = importlib.import_module(f"deepmnn.models.{model_type}")
     graph: Graph = module.build(config)
+    return _giving(graph, outputs)
+
+
+def _giving(graph: Graph, outputs: Sequence[str]) -> Graph:
+    """The graph with these of its outputs alone."""
+    unknown = [name for name in outputs if name not in graph.outputs]
+    if unknown or not outputs:
+        raise RequestError(
+            f"outputs {tuple(outputs)!r:.200}", f"some of {', '.join(graph.outputs)}"
+        )
+    graph.outputs = list(dict.fromkeys(outputs))
+    prune(graph)
     return graph

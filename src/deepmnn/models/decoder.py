@@ -12,16 +12,16 @@ Block = Callable[[GraphBuilder, str, int], str]
 
 
 def decoder(name: str, config: ModelConfig, attention: Block, feed_forward: Block) -> GraphBuilder:
-    """The whole model: ids [tokens] → logits [rows, vocab_size].
+    """The whole model: ids [tokens] → hidden [rows, hidden_size], logits [rows, vocab_size].
 
-    The final norm and the head run only on the rows whose logits are wanted.
+    The final norm, which gives hidden, and the head run only on the rows whose logits are wanted.
     """
     b = GraphBuilder(name)
     x = b.embedding(b.ids, "embed_tokens", config.vocab_size, config.hidden_size)
     for layer in range(config.num_hidden_layers):
         x = decoder_layer(b, x, layer, config, attention, feed_forward)
     x = b.select_rows(x, "select_rows")
-    x = b.rms_norm(x, "norm", config.rms_norm_eps)
+    x = b.output(b.rms_norm(x, "norm", config.rms_norm_eps), "hidden")
     head = "model.embed_tokens.weight" if config.tie_word_embeddings else "lm_head.weight"
     logits = b.linear(x, "lm_head", config.vocab_size, role="lm_head", tensor=head)
     b.output(logits, "logits")

@@ -97,6 +97,9 @@ def test_only_the_wanted_rows(folder: MnnFolder, oracle: Oracle) -> None:
     cache = backend.new_cache(4, 8)
     for rows in ([], [16], [0], [3, 9], [16, 2, 2], list(range(17))):
         got = backend.step(cache, one_sequence(prompt, rows))
+        again = backend.run(cache, one_sequence(prompt, rows))
+        assert tuple(again) == backend.outputs == ("logits",)
+        np.testing.assert_array_equal(again["logits"], got)
         assert got.shape == (len(rows), VOCAB)
         assert got.dtype == np.float32
         if rows:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +12,8 @@ from numpy.typing import NDArray
 from deepmnn import _core
 from deepmnn.backends.base import F32, I32, Batch, Cache, Draw
 from deepmnn.errors import RequestError
+
+T = TypeVar("T")
 
 
 class CpuBackend:
@@ -42,6 +46,7 @@ class CpuBackend:
         self.model = _core.Model(str(directory), threads, isa, numa)
         self.model.set_mla_form(mla_form)
         self.vocab_size = self.model.vocab_size
+        self.outputs = tuple(self.model.outputs)
         self.cache_width = sum(self.model.caches.values())
 
     @property
@@ -62,12 +67,11 @@ class CpuBackend:
         Raises RequestError, before anything is computed, when the batch does not fit the model or
         the cache.
         """
-        if not isinstance(cache, _core.KvCache):
-            raise RequestError(f"the cache is a {type(cache).__name__}", "one made by new_cache")
-        try:  # the core converts nothing, so that the engine's own arrays go straight in
-            return self._step(cache, batch)
-        except TypeError:
-            return self._step(cache, _converted(batch))
+        return _call(self.model.step, cache, batch)
+
+    def run(self, cache: Cache, batch: Batch) -> dict[str, F32]:
+        """Like `step`, but returns every output by name, each [rows, width]."""
+        return _call(self.model.run, cache, batch)
 
     def sample(self, draws: list[Draw]) -> list[int]:
         """The token ids that are drawn, by all threads.
@@ -76,16 +80,27 @@ class CpuBackend:
         """
         return self.model.sample(draws)
 
-    def _step(self, cache: _core.KvCache, batch: Batch) -> F32:
-        return self.model.step(
-            cache,
-            batch.ids,
-            batch.positions,
-            batch.sequence_starts,
-            batch.context_lengths,
-            batch.block_tables,
-            batch.logit_rows,
-        )
+
+def _call(core: Callable[..., T], cache: Cache, batch: Batch) -> T:
+    """core, a step of the model, on the batch."""
+    if not isinstance(cache, _core.KvCache):
+        raise RequestError(f"the cache is a {type(cache).__name__}", "one made by new_cache")
+    try:  # the core converts nothing, so that the engine's own arrays go straight in
+        return core(cache, *_arrays(batch))
+    except TypeError:
+        return core(cache, *_arrays(_converted(batch)))
+
+
+def _arrays(batch: Batch) -> tuple[I32, ...]:
+    """In the order in which the core takes them."""
+    return (
+        batch.ids,
+        batch.positions,
+        batch.sequence_starts,
+        batch.context_lengths,
+        batch.block_tables,
+        batch.logit_rows,
+    )
 
 
 def _converted(batch: Batch) -> Batch:

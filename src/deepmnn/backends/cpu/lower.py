@@ -1,4 +1,4 @@
-"""Lowers a graph to the CPU engine's program: op names, tables and attributes as they are.
+"""Lowers a graph to the CPU engine's program: its tables, and of each op what its signature says.
 
 It decides nothing about the model: every op of docs/ops.md lowers the same way.
 """
@@ -19,8 +19,10 @@ from deepmnn.backends.cpu.program import (
     read_program,
 )
 from deepmnn.errors import GraphError
+from deepmnn.graph.call import Call
 from deepmnn.graph.ir import Graph, Node
 from deepmnn.graph.passes.memory_plan import MemoryPlan
+from deepmnn.graph.signatures import SIGNATURES, caches_written
 
 __all__ = ["WeightLocation", "format_program", "lower", "read_program"]
 
@@ -65,19 +67,27 @@ def lower(
             arenas=(tokens, context, rows),
             inputs=tuple(values[name] for name in graph.inputs),
             outputs=tuple(values[name] for name in graph.outputs),
-            instructions=tuple(_instruction(node, values, weights) for node in graph.nodes),
+            instructions=tuple(_instruction(graph, node, values, weights) for node in graph.nodes),
         )
     )
 
 
-def _instruction(node: Node, values: dict[str, int], weights: dict[str, int]) -> Instruction:
+def _instruction(
+    graph: Graph, node: Node, values: dict[str, int], weights: dict[str, int]
+) -> Instruction:
+    signature, call = SIGNATURES[node.op], Call.of(graph, node)
+    cost, caches = signature.cost(call), list(graph.caches)
     return Instruction(
         node.op,
         node.name,
-        tuple(values[name] for name in node.inputs),
-        tuple(values[name] for name in node.outputs),
-        tuple(weights[name] for name in node.weights),
-        node.attrs,
+        inputs=tuple(values[name] for name in node.inputs),
+        outputs=tuple(values[name] for name in node.outputs),
+        weights=tuple(weights[name] for name in node.weights),
+        readings=signature.readings(call),
+        caches=tuple(caches.index(name) for name in caches_written(node)),
+        row_macs=cost.with_experts,
+        context_macs=cost.context,
+        attrs={k: value for k, value in node.attrs.items() if k not in signature.cache_attrs},
     )
 
 

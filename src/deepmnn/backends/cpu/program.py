@@ -6,18 +6,20 @@ Program ──encode──► bytes ──read_program──► Program ──fo
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 from deepmnn.errors import ArtifactError
 from deepmnn.formats import FORMATS
 from deepmnn.graph.ir import CONTEXT, ROWS, TOKENS, Attr
+from deepmnn.graph.signatures import Reading
 
 MAGIC = b"DMNPROG\0"
-VERSION = 1
+VERSION = 2
 VALUE_DTYPES = ("f32", "i32")
 DIMS = (TOKENS, CONTEXT, ROWS)
+READINGS: tuple[str, ...] = get_args(Reading)
 
 T = TypeVar("T")
 
@@ -49,13 +51,21 @@ class ProgramBuffer:
 
 @dataclass(frozen=True)
 class Instruction:
-    """One op; inputs, outputs and weights are positions in the program's tables."""
+    """One op; inputs, outputs, weights and caches are positions in the program's tables.
+
+    readings: how each weight is read (graph/signatures.py). caches: the entries it writes.
+    row_macs: multiply-accumulates for each row; context_macs: besides, for each cached row it sees.
+    """
 
     op: str
     name: str
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     weights: tuple[int, ...]
+    readings: tuple[str, ...]
+    caches: tuple[int, ...]
+    row_macs: int
+    context_macs: int
     attrs: dict[str, Attr]
 
 
@@ -120,9 +130,11 @@ def _buffer(buffer: ProgramBuffer) -> bytes:
 
 def _instruction(instruction: Instruction) -> bytes:
     parts = [_str(instruction.op), _str(instruction.name)]
-    parts += [
-        _list(ids, _u32) for ids in (instruction.inputs, instruction.outputs, instruction.weights)
-    ]
+    parts += [_list(ids, _u32) for ids in (instruction.inputs, instruction.outputs)]
+    weights = list(zip(instruction.weights, instruction.readings, strict=True))
+    parts.append(_list(weights, lambda read: _u32(read[0]) + bytes([READINGS.index(read[1])])))
+    parts.append(_list(instruction.caches, _u32))
+    parts.append(struct.pack("<2Q", instruction.row_macs, instruction.context_macs))
     parts.append(_list(list(instruction.attrs.items()), _attr))
     return b"".join(parts)
 
@@ -181,7 +193,7 @@ class _Reader:
             raise _damaged(f"{what} {code} is unknown")
         return names[code]
 
-    def index(self, table: Sequence[object], what: str) -> int:
+    def index(self, table: Sized, what: str) -> int:
         number = self.u32()
         if number >= len(table):
             raise _damaged(f"{what} {number} does not exist")
@@ -207,7 +219,7 @@ def read_program(data: bytes) -> Program:
     tokens, context, rows = reader.numbers("3q", "the arena sizes")
     inputs = reader.items(lambda: reader.index(buffers, "buffer"))
     outputs = reader.items(lambda: reader.index(buffers, "buffer"))
-    instructions = reader.items(lambda: _read_instruction(reader, buffers, weights))
+    instructions = reader.items(lambda: _read_instruction(reader, buffers, weights, caches))
     if reader.at != len(data):
         raise _damaged(f"{len(data) - reader.at} bytes follow the last instruction")
     arenas = (tokens, context, rows)
@@ -230,14 +242,21 @@ def _read_buffer(reader: _Reader) -> ProgramBuffer:
 
 
 def _read_instruction(
-    reader: _Reader, buffers: Sequence[object], weights: Sequence[object]
+    reader: _Reader, buffers: Sized, weights: Sized, caches: Sized
 ) -> Instruction:
     op, name = reader.text(), reader.text()
     inputs = reader.items(lambda: reader.index(buffers, "buffer"))
     outputs = reader.items(lambda: reader.index(buffers, "buffer"))
-    weight_ids = reader.items(lambda: reader.index(weights, "weight"))
+    read = reader.items(
+        lambda: (reader.index(weights, "weight"), reader.one_of(READINGS, "way to read a weight"))
+    )
+    written = reader.items(lambda: reader.index(caches, "cache"))
+    row_macs, context_macs = reader.numbers("2Q", "a cost")
     attrs = dict(reader.items(lambda: (reader.text(), _read_attr(reader))))
-    return Instruction(op, name, inputs, outputs, weight_ids, attrs)
+    weight_ids, readings = tuple(item for item, _ in read), tuple(way for _, way in read)
+    return Instruction(
+        op, name, inputs, outputs, weight_ids, readings, written, row_macs, context_macs, attrs
+    )
 
 
 def _read_attr(reader: _Reader) -> Attr:
@@ -271,6 +290,7 @@ def format_program(program: Program) -> str:
         inputs = ", ".join(program.buffers[i].name for i in instruction.inputs)
         lines.append(f"{position:5} {outputs} = {instruction.op}({inputs})  # {instruction.name}")
         lines += [f"        {_show_weights(program, instruction)}"] * bool(instruction.weights)
+        lines += [f"        writes {name}" for name in _caches_of(program, instruction)]
         lines += [f"        {key}={_short(value)}" for key, value in instruction.attrs.items()]
     return "\n".join(lines)
 
@@ -285,6 +305,11 @@ def _show_weights(program: Program, instruction: Instruction) -> str:
     text = ", ".join(f"{w.name} {w.format}[{w.rows}, {w.cols}]" for w in shown)
     more = len(instruction.weights) - len(shown)
     return f"{text}, {more} more" if more else text
+
+
+def _caches_of(program: Program, instruction: Instruction) -> list[str]:
+    names = list(program.caches)
+    return [names[i] for i in instruction.caches]
 
 
 def _short(value: Attr) -> str:

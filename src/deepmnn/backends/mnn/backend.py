@@ -70,6 +70,7 @@ class MnnBackend:
     def __init__(self, folder: Folder, threads: int = 0, options: MnnOptions | None = None) -> None:
         options = options or MnnOptions()
         self.vocab_size = folder.vocab_size
+        self.outputs: tuple[str, ...] = ("logits",)
         self.cache_width = folder.cache_width
         self.threads = min(threads or _core.available_cores(), MOST_THREADS)
         self._history: I32 = np.empty(0, np.int32)
@@ -100,6 +101,10 @@ class MnnBackend:
             own = (batch.logit_rows >= start) & (batch.logit_rows < stop)
             logits[own] = self._extend(ids, int(stop - start), batch.logit_rows[own] - start)
         return logits
+
+    def run(self, cache: Cache, batch: Batch) -> dict[str, F32]:
+        """Like `step`, but returns every output by name: MNN has the logits."""
+        return {"logits": self.step(cache, batch)}
 
     def sample(self, draws: list[Draw]) -> list[int]:
         """The token ids that are drawn. Raises RequestError when logits are no numbers."""

@@ -33,7 +33,10 @@ class ReferenceBackend:
         if mla_form not in MLA_FORMS:
             raise RequestError(f"mla_form is {mla_form!r}", f"one of {', '.join(MLA_FORMS)}")
         self.graph, self.mla_form = graph, mla_form
-        self.vocab_size = graph.values[graph.outputs[0]].width
+        if "logits" not in graph.outputs:
+            raise GraphError(f"graph {graph.name!r} gives {graph.outputs}", "logits among them")
+        self.vocab_size = graph.values["logits"].width
+        self.outputs = tuple(graph.outputs)
         self.cache_width = sum(graph.caches.values())
         self._read_weight = read_weight
         self._weights: dict[str, F32] = {}
@@ -48,13 +51,18 @@ class ReferenceBackend:
         Raises:
             RequestError: the batch does not fit the model or the cache.
         """
-        return self.run(cache, batch)[self.graph.outputs[0]]
+        return self.trace(cache, batch)["logits"]
+
+    def run(self, cache: Cache, batch: Batch) -> dict[str, F32]:
+        """Like `step`, but returns every output by name, each [rows, width]."""
+        values = self.trace(cache, batch)
+        return {name: values[name] for name in self.outputs}
 
     def sample(self, draws: list[Draw]) -> list[int]:
         """The token ids that are drawn. Raises RequestError when logits are no numbers."""
         return sample_in_turn(draws)
 
-    def run(self, cache: Cache, batch: Batch) -> dict[str, Array]:
+    def trace(self, cache: Cache, batch: Batch) -> dict[str, Array]:
         """Like `step`, but returns every value of the graph by name, each [n, width]."""
         if not isinstance(cache, PagedCache):
             raise RequestError(f"cache is a {type(cache).__name__}", "one made by new_cache")

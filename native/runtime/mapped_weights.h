@@ -1,0 +1,35 @@
+// Every weight resident: shard files mapped read-only and used in place; on several memory nodes a private copy of them
+// (docs/numa.md).
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "platform/files.h"
+#include "runtime/numa.h"
+#include "runtime/program.h"
+#include "runtime/residency.h"
+
+namespace deepmnn {
+
+class MappedWeights : public Residency {
+ public:
+  // Maps the program's shards in `directory`. With numa active they are then copied, each worker's part of a matrix
+  // that is read in order to its node. Throws Error("artifact") when a weight does not lie inside its file.
+  MappedWeights(const std::string& directory, const Program& program, const Numa& numa, int workers);
+
+  void pin(const uint32_t* ids, int64_t n, Weight* out) override {
+    for (int64_t i = 0; i < n; ++i) out[i].data = bytes_[ids[i]];
+  }
+  void unpin() override {}  // all of it stays
+
+ private:
+  void copy_to_nodes(const Program& program, const Numa& numa, int workers);
+
+  std::vector<std::unique_ptr<MappedFile>> shards_;
+  std::vector<std::unique_ptr<PrivateCopy>> copies_;  // instead of the shards
+  std::vector<const uint8_t*> bytes_;                 // of each weight
+};
+
+}  // namespace deepmnn

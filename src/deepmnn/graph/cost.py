@@ -1,0 +1,85 @@
+"""What an op costs, in multiply-accumulates: the rules that signatures name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from deepmnn.graph.call import Call
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-accumulates of a node for each of its rows.
+
+    row: whatever the row sees and chooses. context: for each cached row that it sees.
+    experts, top_k, expert: how many experts the routed weights make up, how many of them a row
+    chooses, and what one costs.
+
+    Latent attention has two forms. row and context are those of decode, over the latents;
+    whole_context: for each cached row when keys and values are whole. Making a cached row whole
+    takes `expand`, as many as moving a query to the latents and its answer back.
+    """
+
+    row: int = 0
+    context: int = 0
+    whole_context: int = 0
+    expand: int = 0
+    experts: int = 0
+    top_k: int = 0
+    expert: int = 0
+
+    @property
+    def with_experts(self) -> int:
+        """Of a row, with the experts it chooses."""
+        return self.row + self.top_k * self.expert
+
+
+CostRule = Callable[[Call], Cost]
+
+
+def every_matrix(c: Call) -> Cost:
+    """Each row is multiplied with every matrix; an op without matrices counts as free."""
+    return Cost(_macs(c.w))
+
+
+def nothing(c: Call) -> Cost:
+    """Nothing is multiplied."""
+    return Cost()
+
+
+def grouped_attention(c: Call) -> Cost:
+    """A query meets each key and value it sees."""
+    macs = c.a["heads"] * (c.a["head_dim"] + c.a["v_head_dim"])
+    return Cost(context=macs, whole_context=macs)
+
+
+def latent_attention(c: Call) -> Cost:
+    """w_uk_t and w_uv move queries to the latents and answers back; w_uk makes rows whole."""
+    heads, rank, rope = c.a["heads"], c.a["kv_lora_rank"], c.a["qk_rope_head_dim"]
+    content = c.a["qk_nope_head_dim"] + c.a["v_head_dim"]
+    return Cost(
+        row=_macs(c.w[2:]),
+        context=heads * (2 * rank + rope),
+        whole_context=heads * (content + rope),
+        expand=heads * rank * content,
+    )
+
+
+def one_matrix_experts(c: Call) -> Cost:
+    """Each weight is an expert."""
+    return _mixture(c, len(c.w))
+
+
+def experts(c: Call) -> Cost:
+    """Each expert has as many of the weights as the others."""
+    return _mixture(c, c.a["experts"])
+
+
+def _mixture(c: Call, count: int) -> Cost:
+    return Cost(experts=count, top_k=c.a["top_k"], expert=_macs(c.w) // count)
+
+
+def _macs(shapes: tuple[tuple[int, ...], ...]) -> int:
+    return sum(math.prod(shape) for shape in shapes if len(shape) == 2)
