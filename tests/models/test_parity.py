@@ -11,8 +11,9 @@ import pytest
 
 from deepmnn.backends.reference import ReferenceBackend
 from deepmnn.errors import GraphError, RequestError
+from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.models import build
-from deepmnn.source.random import RandomSource, tensor_shapes
+from deepmnn.source.random import RandomSource
 from parity import check_outputs, check_parity, reference, reference_absorbed
 from tiny_models import ALL, LLAMA, tiny_checkpoint
 

@@ -7,14 +7,14 @@ Patterns are regular expressions over one letter each: values "f" (f32) and "i" 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from deepmnn.formats import BLOCK_ROWS
 from deepmnn.graph import cost
 from deepmnn.graph.call import Call
-from deepmnn.graph.ir import Attr, Node
+from deepmnn.graph.ir import Attr, Graph, Node
 
 Check = tuple[str, object, object]
 """What is compared, what it is, what it must be."""
@@ -55,9 +55,9 @@ class Signature:
         """The attributes that name the cache entries it writes."""
         return tuple(name for name, kind in self.attrs.items() if kind == "cache")
 
-    def readings(self, c: Call) -> tuple[Reading, ...]:
-        """How each weight is read."""
-        return tuple(self.matrices if len(shape) == 2 else "whole" for shape in c.w)
+    def readings(self, shapes: Sequence[tuple[int, ...]]) -> tuple[Reading, ...]:
+        """How each weight is read, given their shapes."""
+        return tuple(self.matrices if len(shape) == 2 else "whole" for shape in shapes)
 
 
 def _is_int(value: Attr, low: int = 0) -> bool:
@@ -354,3 +354,13 @@ def caches_written(node: Node) -> tuple[str, ...]:
     """The cache entries that a node writes, in the order of its attributes."""
     keys = SIGNATURES[node.op].cache_attrs if node.op in SIGNATURES else ()
     return tuple(str(node.attrs[key]) for key in keys if key in node.attrs)
+
+
+def weights_read(graph: Graph, reading: Reading) -> set[str]:
+    """The names of the weights that a node reads in this way."""
+    found: set[str] = set()
+    for node in graph.nodes:
+        shapes = [graph.weights[name].shape for name in node.weights]
+        ways = SIGNATURES[node.op].readings(shapes)
+        found.update(name for name, way in zip(node.weights, ways, strict=True) if way == reading)
+    return found

@@ -133,7 +133,7 @@ class Workload:
 def _decode_nbytes(graph: Graph, node: Node, call: Call) -> Counter[Reading]:
     """How weights are read → bytes that a decode step reads so: of a looked-up one a row."""
     signature, nbytes = SIGNATURES[node.op], Counter[Reading]()
-    for position, reading in enumerate(signature.readings(call)):
+    for position, reading in enumerate(signature.readings(call.w)):
         weight = graph.weights[node.weights[position]]
         if position not in signature.not_in_decode:
             nbytes[reading] += weight.nbytes // (weight.shape[0] if reading == "looked_up" else 1)

@@ -27,6 +27,7 @@ from typing import Any
 from deepmnn import formats
 from deepmnn.errors import DeepmnnError, RequestError
 from deepmnn.graph.ir import Graph, Weight
+from deepmnn.graph.signatures import weights_read
 from deepmnn.graph.tensors import tensors
 from deepmnn.graph.weights import Expr
 from deepmnn.source.json_file import read_object
@@ -210,8 +211,8 @@ def _store(weight: Weight, recipe: Recipe, matched: Weight, role: str) -> None:
 
 
 def _embeddings(graph: Graph) -> dict[Expr, Weight]:
-    """What embeddings look up: expression → the weight that gives it its format."""
-    read = {name for node in graph.nodes if node.op == "embedding" for name in node.weights}
+    """What is looked up: expression → the weight that gives it its format."""
+    read = weights_read(graph, "looked_up")
     found: dict[Expr, Weight] = {}
     for weight in graph.weights.values():
         if weight.name in read or weight.role == "embedding":

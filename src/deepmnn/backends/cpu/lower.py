@@ -83,7 +83,7 @@ def _instruction(
         inputs=tuple(values[name] for name in node.inputs),
         outputs=tuple(values[name] for name in node.outputs),
         weights=tuple(weights[name] for name in node.weights),
-        readings=signature.readings(call),
+        readings=signature.readings(call.w),
         caches=tuple(caches.index(name) for name in caches_written(node)),
         row_macs=cost.with_experts,
         context_macs=cost.context,
