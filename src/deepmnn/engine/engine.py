@@ -108,7 +108,7 @@ class Engine:
     def cancel(self, sequence: Sequence) -> None:
         """Ends a sequence early; nothing happens when it has ended."""
         if sequence.finish_reason is None:
-            sequence.finish("cancelled")
+            sequence.finish_reason = "cancelled"  # text that was held back has no reader
         self.scheduler.remove(sequence)
 
     def fail(self, sequence: Sequence, error: BaseException) -> None:
