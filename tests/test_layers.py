@@ -12,8 +12,9 @@ ENTRANCES = {"__init__.py", "__main__.py"}
 
 
 def rooms() -> list[str]:
-    (line,) = re.findall(r"^    (errors → .*)$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
-    return line.split(" → ")
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (line,) = re.findall(r"^    (errors → .*\n +→ .*)$", text, re.M)
+    return re.split(r"\s+→\s+", line)
 
 
 def room_of(path: Path) -> str:

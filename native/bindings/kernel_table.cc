@@ -236,8 +236,8 @@ void set_int8_cache(Kernels::AttentionTask& task, const Array& k, const Array& v
 
 AttentionForm parse_form(const std::string& name) {
   if (name == "rows") return AttentionForm::rows;
-  if (name == "panels") return AttentionForm::panels;
-  throw Error("request", "attention form '" + name + "'; expected rows or panels");
+  if (name == "strips") return AttentionForm::strips;
+  throw Error("request", "attention form '" + name + "'; expected rows or strips");
 }
 
 // acc and max_sum are the state before this run of keys; returns the state after it.
@@ -328,7 +328,7 @@ void bind_kernel_table(nanobind::module_& parent) {
   m.def("decode_row", &deepmnn::decode_row, "packed"_a, "format"_a, "rows"_a, "cols"_a, "group_size"_a, "row"_a,
         "isa"_a = "");
   m.def("attention", &deepmnn::attention, "q"_a, "k"_a, "v"_a, "scale"_a, "limits"_a, "acc"_a, "max_sum"_a,
-        "isa"_a = "", "form"_a = "panels", "width"_a = 0, "k_column"_a = 0, "v_column"_a = 0);
+        "isa"_a = "", "form"_a = "strips", "width"_a = 0, "k_column"_a = 0, "v_column"_a = 0);
   m.def("peak_dot", &deepmnn::peak<&deepmnn::Kernels::peak_dot>, "rounds"_a, "isa"_a = "");
   m.def("peak_fma", &deepmnn::peak<&deepmnn::Kernels::peak_fma>, "rounds"_a, "isa"_a = "");
   deepmnn::bind_rows(m);

@@ -5,8 +5,8 @@
 #pragma once
 
 #include "kernels/attention_int8.h"
-#include "kernels/attention_panels.h"
 #include "kernels/attention_rows.h"
+#include "kernels/attention_strips.h"
 
 namespace deepmnn::DEEPMNN_NS {
 
@@ -14,9 +14,9 @@ inline void attention_kernel(const AttentionTask& task) {
   const bool rows = task.form == AttentionForm::rows;
   switch (task.type) {
     case CacheType::f32:
-      return rows ? attend_rows<CacheF32>(task) : attend_panels<CacheF32>(task);
+      return rows ? attend_rows<CacheF32>(task) : attend_strips<CacheF32>(task);
     case CacheType::bf16:
-      return rows ? attend_rows<CacheBf16>(task) : attend_panels<CacheBf16>(task);
+      return rows ? attend_rows<CacheBf16>(task) : attend_strips<CacheBf16>(task);
     case CacheType::int8:
       return attend_int8(task);
   }

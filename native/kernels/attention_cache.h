@@ -11,8 +11,8 @@ constexpr int64_t kTileKeys = 64;
 
 // A reader gives columns [d, d + 16) or [d, d + n), n < 16, of what is read of a row that starts at `row`.
 struct CacheF32 {
-  // What a panel of kAttentionPanelCols columns from d on reads.
-  static DEEPMNN_INLINE void prefetch_chunk(const uint8_t* row, const CacheRows& rows, int64_t d) {
+  // What a strip of kAttentionStripCols columns from d on reads.
+  static DEEPMNN_INLINE void prefetch_slice(const uint8_t* row, const CacheRows& rows, int64_t d) {
     const uint8_t* at = row + 4 * (rows.column + d);
     for (int i = 0; i < 256; i += 64) prefetch(at + i);
   }
@@ -24,7 +24,7 @@ struct CacheF32 {
   }
 };
 struct CacheBf16 {
-  static DEEPMNN_INLINE void prefetch_chunk(const uint8_t* row, const CacheRows& rows, int64_t d) {
+  static DEEPMNN_INLINE void prefetch_slice(const uint8_t* row, const CacheRows& rows, int64_t d) {
     const uint8_t* at = row + 2 * (rows.column + d);
     for (int i = 0; i < 128; i += 64) prefetch(at + i);
   }

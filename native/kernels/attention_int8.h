@@ -70,15 +70,15 @@ void update_weights(const Lanes& lanes, const KeyTile& tile, int64_t first, int6
 }
 
 // All queries against a tile of keys, group by group; meanwhile the rows of the next tile come nearer.
-inline void attend_int8_tile(const AttentionTask& task, const Int8Panels& panels, const KeyTile& tile,
+inline void attend_int8_tile(const AttentionTask& task, const Int8Strips& strips, const KeyTile& tile,
                              const KeyTile& next) {
-  const Lanes& lanes = panels.lanes;
-  Asks asks{task, panels, next, panels.tiles.count * (panels.keys.count + panels.values.count)};
+  const Lanes& lanes = strips.lanes;
+  Asks asks{task, strips, next, strips.tiles.count * (strips.keys.count + strips.values.count)};
   // Calls function(number of queries, first query, keys) for every register tile that sees keys of this tile; they are
   // rounded up to whole vectors.
   const auto for_tiles = [&](auto&& function) {
-    for (int64_t t = 0; t < panels.tiles.count; ++t) {
-      const int64_t first = panels.tiles.first(t), size = panels.tiles.size(t);
+    for (int64_t t = 0; t < strips.tiles.count; ++t) {
+      const int64_t first = strips.tiles.first(t), size = strips.tiles.size(t);
       int64_t most = 0;
       for (int64_t i = first; i < first + size; ++i) most = lanes.limits[i] > most ? lanes.limits[i] : most;
       const int64_t keys = round_up(inside(most, tile.start, tile.n), 16);
@@ -86,11 +86,11 @@ inline void attend_int8_tile(const AttentionTask& task, const Int8Panels& panels
       if (keys) with_count<1, kInt8Queries>(size, [&](auto count) { function(count, first, keys); });
     }
   };
-  fill_scales(task.k, panels.keys, tile.k, tile.n, panels.k_scales);
-  if (!task.values_in_keys) fill_scales(task.v, panels.values, tile.v, tile.n, panels.v_scales);
-  for (int64_t g = 0; g < panels.keys.count; ++g) {
-    fill_keys(tile, g, panels);
-    for_tiles([&](auto count, int64_t first, int64_t keys) { add_scores<count.value>(panels, first, g, keys); });
+  fill_scales(task.k, strips.keys, tile.k, tile.n, strips.k_scales);
+  if (!task.values_in_keys) fill_scales(task.v, strips.values, tile.v, tile.n, strips.v_scales);
+  for (int64_t g = 0; g < strips.keys.count; ++g) {
+    fill_keys(tile, g, strips);
+    for_tiles([&](auto count, int64_t first, int64_t keys) { add_scores<count.value>(strips, first, g, keys); });
   }
   with_count<1, kInt8Keys / 16>(round_up(tile.n, 16) / 16, [&](auto vectors) {
     for (int64_t first = 0; first < task.n_queries; first += 16) {
@@ -98,30 +98,30 @@ inline void attend_int8_tile(const AttentionTask& task, const Int8Panels& panels
       update_weights<vectors.value>(lanes, tile, first, left < 16 ? left : 16);
     }
   });
-  for (int64_t g = 0; g < panels.values.count; ++g) {
-    fill_values(tile, g, panels);
-    const float unit = fill_factors(panels.v_scales + g * kInt8Keys, tile.n, panels.v_factors);
-    for_tiles([&](auto count, int64_t first, int64_t keys) { add_values<count.value>(panels, first, g, keys, unit); });
+  for (int64_t g = 0; g < strips.values.count; ++g) {
+    fill_values(tile, g, strips);
+    const float unit = fill_factors(strips.v_scales + g * kInt8Keys, tile.n, strips.v_factors);
+    for_tiles([&](auto count, int64_t first, int64_t keys) { add_values<count.value>(strips, first, g, keys, unit); });
   }
 }
 
 inline void attend_int8(const AttentionTask& task) {
-  const Int8Panels panels(task);
-  read_state(task, panels.lanes);
-  const int64_t most = seen_keys(task, panels.lanes);
+  const Int8Strips strips(task);
+  read_state(task, strips.lanes);
+  const int64_t most = seen_keys(task, strips.lanes);
   const int64_t asked = most == task.n_keys ? most + task.keys_ahead : most;
   KeyTile tiles[2];
   tiles[0].locate(task, 0, most);
-  Asks asks{task, panels, tiles[0], panels.keys.count};
-  for (int64_t g = 0; g < panels.keys.count; ++g) {
+  Asks asks{task, strips, tiles[0], strips.keys.count};
+  for (int64_t g = 0; g < strips.keys.count; ++g) {
     asks.next();
-    pack_queries(task, panels, g);
+    pack_queries(task, strips, g);
   }
   for (int64_t start = 0, now = 0; start < most; start += kInt8Keys, now ^= 1) {
     tiles[now ^ 1].locate(task, start + kInt8Keys, asked);
-    attend_int8_tile(task, panels, tiles[now], tiles[now ^ 1]);
+    attend_int8_tile(task, strips, tiles[now], tiles[now ^ 1]);
   }
-  write_state(task, panels.lanes);
+  write_state(task, strips.lanes);
 }
 
 }  // namespace deepmnn::DEEPMNN_NS

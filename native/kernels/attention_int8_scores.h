@@ -17,12 +17,12 @@ DEEPMNN_INLINE F32x16 inverse_of(F32x16 steps) {
 }
 
 // Group g of all queries.
-inline void pack_queries(const AttentionTask& task, const Int8Panels& panels, int64_t g) {
-  const Groups& groups = panels.keys;
+inline void pack_queries(const AttentionTask& task, const Int8Strips& strips, int64_t g) {
+  const Groups& groups = strips.keys;
   // Columns of a query that lie in this group, and where.
   const int64_t before = g == 0 ? groups.shift : 0, n = groups.cols(g) - before;
   const float* q = task.q + g * kCacheGroup + before - groups.shift;
-  const int64_t stride = panels.lanes.queries;
+  const int64_t stride = strips.lanes.queries;
   alignas(64) float room[16][kCacheGroup] = {}, columns[kCacheGroup][16];
   for (int64_t first = 0; first < task.n_queries; first += 16) {
     const float* x[16];
@@ -53,7 +53,7 @@ inline void pack_queries(const AttentionTask& task, const Int8Panels& panels, in
     // A code is 0 where the inverse is: infinity times it is no number.
     const I32x16 keep = bits(select_less(zero, inverse, from_bits(splat_i32(-1)), zero));
     I32x16 sums = splat_i32(0);
-    int8_t* to = panels.q + (g * kFours * stride + first) * 4;
+    int8_t* to = strips.q + (g * kFours * stride + first) * 4;
     for (int four = 0; four < kFours; ++four, to += 4 * stride) {
       I32x16 packed = splat_i32(0);
       DEEPMNN_UNROLL
@@ -64,21 +64,21 @@ inline void pack_queries(const AttentionTask& task, const Int8Panels& panels, in
       }
       store_i32(to, packed);
     }
-    store(panels.q_scales + g * stride + first, step * splat(task.scale));
-    store_i32(panels.q_start + g * stride + first, kKeyBiased ? splat_i32(0) - shift_left(sums, 7) : splat_i32(0));
+    store(strips.q_scales + g * stride + first, step * splat(task.scale));
+    store_i32(strips.q_start + g * stride + first, kKeyBiased ? splat_i32(0) - shift_left(sums, 7) : splat_i32(0));
   }
 }
 
 // Group g of the tile's keys, then of its first key again up to whole vectors.
-inline void fill_keys(const KeyTile& tile, int64_t g, const Int8Panels& panels) {
-  uint8_t* to = panels.k;
+inline void fill_keys(const KeyTile& tile, int64_t g, const Int8Strips& strips) {
+  uint8_t* to = strips.k;
   for (int64_t key = 0; key < tile.n; key += 16) {
     int8_t room[kCacheGroup];
     F32x16 rows[16];
     DEEPMNN_UNROLL
     for (int i = 0; i < 16; ++i) {
       const int64_t j = key + i < tile.n ? key + i : 0;
-      rows[i] = from_bits(load_i32(panels.keys.codes(tile.k[j], g, room)));
+      rows[i] = from_bits(load_i32(strips.keys.codes(tile.k[j], g, room)));
     }
     transpose(rows);
     DEEPMNN_UNROLL
@@ -88,14 +88,14 @@ inline void fill_keys(const KeyTile& tile, int64_t g, const Int8Panels& panels) 
 
 // Adds group g of the scores of kQueries queries from `first` on and 16 * kVectors keys from `key` on.
 template <int kQueries, int kVectors>
-DEEPMNN_INLINE void add_score_tile(const Int8Panels& panels, int64_t first, int64_t g, int64_t key) {
-  const int64_t stride = panels.lanes.queries, at = g * stride + first;
-  const int8_t* q = panels.q + (g * kFours * stride + first) * 4;
-  const uint8_t* k = panels.k + key * kCacheGroup;
+DEEPMNN_INLINE void add_score_tile(const Int8Strips& strips, int64_t first, int64_t g, int64_t key) {
+  const int64_t stride = strips.lanes.queries, at = g * stride + first;
+  const int8_t* q = strips.q + (g * kFours * stride + first) * 4;
+  const uint8_t* k = strips.k + key * kCacheGroup;
   I32x16 acc[kQueries][kVectors];
   DEEPMNN_UNROLL
   for (int i = 0; i < kQueries; ++i) {
-    const I32x16 start = splat_i32(panels.q_start[at + i]);
+    const I32x16 start = splat_i32(strips.q_start[at + i]);
     DEEPMNN_UNROLL
     for (int c = 0; c < kVectors; ++c) acc[i][c] = start;
   }
@@ -116,11 +116,11 @@ DEEPMNN_INLINE void add_score_tile(const Int8Panels& panels, int64_t first, int6
   }
   F32x16 scales[kVectors];
   DEEPMNN_UNROLL
-  for (int c = 0; c < kVectors; ++c) scales[c] = load(panels.k_scales + g * kInt8Keys + key + 16 * c);
-  float* to = panels.lanes.weights + first * kInt8Keys + key;
+  for (int c = 0; c < kVectors; ++c) scales[c] = load(strips.k_scales + g * kInt8Keys + key + 16 * c);
+  float* to = strips.lanes.weights + first * kInt8Keys + key;
   DEEPMNN_UNROLL
   for (int i = 0; i < kQueries; ++i) {
-    const F32x16 scale = splat(panels.q_scales[at + i]);
+    const F32x16 scale = splat(strips.q_scales[at + i]);
     DEEPMNN_UNROLL
     for (int c = 0; c < kVectors; ++c) {
       float* score = to + i * kInt8Keys + 16 * c;
@@ -132,13 +132,13 @@ DEEPMNN_INLINE void add_score_tile(const Int8Panels& panels, int64_t first, int6
 
 // The same for the tile's first keys; what it adds to those after them is nothing's.
 template <int kQueries>
-void add_scores(const Int8Panels& panels, int64_t first, int64_t g, int64_t keys) {
+void add_scores(const Int8Strips& strips, int64_t first, int64_t g, int64_t keys) {
   constexpr int kHalf = kInt8Vectors > 1 ? kInt8Vectors / 2 : 1;
   int64_t key = 0;
   for (; keys - key > 16 * (kInt8Vectors - kHalf); key += 16 * kInt8Vectors) {
-    add_score_tile<kQueries, kInt8Vectors>(panels, first, g, key);
+    add_score_tile<kQueries, kInt8Vectors>(strips, first, g, key);
   }
-  if (key < keys) add_score_tile<kQueries, kHalf>(panels, first, g, key);
+  if (key < keys) add_score_tile<kQueries, kHalf>(strips, first, g, key);
 }
 
 }  // namespace deepmnn::DEEPMNN_NS

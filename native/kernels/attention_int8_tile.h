@@ -60,7 +60,7 @@ struct KeyTile {
   }
 };
 
-struct Int8Panels {
+struct Int8Strips {
   Lanes lanes;  // its weights: [queries][kInt8Keys]
   Groups keys, values;
   EvenTiles<kInt8Queries> tiles;
@@ -75,7 +75,7 @@ struct Int8Panels {
   int32_t* v;        // [pairs of keys][kCacheGroup]: two codes, the first key's in the low half
   float* v_factors;  // [kInt8Keys]: a key's scale / the largest of the tile * kWeightMost
 
-  explicit Int8Panels(const AttentionTask& task)
+  explicit Int8Strips(const AttentionTask& task)
       : keys(task.k, task.qk_dim), values(task.v, task.v_dim), tiles(task.n_queries) {
     Work work{task.work};
     lanes = take_lanes(task, kInt8Keys, values.count * kCacheGroup, values.shift, work);
@@ -120,15 +120,15 @@ inline void fill_scales(const CacheRows& rows, const Groups& groups, const uint8
 // once.
 struct Asks {
   const AttentionTask& task;
-  const Int8Panels& panels;
+  const Int8Strips& strips;
   const KeyTile& tile;
   int64_t parts;
   int64_t due = 0, row = 0;
 
   void next() {
     for (due += tile.n; due >= parts; due -= parts, ++row) {
-      ask(task.k, panels.keys, tile.k[row]);
-      if (!task.values_in_keys) ask(task.v, panels.values, tile.v[row]);
+      ask(task.k, strips.keys, tile.k[row]);
+      if (!task.values_in_keys) ask(task.v, strips.values, tile.v[row]);
     }
   }
 

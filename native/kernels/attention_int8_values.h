@@ -10,12 +10,12 @@ constexpr float kWeightMost = 32767.0f;
 constexpr int kBlockPairs = 8;  // 16 keys: pairs of straight code
 
 // Group g of the tile's values in pairs of keys; the last key makes them even.
-inline void fill_values(const KeyTile& tile, int64_t g, const Int8Panels& panels) {
-  int32_t* to = panels.v;
+inline void fill_values(const KeyTile& tile, int64_t g, const Int8Strips& strips) {
+  int32_t* to = strips.v;
   for (int64_t key = 0; key < tile.n; key += 2, to += kCacheGroup) {
     int8_t rooms[2][kCacheGroup];
-    const int8_t* a = panels.values.codes(tile.v[key], g, rooms[0]);
-    const int8_t* b = panels.values.codes(tile.v[key + 1 < tile.n ? key + 1 : key], g, rooms[1]);
+    const int8_t* a = strips.values.codes(tile.v[key], g, rooms[0]);
+    const int8_t* b = strips.values.codes(tile.v[key + 1 < tile.n ? key + 1 : key], g, rooms[1]);
     DEEPMNN_UNROLL
     for (int d = 0; d < kCacheGroup; d += 16) store_i32(to + d, pair_i8(a + d, b + d));
   }
@@ -36,20 +36,20 @@ inline float fill_factors(const float* scales, int64_t n, float* factors) {
 // Group g of the outputs of kQueries queries: out = out * factor + unit * gain * sum over keys of weight * value. Keys
 // are whole vectors; a weight after the last key is 0.
 template <int kQueries>
-void add_values(const Int8Panels& panels, int64_t first, int64_t g, int64_t keys, float unit) {
-  float* out = output_at(panels.lanes, first, g * kCacheGroup);
-  const int64_t chunk = output_at(panels.lanes, first, g * kCacheGroup + 32) - out;
+void add_values(const Int8Strips& strips, int64_t first, int64_t g, int64_t keys, float unit) {
+  float* out = output_at(strips.lanes, first, g * kCacheGroup);
+  const int64_t slice = output_at(strips.lanes, first, g * kCacheGroup + 32) - out;
   for (int i = 0; i < kQueries * 32; i += 16) {
     prefetch(out + i);
-    prefetch(out + chunk + i);
+    prefetch(out + slice + i);
   }
   alignas(64) uint16_t weights[kInt8Keys * kQueries];  // [vectors of keys][queries][16]
   uint16_t* to = weights;
   for (int64_t key = 0; key < keys; key += 16) {
-    const F32x16 factors = load(panels.v_factors + key);
+    const F32x16 factors = load(strips.v_factors + key);
     DEEPMNN_UNROLL
     for (int i = 0; i < kQueries; ++i, to += 16) {
-      store_u16(to, to_int(load(panels.lanes.weights + (first + i) * kInt8Keys + key) * factors));
+      store_u16(to, to_int(load(strips.lanes.weights + (first + i) * kInt8Keys + key) * factors));
     }
   }
   for (int64_t col = 0; col < kCacheGroup; col += 16 * kInt8Vectors) {
@@ -59,7 +59,7 @@ void add_values(const Int8Panels& panels, int64_t first, int64_t g, int64_t keys
       DEEPMNN_UNROLL
       for (int c = 0; c < kInt8Vectors; ++c) acc[i][c] = splat_i32(0);
     }
-    const int32_t* v = panels.v + col;
+    const int32_t* v = strips.v + col;
     const uint16_t* w = weights;
     for (int64_t key = 0; key < keys; key += 16, v += kBlockPairs * kCacheGroup, w += 16 * kQueries) {
       DEEPMNN_UNROLL
@@ -77,10 +77,10 @@ void add_values(const Int8Panels& panels, int64_t first, int64_t g, int64_t keys
     }
     DEEPMNN_UNROLL
     for (int i = 0; i < kQueries; ++i) {
-      const F32x16 factor = splat(panels.lanes.factor[first + i]), gain = splat(panels.lanes.gain[first + i] * unit);
+      const F32x16 factor = splat(strips.lanes.factor[first + i]), gain = splat(strips.lanes.gain[first + i] * unit);
       DEEPMNN_UNROLL
       for (int c = 0; c < kInt8Vectors; ++c) {
-        float* at = out + (col / 16 + c) / 2 * chunk + 32 * i + (col / 16 + c) % 2 * 16;
+        float* at = out + (col / 16 + c) / 2 * slice + 32 * i + (col / 16 + c) % 2 * 16;
         store(at, fma(to_float(acc[i][c]), gain, load(at) * factor));
       }
     }

@@ -15,14 +15,14 @@ constexpr int kValueVectors = kVectorRegisters >= 32 ? 2 : 1;
 
 struct Lanes {
   float* weights;    // [vectors of 16 queries][kTileKeys][16] or [queries][kInt8Keys]: scores of a tile, then weights
-  float* out;        // [chunks of 32 columns][queries][32]
+  float* out;        // [slices of 32 columns][queries][32]
   float* maximum;    // [queries]
   float* sum;        // [queries]
   float* factor;     // [queries]: what the old output gets
   float* gain;       // [queries]: what the tile's output gets, where weights are relative to the tile's largest
   int32_t* limits;   // [queries], 0 for padding
   int64_t queries;   // padded to whole vectors
-  int64_t out_cols;  // padded to whole chunks
+  int64_t out_cols;  // padded to whole slices
   int64_t shift;     // columns of `out` before the first of the task's
 };
 

@@ -103,18 +103,18 @@ struct CacheRows {
 };
 
 // Float caches: for few queries (a decoding GQA group) rows are read as they lie; for many (16 make a vector) keys and
-// values are brought into panels first. The two round differently. An int8 cache is multiplied as integers, always.
-enum class AttentionForm { rows, panels };
+// values are brought into strips first. The two round differently. An int8 cache is multiplied as integers, always.
+enum class AttentionForm { rows, strips };
 
-constexpr int64_t kAttentionPanelCols = 64;
+constexpr int64_t kAttentionStripCols = 64;
 
-// Floats of working memory for panels and int8. A head of an int8 row may touch one more group of columns than it
+// Floats of working memory for strips and int8. A head of an int8 row may touch one more group of columns than it
 // fills.
 constexpr int64_t attention_work(int64_t queries, int64_t qk_dim, int64_t v_dim) {
   const int64_t padded = (queries + 15) / 16 * 16;
-  const int64_t qk = (qk_dim + kAttentionPanelCols - 1) / kAttentionPanelCols * kAttentionPanelCols + kCacheGroup;
-  const int64_t v = (v_dim + kAttentionPanelCols - 1) / kAttentionPanelCols * kAttentionPanelCols + kCacheGroup;
-  return (padded + kAttentionPanelCols) * (qk + v) + padded * (kAttentionPanelCols + 5);
+  const int64_t qk = (qk_dim + kAttentionStripCols - 1) / kAttentionStripCols * kAttentionStripCols + kCacheGroup;
+  const int64_t v = (v_dim + kAttentionStripCols - 1) / kAttentionStripCols * kAttentionStripCols + kCacheGroup;
+  return (padded + kAttentionStripCols) * (qk + v) + padded * (kAttentionStripCols + 5);
 }
 
 // One function per kernel; every ISA fills one table.
@@ -182,7 +182,7 @@ struct Kernels {
         limits;      // [n_queries]: query i sees keys [0, limits[i]) of this run (causal mask), clamped to n_keys
     float* acc;      // [n_queries, v_dim] running output, unnormalised; not read while the sum is 0
     float* max_sum;  // [n_queries, 2] running maximum and sum; start at {-inf, 0}
-    float* work;     // attention_work(n_queries, qk_dim, v_dim) floats, 64-byte aligned for speed; panels and int8
+    float* work;     // attention_work(n_queries, qk_dim, v_dim) floats, 64-byte aligned for speed; strips and int8
   };
   void (*attention)(const AttentionTask& task);
 

@@ -72,9 +72,9 @@ struct Workspace {
   int32_t* limits;  // [tile]
 };
 
-// Leaves the item's unnormalised output and its maxima and sums in the workspace. panels: room for the kernel.
+// Leaves the item's unnormalised output and its maxima and sums in the workspace. strips: room for the kernel.
 void run_item(const Step& step, const AttendShape& shape, const AttendJob& job, const Item& item, const Workspace& work,
-              float* panels) {
+              float* strips) {
   const KeyRows& keys = job.keys;
   Kernels::AttentionTask task;
   task.q = job.q + item.first * job.q_stride;
@@ -83,7 +83,7 @@ void run_item(const Step& step, const AttendShape& shape, const AttendJob& job, 
   task.qk_dim = shape.qk_dim;
   task.v_dim = shape.v_dim;
   task.scale = shape.scale;
-  task.form = job.tokens * job.per_token <= kFewQueries ? AttentionForm::rows : AttentionForm::panels;
+  task.form = job.tokens * job.per_token <= kFewQueries ? AttentionForm::rows : AttentionForm::strips;
   task.type = keys.type;
   task.k = keys.k;
   task.v = keys.v;
@@ -96,7 +96,7 @@ void run_item(const Step& step, const AttendShape& shape, const AttendJob& job, 
   task.limits = work.limits;
   task.acc = work.acc;
   task.max_sum = work.max_sum;
-  task.work = panels;
+  task.work = strips;
   for (int64_t i = 0; i < task.n_queries; ++i) {
     const int64_t limit = visible(job, item.first + i) - item.key_begin;
     work.limits[i] = static_cast<int32_t>(std::clamp<int64_t>(limit, 0, task.n_keys));
@@ -192,13 +192,13 @@ void attend(Step& step, const AttendShape& shape, const AttendJob* jobs, int64_t
   }
   const Workspace own = take_workspace(step, shape, tile, step.pool.size());
   const Workspace shared = take_workspace(step, shape, tile, partials);
-  const int64_t panel_floats = attention_work(tile, shape.qk_dim, shape.v_dim);
-  float* panels = step.scratch.take<float>(panel_floats * step.pool.size());
-  step.pool.run(items, [&](int64_t chunk, int worker) {
-    const Item& item = list[chunk];
+  const int64_t strip_floats = attention_work(tile, shape.qk_dim, shape.v_dim);
+  float* strips = step.scratch.take<float>(strip_floats * step.pool.size());
+  step.pool.run(items, [&](int64_t piece, int worker) {
+    const Item& item = list[piece];
     const bool only = item.partial < 0;
     const Workspace work = only ? part(own, shape, tile, worker) : part(shared, shape, tile, item.partial);
-    run_item(step, shape, jobs[item.job], item, work, panels + worker * panel_floats);
+    run_item(step, shape, jobs[item.job], item, work, strips + worker * strip_floats);
     if (only) normalise(step, shape, jobs[item.job], item, work);
   });
   if (partials) merge_jobs(step, shape, jobs, count, {splits, first_partial, shared, tile});

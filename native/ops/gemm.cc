@@ -106,8 +106,8 @@ void run_linear(Step& step, const LinearTask* tasks, int64_t count, const Quanti
   for_tiles(tasks, count, workers, outputs != nullptr, [&](const Tile& tile) { list[filled++] = tile; });
   const int64_t floats = outputs ? rows * kPanelCols : 0;
   float* rooms = step.scratch.take<float>(workers * floats);
-  step.pool.run(tiles, [&](int64_t chunk, int worker) {
-    const Tile& tile = list[chunk];
+  step.pool.run(tiles, [&](int64_t piece, int worker) {
+    const Tile& tile = list[piece];
     const LinearTask task = row_range(tasks[tile.task], tile.first_row, tile.rows);
     if (!outputs) return step.kernels.linear(task, tile.begin, tile.end);
     run_quantized(step.kernels, task, tile.begin, tile.end, outputs[tile.task].from(tile.first_row),

@@ -39,17 +39,18 @@ int available_cores(const std::vector<int>& processors, const std::string& root)
 }
 
 double measure_read_bandwidth(int threads) {
-  constexpr int64_t kChunk = 256 << 10, kChunks = 2048;  // 512 MiB: more than any last-level cache
-  const Memory memory(kChunk * kChunks, "a buffer to measure memory with");
+  constexpr int64_t kPieceNbytes = 256 << 10, kPieces = 2048;  // 512 MiB: more than any last-level cache
+  const Memory memory(kPieceNbytes * kPieces, "a buffer to measure memory with");
   ThreadPool pool(threads);
-  pool.run(kChunks, [&](int64_t chunk, int) { std::fill_n(memory.data() + chunk * kChunk, kChunk, uint8_t{1}); });
+  pool.run(kPieces,
+           [&](int64_t piece, int) { std::fill_n(memory.data() + piece * kPieceNbytes, kPieceNbytes, uint8_t{1}); });
   std::atomic<uint64_t> total{0};  // used, so that the reads are not optimised away
   const double seconds = best_seconds([&] {
-    pool.run(kChunks, [&](int64_t chunk, int) {
-      total += sum(reinterpret_cast<const uint64_t*>(memory.data() + chunk * kChunk), kChunk / 8);
+    pool.run(kPieces, [&](int64_t piece, int) {
+      total += sum(reinterpret_cast<const uint64_t*>(memory.data() + piece * kPieceNbytes), kPieceNbytes / 8);
     });
   });
-  return static_cast<double>(kChunk * kChunks) / seconds;
+  return static_cast<double>(kPieceNbytes * kPieces) / seconds;
 }
 
 namespace {

@@ -18,10 +18,10 @@ void RopeTables::compute(ThreadPool& pool, const int32_t* positions, int64_t tok
     const int64_t floats = tokens * half(id);
     table.cos = reinterpret_cast<float*>(table.memory.reserve(2 * floats * 4, "rotary tables"));
     table.sin = table.cos + floats;
-    const int64_t per_chunk = 16;
-    pool.run((tokens + per_chunk - 1) / per_chunk, [&](int64_t chunk, int) {
-      const int64_t end = std::min(tokens, (chunk + 1) * per_chunk);
-      for (int64_t token = chunk * per_chunk; token < end; ++token) fill(table, token, positions[token]);
+    const int64_t per_piece = 16;
+    pool.run((tokens + per_piece - 1) / per_piece, [&](int64_t piece, int) {
+      const int64_t end = std::min(tokens, (piece + 1) * per_piece);
+      for (int64_t token = piece * per_piece; token < end; ++token) fill(table, token, positions[token]);
     });
   }
 }

@@ -80,16 +80,16 @@ class Step {
   }
 };
 
-// Calls function(row, worker) for rows [0, n), each touching about `cost` floats: in as many chunks as are worth it.
+// Calls function(row, worker) for rows [0, n), each touching about `cost` floats: in as many pieces as are worth it.
 template <class Function>
 void for_rows(const Step& step, int64_t n, int64_t cost, Function&& function) {
-  constexpr int64_t kChunkCost = 8192;     // floats, about 2 us: less is not worth a thread
-  constexpr int64_t kChunksPerWorker = 8;  // enough to balance, few enough to stay in order
-  const int64_t most = step.pool.size() * kChunksPerWorker;
-  const int64_t rows = std::max({int64_t{1}, kChunkCost / std::max<int64_t>(cost, 1), (n + most - 1) / most});
-  step.pool.run((n + rows - 1) / rows, [&](int64_t chunk, int worker) {
-    const int64_t end = std::min(n, (chunk + 1) * rows);
-    for (int64_t row = chunk * rows; row < end; ++row) function(row, worker);
+  constexpr int64_t kPieceCost = 8192;     // floats, about 2 us: less is not worth a thread
+  constexpr int64_t kPiecesPerWorker = 8;  // enough to balance, few enough to stay in order
+  const int64_t most = step.pool.size() * kPiecesPerWorker;
+  const int64_t rows = std::max({int64_t{1}, kPieceCost / std::max<int64_t>(cost, 1), (n + most - 1) / most});
+  step.pool.run((n + rows - 1) / rows, [&](int64_t piece, int worker) {
+    const int64_t end = std::min(n, (piece + 1) * rows);
+    for (int64_t row = piece * rows; row < end; ++row) function(row, worker);
   });
 }
 

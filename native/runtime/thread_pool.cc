@@ -15,15 +15,15 @@ constexpr uint64_t kOpen = uint64_t{1} << 31;
 constexpr uint64_t kWaiting = uint64_t{1} << 30;  // the caller sleeps until the last helper leaves
 constexpr uint64_t kInside = kWaiting - 1;
 constexpr int64_t kHelperSpinNs = 50000;   // longer than the gap between two ops of a step
-constexpr int64_t kCallerSpinNs = 20000;   // longer than the last chunk of a busy helper mostly takes
+constexpr int64_t kCallerSpinNs = 20000;   // longer than the last piece of a busy helper mostly takes
 constexpr int64_t kWorthWakingNs = 15000;  // a dispatch this long is worth the system call that wakes a helper
 constexpr int kPausesPerLook = 16;         // at the clock
 constexpr int64_t kStallNs = 200000;       // a longer wait may be for a helper that has lost its core
-constexpr int64_t kStallChunks = 16;       // it is when it is longer than this many chunks take
+constexpr int64_t kStallPieces = 16;       // it is when it is longer than this many pieces take
 constexpr int64_t kAloneStalls = 8;        // so many times as long the caller then does without helpers
 constexpr int64_t kAloneNs = 50000000;     // or this long
 
-// The pool and the worker whose chunk this thread is running.
+// The pool and the worker whose piece this thread is running.
 struct Inside {
   const ThreadPool* pool = nullptr;
   int worker = 0;
@@ -99,15 +99,15 @@ int64_t ThreadPool::helper_busy_ns() const {
   return sum;
 }
 
-void ThreadPool::dispatch(int64_t chunks, Call call) {
-  if (chunks <= 0) return;
-  if (chunks > UINT32_MAX) fail_request("a step with " + std::to_string(chunks) + " pieces of work", "fewer tokens");
+void ThreadPool::dispatch(int64_t pieces, Call call) {
+  if (pieces <= 0) return;
+  if (pieces > UINT32_MAX) fail_request("a step with " + std::to_string(pieces) + " pieces of work", "fewer tokens");
   const bool nested = inside.pool == this;
-  if (nested || workers_ == 1 || chunks == 1 || forked()) return alone(chunks, call, nested ? inside.worker : 0);
+  if (nested || workers_ == 1 || pieces == 1 || forked()) return alone(pieces, call, nested ? inside.worker : 0);
   start_ns_ = now_ns();
-  if (start_ns_ < alone_until_ns_) return alone(chunks, call, 0);
+  if (start_ns_ < alone_until_ns_) return alone(pieces, call, 0);
   awake_ = false;
-  open(static_cast<uint32_t>(chunks), call);
+  open(static_cast<uint32_t>(pieces), call);
   if (last_ns_ > kWorthWakingNs) wake_sleepers();
   const int64_t done = work(0);
   close_and_wait(done);
@@ -120,11 +120,11 @@ void ThreadPool::dispatch(int64_t chunks, Call call) {
   }
 }
 
-void ThreadPool::alone(int64_t chunks, Call call, int worker) {
+void ThreadPool::alone(int64_t pieces, Call call, int worker) {
   const Inside outer = inside;
   inside = {this, worker};
   try {
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) call.invoke(call.self, chunk, worker);
+    for (int64_t piece = 0; piece < pieces; ++piece) call.invoke(call.self, piece, worker);
   } catch (...) {
     inside = outer;
     throw;
@@ -132,13 +132,13 @@ void ThreadPool::alone(int64_t chunks, Call call, int worker) {
   inside = outer;
 }
 
-void ThreadPool::open(uint32_t chunks, Call call) {
+void ThreadPool::open(uint32_t pieces, Call call) {
   call_ = call;
   caller_processor_.store(current_processor(), std::memory_order_relaxed);
   const uint64_t parts = static_cast<uint64_t>(workers_);
   for (uint64_t part = 0; part < parts; ++part) {
-    const uint32_t begin = static_cast<uint32_t>(chunks * part / parts);
-    const uint32_t end = static_cast<uint32_t>(chunks * (part + 1) / parts);
+    const uint32_t begin = static_cast<uint32_t>(pieces * part / parts);
+    const uint32_t end = static_cast<uint32_t>(pieces * (part + 1) / parts);
     slots_[part].range.store(pack(begin, end), std::memory_order_relaxed);
   }
   const uint64_t epoch = (state_.load(std::memory_order_relaxed) >> 32) + 1;
@@ -146,7 +146,7 @@ void ThreadPool::open(uint32_t chunks, Call call) {
   state_.store(epoch << 32 | kOpen);
 }
 
-// Between two chunks of the caller. A short dispatch is done before a sleeper could help; one that turns out long,
+// Between two pieces of the caller. A short dispatch is done before a sleeper could help; one that turns out long,
 // after a short one, wakes them after all.
 void ThreadPool::wake_late() {
   if (awake_ || now_ns() - start_ns_ < kWorthWakingNs) return;
@@ -160,21 +160,21 @@ void ThreadPool::wake_sleepers() {
   helpers_->wake.notify_all();
 }
 
-// `chunks` of the dispatch were the caller's.
-void ThreadPool::close_and_wait(int64_t chunks) {
+// `pieces` of the dispatch were the caller's.
+void ThreadPool::close_and_wait(int64_t pieces) {
   const uint64_t state = state_.fetch_and(~kOpen, std::memory_order_acq_rel);
   if ((state & kInside) == 0) return;
   const int64_t start = now_ns();
   const auto all_left = [&] { return (state_.load(std::memory_order_acquire) & kInside) == 0; };
   if (!spin_until(kCallerSpinNs, all_left, [&] { return helper_is_here(); })) {
-    // A helper has lost its core in the middle of a chunk: it may have this one.
+    // A helper has lost its core in the middle of a piece: it may have this one.
     std::unique_lock<std::mutex> lock(helpers_->mutex);
     state_.fetch_or(kWaiting);
     helpers_->all_left.wait(lock, all_left);
   }
   const int64_t end = now_ns(), waited = end - start;
   caller_wait_ns_ += waited;
-  if (chunks > 0 && waited > std::max(kStallNs, (start - start_ns_) / chunks * kStallChunks)) {
+  if (pieces > 0 && waited > std::max(kStallNs, (start - start_ns_) / pieces * kStallPieces)) {
     alone_until_ns_ = end + std::min(waited * kAloneStalls, kAloneNs);
   }
 }
@@ -190,21 +190,21 @@ bool ThreadPool::helper_is_here() const {
   return false;
 }
 
-// Own part first, then everybody else's. Returns how many chunks that were.
+// Own part first, then everybody else's. Returns how many pieces that were.
 int64_t ThreadPool::work(int worker) {
   const Inside outer = inside;
   inside = {this, worker};
-  int64_t chunks = 0;
+  int64_t pieces = 0;
   for (int step = 0; step < workers_; ++step) {
     Slot& slot = slots_[static_cast<size_t>((worker + step) % workers_)];
     while (run_one(slot, step == 0, worker)) {
-      ++chunks;
-      // After chunks 1, 2, 4, 8 ...: tiny ones are not worth a look at the clock each.
-      if (worker == 0 && (chunks & (chunks - 1)) == 0) wake_late();
+      ++pieces;
+      // After pieces 1, 2, 4, 8 ...: tiny ones are not worth a look at the clock each.
+      if (worker == 0 && (pieces & (pieces - 1)) == 0) wake_late();
     }
   }
   inside = outer;
-  return chunks;
+  return pieces;
 }
 
 bool ThreadPool::run_one(Slot& slot, bool front, int worker) {

@@ -1,4 +1,4 @@
-// One persistent pool. A dispatch is a range of chunks: each worker starts on its own contiguous part and steals from
+// One persistent pool. A dispatch is a range of pieces: each worker starts on its own contiguous part and steals from
 // the others when done. The caller is worker 0 and needs nobody: a worker that wakes late finds the dispatch closed,
 // and in a forked child, where no helper exists, it does all the work.
 #pragma once
@@ -29,23 +29,23 @@ class ThreadPool {
   int size() const { return static_cast<int>(slots_.size()); }  // as asked for
   int workers() const { return workers_; }                      // that run, at most size()
 
-  // Calls function(chunk, worker) once for each chunk in [0, chunks), worker in [0, size()), and returns when all are
-  // done. The first exception is rethrown here and the chunks not yet started are dropped. Inside a chunk, run() works
+  // Calls function(piece, worker) once for each piece in [0, pieces), worker in [0, size()), and returns when all are
+  // done. The first exception is rethrown here and the pieces not yet started are dropped. Inside a piece, run() works
   // through its range alone. One caller at a time.
   template <class Function>
-  void run(int64_t chunks, Function&& function) {
+  void run(int64_t pieces, Function&& function) {
     using F = std::remove_reference_t<Function>;
-    dispatch(chunks, {[](void* self, int64_t chunk, int worker) { (*static_cast<F*>(self))(chunk, worker); },
+    dispatch(pieces, {[](void* self, int64_t piece, int worker) { (*static_cast<F*>(self))(piece, worker); },
                       const_cast<void*>(static_cast<const void*>(&function))});
   }
 
-  // Nanoseconds the helpers (workers 1 ...) have spent in chunks, and the caller has spent waiting for them.
+  // Nanoseconds the helpers (workers 1 ...) have spent in pieces, and the caller has spent waiting for them.
   int64_t helper_busy_ns() const;
   int64_t caller_wait_ns() const { return caller_wait_ns_; }
 
  private:
   struct Call {
-    void (*invoke)(void* self, int64_t chunk, int worker) = nullptr;
+    void (*invoke)(void* self, int64_t piece, int worker) = nullptr;
     void* self = nullptr;
   };
   // A worker's part of the range: begin in the low half, end in the high half. The owner takes from the front, thieves
@@ -56,12 +56,12 @@ class ThreadPool {
     std::atomic<int> processor{-1};  // where a helper entered the dispatch it is in
   };
 
-  void dispatch(int64_t chunks, Call call);
-  void alone(int64_t chunks, Call call, int worker);
-  void open(uint32_t chunks, Call call);
+  void dispatch(int64_t pieces, Call call);
+  void alone(int64_t pieces, Call call, int worker);
+  void open(uint32_t pieces, Call call);
   void wake_late();
   void wake_sleepers();
-  void close_and_wait(int64_t chunks);
+  void close_and_wait(int64_t pieces);
   bool helper_is_here() const;
   int64_t work(int worker);
   bool run_one(Slot& slot, bool front, int worker);

@@ -1,6 +1,6 @@
 // Runs one sequence through a model and writes the logits of every token, [tokens, vocab_size] float32, to a file.
 //
-//   run_model DIRECTORY ISA OUT CHUNK TOKEN ...      CHUNK: tokens of a step
+//   run_model DIRECTORY ISA OUT SPAN TOKEN ...      SPAN: tokens of a step
 //
 // tests/native/test_stub_platform.py compares them with another build's. An error goes to stderr: exit status 1.
 #include <cstdio>
@@ -38,13 +38,13 @@ void run_step(Model& model, KvCache& cache, const std::vector<int32_t>& ids, int
   model.step(cache, batch, &logits);
 }
 
-void run(const char* directory, const char* isa, const char* out, int32_t chunk, const std::vector<int32_t>& ids) {
+void run(const char* directory, const char* isa, const char* out, int32_t span, const std::vector<int32_t>& ids) {
   Model model(directory, 0, isa);
   const int32_t tokens = static_cast<int32_t>(ids.size());
   KvCache cache(model.caches(), (tokens + kBlockSize - 1) / kBlockSize, kBlockSize, CacheType::f32);
   std::vector<float> logits(static_cast<size_t>(tokens * model.vocab_size()));
-  for (int32_t first = 0; first < tokens; first += chunk) {
-    run_step(model, cache, ids, first, std::min(chunk, tokens - first), logits.data() + first * model.vocab_size());
+  for (int32_t first = 0; first < tokens; first += span) {
+    run_step(model, cache, ids, first, std::min(span, tokens - first), logits.data() + first * model.vocab_size());
   }
   std::ofstream file(out, std::ios::binary);
   file.write(reinterpret_cast<const char*>(logits.data()), static_cast<std::streamsize>(logits.size() * sizeof(float)));

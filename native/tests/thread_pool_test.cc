@@ -1,4 +1,4 @@
-// The pool under load: every chunk runs exactly once, whoever steals it, and errors reach the caller.
+// The pool under load: every piece runs exactly once, whoever steals it, and errors reach the caller.
 #include "runtime/thread_pool.h"
 
 #include <chrono>
@@ -12,14 +12,14 @@ namespace {
 
 void sleep_us(int us) { std::this_thread::sleep_for(std::chrono::microseconds(us)); }
 
-// Plain ints: a chunk run twice, or seen too late, is a data race for the thread sanitizer and a wrong count here.
-void every_chunk_runs_once(int threads, int64_t chunks) {
+// Plain ints: a piece run twice, or seen too late, is a data race for the thread sanitizer and a wrong count here.
+void every_piece_runs_once(int threads, int64_t pieces) {
   ThreadPool pool(threads, threads);
-  std::vector<int> runs(static_cast<size_t>(chunks));
+  std::vector<int> runs(static_cast<size_t>(pieces));
   for (int round = 1; round <= 20; ++round) {
-    pool.run(chunks, [&](int64_t chunk, int worker) {
+    pool.run(pieces, [&](int64_t piece, int worker) {
       CHECK(worker >= 0 && worker < pool.size());
-      ++runs[static_cast<size_t>(chunk)];
+      ++runs[static_cast<size_t>(piece)];
     });
     for (int count : runs) CHECK(count == round);
   }
@@ -30,7 +30,7 @@ void tiny_dispatches(int threads) {
   ThreadPool pool(threads, threads);
   std::vector<int64_t> numbers(7);
   for (int round = 0; round < 5000; ++round) {
-    pool.run(7, [&](int64_t chunk, int) { numbers[static_cast<size_t>(chunk)] += chunk + 1; });
+    pool.run(7, [&](int64_t piece, int) { numbers[static_cast<size_t>(piece)] += piece + 1; });
     if (round % 1000 == 999) sleep_us(500);
   }
   for (int64_t i = 0; i < 7; ++i) CHECK(numbers[static_cast<size_t>(i)] == 5000 * (i + 1));
@@ -40,8 +40,8 @@ void tiny_dispatches(int threads) {
 void others_steal() {
   ThreadPool pool(3, 3);
   std::atomic<int> done{0};
-  pool.run(30, [&](int64_t chunk, int) {
-    if (chunk == 0) {
+  pool.run(30, [&](int64_t piece, int) {
+    if (piece == 0) {
       while (done < 29) std::this_thread::yield();
     }
     ++done;
@@ -50,12 +50,12 @@ void others_steal() {
   CHECK(pool.helper_busy_ns() > 0);
 }
 
-// Worker-local memory needs no lock: one worker never runs two chunks at once.
+// Worker-local memory needs no lock: one worker never runs two pieces at once.
 void workers_are_exclusive(int threads) {
   ThreadPool pool(threads, threads);
   std::vector<int64_t> sums(static_cast<size_t>(threads));
   for (int round = 0; round < 200; ++round) {
-    pool.run(64, [&](int64_t chunk, int worker) { sums[static_cast<size_t>(worker)] += chunk; });
+    pool.run(64, [&](int64_t piece, int worker) { sums[static_cast<size_t>(worker)] += piece; });
   }
   int64_t total = 0;
   for (int64_t sum : sums) total += sum;
@@ -68,9 +68,9 @@ void errors_reach_the_caller(int threads) {
     std::atomic<int> started{0};
     bool caught = false;
     try {
-      pool.run(50, [&](int64_t chunk, int) {
+      pool.run(50, [&](int64_t piece, int) {
         ++started;
-        if (chunk % 10 == round % 10) throw std::runtime_error("chunk");
+        if (piece % 10 == round % 10) throw std::runtime_error("piece");
       });
     } catch (const std::runtime_error&) {
       caught = true;
@@ -82,14 +82,14 @@ void errors_reach_the_caller(int threads) {
   }
 }
 
-// run() inside a chunk works through its range alone, as the same worker; its errors leave through both levels.
+// run() inside a piece works through its range alone, as the same worker; its errors leave through both levels.
 void nested_runs(int threads) {
   ThreadPool pool(threads, threads);
   std::vector<int> counts(40);
-  pool.run(40, [&](int64_t chunk, int worker) {
+  pool.run(40, [&](int64_t piece, int worker) {
     pool.run(5, [&](int64_t, int inner) {
       CHECK(inner == worker);
-      ++counts[static_cast<size_t>(chunk)];
+      ++counts[static_cast<size_t>(piece)];
     });
   });
   for (int count : counts) CHECK(count == 5);
@@ -102,7 +102,7 @@ void nested_runs(int threads) {
   CHECK(caught);
 }
 
-// A chunk may use another pool: that one dispatches as usual.
+// A piece may use another pool: that one dispatches as usual.
 void pools_inside_pools() {
   ThreadPool outer(2, 2), inner(4, 4);
   std::atomic<int> count{0};
@@ -129,11 +129,11 @@ void pools_come_and_go() {
 void waiting_is_counted() {
   ThreadPool pool(2, 2);
   std::atomic<bool> helper_started{false};
-  pool.run(2, [&](int64_t chunk, int worker) {
+  pool.run(2, [&](int64_t piece, int worker) {
     if (worker == 1) {
       helper_started = true;
       sleep_us(20000);
-    } else if (chunk == 0) {
+    } else if (piece == 0) {
       for (int i = 0; i < 20000 && !helper_started; ++i) sleep_us(100);
     }
   });
@@ -141,21 +141,21 @@ void waiting_is_counted() {
   CHECK(!helper_started || pool.caller_wait_ns() > 5000000);
 }
 
-// A helper that stays in a tiny chunk for long: the dispatches after it are the caller's alone, nested ones too, and
+// A helper that stays in a tiny piece for long: the dispatches after it are the caller's alone, nested ones too, and
 // miss nothing.
 void stalls_are_survived() {
   ThreadPool pool(2, 2);
   std::vector<int> counts(20);
   for (int round = 0; round < 5; ++round) {
-    pool.run(20, [&](int64_t chunk, int worker) {
-      ++counts[static_cast<size_t>(chunk)];
-      if (worker == 1 && chunk == 19) sleep_us(2000);
+    pool.run(20, [&](int64_t piece, int worker) {
+      ++counts[static_cast<size_t>(piece)];
+      if (worker == 1 && piece == 19) sleep_us(2000);
     });
     for (int i = 0; i < 100; ++i) {
-      pool.run(10, [&](int64_t chunk, int worker) {
+      pool.run(10, [&](int64_t piece, int worker) {
         pool.run(2, [&](int64_t half, int inner) {
           CHECK(inner == worker);
-          ++counts[static_cast<size_t>(2 * chunk + half)];
+          ++counts[static_cast<size_t>(2 * piece + half)];
         });
       });
     }
@@ -168,9 +168,9 @@ void no_more_workers_than_processors() {
   ThreadPool pool(9, 2);
   CHECK(pool.size() == 9 && pool.workers() == 2);
   std::vector<int> runs(100);
-  pool.run(100, [&](int64_t chunk, int worker) {
+  pool.run(100, [&](int64_t piece, int worker) {
     CHECK(worker < 2);
-    ++runs[static_cast<size_t>(chunk)];
+    ++runs[static_cast<size_t>(piece)];
   });
   for (int count : runs) CHECK(count == 1);
 }
@@ -181,7 +181,7 @@ void no_more_workers_than_processors() {
 int main() {
   using namespace deepmnn;
   for (int threads : {1, 2, 3, 9}) {
-    for (int64_t chunks : {0, 1, 2, 3, 17, 1000}) every_chunk_runs_once(threads, chunks);
+    for (int64_t pieces : {0, 1, 2, 3, 17, 1000}) every_piece_runs_once(threads, pieces);
     tiny_dispatches(threads);
     workers_are_exclusive(threads);
     errors_reach_the_caller(threads);

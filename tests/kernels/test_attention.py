@@ -10,7 +10,7 @@ import torch
 from deepmnn._core import kernels
 
 
-@pytest.fixture(params=["rows", "panels"])
+@pytest.fixture(params=["rows", "strips"])
 def form(request):
     """Both forms hold every property, each against itself: they round differently."""
     return request.param
@@ -119,7 +119,7 @@ def int8_attend(isa, q, rows, scale, limits, runs, columns):
     for length in runs:
         part, local = rows[start : start + length], (limits - start).astype(np.int32)
         acc, max_sum = kernels.attention(
-            *(q, part, part, scale, local, acc, max_sum, isa, "panels", width, k_column, v_column)
+            *(q, part, part, scale, local, acc, max_sum, isa, "strips", width, k_column, v_column)
         )
         start += length
     return acc / max_sum[:, 1:]

@@ -104,7 +104,7 @@ class Workload:
             budget = step_tokens
             for index, tokens in enumerate(prompts):
                 count = min(tokens - history[index], budget)
-                total += self._chunk_macs(count, history[index])
+                total += self._span_macs(count, history[index])
                 history[index] += count
                 budget -= count
         return total + self.macs(0, 0, len(prompts))
@@ -117,7 +117,7 @@ class Workload:
         macs = self.whole_context_macs if mla_form == "expanded" else self.context_macs
         return replace(self, context_macs=macs, whole_context_macs=macs)
 
-    def _chunk_macs(self, tokens: int, history: int) -> float:
+    def _span_macs(self, tokens: int, history: int) -> float:
         """Of new tokens of one sequence, without logits, after `history` cached ones.
 
         The form of latent attention is chosen as native/ops/mla_attention.cc does.

@@ -32,7 +32,7 @@ CHUNK = 512
 
 _FLOAT_ATTENTION = 8
 """MNN's attention_mode: flash attention, keys and values as they are. The int8 modes are wrong for
-a history that grows in chunks, the 3 and 4 bit modes on x86 (docs/log.md)."""
+a history that grows over several steps, the 3 and 4 bit modes on x86 (docs/log.md)."""
 
 
 class Folder(Protocol):

@@ -10,8 +10,8 @@ import numpy as np
 from deepmnn.exporters.mnn.weights import (
     WeightFile,
     block_size,
-    chunk_values,
-    chunks,
+    piece_values,
+    pieces,
     code_bits,
     fits_half,
 )
@@ -44,8 +44,8 @@ def write_table(weight: Weight, packed: U8, file: WeightFile) -> dict[str, Any]:
         return tie(weight, 0, codes, scales)
     half = not _is_bf16(weight, packed) and fits_half(weight, packed, rows)
     dtype = np.float16 if half else ml_dtypes.bfloat16
-    for chunk in chunks(rows):
-        file.write(chunk_values(weight, packed, chunk).astype(dtype).view(np.uint16))
+    for piece in pieces(rows):
+        file.write(piece_values(weight, packed, piece).astype(dtype).view(np.uint16))
     return {"weight_offset": 0, "quant_bit": 16} if half else {}
 
 
@@ -62,7 +62,7 @@ def tie(weight: Weight, start: int, codes: int, scales: int) -> dict[str, Any]:
 
 
 def _is_bf16(weight: Weight, packed: U8) -> bool:
-    for chunk in chunks(np.arange(weight.shape[0])):
-        if (chunk_values(weight, packed, chunk).view(np.uint32) & 0xFFFF).any():
+    for piece in pieces(np.arange(weight.shape[0])):
+        if (piece_values(weight, packed, piece).view(np.uint32) & 0xFFFF).any():
             return False
     return True

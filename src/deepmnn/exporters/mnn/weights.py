@@ -79,10 +79,10 @@ class WeightFile:
         cols, size, nbytes = weight.shape[1], block_size(weight), 0
         bits = code_bits(weight)
         scales = []
-        for chunk in chunks(rows):
-            blocks = _blocks(weight, packed, chunk)
+        for piece in pieces(rows):
+            blocks = _blocks(weight, packed, piece)
             quantized = unpack_codes(blocks, weight.format, cols, weight.group_size)
-            local, zero = _local(chunk), chunk[:, None] < 0
+            local, zero = _local(piece), piece[:, None] < 0
             rounded = quantized.group_scales().astype(np.float16)[local]
             repeated = np.repeat(rounded, weight.group_size // size, axis=1)
             scales.append(np.where(zero, np.float16(0), repeated[:, : cols // size]))
@@ -128,8 +128,8 @@ class WeightFile:
         start = self.position
         wanted = weight.format == BF16_MATRIX.name or (self._half and weight.role != "router")
         half = wanted and fits_half(weight, packed, rows)
-        for chunk in chunks(rows):
-            values = chunk_values(weight, packed, chunk)
+        for piece in pieces(rows):
+            values = piece_values(weight, packed, piece)
             self.write(values.astype("<f2") if half else values)
         nbytes = self.position - start
         bias_nbytes = self.write(np.zeros(len(rows), "<f4") if bias is None else bias)
@@ -149,7 +149,7 @@ def block_size(weight: Weight) -> int:
     return math.gcd(weight.shape[1], weight.group_size)
 
 
-def chunks(rows: Rows) -> list[Rows]:
+def pieces(rows: Rows) -> list[Rows]:
     """At most _CHUNK_ROWS at a time: a vocabulary never lies in memory unpacked."""
     return [rows[start : start + _CHUNK_ROWS] for start in range(0, len(rows), _CHUNK_ROWS)]
 
@@ -173,7 +173,7 @@ def _local(rows: Rows) -> Rows:
     return np.searchsorted(np.unique(blocks), blocks) * BLOCK_ROWS + rows % BLOCK_ROWS
 
 
-def chunk_values(weight: Weight, packed: U8, rows: Rows) -> F32:
+def piece_values(weight: Weight, packed: U8, rows: Rows) -> F32:
     """The values of rows of a stored matrix; a negative row is one of zeros."""
     cols = weight.shape[1]
     blocks = _blocks(weight, packed, rows)
@@ -186,5 +186,5 @@ def chunk_values(weight: Weight, packed: U8, rows: Rows) -> F32:
 def fits_half(weight: Weight, packed: U8, rows: Rows) -> bool:
     """Whether no value overflows fp16; those too small for it lose at most 3e-8."""
     return all(
-        np.abs(chunk_values(weight, packed, chunk)).max() <= _FP16_MAX for chunk in chunks(rows)
+        np.abs(piece_values(weight, packed, piece)).max() <= _FP16_MAX for piece in pieces(rows)
     )

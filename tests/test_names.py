@@ -1,0 +1,81 @@
+"""An op and a format are named only in the files that CONTRIBUTING.md lists for adding one."""
+
+import re
+import subprocess
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+
+from deepmnn.formats import FORMATS
+from deepmnn.graph.signatures import SIGNATURES
+
+ROOT = Path(__file__).parents[1]
+
+ELSEWHERE_IN_USE = {
+    *("linear", "embedding", "attention"),  # a weight's role, a RoPE scaling, MNN's op
+    *("scale", "cache", "rope", "top_k", "normalize"),  # attributes and parameters
+    *("add", "mul", "split", "concat", "reshape", "gather"),  # Python's and MNN's words
+    *("silu", "sigmoid", "softmax", "moe"),  # values in config.json, a module's name
+}
+"""Ops whose name is also another word: a search cannot tell which is meant."""
+
+RECIPES = {"w8", "w4"}
+"""Formats that a recipe is named after; where a default recipe stands, the recipe is meant."""
+DEFAULT_RECIPES = re.compile(r"quant\b|QUANT|SCHEMES|Option\(|recipe")
+
+
+def listed(section: str) -> list[str]:
+    """The files of a section's table; a folder ends in a slash, <op> stands for any name."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    body = text.split(f"## {section}\n")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| (`.*?) \|", body, re.M)
+    return [file for row in rows for file in re.findall(r"`([^`]+)`", row)]
+
+
+def allowed(file: str, places: Iterable[str]) -> bool:
+    patterns = (re.sub(r"<\w+>", "@", place) for place in places)
+    return any(
+        re.fullmatch(
+            re.escape(pattern).replace("@", r"\w+") + (".*" if pattern[-1] == "/" else ""), file
+        )
+        for pattern in patterns
+    )
+
+
+def found(pattern: str) -> list[tuple[str, str]]:
+    """(file, line) of the sources that match; tests and documentation name what they like."""
+    command = ["git", "grep", "-nE", pattern, "--", "src/*.py", "native/*.h", "native/*.cc"]
+    lines = subprocess.run(command, cwd=ROOT, capture_output=True, text=True).stdout.splitlines()
+    split = (line.split(":", 2) for line in lines)
+    return [(file, text) for file, _, text in split if not file.startswith("native/tests/")]
+
+
+@pytest.mark.parametrize("op", sorted(SIGNATURES.keys() - ELSEWHERE_IN_USE))
+def test_an_op_is_named_where_contributing_says(op: str) -> None:
+    places = [
+        *listed("Add a fused op"),
+        *("src/deepmnn/graph/builder.py", "src/deepmnn/models/", "native/bindings/kernel_table.cc"),
+    ]
+    files = {file for file, _ in found(rf"[\"']{op}[\"']")}
+    assert files, f"nothing knows {op}"
+    assert not [file for file in sorted(files) if not allowed(file, places)]
+
+
+@pytest.mark.parametrize("name", sorted(n for n, f in FORMATS.items() if f.is_quantized))
+def test_a_format_is_named_where_contributing_says(name: str) -> None:
+    places = listed("Add a format")
+    lines = found(rf"[\"']{name}[\"']|Format::{name}\b")
+    assert {file for file, _ in lines} >= {"src/deepmnn/formats.py", "native/kernels/formats.h"}
+    wrong = [
+        (file, text)
+        for file, text in lines
+        if not allowed(file, places) and not (name in RECIPES and DEFAULT_RECIPES.search(text))
+    ]
+    assert not wrong
+
+
+def test_the_files_that_contributing_lists_exist() -> None:
+    for section in ("Add a fused op", "Add a format"):
+        for place in listed(section):
+            assert "<" in place or (ROOT / place).exists(), place
