@@ -10,10 +10,10 @@ import numpy as np
 from deepmnn.exporters.mnn.weights import (
     WeightFile,
     block_size,
-    piece_values,
-    pieces,
     code_bits,
     fits_half,
+    piece_values,
+    pieces,
 )
 from deepmnn.formats import U8, named
 from deepmnn.graph.ir import Weight
