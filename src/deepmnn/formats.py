@@ -3,7 +3,7 @@
 A weight is codes, scales and a format. A stored matrix [rows, cols] is a run of blocks of 16 rows;
 in a quantised one the columns of a block lie in panels of 256, each with a scale for every row, and
 a format may divide a panel into groups with multipliers of that scale. docs/layouts.md has the
-bytes; the core's table (native/kernels/formats.cc) is the twin of this one.
+bytes; the core's table (native/kernels/formats.h) is the twin of this one.
 
 Adding a format is an entry here and there, a rounding rule (quant/rounding.py and its twin
 native/kernels/rounding.h) and kernels.
