@@ -30,7 +30,7 @@ def read_element(
         even = cols + cols % 2
         at = block * 16 * even * 2 + (col // 2) * 64 + r * 4 + (col % 2) * 2
         return float(np.frombuffer(packed, ml_dtypes.bfloat16, 1, at)[0])
-    size = 32 if dtype == "w8" else group_size
+    size = 32 if named(dtype).bits == 8 else group_size
     left = -(-cols // size) * size  # columns of the block's panels from here on
     at = block * nbytes_of_columns(dtype, left, group_size)
     while col >= 256:
@@ -39,7 +39,7 @@ def read_element(
     width = min(left, 256)
     end = at + nbytes_of_columns(dtype, width, group_size)
     scale = float(np.frombuffer(packed, "<f2", 1, end - 32 + 2 * r)[0])
-    if dtype == "w8":
+    if named(dtype).bits == 8:
         return (packed[at + (col // 4) * 64 + 4 * r + col % 4] - 128) * scale
     byte = packed[at + (col // 8) * 64 + 4 * r + col % 4]
     code = byte >> 4 if col % 8 >= 4 else byte & 15
@@ -51,7 +51,7 @@ def read_element(
 def nbytes_of_columns(dtype: str, columns: int, group_size: int) -> int:
     """Of 16 rows, whatever the panels they make."""
     scales = -(-columns // 256) * 32
-    if dtype == "w8":
+    if named(dtype).bits == 8:
         return columns * 16 + scales
     return columns * 8 + columns // group_size * 16 + scales
 
@@ -64,7 +64,7 @@ def test_layout_is_the_documented_one(shape: tuple[int, int], format: str, group
     assert stored.nbytes == named(format).nbytes(rows, cols, group_size)
     assert stored.nbytes % 64 == 0
     if group_size:
-        size = 32 if format == "w8" else group_size
+        size = 32 if named(format).bits == 8 else group_size
         used = nbytes_of_columns(format, -(-cols // size) * size, group_size) * -(-rows // 16)
         assert 0 <= stored.nbytes - used < 64
     unpacked = unpack(stored, format, rows, cols, group_size)
