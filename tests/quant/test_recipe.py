@@ -261,3 +261,8 @@ def test_recipe_files_that_cannot_be_read(tmp_path: Path) -> None:
         (tmp_path / "r.json").write_text(text, "latin-1")
         with pytest.raises(RequestError, match=r"r\.json is not valid JSON"):
             read_recipe(str(tmp_path / "r.json"))
+
+
+def test_endless_patterns_are_refused() -> None:
+    with pytest.raises(RequestError, match="90000 characters; expected at most 500"):
+        Rule("[!-" * 30000, "w8")

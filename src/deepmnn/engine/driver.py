@@ -5,8 +5,7 @@
              └─────────────── events (Request.deliver) ───────────────┘
 
 Between two steps the thread does the jobs that have come in by then. Whatever changes the engine
-is such a job, so nothing in it needs a lock, and a cancelled request is gone before the next step.
-An engine that has nothing to do is lent to the thread that asks, one at a time: see `Driver.run`.
+is such a job, so nothing of it needs a lock, and a cancelled request is gone before the next step.
 """
 
 from __future__ import annotations
@@ -14,10 +13,8 @@ from __future__ import annotations
 import atexit
 import os
 import threading
-from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
-from queue import Empty, SimpleQueue
+from queue import SimpleQueue
 from typing import TypeVar
 from weakref import WeakSet
 
@@ -65,21 +62,14 @@ class Driver:
             self._inbox.put(lambda stepper: stepper.cancel(request))
 
     def run(self, work: Callable[[Engine], T]) -> T:
-        """work(engine), done between two steps; what it raises is raised here.
+        """Waits for work(engine), done by the engine's thread between two steps.
 
-        While the engine has nothing else to do, the calling thread owns it for that long and does
-        the work itself: a session's tokens need no change of threads. Otherwise the engine's thread
-        does it; who waits for that may be interrupted, and the work is done nevertheless.
+        What work raises is raised here. Who waits may be interrupted; the work is done
+        nevertheless.
         """
-        ownership = self._stepper.ownership
-        if ownership.is_mine:  # work that asks for more work
-            return work(self.engine)
-        if self._stepper.lend():
-            try:
-                return work(self.engine)
-            finally:
-                ownership.release()
         self._stepper.ensure()
+        if self._stepper.thread is threading.current_thread():
+            return work(self.engine)
         answer: SimpleQueue[T | Failure] = SimpleQueue()
 
         def job(stepper: _Stepper) -> None:
@@ -104,64 +94,12 @@ class Driver:
         self._inbox.put(type(self._stepper).finish)  # globals may be gone
 
 
-class _Inbox:
-    """Jobs in the order they come in. `put` may be called by finalizers, wherever they run."""
-
-    def __init__(self) -> None:
-        self._jobs: deque[Callable[[_Stepper], object]] = deque()
-        self._bell: SimpleQueue[None] = SimpleQueue()
-
-    def __len__(self) -> int:
-        return len(self._jobs)
-
-    def put(self, job: Callable[[_Stepper], object]) -> None:
-        """Adds a job and wakes who waits."""
-        self._jobs.append(job)
-        self._bell.put(None)
-
-    def take(self) -> Callable[[_Stepper], object]:
-        """The first of the jobs that are there."""
-        with suppress(Empty):  # a bell that nobody has waited for
-            self._bell.get_nowait()
-        return self._jobs.popleft()
-
-    def wait(self) -> None:
-        """Sleeps until there is a job; now and then wakes without one."""
-        self._bell.get()
-
-
-class _Ownership:
-    """Held by the thread that works on the engine: its own, or one that it is lent to."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._owner = 0
-
-    @property
-    def is_mine(self) -> bool:
-        """Whether this thread holds it."""
-        return self._owner == threading.get_ident()
-
-    def acquire(self, blocking: bool = True) -> bool:
-        """Takes it, when it is free or after waiting."""
-        if not self._lock.acquire(blocking):
-            return False
-        self._owner = threading.get_ident()
-        return True
-
-    def release(self) -> None:
-        """Gives it back."""
-        self._owner = 0
-        self._lock.release()
-
-
 class _Stepper:
     """What the thread works on. It knows no driver, so that one can be dropped."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self.inbox = _Inbox()
-        self.ownership = _Ownership()
+        self.inbox: SimpleQueue[Callable[[_Stepper], object]] = SimpleQueue()
         self.thread: threading.Thread | None = None
         self.resting = False
         """Whether the thread has made room for a fork, and starts again by itself."""
@@ -189,15 +127,6 @@ class _Stepper:
         """Starts the thread; under the lock."""
         self.thread = threading.Thread(target=self._run, name="deepmnn-engine", daemon=True)
         self.thread.start()
-
-    def lend(self) -> bool:
-        """Makes this thread the owner of an engine that has nothing to do."""
-        if not self.ownership.acquire(blocking=False):
-            return False
-        if self.inbox or self.engine.scheduler.busy or _exiting:
-            self.ownership.release()
-            return False
-        return True
 
     def join(self) -> None:
         """Waits for the thread to end."""
@@ -239,8 +168,8 @@ class _Stepper:
 
     def clear(self, found: str, expected: str) -> None:
         """Does what has come in; requests fail."""
-        while self.inbox:
-            self._do(self.inbox.take())
+        while not self.inbox.empty():
+            self._do(self.inbox.get())
         self.fail_all(RequestError(found, expected))
 
     def _run(self) -> None:
@@ -254,18 +183,12 @@ class _Stepper:
         A method, so that no variable holds on to the last job while the thread sleeps.
         """
         scheduler, inbox = self.engine.scheduler, self.inbox
-        if not inbox and not scheduler.busy:
-            inbox.wait()
-        self.ownership.acquire()
-        try:
-            for _ in range(len(inbox)):
-                self._do(inbox.take())
-                if not self._going:
-                    return
-            if scheduler.busy:
-                self._step()
-        finally:
-            self.ownership.release()
+        for _ in range(inbox.qsize() or (not scheduler.busy)):
+            self._do(inbox.get())
+            if not self._going:
+                return
+        if scheduler.busy:
+            self._step()
 
     def _do(self, job: Callable[[_Stepper], object]) -> None:
         try:
@@ -309,24 +232,14 @@ _exiting = False
 
 
 def _end(how: Callable[[_Stepper], None]) -> None:
-    """Has every engine thread end, between two steps, and waits for that.
-
-    Not that of an engine which this thread owns: it is this one, or does nothing meanwhile.
-    """
-    ended = [s for s in list(_steppers) if s.alive and not s.ownership.is_mine]
+    """Has every engine thread but this one end, between two steps, and waits for that."""
+    me = threading.current_thread()
+    ended = [stepper for stepper in list(_steppers) if stepper.alive and stepper.thread is not me]
     for stepper in ended:
         stepper.resting = True
         stepper.inbox.put(how)
     for stepper in ended:
         stepper.join()
-
-
-def _own_all() -> list[_Stepper]:
-    """Waits until no other thread works on any engine, and keeps it so; what is to be released."""
-    taken = [stepper for stepper in list(_steppers) if not stepper.ownership.is_mine]
-    for stepper in taken:
-        stepper.ownership.acquire()
-    return taken
 
 
 @atexit.register
@@ -336,32 +249,23 @@ def _before_exit() -> None:
     with making:
         _exiting = True
     _end(_Stepper.finish)
-    _own_all()  # for ever
-
-
-_owned_for_fork: list[_Stepper] = []
 
 
 def _before_fork() -> None:
     """The child must not find an engine in the middle of a step, nor frames that never end."""
     making.acquire()
     _end(_Stepper.stop)
-    _owned_for_fork[:] = _own_all()
 
 
 def _after_fork(child: bool) -> None:
-    for stepper in _owned_for_fork:
-        stepper.ownership.release()
-    _owned_for_fork.clear()
-    for stepper in list(_steppers):
-        was_resting, stepper.resting = stepper.resting, False
-        if was_resting:
-            stepper.join()  # if an interrupt has kept `_end` from it
-        if child and not stepper.alive:
+    for stepper in [stepper for stepper in list(_steppers) if stepper.resting]:
+        stepper.join()  # if an interrupt has kept the one above from it
+        stepper.resting = False
+        if child:
             stepper.clear(
                 "the process has forked in the middle of an answer", "its end in the parent"
             )
-        elif was_resting and not stepper.finished:
+        elif not stepper.finished:
             stepper.start()
     making.release()
 

@@ -38,6 +38,8 @@ ROLES = ("linear", "expert", "latent", "embedding", "lm_head")
 MATRICES = tuple(made.name for made in formats.FORMATS.values() if made.is_matrix)
 _ROLE = "role:"
 _MAX_NAME = 80
+_MAX_PATTERN = 500
+"""A longer one could take minutes to match."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,9 @@ class Rule:
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, str):
             raise RequestError(f"pattern {self.pattern!r:.80}", f"{_ROLE}NAME, or a glob")
+        if len(self.pattern) > _MAX_PATTERN:
+            found = f"a pattern of {len(self.pattern)} characters"
+            raise RequestError(found, f"at most {_MAX_PATTERN}")
         role = self.pattern.removeprefix(_ROLE)
         if role != self.pattern and role not in ROLES:
             raise RequestError(f"pattern {self.pattern!r:.80}", f"{_ROLE} {', '.join(ROLES)}")
