@@ -72,10 +72,10 @@ class Session:
 
     def close(self) -> None:
         """Gives the cache blocks back, before the next step. Closing twice is fine."""
-        table, was_open = self._table, not self._closed
-        self._closed = True
-        if was_open and table.ids:
+        table = self._table
+        if not self._closed and table.ids:
             self._driver.post(lambda engine: engine.manager.free(table))
+        self._closed = True  # last: interrupted before it, `__del__` frees once more, which is fine
 
     def __del__(self) -> None:
         self.close()
