@@ -117,6 +117,17 @@ def test_the_bound_is_close_where_it_can_be(tmp_path: Path) -> None:
     assert ours.least_tokens("") == 0
 
 
+def test_bytes_that_the_vocabulary_lacks_count_for_nothing(tmp_path: Path) -> None:
+    """SmolLM lacks some control characters, which are dropped."""
+    vocab = {letter: index for index, letter in enumerate(letter for letter in "?=")}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    text = "\x04" * 100 + "?=" * 50
+    assert len(tokenizer.encode(text).ids) == 100
+    assert Tokenizer(tmp_path).least_tokens(text) == 99
+
+
 @pytest.mark.parametrize("kind", ["WordLevel", "WordPiece", "Unigram"])
 def test_unknown_text_counts_for_nothing(tmp_path: Path, kind: str) -> None:
     vocab: Any = [["[UNK]", 0.0], ["a", -1.0]] if kind == "Unigram" else {"[UNK]": 0, "a": 1}

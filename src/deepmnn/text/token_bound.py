@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 _UNICODE = {"NFC": 4.0, "NFD": 4.0, "NFKC": 4.0, "NFKD": 4.0, "Lowercase": 3.0}
 """How many times smaller a text may become in UTF-8: "\U0001d400" to "A", "\u212a" to "k"."""
@@ -18,8 +19,8 @@ class TokenBound:
 
     That holds when a byte weighs 1 / the size of the longest token that it is in. Where the
     normalizer changes bytes, each weighs 1 / the size of the longest token / how many times
-    smaller a text may become. Dropped white space weighs nothing, and where other text may be
-    dropped, or many characters may become one unknown token, nothing does.
+    smaller a text may become. White space that may be dropped weighs nothing, and so do bytes that
+    the vocabulary lacks; where any text may be dropped, nothing has a weight.
 
     Args:
         spec: the fields of tokenizer.json.
@@ -41,16 +42,16 @@ class TokenBound:
         for token in (*(_bytes(t, letters) for t in vocab), *(_bytes(t, {}) for t in added)):
             held = np.frombuffer(token, np.uint8)
             longest[held] = np.maximum(longest[held], len(token))
-        shrink = _shrink(normalizers) if _covers(spec["model"], vocab, letters) else 0.0
+        known = _known_bytes(spec["model"], vocab, letters)
         if not all(map(_drops_nothing, pre_tokenizers)):
-            shrink = 0.0
+            known[:] = False
+        shrink = _shrink(normalizers) if known.all() else 0.0
         self._uniform = np.full(256, 1 / longest.max() / shrink if shrink else 0.0)
-        self._exact, self._ascii_exact = False, False
-        if shrink and len(levels) == 1 and "Metaspace" not in names:
-            changing = {part["type"] for part in normalizers} - {"ByteLevel"}
-            self._exact = not changing
-            self._ascii_exact = changing <= _UNICODE.keys() - {"Lowercase"}
-        self._weights = 1 / longest
+        self._weights = known / longest
+        same = len(levels) == 1 and "Metaspace" not in names
+        changing = {part["type"] for part in normalizers} - {"ByteLevel"}
+        self._exact = same and not changing
+        self._ascii_exact = same and changing <= _UNICODE.keys() - {"Lowercase"}
 
     def least_tokens(self, text: str) -> int:
         """No more than the number of text's tokens."""
@@ -80,16 +81,17 @@ def _bytes(token: str, letters: Mapping[str, int]) -> bytes:
         return b""
 
 
-def _covers(model: Mapping[str, Any], vocab: set[str], letters: Mapping[str, int]) -> bool:
-    """Whether every byte of a text ends in some token, and none is unknown."""
-    if model.get("type", "BPE") not in ("BPE", "Unigram"):
-        return False
-    if model.get("continuing_subword_prefix") or model.get("end_of_word_suffix"):
-        return False
-    if letters and vocab.issuperset(letters):
-        return True
-    fallback = (f"<0x{byte:02X}>" for byte in range(256))
-    return bool(model.get("byte_fallback")) and vocab.issuperset(fallback)
+def _known_bytes(
+    model: Mapping[str, Any], vocab: set[str], letters: Mapping[str, int]
+) -> npt.NDArray[np.bool_]:
+    """Which bytes surely end in some token: others are dropped, or become one unknown token."""
+    known = np.zeros(256, bool)
+    affixes = model.get("continuing_subword_prefix") or model.get("end_of_word_suffix")
+    if model.get("type", "BPE") in ("BPE", "Unigram") and not affixes:
+        known[[byte for letter, byte in letters.items() if letter in vocab]] = True
+        fallback = (f"<0x{byte:02X}>" for byte in range(256))
+        known |= bool(model.get("byte_fallback")) and vocab.issuperset(fallback)
+    return known
 
 
 def _drops_nothing(pre_tokenizer: Mapping[str, Any]) -> bool:
