@@ -184,7 +184,7 @@ class LLM:
         return self._run(self._ask(prompts, params)[1], whole)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """The token ids of a prompt."""
+        """The token ids of a prompt, however long it is."""
         single, prompts = read_prompts(prompt)
         if not single:
             raise RequestError(f"there are {len(prompts)} prompts", "one")
@@ -194,10 +194,12 @@ class LLM:
         """(whether it is a single prompt, all as the engine takes them)."""
         single, read = read_prompts(prompts)
         wanted = self._params(params, len(read))
-        check = self.driver.engine.check
-        asked = [(check(self._encode(p)), w) for p, w in zip(read, wanted, strict=True)]
-        for ids, each in asked:
-            self._output(ids, each)
+        if any(each.stop for each in wanted):
+            self.tokenizer  # noqa: B018  # raises when there is none
+        engine = self.driver.engine
+        asked = []
+        for prompt, each in zip(read, wanted, strict=True):
+            asked.append((engine.check(self._encode(prompt, engine)), each))
         return single, asked
 
     def _params(self, params: Params, prompts: int) -> list[SamplingParams]:
@@ -217,12 +219,28 @@ class LLM:
             )
         return list(given)
 
-    def _encode(self, prompt: Prompt) -> Sequence[int]:
+    def _encode(self, prompt: Prompt, engine: Engine | None = None) -> Sequence[int]:
+        """The token ids; with an engine, a text that it can not take is not tokenised first."""
         if isinstance(prompt, str):
+            self._check_length(prompt, engine)
             return self.tokenizer.encode(prompt)
-        if len(prompt) and isinstance(prompt[0], Mapping):
-            return self.tokenizer.encode_chat(cast(Sequence[Message], prompt))
-        return cast(Sequence[int], prompt)
+        if not isinstance(prompt[0], Mapping):
+            return cast(Sequence[int], prompt)
+        messages = cast(Sequence[Message], prompt)
+        # Templates leave out nothing that the user says; of other messages they may.
+        said = [m.get("content") for m in messages if m.get("role") == "user"]
+        self._check_length("".join(t.strip() for t in said if isinstance(t, str)), engine)
+        text = self.tokenizer.apply_chat_template(messages)
+        self._check_length(text, engine)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _check_length(self, text: str, engine: Engine | None) -> None:
+        """Raises ContextLengthError when the text surely has too many tokens."""
+        if engine is None or len(text) < engine.context_length:
+            return
+        least = self.tokenizer.least_tokens(text)
+        if least >= engine.context_length:
+            raise engine.too_long(f"the prompt has at least {least:,} tokens")
 
     def _run(self, asked: list[Asked], whole: bool) -> Iterator[Chunk]:
         driver = self.driver

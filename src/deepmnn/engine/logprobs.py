@@ -12,11 +12,10 @@ from deepmnn.engine.completion import TokenLogprobs
 
 def token_logprobs(logits: F32, token: int, count: int) -> TokenLogprobs:
     """Of a token and of the `count` most likely ones. logits: [vocab_size], no NaN, no infinity."""
-    high = float(logits.max())
-    weights = np.subtract(logits, high, dtype=np.float64)
-    norm = high + math.log(np.exp(weights, out=weights).sum())
-    top = {int(best): float(logits[best]) - norm for best in most_likely(logits, count)}
-    return TokenLogprobs(token, float(logits[token]) - norm, top)
+    below = np.subtract(logits, logits.max(), dtype=np.float64)  # the best one
+    norm = math.log(np.exp(below).sum())
+    top = {best: float(below[best]) - norm for best in most_likely(logits, count)}
+    return TokenLogprobs(token, float(below[token]) - norm, top)
 
 
 def most_likely(logits: F32, count: int) -> list[int]:

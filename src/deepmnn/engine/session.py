@@ -30,8 +30,7 @@ class Session:
     share_prefix: start from cached blocks of other sequences with the same beginning.
     """
 
-    _closed = True
-    """Until it is made: an interrupted one has nothing to give back."""
+    _closed = True  # until it is made: one that was interrupted has nothing to give back
 
     def __init__(self, driver: Driver, *, share_prefix: bool = False) -> None:
         self._driver = driver
