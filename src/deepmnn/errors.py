@@ -42,7 +42,7 @@ def shown(value: object, most: int = 80) -> str:
     try:
         text = " ".join(repr(value).split())
     except Exception:  # a number of 5,000 digits, a class whose repr fails
-        text = f"a {type(value).__name__}"
+        text = f"of type {type(value).__name__}"
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 

@@ -19,6 +19,7 @@ from deepmnn.engine.request import Event, Request, result_of
 from deepmnn.engine.sequence import Sequence as Answer
 from deepmnn.engine.session import Session
 from deepmnn.errors import RequestError, shown
+from deepmnn.models import build
 from deepmnn.text.chat_template import Message
 from deepmnn.text.generation_config import GenerationConfig, read_context_length
 from deepmnn.text.sampling_params import SamplingParams
@@ -70,7 +71,7 @@ class LLM:
         facts = [
             f"{self.artifact.path.name!r}",
             f"model_type={manifest['model_type']!r}",
-            _size(self.artifact),
+            f"parameters={_count(self.parameters)}",
             f"recipe={manifest['quant']!r}",
             f"backend={backend!r}",
             *([] if core is None else [f"isa={core.isa!r}", f"threads={core.threads}"]),
@@ -82,6 +83,13 @@ class LLM:
     def vocab_size(self) -> int:
         """Width of the logits."""
         return self.backend.vocab_size
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many numbers the weights are, without those of multi-token prediction."""
+        graph = build(self.config)
+        run = (weight for name, weight in graph.weights.items() if name not in graph.kept)
+        return sum(math.prod(weight.shape) for weight in run)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -277,12 +285,7 @@ class LLM:
         return TextStream(tokenizer, cast(tuple[str, ...], params.stop), tail.endswith("<think>"))
 
 
-def _size(artifact: Artifact | MnnFolder) -> str:
-    """How large a model is: its parameters, or the bytes of an exported folder."""
-    from deepmnn.artifact.reader import Artifact
-
-    if not isinstance(artifact, Artifact):
-        return f"weights={artifact.weights_nbytes / 1e9:.3g} GB"
-    parameters = sum(math.prod(weight.shape) for weight in artifact.graph().weights.values())
-    scale, unit = (1e9, "B") if parameters >= 1e9 else (1e6, "M")
-    return f"parameters={parameters / scale:.3g}{unit}"
+def _count(number: float) -> str:
+    """A parameter count for people: "15.7B"."""
+    scale, unit = (1e9, "B") if number >= 1e9 else (1e6, "M")
+    return f"{number / scale:.3g}{unit}"
