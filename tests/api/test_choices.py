@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from dataclasses import replace
 from typing import Any
@@ -84,6 +85,22 @@ def test_a_closed_stream_frees_all_its_answers(model: LLM) -> None:
     stream = model.stream([IDS, IDS * 3], SamplingParams(n=5, temperature=1.0))
     next(stream)
     stream.close()
+    assert not model.engine.scheduler.busy
+    assert model.engine.manager.free_blocks == free
+
+
+def test_an_interrupt_frees_all_its_answers(model: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    free, seen = model.engine.manager.free_blocks, itertools.count()
+
+    def interrupted(event: Any) -> Any:
+        if next(seen) == 4:
+            raise KeyboardInterrupt
+        return event
+
+    monkeypatch.setattr("deepmnn.api.llm.result_of", interrupted)
+    params = [SamplingParams(n=3, temperature=1.0, max_tokens=1), SamplingParams(n=3)]
+    with pytest.raises(KeyboardInterrupt):
+        model.generate([IDS, IDS * 3], params)
     assert not model.engine.scheduler.busy
     assert model.engine.manager.free_blocks == free
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
+from deepmnn.engine.completion import Chunk
+from deepmnn.engine.driver import Driver
 from deepmnn.engine.engine import Engine
+from deepmnn.engine.request import Event, Request
 from deepmnn.engine.sequence import Sequence
 from deepmnn.text.sampling_params import SamplingParams
 from fake_backend import FakeBackend, expected_answer
@@ -124,3 +130,32 @@ def test_answers_do_not_depend_on_their_company(seed: int) -> None:
             if sequence.finish_reason == "cancelled":
                 wanted = wanted[: len(sequence.answer)]
             assert sequence.answer == wanted
+
+
+def test_an_event_loop_asks_for_several() -> None:
+    """As a server does: requests of its own, with what the answers are made of."""
+    driver, params = (
+        Driver(make_engine()),
+        SamplingParams(temperature=1.0, seed=3, max_tokens=7, logprobs=2),
+    )
+
+    async def ask() -> dict[int, list[Chunk]]:
+        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
+        first = driver.engine.sequence([5, 6, 7], params)
+        sequences = [first, *(first.sibling(number, None) for number in (1, 2))]
+        deliver = partial(loop.call_soon_threadsafe, events.put_nowait)
+        driver.submit(Request(each, deliver, 0, choice) for choice, each in enumerate(sequences))
+        chunks: dict[int, list[Chunk]] = defaultdict(list)
+        while sum(bool(got and got[-1].finish_reason) for got in chunks.values()) < 3:
+            event = await asyncio.wait_for(events.get(), 60)
+            assert isinstance(event, Chunk)
+            chunks[event.choice].append(event)
+        return chunks
+
+    chunks = asyncio.run(ask())
+    assert sorted(chunks) == [0, 1, 2]
+    for choice, got in chunks.items():
+        assert [token for chunk in got for token in chunk.ids] == alone([5, 6, 7], choice, params)
+        for chunk in got:
+            assert [each.id for each in chunk.logprobs] == chunk.ids
+            assert all(len(each.top) == 2 for each in chunk.logprobs)

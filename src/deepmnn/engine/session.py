@@ -80,8 +80,10 @@ class Session:
 
     def close(self) -> None:
         """Gives the cache blocks back, before the next step. Closing twice is fine."""
+        if self._closed:
+            return
         table = self._table
-        if not self._closed and table.ids:
+        if table.ids:
             self._driver.post(lambda engine: engine.manager.free(table))
         self._closed = True  # last: interrupted before it, `__del__` frees once more, which is fine
 
