@@ -115,6 +115,7 @@ def test_answers_do_not_depend_on_their_company(seed: int) -> None:
                 seed=rng.randrange(100),
                 max_tokens=rng.randint(1, 15),
                 presence_penalty=rng.choice([0.0, 0.5]),
+                logprobs=rng.choice([None, 1]),
             )
             if len(ids) + (params.max_tokens or 0) <= engine.context_length:
                 made = submit(engine, ids, rng.randint(1, 5), params)
@@ -130,6 +131,8 @@ def test_answers_do_not_depend_on_their_company(seed: int) -> None:
             if sequence.finish_reason == "cancelled":
                 wanted = wanted[: len(sequence.answer)]
             assert sequence.answer == wanted
+            told = [] if params.logprobs is None else sequence.answer
+            assert [each.id for each in sequence.logprobs] == told
 
 
 def test_an_event_loop_asks_for_several() -> None:
