@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from deepmnn.graph.ir import Graph
-from deepmnn.models.config import bounded, supported
+from deepmnn.models.config import bounded
 from deepmnn.models.decoder import decoder
+from deepmnn.models.fields import supported
 from deepmnn.models.mla import LatentAttention, MlaConfig
 from deepmnn.models.moe import MAX_EXPERTS, FeedForward, MoeConfig, Routing
 
@@ -50,7 +49,9 @@ class DeepseekV2Config(MoeConfig, MlaConfig):
         )
 
 
-def build(config: Mapping[str, Any]) -> Graph:
-    """The graph of a config.json. Raises ConfigError, UnsupportedModelError."""
-    c = DeepseekV2Config.from_dict(config)
+CONFIG = DeepseekV2Config
+
+
+def build(c: DeepseekV2Config) -> Graph:
+    """The graph of a config."""
     return decoder("deepseek_v2", c, LatentAttention(c), FeedForward(c, c.routing)).graph
