@@ -65,8 +65,8 @@ class GraphBuilder:
     def _check_size(self, what: str, count: int, limit: int) -> None:
         if count > limit:
             raise ConfigError(
-                f"config.json describes a model of more than {limit} {what}",
-                "a model with fewer",
+                f"config.json describes a model with {count} {what} or more",
+                f"at most {limit}",
                 "Check the numbers of layers and experts, and the size of a head.",
             )
 

@@ -27,8 +27,8 @@ from deepmnn.models.fields import (
 )
 from deepmnn.models.rope import RopeParameters
 
-MAX_LAYERS = 1 << 10
-"""The deepest published decoders have 126 layers."""
+MAX_LAYERS = 1 << 9
+"""The deepest published decoder has 126 layers."""
 
 MAX_HEAD_DIM = 1 << 12
 """The largest size of a head, of which every node keeps the frequencies."""

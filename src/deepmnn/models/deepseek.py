@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepmnn.graph.ir import Graph
+from deepmnn.models.config import MAX_LAYERS, bounded
 from deepmnn.models.decoder import decoder
 from deepmnn.models.fields import supported
 from deepmnn.models.gqa import GroupedQueryAttention, check_heads
@@ -16,7 +17,7 @@ class DeepseekConfig(MoeConfig):
     """The hub's DeepseekConfig."""
 
     vocab_size: int = 102400
-    num_hidden_layers: int = 30
+    num_hidden_layers: int = bounded(30, 1, MAX_LAYERS)
     num_key_value_heads: int | None = 32
     attention_bias: bool = False
 

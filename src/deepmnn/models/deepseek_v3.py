@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.ir import Graph
-from deepmnn.models.config import bounded
+from deepmnn.models.config import MAX_LAYERS, bounded
 from deepmnn.models.decoder import Block, decoder, decoder_layer
 from deepmnn.models.fields import supported
 from deepmnn.models.mla import LatentAttention, MlaConfig
@@ -25,7 +25,7 @@ class DeepseekV3Config(MoeConfig, MlaConfig):
     hidden_size: int = 7168
     intermediate_size: int = 18432
     moe_intermediate_size: int = 2048
-    num_hidden_layers: int = bounded(61, 1, 4096)
+    num_hidden_layers: int = bounded(61, 1, MAX_LAYERS)
     num_attention_heads: int = 128
     max_position_embeddings: int = 4096
     n_shared_experts: int | None = bounded(1, 0, MAX_EXPERTS)
