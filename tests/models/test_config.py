@@ -125,6 +125,8 @@ CONTRADICTIONS = [
     ("llama", {"rope_scaling": {"type": "linear"}}, "factor is missing"),
     ("llama", {"rope_scaling": {"type": "yarn", "factor": 1e6}}, "the context length"),
     ("llama", {"rope_theta": 1.0}, "rope_theta"),
+    ("llama", {"num_hidden_layers": 512, "head_dim": 4096}, "1050624 constants"),
+    ("deepseek_v3", {"num_hidden_layers": 500, "n_routed_experts": 1200}, " weights or more"),
 ]
 
 

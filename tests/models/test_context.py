@@ -33,7 +33,11 @@ FORMS: dict[str, tuple[int, int, dict[str, Any]]] = {
         LONG,
         {"rope_scaling": PLAIN, "original_max_position_embeddings": ORIGINAL},
     ),
-    "inside and beside": (LONG, LONG, {"rope_scaling": YARN, "original_max_position_embeddings": 8}),
+    "inside and beside": (
+        LONG,
+        LONG,
+        {"rope_scaling": YARN, "original_max_position_embeddings": 8},
+    ),
     "rope_type": (ORIGINAL, LONG, {"rope_scaling": YARN | {"rope_type": "yarn", "type": "linear"}}),
     "no factor": (LONG, LONG, {"rope_scaling": YARN | {"factor": None}}),
     "nulls": (LONG, LONG, {"rope_scaling": YARN | {"beta_fast": None, "attention_factor": None}}),

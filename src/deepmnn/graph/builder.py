@@ -17,7 +17,7 @@ from deepmnn.graph.weights import Expr, Tensor
 Shape = tuple[Dim, ...]
 
 MAX_WEIGHTS = 1 << 17
-"""DeepSeek-V3 has 46,181 weights; no published model has more than 80,000."""
+"""DeepSeek-V3 has 46,183 weights; no published model has more than 80,000."""
 
 MAX_CONSTANTS = 1 << 20
 """Numbers in all nodes' attributes: the frequencies of 126 layers with heads of 128 are 16,128."""

@@ -31,7 +31,7 @@ class DeepseekV2Config(MoeConfig, MlaConfig):
         supported("scoring_func", self.scoring_func, "softmax")
         supported("mlp_bias", self.mlp_bias, False)
         supported("topk_method", self.topk_method, "greedy", "group_limited_greedy")
-        if self.topk_method == "group_limited_greedy":
+        if self.topk_method == "group_limited_greedy" and self.n_routed_experts is not None:
             self.check_groups(self.n_group, self.topk_group, smallest=1)
 
     @property
