@@ -19,9 +19,9 @@ from deepmnn.engine.request import Event, Request, result_of
 from deepmnn.engine.sequence import Sequence as Answer
 from deepmnn.engine.session import Session
 from deepmnn.errors import RequestError, shown
-from deepmnn.models import build
+from deepmnn.models import build, read_config
 from deepmnn.text.chat_template import Message
-from deepmnn.text.generation_config import GenerationConfig, read_context_length
+from deepmnn.text.generation_config import GenerationConfig
 from deepmnn.text.sampling_params import SamplingParams
 from deepmnn.text.stream import TextStream
 from deepmnn.text.tokenizer import Tokenizer
@@ -60,7 +60,7 @@ class LLM:
         self.backend = backend
         self.options = options
         self.config: dict[str, Any] = dict(artifact.config)
-        self.context_length = read_context_length(self.config)
+        self.context_length = read_config(self.config).context_length
         self.generation_config = GenerationConfig.read(path, self.config)
         self._driver: Driver | None = None
 

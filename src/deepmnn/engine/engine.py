@@ -27,7 +27,7 @@ class Engine:
     Args:
         backend: the model.
         cache_tokens: rows of the KV cache, shared by all sequences; rounded up to whole blocks.
-        context_length: the longest sequence the model takes (max_position_embeddings).
+        context_length: the longest sequence the model takes.
         max_batch_tokens: tokens of one step; a longer prompt is prefilled in spans.
         max_sequences: sequences that run at the same time, as far as the backend runs as many.
         kv_dtype: "f32", "bf16" or "int8".
