@@ -181,7 +181,12 @@ int checked_threads(int threads) {
   return threads == 0 ? available_cores() : threads;
 }
 
-// node id → its processors among `processors`, None: those this process may run on.
+// Of these processors, None: those this process may run on.
+int cores(const Path& root, const std::optional<std::vector<int>>& processors) {
+  return available_cores(processors ? *processors : allowed_processors(), root.string());
+}
+
+// node id → its processors among `processors`, as above.
 nb::dict numa_nodes(const std::optional<std::vector<int>>& processors, const Path& root) {
   nb::dict nodes;
   for (const NumaNode& node : read_nodes(processors ? *processors : allowed_processors(), root.string())) {
@@ -224,9 +229,7 @@ void bind_model(nb::module_& m) {
 void bind_runtime(nb::module_& m) {
   using namespace deepmnn;
   bind_model(m);
-  m.def(
-      "available_cores", [](const Path& root) { return available_cores(allowed_processors(), root.string()); },
-      "root"_a = "");
+  m.def("available_cores", &cores, "root"_a = "", "processors"_a = nb::none());
   m.def("available_memory", [](const Path& root) { return available_memory(root.string()); }, "root"_a = "");
   m.def("numa_nodes", &numa_nodes, "processors"_a = nb::none(), "root"_a = "");
   m.def(

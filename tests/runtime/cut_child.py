@@ -145,7 +145,7 @@ def foreign() -> np.ndarray:
 class Action(ctypes.Structure):
     """struct sigaction of Linux, as the C library has it."""
 
-    _fields_ = [  # noqa: RUF012
+    _fields_ = [
         ("handler", ctypes.c_void_p),
         ("mask", ctypes.c_ulong * 16),
         ("flags", ctypes.c_int),

@@ -20,12 +20,7 @@ std::string read_line(const std::string& path) {
   return line;
 }
 
-int64_t read_number(const std::string& path) {
-  std::ifstream file(path);
-  std::string word;
-  file >> word;
-  return parse_number(word);
-}
+int64_t read_number(const std::string& path) { return parse_number(read_line(path)); }
 
 int64_t read_field(const std::string& path, const std::string& key) {
   std::ifstream file(path);

@@ -14,7 +14,7 @@ int64_t parse_number(const std::string& text);
 // The first line; "" when there is no such file.
 std::string read_line(const std::string& path);
 
-// The number a file's first word is, or kNoNumber.
+// The number that a file's first line is, or kNoNumber.
 int64_t read_number(const std::string& path);
 
 // The value of `key` in a file of "key value ..." lines, or kNoNumber.

@@ -27,8 +27,8 @@ from deepmnn.errors import RequestError
 T = TypeVar("T")
 
 making = threading.RLock()
-"""Held while an engine, its thread or a tokenizer is made, and while the process forks: that may come from a
-signal's handler, in the middle of what this thread makes."""
+"""Held while an engine, its thread or a tokenizer is made, and while the process forks: a signal's
+handler may do that in the middle of what its thread makes."""
 
 
 class Driver:
@@ -318,7 +318,8 @@ def _after_fork_in_parent() -> None:
 
 
 def _after_fork_in_child() -> None:
-    making._at_fork_reinit()  # type: ignore[attr-defined]  # whoever had it: as the standard library
+    # Whoever had it. The standard library does the same to its own.
+    making._at_fork_reinit()  # type: ignore[attr-defined]
     for stepper in list(_steppers):
         stepper.fork()
 
