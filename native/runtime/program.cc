@@ -13,9 +13,9 @@ constexpr char kMagic[8] = {'D', 'M', 'N', 'P', 'R', 'O', 'G', '\0'};
 constexpr uint32_t kVersion = 2;
 constexpr int64_t kMaxExtent = int64_t{1} << 31;  // rows, columns, widths and bytes per arena row
 constexpr int64_t kAlign = 64;
-// Ten times as much as the largest model needs. They bound what a small file can make its readers do: time and memory
+// Several times what the largest model needs. They bound what a small file can make its readers do: time and memory
 // then grow with its bytes, and nothing with their square.
-constexpr size_t kMaxNbytes = size_t{64} << 20;
+constexpr size_t kMaxNbytes = size_t{32} << 20;
 constexpr uint32_t kMaxText = 4096;  // bytes
 constexpr size_t kMaxDims = 8;
 constexpr size_t kMaxOutputs = 256;

@@ -170,7 +170,7 @@ def test_damaged_tables_of_the_system(tmp_path: Path, name: str, text: str) -> N
 
 
 def test_a_neighbour_has_a_quota(tmp_path: Path) -> None:
-    """Groups that the process is not in: beside its own, below it, or with a name that begins so."""
+    """Groups that the process is not in: beside its own, below it, or with the same beginning."""
     prepare(tmp_path, {"cgroup": "0::/a\n1:cpu:/docker/f00", "mountinfo": "/docker/f cpu cpu"})
     for folder in ("b", "a/c", "aa", "docker/f00"):
         quota(tmp_path, f"{TOP}/{folder}", V2, "1 1")

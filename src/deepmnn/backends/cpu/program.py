@@ -24,7 +24,7 @@ DIMS = (TOKENS, CONTEXT, ROWS)
 READINGS: tuple[str, ...] = get_args(Reading)
 
 # docs/program.md has the limits; the core has the same.
-MAX_NBYTES = 64 << 20
+MAX_NBYTES = 32 << 20
 MAX_TEXT = 4096
 MAX_DIMS = 8
 MAX_OUTPUTS = 256
