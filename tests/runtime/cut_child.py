@@ -1,6 +1,6 @@
 """Cuts the weight files of models that are loaded, in a process of its own: it must not crash.
 
-    python cut_child.py DIRECTORY first|between|during THREADS
+    python cut_child.py DIRECTORY first|between|during|loading THREADS
     python cut_child.py DIRECTORY WAY      what else may be done with SIGBUS (`WAYS`)
 
 Prints "ready" at its end, and before each cut where it is.
@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 import deepmnn
+from deepmnn import _core
 from deepmnn.errors import ArtifactError
 
 PROMPTS = [[5, 17, 200, 33, 33, 9], [7], [8, 9, 10] * 9, [40, 2]]
@@ -128,6 +129,33 @@ def cut_during(directory: Path, threads: int) -> None:
         told(copy, lambda model=model: model.generate(PROMPTS, PARAMS))
         shutil.rmtree(copy.parent)
     assert raised > len(PROMPTS), "always too late"
+
+
+def cut_loading(directory: Path, threads: int) -> None:
+    """While the model loads: that fails, or the first step does. program.bin is only read then."""
+    for number in range(80):
+        copy = Path(shutil.copytree(directory, Path(tempfile.mkdtemp()) / "model"))
+        name = ("program.bin", shard_of(copy).name)[number % 2]
+        print("loading", number, flush=True)
+
+        def cut(path: Path = copy / name, wait: float = number * 0.00005) -> None:
+            time.sleep(wait)
+            os.truncate(path, 0)
+
+        other = threading.Thread(target=cut)
+        other.start()
+        try:
+            core = _core.Model(copy, threads)
+            other.join()
+            if name != "program.bin":
+                row, table = np.zeros(1, np.int32), np.zeros((1, 1), np.int32)
+                one, ends = np.ones(1, np.int32), np.array([0, 1], np.int32)
+                core.step(core.new_cache(1, 4), row, row, ends, one, table, row)
+                raise AssertionError("numbers from a file that is not there")
+        except ArtifactError as error:
+            assert str(error)  # noqa: PT017
+        other.join()
+        shutil.rmtree(copy.parent)
 
 
 # ---------------------------------------------------------------------------- other handlers
@@ -294,6 +322,8 @@ WAYS = {
 def main(directory: Path, way: str, threads: int = 1) -> None:
     if way == "during":
         cut_during(directory, threads)
+    elif way == "loading":
+        cut_loading(directory, threads)
     elif way in WAYS:
         WAYS[way](directory)
     else:
