@@ -166,7 +166,7 @@ class _Stepper:
 
     def cancel(self, request: Request) -> None:
         """Ends a request that has been taken and is unfinished."""
-        if request.sequence in self._requests:
+        if request.sequence in self._requests and not self.lost:
             self.engine.cancel(request.sequence)
             self._report(request)
 
