@@ -26,7 +26,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(model: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, CHILD, model, *arguments],
-        env=os.environ | {"PYTHONPATH": str(CHILD.parents[1])},
+        # What is preloaded for a sanitised core has its own handlers, and takes much memory.
+        env=os.environ | {"PYTHONPATH": str(CHILD.parents[1]), "LD_PRELOAD": ""},
         capture_output=True,
         text=True,
         timeout=240,
