@@ -169,9 +169,7 @@ def available_memory(root: AnyPath = "") -> int:
     2**63 - 1 where neither can be read. root: where /proc and /sys lie, for tests.
     """
 
-def numa_nodes(
-    processors: list[int] | None = None, root: AnyPath = ""
-) -> dict[int, list[int]]:
+def numa_nodes(processors: list[int] | None = None, root: AnyPath = "") -> dict[int, list[int]]:
     """Memory node → its processors among these; None: those this process may run on.
 
     root: where /sys lies, for tests.
