@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast, overload
@@ -63,6 +62,7 @@ class LLM:
         self.context_length = read_config(self.config).context_length
         self.generation_config = GenerationConfig.read(path, self.config)
         self._driver: Driver | None = None
+        self._tokenizer: Tokenizer | None = None
 
     def __repr__(self) -> str:
         """The model and what runs it, on one line."""
@@ -101,10 +101,13 @@ class LLM:
         """Whether the model came with a tokenizer; without one it works on token ids only."""
         return (self.path / "tokenizer.json").is_file()
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises TokenizerError when there is none."""
-        return Tokenizer(self.path)
+        if self._tokenizer is None:
+            with making:  # which a process waits for that forks meanwhile
+                self._tokenizer = self._tokenizer or Tokenizer(self.path)
+        return self._tokenizer
 
     @property
     def driver(self) -> Driver:

@@ -144,7 +144,7 @@ class _Reader:
         self._done, self._total = 0, artifact.weights_nbytes
 
     def __call__(self, name: str) -> U8:
-        stored = self._artifact.read(name)
+        stored = self._artifact.tensor(name)
         if self._progress is not None and name in self._left:
             self._left.remove(name)
             self._done += stored.nbytes
