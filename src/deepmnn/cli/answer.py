@@ -21,14 +21,16 @@ def show(
     """
     completion = Completion() if completion is None else completion
     writer = _Writer()
-    for chunk in chunks:
-        if chunk.reasoning and reasoning:
-            writer.write(chunk.reasoning, "dim")
-        if chunk.text:
-            thought = completion.reasoning and reasoning
-            writer.write("\n\n" + chunk.text if thought and not completion.text else chunk.text)
-        completion.add(chunk)
-    writer.end()
+    try:
+        for chunk in chunks:
+            if chunk.reasoning and reasoning:
+                writer.write(chunk.reasoning, "dim")
+            if chunk.text:
+                thought = reasoning and completion.reasoning and not completion.text
+                writer.write("\n\n" + chunk.text if thought else chunk.text)
+            completion.add(chunk)
+    finally:
+        writer.end()
     return completion
 
 
@@ -64,7 +66,7 @@ def show_stats(completion: Completion) -> None:
     """One dim line on stderr: tokens, speed and why it ended."""
     cached = f" ({completion.cached_tokens} cached)" if completion.cached_tokens else ""
     err.say(
-        f"prompt {completion.prompt_tokens} tokens{cached}, first token after "
+        f"prompt {completion.prompt_tokens} tokens{cached}, "
         f"{completion.prefill_seconds:.2f} s | answer {completion.completion_tokens} tokens, "
         f"{completion.tokens_per_second:.1f} tok/s | {completion.finish_reason}",
         "dim",

@@ -14,6 +14,8 @@ from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
 from rich.segment import Segment
 from rich.table import Table
 
+from deepmnn.cli.wrap import Wrapper
+
 _SHOWN: dict[int, str] = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡"}
 _SHOWN |= {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
 _SHOWN |= {
@@ -48,8 +50,16 @@ class Terminal(Console):
                 yield Segment(visible(segment.text), segment.style)
 
     def say(self, text: str, style: str = "") -> None:
-        """Prints exactly one line, as long as it is."""
-        self.print(visible(text, one_line=True), style=style, soft_wrap=True)
+        """Prints one line, as long as it is; a terminal shows it wrapped at words."""
+        line = visible(text, one_line=True)
+        self.print(self.wrapped(line), style=style, soft_wrap=True)
+
+    def wrapped(self, text: str) -> str:
+        """The text as it is shown: on a terminal, no word is cut at the right edge."""
+        if not self.is_terminal:
+            return text
+        wrapper = Wrapper(lambda: self.width)
+        return wrapper.feed(text) + wrapper.flush()
 
     def write(self, text: str) -> None:
         """The text as it is: an answer that is piped to another program, or JSON."""
