@@ -15,7 +15,7 @@ from deepmnn.cli.console import count, err, out
 from deepmnn.cli.progress import byte_progress
 from deepmnn.conversion.convert import ConvertReport, convert
 from deepmnn.errors import DeepmnnError, StorageError
-from deepmnn.exporters import ExportReport, export
+from deepmnn.exporters.mnn.export import ExportReport, export
 from deepmnn.exporters.mnn.folder import Names
 from deepmnn.exporters.mnn.writer import FolderWriter
 from mnnconvert.options import GROUPED, Options, parse
