@@ -25,6 +25,8 @@ def show(
         for chunk in chunks:
             if chunk.reasoning and reasoning:
                 writer.write(chunk.reasoning, "dim")
+            elif chunk.reasoning and not completion.reasoning and err.is_terminal:
+                err.say("thinking …", "dim")
             if chunk.text:
                 thought = reasoning and completion.reasoning and not completion.text
                 writer.write("\n\n" + chunk.text if thought else chunk.text)

@@ -43,7 +43,7 @@ def bench(
     with status("measuring") as progress:
         report = benchmark(model, prompts, new_tokens, batches, repeat, progress)
     if as_json:
-        print_json(asdict(report))
+        print_json(asdict(report), indent=2)
         return
     _print(report, str(location))
     out.print(

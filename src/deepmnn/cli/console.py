@@ -77,9 +77,9 @@ err = Terminal(stderr=True)
 """Progress and errors, so that results can be piped."""
 
 
-def print_json(value: Any) -> None:
-    """JSON on stdout, in ASCII without control characters."""
-    out.write(json.dumps(value, indent=2).replace("\x7f", "\\u007f") + "\n")
+def print_json(value: Any, indent: int | None = None) -> None:
+    """JSON on stdout, in ASCII without control characters; without an indent on one line."""
+    out.write(json.dumps(value, indent=indent).replace("\x7f", "\\u007f") + "\n")
 
 
 def file_size(nbytes: float) -> str:
