@@ -127,7 +127,7 @@ def _print_header(model: LLM, path: Path, params: SamplingParams) -> None:
     run += [str(core.isa)] if hasattr(core, "isa") else []
     run += [f"{core.threads} threads"] if hasattr(core, "threads") else []
     size = file_size(model.artifact.weights_nbytes)
-    err.say(f"{path.name}: {manifest['model_type']}, {manifest['quant']}, {size}", "bold")
+    err.say(f"{Path(path).name}: {manifest['model_type']}, {manifest['quant']}, {size}", "bold")
     err.say(
         f"context {model.engine.context_length} tokens | {', '.join(_sampling(params))} | "
         f"{', '.join(run)}",

@@ -84,7 +84,7 @@ def open_model(path: Path, options: LoadOptions) -> LLM:
     import deepmnn
 
     if options.backend == "mnn":
-        with byte_progress("exporting for MNN") as progress:
+        with byte_progress("preparing for MNN") as progress:
             return deepmnn.load(path, options=options, progress=progress)
     model = deepmnn.load(path, options=options)
     if options.numa != "off" and getattr(model.backend, "numa", "off") == "off":
