@@ -71,12 +71,6 @@ def test_missing_or_wrong_scales(tmp_path: Path) -> None:
         open_source(save(tmp_path, flat, FP8)).read("w")
 
 
-def test_plain_fp8_without_scales(tmp_path: Path) -> None:
-    codes = torch.randn(5, 6).to(torch.float8_e4m3fn)
-    checkpoint = open_source(save(tmp_path, {"w": codes}, None))
-    np.testing.assert_array_equal(checkpoint.read("w"), codes.to(torch.float32).numpy())
-
-
 @pytest.mark.parametrize("method", ["awq", "gptq", "bitsandbytes", "compressed-tensors", None, 3])
 def test_other_quantisations_are_refused(tmp_path: Path, method: Any) -> None:
     path = save(tmp_path, {"w": torch.ones(2)}, {"quant_method": method})
@@ -84,7 +78,7 @@ def test_other_quantisations_are_refused(tmp_path: Path, method: Any) -> None:
         open_source(path)
 
 
-@pytest.mark.parametrize("block", [[128], [0, 128], [128, -1], "128", [128.0, 128], None, [True]])
+@pytest.mark.parametrize("block", [[128], [0, 128], [128, -1], "128", [128.0, 128], [True]])
 def test_bad_block_sizes(block: Any) -> None:
     with pytest.raises(UnsupportedModelError, match="weight_block_size"):
         block_size(FP8 | {"weight_block_size": block})

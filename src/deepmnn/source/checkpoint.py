@@ -5,12 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from deepmnn.errors import CheckpointError, UnsupportedModelError
 from deepmnn.formats import Codes
 from deepmnn.graph.weights import F32
 from deepmnn.source.codecs import codec_of
-from deepmnn.source.side_files import read_side_files
+from deepmnn.source.codecs.foreign import described
+from deepmnn.source.entry import FLOATS
+from deepmnn.source.json_file import parse_object
+from deepmnn.source.side_files import CONFIG, read_side_files
 from deepmnn.source.source import Source
 from deepmnn.source.store import Store
+from deepmnn.source.weight_files import adapters
 
 
 class Checkpoint(Source):
@@ -44,15 +49,21 @@ class Checkpoint(Source):
         return name in self._names
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape. Raises TensorNotFoundError."""
+        """A tensor's shape. Raises TensorNotFoundError, or UnsupportedModelError for a tensor of
+        integers, or of floats that stand for nothing without a scale: codes, not numbers.
+        """
         if self._codec is not None and name in self._parts:
             return self._codec.shape(name)
+        self._check_numbers(name)
         return self._store.shape(name)
 
     def read(self, name: str) -> F32:
-        """A tensor as float32, decoded. Raises TensorNotFoundError or CheckpointError."""
+        """A tensor as float32, decoded. Raises TensorNotFoundError, CheckpointError, or
+        UnsupportedModelError as `shape`.
+        """
         if self._codec is not None and name in self._parts:
             return self._codec.read(name)
+        self._check_numbers(name)
         return self._store.read(name)
 
     def codes(self, name: str) -> Codes | None:
@@ -71,4 +82,28 @@ class Checkpoint(Source):
 
     def side_files(self) -> dict[str, bytes]:
         """Those beside the weights, or beside config.json."""
-        return read_side_files(self.path, self._config_file)
+        files = read_side_files(self.path, self._config_file)
+        if parse_object(files[CONFIG], CONFIG, CheckpointError) != self.config:
+            raise CheckpointError(
+                f"{self._config_file} changed while it was read", "", "Start again."
+            )
+        return files
+
+    def left_out(self) -> list[str]:
+        """Adapters beside the weights: they change the model that they are merged into."""
+        return adapters(self.path) if self.path.is_dir() else []
+
+    def _check_numbers(self, name: str) -> None:
+        dtype = self._store.dtype(name)
+        if dtype in FLOATS:
+            return
+        stem = name.removesuffix("weight")
+        beside = [n for n in self._store.names() if n.startswith(stem) and n != name][:3]
+        known = described(self.config, self.path if self.path.is_dir() else self.path.parent)
+        raise UnsupportedModelError(
+            f"tensor {name!r:.200} is stored as {dtype}: codes of a quantised model, not numbers"
+            + (f" ({known})" if known else "")
+            + (f"; beside it: {', '.join(beside):.300}" if beside else ""),
+            f"{', '.join(FLOATS)}, or FP8 with its scales",
+            "Convert from the original checkpoint, before it was quantised.",
+        )
