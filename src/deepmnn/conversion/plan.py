@@ -19,10 +19,9 @@ from deepmnn.graph.passes.memory_plan import MemoryPlan, plan_memory
 from deepmnn.graph.tensors import tensor_shapes, tensors
 from deepmnn.quant.recipe import Recipe, apply
 from deepmnn.source.source import Source
+from deepmnn.source.tensor_names import EMBEDDING, HEAD
 
 MEMORY_REUSE_LEVEL = 3
-
-EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 _LEFTOVERS = re.compile(
     r"\.(rotary_emb\.inv_freq|masked_bias|position_ids)$"
@@ -128,7 +127,7 @@ def _untied(source: Source) -> dict[str, Any]:
     Libraries write the head beside the embedding that it is tied to; but if both are there and
     differ, both are meant, and config.json is wrong (tie_weights in transformers 5 does the same).
     """
-    if not source.config.get("tie_word_embeddings") or HEAD not in source:
+    if source.config.get("tie_word_embeddings") is not True or HEAD not in source:
         return source.config
     if EMBEDDING in source and _are_equal(source, EMBEDDING, HEAD):
         return source.config

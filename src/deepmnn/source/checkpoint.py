@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
-from deepmnn.errors import CheckpointError, UnsupportedModelError
+from deepmnn.errors import UnsupportedModelError
 from deepmnn.formats import Codes
 from deepmnn.graph.weights import F32
 from deepmnn.source.codecs import codec_of
 from deepmnn.source.codecs.foreign import described
 from deepmnn.source.entry import FLOATS
-from deepmnn.source.json_file import parse_object
-from deepmnn.source.side_files import CONFIG, read_side_files
 from deepmnn.source.source import Source
 from deepmnn.source.store import Store
 from deepmnn.source.weight_files import adapters
@@ -24,16 +23,18 @@ class Checkpoint(Source):
     Args:
         path: the directory or file.
         config: the fields of config.json.
-        config_file: that file.
+        files: what side_files gives.
         store: the raw tensors; a codec makes the model's tensors of those that belong together.
 
     Raises UnsupportedModelError when the weights are quantised in a way that no codec reads.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], config_file: Path, store: Store) -> None:
+    def __init__(
+        self, path: Path, config: dict[str, Any], files: dict[str, bytes], store: Store
+    ) -> None:
         self.path = path
         self.config = config
-        self._config_file = config_file
+        self._files = files
         self._store = store
         self._codec = codec_of(config, store)
         self._parts = {} if self._codec is None else self._codec.parts()
@@ -82,16 +83,11 @@ class Checkpoint(Source):
 
     def side_files(self) -> dict[str, bytes]:
         """Those beside the weights, or beside config.json."""
-        files = read_side_files(self.path, self._config_file)
-        if parse_object(files[CONFIG], CONFIG, CheckpointError) != self.config:
-            raise CheckpointError(
-                f"{self._config_file} changed while it was read", "", "Start again."
-            )
-        return files
+        return self._files
 
     def left_out(self) -> list[str]:
         """Adapters beside the weights: they change the model that they are merged into."""
-        return adapters(self.path) if self.path.is_dir() else []
+        return [name for name in adapters(self.path) if not name.endswith(".json")]
 
     def _check_numbers(self, name: str) -> None:
         dtype = self._store.dtype(name)
@@ -99,7 +95,7 @@ class Checkpoint(Source):
             return
         stem = name.removesuffix("weight")
         beside = [n for n in self._store.names() if n.startswith(stem) and n != name][:3]
-        known = described(self.config, self.path if self.path.is_dir() else self.path.parent)
+        known = described(self.config, self.path if os.path.isdir(self.path) else self.path.parent)
         raise UnsupportedModelError(
             f"tensor {name!r:.200} is stored as {dtype}: codes of a quantised model, not numbers"
             + (f" ({known})" if known else "")

@@ -8,8 +8,15 @@ from pathlib import Path
 from deepmnn.errors import CheckpointError
 from deepmnn.source import weight_files
 from deepmnn.source.checkpoint import Checkpoint
+from deepmnn.source.json_file import parse_object
 from deepmnn.source.random import RandomSource, RandomWeights
-from deepmnn.source.side_files import check_tokenizer, config_path, read_config
+from deepmnn.source.side_files import (
+    CONFIG,
+    check_tokenizer,
+    config_path,
+    read_config,
+    read_side_files,
+)
 from deepmnn.source.source import Source
 from deepmnn.source.store import Store
 
@@ -41,10 +48,11 @@ def open_source(
         )
     weight_files.check_path(source)
     config_file = config_path(source, config)
-    fields = read_config(config_file)
-    store = Store(source)
+    files = read_side_files(source, config_file)
+    fields = parse_object(files[CONFIG], str(config_file), CheckpointError)
     check_tokenizer(source, config_file)
-    return Checkpoint(source, fields, config_file, store)
+    store = Store(source, tied=fields.get("tie_word_embeddings") is True)
+    return Checkpoint(source, fields, files, store)
 
 
 def has_weights(path: str | os.PathLike[str]) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -60,18 +60,30 @@ class RegularFile:
 
     def read(self, begin: int, nbytes: int, what: str = "") -> NDArray[np.uint8]:
         """Bytes [begin, begin + nbytes). `what` names them in the error when they are not there."""
-        with self._opened() as descriptor:
-            self._check_same(descriptor)
-            data = np.empty(min(nbytes, max(self.size - begin, 0)), np.uint8)
-            done = _read_into(descriptor, data, begin)
-            if done < nbytes:
-                raise self.error(f"{self.path} ends inside {what or 'its data'}", "", RE_DOWNLOAD)
-            self._check_same(descriptor)
-        return data
+        with self._opened_again() as descriptor:
+            return self._piece(descriptor, begin, nbytes, what)
+
+    def read_each(self, begins: Iterable[int], nbytes: int, what: str) -> list[bytes]:
+        """Short pieces of the same length."""
+        with self._opened_again() as descriptor:
+            return [self._piece(descriptor, begin, nbytes, what).tobytes() for begin in begins]
 
     def read_all(self) -> bytes:
         """The whole file."""
         return self.read(0, self.size).tobytes()
+
+    def _piece(self, descriptor: int, begin: int, nbytes: int, what: str) -> NDArray[np.uint8]:
+        data = np.empty(min(nbytes, max(self.size - begin, 0)), np.uint8)
+        if _read_into(descriptor, data, begin) < nbytes:
+            raise self.error(f"{self.path} ends inside {what or 'its data'}", "", RE_DOWNLOAD)
+        return data
+
+    @contextmanager
+    def _opened_again(self) -> Iterator[int]:
+        with self._opened() as descriptor:
+            self._check_same(descriptor)
+            yield descriptor
+            self._check_same(descriptor)
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
@@ -108,7 +120,8 @@ def kind_of(path: Path) -> str:
     try:
         found = os.stat(path)
     except (OSError, ValueError):
-        return f"a link to {os.readlink(path)}, which is missing" if path.is_symlink() else ""
+        is_link = os.path.islink(path)
+        return f"a link to {os.readlink(path)}, which is missing" if is_link else ""
     return "" if stat.S_ISREG(found.st_mode) else _KINDS.get(stat.S_IFMT(found.st_mode), "no file")
 
 

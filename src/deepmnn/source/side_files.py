@@ -50,7 +50,7 @@ def read_side_files(
         error: raised when a file cannot be read.
     """
     found = _beside(path, config, SIDE_FILES)
-    return {CONFIG: read_small(config, error)} | {f.name: read_small(f, error) for f in found}
+    return {CONFIG: _read(config, error)} | {f.name: read_small(f, error) for f in found}
 
 
 def check_tokenizer(path: Path, config: Path) -> None:
@@ -60,7 +60,7 @@ def check_tokenizer(path: Path, config: Path) -> None:
     names = [file.name for file in _beside(path, config, (*SIDE_FILES, *OTHER_TOKENIZERS))]
     others = [name for name in OTHER_TOKENIZERS if name in names]
     if others and TOKENIZER not in names:
-        folder = path if path.is_dir() else path.parent
+        folder = path if os.path.isdir(path) else path.parent
         raise CheckpointError(
             f"the tokenizer in {folder} is stored as {', '.join(others)}",
             TOKENIZER,
@@ -80,14 +80,18 @@ def config_path(path: str | os.PathLike[str], config: str | os.PathLike[str] | N
 
 def read_config(config: Path) -> dict[str, Any]:
     """The fields of a config.json. Raises CheckpointError."""
+    return parse_object(_read(config, CheckpointError), str(config), CheckpointError)
+
+
+def _read(config: Path, error: type[DeepmnnError]) -> bytes:
     if not os.path.lexists(config):
-        raise CheckpointError(
+        raise error(
             f"{config} is missing",
             f"a checkpoint directory with {CONFIG}, or that file",
             "Check the path (--config names another), or fetch a checkpoint: "
             "deepmnn pull OWNER/NAME OUT",
         )
-    return parse_object(read_small(config, CheckpointError), str(config), CheckpointError)
+    return read_small(config, error)
 
 
 def _beside(path: Path, config: Path, names: Iterable[str]) -> list[Path]:

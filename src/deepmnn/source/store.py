@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from deepmnn.errors import TensorNotFoundError
 from deepmnn.graph.weights import F32
 from deepmnn.source.entry import Entry
-from deepmnn.source.tensor_names import plain_names, unstack_experts
+from deepmnn.source.tensor_names import EMBEDDING, HEAD, plain_names, unstack_experts
 from deepmnn.source.weight_files import read_weights
 
 
@@ -21,15 +21,18 @@ class Store:
 
     Args:
         path: a file of weights, or a directory.
+        tied: the head is the embedding, and may be the one of the two that is stored.
 
     Raises CheckpointError when there are none, or when they are incomplete or damaged.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tied: bool = False) -> None:
         self.path = path
         raw = read_weights(path)
         names = plain_names(raw, path)
         self._entries = unstack_experts({names[name]: entry for name, entry in raw.items()})
+        if tied and EMBEDDING not in self._entries and HEAD in self._entries:
+            self._entries[EMBEDDING] = self._entries.pop(HEAD)
 
     def names(self) -> list[str]:
         """Every tensor's name, in the order of the files."""

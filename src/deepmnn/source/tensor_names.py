@@ -13,7 +13,9 @@ WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_m
 MAX_EXPERTS = 1 << 16
 """No layer has more experts; a damaged size is not taken for their number."""
 
-_EMBEDDING = "embed_tokens.weight"
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+_EMBEDDING = EMBEDDING.removeprefix("model.")
 
 
 def plain_names(names: Iterable[str], what: object) -> dict[str, str]:

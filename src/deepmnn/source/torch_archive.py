@@ -7,7 +7,6 @@ directory near the end of the file lists them (APPNOTE.TXT of PKWARE, 4.3.7 to 4
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
 
 from deepmnn.errors import CheckpointError
 from deepmnn.source.regular_file import RegularFile
@@ -38,7 +37,7 @@ class TorchArchive:
         self.file = file
         _check_magic(file)
         try:
-            found = dict(self._listed())
+            found = self._listed()
         except struct.error:
             raise self._damaged("its directory is cut off") from None
         pickles = [name for name in found if name.rpartition("/")[2] == "data.pkl"]
@@ -55,11 +54,12 @@ class TorchArchive:
             raise CheckpointError(f"{self.file.path}: {name} has {end - begin} bytes", f"{limit}")
         return self.file.read(begin, end - begin, name).tobytes()
 
-    def _listed(self) -> Iterator[tuple[str, tuple[int, int]]]:
+    def _listed(self) -> dict[str, tuple[int, int]]:
         """Every record's name and place, no two on the same bytes."""
         count, nbytes, offset = self._directory()
-        data, at, places = self.file.read(offset, nbytes).tobytes(), 0, []
-        names: set[str] = set()
+        data, at = self.file.read(offset, nbytes).tobytes(), 0
+        sizes: dict[str, int] = {}
+        headers: list[int] = []
         for _ in range(count):
             fields = struct.unpack_from("<4s4xHH8xLLHHH8xL", data, at)
             magic, flags, method, packed, size, *lengths, header = fields
@@ -67,19 +67,22 @@ class TorchArchive:
             extra = data[at + 46 + lengths[0] : at + 46 + sum(lengths[:2])]
             size, packed, header = _zip64([size, packed, header], extra)
             at += 46 + sum(lengths)
-            if magic != _LISTED or name in names or at > nbytes:
+            if magic != _LISTED or name in sizes or at > nbytes:
                 raise self._damaged("its directory is damaged")
-            names.add(name)
             if method or flags & 1 or packed != size:
                 raise CheckpointError(
                     f"{self.file.path} is compressed or encrypted ({name!r:.80})",
                     "the uncompressed records that torch.save writes",
                     self._save_again(),
                 )
-            begin = self._data_begin(header)
-            places.append((begin, begin + size))
-            yield name, (begin, begin + size)
-        places.sort()
+            sizes[name] = size
+            headers.append(header)
+        begins = self._data_begins(headers)
+        found = {n: (b, b + size) for (n, size), b in zip(sizes.items(), begins, strict=True)}
+        self._check_apart(sorted(found.values()), offset)
+        return found
+
+    def _check_apart(self, places: list[tuple[int, int]], offset: int) -> None:
         ends = [0, *(end for _, end in places)]
         if any(begin < end for (begin, _), end in zip(places, ends, strict=False)):
             raise self._damaged("records overlap")
@@ -91,6 +94,8 @@ class TorchArchive:
         begin = max(0, self.file.size - 22 - _MAX_COMMENT)
         tail = self.file.read(begin, self.file.size - begin).tobytes()
         at = tail.rfind(_END)
+        while at >= 0 and int.from_bytes(tail[at + 20 : at + 22], "little") != len(tail) - at - 22:
+            at = tail.rfind(_END, 0, at)  # this one was in the comment that ends the file
         if at < 0:
             raise self._damaged("its end is missing")
         count, nbytes, offset = struct.unpack_from("<10xHLL", tail, at)
@@ -104,11 +109,11 @@ class TorchArchive:
             raise self._damaged(f"its directory has {nbytes} bytes at byte {offset}")
         return count, nbytes, offset
 
-    def _data_begin(self, header: int) -> int:
-        """Where a record's data begins: its local header has a length of its own."""
-        local = self.file.read(header, 30, "a record's header").tobytes()
-        name, extra = struct.unpack("<26xHH", local)
-        return int(header + 30 + name + extra)
+    def _data_begins(self, headers: list[int]) -> list[int]:
+        """Where the records' data begins: local headers have lengths of their own."""
+        local = self.file.read_each(headers, 30, "the header of a record")
+        lengths = (struct.unpack("<26xHH", header) for header in local)
+        return [at + 30 + name + extra for at, (name, extra) in zip(headers, lengths, strict=True)]
 
     def _check_kind(self) -> None:
         if "constants.pkl" in self.records:

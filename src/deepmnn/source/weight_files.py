@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from deepmnn.errors import CheckpointError, TensorNotFoundError
 from deepmnn.source.entry import Entry
@@ -27,7 +28,7 @@ _ADAPTERS = re.compile(_ADAPTER, re.IGNORECASE)
 _OTHERS = re.compile(rf"\..*|consolidated.*|optimizer.*|scheduler.*|{_ADAPTER}", re.IGNORECASE)
 """Files that are no weights of the model."""
 
-_SHARD = re.compile(r"(.*)-(\d{5,})-of-(\d{5,})(\..*)")
+_SHARD = re.compile(r"(.*)-(\d{5,6})-of-(\d{5,6})(\..*)")
 _UNFINISHED = (".aria2", ".st", ".part", ".partial", ".incomplete", ".crdownload", ".download")
 """What downloaders put behind the name of a file that is not whole, or of their notes on it."""
 
@@ -103,6 +104,7 @@ def read_weights(path: Path) -> Tensors:
         raise missing[0]
     for kind in KINDS:
         if files := _loose(path, kind):
+            _check_whole(files)
             return _read_files(kind, files)
     raise _nothing(path)
 
@@ -224,24 +226,37 @@ def _has(path: Path, kind: Kind) -> bool:
 
 
 def _whole_sets(files: list[Path]) -> list[Path]:
-    """Without sets of shards ("...-00001-of-00002...") that are not whole, if there is one that is.
+    """Without sets of shards that are not whole, if there is one that is."""
+    sets = _sets(files)
+    cut = [file for members in sets if _count(members[0]) > len(members) for file in members]
+    whole = any(_count(members[0]) == len(members) for members in sets)
+    return [file for file in files if file not in cut] if whole else files
 
-    Raises CheckpointError when there are sets, and none is whole.
-    """
-    sets: dict[tuple[str, str, str], list[Path]] = {}
-    others: list[Path] = []
+
+def _check_whole(files: list[Path]) -> None:
+    """Raises CheckpointError for shards of which others are missing."""
+    for members in _sets(files):
+        if _count(members[0]) > len(members):
+            raise CheckpointError(
+                f"{members[0].parent} has {len(members)} of the shards of {members[0].name:.200}",
+                f"all {_count(members[0])}",
+                "The download is incomplete; download the missing files.",
+            )
+
+
+def _sets(files: list[Path]) -> list[list[Path]]:
+    """Shards ("model-00001-of-00002.safetensors") of the same build, together."""
+    sets: dict[tuple[str | Any, ...], list[Path]] = {}
     for file in files:
-        found = _SHARD.fullmatch(file.name)
-        members = sets.setdefault((found[1], found[3], found[4]), []) if found else others
-        members.append(file)
-    whole = [members for (_, count, _), members in sets.items() if len(members) == int(count)]
-    for (stem, count, suffix), members in sets.items() if not whole else ():
-        raise CheckpointError(
-            f"{files[0].parent} has {len(members)} of the files {stem}-…-of-{count}{suffix}",
-            f"all {int(count)}",
-            "The download is incomplete; download the missing files.",
-        )
-    return sorted(sum(whole, others))
+        if found := _SHARD.fullmatch(file.name):
+            sets.setdefault(found.group(1, 3, 4), []).append(file)
+    return list(sets.values())
+
+
+def _count(shard: Path) -> int:
+    """How many shards the build has, by the name of one."""
+    found = _SHARD.fullmatch(shard.name)
+    return int(found[3]) if found else 1
 
 
 # --------------------------------------------------------------------------------- one file
@@ -314,4 +329,4 @@ def _names(directory: Path) -> list[str]:
         names = sorted(os.listdir(directory))
     except OSError:
         return []
-    return [name.encode("utf-8", "backslashreplace").decode() for name in names]
+    return [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names]
