@@ -85,6 +85,14 @@ def test_info_counts_parameters_of_a_checkpoint(tmp_path: Path) -> None:
     assert good("info", tmp_path / "config.json").output == text
 
 
+def test_info_says_the_context_that_the_scaling_makes(tmp_path: Path) -> None:
+    yarn = {"type": "yarn", "factor": 4.0}
+    write_config(tmp_path, tokenizer=False, rope_scaling=yarn, max_position_embeddings=1000)
+    assert "4000 tokens" in good("info", tmp_path).output
+    good("convert", tmp_path, tmp_path / "out", "--random-weights")
+    assert "4000 tokens" in good("info", tmp_path / "out").output
+
+
 def test_info_verify_finds_damage(tmp_path: Path) -> None:
     path = tiny_artifact(tmp_path)
     shard = next(path.glob("*.safetensors"))
@@ -108,10 +116,10 @@ def test_generate(artifact: Path) -> None:
 
 
 def test_the_cache_can_be_made_smaller_or_larger(artifact: Path, tmp_path: Path) -> None:
-    flags = ["--max-tokens", 33, "--cache-tokens", 32]
-    assert "--cache-tokens" in bad(1, "generate", artifact, "x", *flags)
-    good("generate", artifact, "x", "--max-tokens", 33, "--cache-tokens", 64)
-    assert "--cache-tokens" in run("chat", artifact, *flags, stdin="x\n").stderr
+    long = "x" * 40
+    assert "cache" in bad(1, "generate", artifact, long, "--cache-tokens", 32)
+    good("generate", artifact, long, "--cache-tokens", 64)
+    assert "cache" in run("chat", artifact, "--cache-tokens", 32, stdin=f"{long}\n").stderr
     data = tmp_path / "problems.jsonl"
     data.write_text(json.dumps({"question": "x" * 60, "answer": "1"}))
     bad(1, "eval", artifact, "--data", data, "--cache-tokens", 32)

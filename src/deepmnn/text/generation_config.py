@@ -40,14 +40,6 @@ class GenerationConfig:
         return GenerationConfig(eos_ids, params)
 
 
-def read_context_length(config: dict[str, Any]) -> int:
-    """max_position_embeddings of config.json. Raises ConfigError."""
-    length = config.get("max_position_embeddings")
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise ConfigError(f"max_position_embeddings is {length!r}", "a positive integer")
-    return length
-
-
 def _token_ids(value: Any) -> frozenset[int]:
     """None, an id or a list of ids."""
     ids = [] if value is None else value if isinstance(value, list) else [value]
