@@ -126,8 +126,7 @@ def test_facts_about_the_source(tmp_path: Path) -> None:
 
 
 def logits(path: Path, ids: list[int]) -> np.ndarray:
-    with load(path, threads=1) as model:
-        return model.logits(ids)
+    return load(path, threads=1).logits(ids)
 
 
 @pytest.mark.parametrize("level", [0, 1, 3])
