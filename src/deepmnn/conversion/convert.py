@@ -83,8 +83,8 @@ def convert(
         overwrite: replaces an artifact at `out`.
         progress: called after each weight.
 
-    Raises CheckpointError, ConfigError, RequestError (quant, level, group_size or seed),
-    MissingDependencyError (PyTorch files need torch) or StorageError.
+    Raises CheckpointError, ConfigError, RequestError (quant, level, group_size or seed) or
+    StorageError.
     """
     began = time.monotonic()
     made = plan_conversion(
