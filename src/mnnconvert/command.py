@@ -14,7 +14,7 @@ from deepmnn.backends.mnn import wheel
 from deepmnn.cli.console import ConvertProgress, byte_progress, count
 from deepmnn.conversion.convert import ConvertReport, convert
 from deepmnn.errors import DeepmnnError, StorageError
-from deepmnn.exporters import ExportReport, export
+from deepmnn.exporters.mnn.export import ExportReport, export
 from deepmnn.exporters.mnn.folder import Names
 from deepmnn.exporters.mnn.writer import FolderWriter
 from mnnconvert.options import GROUPED, Options, parse

@@ -30,7 +30,7 @@ def export(
     overwrite: Annotated[bool, Option(help="Replace an earlier export in OUT.")] = False,
 ) -> None:
     """Export a converted model for MNN and phones."""
-    from deepmnn.exporters import TARGETS
+    from deepmnn.exporters.targets import TARGETS
 
     if kind not in TARGETS:
         raise typer.BadParameter(f"--target is {kind!r}, expected {' or '.join(TARGETS)}")

@@ -17,7 +17,7 @@ def exported_model(artifact: Artifact, progress: Progress | None = None) -> Path
     progress is that of `export`. Raises as `export`, StorageError when the cache cannot be
     written.
     """
-    from deepmnn.exporters import export
+    from deepmnn.exporters.mnn.export import export
 
     target = cache_directory() / f"mnn-{artifact.manifest['crc32']:08x}-{__version__}"
     cached(
