@@ -32,6 +32,7 @@ from deepmnn.graph.ir import Graph
 from deepmnn.graph.serialize import from_json
 from deepmnn.source.json_file import read_object, read_small
 from deepmnn.source.safetensors import Entry, SafetensorsFile
+from deepmnn.text.text_files import TextFiles
 
 
 class Artifact:
@@ -41,12 +42,14 @@ class Artifact:
         path: the directory.
         manifest: deepmnn.json.
         config: config.json.
+        text_files: the tokenizer's and other small files that the manifest lists.
     """
 
     def __init__(self, path: Path, manifest: Manifest, shards: list[SafetensorsFile]) -> None:
         self.path = path
         self.manifest = manifest
         self.config: dict[str, Any] = read_object(path / CONFIG, ArtifactError)
+        self.text_files = TextFiles(path, manifest["files"])
         self._shard_of = {name: shard for shard in shards for name in shard.entries}
         self._maps: dict[Path, U8] = {}
         self._graph: Graph | None = None
