@@ -67,11 +67,10 @@ class SpecialTokens:
         """
         old = library.get_added_tokens_decoder()
         adding = [self.listed[index] for index in sorted(self.listed)]
-        seen = {token.content for token in (*old.values(), *adding)}
-        for token in (*self.named.values(), *self.extra):
-            if token.content not in seen:
-                seen.add(token.content)
-                adding.append(token)
+        has = {token.content for token in (*old.values(), *adding)}
+        unlisted = [t for t in (*self.named.values(), *self.extra) if t.content not in has]
+        # Of one text with several sets of flags, the last counts.
+        adding += {repr(token): token for token in unlisted}.values()
         names = set(self.texts.values())
         for token in adding:
             token.special = token.special or token.content in names
@@ -111,7 +110,9 @@ def read_special_tokens(
     if has_list:
         listed = _listed(fields["added_tokens_decoder"])
     else:
-        special = {token.content for token in (*named.values(), *extra)}
+        # As transformers has it: where tokenizer_config.json gives flags of its own, those count.
+        plain = [n for n in NAMES if n in named and "__type" not in fields[n]]
+        special = {token.content for token in (*(named[name] for name in plain), *extra)}
         listed = _added(files.fields(_ADDED, TokenizerError), special)
         for token in spec.get("added_tokens") or ():
             listed[token["id"]] = _token(token, "added_tokens")
@@ -125,8 +126,13 @@ def read_special_tokens(
 
 
 def _take_map(fields: dict[str, Any], mapped: Mapping[str, Any]) -> None:
-    """What special_tokens_map.json names takes the place of what `fields` does."""
+    """What special_tokens_map.json names takes the place of what `fields` does.
+
+    Not so for names that only this model has (`image_token`).
+    """
     for name, value in mapped.items():
+        if name.endswith("_token") and name not in NAMES and isinstance(fields.get(name), str):
+            continue
         if isinstance(value, dict) and name != _EXTRA:
             value = {**value, "special": True}
         elif isinstance(value, list) and name == _EXTRA:
