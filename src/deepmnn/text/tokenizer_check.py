@@ -80,6 +80,10 @@ def check_part(part: Any, kind: Part, where: str) -> None:
                 raise TokenizerError(
                     f"{where}: {field} is {part[field]!r:.80}", fault.expected
                 ) from None
+    try:
+        kind.together(part)
+    except FieldError as fault:
+        raise TokenizerError(f"{where} is {part!r:.200}", fault.expected) from None
 
 
 class _Walk:

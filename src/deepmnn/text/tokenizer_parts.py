@@ -40,10 +40,12 @@ class Part:
     Attributes:
         fields: what to check of it; the library ignores others, and asks for those that it needs.
         growth: how many times longer it may make a text, by its fields, which are checked.
+        together: what to check of all fields together.
     """
 
     fields: Mapping[str, Check] = field(default_factory=dict)
     growth: Callable[[Mapping[str, Any]], float] = lambda fields: 1.0
+    together: Check = lambda fields: None
 
 
 def flag(value: Any) -> None:
@@ -98,6 +100,20 @@ def _pattern(value: Any) -> None:
             raise FieldError('{"String": text} or {"Regex": pattern}')
 
 
+def _replaced(value: Any) -> None:
+    """A pattern that matches something: the library counts beyond the text when it does not."""
+    _pattern(value)
+    if not _shortest(value):
+        raise FieldError("a pattern that matches no empty text")
+
+
+def _shortest(pattern: Mapping[str, str]) -> int:
+    """Bytes of the shortest match, at least."""
+    if "String" in pattern:
+        return len(pattern["String"].encode("utf-8", "replace"))
+    return check_pattern(pattern["Regex"])
+
+
 def _charsmap(value: Any) -> None:
     """A table of SentencePiece: the size of a trie, the trie, and texts that end in a zero byte."""
     try:
@@ -117,12 +133,8 @@ def _charsmap_growth(fields: Mapping[str, Any]) -> float:
 
 
 def _replace_growth(fields: Mapping[str, Any]) -> float:
-    content, pattern = len(fields["content"].encode("utf-8", "replace")), fields["pattern"]
-    if "String" in pattern:
-        matched = len(pattern["String"].encode("utf-8", "replace"))
-    else:
-        matched = check_pattern(pattern["Regex"])
-    return max(1.0, content / matched) if matched else 1.0 + content
+    content = len(fields["content"].encode("utf-8", "replace"))
+    return max(1.0, content / _shortest(fields["pattern"]))
 
 
 def _by(factor: float) -> Callable[[Mapping[str, Any]], float]:
@@ -145,7 +157,7 @@ _METASPACE: dict[str, Check] = {
     "prepend_scheme": one_of("first", "never", "always"),
     "split": optional(flag),
 }
-_REPLACE = Part({"pattern": _pattern, "content": _ANY}, _replace_growth)
+_REPLACE = Part({"pattern": _replaced, "content": _ANY}, _replace_growth)
 
 NORMALIZERS: dict[str, Part] = {
     "NFC": Part({}, _by(3)),
@@ -241,6 +253,15 @@ def _template_tokens(value: Any) -> None:
         raise FieldError("special tokens with at most 16 ids, and as many tokens")
 
 
+def _known_tokens(fields: Mapping[str, Any]) -> None:
+    """The library looks up special tokens of a template without asking whether they are there."""
+    for name in ("single", "pair"):
+        for piece in fields.get(name, ()):
+            special = piece.get("SpecialToken")
+            if special is not None and special["id"] not in fields.get("special_tokens", {}):
+                raise FieldError("special tokens among special_tokens")
+
+
 _BERT: dict[str, Check] = {"sep": _marked, "cls": _marked}
 POST_PROCESSORS: dict[str, Part] = {
     "ByteLevel": Part(_LEVEL),
@@ -251,7 +272,8 @@ POST_PROCESSORS: dict[str, Part] = {
             "single": _template("A"),
             "pair": _template("A", "B"),
             "special_tokens": _template_tokens,
-        }
+        },
+        together=_known_tokens,
     ),
 }
 
