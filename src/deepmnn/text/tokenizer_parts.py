@@ -16,8 +16,10 @@ from typing import Any
 
 from deepmnn.text.pattern_check import check_pattern
 
-MAX_TEXT = 4096
+MAX_TEXT = 1 << 17
 """Characters of a token, or of what replaces another text."""
+MAX_PIECE = 4096
+"""Of a Unigram token: the library looks for the longest one at every place of a text."""
 MAX_ID = 1 << 24
 """The largest published vocabularies have 2^18 tokens."""
 
@@ -194,7 +196,7 @@ PRE_TOKENIZERS: dict[str, Part] = {
     "UnicodeScripts": Part(),
     "Punctuation": Part({"behavior": _BEHAVIOR}),
     "CharDelimiterSplit": Part({"delimiter": _CHAR}),
-    "FixedLength": Part({"length": integer(1, MAX_TEXT)}),
+    "FixedLength": Part({"length": integer(1, 1 << 20)}),
 }
 
 DECODERS: dict[str, Part] = {
@@ -289,7 +291,7 @@ def _scores(value: Any) -> None:
     """[[token, score], ...]."""
     for entry in value if isinstance(value, list) else [None]:
         match entry:
-            case [str(token), int(score) | float(score)] if 0 < len(token) <= MAX_TEXT:
+            case [str(token), int(score) | float(score)] if 0 < len(token) <= MAX_PIECE:
                 if not isinstance(score, bool) and math.isfinite(score) and abs(score) <= 1e6:
                     continue
         raise FieldError("a list of tokens and their scores")
