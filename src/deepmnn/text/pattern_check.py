@@ -117,9 +117,9 @@ def _is_covered(runs: tuple[str, ...], ways: list[_Ways], alternatives: list[lis
 
 
 def _takes_run(alternative: list[_Node], item: str) -> bool:
-    """Whether an alternative is `item+`, but for optional items, so that nothing in it fails."""
+    """Whether an alternative is `item+`, but for optional characters: nothing in it fails."""
     rest = list(alternative)
-    while rest and rest[0].low == 0 and not rest[0].look:
+    while rest and (rest[0].low, rest[0].high) == (0, 1) and not rest[0].parts:
         rest.pop(0)
     if not rest or rest[0].text != item or rest[0].lazy:
         return False
