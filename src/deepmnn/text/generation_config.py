@@ -55,14 +55,6 @@ class GenerationConfig:
         return GenerationConfig(own or fallback, fallback, params)
 
 
-def read_context_length(config: dict[str, Any]) -> int:
-    """max_position_embeddings of config.json. Raises ConfigError."""
-    length = config.get("max_position_embeddings")
-    if not isinstance(length, int) or isinstance(length, bool) or length < 1:
-        raise ConfigError(f"max_position_embeddings is {length!r}", "a positive integer")
-    return length
-
-
 def _sampling(found: dict[str, Any]) -> SamplingParams:
     """The sampling fields of generation_config.json. Raises RequestError."""
     values = {name: found[name] for name in _SAMPLING if found.get(name) is not None}
