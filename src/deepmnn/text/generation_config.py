@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from deepmnn.errors import ConfigError, RequestError
+from deepmnn.errors import ConfigError, RequestError, shown
 from deepmnn.text.sampling_params import SamplingParams
 from deepmnn.text.text_files import TextFiles
 
@@ -61,7 +61,7 @@ def _sampling(found: dict[str, Any]) -> SamplingParams:
     do_sample = found.get("do_sample")
     if do_sample is not None and not isinstance(do_sample, bool):
         # bool("false") would sample.
-        raise RequestError(f"do_sample is {do_sample!r:.80}", "true or false")
+        raise RequestError(f"do_sample is {shown(do_sample)}", "true or false")
     top_k = values.get("top_k")
     if isinstance(top_k, float) and top_k.is_integer():
         values["top_k"] = top_k = int(top_k)
@@ -81,6 +81,6 @@ def _token_ids(value: Any, where: str) -> frozenset[int]:
     ids = [i for i in (value if isinstance(value, list) else [value]) if i is not None]
     if not all(isinstance(i, int) and not isinstance(i, bool) for i in ids):
         raise ConfigError(
-            f"eos_token_id in {where} is {value!r:.80}", "a token id or a list of token ids"
+            f"eos_token_id in {where} is {shown(value)}", "a token id or a list of token ids"
         )
     return frozenset(i for i in ids if i >= 0)

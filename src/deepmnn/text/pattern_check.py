@@ -18,7 +18,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from deepmnn.errors import TokenizerError
+from deepmnn.errors import TokenizerError, shown
 
 _LONGEST = 20_000
 """Characters. DeepSeek Coder's class of letters has 3,000."""
@@ -289,4 +289,4 @@ class _Parser:
 
 
 def _refused(pattern: str, found: str, expected: str) -> TokenizerError:
-    return TokenizerError(f"the tokenizer's pattern {pattern!r:.120} {found}", expected)
+    return TokenizerError(f"the tokenizer's pattern {shown(pattern, 120)} {found}", expected)

@@ -17,7 +17,7 @@ from typing import Any
 import tokenizers
 from tokenizers import AddedToken
 
-from deepmnn.errors import TokenizerError
+from deepmnn.errors import TokenizerError, shown
 from deepmnn.text.text_files import TextFiles
 from deepmnn.text.tokenizer_check import MAX_ADDED_TOKENS, check_part
 from deepmnn.text.tokenizer_parts import ADDED_TOKEN, MAX_ID
@@ -82,7 +82,7 @@ class SpecialTokens:
             taken = found in old or library.model.id_to_token(found) is not None
             if taken or asked.get(content, found) != found:
                 raise TokenizerError(
-                    f"the token {content!r:.80}, which tokenizer.json lacks, gets the id {found}",
+                    f"the token {shown(content)}, which tokenizer.json lacks, gets the id {found}",
                     "one that no token has" if taken else f"{asked[content]}, as {CONFIG} says",
                     "Use the tokenizer.json that the model was trained with.",
                 )
@@ -161,19 +161,19 @@ def _extra(fields: Mapping[str, Any]) -> list[AddedToken]:
     if found is None or isinstance(found, dict):
         return []
     if not isinstance(found, list):
-        raise TokenizerError(f"{_EXTRA} in {CONFIG} is {found!r:.80}", "a list of tokens")
+        raise TokenizerError(f"{_EXTRA} in {CONFIG} is {shown(found)}", "a list of tokens")
     return [_token(value, _EXTRA) for value in found]
 
 
 def _listed(found: Any) -> dict[int, AddedToken]:
     """added_tokens_decoder: {"32000": {"content": ..., "special": true, ...}, ...}."""
     if not isinstance(found, dict):
-        raise TokenizerError(f"added_tokens_decoder in {CONFIG} is {found!r:.80}", "an object")
+        raise TokenizerError(f"added_tokens_decoder in {CONFIG} is {shown(found)}", "an object")
     listed = {}
     for index, token in found.items():
         if not index.isdecimal() or len(index) > 9 or not isinstance(token, dict):
             raise TokenizerError(
-                f"added_tokens_decoder in {CONFIG} has {index!r:.40}: {token!r:.80}",
+                f"added_tokens_decoder in {CONFIG} has {shown(index, 40)}: {shown(token)}",
                 "the id of a token, and the token",
             )
         listed[int(index)] = _token(token, "added_tokens_decoder")
@@ -185,7 +185,9 @@ def _added(found: Mapping[str, Any], special: set[str]) -> dict[int, AddedToken]
     listed = {}
     for text, index in found.items():
         if type(index) is not int or not 0 <= index < MAX_ID:
-            raise TokenizerError(f"{_ADDED} gives {text!r:.80} the id {index!r:.40}", "a token id")
+            raise TokenizerError(
+                f"{_ADDED} gives {shown(text)} the id {shown(index, 40)}", "a token id"
+            )
         flags = {"special": text in special, "normalized": text not in special}
         listed[index] = _token({"content": text, **flags}, _ADDED)
     return listed
@@ -196,7 +198,7 @@ def _token(value: Any, name: str) -> AddedToken:
     fields = {"content": value, "special": True} if isinstance(value, str) else value
     if not isinstance(fields, dict) or "content" not in fields:
         raise TokenizerError(
-            f"{name} in {CONFIG} is {value!r:.80}",
+            f"{name} in {CONFIG} is {shown(value)}",
             'a string, or a dict with the string under "content"',
         )
     check_part(fields, ADDED_TOKEN, f"{name} in {CONFIG}")

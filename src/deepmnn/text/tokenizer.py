@@ -11,7 +11,7 @@ from typing import Any
 
 import tokenizers
 
-from deepmnn.errors import DeepmnnError, RequestError, TokenizerError
+from deepmnn.errors import DeepmnnError, RequestError, TokenizerError, shown
 from deepmnn.source.json_file import parse_object
 from deepmnn.text.chat_template import ChatTemplate, Message
 from deepmnn.text.special_tokens import CONFIG, read_special_tokens
@@ -84,7 +84,7 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of text; add_special_tokens puts the begin-of-sequence token in front."""
         if not isinstance(text, str):
-            raise RequestError(f"the text is {text!r:.80}", "a string")
+            raise RequestError(f"the text is {shown(text)}", "a string")
         try:
             text.encode()
         except UnicodeEncodeError as error:
@@ -191,7 +191,7 @@ class Tokenizer:
         """A field of tokenizer_config.json that is true or false; false when it is not there."""
         value = self.config.get(name)
         if value is not None and not isinstance(value, bool):
-            raise TokenizerError(f"{name} in {CONFIG} is {value!r:.80}", "true or false")
+            raise TokenizerError(f"{name} in {CONFIG} is {shown(value)}", "true or false")
         return bool(value)
 
     def _read_template(self, files: TextFiles) -> ChatTemplate | None:
@@ -205,7 +205,7 @@ class Tokenizer:
             return None
         if not isinstance(source, str):
             raise TokenizerError(
-                f"chat_template in {CONFIG} is {source!r:.80}", "a jinja2 template"
+                f"chat_template in {CONFIG} is {shown(source)}", "a jinja2 template"
             )
         return ChatTemplate(source)
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from deepmnn.errors import TokenizerError
+from deepmnn.errors import TokenizerError, shown
 from deepmnn.text.tokenizer_parts import (
     ADDED_TOKEN,
     DECODERS,
@@ -62,7 +62,7 @@ def check_tokenizer(spec: Mapping[str, Any], name: str) -> None:
         return
     if not isinstance(added, list) or len(added) > MAX_ADDED_TOKENS:
         raise TokenizerError(
-            f"{name}: added_tokens is {added!r:.80}", f"a list of at most {MAX_ADDED_TOKENS}"
+            f"{name}: added_tokens is {shown(added)}", f"a list of at most {MAX_ADDED_TOKENS}"
         )
     for token in added:
         check_part(token, ADDED_TOKEN, f"{name}: added_tokens")
@@ -71,19 +71,19 @@ def check_tokenizer(spec: Mapping[str, Any], name: str) -> None:
 def check_part(part: Any, kind: Part, where: str) -> None:
     """Raises TokenizerError unless part's fields are what its kind may have."""
     if not isinstance(part, dict):
-        raise TokenizerError(f"{where} is {part!r:.80}", "an object")
+        raise TokenizerError(f"{where} is {shown(part)}", "an object")
     for field, check in kind.fields.items():
         if field in part:
             try:
                 check(part[field])
             except FieldError as fault:
                 raise TokenizerError(
-                    f"{where}: {field} is {part[field]!r:.80}", fault.expected
+                    f"{where}: {field} is {shown(part[field])}", fault.expected
                 ) from None
     try:
         kind.together(part)
     except FieldError as fault:
-        raise TokenizerError(f"{where} is {part!r:.200}", fault.expected) from None
+        raise TokenizerError(f"{where} is {shown(part, 200)}", fault.expected) from None
 
 
 class _Walk:
@@ -107,11 +107,11 @@ class _Walk:
         if name == "Sequence":
             inner = part.get(self._inner)
             if not isinstance(inner, list):
-                raise TokenizerError(f"{self._where}: {self._inner} is {inner!r:.80}", "a list")
+                raise TokenizerError(f"{self._where}: {self._inner} is {shown(inner)}", "a list")
             return math.prod(self.growth(each, depth + 1) for each in inner)
         if not isinstance(name, str) or name not in self._kinds:
             names = ", ".join([*self._kinds, "Sequence"])
-            raise TokenizerError(f"{self._where} is {part!r:.80}", f"a type of {names}")
+            raise TokenizerError(f"{self._where} is {shown(part)}", f"a type of {names}")
         kind = self._kinds[name]
         check_part(part, kind, self._where)
         try:
@@ -123,11 +123,11 @@ class _Walk:
 def _check_model(spec: Mapping[str, Any], where: str) -> None:
     model = spec.get("model")
     if not isinstance(model, dict):
-        raise TokenizerError(f"{where} is {model!r:.80}", "an object")
+        raise TokenizerError(f"{where} is {shown(model)}", "an object")
     untyped = "BPE" if "merges" in model else "WordPiece"  # the files of GPT-2 and BERT
     name = model.get("type", untyped)
     if not isinstance(name, str) or name not in MODELS:
-        raise TokenizerError(f"{where} has the type {name!r:.80}", " or ".join(MODELS))
+        raise TokenizerError(f"{where} has the type {shown(name)}", " or ".join(MODELS))
     check_part(model, MODELS[name], where)
     vocab = model.get("vocab", {})
     if name == "BPE":
@@ -148,5 +148,5 @@ def _check_merges(merges: list[Any], vocab: Mapping[str, int], where: str) -> No
             or "".join(pair) not in vocab
         ):
             raise TokenizerError(
-                f"{where}: the merge {merge!r:.80} makes no token", "tokens of the vocabulary"
+                f"{where}: the merge {shown(merge)} makes no token", "tokens of the vocabulary"
             )
