@@ -250,7 +250,7 @@ def test_two_culprits_and_one_innocent_in_one_step() -> None:
 
 def test_an_error_of_the_detokeniser_is_its_requests_alone() -> None:
     class Broken:
-        stopped = False
+        stopped, end_ids = False, frozenset[int]()
 
         def push(self, token: int) -> None:
             raise ValueError("no such token")

@@ -33,6 +33,7 @@ from deepmnn.graph.serialize import from_json
 from deepmnn.source.entry import Entry
 from deepmnn.source.json_file import read_object, read_small
 from deepmnn.source.safetensors import SafetensorsFile
+from deepmnn.text.text_files import TextFiles
 
 
 class Artifact:
@@ -42,12 +43,14 @@ class Artifact:
         path: the directory.
         manifest: deepmnn.json.
         config: config.json.
+        text_files: the tokenizer's and other small files that the manifest lists.
     """
 
     def __init__(self, path: Path, manifest: Manifest, shards: list[SafetensorsFile]) -> None:
         self.path = path
         self.manifest = manifest
         self.config: dict[str, Any] = read_object(path / CONFIG, ArtifactError)
+        self.text_files = TextFiles(path, manifest["files"])
         self._shard_of = {name: shard for shard in shards for name in shard.entries}
         self._graph: Graph | None = None
 

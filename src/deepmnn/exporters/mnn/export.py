@@ -113,7 +113,8 @@ def export(
         writer.add_json(names.of("config.json"), settings, keep=False)  # it is the user's to change
         config = artifact.path / CONFIG
         for name, data in read_side_files(artifact.path, config, ArtifactError).items():
-            writer.add_file(f"{names.sidecar}/{name}", data)
+            if name in artifact.text_files:
+                writer.add_file(f"{names.sidecar}/{name}", data)
         workload = replace(Workload.of(graph).in_form(form), cache_width=low.cache_width)
         writer.commit(
             {
