@@ -116,10 +116,10 @@ def test_generate(artifact: Path) -> None:
 
 
 def test_the_cache_can_be_made_smaller_or_larger(artifact: Path, tmp_path: Path) -> None:
-    flags = ["--max-tokens", 33, "--cache-tokens", 32]
-    assert "--cache-tokens" in bad(1, "generate", artifact, "x", *flags)
-    good("generate", artifact, "x", "--max-tokens", 33, "--cache-tokens", 64)
-    assert "--cache-tokens" in run("chat", artifact, *flags, stdin="x\n").stderr
+    long = "x" * 40
+    assert "cache" in bad(1, "generate", artifact, long, "--cache-tokens", 32)
+    good("generate", artifact, long, "--cache-tokens", 64)
+    assert "cache" in run("chat", artifact, "--cache-tokens", 32, stdin=f"{long}\n").stderr
     data = tmp_path / "problems.jsonl"
     data.write_text(json.dumps({"question": "x" * 60, "answer": "1"}))
     bad(1, "eval", artifact, "--data", data, "--cache-tokens", 32)
