@@ -30,7 +30,6 @@ from deepmnn.errors import ArtifactError, RequestError
 from deepmnn.formats import ALIGNMENT, U8
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.serialize import from_json
-from deepmnn.source.entry import Entry
 from deepmnn.source.json_file import read_object, read_small
 from deepmnn.source.safetensors import SafetensorsFile
 from deepmnn.text.text_files import TextFiles
