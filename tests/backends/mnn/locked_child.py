@@ -35,8 +35,8 @@ def refuse(event: str, _: object) -> None:
 
 def work(directory: Path) -> None:
     import deepmnn
-    from deepmnn.exporters.mnn.export import export
     from byte_tokenizer import write_tokenizer
+    from deepmnn.exporters.mnn.export import export
     from tiny_artifact import write_config
 
     write_config(directory / "source", tokenizer=False)
