@@ -111,8 +111,9 @@ def read_special_tokens(
         listed = _listed(fields["added_tokens_decoder"])
     else:
         # As transformers has it: where tokenizer_config.json gives flags of its own, those count.
-        plain = [n for n in NAMES if n in named and "__type" not in fields[n]]
-        special = {token.content for token in (*(named[name] for name in plain), *extra)}
+        own = {n for n, value in fields.items() if isinstance(value, dict) and "__type" in value}
+        plain = [named[name] for name in NAMES if name in named and name not in own]
+        special = {token.content for token in (*plain, *extra)}
         listed = _added(files.fields(_ADDED, TokenizerError), special)
         for token in spec.get("added_tokens") or ():
             listed[token["id"]] = _token(token, "added_tokens")

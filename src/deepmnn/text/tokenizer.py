@@ -109,7 +109,8 @@ class Tokenizer:
             if normalizer is not None:
                 added |= {normalizer.normalize_str(content) for content in added}
             vocab = self.library.get_vocab(with_added_tokens=False)
-        return TokenBound(self._spec, vocab, added)
+        strips = any(token.lstrip or token.rstrip for token in self._added.values())
+        return TokenBound(self._spec, vocab, added, strips)
 
     @cached_property
     def _added(self) -> dict[int, tokenizers.AddedToken]:
