@@ -25,7 +25,7 @@ def test_any_number_anywhere_is_a_typed_error_or_a_model(tmp_path: Path, model_t
         env=environment,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=400,
     )
     assert child.returncode == 0, child.stdout + child.stderr
     refused, built = map(int, child.stdout.split())

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from deepmnn.backends.mnn.options import MnnOptions
     from deepmnn.conversion.write import Progress
     from deepmnn.exporters.mnn.folder import MnnFolder
+    from deepmnn.text.text_files import TextFiles
 
 
 def load(
@@ -108,8 +109,8 @@ def _open_mnn(
     exported: bool,
     options: LoadOptions,
     progress: Progress | None,
-) -> tuple[Artifact | MnnFolder, Path, Backend]:
-    """The model as it was given, its tokenizer's directory and the backend."""
+) -> tuple[Artifact | MnnFolder, TextFiles, Backend]:
+    """The model as it was given, its tokenizer's files and the backend."""
     from deepmnn.backends.mnn.backend import MnnBackend
     from deepmnn.exporters.mnn.cached import exported_model
     from deepmnn.exporters.mnn.folder import MnnFolder
@@ -117,7 +118,7 @@ def _open_mnn(
     artifact = None if exported else open_artifact(path)
     folder = MnnFolder.open(path if artifact is None else exported_model(artifact, progress))
     backend = MnnBackend(folder, options.threads or 0, options.mnn)
-    return artifact or folder, folder.sidecar, backend
+    return artifact or folder, folder.text_files, backend
 
 
 def open_artifact(path: str | Path) -> Artifact:
@@ -136,14 +137,15 @@ def open_artifact(path: str | Path) -> Artifact:
 
 def _open_converted(
     path: Path, backend: str, options: LoadOptions
-) -> tuple[Artifact, Path, Backend]:
-    """What `convert` wrote, its tokenizer's directory and the backend."""
+) -> tuple[Artifact, TextFiles, Backend]:
+    """What `convert` wrote, its tokenizer's files and the backend."""
     artifact = open_artifact(path)
     if backend == "cpu":
         from deepmnn.backends.cpu.backend import CpuBackend
 
         threads, isa = options.threads or 0, options.isa or ""
-        return artifact, path, CpuBackend(path, threads, isa, options.mla_form, options.numa)
+        cpu = CpuBackend(path, threads, isa, options.mla_form, options.numa)
+        return artifact, artifact.text_files, cpu
     from deepmnn.backends.reference import ReferenceBackend
     from deepmnn.quant.store import stored_values
 
@@ -153,4 +155,4 @@ def _open_converted(
         return stored_values(graph.weights[name], artifact.tensor(name))
 
     form = "absorbed" if options.mla_form == "absorbed" else "expanded"
-    return artifact, path, ReferenceBackend(graph, read_weight, form)
+    return artifact, artifact.text_files, ReferenceBackend(graph, read_weight, form)

@@ -13,11 +13,13 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING
 
 from deepmnn.errors import CheckpointError, DeepmnnError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 RE_DOWNLOAD = "The file is damaged or incomplete; download it again."
 
@@ -73,6 +75,8 @@ class RegularFile:
         return self.read(0, self.size).tobytes()
 
     def _piece(self, descriptor: int, begin: int, nbytes: int, what: str) -> NDArray[np.uint8]:
+        import numpy as np  # most readers of small files do without
+
         data = np.empty(min(nbytes, max(self.size - begin, 0)), np.uint8)
         if _read_into(descriptor, data, begin) < nbytes:
             raise self.error(f"{self.path} ends inside {what or 'its data'}", "", RE_DOWNLOAD)

@@ -113,7 +113,8 @@ def export(
         writer.add_json(names.of("config.json"), settings, keep=False)  # it is the user's to change
         config = artifact.path / CONFIG
         for name, data in read_side_files(artifact.path, config, ArtifactError).items():
-            writer.add_file(f"{names.sidecar}/{name}", data)
+            if name in artifact.text_files:
+                writer.add_file(f"{names.sidecar}/{name}", data)
         workload = replace(Workload.of(graph).in_form(form), cache_width=low.cache_width)
         writer.commit(
             {
@@ -144,7 +145,7 @@ class _Reader:
         self._done, self._total = 0, artifact.weights_nbytes
 
     def __call__(self, name: str) -> U8:
-        stored = self._artifact.read(name)
+        stored = self._artifact.tensor(name)
         if self._progress is not None and name in self._left:
             self._left.remove(name)
             self._done += stored.nbytes
