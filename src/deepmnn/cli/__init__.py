@@ -34,7 +34,7 @@ class _Group(TyperGroup):
         try:
             return super().invoke(ctx)
         except DeepmnnError as error:
-            err.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
+            err.print(f"error: {error.shell}", style="bold red", markup=False, soft_wrap=True)
             raise typer.Exit(1) from error
         except BrokenPipeError:  # typer ends quietly
             raise

@@ -9,15 +9,23 @@ from collections.abc import Sequence as List
 import numpy as np
 
 from deepmnn.backends.base import F32, Backend, Batch, Draw
-from deepmnn.engine.kv_cache import BlockManager, BlockTable
+from deepmnn.engine.kv_cache import CACHE_IS_SHORT, BlockManager, BlockTable
 from deepmnn.engine.scheduler import Scheduler, Span
 from deepmnn.engine.sequence import Sequence
-from deepmnn.errors import ContextLengthError, RequestError
+from deepmnn.errors import ContextLengthError, RequestError, Words
 from deepmnn.text.sampling_params import SamplingParams
 from deepmnn.text.stream import TextStream
 
 BLOCK_SIZE = 32
 """Tokens per cache block."""
+
+_TOO_LONG = Words(
+    "Shorten the prompt or lower max_tokens.", "Shorten the prompt or lower --max-tokens."
+)
+_TOO_LONG_FOR_CACHE = Words(
+    "Shorten the prompt or lower max_tokens, or enlarge cache_tokens.",
+    "Shorten the prompt or lower --max-tokens, or enlarge --cache-tokens.",
+)
 
 
 class Engine:
@@ -79,8 +87,7 @@ class Engine:
             raise ContextLengthError(
                 f"the prompt has {len(ids)} tokens and the answer may have {wanted}",
                 f"at most {self.context_length} together",
-                "Shorten the prompt or lower max_tokens"
-                + (", or enlarge cache_tokens (--cache-tokens)." if self._cache_is_short else "."),
+                _TOO_LONG_FOR_CACHE if self._cache_is_short else _TOO_LONG,
             )
         return len(ids) + (params.max_tokens or room)
 
@@ -201,7 +208,7 @@ class Engine:
             error = ContextLengthError(
                 f"the KV cache has {self.manager.free_blocks} free blocks, the rest is in use",
                 "room for the next tokens",
-                "Close sessions, or load the model with a larger cache_tokens.",
+                CACHE_IS_SHORT,
             )
             self.fail(sequence, error)
         return stuck

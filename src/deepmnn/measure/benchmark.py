@@ -245,7 +245,8 @@ def _workload(model: LLM) -> Workload:
     if not isinstance(model.artifact, Artifact):
         return model.artifact.workload
     if isinstance(model.backend, MnnBackend):
-        return MnnFolder.open(exported_model(model.artifact)).workload
+        with exported_model(model.artifact) as kept:
+            return MnnFolder.open(kept.path).workload
     return Workload.of(model.artifact.graph())
 
 

@@ -11,6 +11,9 @@ from deepmnn.errors import DeepmnnError
 MAX_JSON_BYTES = 100_000_000
 """No config, index, tokenizer or safetensors header is larger than this."""
 
+KINDS = {str: "a text", int: "an integer", list: "a list", dict: "an object"}
+"""What messages call the types of JSON values."""
+
 
 def parse_object(data: bytes, what: str, error: type[DeepmnnError]) -> dict[str, Any]:
     """Parses UTF-8 JSON whose top is an object without duplicate keys.

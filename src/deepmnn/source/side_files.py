@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from deepmnn.errors import CheckpointError, DeepmnnError
+from deepmnn.errors import CheckpointError, DeepmnnError, Words
 from deepmnn.source.json_file import read_object, read_small
 
 CONFIG = "config.json"
@@ -59,7 +59,10 @@ def read_config(config: Path) -> dict[str, Any]:
         raise CheckpointError(
             f"{config} is missing",
             f"a checkpoint directory with {CONFIG}, or that file",
-            "Check the path (--config names another), or fetch a checkpoint: "
-            "deepmnn pull OWNER/NAME OUT",
+            Words(
+                "Check the path; `config` may name another file or directory.",
+                "Check the path, or fetch a checkpoint: deepmnn pull OWNER/NAME OUT; "
+                "deepmnn convert --config takes the file from elsewhere.",
+            ),
         )
     return read_object(config, CheckpointError)

@@ -197,7 +197,7 @@ def _torch() -> Any:
         raise MissingDependencyError(
             "PyTorch files need torch, which is not installed",
             "torch, or weights in safetensors",
-            'Install it: pip install "deepmnn[torch]"',
+            "Install it: pip install torch",
         ) from None
 
 

@@ -6,7 +6,7 @@ import math
 import struct
 from dataclasses import dataclass, field
 
-from deepmnn.errors import RequestError
+from deepmnn.errors import RequestError, argument
 
 _LARGEST = 1e6
 """No temperature or penalty is larger, so that logits stay finite in float32."""
@@ -71,7 +71,9 @@ class SamplingParams:
             _integer("max_tokens", self.max_tokens, 1)
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, tuple | list) or not all(isinstance(s, str) and s for s in stop):
-            raise RequestError(f"stop is {self.stop!r}", "one or several non-empty strings")
+            raise RequestError(
+                argument("stop", f" is {self.stop!r:.80}"), "one or several non-empty strings"
+            )
         object.__setattr__(self, "stop", tuple(stop))
 
     @property
@@ -86,7 +88,7 @@ def _number(name: str, value: float, low: float, high: float, *, open_low: bool 
     valid = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
     if not valid or (open_low and _float32(value) == low):
         bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]"
-        raise RequestError(f"{name} is {value!r:.80}", f"a finite number in {bounds}")
+        raise RequestError(argument(name, f" is {value!r:.80}"), f"a finite number in {bounds}")
 
 
 def _float32(value: float) -> float:
@@ -96,4 +98,4 @@ def _float32(value: float) -> float:
 
 def _integer(name: str, value: int, low: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise RequestError(f"{name} is {value!r}", f"an integer of at least {low}")
+        raise RequestError(argument(name, f" is {value!r:.80}"), f"an integer of at least {low}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import tokenizers
 
-from deepmnn.errors import RequestError, TokenizerError
+from deepmnn.errors import RequestError, TokenizerError, Words
 from deepmnn.source.json_file import read_object
 from deepmnn.text.chat_template import ChatTemplate, Message
 
@@ -124,7 +124,10 @@ class Tokenizer:
             raise TokenizerError(
                 f"{self.directory} has no chat template",
                 "chat_template.jinja, or chat_template in tokenizer_config.json",
-                "Pass the prompt as plain text (on the command line: --raw).",
+                Words(
+                    "Pass the prompt as plain text.",
+                    "Continue plain text: deepmnn generate --raw.",
+                ),
             )
         return self._template.render(
             messages,
