@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from deepmnn.backends.mnn.options import MnnOptions
     from deepmnn.conversion.convert import convert
     from deepmnn.engine.completion import Chunk, Completion
-    from deepmnn.exporters import export
+    from deepmnn.exporters.mnn.export import export
     from deepmnn.quant.recipe import Recipe, Rule
     from deepmnn.text.sampling_params import SamplingParams
 
@@ -50,7 +50,7 @@ _HOMES = {
     "convert": "deepmnn.conversion.convert",
     "Recipe": "deepmnn.quant.recipe",
     "Rule": "deepmnn.quant.recipe",
-    "export": "deepmnn.exporters",
+    "export": "deepmnn.exporters.mnn.export",
     "Chunk": "deepmnn.engine.completion",
     "Completion": "deepmnn.engine.completion",
     "SamplingParams": "deepmnn.text.sampling_params",

@@ -60,10 +60,11 @@ class DeepmnnError(Exception):
     @property
     def shell(self) -> str:
         """The message in the words of the command line."""
-        return _message(*(_in_shell(part) for part in (self.found, self.expected, self.hint)))
+        return _message(*(in_shell(part) for part in (self.found, self.expected, self.hint)))
 
 
-def _in_shell(part: str | Words) -> str:
+def in_shell(part: str | Words) -> str:
+    """A part of a message as the command line says it."""
     return part.shell if isinstance(part, Words) else part
 
 

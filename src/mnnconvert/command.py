@@ -11,10 +11,11 @@ from pathlib import Path
 
 from deepmnn.artifact.directory import remove_stale, storage_errors, temp_name
 from deepmnn.backends.mnn import wheel
-from deepmnn.cli.console import ConvertProgress, byte_progress, count
+from deepmnn.cli.console import count, err, out
+from deepmnn.cli.progress import byte_progress
 from deepmnn.conversion.convert import ConvertReport, convert
 from deepmnn.errors import DeepmnnError, StorageError
-from deepmnn.exporters import ExportReport, export
+from deepmnn.exporters.mnn.export import ExportReport, export
 from deepmnn.exporters.mnn.folder import Names
 from deepmnn.exporters.mnn.writer import FolderWriter
 from mnnconvert.options import GROUPED, Options, parse
@@ -28,27 +29,23 @@ def main(arguments: Sequence[str]) -> int:
         options = parse(arguments)
         report, exported = run(options)
     except (DeepmnnError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        err.say(f"error: {error}", "bold red")
         return 1
     floats = "fp16" if options.fp16 else "fp32"
-    print(
+    out.say(
         f"{options.mnn_model}: {report.model_type}, {count(report.parameters)} parameters as "
-        f"{floats if report.quant == 'fp32' else report.quant}\n"
-        f"next: MNN.llm.create({str(options.mnn_model.with_suffix('.config.json'))!r})"
+        f"{floats if report.quant == 'fp32' else report.quant}"
     )
+    out.say(f"next: MNN.llm.create({str(options.mnn_model.with_suffix('.config.json'))!r})")
     if options.group_size is not None and options.quant not in GROUPED:
-        print(
-            "note: --weightQuantBlock is for 4 bits; 8 bits have one scale for 256 columns",
-            file=sys.stderr,
-        )
+        err.say("note: --weightQuantBlock is for 4 bits; 8 bits have one scale for 256 columns")
     if report.unused:
-        print(
+        err.say(
             f"note: {len(report.unused)} tensors of the checkpoint are not read, "
-            f"{report.unused[0]!r} for one",
-            file=sys.stderr,
+            f"{report.unused[0]!r} for one"
         )
     if exported.note:
-        print(f"note: {exported.note}", file=sys.stderr)
+        err.say(f"note: {exported.note}")
     return 0
 
 
@@ -60,25 +57,27 @@ def run(options: Options) -> tuple[ConvertReport, ExportReport]:
     # What the export would refuse after hours of converting, it refuses now.
     FolderWriter(target.parent, Names(target.stem), options.overwrite).check_target()
     wheel.runtime()
-    with _scratch(target) as scratch, byte_progress("converting") as progress:
-        report = convert(
-            options.model_file,
-            scratch / "artifact",
-            options.quant,
-            options.optimize_level,
-            config=options.config,
-            group_size=options.group_size if options.quant in GROUPED else None,
-            progress=ConvertProgress(progress),
-        )
-        exported = export(
-            report.path,
-            target.parent,
-            stem=target.stem,
-            float_dtype="fp16" if options.fp16 else None,
-            biz_code=options.biz_code,
-            overwrite=options.overwrite,
-            progress=ConvertProgress(progress),
-        )
+    with _scratch(target) as scratch:
+        with byte_progress("converting") as progress:
+            report = convert(
+                options.model_file,
+                scratch / "artifact",
+                options.quant,
+                options.optimize_level,
+                config=options.config,
+                group_size=options.group_size if options.quant in GROUPED else None,
+                progress=progress,
+            )
+        with byte_progress("exporting") as progress:
+            exported = export(
+                report.path,
+                target.parent,
+                stem=target.stem,
+                float_dtype="fp16" if options.fp16 else None,
+                biz_code=options.biz_code,
+                overwrite=options.overwrite,
+                progress=progress,
+            )
     return report, exported
 
 

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 from typer import Option
 
 from deepmnn.api.options import LoadOptions
 from deepmnn.cli import options
-from deepmnn.cli.console import err, out, table
+from deepmnn.cli.console import out, print_json, table
+from deepmnn.cli.progress import status
 
 if TYPE_CHECKING:
     from deepmnn.measure.benchmark import Report, Speed
@@ -41,12 +40,10 @@ def bench(
     rows = max(batches or BATCHES) * (max(prompts) + new_tokens + 32)
     location = path or options.bundled()
     model = options.open_model(location, replace(load, cache_tokens=load.cache_tokens or rows))
-    with err.status("measuring") as status:
-        report = benchmark(
-            model, prompts, new_tokens, batches, repeat, lambda text: status.update(text)
-        )
+    with status("measuring") as progress:
+        report = benchmark(model, prompts, new_tokens, batches, repeat, progress)
     if as_json:
-        out.print(json.dumps(asdict(report), indent=2), markup=False, soft_wrap=True)
+        print_json(asdict(report), indent=2)
         return
     _print(report, str(location))
     out.print(
@@ -71,7 +68,7 @@ def _print(report: Report, location: str) -> None:
             _share(row.decode_macs_share),
             _share(row.decode_busy),
         )
-    out.print(Text(location, style="bold"), soft_wrap=True)
+    out.say(location, "bold")
     out.print(made)
     if report.machine:
         machine = report.machine

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-from rich.text import Text
 from typer import Argument, Option
 
-from deepmnn.cli.console import ConvertProgress, byte_progress, file_size, out
+from deepmnn.cli.console import file_size, out
 from deepmnn.cli.planned import print_facts, print_leftovers, print_plan
+from deepmnn.cli.progress import byte_progress
 
 
 def convert(
@@ -52,8 +52,8 @@ def convert(
         print_plan(plan)
         return
     with byte_progress("converting") as progress:
-        path = write(plan, target, overwrite, ConvertProgress(progress))
-    out.print(Text(str(path), style="bold green"), soft_wrap=True)
+        path = write(plan, target, overwrite, progress)
+    out.say(str(path), "bold green")
     print_facts(plan)
     out.print(f"  took   {time.monotonic() - began:.1f} s, peak memory {file_size(_peak_rss())}")
     print_leftovers(plan)

@@ -16,7 +16,7 @@ from deepmnn.cli.console import file_size, out, table
 if TYPE_CHECKING:
     from deepmnn.measure.evaluate import Answer, Problem
 
-RIGHT, WRONG = "[bold green]right[/]", "[bold red]wrong[/]"
+RIGHT, WRONG = Text("right", "bold green"), Text("wrong", "bold red")
 
 NEXT = """\
 next: deepmnn chat {path}
@@ -40,21 +40,22 @@ def demo(
     asked = pick(read_problems(HELD_OUT), problems, seed)
     path = options.bundled(quant)
     model = options.open_model(path, load)
-    out.print(
-        f"[bold]tiny-r1[/]: DeepSeek-V3 architecture, {quant}, "
-        f"{file_size(model.artifact.weights_nbytes)}; these problems were held out of its training",
-        soft_wrap=True,
+    facts = (
+        f": DeepSeek-V3 architecture, {quant}, {file_size(model.artifact.weights_nbytes)}; "
+        "these problems were held out of its training"
     )
+    out.print(Text.assemble(("tiny-r1", "bold"), facts), soft_wrap=True)
     answers = []
     for problem in asked:
-        out.print(Text(f"\n> {problem.question}", style="bold cyan"), soft_wrap=True)
+        out.print(f"\n> {problem.question}", style="bold cyan", soft_wrap=True)
         completion = show(model.stream(ask(model, problem.question), SamplingParams()))
         right = is_correct(completion.text, problem.answer)
-        out.print(RIGHT if right else f"{WRONG}, it is {problem.answer}")
+        out.print(RIGHT if right else Text.assemble(WRONG, f", it is {problem.answer}"))
         answers.append(Answer(problem, completion, right))
     _print_summary(answers)
-    out.print(f"\nThe converted model is in {path}", markup=False, soft_wrap=True)
-    out.print(NEXT.format(path=path), style="dim", markup=False, soft_wrap=True)
+    out.print()
+    out.say(f"The converted model is in {path}")
+    out.print(NEXT.format(path=path), style="dim", soft_wrap=True)
 
 
 def _print_summary(answers: list[Answer]) -> None:
@@ -62,7 +63,7 @@ def _print_summary(answers: list[Answer]) -> None:
     for answer in answers:
         tokens, speed = answer.completion.completion_tokens, answer.completion.tokens_per_second
         mark = RIGHT if answer.correct else WRONG
-        made.add_row(Text(answer.problem.question), str(tokens), f"{speed:.0f}", mark)
+        made.add_row(answer.problem.question, str(tokens), f"{speed:.0f}", mark)
     out.print()
     out.print(made)
     out.print(f"{sum(answer.correct for answer in answers)} of {len(answers)} right")

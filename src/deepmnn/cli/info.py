@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.text import Text
 from typer import Argument, Option
 
 from deepmnn.cli.console import count, err, file_size, out, table
@@ -43,7 +42,7 @@ def info(
             return
         _print_artifact(artifact)
         if verify:
-            err.print("[green]every checksum is right[/]")
+            err.say("every checksum is right", "green")
         return
     if program or verify:
         raise RequestError(
@@ -57,7 +56,7 @@ def _print_program(path: Path) -> None:
     from deepmnn.backends.cpu.program import format_program, read_program
 
     text = format_program(read_program((path / PROGRAM).read_bytes()))
-    out.print(text, markup=False, soft_wrap=True)
+    out.print(text, soft_wrap=True)
 
 
 def _print_artifact(artifact: Artifact) -> None:
@@ -66,7 +65,7 @@ def _print_artifact(artifact: Artifact) -> None:
     graph, manifest = artifact.graph(), artifact.manifest
     unique = {weight.expr: weight.shape for weight in build(artifact.config).weights.values()}
     _print_head(artifact.config, graph, sum(map(math.prod, unique.values())))
-    out.print(
+    out.say(
         f"  converted       {manifest['quant']}, optimize level {manifest['optimize_level']}, "
         f"{manifest['nodes_level_0']} -> {manifest['nodes']} nodes, "
         f"{len(manifest['shards'])} weight files"
@@ -94,10 +93,10 @@ def _print_checkpoint(path: Path, quant: str) -> None:
 def _print_head(config: dict[str, Any], graph: Graph, parameters: int) -> None:
     width = sum(graph.caches.values())
     named = config.get("architectures")
-    out.print(Text(str(named[0] if isinstance(named, list) and named else graph.name), "bold"))
-    out.print(f"  model type      {config['model_type']}")
+    out.say(str(named[0] if isinstance(named, list) and named else graph.name), "bold")
+    out.say(f"  model type      {config['model_type']}")
     out.print(f"  parameters      {count(parameters)}")
-    out.print(f"  context length  {config.get('max_position_embeddings')} tokens")
+    out.say(f"  context length  {config.get('max_position_embeddings')} tokens")
     out.print(f"  KV cache        {file_size(4 * width)} per token (f32), half of it in bf16")
 
 

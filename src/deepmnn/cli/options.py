@@ -19,7 +19,8 @@ from typer import Argument, Option
 
 from deepmnn.api.options import LoadOptions
 from deepmnn.backends.mnn.options import MnnOptions
-from deepmnn.cli.console import ConvertProgress, byte_progress, err
+from deepmnn.cli.console import err
+from deepmnn.cli.progress import byte_progress
 from deepmnn.text.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -84,10 +85,10 @@ def open_model(path: Path, options: LoadOptions) -> LLM:
 
     if options.backend == "mnn":
         with byte_progress("exporting for MNN") as progress:
-            return deepmnn.load(path, options=options, progress=ConvertProgress(progress))
+            return deepmnn.load(path, options=options, progress=progress)
     model = deepmnn.load(path, options=options)
     if options.numa != "off" and getattr(model.backend, "numa", "off") == "off":
-        err.print(f"[dim]numa {options.numa} changes nothing: there is one memory node[/]")
+        err.say(f"numa {options.numa} changes nothing: there is one memory node", "dim")
     return model
 
 
@@ -96,7 +97,7 @@ def bundled(quant: str = "w8") -> Path:
     from deepmnn.conversion.bundled import bundled_model
 
     with byte_progress("converting tiny-r1") as progress:
-        return bundled_model(quant, ConvertProgress(progress))
+        return bundled_model(quant, progress)
 
 
 def _flags(

@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
 from deepmnn.cli.console import count, file_size, out, table
 
 if TYPE_CHECKING:
@@ -33,7 +31,7 @@ def print_facts(plan: Plan) -> None:
         size += f", {stored / plan.nbytes:.2f} x smaller than the checkpoint"
     model = f"  {plan.model_type}, {count(plan.parameters)} parameters as {plan.recipe.name}"
     fewer = 1 - plan.nodes / plan.nodes_level_0
-    out.print(Text(model), soft_wrap=True)
+    out.say(model)
     out.print(f"  size   {size}")
     out.print(f"  nodes  {plan.nodes_level_0} -> {plan.nodes} ({fewer:.0%} fewer)")
 
@@ -67,4 +65,4 @@ def print_leftovers(plan: Plan) -> None:
         shown = ", ".join(plan.unused[:_SHOWN]) + (", …" if len(plan.unused) > _SHOWN else "")
         lines.append(f"{len(plan.unused)} tensors of the checkpoint are not read: {shown}")
     for line in lines:
-        out.print(Text(f"  {line}", style="yellow"), soft_wrap=True)
+        out.say(f"  {line}", "yellow")

@@ -26,8 +26,8 @@ def pull(
 ) -> None:
     """Download a checkpoint from the Hugging Face hub."""
     path = download(repo, directory, revision)
-    out.print(str(path), markup=False, soft_wrap=True)
-    out.print(f"next: deepmnn convert {path} OUT", style="dim", markup=False, soft_wrap=True)
+    out.say(str(path))
+    out.say(f"next: deepmnn convert {path} OUT", "dim")
 
 
 def download(repo: str, directory: Path | None = None, revision: str | None = None) -> Path:

@@ -22,10 +22,12 @@ from deepmnn.errors import (
     StorageError,
     TokenizerError,
 )
-from deepmnn.exporters import TARGETS, export, export_android
 from deepmnn.exporters.android.chat_app import check_folder
+from deepmnn.exporters.android.export import export_android
 from deepmnn.exporters.mnn import export as module
+from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
+from deepmnn.exporters.targets import TARGETS
 from exporters.folders import in_dying_child, tree
 from tiny_artifact import write_config
 

@@ -32,8 +32,8 @@ from deepmnn.errors import (
     StorageError,
     UnsupportedModelError,
 )
-from deepmnn.exporters import export
 from deepmnn.exporters.mnn import export as module
+from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
 from exporters.folders import in_dying_child, tree
 from parity import relative_error

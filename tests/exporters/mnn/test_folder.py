@@ -19,8 +19,8 @@ from deepmnn.artifact.manifest import MANIFEST, manifest_crc
 from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.errors import ArtifactError
-from deepmnn.exporters import export
 from deepmnn.exporters.mnn import folder as module
+from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import FORMAT, MnnFolder, is_exported
 from deepmnn.graph.workload import Workload
 from exporters.folders import Json, change_json, reseal_folder, tree

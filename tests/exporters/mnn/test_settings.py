@@ -15,7 +15,7 @@ import deepmnn
 from byte_tokenizer import write_tokenizer
 from deepmnn.conversion.convert import convert
 from deepmnn.errors import ConfigError, TokenizerError
-from deepmnn.exporters import export
+from deepmnn.exporters.mnn.export import export
 from exporters.folders import Json, change_json
 from tiny_artifact import write_config
 

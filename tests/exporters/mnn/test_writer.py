@@ -12,7 +12,7 @@ pytest.importorskip("MNN")
 import deepmnn
 from deepmnn.conversion.convert import convert
 from deepmnn.errors import ArtifactError, StorageError
-from deepmnn.exporters import export
+from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
 from exporters.folders import in_dying_child, tree
 from tiny_artifact import write_config

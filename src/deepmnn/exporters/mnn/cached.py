@@ -21,10 +21,9 @@ def exported_model(artifact: Artifact, progress: Progress | None = None) -> Hold
     progress is that of `export`. Raises as `export`, StorageError when the cache cannot be
     written.
     """
+    from deepmnn.exporters.mnn.export import export
 
     def write(target: Path) -> None:
-        from deepmnn.exporters import export
-
         size = artifact.weights_nbytes
         make_room(size)
         log.info("exporting %s for MNN, about %s, once: %s", artifact.path, file_size(size), target)
