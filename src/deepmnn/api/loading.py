@@ -6,7 +6,7 @@ import os
 import weakref
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from deepmnn.api.llm import LLM
 from deepmnn.api.options import LoadOptions
@@ -77,7 +77,11 @@ def load(
     exported = is_exported(Path(path))
     name = chosen.backend or ("mnn" if exported else "cpu")
     _check_backend(path, name, exported, chosen)
-    holds = [hold(Path(path)) if exported else converted(path, chosen.quant, progress)]
+    holds = [
+        hold(Path(path))
+        if exported
+        else converted(path, cast("str | Recipe | None", chosen.quant), progress)
+    ]
     try:
         if name == "mnn":
             opened = _open_mnn(holds, exported, chosen, progress)
@@ -109,7 +113,9 @@ def _only(options: LoadOptions, given: LoadOptions) -> LoadOptions:
     return options
 
 
-def _check_backend(path: str | os.PathLike[str], backend: str, exported: bool, options: LoadOptions) -> None:
+def _check_backend(
+    path: str | os.PathLike[str], backend: str, exported: bool, options: LoadOptions
+) -> None:
     """Raises RequestError unless the backend can run this with these options."""
     if backend == "mnn":
         from deepmnn.backends.mnn.backend import check_kv_dtype

@@ -197,10 +197,8 @@ def make_room(nbytes: int) -> None:
 
     Raises RequestError when the limit is none.
     """
-    directory, known = cache_directory(), entries()
-    disk = shutil.disk_usage(directory)
-    limit = parse_limit(os.environ.get(LIMIT) or DEFAULT_LIMIT, disk.total)
-    over = max(sum(entry.nbytes for entry in known) + nbytes - limit, nbytes - disk.free)
+    known, free = entries(), shutil.disk_usage(cache_directory()).free
+    over = max(sum(entry.nbytes for entry in known) + nbytes - limit(), nbytes - free)
     for entry in known:
         if over <= 0:
             break
@@ -208,6 +206,13 @@ def make_room(nbytes: int) -> None:
         if remove(entry):
             log.info("removed %s from the cache to make room", entry.path.name)
             over -= size
+
+
+def limit() -> int:
+    """Bytes that may be kept. Raises RequestError when $DEEPMNN_CACHE_LIMIT is none."""
+    directory = cache_directory()
+    there = next(path for path in (directory, *directory.parents) if path.exists())
+    return parse_limit(os.environ.get(LIMIT) or DEFAULT_LIMIT, shutil.disk_usage(there).total)
 
 
 def parse_limit(text: str, disk: int) -> int:

@@ -61,7 +61,9 @@ def chat(
             if is_interactive():
                 err.print()
         except (DeepmnnError, OSError) as error:
-            err.say(f"error: {error.shell if isinstance(error, DeepmnnError) else error}", "bold red")
+            err.say(
+                f"error: {error.shell if isinstance(error, DeepmnnError) else error}", "bold red"
+            )
             failed = True
         except KeyboardInterrupt:  # too late to stop anything
             if not is_interactive():

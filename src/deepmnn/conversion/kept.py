@@ -72,7 +72,7 @@ def converted(
     named = HubName.parse(name) if isinstance(name, str) else None
     if named is None:
         raise ArtifactError(
-            f"{str(name):.200} is missing, and no name of the Hugging Face hub",
+            f"{name!s:.200} is missing, and no name of the Hugging Face hub",
             "a converted model, a checkpoint, or OWNER/NAME on the hub",
             "Check the path, or convert a checkpoint first.",
         )
