@@ -11,8 +11,8 @@ from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.mnn.backend import MnnBackend
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.errors import ArtifactError, MissingDependencyError, RequestError, StorageError
-from deepmnn.exporters import export
 from deepmnn.exporters.mnn.cached import exported_model
+from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
 from parity import relative_error
 from tiny_artifact import tiny_artifact

@@ -6,7 +6,7 @@ import os
 import weakref
 from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from deepmnn.api.llm import LLM
 from deepmnn.api.options import LoadOptions
@@ -77,11 +77,7 @@ def load(
     exported = is_exported(Path(path))
     name = chosen.backend or ("mnn" if exported else "cpu")
     _check_backend(path, name, exported, chosen)
-    holds = [
-        hold(Path(path))
-        if exported
-        else converted(path, cast("str | Recipe | None", chosen.quant), progress)
-    ]
+    holds = [hold(Path(path)) if exported else converted(path, chosen.quant, progress)]
     try:
         if name == "mnn":
             opened = _open_mnn(holds, exported, chosen, progress)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.errors import RequestError, Words, argument
+
+if TYPE_CHECKING:
+    from deepmnn.quant.recipe import Recipe
 
 BACKENDS = ("cpu", "mnn", "reference")
 
@@ -117,7 +120,7 @@ class LoadOptions:
             "backends": ("cpu", "reference"),
         },
     )
-    quant: str | object | None = field(
+    quant: str | Recipe | None = field(
         default=None,
         metadata={
             "help": "Recipe of a checkpoint that is converted at first use: w8 (the default), w4, "

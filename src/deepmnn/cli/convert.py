@@ -45,7 +45,7 @@ def convert(
     from deepmnn.quant.recipe import DEFAULT, read_recipe
 
     began = time.monotonic()
-    with options.preparing():  # a checkpoint of the hub is downloaded
+    with options.preparing() as progress:  # a checkpoint of the hub is downloaded
         plan = plan_conversion(
             source,
             read_recipe(quant or DEFAULT),
@@ -54,6 +54,7 @@ def convert(
             group_size=group_size,
             random_weights=random_weights,
             seed=seed,
+            progress=progress,
         )
     if dry_run:
         print_plan(plan)

@@ -137,7 +137,7 @@ def _flags(
 
     optional: the flags have no defaults of their own.
     """
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, localns={"Recipe": object})  # its module takes time to import
     made = []
     for field in fields(kind):
         value = _value_type(hints[field.name])

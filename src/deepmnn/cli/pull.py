@@ -30,8 +30,8 @@ def pull(
     name = HubName.parse(repo if revision is None else f"{repo}@{revision}")
     if name is None:
         raise BadParameter(f"{repo!r} is no name on the hub, expected OWNER/NAME")
-    with options.preparing():
-        path = download(name, directory)
+    with options.preparing() as progress:
+        path = download(name, directory, progress)
     out.say(str(path))
     following = f"deepmnn chat {name}" if directory is None else f"deepmnn convert {path} OUT"
     out.say(f"next: {following}", "dim")

@@ -83,7 +83,8 @@ def convert(
             in their stored form, so another optimisation level is another model.
         seed: of the random weights.
         overwrite: replaces an artifact at `out`.
-        progress: called after each weight.
+        progress: called with (bytes done, bytes in all, what) while a checkpoint is downloaded,
+            and after each weight that is converted.
 
     Raises CheckpointError, ConfigError, RequestError (quant, level, group_size or seed),
     MissingDependencyError (PyTorch files need torch) or StorageError.
@@ -97,6 +98,7 @@ def convert(
         group_size=group_size,
         random_weights=random_weights,
         seed=seed,
+        progress=progress,
     )
     return ConvertReport(
         path=write(made, out, overwrite, progress),
@@ -124,13 +126,17 @@ def plan_conversion(
     group_size: int | None = None,
     random_weights: bool = False,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Plan:
-    """What `convert` with these arguments would write; it raises the same errors."""
+    """What `convert` with these arguments would write; it raises the same errors.
+
+    progress: called while a checkpoint of the hub is downloaded.
+    """
     recipe = recipe_of(quant)
     if group_size is not None:
         recipe = recipe.with_group_size(group_size)
     random = RandomWeights(_shapes, seed)  # a wrong seed is refused even where nothing is drawn
-    path = fetched(source, only_config=random_weights)
+    path = fetched(source, only_config=random_weights, progress=progress)
     opened = open_source(path, config, random if random_weights else None)
     return plan(opened, recipe, optimize_level)
 

@@ -24,6 +24,7 @@ from deepmnn.artifact import cache
 from deepmnn.artifact.cache import Hold
 from deepmnn.artifact.manifest import FORMAT_VERSION, MANIFEST, read_manifest
 from deepmnn.artifact.reader import Artifact
+from deepmnn.conversion import bundled
 from deepmnn.conversion.bundled import NAME, bundled_checkpoint
 from deepmnn.conversion.convert import plan_conversion
 from deepmnn.conversion.write import Progress, write
@@ -66,7 +67,9 @@ def converted(
         if not is_checkpoint(path):
             _check_recipe(path, recipe)
             return cache.hold(path)
-        return _keep(_Local(os.path.realpath(path), path), recipe, progress)
+        real = os.path.realpath(path)
+        source = NAME if real == os.path.realpath(bundled.CHECKPOINT) else real
+        return _keep(_Local(source, path), recipe, progress)
     if name == NAME:
         return _keep(_Local(NAME, bundled_checkpoint()), recipe, progress)
     named = HubName.parse(name) if isinstance(name, str) else None
@@ -76,7 +79,7 @@ def converted(
             "a converted model, a checkpoint, or OWNER/NAME on the hub",
             "Check the path, or convert a checkpoint first.",
         )
-    return _earlier(named, recipe) or _keep(_Snapshot.of(named), recipe, progress)
+    return _earlier(named, recipe) or _keep(_Snapshot.of(named, progress), recipe, progress)
 
 
 def described(name: str | os.PathLike[str]) -> Path:
@@ -135,7 +138,7 @@ class _Local:
             raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
         return [os.path.realpath(self.path), sorted(found)]
 
-    def fetch(self) -> Path:
+    def fetch(self, progress: Progress | None) -> Path:
         """It is here."""
         return self.path
 
@@ -149,10 +152,10 @@ class _Snapshot:
     commit: str
 
     @classmethod
-    def of(cls, named: HubName) -> _Snapshot:
+    def of(cls, named: HubName, progress: Progress | None) -> _Snapshot:
         """What the hub's cache has under that name, or else what the hub has."""
-        commit = hub.local_commit(named) or hub.download(named).name
-        return cls(str(named), named.repo, commit)
+        directory = hub.local_snapshot(named) or hub.download(named, progress=progress)
+        return cls(str(named), named.repo, directory.name)
 
     @property
     def label(self) -> str:
@@ -164,9 +167,9 @@ class _Snapshot:
         """The commit."""
         return [self.repo, self.commit]
 
-    def fetch(self) -> Path:
+    def fetch(self, progress: Progress | None) -> Path:
         """Downloads what is not here."""
-        return hub.download(HubName(self.repo, self.commit))
+        return hub.download(HubName(self.repo, self.commit), progress=progress)
 
 
 def _keep(source: _Local | _Snapshot, quant: Recipe | None, progress: Progress | None) -> Hold:
@@ -176,7 +179,7 @@ def _keep(source: _Local | _Snapshot, quant: Recipe | None, progress: Progress |
     facts = {"source": source.source, "recipe": recipe.name, "variant": _digest([], recipe)}
 
     def make(target: Path) -> None:
-        plan = plan_conversion(source.fetch(), recipe)
+        plan = plan_conversion(source.fetch(progress), recipe)
         cache.make_room(plan.nbytes)
         size = file_size(plan.nbytes)
         log.info("converting %s to %s, %s, once: %s", source.source, recipe.name, size, target)
@@ -196,7 +199,7 @@ def _earlier(named: HubName, quant: Recipe | None) -> Hold | None:
 
     None when the hub's own cache has a copy: that may be newer.
     """
-    if hub.local_commit(named) is not None:
+    if hub.local_snapshot(named) is not None:
         return None
     wanted = {"source": str(named), "variant": _digest([], quant or recipe_of(DEFAULT))}
     for entry in reversed(cache.entries()):

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from deepmnn.errors import CheckpointError, DeepmnnError, StorageError
 from deepmnn.source.side_files import CONFIG
@@ -19,6 +22,8 @@ FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 """Weight files, best first: only the first kind that a repository has is fetched."""
+
+Progress = Callable[[int, int, str], None]
 
 log = logging.getLogger("deepmnn")
 
@@ -43,51 +48,62 @@ class HubName:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
 
 
-def fetched(source: str | os.PathLike[str], only_config: bool = False) -> Path:
+def fetched(
+    source: str | os.PathLike[str], only_config: bool = False, progress: Progress | None = None
+) -> Path:
     """The path of a source: itself, or of a hub name what is downloaded, unless a file is called
     like that.
 
-    only_config: config.json is enough.
+    only_config: config.json is enough. progress: as of `download`.
 
     Raises as `download`.
     """
     name = HubName.parse(source) if isinstance(source, str) else None
     if name is None or os.path.lexists(source):
         return Path(source)
-    return download_config(name) if only_config else download(name)
+    return download_config(name) if only_config else download(name, progress=progress)
 
 
-def download(name: HubName, directory: Path | None = None) -> Path:
+def download(
+    name: HubName, directory: Path | None = None, progress: Progress | None = None
+) -> Path:
     """The checkpoint's directory: `directory`, or a snapshot in the hub's own cache.
 
     What is there already is not fetched again. Without a network an earlier snapshot will do.
+
+    progress: called every second with (bytes done, bytes in all, what); without it the hub's own
+    library shows bars.
 
     Raises CheckpointError when the hub does not hand it out or cannot be reached, StorageError
     when it cannot be written.
     """
     from huggingface_hub import snapshot_download
 
+    here = local_snapshot(name) if directory is None else None
     try:
         commit, files = _listing(name)
-        sizes = _wanted(files)
-        missing = sum(size for file, size in sizes.items() if not _is_here(name.repo, commit, file))
-        if missing or directory is not None:
-            size = file_size(missing if directory is None else sum(sizes.values()))
-            log.info("downloading %s, %s, to %s", name, size, directory or _hub_cache())
-        return Path(
-            snapshot_download(
-                name.repo,
-                revision=name.revision,
-                local_dir=directory,
-                allow_patterns=[*sizes],
+        sizes = missing = _wanted(files)
+        if directory is None:
+            missing = {file: n for file, n in sizes.items() if not _is_here(name, commit, file)}
+            if here is not None and here.name == commit and not missing:
+                return here
+        total = sum(missing.values())
+        log.info("downloading %s, %s, to %s", name, file_size(total), directory or _hub_cache())
+        with _watched(directory or _repo_cache(name), total, progress):
+            return Path(
+                snapshot_download(
+                    name.repo,
+                    revision=name.revision,
+                    local_dir=directory,
+                    allow_patterns=[*sizes],
+                    tqdm_class=None if progress is None else _silent(),
+                )
             )
-        )
     except Exception as error:  # the hub library raises its own, the network's and the system's
-        earlier = None if directory else _earlier(name, error)
-        if earlier is None:
-            raise _explain(error, name) from error
-        log.info("the hub cannot be reached: using the copy of %s in %s", name, earlier)
-        return earlier
+        if here is not None and _is_network(error):
+            log.info("the hub cannot be reached: using the copy of %s in %s", name, here)
+            return here
+        raise _explain(error, name) from error
 
 
 def download_config(name: HubName) -> Path:
@@ -100,8 +116,10 @@ def download_config(name: HubName) -> Path:
         raise _explain(error, name) from error
 
 
-def local_commit(name: HubName) -> str | None:
-    """The commit whose weights the hub's cache has under that name; the network is not asked."""
+def local_snapshot(name: HubName) -> Path | None:
+    """The directory with weights that the hub's cache has under that name; it is called like the
+    commit. The network is not asked.
+    """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
@@ -109,10 +127,8 @@ def local_commit(name: HubName) -> str | None:
         found = try_to_load_from_cache(name.repo, CONFIG, revision=name.revision)
     except HFValidationError:
         return None
-    snapshot = Path(found).parent if isinstance(found, str) else None
-    if snapshot is None or not _matching(os.listdir(snapshot), WEIGHTS):
-        return None
-    return snapshot.name
+    directory = Path(found).parent if isinstance(found, str) else None
+    return directory if directory and _matching(os.listdir(directory), WEIGHTS) else None
 
 
 def _listing(name: HubName) -> tuple[str, dict[str, int]]:
@@ -124,10 +140,10 @@ def _listing(name: HubName) -> tuple[str, dict[str, int]]:
     return info.sha or "", {file: size for file, size in files.items() if "/" not in file}
 
 
-def _is_here(repo: str, commit: str, file: str) -> bool:
+def _is_here(name: HubName, commit: str, file: str) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(repo, file, revision=commit), str)
+    return isinstance(try_to_load_from_cache(name.repo, file, revision=commit), str)
 
 
 def _wanted(files: dict[str, int]) -> dict[str, int]:
@@ -140,13 +156,44 @@ def _matching(files: Iterable[str], patterns: Iterable[str]) -> list[str]:
     return [name for name in files if any(fnmatchcase(name, each) for each in patterns)]
 
 
-def _earlier(name: HubName, error: Exception) -> Path | None:
-    """A whole snapshot of an earlier day, when the network is what is missing."""
-    from huggingface_hub import snapshot_download
+@contextmanager
+def _watched(directory: Path, total: int, progress: Progress | None) -> Iterator[None]:
+    """Reports how much a directory grows: the hub's library shows bytes on terminals only."""
+    finished, before = threading.Event(), _nbytes(directory)
 
-    if not _is_network(error) or local_commit(name) is None:
-        return None
-    return Path(snapshot_download(name.repo, revision=name.revision, local_files_only=True))
+    def watch() -> None:
+        while progress is not None and not finished.wait(1):
+            progress(max(0, min(_nbytes(directory) - before, total)), total, "downloading")
+
+    thread = threading.Thread(target=watch, name="deepmnn-download", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+def _nbytes(directory: Path) -> int:
+    """Bytes of all files, unfinished ones too."""
+    found = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):  # renamed meanwhile
+                found += os.lstat(os.path.join(folder, name)).st_size
+    return found
+
+
+def _silent() -> type[Any]:
+    """A progress bar of the hub's library that shows nothing."""
+    from tqdm.auto import tqdm
+
+    class Silent(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*args, **{**options, "disable": True})
+
+    return Silent
 
 
 def _is_network(error: Exception) -> bool:
@@ -195,7 +242,13 @@ def _explain(error: Exception, name: HubName) -> DeepmnnError:
     return CheckpointError(f"{name} cannot be downloaded: {type(error).__name__}: {error}")
 
 
-def _hub_cache() -> str:
+def _hub_cache() -> Path:
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return HF_HUB_CACHE
+    return Path(HF_HUB_CACHE)
+
+
+def _repo_cache(name: HubName) -> Path:
+    from huggingface_hub.file_download import repo_folder_name
+
+    return _hub_cache() / repo_folder_name(repo_id=name.repo, repo_type="model")

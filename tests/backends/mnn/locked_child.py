@@ -35,7 +35,7 @@ def refuse(event: str, _: object) -> None:
 
 def work(directory: Path) -> None:
     import deepmnn
-    from deepmnn.exporters import export
+    from deepmnn.exporters.mnn.export import export
     from tiny_artifact import tiny_artifact
 
     artifact = tiny_artifact(directory, quant="w8")
