@@ -29,7 +29,9 @@ def convert(*arguments: object) -> Result:
 
 def test_a_file_with_a_config(files: tuple[Path, Path], tmp_path: Path) -> None:
     weights, config = files
-    result = convert(weights, tmp_path / "out", "--config", config, "--group-size", 32)
+    result = convert(
+        weights, tmp_path / "out", "--config", config, "--quant", "w4", "--group-size", 32
+    )
     assert result.exit_code == 0, result.output
     assert "deepseek_v3" in result.output
     artifact = Artifact.open(tmp_path / "out")

@@ -89,7 +89,9 @@ def described(name: str | os.PathLike[str]) -> Path:
     """
     if name == NAME and not os.path.lexists(name):
         return bundled_checkpoint()
-    return hub.fetched(name, only_config=True)
+    named = HubName.parse(name) if isinstance(name, str) and not os.path.lexists(name) else None
+    snapshot = None if named is None else hub.local_snapshot(named)
+    return snapshot or hub.fetched(name, only_config=True)
 
 
 def is_checkpoint(path: Path) -> bool:
