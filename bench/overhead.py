@@ -77,6 +77,8 @@ def run(model: deepmnn.LLM, batch: int, steps: int, way: str, spent: Counter[str
 
     prefills = -(-batch * PROMPT_TOKENS // max(1, engine.scheduler.max_batch_tokens - batch))
     tokens = prefills + WARM_UP + steps + 1  # the first answer to end is longer than is measured
+    if PROMPT_TOKENS + tokens > engine.context_length:
+        raise engine.too_long(f"{steps} steps take {PROMPT_TOKENS + tokens} tokens")
     with patch.object(engine, "step", marked):
         answer(model, batch, replace(WAYS[way], max_tokens=tokens))
     first = len(marks) - tokens + 1 + WARM_UP  # counted from the step that ended the last prompt

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from deepmnn.api.options import LoadOptions
     from deepmnn.backends.mnn.options import MnnOptions
     from deepmnn.conversion.convert import convert
-    from deepmnn.engine.completion import Chunk, Completion
+    from deepmnn.engine.completion import Chunk, Completion, TokenLogprobs
     from deepmnn.exporters.mnn.export import export
     from deepmnn.quant.recipe import Recipe, Rule
     from deepmnn.text.sampling_params import SamplingParams
@@ -34,6 +34,7 @@ __all__ = [
     "Recipe",
     "Rule",
     "SamplingParams",
+    "TokenLogprobs",
     "convert",
     "errors",
     "export",
@@ -53,6 +54,7 @@ _HOMES = {
     "export": "deepmnn.exporters.mnn.export",
     "Chunk": "deepmnn.engine.completion",
     "Completion": "deepmnn.engine.completion",
+    "TokenLogprobs": "deepmnn.engine.completion",
     "SamplingParams": "deepmnn.text.sampling_params",
 }
 

@@ -73,6 +73,15 @@ def _message(found: str, expected: str, hint: str) -> str:
     return f"{message}. {hint}" if hint else message
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value as messages show it: its repr on one line, cut; its type where it has none."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a number of 5,000 digits, a class whose repr fails
+        text = f"of type {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
+
+
 class CheckpointError(DeepmnnError):
     """What the user brings cannot be read."""
 

@@ -6,6 +6,7 @@ An argument that is a dataclass of options becomes a flag for each field (`optio
 from __future__ import annotations
 
 import sys
+import traceback
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
@@ -101,4 +102,8 @@ def main() -> None:
     for stream in (sys.stdin, sys.stdout):  # what a terminal's encoding lacks is shown, not raised
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    app()
+    try:
+        app()
+    except Exception:  # a bug of ours; its message may quote a file
+        err.print(traceback.format_exc(), soft_wrap=True)
+        sys.exit(1)

@@ -13,7 +13,7 @@ from deepmnn.cli import commands, options
 from deepmnn.cli.answer import show, show_stats
 from deepmnn.cli.console import err, file_size
 from deepmnn.cli.conversation import Conversation, Turn
-from deepmnn.cli.prompt import is_interactive, no_echo, open_prompt
+from deepmnn.cli.prompt import answering, interrupts_ignored, is_interactive, open_prompt
 from deepmnn.engine.completion import Completion
 from deepmnn.errors import ContextLengthError, DeepmnnError, in_shell
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from deepmnn.api.llm import LLM
+    from deepmnn.cli.prompt import Prompt
     from deepmnn.text.sampling_params import SamplingParams
 
 _FULL = "/reset starts over, /save FILE keeps the conversation."
@@ -48,9 +49,18 @@ def chat(
     model = options.open_model(path, load)
     talk = _Talk(model, sampling.params(model), reasoning)
     talk.check()
+    prompt, conversation = open_prompt(history=history), Conversation(system)
     if is_interactive():
         _print_header(model, path, talk.params)
-    prompt, conversation, failed = open_prompt(history=history), Conversation(system), False
+        with interrupts_ignored():
+            _converse(talk, conversation, prompt)
+    elif not _converse(talk, conversation, prompt):
+        raise Exit(1)
+
+
+def _converse(talk: _Talk, conversation: Conversation, prompt: Prompt) -> bool:
+    """Until the last question; whether all could be asked, and all commands done."""
+    failed = False
     while (line := prompt.read()) is not None:
         try:
             if line.startswith("/"):
@@ -58,18 +68,14 @@ def chat(
                     break
             elif question := commands.unquoted(line):
                 talk.ask(conversation, question)
-            if is_interactive():
-                err.print()
         except (DeepmnnError, OSError) as error:
             err.say(
                 f"error: {error.shell if isinstance(error, DeepmnnError) else error}", "bold red"
             )
             failed = True
-        except KeyboardInterrupt:  # too late to stop anything
-            if not is_interactive():
-                raise
-    if failed and not is_interactive():  # somebody who types has seen it
-        raise Exit(1)
+        if is_interactive():
+            err.print()
+    return not failed
 
 
 class _Talk:
@@ -90,7 +96,7 @@ class _Talk:
         """
         completion = Completion()
         try:
-            with no_echo(), closing(self._stream(conversation, question)) as chunks:
+            with answering(), closing(self._stream(conversation, question)) as chunks:
                 show(chunks, completion, reasoning=self.reasoning)
         except KeyboardInterrupt:
             self._stopped(conversation, question, completion)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 
 from deepmnn.cli.console import err, visible
 from deepmnn.cli.conversation import Conversation
@@ -70,8 +71,10 @@ def _help(conversation: Conversation, argument: str) -> str:
 
 
 def _system(conversation: Conversation, argument: str) -> str:
+    if not argument and conversation.system:
+        return indent(conversation.system, "  ")
     if not argument:
-        return conversation.system or "there is no system message; /system TEXT sets one"
+        return "there is no system message; /system TEXT sets one"
     if argument == '""':
         conversation.system = None
         return "the system message is removed; the conversation goes on"

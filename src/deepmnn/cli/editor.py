@@ -47,7 +47,7 @@ class Editor:
         """The next question or command; None for Ctrl-D."""
         while True:
             try:
-                return self._session.prompt()
+                return self._session.prompt(handle_sigint=False)
             except EOFError:
                 return None
             except KeyboardInterrupt:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any
 
@@ -12,10 +12,11 @@ from typer import Argument, BadParameter, Option
 from deepmnn.api.options import LoadOptions
 from deepmnn.cli import options
 from deepmnn.cli.answer import show, show_stats
-from deepmnn.cli.console import print_json
+from deepmnn.cli.console import err, print_json
 from deepmnn.errors import RequestError
 
 if TYPE_CHECKING:
+    from deepmnn.api.llm import LLM
     from deepmnn.engine.completion import Completion
 
 MAX_BYTES = 16 << 20
@@ -39,7 +40,18 @@ def generate(
             help="Print what stands between <think> tags. Hidden, it is generated nevertheless.",
         ),
     ] = True,
-    as_json: Annotated[bool, Option("--json", help="Print one JSON object.")] = False,
+    as_json: Annotated[
+        bool, Option("--json", help="Print a JSON object; with --n, a list of them.")
+    ] = False,
+    count: Annotated[int, Option("--n", min=1, help="How many answers.")] = 1,
+    likely: Annotated[
+        int | None,
+        Option(
+            "--logprobs",
+            min=0,
+            help="With --json: log probabilities of each token and of the N likeliest ones.",
+        ),
+    ] = None,
     *,
     sampling: options.Sampling,
     load: LoadOptions,
@@ -50,17 +62,25 @@ def generate(
     """
     if raw and system:
         raise BadParameter("--raw takes no chat template, and --system needs one")
+    if likely is not None and not as_json:
+        raise BadParameter("--logprobs is given without --json")
     text = _read(prompt, file)
     model = options.open_model(path, load)
-    params = sampling.params(model)
+    params = replace(sampling.params(model), n=count, logprobs=likely)
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text.rstrip("\r\n")})
     model.tokenizer  # noqa: B018  # printing an answer needs one: say so before any work
     asked = text if raw else messages
     if as_json:
-        print_json(_described(model.generate(asked, params), reasoning))
-    else:
+        made: Any = model.generate(asked, params)
+        answers = [_described(model, each, reasoning) for each in (made if count > 1 else [made])]
+        print_json(answers if count > 1 else answers[0])
+    elif count == 1:
         show_stats(show(model.stream(asked, params), reasoning=reasoning))
+    else:  # they come at the same time: one after the other
+        for chunk in sorted(model.stream(asked, params, whole=True), key=lambda c: c.choice):
+            err.say(f"answer {chunk.choice + 1} of {count}", "bold")
+            show_stats(show([chunk], reasoning=reasoning))
 
 
 def _read(prompt: str | None, file: Path | None) -> str:
@@ -91,9 +111,21 @@ def _decoded(opened: IO[bytes], name: str) -> str:
     return text
 
 
-def _described(completion: Completion, reasoning: bool) -> dict[str, Any]:
+def _described(model: LLM, completion: Completion, reasoning: bool) -> dict[str, Any]:
     """All that is known of an answer, as JSON has it."""
     fields = asdict(completion)
     if not reasoning:
         del fields["reasoning"]
+    del fields["logprobs"]
+    if completion.logprobs:
+        fields["logprobs"] = [
+            _token(model, each.id, each.logprob)
+            | {"top": [_token(model, *likely) for likely in each.top.items()]}
+            for each in completion.logprobs
+        ]
     return fields
+
+
+def _token(model: LLM, number: int, logprob: float) -> dict[str, Any]:
+    text = model.tokenizer.decode([number], skip_special_tokens=False)
+    return {"id": number, "text": text, "logprob": logprob}

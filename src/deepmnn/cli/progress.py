@@ -19,6 +19,7 @@ from rich.progress import (
     TimeRemainingColumn,
     TransferSpeedColumn,
 )
+from rich.text import Text
 
 from deepmnn.cli.console import err, file_size
 
@@ -51,8 +52,8 @@ def count_progress(title: str) -> Iterator[Report]:
 def status(title: str) -> Iterator[Callable[[str], None]]:
     """For work that only says what it is doing."""
     if err.is_terminal:
-        with err.status(title) as spinner:
-            yield lambda text: spinner.update(text)
+        with err.status(Text(title)) as spinner:
+            yield lambda text: spinner.update(Text(text))
     else:
         with _Lines(title, str) as lines:
             yield lambda text: lines(0, 0, text)

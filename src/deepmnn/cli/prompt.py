@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import termios
 from collections.abc import Iterator
@@ -48,8 +49,21 @@ def is_interactive() -> bool:
 
 
 @contextmanager
-def no_echo() -> Iterator[None]:
-    """Keys that are pressed meanwhile are not shown in the middle of an answer, Ctrl-C neither."""
+def interrupts_ignored() -> Iterator[None]:
+    """For a chat on a terminal: Ctrl-C is a key of the editor, or `answering` lets it interrupt.
+
+    Pressed twice, the second one would else hit whatever comes after an answer.
+    """
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def answering() -> Iterator[None]:
+    """Ctrl-C raises KeyboardInterrupt; keys that are pressed do not show in the answer."""
     if not is_interactive():
         yield
         return
@@ -58,8 +72,10 @@ def no_echo() -> Iterator[None]:
     quiet = [*before[:3], before[3] & ~termios.ECHO, *before[4:]]
     try:
         termios.tcsetattr(terminal, termios.TCSADRAIN, quiet)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         yield
     finally:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         termios.tcsetattr(terminal, termios.TCSADRAIN, before)
 
 

@@ -91,7 +91,8 @@ class Driver:
         self._inbox.put(lambda stepper: work(stepper.engine))
 
     def __del__(self) -> None:
-        self._inbox.put(type(self._stepper).finish)  # globals may be gone
+        if hasattr(self, "_inbox"):  # an interrupt may have come before
+            self._inbox.put(type(self._stepper).finish)  # globals may be gone
 
 
 class _Stepper:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from deepmnn.errors import RequestError, TokenizerError, Words
-from deepmnn.source.json_file import read_object
+from deepmnn.source.json_file import parse_object, read_object
 from deepmnn.text.chat_template import ChatTemplate, Message
+from deepmnn.text.token_bound import TokenBound
 
 _SPECIAL = (
     "bos_token",
@@ -38,8 +40,10 @@ class Tokenizer:
                 "the tokenizer the model was trained with",
                 "Copy it into the model directory, or work with token ids.",
             )
+        text = _read(path)
+        self._spec = parse_object(text.encode(), str(path), TokenizerError)
         try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(_read(path))
+            self._tokenizer = tokenizers.Tokenizer.from_str(text)
         except TokenizerError:
             raise
         except BaseException as error:  # the library raises Exception, and panics on some files
@@ -48,6 +52,8 @@ class Tokenizer:
             raise TokenizerError(
                 f"{path} cannot be loaded: {error}", "a tokenizers file"
             ) from error
+        for name in ("vocab", "merges"):  # megabytes, which the library has
+            self._spec["model"].pop(name, None)
         self.config = _read_config(self.directory / "tokenizer_config.json")
         self.special_tokens = self._read_special_tokens()
         self._texts: dict[int, str] = {}
@@ -85,6 +91,19 @@ class Tokenizer:
         ):
             ids = [bos, *ids]
         return list(ids)
+
+    def least_tokens(self, text: str) -> int:
+        """A lower bound on the tokens of text, found without tokenising it (token_bound.py)."""
+        return self._bound.least_tokens(text)
+
+    @cached_property
+    def _bound(self) -> TokenBound:
+        added = {token.content for token in self._tokenizer.get_added_tokens_decoder().values()}
+        normalizer = self._tokenizer.normalizer
+        if normalizer is not None:
+            added |= {normalizer.normalize_str(content) for content in added}
+        vocab = self._tokenizer.get_vocab(with_added_tokens=False)
+        return TokenBound(self._spec, vocab, added)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids the tokenizer does not know have none."""
