@@ -13,7 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class FakeHub(ThreadingHTTPServer):
@@ -131,6 +135,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body) if length is None else length))
+        self.send_header("Connection", "close")
         self.end_headers()
         cut, self.server.cut_after = self.server.cut_after, None
         if cut is not None and len(body) > cut:
@@ -154,6 +159,27 @@ def fake_hub(directory: Path, *repos: str) -> Iterator[FakeHub]:
         hub.shutdown()
         hub.server_close()
         thread.join()
+
+
+def use_hub(hub: FakeHub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets this process ask that hub; `huggingface_hub` reads its environment only once."""
+    import huggingface_hub
+    from huggingface_hub import constants
+
+    plain = huggingface_hub.HfApi.__init__
+
+    def made(self: object, endpoint: str | None = None, **options: object) -> None:
+        plain(self, endpoint or hub.url, **options)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "__init__", made)
+    for name, value in {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.url + "/{repo_id}/resolve/{revision}/{filename}",
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_OFFLINE": False,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
 
 
 def hub_environment(url: str, home: Path) -> dict[str, str]:

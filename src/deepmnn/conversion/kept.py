@@ -63,7 +63,7 @@ def converted(
     """
     recipe = None if quant is None else recipe_of(quant)
     path = Path(name)
-    if os.path.lexists(path):
+    if os.path.lexists(name):
         if not is_checkpoint(path):
             _check_recipe(path, recipe)
             return cache.hold(path)

@@ -25,6 +25,9 @@ WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 
 Progress = Callable[[int, int, str], None]
 
+EVERY = 1.0
+"""Seconds between two reports of a download."""
+
 log = logging.getLogger("deepmnn")
 
 
@@ -108,11 +111,19 @@ def download(
 
 def download_config(name: HubName) -> Path:
     """The path of config.json, which alone says what a model is. Raises as `download`."""
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     try:
+        if CONFIG not in _listing(name)[1]:
+            raise CheckpointError(f"{name} has no {CONFIG}", "the repository of a model")
         return Path(hf_hub_download(name.repo, CONFIG, revision=name.revision))
+    except DeepmnnError:
+        raise
     except Exception as error:
+        if _is_network(error):
+            here = try_to_load_from_cache(name.repo, CONFIG, revision=name.revision)
+            if isinstance(here, str):
+                return Path(here)
         raise _explain(error, name) from error
 
 
@@ -162,7 +173,7 @@ def _watched(directory: Path, total: int, progress: Progress | None) -> Iterator
     finished, before = threading.Event(), _nbytes(directory)
 
     def watch() -> None:
-        while progress is not None and not finished.wait(1):
+        while progress is not None and not finished.wait(EVERY):
             progress(max(0, min(_nbytes(directory) - before, total)), total, "downloading")
 
     thread = threading.Thread(target=watch, name="deepmnn-download", daemon=True)
@@ -235,8 +246,6 @@ def _explain(error: Exception, name: HubName) -> DeepmnnError:
             "a network connection, or a path that exists",
             "Try again later, or copy the checkpoint's files here.",
         )
-    if isinstance(error, hub.EntryNotFoundError):
-        return CheckpointError(f"{name} has no {CONFIG}", "the repository of a model")
     if isinstance(error, OSError):
         return StorageError(f"{name} cannot be stored: {error}")
     return CheckpointError(f"{name} cannot be downloaded: {type(error).__name__}: {error}")
