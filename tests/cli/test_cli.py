@@ -83,6 +83,14 @@ def test_info_counts_parameters_of_a_checkpoint(tmp_path: Path) -> None:
     assert good("info", tmp_path / "config.json").output == text
 
 
+def test_info_says_the_context_that_the_scaling_makes(tmp_path: Path) -> None:
+    yarn = {"type": "yarn", "factor": 4.0}
+    write_config(tmp_path, tokenizer=False, rope_scaling=yarn, max_position_embeddings=1000)
+    assert "4000 tokens" in good("info", tmp_path).output
+    good("convert", tmp_path, tmp_path / "out", "--random-weights")
+    assert "4000 tokens" in good("info", tmp_path / "out").output
+
+
 def test_info_verify_finds_damage(tmp_path: Path) -> None:
     path = tiny_artifact(tmp_path)
     shard = next(path.glob("*.safetensors"))

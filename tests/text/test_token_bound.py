@@ -128,6 +128,20 @@ def test_bytes_that_the_vocabulary_lacks_count_for_nothing(tmp_path: Path) -> No
     assert Tokenizer(tmp_path).least_tokens(text) == 99
 
 
+def test_flags_of_the_settings_count(tmp_path: Path) -> None:
+    """tokenizer_config.json may say that a token takes the space around it."""
+    tokenizer = bpe(True, [])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer(tmp_path).least_tokens(" " * 9000) > 900
+    token = {"content": "<call>", "rstrip": True, "lstrip": False, "special": True}
+    listed = {"added_tokens_decoder": {str(tokenizer.get_vocab_size()): token}}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(listed))
+    ours = Tokenizer(tmp_path)
+    text = "<call>" + " " * 9000
+    assert ours.least_tokens(text) <= len(ours.encode(text)) == 1
+
+
 @pytest.mark.parametrize("kind", ["WordLevel", "WordPiece", "Unigram"])
 def test_unknown_text_counts_for_nothing(tmp_path: Path, kind: str) -> None:
     vocab: Any = [["[UNK]", 0.0], ["a", -1.0]] if kind == "Unigram" else {"[UNK]": 0, "a": 1}

@@ -19,11 +19,13 @@ from deepmnn.engine.request import Event, Request, result_of
 from deepmnn.engine.sequence import Sequence as Answer
 from deepmnn.engine.session import Session
 from deepmnn.errors import RequestError, shown
-from deepmnn.models import build
+from deepmnn.models import build, read_config
+from deepmnn.text.answer_end import end_ids
 from deepmnn.text.chat_template import Message
-from deepmnn.text.generation_config import GenerationConfig, read_context_length
+from deepmnn.text.generation_config import GenerationConfig
 from deepmnn.text.sampling_params import SamplingParams
 from deepmnn.text.stream import TextStream
+from deepmnn.text.text_files import TextFiles
 from deepmnn.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -43,6 +45,7 @@ class LLM:
     Attributes:
         artifact: the files: `.config`, `.manifest`.
         path: the directory of the tokenizer.
+        text_files: the tokenizer's and other small files.
         backend: what runs the steps.
         options: what `load` was given.
         tokenizer: raises TokenizerError at first use when the model has none.
@@ -51,18 +54,20 @@ class LLM:
     def __init__(
         self,
         artifact: Artifact | MnnFolder,
-        path: Path,
+        text_files: TextFiles,
         backend: Backend,
         options: LoadOptions,
     ) -> None:
         self.artifact = artifact
-        self.path = path
+        self.path: Path = text_files.directory
+        self.text_files = text_files
         self.backend = backend
         self.options = options
         self.config: dict[str, Any] = dict(artifact.config)
-        self.context_length = read_context_length(self.config)
-        self.generation_config = GenerationConfig.read(path, self.config)
+        self.context_length = read_config(self.config).context_length
+        self.generation_config = GenerationConfig.read(text_files, self.config)
         self._driver: Driver | None = None
+        self._tokenizer: Tokenizer | None = None
 
     def __repr__(self) -> str:
         """The model and what runs it, on one line."""
@@ -99,12 +104,20 @@ class LLM:
     @property
     def has_tokenizer(self) -> bool:
         """Whether the model came with a tokenizer; without one it works on token ids only."""
-        return (self.path / "tokenizer.json").is_file()
+        return "tokenizer.json" in self.text_files
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises TokenizerError when there is none."""
-        return Tokenizer(self.path)
+        if self._tokenizer is None:
+            with making:  # which a process waits for that forks meanwhile
+                self._tokenizer = self._tokenizer or Tokenizer(self.text_files)
+        return self._tokenizer
+
+    @cached_property
+    def _end_ids(self) -> frozenset[int]:
+        """The tokens that end an answer, by the tokenizer's files, too."""
+        return end_ids(self.tokenizer, self.generation_config)
 
     @property
     def driver(self) -> Driver:
@@ -282,7 +295,8 @@ class LLM:
             return None
         tokenizer = self.tokenizer
         tail = tokenizer.decode(ids[-16:], skip_special_tokens=False).rstrip()
-        return TextStream(tokenizer, cast(tuple[str, ...], params.stop), tail.endswith("<think>"))
+        stop = cast(tuple[str, ...], params.stop)
+        return TextStream(tokenizer, stop, tail.endswith("<think>"), self._end_ids)
 
 
 def _count(number: float) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from deepmnn.conversion.write import Progress
     from deepmnn.exporters.mnn.folder import MnnFolder
     from deepmnn.quant.recipe import Recipe
+    from deepmnn.text.text_files import TextFiles
 
 
 def load(
@@ -145,8 +146,8 @@ def _open_mnn(
     exported: bool,
     options: LoadOptions,
     progress: Progress | None,
-) -> tuple[Artifact | MnnFolder, Path, Backend]:
-    """The model as it was given, its tokenizer's directory and the backend.
+) -> tuple[Artifact | MnnFolder, TextFiles, Backend]:
+    """The model as it was given, its tokenizer's files and the backend.
 
     holds: the model's; that of the folder it is exported to comes with it.
     """
@@ -160,13 +161,13 @@ def _open_mnn(
         holds.append(exported_model(artifact, progress))
     folder = MnnFolder.open(holds[-1].path)
     backend = MnnBackend(folder, options.threads or 0, options.mnn)
-    return artifact or folder, folder.sidecar, backend
+    return artifact or folder, folder.text_files, backend
 
 
 def _open_converted(
     path: Path, backend: str, options: LoadOptions
-) -> tuple[Artifact, Path, Backend]:
-    """What `convert` wrote, its tokenizer's directory and the backend."""
+) -> tuple[Artifact, TextFiles, Backend]:
+    """What `convert` wrote, its tokenizer's files and the backend."""
     from deepmnn.artifact.reader import Artifact
 
     artifact = Artifact.open(path)
@@ -174,7 +175,8 @@ def _open_converted(
         from deepmnn.backends.cpu.backend import CpuBackend
 
         threads, isa = options.threads or 0, options.isa or ""
-        return artifact, path, CpuBackend(path, threads, isa, options.mla_form, options.numa)
+        cpu = CpuBackend(path, threads, isa, options.mla_form, options.numa)
+        return artifact, artifact.text_files, cpu
     from deepmnn.backends.reference import ReferenceBackend
     from deepmnn.quant.store import stored_values
 
@@ -184,4 +186,4 @@ def _open_converted(
         return stored_values(graph.weights[name], artifact.tensor(name))
 
     form = "absorbed" if options.mla_form == "absorbed" else "expanded"
-    return artifact, path, ReferenceBackend(graph, read_weight, form)
+    return artifact, artifact.text_files, ReferenceBackend(graph, read_weight, form)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deepmnn.artifact.directory import storage_errors
 from deepmnn.errors import RequestError, StorageError
 from deepmnn.source.json_file import read_object
 
@@ -69,6 +68,8 @@ class Conversation:
         data = json.dumps(self._fields(), indent=1).encode("ascii")
         if len(data) > MAX_BYTES:
             raise StorageError(f"the conversation has {len(data)} bytes", f"at most {MAX_BYTES}")
+        from deepmnn.artifact.directory import storage_errors
+
         with storage_errors(path):
             _write(path, data)
 

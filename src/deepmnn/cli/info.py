@@ -98,12 +98,14 @@ def _print_checkpoint(path: Path, quant: str) -> None:
 
 
 def _print_head(config: dict[str, Any], graph: Graph, parameters: int) -> None:
+    from deepmnn.models import read_config
+
     width = sum(graph.caches.values())
     named = config.get("architectures")
     out.say(str(named[0] if isinstance(named, list) and named else graph.name), "bold")
     out.say(f"  model type      {config['model_type']}")
     out.print(f"  parameters      {count(parameters)}")
-    out.say(f"  context length  {config.get('max_position_embeddings')} tokens")
+    out.print(f"  context length  {read_config(config).context_length} tokens")
     out.print(f"  KV cache        {file_size(4 * width)} per token (f32), half of it in bf16")
 
 

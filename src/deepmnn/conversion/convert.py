@@ -86,8 +86,8 @@ def convert(
         progress: called with (bytes done, bytes in all, what) while a checkpoint is downloaded,
             and after each weight that is converted.
 
-    Raises CheckpointError, ConfigError, RequestError (quant, level, group_size or seed),
-    MissingDependencyError (PyTorch files need torch) or StorageError.
+    Raises CheckpointError, ConfigError, RequestError (quant, level, group_size or seed) or
+    StorageError.
     """
     began = time.monotonic()
     made = plan_conversion(

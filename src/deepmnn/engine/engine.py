@@ -32,11 +32,11 @@ class Engine:
     Args:
         backend: the model.
         cache_tokens: rows of the KV cache, shared by all sequences; rounded up to whole blocks.
-        context_length: the longest sequence the model takes (max_position_embeddings).
+        context_length: the longest sequence the model takes.
         max_batch_tokens: tokens of one step; a longer prompt is prefilled in spans.
         max_sequences: sequences that run at the same time, as far as the backend runs as many.
         kv_dtype: "f32", "bf16" or "int8".
-        eos_ids: tokens that end an answer.
+        eos_ids: tokens that end an answer, beside those of its TextStream.
     """
 
     def __init__(
@@ -74,6 +74,8 @@ class Engine:
         """A request that is not queued yet. Raises as `submit` does; any thread may call this."""
         prompt, eos_ids, most = self.check(ids), self.eos_ids, self.context_length
         limit = most if params.max_tokens is None else min(most, len(prompt) + params.max_tokens)
+        if output is not None:
+            eos_ids |= output.end_ids
         return Sequence(prompt, params=params, limit=limit, eos_ids=eos_ids, output=output)
 
     def check(self, ids: List[int]) -> list[int]:

@@ -26,15 +26,16 @@ class TokenBound:
         spec: the fields of tokenizer.json.
         vocab: the tokens of its model.
         added: the added tokens' texts, as they are and normalised.
+        strips: whether one of them takes the white space around it.
     """
 
-    def __init__(self, spec: Mapping[str, Any], vocab: Iterable[str], added: Iterable[str]) -> None:
+    def __init__(
+        self, spec: Mapping[str, Any], vocab: Iterable[str], added: Iterable[str], strips: bool
+    ) -> None:
         normalizers = _parts(spec.get("normalizer"), "normalizers")
         pre_tokenizers = _parts(spec.get("pre_tokenizer"), "pretokenizers")
         names = [part.get("type") for part in pre_tokenizers]
-        self._drops_space = any(name in _DROP_SPACE for name in names) or any(
-            token.get("lstrip") or token.get("rstrip") for token in spec.get("added_tokens") or ()
-        )
+        self._drops_space = strips or any(name in _DROP_SPACE for name in names)
         levels = [part for part in (*normalizers, *pre_tokenizers) if part["type"] == "ByteLevel"]
         letters = byte_letters() if levels else {}
         vocab = set(vocab)

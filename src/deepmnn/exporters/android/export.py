@@ -14,7 +14,7 @@ from deepmnn.exporters.android.chat_app import check_folder, phone_name
 from deepmnn.exporters.android.project import write_project
 from deepmnn.exporters.mnn.export import ExportReport, export
 from deepmnn.exporters.mnn.folder import MnnFolder
-from deepmnn.text.generation_config import read_context_length
+from deepmnn.models import read_config
 
 PROJECT = "project"
 CONTEXT = 4096
@@ -47,7 +47,7 @@ def export_android(
         progress=progress,
     )
     check_folder(folder)
-    context = read_context_length(MnnFolder.open(folder).config)
+    context = read_config(MnnFolder.open(folder).config).context_length
     shutil.rmtree(project, ignore_errors=True)
     write_project(project, folder.name, min(context, CONTEXT))
     return report

@@ -33,6 +33,7 @@ from deepmnn.artifact.manifest import (
 from deepmnn.errors import ArtifactError, Words
 from deepmnn.graph.workload import Experts, Workload
 from deepmnn.source.json_file import KINDS, is_plain_name, read_object
+from deepmnn.text.text_files import TextFiles
 
 FORMAT = "deepmnn-mnn"
 FORMAT_VERSION = 2
@@ -87,6 +88,7 @@ class MnnFolder:
         sidecar: the directory of Hugging Face's files.
         config: Hugging Face's config.json.
         runtime_config: the file to give to MNN.
+        text_files: the tokenizer's and other small files, of those that the manifest lists.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -95,6 +97,10 @@ class MnnFolder:
         self.sidecar = directory / names.sidecar
         self.runtime_config = directory / names.of("config.json")
         self.config = read_object(self.sidecar / "config.json", ArtifactError)
+        listed = [PurePosixPath(name) for name in manifest["files"]]
+        self.text_files = TextFiles(
+            self.sidecar, {file.name for file in listed if str(file.parent) == names.sidecar}
+        )
 
     @property
     def vocab_size(self) -> int:
