@@ -31,7 +31,7 @@ import typer
 
 import deepmnn
 from deepmnn.backends.cpu.backend import CpuBackend
-from deepmnn.conversion.bundled import bundled_model
+from deepmnn.conversion.bundled import bundled_checkpoint
 from deepmnn.engine import engine as engine_module
 from deepmnn.engine.kv_cache import BlockManager
 from deepmnn.engine.request import Event, Request, result_of
@@ -155,9 +155,9 @@ def main(
     header = ["model", "sampling", "batch", "total", "core", "overhead", *PARTS, "rest", "share"]
     print("| " + " | ".join(header) + " |")
     print("|---|---|" + "--:|" * (len(header) - 2))
-    for path in [bundled_model(), *(models or [])]:
+    for path in [bundled_checkpoint(), *(models or [])]:
         model = deepmnn.load(path, "cpu", threads)
-        name = "tiny-r1" if path == bundled_model() else path.name
+        name = "tiny-r1" if path == bundled_checkpoint() else path.name
         for way in WAYS:
             for size in batch:
                 print("| " + " | ".join(row(name, model, size, steps, way)) + " |", flush=True)

@@ -2,8 +2,7 @@
 
 import deepmnn
 
-deepmnn.convert("DeepSeek-R1-Distill-Qwen-1.5B", "r1-w4", quant="w4")
-model = deepmnn.load("r1-w4")
+model = deepmnn.load("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B")  # converted at first use
 answer = model.generate([{"role": "user", "content": "What is 347 + 285?"}])
 print(answer.reasoning, answer.text)
 """

@@ -21,15 +21,15 @@ from deepmnn.exporters.mnn.writer import FolderWriter
 from mnnconvert.options import GROUPED, Options, parse
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], prog: str = "mnnconvert") -> int:
     """Runs the command line; returns the exit code, 0 or 1. Errors are one line on stderr."""
     if isinstance(sys.stdout, TextIOWrapper):  # what its encoding lacks is shown, not raised
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        options = parse(arguments)
+        options = parse(arguments, prog)
         report, exported = run(options)
     except (DeepmnnError, OSError) as error:
-        err.say(f"error: {error}", "bold red")
+        err.say(f"error: {_words(error)}", "bold red")
         return 1
     floats = "fp16" if options.fp16 else "fp32"
     out.say(
@@ -47,6 +47,10 @@ def main(arguments: Sequence[str]) -> int:
     if exported.note:
         err.say(f"note: {exported.note}")
     return 0
+
+
+def _words(error: Exception) -> str:
+    return error.shell if isinstance(error, DeepmnnError) else str(error)
 
 
 def run(options: Options) -> tuple[ConvertReport, ExportReport]:

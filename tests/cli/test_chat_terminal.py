@@ -12,7 +12,7 @@ import pytest
 
 import deepmnn
 from cli.typist import Typist, history
-from deepmnn.conversion.bundled import bundled_model
+from deepmnn.conversion.bundled import bundled_checkpoint
 
 UP, LEFT, ALT_ENTER = "\x1b[A", "\x1b[D", "\x1b\r"
 HOME, CTRL_C, CTRL_D, END, CTRL_R = "\x01", "\x03", "\x04", "\x05", "\x12"
@@ -24,7 +24,7 @@ STATS = r"prompt \d+ tokens.*tok/s \| \w+"
 def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("bundled")))
-        yield bundled_model()
+        yield bundled_checkpoint()
 
 
 def chat(model: Path, cache: Path, *flags: object, piped: bool = False) -> Typist:

@@ -192,21 +192,21 @@ def test_bench_prints_json(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_errors_are_one_line_without_a_traceback(artifact: Path, tmp_path: Path) -> None:
     assert "is missing" in bad(1, "info", tmp_path / "missing")
-    assert "convert" in bad(1, "generate", artifact.parent / "source", "x")
+    assert "expected weights" in bad(1, "generate", artifact.parent / "source", "x")
     assert "temperature" in bad(1, "generate", artifact, "x", "--temperature", -1)
     assert "w5" in bad(1, "convert", artifact.parent / "source", tmp_path / "o", "--quant", "w5")
     assert "converted" in bad(1, "info", artifact.parent / "source", "--program")
     assert "Convert a checkpoint first" in bad(1, "generate", tmp_path, "x")
     assert "pull" in bad(1, "info", tmp_path)
-    for verb in ("info", "chat"):  # the system's own errors are one line too
-        assert "too long" in bad(1, verb, "a" * 5000)
+    assert "too long" in bad(1, "info", "a" * 5000)  # the system's own errors are one line too
+    assert "OWNER/NAME" in bad(1, "chat", "a" * 5000)
     bad(2, "convert", "only-one")
     bad(2, "generate", artifact, "x", "--threads", 0)
     bad(2, "nonsense")
 
 
 def test_pull_explains_what_went_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "owner/name" in bad(1, "pull", "not a repository!")
+    assert "OWNER/NAME" in bad(2, "pull", "not a repository!")
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     code = "from deepmnn.cli import main; main()"
     environment = {**os.environ, "HF_HOME": str(tmp_path), "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
@@ -224,12 +224,14 @@ def test_pull_explains_what_went_wrong(tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_demo_solves_held_out_problems(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    text = good("demo", "--problems", 12, "--threads", 1).output
+    text = good("demo", "--problems", 12, "--threads", 1).stdout
     right, asked = map(int, re.search(r"(\d+) of (\d+) right", text).groups())
     assert asked == 12
     assert right >= 9
     assert "So " in text, "the reasoning is shown"
     assert "deepmnn chat" in text
-    assert good("demo", "--problems", 12, "--threads", 1).output.split("┏")[0] == text.split("┏")[0]
+    again = good("demo", "--problems", 12, "--threads", 1)
+    assert again.stdout.split("┏")[0] == text.split("┏")[0]
+    assert again.stderr == "", "it was converted once"
     text = good("eval", "--limit", 12, "--threads", 1).output
     assert "of 12" in text

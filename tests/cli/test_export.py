@@ -78,7 +78,7 @@ def test_what_it_refuses(artifact: Path, tmp_path: Path) -> None:
     assert "mnn or android" in re.sub(r"[\s│]+", " ", result.stderr)
     assert run(artifact).exit_code == 2
     assert "auto or expanded or absorbed" in bad(artifact, tmp_path / "f", "--mla", "latent")
-    assert "checkpoint" in bad(artifact.parent / "source", tmp_path / "f").lower()
+    assert "expected weights" in bad(artifact.parent / "source", tmp_path / "f")
     assert "missing" in bad(tmp_path / "none", tmp_path / "f")
     assert "format 'deepmnn'" in bad(artifact, artifact, "--overwrite")
     assert not (tmp_path / "f").exists()

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 
 import deepmnn
 from deepmnn.cli import app
-from deepmnn.conversion.bundled import bundled_model
+from deepmnn.conversion.bundled import bundled_checkpoint
 from tiny_artifact import tiny_artifact
 
 COMMAND = [sys.executable, "-c", "from deepmnn.cli import main; main()", "generate"]
@@ -32,7 +32,7 @@ def reasoner(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundled model, which thinks before it answers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("bundled")))
-        return bundled_model()
+        return bundled_checkpoint()
 
 
 def run(*arguments: object, stdin: str | bytes | None = None) -> Result:

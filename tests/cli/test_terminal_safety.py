@@ -138,7 +138,7 @@ def test_names_of_tensors_files_and_recipes(tmp_path: Path) -> None:
     write_config(tmp_path / "llama", **config)
     harmless(run("convert", tmp_path / "llama", tmp_path / "plain", "--random-weights"))
     made = run("convert", directory / "source", directory / "out", "--random-weights")
-    assert "parameters as w4" in harmless(made)
+    assert "parameters as w8" in harmless(made)
     for verb in ("info", "generate", "chat", "bench", "eval", "export"):
         more = {"generate": ["x"], "export": [directory / "mnn"]}.get(verb, [])
         harmless_errors(run(verb, directory / "out", *more, stdin="x\n"))

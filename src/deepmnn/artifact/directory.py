@@ -31,7 +31,7 @@ from deepmnn.artifact.manifest import (
     file_crc,
     manifest_crc,
 )
-from deepmnn.errors import ArtifactError, StorageError
+from deepmnn.errors import ArtifactError, StorageError, Words
 from deepmnn.source.json_file import read_object
 
 HINTS = {
@@ -44,6 +44,9 @@ HINTS = {
     errno.ENOTDIR: "A file is in the way: choose another directory.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
 }
+
+
+OVERWRITE = Words("Replace it with overwrite=True.", "Replace it with --overwrite.")
 
 
 class DirectoryWriter:
@@ -192,9 +195,7 @@ class DirectoryWriter:
                 "Choose another output directory.",
             )
         if not self.overwrite:
-            raise StorageError(
-                f"{self.target} already exists", "a new directory", "Overwrite it with --overwrite."
-            )
+            raise StorageError(f"{self.target} already exists", "a new directory", OVERWRITE)
         found = found_format(self.target / MANIFEST)
         if found not in (None, self.format):  # one made from it, perhaps, or it from that one
             raise StorageError(

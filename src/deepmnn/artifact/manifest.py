@@ -11,9 +11,9 @@ import zlib
 from pathlib import Path
 from typing import Any, TypedDict
 
-from deepmnn.errors import ArtifactError
+from deepmnn.errors import ArtifactError, Words
 from deepmnn.quant.recipe import Recipe
-from deepmnn.source.json_file import is_plain_name, read_object
+from deepmnn.source.json_file import KINDS, is_plain_name, read_object
 
 FORMAT = "deepmnn"
 FORMAT_VERSION = 3
@@ -33,6 +33,10 @@ VERIFY_ALWAYS_BYTES = 256 << 20
 
 _PIECE = 8 << 20
 AGAIN = "Convert the model again."
+CONVERT_FIRST = Words(
+    "Convert a checkpoint first: deepmnn.convert(CHECKPOINT, OUT)",
+    "Convert a checkpoint first: deepmnn convert CHECKPOINT OUT",
+)
 
 
 class FileRecord(TypedDict):
@@ -83,14 +87,14 @@ def read_manifest(directory: Path) -> Manifest:
         raise ArtifactError(
             f"{directory} is {'a file' if directory.exists() else 'missing'}",
             "the directory of a converted model",
-            "Convert a checkpoint first: deepmnn convert CHECKPOINT OUT",
+            CONVERT_FIRST,
         )
     path = directory / MANIFEST
     if not path.exists():
         raise ArtifactError(
             f"{path} is missing",
             "the directory of a converted model",
-            "Convert a checkpoint first: deepmnn convert CHECKPOINT OUT",
+            CONVERT_FIRST,
         )
     fields = read_object(path, ArtifactError)
     if str(fields.get("format")).startswith(f"{FORMAT}-"):
@@ -140,7 +144,7 @@ def _check_manifest(fields: dict[str, Any], path: Path) -> None:
     containers = {"passes": list, "shards": list, "files": dict, "recipe": dict}
     for key, kind in {**counts, **texts, **containers}.items():
         if type(fields.get(key)) is not kind:
-            raise ArtifactError(f"{path}: {key} is {fields.get(key)!r:.80}", f"a {kind.__name__}")
+            raise ArtifactError(f"{path}: {key} is {fields.get(key)!r:.80}", KINDS[kind])
     for record in fields["passes"]:
         sizes = ("rewrites", "nodes_before", "nodes_after")
         if not _has(record, str, "name") or not _has(record, int, *sizes):

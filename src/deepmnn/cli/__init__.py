@@ -14,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from deepmnn import __version__
+from deepmnn.cli import cache
 from deepmnn.cli.bench import bench
 from deepmnn.cli.chat import chat
 from deepmnn.cli.console import err, out
@@ -23,6 +24,7 @@ from deepmnn.cli.eval import evaluate
 from deepmnn.cli.export import export
 from deepmnn.cli.generate import generate
 from deepmnn.cli.info import info
+from deepmnn.cli.mnnconvert import SETTINGS, mnnconvert
 from deepmnn.cli.options import with_flags
 from deepmnn.cli.pull import pull
 from deepmnn.errors import DeepmnnError
@@ -40,7 +42,7 @@ class _Group(TyperGroup):
         try:
             code = super().main(*args, **{**extra, "standalone_mode": False})
         except DeepmnnError as error:
-            code = _fail(str(error), 1)
+            code = _fail(error.shell, 1)
         except _UsageError as error:
             code = _explain(error)
         except OSError as error:  # a name too long, a directory that may not be searched, ...
@@ -91,6 +93,8 @@ def _options(
 for _verb in (demo, pull, convert, export, info, generate, chat, bench):
     app.command()(with_flags(_verb))
 app.command("eval")(with_flags(evaluate))
+app.add_typer(cache.app, name="cache")
+app.command(context_settings=SETTINGS)(mnnconvert)
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from deepmnn.cli.answer import show, show_stats
 from deepmnn.cli.console import err, file_size
 from deepmnn.cli.conversation import Conversation, Turn
 from deepmnn.cli.prompt import answering, interrupts_ignored, is_interactive, open_prompt
-from deepmnn.errors import ContextLengthError, DeepmnnError
+from deepmnn.errors import ContextLengthError, DeepmnnError, in_shell
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -69,7 +69,9 @@ def _converse(talk: _Talk, conversation: Conversation, prompt: Prompt) -> bool:
             elif question := commands.unquoted(line):
                 talk.ask(conversation, question)
         except (DeepmnnError, OSError) as error:
-            err.say(f"error: {error}", "bold red")
+            err.say(
+                f"error: {error.shell if isinstance(error, DeepmnnError) else error}", "bold red"
+            )
             failed = True
         if is_interactive():
             err.print()
@@ -111,7 +113,8 @@ class _Talk:
         try:
             return self.model.stream(conversation.asking(question), self.params)
         except ContextLengthError as error:
-            raise ContextLengthError(error.found, error.expected, f"{error.hint} {_FULL}") from None
+            hint = f"{in_shell(error.hint)} {_FULL}"
+            raise ContextLengthError(error.found, error.expected, hint) from None
 
     def _stopped(self, conversation: Conversation, question: str, completion: Completion) -> None:
         if completion.text or completion.reasoning:
@@ -121,7 +124,7 @@ class _Talk:
             err.say("stopped before the answer began; the question is forgotten", "dim")
 
 
-def _print_header(model: LLM, path: Path, params: SamplingParams) -> None:
+def _print_header(model: LLM, name: str, params: SamplingParams) -> None:
     """The model and how it is run, before the first question."""
     manifest = model.artifact.manifest
     core = getattr(model.backend, "model", model.backend)
@@ -129,7 +132,7 @@ def _print_header(model: LLM, path: Path, params: SamplingParams) -> None:
     run += [str(core.isa)] if hasattr(core, "isa") else []
     run += [f"{core.threads} threads"] if hasattr(core, "threads") else []
     size = file_size(model.artifact.weights_nbytes)
-    err.say(f"{Path(path).name}: {manifest['model_type']}, {manifest['quant']}, {size}", "bold")
+    err.say(f"{Path(name).name}: {manifest['model_type']}, {manifest['quant']}, {size}", "bold")
     err.say(
         f"context {model.engine.context_length} tokens | {', '.join(_sampling(params))} | "
         f"{', '.join(run)}",

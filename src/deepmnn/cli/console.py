@@ -15,6 +15,7 @@ from rich.segment import Segment
 from rich.table import Table
 
 from deepmnn.cli.wrap import Wrapper
+from deepmnn.source.sizes import file_size
 
 _SHOWN: dict[int, str] = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡"}
 _SHOWN |= {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
@@ -70,6 +71,8 @@ class Terminal(Console):
             self.on_broken_pipe()
 
 
+__all__ = ["Terminal", "count", "err", "file_size", "out", "print_json", "table", "visible"]
+
 out = Terminal()
 """Results."""
 
@@ -80,15 +83,6 @@ err = Terminal(stderr=True)
 def print_json(value: Any, indent: int | None = None) -> None:
     """JSON on stdout, in ASCII without control characters; without an indent on one line."""
     out.write(json.dumps(value, indent=indent).replace("\x7f", "\\u007f") + "\n")
-
-
-def file_size(nbytes: float) -> str:
-    """Bytes for people: "9.3 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.1f} TB"
 
 
 def count(number: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from rich.text import Text
@@ -19,10 +20,10 @@ if TYPE_CHECKING:
 RIGHT, WRONG = Text("right", "bold green"), Text("wrong", "bold red")
 
 NEXT = """\
-next: deepmnn chat {path}
+next: deepmnn chat tiny-r1
       deepmnn eval      (the whole held-out set)
       deepmnn bench     (speed, and this machine's limits)
-      deepmnn pull deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"""
+      deepmnn chat deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B   (downloads and converts it)"""
 
 
 def demo(
@@ -30,7 +31,7 @@ def demo(
     problems: Annotated[int, Option(min=1, help="How many questions.")] = 6,
     seed: Annotated[int, Option(min=0, help="Which questions.")] = 0,
     *,
-    load: LoadOptions,
+    load: Annotated[LoadOptions, {"quant": None}],
 ) -> None:
     """Convert the bundled tiny-r1 and let it solve problems it was not trained on."""
     from deepmnn.conversion.bundled import HELD_OUT
@@ -38,8 +39,7 @@ def demo(
     from deepmnn.text.sampling_params import SamplingParams
 
     asked = pick(read_problems(HELD_OUT), problems, seed)
-    path = options.bundled(quant)
-    model = options.open_model(path, load)
+    model = options.open_model(options.bundled(), replace(load, quant=quant))
     facts = (
         f": DeepSeek-V3 architecture, {quant}, {file_size(model.artifact.weights_nbytes)}; "
         "these problems were held out of its training"
@@ -54,8 +54,8 @@ def demo(
         answers.append(Answer(problem, completion, right))
     _print_summary(answers)
     out.print()
-    out.say(f"The converted model is in {path}")
-    out.print(NEXT.format(path=path), style="dim", soft_wrap=True)
+    out.say(f"The converted model is in {model.path}")
+    out.print(NEXT, style="dim", soft_wrap=True)
 
 
 def _print_summary(answers: list[Answer]) -> None:

@@ -18,19 +18,26 @@ if TYPE_CHECKING:
 
 
 def info(
-    path: Annotated[
-        Path, Argument(help="A converted model, a checkpoint directory or a config.json.")
+    name: Annotated[
+        str,
+        Argument(
+            metavar="MODEL",
+            help="A converted model, a checkpoint, a config.json, or OWNER/NAME on the hub.",
+        ),
     ],
     program: Annotated[bool, Option("--program", help="Print the lowered program.")] = False,
     verify: Annotated[bool, Option("--verify", help="Check every checksum.")] = False,
     quant: Annotated[
-        str | None, Option(help="Of a checkpoint: how to convert it, as for convert; default: w4.")
+        str | None, Option(help="Of a checkpoint: how to convert it, as for convert; default: w8.")
     ] = None,
 ) -> None:
     """Describe a model: size, graph, memory."""
     from deepmnn.artifact.manifest import MANIFEST
     from deepmnn.artifact.reader import Artifact
+    from deepmnn.conversion.kept import described
+    from deepmnn.quant.recipe import DEFAULT
 
+    path = described(name)
     if (path / MANIFEST).is_file():
         if quant is not None:
             raise RequestError(
@@ -48,7 +55,7 @@ def info(
         raise RequestError(
             f"{path} is not a converted model", f"a directory with {MANIFEST}", "Convert it first."
         )
-    _print_checkpoint(path, quant or "w4")
+    _print_checkpoint(path, quant or DEFAULT)
 
 
 def _print_program(path: Path) -> None:

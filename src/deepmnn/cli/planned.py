@@ -28,12 +28,19 @@ def print_facts(plan: Plan) -> None:
     """The model, its size and its nodes."""
     size, stored = file_size(plan.nbytes), plan.source.nbytes()
     if stored:
-        size += f", {stored / plan.nbytes:.2f} x smaller than the checkpoint"
+        size += f", {_compared(plan.nbytes, stored)} the checkpoint"
     model = f"  {plan.model_type}, {count(plan.parameters)} parameters as {plan.recipe.name}"
     fewer = 1 - plan.nodes / plan.nodes_level_0
     out.say(model)
     out.print(f"  size   {size}")
     out.print(f"  nodes  {plan.nodes_level_0} -> {plan.nodes} ({fewer:.0%} fewer)")
+
+
+def _compared(nbytes: int, stored: int) -> str:
+    factor = stored / nbytes
+    if f"{factor:.2f}" == "1.00":
+        return "as large as"
+    return f"{factor:.2f} x smaller than" if factor > 1 else f"{1 / factor:.2f} x larger than"
 
 
 def print_weights(weights: Iterable[Weight]) -> None:

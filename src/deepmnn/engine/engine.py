@@ -9,16 +9,21 @@ from collections.abc import Sequence as List
 import numpy as np
 
 from deepmnn.backends.base import F32, Backend, Batch, Draw
-from deepmnn.engine.kv_cache import BlockManager, BlockTable
+from deepmnn.engine.kv_cache import CACHE_IS_SHORT, BlockManager, BlockTable
 from deepmnn.engine.scheduler import Scheduler, Span
 from deepmnn.engine.sequence import Sequence
-from deepmnn.errors import ContextLengthError, RequestError, shown
+from deepmnn.errors import ContextLengthError, RequestError, Words, shown
 from deepmnn.text.sampling_params import SamplingParams
 from deepmnn.text.stream import TextStream
 from deepmnn.text.token_ids import token_ids
 
 BLOCK_SIZE = 32
 """Tokens per cache block."""
+
+_TOO_LONG_FOR_CACHE = Words(
+    "Shorten the prompt, or load the model with a larger cache_tokens.",
+    "Shorten the prompt, or set a larger --cache-tokens.",
+)
 
 
 class Engine:
@@ -88,8 +93,7 @@ class Engine:
         return ContextLengthError(
             found,
             f"fewer than {self.context_length:,}, which the context holds",
-            "Shorten the prompt"
-            + (", or load the model with a larger cache_tokens." if self._cache_is_short else "."),
+            _TOO_LONG_FOR_CACHE if self._cache_is_short else "Shorten the prompt.",
         )
 
     def step(self) -> list[Sequence]:
@@ -207,7 +211,7 @@ class Engine:
             error = ContextLengthError(
                 f"the KV cache has {self.manager.free_blocks} free blocks, the rest is in use",
                 "room for the next tokens",
-                "Close sessions, or load the model with a larger cache_tokens.",
+                CACHE_IS_SHORT,
             )
             self.fail(sequence, error)
         return stuck

@@ -14,7 +14,12 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from deepmnn.backends.base import Cache
-from deepmnn.errors import ContextLengthError
+from deepmnn.errors import ContextLengthError, Words
+
+CACHE_IS_SHORT = Words(
+    "Close sessions, or load the model with a larger cache_tokens.",
+    "Set a larger --cache-tokens.",
+)
 
 
 @dataclass(eq=False)
@@ -113,7 +118,7 @@ class BlockManager:
             raise ContextLengthError(
                 f"the KV cache has {self.free_blocks} free blocks of {self.block_size} tokens",
                 f"{missing} for {count} more tokens",
-                "Close sessions, or load the model with a larger cache_tokens.",
+                CACHE_IS_SHORT,
             )
         tail = table.length // self.block_size
         if shared:

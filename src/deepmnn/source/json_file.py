@@ -14,6 +14,8 @@ from deepmnn.source.regular_file import RegularFile
 MAX_JSON_BYTES = 100_000_000
 """No config, index, tokenizer or safetensors header is larger than this."""
 
+KINDS = {str: "a text", int: "an integer", list: "a list", dict: "an object"}
+"""What messages call the types of JSON values."""
 MAX_DEPTH = 100
 """Nothing in them is nested deeper: what prints a value of theirs need not fear for the stack."""
 

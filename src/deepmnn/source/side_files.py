@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from deepmnn.errors import CheckpointError, DeepmnnError
+from deepmnn.errors import CheckpointError, DeepmnnError, Words
 from deepmnn.source.json_file import parse_object, read_small
 
 CONFIG = "config.json"
@@ -88,8 +88,11 @@ def _read(config: Path, error: type[DeepmnnError]) -> bytes:
         raise error(
             f"{config} is missing",
             f"a checkpoint directory with {CONFIG}, or that file",
-            "Check the path (--config names another), or fetch a checkpoint: "
-            "deepmnn pull OWNER/NAME OUT",
+            Words(
+                "Check the path; `config` may name another file or directory.",
+                "Check the path, or fetch a checkpoint: deepmnn pull OWNER/NAME OUT; "
+                "deepmnn convert --config takes the file from elsewhere.",
+            ),
         )
     return read_small(config, error)
 

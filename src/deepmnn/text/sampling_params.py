@@ -7,7 +7,7 @@ import struct
 from dataclasses import dataclass, field, fields
 from numbers import Real
 
-from deepmnn.errors import RequestError, shown
+from deepmnn.errors import RequestError, argument, shown
 from deepmnn.text.token_ids import integer
 
 _LARGEST = 1e6
@@ -99,7 +99,9 @@ class SamplingParams:
                 self._integer(name, low, high)
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, tuple | list) or not all(isinstance(s, str) and s for s in stop):
-            raise RequestError(f"stop is {shown(self.stop)}", "one or several non-empty strings")
+            raise RequestError(
+                argument("stop", f" is {shown(self.stop)}"), "one or several non-empty strings"
+            )
         self._set("stop", tuple(stop))
         if not isinstance(self.ignore_eos, bool):
             raise RequestError(f"ignore_eos is {shown(self.ignore_eos)}", "True or False")
@@ -126,7 +128,9 @@ class SamplingParams:
         number = _float(value)
         if not low <= number <= high or (open_low and _float32(number) == low):
             bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]"
-            raise RequestError(f"{name} is {shown(value)}", f"a finite number in {bounds}")
+            raise RequestError(
+                argument(name, f" is {shown(value)}"), f"a finite number in {bounds}"
+            )
         self._set(name, number)
 
     def _integer(self, name: str, low: int, high: int | None = None) -> None:
@@ -135,7 +139,7 @@ class SamplingParams:
         number = integer(value)
         if number is None or number < low or (high is not None and number > high):
             bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
-            raise RequestError(f"{name} is {shown(value)}", f"an integer {bounds}")
+            raise RequestError(argument(name, f" is {shown(value)}"), f"an integer {bounds}")
         self._set(name, number)
 
     def _set(self, name: str, value: object) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import tokenizers
 
-from deepmnn.errors import DeepmnnError, RequestError, TokenizerError, shown
+from deepmnn.errors import DeepmnnError, RequestError, TokenizerError, Words, shown
 from deepmnn.source.json_file import parse_object
 from deepmnn.text.chat_template import ChatTemplate, Message
 from deepmnn.text.special_tokens import CONFIG, read_special_tokens
@@ -173,7 +173,10 @@ class Tokenizer:
             raise TokenizerError(
                 f"{self.directory} has no chat template",
                 "chat_template.jinja, or chat_template in tokenizer_config.json",
-                "Pass the prompt as plain text (on the command line: --raw).",
+                Words(
+                    "Pass the prompt as plain text.",
+                    "Continue plain text: deepmnn generate --raw.",
+                ),
             )
         return self._template.render(
             messages,

@@ -23,7 +23,7 @@ from deepmnn.backends.base import F32, I32, Batch, Cache, Draw, check_batch, sam
 from deepmnn.backends.mnn.cache import MnnCache
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.backends.mnn.wheel import captured, runtime
-from deepmnn.errors import ArtifactError, RequestError, StorageError
+from deepmnn.errors import ArtifactError, RequestError, StorageError, Words, argument
 
 MOST_THREADS = 32
 """MNN takes no more."""
@@ -141,7 +141,10 @@ class MnnBackend:
                 raise RequestError(
                     f"MNN could not run {len(ids)} tokens after {context['all_seq_len']}",
                     "memory for them",
-                    "Shorten the prompt, or load the model with a smaller max_batch_tokens.",
+                    Words(
+                        "Shorten the prompt, or load the model with a smaller max_batch_tokens.",
+                        "Shorten the prompt, or set a smaller --max-batch-tokens.",
+                    ),
                 )
             values = found.read()
             if values.size not in (self.vocab_size, len(ids) * self.vocab_size):
@@ -222,7 +225,8 @@ def check_kv_dtype(dtype: str) -> None:
     """Raises RequestError unless MNN can store keys and values so."""
     if dtype != "f32":
         raise RequestError(
-            f"kv_dtype is {dtype!r}", "'f32': MNN stores keys and values as it computes them"
+            argument("kv_dtype", f" is {dtype!r}"),
+            "'f32': MNN stores keys and values as it computes them",
         )
 
 

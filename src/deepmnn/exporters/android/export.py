@@ -6,7 +6,7 @@ import os
 import shutil
 from pathlib import Path
 
-from deepmnn.artifact.directory import storage_errors
+from deepmnn.artifact.directory import OVERWRITE, storage_errors
 from deepmnn.artifact.manifest import MANIFEST, TEMP_MARK
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import StorageError
@@ -69,6 +69,4 @@ def _check_place(place: Path, folder: Path, overwrite: bool) -> None:
             "Choose another output directory.",
         )
     if not overwrite:
-        raise StorageError(
-            f"{place} already exists", "a new directory", "Overwrite it with --overwrite."
-        )
+        raise StorageError(f"{place} already exists", "a new directory", OVERWRITE)

@@ -30,9 +30,9 @@ from deepmnn.artifact.manifest import (
     check_stamp,
     is_file_record,
 )
-from deepmnn.errors import ArtifactError
+from deepmnn.errors import ArtifactError, Words
 from deepmnn.graph.workload import Experts, Workload
-from deepmnn.source.json_file import is_plain_name, read_object
+from deepmnn.source.json_file import KINDS, is_plain_name, read_object
 from deepmnn.text.text_files import TextFiles
 
 FORMAT = "deepmnn-mnn"
@@ -180,7 +180,10 @@ def _read_manifest(path: Path, names: Names) -> dict[str, Any]:
         raise ArtifactError(
             f"{path} is missing",
             "a model exported for MNN",
-            "Export a converted model first: deepmnn export PATH OUT",
+            Words(
+                "Export a converted model first: deepmnn.export(PATH, OUT)",
+                "Export a converted model first: deepmnn export PATH OUT",
+            ),
         )
     fields = read_object(path, ArtifactError)
     check_stamp(fields, path, (FORMAT, FORMAT_VERSION), _AGAIN)
@@ -199,7 +202,7 @@ def _check_fields(fields: dict[str, Any], path: Path) -> None:
     for key, kind in kinds.items():
         if type(fields.get(key)) is not kind:
             found = f"{path}: {key} is {fields.get(key)!r:.80}"
-            raise ArtifactError(found, f"a {kind.__name__}", _AGAIN)
+            raise ArtifactError(found, KINDS[kind], _AGAIN)
     for key, least in _COUNTS.items():
         if not least <= fields[key] <= _MOST:
             raise ArtifactError(f"{path}: {key} is {fields[key]!r:.80}", f"{least} to {_MOST}")

@@ -7,7 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from deepmnn.artifact.directory import DirectoryWriter, found_format, sync_directory
+from deepmnn.artifact.directory import OVERWRITE, DirectoryWriter, found_format, sync_directory
 from deepmnn.errors import StorageError
 from deepmnn.exporters.mnn.folder import FORMAT, Names
 
@@ -43,9 +43,7 @@ class FolderWriter(DirectoryWriter):
                 "Choose another name.",
             )
         if here and not self.overwrite:
-            raise StorageError(
-                f"{here[0]} already exists", "a new name", "Overwrite it with --overwrite."
-            )
+            raise StorageError(f"{here[0]} already exists", "a new name", OVERWRITE)
 
     def replace_target(self) -> None:
         """Moves what was written into place."""
