@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from deepmnn.artifact.workspace import discard
 from deepmnn.errors import ArtifactError, StorageError
 
 _HINT = "Set XDG_CACHE_HOME to a directory that you may write to."
@@ -34,7 +35,7 @@ def cached(target: Path, check: Callable[[Path], object], write: Callable[[], ob
                 check(target)
                 return
             except ArtifactError:
-                pass  # damaged, or of another format version: write it again
+                discard(target)  # damaged, or of another format version: write it again
         write()
     except (StorageError, OSError) as error:
         found = error.found if isinstance(error, StorageError) else f"{target}: {error.strerror}"

@@ -77,7 +77,7 @@ class Manifest(TypedDict):
 
 def read_manifest(directory: Path) -> Manifest:
     """deepmnn.json of a directory, its own checksum and its fields' types checked."""
-    if TEMP_MARK in directory.resolve().name:
+    if is_unfinished(directory):
         raise ArtifactError(f"{directory} is an unfinished conversion", "a converted model", AGAIN)
     if not directory.is_dir():
         raise ArtifactError(
@@ -103,6 +103,12 @@ def read_manifest(directory: Path) -> Manifest:
     _check_manifest(fields, path)
     manifest: Manifest = fields  # type: ignore[assignment]
     return manifest
+
+
+def is_unfinished(directory: Path) -> bool:
+    """Whether it is the workspace of a writer, or what is being written there."""
+    path = directory.resolve()
+    return TEMP_MARK in path.name or TEMP_MARK in path.parent.name
 
 
 def check_stamp(fields: dict[str, Any], path: Path, stamp: tuple[str, int], again: str) -> None:

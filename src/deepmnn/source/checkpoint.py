@@ -27,6 +27,7 @@ class Checkpoint(Source):
 
     def __init__(self, path: Path, config: dict[str, Any], config_file: Path, store: Store) -> None:
         self.path = path
+        self.paths = (path, config_file)
         self.config = config
         self._config_file = config_file
         self._store = store

@@ -34,7 +34,7 @@ from deepmnn.errors import (
 )
 from deepmnn.exporters import export
 from deepmnn.exporters.mnn import export as module
-from deepmnn.exporters.mnn.folder import MnnFolder
+from deepmnn.exporters.mnn.folder import MnnFolder, Names
 from exporters.folders import in_dying_child, tree
 from parity import relative_error
 from tiny_artifact import tiny_artifact, write_config
@@ -212,18 +212,42 @@ def test_targets_that_are_taken(artifact: Path, floats: Path, tmp_path: Path) ->
 
 def test_an_artifact_is_not_replaced_by_its_own_export(artifact: Path) -> None:
     before = tree(artifact)
-    refused(StorageError, "format 'deepmnn'", artifact, artifact, overwrite=True)
+    refused(StorageError, "the source .* is ", artifact, artifact, overwrite=True)
     assert tree(artifact) == before
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": null}'])
-def test_an_export_with_a_damaged_manifest_can_be_replaced(
-    artifact: Path, tmp_path: Path, text: str
-) -> None:
+def test_an_export_with_a_damaged_manifest_stays(artifact: Path, tmp_path: Path, text: str) -> None:
+    """Nothing tells whose the files are."""
     folder = export(artifact, tmp_path / "folder").path
     (folder / "deepmnn.json").write_text(text)
-    export(artifact, folder, overwrite=True)
-    MnnFolder.open(folder)
+    before = tree(folder)
+    refused(StorageError, "damaged|JSON", artifact, folder, overwrite=True)
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("stem", [None, "name"])
+def test_a_changed_configuration_or_another_file_stays(
+    artifact: Path, tmp_path: Path, stem: str | None
+) -> None:
+    place = tmp_path / "place"
+    export(artifact, place, stem=stem)
+    names = Names(stem)
+    pristine = tree(place)
+    for name in (names.of("config.json"), f"{names.sidecar}/tokenizer.json"):
+        data = (place / name).read_bytes()
+        (place / name).write_bytes(data.replace(b"4", b"2", 1))
+        before = tree(place)
+        refused(
+            StorageError, f"{name} has been changed", artifact, place, stem=stem, overwrite=True
+        )
+        assert tree(place) == before
+        (place / name).write_bytes(data)
+    (place / names.sidecar / "notes.txt").write_text("mine")
+    refused(StorageError, "notes.txt is in the way", artifact, place, stem=stem, overwrite=True)
+    (place / names.sidecar / "notes.txt").unlink()
+    export(artifact, place, stem=stem, overwrite=True)
+    assert tree(place) == pristine
 
 
 def test_a_mount_point(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -211,7 +211,7 @@ def test_manifest_fields_of_a_wrong_type(folder: Path, key: str) -> None:
     [
         *[("vocab_size", value) for value in (0, -1, 1 << 31, 1 << 70)],
         *[("cache_width", value) for value in (-1, 1 << 31)],
-        *[("format_version", value) for value in (0, 1, 3, -1)],
+        *[("format_version", value) for value in (0, 1, 2, 4, -1)],
         ("format", "deepmnn"),
         ("optimize_level", -1),
     ],
@@ -363,7 +363,7 @@ def test_a_folder_under_another_name_or_by_a_link(folder: Path, tmp_path: Path) 
 
 
 def test_an_unfinished_export_never_loads(folder: Path, artifact: Path, tmp_path: Path) -> None:
-    from deepmnn.artifact.directory import temp_name
+    from deepmnn.artifact.workspace import temp_name
 
     temp = folder.rename(tmp_path / temp_name("folder"))
     refused(temp, "unfinished export")

@@ -96,7 +96,7 @@ def export(
     graph, names = artifact.graph(), Names(stem)
     form, table = choose_mla_form(graph, mla_form), _embedding_weight(graph)
     text = text_side(artifact, table.shape[0], needs_tokenizer)
-    with FolderWriter(Path(target), names, overwrite) as writer:
+    with FolderWriter(Path(target), names, overwrite, (artifact.path,)) as writer:
         writer.check_space(artifact.weights_nbytes)
         read = _Reader(artifact, graph, progress)
         with writer.stream(names.weight) as sink:
@@ -110,7 +110,7 @@ def export(
         writer.add_file(names.of(TOKENIZER), text.tokenizer)
         writer.add_json(names.of("llm_config.json"), llm_config(artifact, low, text, tied))
         settings = runtime_config(artifact, names, text, embedded)
-        writer.add_json(names.of("config.json"), settings, keep=False)  # it is the user's to change
+        writer.add_settings(names.of("config.json"), settings)
         config = artifact.path / CONFIG
         for name, data in read_side_files(artifact.path, config, ArtifactError).items():
             writer.add_file(f"{names.sidecar}/{name}", data)

@@ -23,19 +23,19 @@ from typing import Any
 
 from deepmnn.artifact.manifest import (
     MANIFEST,
-    TEMP_MARK,
     VERIFY_ALWAYS_BYTES,
     check_crc,
     check_size,
     check_stamp,
     is_file_record,
+    is_unfinished,
 )
 from deepmnn.errors import ArtifactError
 from deepmnn.graph.workload import Experts, Workload
 from deepmnn.source.json_file import is_plain_name, read_object
 
 FORMAT = "deepmnn-mnn"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _AGAIN = "Export the model again."
 _COUNTS = {"vocab_size": 1, "cache_width": 0, "optimize_level": 0}
@@ -168,7 +168,7 @@ def is_exported(path: Path) -> bool:
 
 
 def _read_manifest(path: Path, names: Names) -> dict[str, Any]:
-    if TEMP_MARK in path.resolve().parent.name:
+    if is_unfinished(path.parent):
         raise ArtifactError(f"{path.parent} is an unfinished export", "an exported model", _AGAIN)
     if not path.is_file():
         raise ArtifactError(
