@@ -219,7 +219,7 @@ def test_the_source_and_the_output_are_apart(
     sources = (inside, tmp_path / "to_hf", tmp_path / "link" / "deep" / "hf", Path(), Path("../hf"))
     for source in sources:
         for name in ("out", "link", "out/../out", "link/."):
-            with pytest.raises(StorageError, match="lies in .*out"):
+            with pytest.raises(StorageError, match=r"lies in .*out"):
                 convert(source, tmp_path / name, overwrite=True)
     for source, target_path in (
         (checkpoint, checkpoint),
@@ -310,14 +310,12 @@ def test_a_link_to_a_directory_is_followed(tmp_path: Path) -> None:
 
 
 def test_a_model_that_somebody_finished_meanwhile_stays(tmp_path: Path) -> None:
-    with (
-        pytest.raises(StorageError, match="already exists"),
-        ArtifactWriter(tmp_path / "m") as slow,
-    ):
+    with ArtifactWriter(tmp_path / "m") as slow:
         fill(slow)
         inode = write(tmp_path / "m").stat().st_ino
         (tmp_path / "m" / "KEEP.txt").write_text("mine")
-        slow.commit(DESCRIPTION)
+        with pytest.raises(StorageError, match="already exists"):
+            slow.commit(DESCRIPTION)
     assert (tmp_path / "m").stat().st_ino == inode
     assert (tmp_path / "m" / "KEEP.txt").read_text() == "mine"
     assert os.listdir(tmp_path) == ["m"]
@@ -328,11 +326,12 @@ def test_a_model_that_somebody_finished_meanwhile_stays(tmp_path: Path) -> None:
 def test_what_appeared_meanwhile_stays(
     tmp_path: Path, make: Callable[[Path], None], overwrite: bool
 ) -> None:
-    with pytest.raises(StorageError), ArtifactWriter(tmp_path / "m", overwrite) as slow:
+    with ArtifactWriter(tmp_path / "m", overwrite) as slow:
         fill(slow)
         make(tmp_path / "m")
         before = tree(tmp_path / "m") if (tmp_path / "m").is_dir() else None
-        slow.commit(DESCRIPTION)
+        with pytest.raises(StorageError):
+            slow.commit(DESCRIPTION)
     assert os.listdir(tmp_path) == ["m"]
     assert before is None or tree(tmp_path / "m") == before
 
@@ -340,15 +339,13 @@ def test_what_appeared_meanwhile_stays(
 def test_a_file_that_appeared_in_the_old_model_stays(tmp_path: Path, can_exchange: bool) -> None:
     path = write(tmp_path / "m")
     for name in ("notes.txt", "config.json"):
-        with (
-            pytest.raises(StorageError, match=f"m/{name}"),
-            ArtifactWriter(path, overwrite=True) as slow,
-        ):
+        with ArtifactWriter(path, overwrite=True) as slow:
             fill(slow)
             with (path / name).open("a") as file:
                 file.write(" ")
             before = tree(path)
-            slow.commit(DESCRIPTION)
+            with pytest.raises(StorageError, match=f"m/{name}"):
+                slow.commit(DESCRIPTION)
         assert tree(path) == before
         assert os.listdir(tmp_path) == ["m"]
         (path / "notes.txt").unlink(missing_ok=True)

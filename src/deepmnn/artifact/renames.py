@@ -1,4 +1,4 @@
-"""Renames that replace nothing, and renames that swap: one step each, whatever happens meanwhile."""
+"""Renames that replace nothing and renames that swap: one step, whatever happens meanwhile."""
 
 from __future__ import annotations
 

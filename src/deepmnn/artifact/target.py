@@ -173,7 +173,7 @@ def check_apart(target: Path, sources: Iterable[Path]) -> None:
 
 
 def check_not_read(written: Written, sources: Iterable[Path]) -> None:
-    """Raises StorageError when a file to be replaced is one of a source's, by a link of any kind."""
+    """Raises StorageError when a file to be replaced is a source's too, by a link of any kind."""
     ours = written.identities()
     for source in sources:
         for path in sorted(source.iterdir()) if source.is_dir() else [source]:

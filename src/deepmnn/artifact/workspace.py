@@ -3,7 +3,7 @@
     .NAME.deepmnn-tmp-0123abcd/
         deepmnn.lock    an empty file, locked as long as its writer lives
         new/            what is being written
-        swap/           the same when it is complete, and what NAME was as soon as the two are swapped
+        swap/           the same when it is complete, and then, swapped, what NAME was
         old/            what NAME was, where the disk cannot swap directories
 
 A writer that is killed leaves it. Nothing loads from it, and the next writer to NAME removes what
