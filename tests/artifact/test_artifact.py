@@ -239,6 +239,12 @@ BAD_FIELDS: list[tuple[str, Any]] = [
     ("files", {}),
     ("files", {"config.json": 3}),
     ("files", {"../config.json": {"nbytes": 1, "crc32": 1}}),
+    ("files", {f"{i}": {"nbytes": 1, "crc32": 1} for i in range(200)}),
+    ("files", {"config.json": {"nbytes": 1 << 40, "crc32": 1}}),
+    ("quant", "\x1b[31m"),
+    ("model_type", "a\nb"),
+    ("deepmnn_version", "v" * 10_000),
+    ("passes", [{"name": "\x1b", "rewrites": 1, "nodes_before": 3, "nodes_after": 2}]),
     ("recipe", "w8"),
     ("recipe", {"name": "w8"}),
     ("recipe", {"name": "w8", "rules": [{"pattern": "role:linear", "format": "w5"}]}),
@@ -302,6 +308,20 @@ def test_a_shard_that_shrinks_after_it_was_opened(tmp_path: Path) -> None:
     os.truncate(path / FILES[-1], 1000)
     with pytest.raises(ArtifactError, match="shrunk"):
         artifact.tensor(list(PACKED)[-1])
+
+
+def test_long_names_make_short_messages(tmp_path: Path) -> None:
+    path = write(tmp_path / "m")
+    shard = path / FILES[-1]
+    data = shard.read_bytes()
+    end = 8 + int.from_bytes(data[:8], "little")
+    entry = {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}
+    header = json.dumps({"n" * 1_000_000: entry}).encode()
+    shard.write_bytes(len(header).to_bytes(8, "little") + header + data[end : end + 1])
+    reseal(path)
+    with pytest.raises(ArtifactError) as error:
+        Artifact.open(path)
+    assert len(str(error.value)) < 2000
 
 
 def test_files_listed_twice_or_outside(tmp_path: Path) -> None:

@@ -486,11 +486,13 @@ def test_two_writers_that_are_killed_again_and_again(tmp_path: Path) -> None:
 def whole(path: Path) -> int:
     """How many shards the model has; a reader may have to look again while it is replaced."""
     for _ in range(50):
-        inode = path.stat().st_ino  # the name is never missing
+        held = os.open(path, os.O_RDONLY)  # the name is never missing
         try:
             return len(Artifact.open(path).manifest["shards"])
         except ArtifactError:
-            assert path.stat().st_ino != inode, "half a model"
+            assert not os.path.samestat(os.fstat(held), path.stat()), "half a model"
+        finally:
+            os.close(held)
     raise AssertionError("never at rest")
 
 
