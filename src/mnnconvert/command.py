@@ -15,7 +15,7 @@ from deepmnn.cli.console import ConvertProgress, byte_progress, count
 from deepmnn.conversion.convert import ConvertReport, convert
 from deepmnn.errors import DeepmnnError, StorageError
 from deepmnn.exporters import ExportReport, export
-from deepmnn.exporters.mnn.folder import Names
+from deepmnn.exporters.mnn.names import Names
 from deepmnn.exporters.mnn.writer import FolderWriter
 from mnnconvert.options import GROUPED, Options, parse
 

@@ -34,7 +34,8 @@ from deepmnn.errors import (
 )
 from deepmnn.exporters import export
 from deepmnn.exporters.mnn import export as module
-from deepmnn.exporters.mnn.folder import MnnFolder, Names
+from deepmnn.exporters.mnn.folder import MnnFolder
+from deepmnn.exporters.mnn.names import Names
 from exporters.folders import in_dying_child, tree
 from parity import relative_error
 from tiny_artifact import tiny_artifact, write_config

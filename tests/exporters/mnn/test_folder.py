@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -295,7 +293,7 @@ def test_mnn_opens_no_file_that_was_not_checked(folder: Path, file: str, field: 
     for value in ("../elsewhere", str(folder.parent / "elsewhere"), "nothing", 3, ["x"], {}):
         change_json(folder / file, **{field: value})
         reseal_folder(folder)
-        refused(folder, f"{field} is ")
+        refused(folder, f"{field}'? is ")
 
 
 @pytest.mark.parametrize("field", ["hidden_size", "layer_nums"])
@@ -315,26 +313,12 @@ def test_json_that_is_none(folder: Path, file: str, text: str) -> None:
 
 
 def test_a_network_that_is_none(folder: Path) -> None:
-    """MNN verifies the structure of what it reads; this asks it in another process."""
     rng, network = np.random.default_rng(6), (folder / "llm.mnn").read_bytes()
     bad = [b"", b"x", bytes(5000), rng.bytes(5000), network[:-700], network[: len(network) // 2]]
-    paths = []
-    for number, data in enumerate(bad):
-        copy = Path(shutil.copytree(folder, folder.parent / str(number)))
-        (copy / "llm.mnn").write_bytes(data)
-        reseal_folder(copy)
-        paths.append(str(copy))
-    code = f"""
-import deepmnn
-for path in {paths!r}:
-    try:
-        deepmnn.load(path, threads=1)
-        raise SystemExit(path)
-    except deepmnn.errors.ArtifactError as error:
-        assert "MNN cannot load" in str(error), error
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    for data in bad:
+        (folder / "llm.mnn").write_bytes(data)
+        reseal_folder(folder)
+        refused(folder, r"llm\.mnn is damaged")
 
 
 # ------------------------------------------------------------------ paths

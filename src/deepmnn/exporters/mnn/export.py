@@ -14,10 +14,11 @@ from deepmnn.backends.mnn.wheel import VERSION, convert_tool, runtime
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import ArtifactError, RequestError
 from deepmnn.exporters.mnn import embedding
-from deepmnn.exporters.mnn.folder import FORMAT, FORMAT_VERSION, Names
+from deepmnn.exporters.mnn.folder import FORMAT, FORMAT_VERSION
 from deepmnn.exporters.mnn.lower import Lowering, choose_mla_form
+from deepmnn.exporters.mnn.mtok import FILE as TOKENIZER
+from deepmnn.exporters.mnn.names import Names
 from deepmnn.exporters.mnn.settings import llm_config, runtime_config, text_side
-from deepmnn.exporters.mnn.tokenizer import FILE as TOKENIZER
 from deepmnn.exporters.mnn.weights import WeightFile
 from deepmnn.exporters.mnn.writer import FolderWriter
 from deepmnn.formats import U8

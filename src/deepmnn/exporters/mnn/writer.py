@@ -20,7 +20,8 @@ from deepmnn.artifact.target import (
 from deepmnn.artifact.workspace import Workspace
 from deepmnn.artifact.written import Checksums, Written
 from deepmnn.errors import StorageError
-from deepmnn.exporters.mnn.folder import FORMAT, Names
+from deepmnn.exporters.mnn.folder import FORMAT
+from deepmnn.exporters.mnn.names import Names
 
 
 class FolderWriter(DirectoryWriter):
