@@ -127,7 +127,7 @@ def export_theirs(
 def export_ours(checkpoint: Path, out: Path, bits: int) -> None:
     """Converts and exports as `deepmnn convert` and `deepmnn export` do."""
     from deepmnn.conversion.convert import convert
-    from deepmnn.exporters import export
+    from deepmnn.exporters.mnn.export import export
 
     convert(checkpoint, out / "artifact", quant=f"w{bits}")
     export(out / "artifact", out / "model")

@@ -31,7 +31,7 @@ import typer
 
 import deepmnn
 from deepmnn.backends.cpu.backend import CpuBackend
-from deepmnn.conversion.bundled import bundled_model
+from deepmnn.conversion.bundled import bundled_checkpoint
 from deepmnn.engine import engine as engine_module
 from deepmnn.engine.kv_cache import BlockManager
 from deepmnn.engine.request import Event, Request, result_of
@@ -77,6 +77,8 @@ def run(model: deepmnn.LLM, batch: int, steps: int, way: str, spent: Counter[str
 
     prefills = -(-batch * PROMPT_TOKENS // max(1, engine.scheduler.max_batch_tokens - batch))
     tokens = prefills + WARM_UP + steps + 1  # the first answer to end is longer than is measured
+    if PROMPT_TOKENS + tokens > engine.context_length:
+        raise engine.too_long(f"{steps} steps take {PROMPT_TOKENS + tokens} tokens")
     with patch.object(engine, "step", marked):
         answer(model, batch, replace(WAYS[way], max_tokens=tokens))
     first = len(marks) - tokens + 1 + WARM_UP  # counted from the step that ended the last prompt
@@ -153,9 +155,9 @@ def main(
     header = ["model", "sampling", "batch", "total", "core", "overhead", *PARTS, "rest", "share"]
     print("| " + " | ".join(header) + " |")
     print("|---|---|" + "--:|" * (len(header) - 2))
-    for path in [bundled_model(), *(models or [])]:
+    for path in [bundled_checkpoint(), *(models or [])]:
         model = deepmnn.load(path, "cpu", threads)
-        name = "tiny-r1" if path == bundled_model() else path.name
+        name = "tiny-r1" if path == bundled_checkpoint() else path.name
         for way in WAYS:
             for size in batch:
                 print("| " + " | ".join(row(name, model, size, steps, way)) + " |", flush=True)

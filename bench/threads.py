@@ -24,7 +24,7 @@ import typer
 import deepmnn
 from deepmnn import _core
 from deepmnn.backends.cpu.backend import CpuBackend
-from deepmnn.conversion.bundled import bundled_model
+from deepmnn.conversion.bundled import bundled_checkpoint
 from deepmnn.measure.benchmark import time_run
 
 LENGTHS = (509, 511, 512, 513, 521)
@@ -160,7 +160,7 @@ def main(
     """Measure how speed depends on threads and on other load."""
     cores = _core.available_cores()
     counts = [int(n) for n in threads.split(",")] if threads else [1, cores, 2 * cores, 4 * cores]
-    location = path or bundled_model()
+    location = path or bundled_checkpoint()
     models = {n: deepmnn.load(location, "cpu", n, cache_tokens=2048) for n in sorted(set(counts))}
     room = min(model.context_length for model in models.values()) - NEW_TOKENS
     prompt = min(PROMPT, room)

@@ -42,7 +42,7 @@ def refuses(config: Config) -> str:
 
 
 def build(config: Path, out: Path, needed: Path | None, source: Path | None) -> str:
-    from deepmnn.exporters import export
+    from deepmnn.exporters.mnn.export import export
 
     assert needed is not None
     export(needed, out / "model")

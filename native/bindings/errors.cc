@@ -1,6 +1,8 @@
 // deepmnn::Error becomes the Python class of its kind; see errors.py for the tree.
 #include <nanobind/nanobind.h>
 
+#include <cstring>
+
 #include "runtime/error.h"
 
 namespace nb = nanobind;
@@ -22,7 +24,10 @@ void bind_errors(nb::module_&) {
       std::rethrow_exception(pointer);
     } catch (const deepmnn::Error& error) {
       const nb::object type = nb::module_::import_("deepmnn.errors").attr(class_name(error.kind()));
-      const nb::object value = type(error.what());
+      // A path in it need not be UTF-8: as os.fsdecode has it.
+      const nb::str message = nb::steal<nb::str>(
+          PyUnicode_DecodeUTF8(error.what(), static_cast<Py_ssize_t>(std::strlen(error.what())), "surrogateescape"));
+      const nb::object value = type(message);
       PyErr_SetObject(type.ptr(), value.ptr());
     }
   });

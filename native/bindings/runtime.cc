@@ -1,6 +1,7 @@
 // deepmnn._core.Model, KvCache and the machine's limits.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/filesystem.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/unique_ptr.h>
@@ -23,6 +24,7 @@ using namespace nb::literals;
 namespace deepmnn {
 namespace {
 
+using Path = std::filesystem::path;  // from Python's str or bytes: names need not be UTF-8
 using Ints = nb::ndarray<const int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using IntTable = nb::ndarray<const int32_t, nb::ndim<2>, nb::c_contig, nb::device::cpu>;
 using Values = nb::ndarray<nb::numpy, float, nb::ndim<2>>;
@@ -54,11 +56,10 @@ Batch make_batch(const Ints& ids, const Ints& positions, const Ints& starts, con
 // Room for an output of a step, which writes it all. Not cleared, and plainly freed: so the allocator has the same warm
 // pages for the next step. Only for much of it the machine is asked.
 std::unique_ptr<float[]> new_output(const Model::Output& output, int64_t rows) {
-  constexpr int64_t kMuch = int64_t{64} << 20;
   const int64_t nbytes = nbytes_of(rows, output.width * 4);
-  std::unique_ptr<float[]> data;
-  if (nbytes <= kMuch || nbytes <= available_memory()) data.reset(new (std::nothrow) float[nbytes / sizeof(float)]);
-  if (!data) fail_request(output.name + " of " + std::to_string(nbytes) + " bytes", "at most the memory available");
+  require_memory(nbytes, output.name.c_str());
+  std::unique_ptr<float[]> data(new (std::nothrow) float[nbytes / sizeof(float)]);
+  if (!data) fail_memory(nbytes, output.name.c_str());
   return data;
 }
 
@@ -180,10 +181,15 @@ int checked_threads(int threads) {
   return threads == 0 ? available_cores() : threads;
 }
 
-// node id → its processors among `processors`, None: those this process may run on.
-nb::dict numa_nodes(const std::optional<std::vector<int>>& processors, const std::string& root) {
+// Of these processors, None: those this process may run on.
+int cores(const Path& root, const std::optional<std::vector<int>>& processors) {
+  return available_cores(processors ? *processors : allowed_processors(), root.string());
+}
+
+// node id → its processors among `processors`, as above.
+nb::dict numa_nodes(const std::optional<std::vector<int>>& processors, const Path& root) {
   nb::dict nodes;
-  for (const NumaNode& node : read_nodes(processors ? *processors : allowed_processors(), root)) {
+  for (const NumaNode& node : read_nodes(processors ? *processors : allowed_processors(), root.string())) {
     nodes[nb::cast(node.id)] = nb::cast(node.processors);
   }
   return nodes;
@@ -196,8 +202,8 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("nbytes", &KvCache::nbytes)
       .def("copy_block", &KvCache::copy_block, "source"_a, "target"_a, nb::call_guard<nb::gil_scoped_release>());
   nb::class_<Model>(m, "Model")
-      .def(nb::init<const std::string&, int, const std::string&, const std::string&, const std::string&>(),
-           "directory"_a, "threads"_a = 0, "isa"_a = "", "numa"_a = "off", "numa_root"_a = "",
+      .def(nb::init<const Path&, int, const std::string&, const std::string&, const Path&>(), "directory"_a,
+           "threads"_a = 0, "isa"_a = "", "numa"_a = "off", "numa_root"_a = "",
            nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("vocab_size", &Model::vocab_size)
       .def_prop_ro("isa", &Model::isa)
@@ -223,10 +229,8 @@ void bind_model(nb::module_& m) {
 void bind_runtime(nb::module_& m) {
   using namespace deepmnn;
   bind_model(m);
-  m.def(
-      "available_cores", [](const std::string& root) { return available_cores(allowed_processors(), root); },
-      "root"_a = "");
-  m.def("available_memory", [](const std::string& root) { return available_memory(root); }, "root"_a = "");
+  m.def("available_cores", &cores, "root"_a = "", "processors"_a = nb::none());
+  m.def("available_memory", [](const Path& root) { return available_memory(root.string()); }, "root"_a = "");
   m.def("numa_nodes", &numa_nodes, "processors"_a = nb::none(), "root"_a = "");
   m.def(
       "measure_read_bandwidth", [](int threads) { return measure_read_bandwidth(checked_threads(threads)); },

@@ -8,6 +8,9 @@ namespace deepmnn {
 
 // A file's bytes, read-only: mapped, or read into memory where the platform cannot map. The first byte is aligned to
 // 64. Throws Error("artifact") when it cannot be opened.
+//
+// A file that is mapped can be cut, or its disk can fail, while it is read. What is missing then reads as zeros, and
+// who has read asks check() whether that happened.
 class MappedFile {
  public:
   explicit MappedFile(const std::string& path);
@@ -19,10 +22,16 @@ class MappedFile {
   uint64_t nbytes() const { return nbytes_; }
   // Asks the system to read the whole file soon.
   void prefetch() const;
+  // Throws Error("artifact") when not all of its bytes were there to read, from then on every time. Costs two loads.
+  void check() const;
 
  private:
   const uint8_t* data_ = nullptr;
   uint64_t nbytes_ = 0;
+  [[maybe_unused]] const std::string path_;
+  [[maybe_unused]] struct WatchedRange* watch_ = nullptr;
+  [[maybe_unused]] uint64_t probe_ = 0;  // a byte that no file has that was cut anywhere before it
+  [[maybe_unused]] uint8_t probed_ = 0;  // what it was
 };
 
 // Room for a copy of a file in memory: pages that may be placed (platform/memory.h) before they are filled.

@@ -28,6 +28,10 @@ class AffinityScope {
 // The processor this thread runs on; -1 where the system does not say.
 int current_processor();
 
+// Lets faults of this thread reach the platform's handler (platform/files.h), though whoever started it blocks all
+// signals. Once for each thread.
+void receive_faults();
+
 // Tells the processor that this thread looks at a variable again and again.
 void pause_hint();
 

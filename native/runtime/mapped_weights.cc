@@ -55,6 +55,11 @@ MappedWeights::MappedWeights(const std::string& directory, const Program& progra
     bytes_.push_back(shard.data() + info.offset);
   }
   if (numa.active()) copy_to_nodes(program, numa, workers);
+  check();
+}
+
+void MappedWeights::check() const {
+  for (const auto& shard : shards_) shard->check();
 }
 
 void MappedWeights::copy_to_nodes(const Program& program, const Numa& numa, int workers) {
@@ -77,6 +82,7 @@ void MappedWeights::copy_to_nodes(const Program& program, const Numa& numa, int 
     std::memcpy(copy, bytes_[id], info.nbytes);
     bytes_[id] = copy;
   }
+  check();
   shards_.clear();
 }
 

@@ -16,13 +16,15 @@ namespace deepmnn {
 class MappedWeights : public Residency {
  public:
   // Maps the program's shards in `directory`. With numa active they are then copied, each worker's part of a matrix
-  // that is read in order to its node. Throws Error("artifact") when a weight does not lie inside its file.
+  // that is read in order to its node. Throws Error("artifact") when a weight does not lie inside its file, or its
+  // bytes cannot be read.
   MappedWeights(const std::string& directory, const Program& program, const Numa& numa, int workers);
 
   void pin(const uint32_t* ids, int64_t n, Weight* out) override {
     for (int64_t i = 0; i < n; ++i) out[i].data = bytes_[ids[i]];
   }
   void unpin() override {}  // all of it stays
+  void check() const override;
 
  private:
   void copy_to_nodes(const Program& program, const Numa& numa, int workers);

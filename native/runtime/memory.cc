@@ -21,13 +21,22 @@ int64_t nbytes_of(int64_t count, int64_t item_nbytes) {
   return countable ? nbytes : kMost;
 }
 
-Memory::Memory(int64_t nbytes, const char* what) {
-  if (nbytes <= kUnchecked || nbytes <= available_memory()) block_ = allocate_zeroed(nbytes);
-  if (!block_) {
-    fail_request(std::string(what) + " of " + std::to_string(nbytes) + " bytes",
-                 "at most the memory available (" + std::to_string(available_memory()) + " bytes)");
-  }
-  nbytes_ = nbytes;
+// Neither is more than kMost.
+int64_t sum_of(int64_t nbytes, int64_t more) { return std::min(nbytes, kMost - more) + more; }
+
+void fail_memory(int64_t nbytes, const char* what) {
+  fail_request(std::string(what) + " of " + std::to_string(nbytes) + " bytes",
+               "at most the memory available (" + std::to_string(available_memory()) + " bytes)");
+}
+
+void require_memory(int64_t nbytes, const char* what) {
+  if (nbytes > kUnchecked && nbytes > available_memory()) fail_memory(nbytes, what);
+}
+
+Memory::Memory(int64_t nbytes, const char* what) : nbytes_(nbytes) {
+  require_memory(nbytes, what);
+  block_ = allocate_zeroed(nbytes);
+  if (!block_) fail_memory(nbytes, what);
 }
 
 void Scratch::reset() {

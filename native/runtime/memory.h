@@ -8,15 +8,19 @@
 
 namespace deepmnn {
 
-// Bytes of `count` items; more than any machine has when that cannot be counted.
+// Bytes of `count` items, and of two blocks; more than any machine has when that cannot be counted.
 int64_t nbytes_of(int64_t count, int64_t item_nbytes);
+int64_t sum_of(int64_t nbytes, int64_t more);
+
+// Throws Error("request") naming `what` when the machine has not got that much.
+void require_memory(int64_t nbytes, const char* what);
+[[noreturn]] void fail_memory(int64_t nbytes, const char* what);
 
 // A block of zeroed bytes. Pages are only taken when they are written to.
 class Memory {
  public:
   Memory() = default;
-  // Throws Error("request") naming `what` when the machine has not got that much.
-  Memory(int64_t nbytes, const char* what);
+  Memory(int64_t nbytes, const char* what);  // throws as require_memory does
 
   uint8_t* data() const { return block_.get(); }
   int64_t nbytes() const { return nbytes_; }
@@ -29,6 +33,8 @@ class Memory {
 // One arena of a step: reserve() keeps at least that much, and forgets what was inside when it has to grow.
 class Arena {
  public:
+  // How much of that it would have to ask for.
+  int64_t missing(int64_t nbytes) const { return nbytes > memory_.nbytes() ? nbytes : 0; }
   uint8_t* reserve(int64_t nbytes, const char* what) {
     if (nbytes > memory_.nbytes()) {
       memory_ = Memory();

@@ -5,6 +5,7 @@
 
 #include "kernels/dispatch.h"
 #include "platform/files.h"
+#include "platform/threads.h"
 #include "runtime/fail.h"
 #include "runtime/machine.h"
 #include "runtime/mapped_weights.h"
@@ -16,7 +17,14 @@ constexpr int kMaxThreads = 1024;
 
 Program read_program(const std::string& directory) {
   const MappedFile file(directory + "/program.bin");
-  return parse_program(file.data(), file.nbytes());
+  try {
+    Program program = parse_program(file.data(), file.nbytes());
+    file.check();
+    return program;
+  } catch (const Error&) {
+    file.check();
+    throw;
+  }
 }
 
 int thread_count(int threads, const Numa& numa) {
@@ -125,7 +133,8 @@ float* const* Model::place_outputs(float* const* wanted, int64_t rows) {
 }
 
 void Model::step(KvCache& cache, const Batch& batch, float* const* outputs) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::lock_guard<Turns> turn(turns_);
+  receive_faults();
   const int64_t start = now_ns();
   if (!cache.fits(program_.caches)) fail_request("a cache of another model", "one made by this model's new_cache");
   if (static_cast<int64_t>(block_uses_.size()) < cache.blocks())
@@ -151,11 +160,33 @@ void Model::step(KvCache& cache, const Batch& batch, float* const* outputs) {
             ids_buffer_,
             positions_buffer_,
             place_outputs(outputs, batch.rows)};
+  place_activations(step);
+  run_ops(step);
+  step_ns_ += now_ns() - start;
+}
+
+// Each arena may fit the machine where all of them do not.
+void Model::place_activations(Step& step) {
+  int64_t total = 0;
+  for (int dim = 0; dim < kDims; ++dim) {
+    total = sum_of(total, arenas_[dim].missing(nbytes_of(step.counts[dim], program_.arena_nbytes[dim])));
+  }
+  require_memory(total, "activations");
   for (int dim = 0; dim < kDims; ++dim) {
     step.arenas[dim] = arenas_[dim].reserve(nbytes_of(step.counts[dim], program_.arena_nbytes[dim]), "activations");
   }
-  for (size_t i = 0; i < ops_.size(); ++i) run_op(i, step);
-  step_ns_ += now_ns() - start;
+}
+
+// An op may stumble over what is left of weights that cannot be read: the file comes first.
+void Model::run_ops(Step& step) {
+  weights_.check();
+  try {
+    for (size_t i = 0; i < ops_.size(); ++i) run_op(i, step);
+  } catch (const Error&) {
+    weights_.check();
+    throw;
+  }
+  weights_.check();
 }
 
 void Model::run_op(size_t index, Step& step) {
@@ -171,7 +202,7 @@ void Model::run_op(size_t index, Step& step) {
 }
 
 std::vector<int32_t> Model::sample(const std::vector<Draw>& draws) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::lock_guard<Turns> turn(turns_);
   const NumaScope pinned(numa_, pool_.workers());
   std::vector<int32_t> tokens(draws.size());
   pool_.run(static_cast<int64_t>(draws.size()), [&](int64_t row, int) {
@@ -182,7 +213,7 @@ std::vector<int32_t> Model::sample(const std::vector<Draw>& draws) {
 }
 
 std::vector<OpProfile> Model::profile(bool reset) {
-  std::lock_guard<std::mutex> lock(mutex_);
+  std::lock_guard<Turns> turn(turns_);
   std::vector<OpProfile> profiles;
   for (size_t i = 0; i < ops_.size(); ++i) {
     const Cost& cost = costs_[i];

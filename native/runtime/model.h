@@ -3,7 +3,6 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
@@ -12,6 +11,7 @@
 #include "runtime/op.h"
 #include "runtime/program.h"
 #include "runtime/step.h"
+#include "runtime/turns.h"
 #include "runtime/weight_store.h"
 
 namespace deepmnn {
@@ -53,7 +53,9 @@ class Model {
 
   // Runs one step and writes output i, [batch.rows, outputs()[i].width], to outputs[i], which is null for one that is
   // not wanted. One step at a time: a second caller waits. Throws Error("request") before anything is written when the
-  // batch or the cache does not fit.
+  // batch or the cache does not fit, or the machine has not got the memory; and in a child that was forked while
+  // another thread was in here. Throws Error("artifact") when a weight's file could not be read to its end, now or
+  // earlier: what has been written is then worth nothing.
   void step(KvCache& cache, const Batch& batch, float* const* outputs);
 
   // The token that `sample` draws for each row, by all threads. Throws as it does.
@@ -80,6 +82,8 @@ class Model {
   void build_ops();
   float* const* place_outputs(float* const* wanted, int64_t rows);
   void place_rows(const KvCache& cache, const Batch& batch);
+  void place_activations(Step& step);
+  void run_ops(Step& step);
   void run_op(size_t index, Step& step);
 
   Program program_;
@@ -98,7 +102,7 @@ class Model {
   uint32_t positions_buffer_ = 0;
   MlaForm mla_form_ = MlaForm::automatic;
 
-  std::mutex mutex_;
+  Turns turns_;
   Arena arenas_[kDims];
   std::vector<Arena> unwanted_;  // of each output
   std::vector<float*> targets_;  // of each output, in this step

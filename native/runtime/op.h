@@ -90,6 +90,9 @@ class OpSpec {
 // Extents above this are refused, so that a product of two always fits.
 constexpr int64_t kMaxExtentAttr = int64_t{1} << 28;
 
+// Each is looked for among those before it, and computed anew by every step.
+constexpr size_t kMaxRopeTables = 256;
+
 // The op the instruction names.
 std::unique_ptr<Op> make_op(const OpSpec& spec, const std::string& name);
 

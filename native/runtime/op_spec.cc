@@ -55,11 +55,11 @@ void OpSpec::require_graph_input(size_t index, const char* name) const {
 
 bool OpSpec::read_quantized(size_t index) const {
   const uint32_t id = instruction_.outputs[index];
-  const auto reads = [id](const std::vector<uint32_t>& ids) { return std::count(ids.begin(), ids.end(), id) > 0; };
-  const Instruction* const begin = program_.instructions.data();
-  const Instruction *const end = begin + program_.instructions.size(), *const next = &instruction_ + 1;
-  const bool only = std::count_if(begin, end, [&](const Instruction& one) { return reads(one.inputs); }) == 1;
-  if (!only || next == end || reads(program_.outputs)) return false;
+  const Instruction *const end = program_.instructions.data() + program_.instructions.size(), *const next =
+                                                                                                  &instruction_ + 1;
+  const auto& outputs = program_.outputs;
+  const bool only = program_.buffers[id].readers == 1 && std::count(outputs.begin(), outputs.end(), id) == 0;
+  if (!only || next == end) return false;
   return next->inputs.size() == 1 && next->inputs[0] == id && reads_quantized(program_, *next);
 }
 
@@ -149,7 +149,9 @@ size_t OpSpec::rope_attr(int64_t dim) const {
   require(dim % 2 == 0 && static_cast<int64_t>(inv_freq->size()) == dim / 2,
           std::to_string(inv_freq->size()) + " numbers in inv_freq", "half of " + std::to_string(dim));
   for (double value : *inv_freq) require(std::isfinite(value), "inv_freq", "finite numbers");
-  return ropes_.add(*inv_freq, float_attr("rope_scale"));
+  const size_t table = ropes_.add(*inv_freq, float_attr("rope_scale"));
+  require(table < kMaxRopeTables, "one more rotary table", "at most " + std::to_string(kMaxRopeTables));
+  return table;
 }
 
 }  // namespace deepmnn

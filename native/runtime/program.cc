@@ -13,6 +13,13 @@ constexpr char kMagic[8] = {'D', 'M', 'N', 'P', 'R', 'O', 'G', '\0'};
 constexpr uint32_t kVersion = 2;
 constexpr int64_t kMaxExtent = int64_t{1} << 31;  // rows, columns, widths and bytes per arena row
 constexpr int64_t kAlign = 64;
+// Several times what the largest model needs. They bound what a small file can make its readers do: time and memory
+// then grow with its bytes, and nothing with their square.
+constexpr size_t kMaxNbytes = size_t{32} << 20;
+constexpr uint32_t kMaxText = 4096;  // bytes
+constexpr size_t kMaxDims = 8;
+constexpr size_t kMaxOutputs = 256;
+constexpr size_t kMaxInstructions = size_t{1} << 18;
 
 // Well-formed UTF-8 (RFC 3629), so that every name can be shown.
 bool is_utf8(const uint8_t* text, size_t n) {
@@ -29,6 +36,14 @@ bool is_utf8(const uint8_t* text, size_t n) {
   return true;
 }
 
+void require(bool ok, const std::string& what, const std::string& expected) {
+  if (!ok) fail_artifact("program.bin: " + what, expected);
+}
+
+void require_most(size_t count, size_t most, const char* what) {
+  require(count <= most, std::to_string(count) + " " + what, "at most " + std::to_string(most));
+}
+
 class Reader {
  public:
   Reader(const uint8_t* data, size_t nbytes) : data_(data), left_(nbytes) {}
@@ -42,6 +57,10 @@ class Reader {
 
   std::string str(const char* what) {
     const uint32_t length = number<uint32_t>(what);
+    if (length > kMaxText) {
+      fail_artifact("program.bin: a " + std::string(what) + " of " + std::to_string(length) + " bytes",
+                    "at most " + std::to_string(kMaxText));
+    }
     const uint8_t* bytes = take(length, what);
     if (!is_utf8(bytes, length)) fail_artifact("program.bin: a " + std::string(what) + " that is no text", "UTF-8");
     return std::string(reinterpret_cast<const char*>(bytes), length);
@@ -98,10 +117,6 @@ class Reader {
   const uint8_t* data_;
   size_t left_;
 };
-
-void require(bool ok, const std::string& what, const std::string& expected) {
-  if (!ok) fail_artifact("program.bin: " + what, expected);
-}
 
 void read_header(Reader& in, Program& program) {
   require(std::memcmp(in.take(sizeof kMagic, "magic"), kMagic, sizeof kMagic) == 0, "wrong first 8 bytes",
@@ -160,7 +175,9 @@ BufferInfo read_buffer(Reader& in) {
   require(dim < kDims, who + "dim " + std::to_string(dim), "0, 1 or 2");
   buffer.dim = static_cast<Dim>(dim);
   buffer.width = 1;
-  for (uint32_t extent : in.list<uint32_t>("buffer dims")) {
+  const std::vector<uint32_t> dims = in.list<uint32_t>("buffer dims");
+  require_most(dims.size(), kMaxDims, "dims of a buffer");
+  for (uint32_t extent : dims) {
     require(extent > 0 && buffer.width <= kMaxExtent / extent, who + "its dims", "a product from 1 to 2^31");
     buffer.width *= extent;
   }
@@ -306,6 +323,7 @@ void check_data_flow(const Program& program) {
 }  // namespace
 
 Program parse_program(const uint8_t* data, size_t nbytes) {
+  require_most(nbytes, kMaxNbytes, "bytes");
   Reader in(data, nbytes);
   Program program;
   read_header(in, program);
@@ -324,9 +342,14 @@ Program parse_program(const uint8_t* data, size_t nbytes) {
   read_arenas(in, program);
   program.inputs = in.ids(program.buffers.size(), "graph inputs");
   program.outputs = in.ids(program.buffers.size(), "graph outputs");
+  require_most(program.outputs.size(), kMaxOutputs, "graph outputs");
   const uint32_t instructions = in.count(44, "instructions");
+  require_most(instructions, kMaxInstructions, "instructions");
   for (uint32_t i = 0; i < instructions; ++i) program.instructions.push_back(read_instruction(in, program));
   in.finish();
+  for (const Instruction& instruction : program.instructions) {
+    for (uint32_t id : instruction.inputs) ++program.buffers[id].readers;
+  }
   check_data_flow(program);
   return program;
 }

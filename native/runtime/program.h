@@ -20,8 +20,9 @@ struct BufferInfo {
   std::string name;
   bool is_int = false;  // i32, else f32
   Dim dim = Dim::tokens;
-  int64_t width = 0;   // elements per row
-  int64_t offset = 0;  // bytes per row of its arena; -1: supplied by the caller
+  int64_t width = 0;     // elements per row
+  int64_t offset = 0;    // bytes per row of its arena; -1: supplied by the caller
+  uint32_t readers = 0;  // inputs of instructions that it is
 };
 
 struct WeightInfo {

@@ -63,6 +63,7 @@ ThreadPool::ThreadPool(int threads, int processors, const std::function<void(int
   try {
     for (int worker = 1; worker < workers_; ++worker) {
       helpers.emplace_back([this, worker, start] {
+        receive_faults();
         if (start) start(worker);
         helper(worker);
       });

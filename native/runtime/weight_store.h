@@ -35,6 +35,7 @@ class WeightStore {
   // The weights ids[0 .. n), with bytes that Residency keeps until unpin().
   void pin(const uint32_t* ids, int64_t n, Weight* out);
   void unpin() { residency_->unpin(); }
+  void check() const { residency_->check(); }
 
  private:
   std::unique_ptr<Residency> residency_;

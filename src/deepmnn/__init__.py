@@ -2,8 +2,7 @@
 
 import deepmnn
 
-deepmnn.convert("DeepSeek-R1-Distill-Qwen-1.5B", "r1-w4", quant="w4")
-model = deepmnn.load("r1-w4")
+model = deepmnn.load("deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B")  # converted at first use
 answer = model.generate([{"role": "user", "content": "What is 347 + 285?"}])
 print(answer.reasoning, answer.text)
 """
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
     from deepmnn.api.options import LoadOptions
     from deepmnn.backends.mnn.options import MnnOptions
     from deepmnn.conversion.convert import convert
-    from deepmnn.engine.completion import Chunk, Completion
-    from deepmnn.exporters import export
+    from deepmnn.engine.completion import Chunk, Completion, TokenLogprobs
+    from deepmnn.exporters.mnn.export import export
     from deepmnn.quant.recipe import Recipe, Rule
     from deepmnn.text.sampling_params import SamplingParams
 
@@ -35,6 +34,7 @@ __all__ = [
     "Recipe",
     "Rule",
     "SamplingParams",
+    "TokenLogprobs",
     "convert",
     "errors",
     "export",
@@ -51,9 +51,10 @@ _HOMES = {
     "convert": "deepmnn.conversion.convert",
     "Recipe": "deepmnn.quant.recipe",
     "Rule": "deepmnn.quant.recipe",
-    "export": "deepmnn.exporters",
+    "export": "deepmnn.exporters.mnn.export",
     "Chunk": "deepmnn.engine.completion",
     "Completion": "deepmnn.engine.completion",
+    "TokenLogprobs": "deepmnn.engine.completion",
     "SamplingParams": "deepmnn.text.sampling_params",
 }
 

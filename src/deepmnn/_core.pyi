@@ -3,11 +3,15 @@
 Bad arguments raise RequestError, damaged artifacts ArtifactError.
 """
 
+from os import PathLike
 from types import ModuleType
 from typing import Any
 
 from numpy import float16, float32, int8, int32, uint8
 from numpy.typing import NDArray
+
+AnyPath = str | bytes | PathLike[str]
+"""A name that is not UTF-8, too."""
 
 kernels: ModuleType
 """The kernel table, one function per kernel, for tests: native/bindings/kernel_table.cc."""
@@ -97,15 +101,18 @@ class Model:
     """In force: "off" on a machine with one memory node."""
     def __init__(
         self,
-        directory: str,
+        directory: AnyPath,
         threads: int = 0,
         isa: str = "",
         numa: str = "off",
-        numa_root: str = "",
+        numa_root: AnyPath = "",
     ) -> None:
         """Maps the weights and checks the program. threads 0: one for each core.
 
         numa: "off", "distribute" or "isolate" (docs/numa.md); numa_root: where /sys lies.
+
+        Raises ArtifactError for anything wrong in the directory. So does every step from the moment
+        on that a weight file is cut, or cannot be read, while the model uses it.
         """
 
     def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> KvCache:
@@ -150,19 +157,19 @@ class Model:
         cached row that it sees (latent attention in its absorbed form).
         """
 
-def available_cores(root: str = "") -> int:
-    """Physical cores this process may run on (its CPU affinity and group quota), at least 1.
+def available_cores(root: AnyPath = "", processors: list[int] | None = None) -> int:
+    """Physical cores this process may run on, within the quota of its control groups, at least 1.
 
-    root: where /sys lies, for tests.
+    processors: to choose from; None: the CPU affinity. root: where /proc and /sys lie, for tests.
     """
 
-def available_memory(root: str = "") -> int:
-    """Bytes this process could still use: of the system, or of its control group if that is less.
+def available_memory(root: AnyPath = "") -> int:
+    """Bytes this process could still use: of the system, or of its control groups if that is less.
 
     2**63 - 1 where neither can be read. root: where /proc and /sys lie, for tests.
     """
 
-def numa_nodes(processors: list[int] | None = None, root: str = "") -> dict[int, list[int]]:
+def numa_nodes(processors: list[int] | None = None, root: AnyPath = "") -> dict[int, list[int]]:
     """Memory node → its processors among these; None: those this process may run on.
 
     root: where /sys lies, for tests.

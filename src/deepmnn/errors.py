@@ -13,10 +13,30 @@
     │   └── ContextLengthError    prompt plus answer do not fit the context or the KV cache
     └── StorageError           disk full, no permission, target already exists
 
-Each message has three parts: what was found, what was expected, what to do next.
+Each message has three parts: what was found, what was expected, what to do next. A part that names
+an argument or a call is `Words`: Python says `overwrite=True` where the command line says
+`--overwrite`.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Words:
+    """The same, said to a caller in Python and to somebody at a shell."""
+
+    python: str
+    shell: str
+
+    def __str__(self) -> str:
+        return self.python
+
+
+def argument(name: str, rest: str = "") -> Words:
+    """An argument by its Python name and by its flag, then the same words for both."""
+    return Words(name + rest, f"--{name.replace('_', '-')}{rest}")
 
 
 class DeepmnnError(Exception):
@@ -26,15 +46,40 @@ class DeepmnnError(Exception):
         found: what was met, with names and values.
         expected: what would have been right.
         hint: what to do next.
+
+    Attributes:
+        shell: the message as the command line prints it; `str` gives it for Python.
     """
 
-    def __init__(self, found: str, expected: str = "", hint: str = "") -> None:
+    def __init__(
+        self, found: str | Words, expected: str | Words = "", hint: str | Words = ""
+    ) -> None:
         self.found, self.expected, self.hint = found, expected, hint
-        parts = [found]
-        if expected:
-            parts.append(f"expected {expected}")
-        message = "; ".join(parts)
-        super().__init__(f"{message}. {hint}" if hint else message)
+        super().__init__(_message(str(found), str(expected), str(hint)))
+
+    @property
+    def shell(self) -> str:
+        """The message in the words of the command line."""
+        return _message(*(in_shell(part) for part in (self.found, self.expected, self.hint)))
+
+
+def in_shell(part: str | Words) -> str:
+    """A part of a message as the command line says it."""
+    return part.shell if isinstance(part, Words) else part
+
+
+def _message(found: str, expected: str, hint: str) -> str:
+    message = f"{found}; expected {expected}" if expected else found
+    return f"{message}. {hint}" if hint else message
+
+
+def shown(value: object, most: int = 80) -> str:
+    """A value as messages show it: its repr on one line, cut; its type where it has none."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # a number of 5,000 digits, a class whose repr fails
+        text = f"of type {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 class CheckpointError(DeepmnnError):

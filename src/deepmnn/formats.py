@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deepmnn.errors import RequestError
+from deepmnn.errors import RequestError, argument
 
 F32 = NDArray[np.float32]
 F16 = NDArray[np.float16]
@@ -85,7 +85,8 @@ class Format:
         """Raises RequestError unless groups may have so many columns (0: no groups)."""
         if group_size not in self.group_sizes:
             raise RequestError(
-                f"group_size {group_size} for {self.name}", f"one of {self.group_sizes}"
+                argument("group_size", f" {group_size} for {self.name}"),
+                f"one of {self.group_sizes}",
             )
 
     def group_size(self, cols: int) -> int:

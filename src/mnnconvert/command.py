@@ -11,45 +11,46 @@ from pathlib import Path
 from deepmnn.artifact.directory import storage_errors
 from deepmnn.artifact.workspace import Workspace
 from deepmnn.backends.mnn import wheel
-from deepmnn.cli.console import ConvertProgress, byte_progress, count
+from deepmnn.cli.console import count, err, out
+from deepmnn.cli.progress import byte_progress
 from deepmnn.conversion.convert import ConvertReport, convert
 from deepmnn.errors import DeepmnnError, StorageError
-from deepmnn.exporters import ExportReport, export
+from deepmnn.exporters.mnn.export import ExportReport, export
 from deepmnn.exporters.mnn.names import Names
 from deepmnn.exporters.mnn.writer import FolderWriter
 from mnnconvert.options import GROUPED, Options, parse
 
 
-def main(arguments: Sequence[str]) -> int:
+def main(arguments: Sequence[str], prog: str = "mnnconvert") -> int:
     """Runs the command line; returns the exit code, 0 or 1. Errors are one line on stderr."""
     if isinstance(sys.stdout, TextIOWrapper):  # what its encoding lacks is shown, not raised
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        options = parse(arguments)
+        options = parse(arguments, prog)
         report, exported = run(options)
     except (DeepmnnError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        err.say(f"error: {_words(error)}", "bold red")
         return 1
     floats = "fp16" if options.fp16 else "fp32"
-    print(
+    out.say(
         f"{options.mnn_model}: {report.model_type}, {count(report.parameters)} parameters as "
-        f"{floats if report.quant == 'fp32' else report.quant}\n"
-        f"next: MNN.llm.create({str(options.mnn_model.with_suffix('.config.json'))!r})"
+        f"{floats if report.quant == 'fp32' else report.quant}"
     )
+    out.say(f"next: MNN.llm.create({str(options.mnn_model.with_suffix('.config.json'))!r})")
     if options.group_size is not None and options.quant not in GROUPED:
-        print(
-            "note: --weightQuantBlock is for 4 bits; 8 bits have one scale for 256 columns",
-            file=sys.stderr,
-        )
+        err.say("note: --weightQuantBlock is for 4 bits; 8 bits have one scale for 256 columns")
     if report.unused:
-        print(
+        err.say(
             f"note: {len(report.unused)} tensors of the checkpoint are not read, "
-            f"{report.unused[0]!r} for one",
-            file=sys.stderr,
+            f"{report.unused[0]!r} for one"
         )
     if exported.note:
-        print(f"note: {exported.note}", file=sys.stderr)
+        err.say(f"note: {exported.note}")
     return 0
+
+
+def _words(error: Exception) -> str:
+    return error.shell if isinstance(error, DeepmnnError) else str(error)
 
 
 def run(options: Options) -> tuple[ConvertReport, ExportReport]:
@@ -61,25 +62,27 @@ def run(options: Options) -> tuple[ConvertReport, ExportReport]:
     sources = [path for path in (options.model_file, options.config) if path is not None]
     FolderWriter(target.parent, Names(target.stem), options.overwrite, sources).place.check()
     wheel.runtime()
-    with _scratch(target) as scratch, byte_progress("converting") as progress:
-        report = convert(
-            options.model_file,
-            scratch / "artifact",
-            options.quant,
-            options.optimize_level,
-            config=options.config,
-            group_size=options.group_size if options.quant in GROUPED else None,
-            progress=ConvertProgress(progress),
-        )
-        exported = export(
-            report.path,
-            target.parent,
-            stem=target.stem,
-            float_dtype="fp16" if options.fp16 else None,
-            biz_code=options.biz_code,
-            overwrite=options.overwrite,
-            progress=ConvertProgress(progress),
-        )
+    with _scratch(target) as scratch:
+        with byte_progress("converting") as progress:
+            report = convert(
+                options.model_file,
+                scratch / "artifact",
+                options.quant,
+                options.optimize_level,
+                config=options.config,
+                group_size=options.group_size if options.quant in GROUPED else None,
+                progress=progress,
+            )
+        with byte_progress("exporting") as progress:
+            exported = export(
+                report.path,
+                target.parent,
+                stem=target.stem,
+                float_dtype="fp16" if options.fp16 else None,
+                biz_code=options.biz_code,
+                overwrite=options.overwrite,
+                progress=progress,
+            )
     return report, exported
 
 

@@ -88,12 +88,12 @@ class Options:
     overwrite: bool
 
 
-def parse(arguments: Sequence[str]) -> Options:
+def parse(arguments: Sequence[str], prog: str = "mnnconvert") -> Options:
     """Reads the command line.
 
     Raises RequestError for what MNNConvert has and we refuse, SystemExit (2) for what nobody knows.
     """
-    given = _parser().parse_args(arguments)
+    given = _parser(prog).parse_args(arguments)
     model_file, mnn_model = Path(given.modelFile), Path(given.MNNModel)
     if given.framework.upper() not in FRAMEWORKS:
         raise RequestError(
@@ -160,9 +160,9 @@ def _sentence(text: str) -> str:
     return f"{text[0].upper()}{text[1:]}."
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="mnnconvert",
+        prog=prog,
         description="DeepSeek-family checkpoints to MNN, with the flags of MNN's MNNConvert.",
         epilog="Beside NAME.mnn lie NAME.mnn.weight and what MNN's LLM runtime needs; "
         "MNN.llm.create takes NAME.config.json.",

@@ -94,8 +94,6 @@ def test_round_trip(tmp_path: Path, max_shard_bytes: int) -> None:
     assert [node.op for node in graph.nodes] == [node.op for node in GRAPH.nodes]
     for name, weight in graph.weights.items():
         stored = artifact.tensor(name)
-        assert isinstance(stored, np.memmap)
-        assert not stored.flags.writeable
         np.testing.assert_array_equal(stored, PACKED[name])
         error = np.abs(stored_values(weight, stored) - VALUES[name]).max()
         assert error <= (0 if weight.format == "vector" else 0.03)
@@ -305,9 +303,12 @@ def test_weights_off_their_alignment(tmp_path: Path) -> None:
 def test_a_shard_that_shrinks_after_it_was_opened(tmp_path: Path) -> None:
     path = write(tmp_path / "m")
     artifact = Artifact.open(path)
+    last = list(PACKED)[-1]
+    stored = artifact.tensor(last)
     os.truncate(path / FILES[-1], 1000)
+    np.testing.assert_array_equal(stored, PACKED[last])  # a copy
     with pytest.raises(ArtifactError, match="shrunk"):
-        artifact.tensor(list(PACKED)[-1])
+        artifact.tensor(last)
 
 
 def test_long_names_make_short_messages(tmp_path: Path) -> None:

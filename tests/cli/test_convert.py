@@ -29,7 +29,9 @@ def convert(*arguments: object) -> Result:
 
 def test_a_file_with_a_config(files: tuple[Path, Path], tmp_path: Path) -> None:
     weights, config = files
-    result = convert(weights, tmp_path / "out", "--config", config, "--group-size", 32)
+    result = convert(
+        weights, tmp_path / "out", "--config", config, "--quant", "w4", "--group-size", 32
+    )
     assert result.exit_code == 0, result.output
     assert "deepseek_v3" in result.output
     artifact = Artifact.open(tmp_path / "out")
@@ -73,7 +75,7 @@ def test_a_dry_run_prints_what_would_be_written_and_writes_nothing(tmp_path: Pat
     assert (tmp_path / "out").is_dir()
     for line in done.output.splitlines()[1:4]:  # facts, size, nodes
         assert line in result.output
-    for name in ("w4", "w8", "f32", "vector", "all"):
+    for name in ("w8", "f32", "vector", "all"):
         assert f"│ {name} " in result.output
     for line in result.output.splitlines():
         assert line in info(tiny.path).output
@@ -141,4 +143,27 @@ def test_info_of_a_checkpoint(tmp_path: Path) -> None:
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "model.safetensors" in result.stderr
     (tiny.path / "model.safetensors").unlink()
-    assert "parameters as w4" in info(tiny.path).output, "config.json alone is enough"
+    assert "parameters as w8" in info(tiny.path).output, "config.json alone is enough"
+
+
+def test_sizes_say_which_is_larger(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    stored = sum(t.nbytes for t in load_file(tiny.path / "model.safetensors").values())
+    for quant in ("fp32", "bf16", "w8"):
+        out = tmp_path / quant
+        text = convert(tiny.path, out, "--quant", quant).output
+        nbytes = sum(weight.nbytes for weight in Artifact.open(out).graph().weights.values())
+        if nbytes == stored:
+            assert "as large as the checkpoint" in text
+        else:
+            word = "smaller" if nbytes < stored else "larger"
+            factor = max(nbytes, stored) / min(nbytes, stored)
+            assert f", {factor:.2f} x {word} than the checkpoint" in text
+    save_file(
+        {n: t.bfloat16() for n, t in load_file(tiny.path / "model.safetensors").items()},
+        tiny.path / "model.safetensors",
+    )
+    assert (
+        " x larger than the checkpoint"
+        in convert(tiny.path, tmp_path / "larger", "--quant", "fp32").output
+    )

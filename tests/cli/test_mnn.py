@@ -61,7 +61,7 @@ def test_generate(folder: Path, artifact: Path, cache: Path) -> None:
     assert not cache.exists()
     from_artifact = good("generate", artifact, "Hello", "--raw", *flags, "--backend", "mnn")
     assert from_artifact.stdout == printed
-    assert len(list(cache.iterdir())) == 1
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
 
 
 def test_chat(folder: Path) -> None:
@@ -90,9 +90,9 @@ def test_bench(folder: Path) -> None:
 
 def test_what_mnn_cannot_do(folder: Path, artifact: Path) -> None:
     assert "'low' or 'normal' or 'high'" in bad("generate", folder, "x", "--memory", "tiny")
-    assert "precision" in bad("chat", folder, "--precision", "")
+    assert "--precision" in bad("chat", folder, "--precision", "")
     assert "'f32'" in bad("generate", folder, "x", "--kv-dtype", "bf16")
-    assert "backend 'mnn'" in bad("generate", artifact, "x", "--memory", "low")
-    assert "backend 'mnn'" in bad("generate", artifact, "x", "--precision", "low")
-    assert "backend 'mnn'" in bad("generate", folder, "x", "--backend", "cpu")
+    assert "--backend mnn" in bad("generate", artifact, "x", "--memory", "low")
+    assert "--backend mnn" in bad("generate", artifact, "x", "--precision", "low")
+    assert "--backend mnn" in bad("generate", folder, "x", "--backend", "cpu")
     assert "'cpu' or 'mnn'" in bad("generate", artifact, "x", "--backend", "gpu")

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import transformers
 from safetensors.torch import load_file, save_file
 
 from conversion.converted_source import ConvertedSource
-from deepmnn import _core, formats
+from deepmnn import _core, formats, load
 from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.cpu.program import read_program
 from deepmnn.conversion.convert import convert, plan_conversion
@@ -21,7 +23,7 @@ from deepmnn.graph.weights import F32
 from deepmnn.quant.recipe import RECIPES, Recipe, Rule, recipe_of
 from deepmnn.source.checkpoint import Checkpoint
 from deepmnn.source.open import open_source
-from tiny_models import ALL, tiny_checkpoint
+from tiny_models import ALL, CONFIGS, tiny_checkpoint
 
 MIXED = Recipe(
     "mixed",
@@ -119,8 +121,66 @@ def test_facts_about_the_source(tmp_path: Path) -> None:
     made = plan_conversion(tiny.path)
     assert all(name.startswith("layers.2.") for name in made.dropped)
     left = {name for name in tensors if name.startswith("model.layers.2.")}
-    assert set(made.unused) == left | extra.keys()
+    assert set(made.unused) == left  # inv_freq follows from config.json
     assert convert(tiny.path, tmp_path / "out").unused == made.unused
+
+
+def logits(path: Path, ids: list[int]) -> np.ndarray:
+    return load(path, threads=1).logits(ids)
+
+
+@pytest.mark.parametrize("level", [0, 1, 3])
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "deepseek_v2", "deepseek_v3"])
+def test_a_head_beside_the_embedding_that_it_is_tied_to(
+    tmp_path: Path, model_type: str, level: int
+) -> None:
+    """If it differs it is kept, as in transformers; if it does not, it is stored once."""
+    index = next(i for i, c in enumerate(CONFIGS[model_type]) if c.get("tie_word_embeddings"))
+    tiny = tiny_checkpoint(model_type, index, tmp_path / "hf")
+    file, ids = tiny.path / "model.safetensors", [3, 9, 27, 81]
+    tensors = {n: t for n, t in load_file(file).items() if n != "lm_head.weight"}
+    save_file(tensors, file)
+    tied = plan_conversion(tiny.path, "fp32", level)
+    same = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors | {"lm_head.weight": same}, file, {"format": "pt"})
+    made = plan_conversion(tiny.path, "fp32", level)
+    assert (made.nbytes, made.parameters, made.unused) == (tied.nbytes, tied.parameters, ())
+    one_number = same.clone()  # where no sample sees it
+    one_number[50, 7] += 0.5
+    for head in (one_number, -same):
+        save_file(tensors | {"lm_head.weight": head}, file, {"format": "pt"})
+        made = plan_conversion(tiny.path, "fp32", level)
+        assert made.unused == ()
+        assert made.parameters == tied.parameters + head.numel()
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            tiny.path, attn_implementation="eager", experts_implementation="eager"
+        )
+        with torch.no_grad():
+            want = model(torch.tensor([ids])).logits[0].numpy()
+        path = convert(tiny.path, tmp_path / "out", "fp32", level, overwrite=True).path
+        np.testing.assert_allclose(logits(path, ids), want, atol=1e-4 * np.abs(want).max())
+
+
+def test_what_is_not_read_is_named_biases_first(tmp_path: Path) -> None:
+    """A checkpoint of another family under this one's name computes nonsense without its biases."""
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    file = tiny.path / "model.safetensors"
+    width = CONFIGS["llama"][0]["hidden_size"]
+    extra = {f"aaa.{i}.weight": torch.ones(2) for i in range(5)}
+    biases = {
+        f"model.layers.{i}.self_attn.{p}_proj.bias": torch.ones(width)
+        for i in (0, 1)
+        for p in "qkv"
+    }
+    buffers = {
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(6),
+        "model.layers.0.self_attn.q_proj.input_scale": torch.ones(1),
+        "model.layers.0.self_attn.k_scale": torch.ones(1),
+    }
+    save_file(load_file(file) | extra | buffers | biases, file)
+    made = plan_conversion(tiny.path)
+    assert set(made.unused[:6]) == biases.keys()
+    assert set(made.unused[6:]) == extra.keys()
 
 
 def test_the_report_of_a_scheme_has_no_scales(tmp_path: Path) -> None:

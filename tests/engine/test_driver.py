@@ -250,7 +250,7 @@ def test_two_culprits_and_one_innocent_in_one_step() -> None:
 
 def test_an_error_of_the_detokeniser_is_its_requests_alone() -> None:
     class Broken:
-        stopped = False
+        stopped, end_ids = False, frozenset[int]()
 
         def push(self, token: int) -> None:
             raise ValueError("no such token")
@@ -475,3 +475,14 @@ def test_an_interpreter_ends_beside_daemons_that_wait(tmp_path: Path) -> None:
 
 def test_a_forked_child_uses_the_model(tmp_path: Path) -> None:
     assert run_script("forking_child.py", tiny_artifact(tmp_path)) == ("ready\n", "")
+
+
+@pytest.mark.parametrize(
+    "way", ["unannounced", "engine", "handler", "tokenizer", "direct", "process", "mnn"]
+)
+def test_a_forked_child_never_waits_for_its_parents_threads(tmp_path: Path, way: str) -> None:
+    if way == "mnn":
+        pytest.importorskip("MNN")
+    said, errors = run_script("lost_child.py", tiny_artifact(tmp_path, "w8"), way)
+    assert said == "ready\n"
+    assert not errors or errors.startswith("nanobind: leaked")  # frames that nobody ends

@@ -153,17 +153,18 @@ def test_eos_ends_the_answer() -> None:
 def test_impossible_requests_are_refused_before_any_work() -> None:
     engine, backend = make_engine(blocks=4, block_size=4, context=12)
     wrong = ([], [backend.vocab_size], [-1], [[1, 2]], [[1], [2, 3]], ["a"], [0.5], [2**70], None)
-    for ids in wrong:
+    for ids in (*wrong, [1, True], [10**5000], "ab", b"ab", {1, 2}, (i for i in (1, 2))):
         with pytest.raises(RequestError):
             engine.submit(ids, SamplingParams())
-    for length, max_tokens in ((13, 1), (12, 1), (8, 5), (12, None)):
+    for length, max_tokens in ((13, 1), (12, 1), (10**12, 5), (12, None)):
         with pytest.raises(ContextLengthError, match="12"):
-            engine.submit([1] * length, SamplingParams(max_tokens=max_tokens))
+            engine.submit(range(length), SamplingParams(max_tokens=max_tokens))
     assert not backend.steps
     assert not engine.scheduler.busy
-    sequence = engine.submit([1] * 8, SamplingParams())
-    run(engine)
-    assert len(sequence.answer) == 4
+    for most in (None, 5, 2**80):
+        sequence = engine.submit([1] * 8, SamplingParams(max_tokens=most))
+        run(engine)
+        assert (len(sequence.answer), sequence.finish_reason) == (4, "length")
 
 
 def test_open_sessions_can_fill_the_cache_without_a_hang() -> None:

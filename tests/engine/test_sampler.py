@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -135,6 +136,31 @@ def test_penalties_change_the_choice(params: SamplingParams, token: int) -> None
         {"repetition_penalty": 0.0},
         {"presence_penalty": float("nan")},
         {"frequency_penalty": None},
+        {"temperature": np.bool_(True)},
+        {"temperature": np.float32("nan")},
+        {"temperature": np.ones(2)},
+        {"temperature": torch.tensor(1.0)},
+        {"temperature": 1j},
+        {"top_k": True},
+        {"top_k": np.bool_(True)},
+        {"top_k": np.float64(5)},
+        {"seed": "1"},
+        {"seed": 1.0},
+        {"max_tokens": -1},
+        {"max_tokens": 1.5},
+        {"stop": {"a"}},
+        {"stop": [b"a"]},
+        {"stop": None},
+        {"ignore_eos": "no"},
+        {"ignore_eos": 1},
+        {"ignore_eos": None},
+        {"n": 0},
+        {"n": 129},
+        {"n": None},
+        {"n": 2.0},
+        {"logprobs": -1},
+        {"logprobs": 21},
+        {"logprobs": True},
     ],
     ids=str,
 )
@@ -143,6 +169,48 @@ def test_impossible_parameters_are_refused(fields: dict[str, Any]) -> None:
         SamplingParams(**fields)
 
 
+def test_numbers_too_long_to_print_are_refused_in_words() -> None:
+    for fields in ({"temperature": 10**5000}, {"n": 10**5000}, {"top_k": -(10**5000)}):
+        with pytest.raises(RequestError, match="is of type int; expected"):
+            SamplingParams(**fields)
+
+
 def test_one_stop_string_is_a_list_of_one() -> None:
     assert SamplingParams(stop="x").stop == ("x",)
     assert SamplingParams(stop=["x", "y"]).stop == ("x", "y")
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64, Fraction])
+def test_numbers_of_other_libraries_become_pythons(kind: Any) -> None:
+    made = SamplingParams(kind(0.5), 5, kind(0.25), kind(0.125), repetition_penalty=kind(2))
+    assert made == SamplingParams(0.5, 5, 0.25, 0.125, repetition_penalty=2.0)
+    assert {type(made.temperature), type(made.top_p), type(made.min_p)} == {float}
+    assert type(SamplingParams(temperature=1).temperature) is float
+
+
+@pytest.mark.parametrize("kind", [int, np.int8, np.uint16, np.int64])
+def test_integers_of_other_libraries_become_pythons(kind: Any) -> None:
+    fields = ("top_k", "seed", "max_tokens", "n", "logprobs")
+    made = SamplingParams(**{name: kind(5) for name in fields})
+    assert made == SamplingParams(top_k=5, seed=5, max_tokens=5, n=5, logprobs=5)
+    assert {type(getattr(made, name)) for name in fields} == {int}
+    assert hash(made) == hash(SamplingParams(top_k=5, seed=5, max_tokens=5, n=5, logprobs=5))
+
+
+def test_a_seed_may_be_as_large_as_it_likes() -> None:
+    logits = np.zeros(50, np.float32)
+    for seed in (0, 2**32, 2**80):
+        params = SamplingParams(temperature=1.0, seed=seed)
+        draws = [
+            [take(sampler, logits) for _ in range(9)] for sampler in map(Sampler, [params] * 2)
+        ]
+        assert draws[0] == draws[1]
+
+
+def test_penalties_work_together() -> None:
+    """The repetition penalty first, as vLLM has it."""
+    logits = np.array([2.0, -1.0, 3.0, 0.5], np.float32)
+    params = SamplingParams(repetition_penalty=2.0, presence_penalty=0.5, frequency_penalty=0.25)
+    got = penalize(logits, [1, 2, 0, 0], 2, params)
+    assert got.tolist() == [2.0 / 2 - 0.5 - 2 * 0.25, -1.0 * 2, 3.0 / 2, 0.5]
+    assert logits.tolist() == [2.0, -1.0, 3.0, 0.5], "a copy"

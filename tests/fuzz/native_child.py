@@ -2,11 +2,13 @@
 
     python native_child.py ARTIFACT SEED COUNT
 
-In a process of its own, so that a crash is seen as one. Prints each attempt's number before it, and
-at the end how many loaded.
+In a process of its own, so that a crash is seen as one, and with limited memory, so that what a
+file claims is not simply taken. Prints each attempt's number before it, and at the end how many
+loaded.
 """
 
 import json
+import resource
 import struct
 import sys
 from collections.abc import Callable
@@ -20,19 +22,23 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from deepmnn import _core
+from deepmnn.backends.cpu import program
 from deepmnn.backends.cpu.program import (
     Instruction,
     Program,
     ProgramBuffer,
     ProgramWeight,
     encode,
+    format_program,
     read_program,
 )
-from deepmnn.errors import DeepmnnError
+from deepmnn.errors import ArtifactError, DeepmnnError
 from fuzz.mutations import mutate_bytes, rewrite
 
 NUMBERS = (-1, 0, 1, 2, 3, 15, 16, 64, 1 << 16, 1 << 20, (1 << 31) - 1, 1 << 31, 1 << 40, 1 << 62)
 TOKENS = 3
+MEMORY = 4 << 30
+"""Address space: what the interpreter and numpy map, and some."""
 
 Places = dict[str, list[tuple[Any, Any]]]
 """Kind of field → (container, key) of each."""
@@ -122,13 +128,50 @@ def run(path: Path) -> bool:
     return True
 
 
+def mutate_words(rng: np.random.Generator, data: bytes) -> bytes:
+    """A count, a length or an id claims something else; nothing after it moves."""
+    marks = words(data)
+    place = marks[int(rng.integers(len(marks)))]
+    number = NUMBERS[int(rng.integers(len(NUMBERS)))] % (1 << 32)
+    return data[:place] + struct.pack("<I", number) + data[place + 4 :]
+
+
+@cache
+def words(data: bytes) -> list[int]:
+    """Where the 32-bit numbers of a program.bin are."""
+    places: list[int] = []
+
+    class Marking(program._Reader):
+        def u32(self) -> int:
+            places.append(self.at)
+            return super().u32()
+
+    plain, program._Reader = program._Reader, Marking  # type: ignore[misc]
+    try:
+        read_program(data)
+    finally:
+        program._Reader = plain  # type: ignore[misc]
+    return places
+
+
+def show(data: bytes) -> bool:
+    """Whether the tables can be read and shown."""
+    try:
+        assert format_program(read_program(data))
+    except ArtifactError:
+        return False
+    return True
+
+
 def main(path: Path, seed: int, count: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     rng = np.random.default_rng(seed)
     shard = next(path.glob("*.safetensors"))
     attempts: list[tuple[Path, Callable[[np.random.Generator, bytes], bytes]]] = [
         (path / "program.bin", mutate_bytes),
         (path / "program.bin", mutate_numbers),
         (path / "program.bin", mutate_numbers),
+        (path / "program.bin", mutate_words),
         (shard, mutate_bytes),
     ]
     assert run(path)
@@ -138,7 +181,9 @@ def main(path: Path, seed: int, count: int) -> None:
         file, mutate = attempts[number % len(attempts)]
         before = file.read_bytes()
         rewrite(file, mutate(rng, before))
-        loaded += run(path)
+        shown, ran = show((path / "program.bin").read_bytes()), run(path)
+        assert shown or not ran, "the core takes what the tables refuse"
+        loaded += ran
         rewrite(file, before)
     print("loaded", loaded)
 

@@ -11,7 +11,8 @@ from byte_tokenizer import write_tokenizer
 from deepmnn.artifact.reader import Artifact
 from deepmnn.conversion.convert import convert
 from deepmnn.errors import DeepmnnError
-from deepmnn.text.generation_config import GenerationConfig, read_context_length
+from deepmnn.models import read_config
+from deepmnn.text.generation_config import GenerationConfig
 from deepmnn.text.tokenizer import Tokenizer
 from fuzz.mutations import mutate_bytes, mutate_json, rewrite
 from tiny_models import CONFIGS
@@ -34,7 +35,7 @@ def test_damaged_configs(
             report = convert(tmp_path, tmp_path / "out", random_weights=True, overwrite=True)
             artifact = Artifact.open(report.path)
             artifact.graph()
-            read_context_length(artifact.config)
+            read_config(artifact.config)
             converted += 1
         except DeepmnnError:
             pass

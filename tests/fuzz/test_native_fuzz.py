@@ -10,7 +10,7 @@ from deepmnn.conversion.convert import convert
 from tiny_models import tiny_checkpoint
 
 CHILD = Path(__file__).with_name("native_child.py")
-COUNT = 500
+COUNT = 400
 
 
 @pytest.mark.parametrize(

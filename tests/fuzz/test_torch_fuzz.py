@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from deepmnn.errors import CheckpointError
-from deepmnn.source.torch_file import TorchFile
+from deepmnn.source.torch_file import read_torch
 from fuzz.mutations import mutate_bytes, rewrite
 
 BASE = torch.arange(12, dtype=torch.float32).reshape(3, 4)
@@ -29,12 +29,12 @@ def read_all(path: Path, data: bytes) -> bool:
     """Whether every tensor could be read."""
     rewrite(path, data)
     try:
-        file = TorchFile(path)
-        for name, entry in file.entries.items():
-            array = file.read(name)
+        file = read_torch(path)
+        for entry in file.values():
+            array = entry.read()
             assert array.shape == entry.shape
             assert array.dtype == np.float32
-            file.sample(name)
+            entry.sample()
     except CheckpointError:
         return False
     return True

@@ -7,7 +7,7 @@ import pytest
 
 import deepmnn
 from deepmnn.errors import RequestError
-from deepmnn.exporters import export
+from deepmnn.exporters.mnn.export import export
 from deepmnn.measure import benchmark as module
 from deepmnn.measure.benchmark import (
     BATCHES,

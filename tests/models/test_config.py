@@ -77,7 +77,9 @@ def test_a_string_in_a_number_field_is_named(model_type: str, index: int) -> Non
             build(fields | {name: "x"})
 
 
-@pytest.mark.parametrize("name", ["num_hidden_layers", "vocab_size", "n_routed_experts"])
+@pytest.mark.parametrize(
+    "name", ["num_hidden_layers", "vocab_size", "n_routed_experts", "max_position_embeddings"]
+)
 def test_sizes_have_a_limit(name: str) -> None:
     with pytest.raises(ConfigError, match=f"^{name} is 1000000000; expected a number from"):
         build(config_of("deepseek_v3") | {name: 10**9})
@@ -88,8 +90,10 @@ REFUSED = [
     ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type"),
     ("llama", {"rope_parameters": {"full_attention": {"rope_theta": 1e4}}}, "layer to layer"),
     ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor"),
-    ("qwen2", {"use_sliding_window": True}, "use_sliding_window"),
-    ("qwen3", {"use_sliding_window": True}, "use_sliding_window"),
+    ("llama", {"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "rope_type"),
+    ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+    ("llama", {"clip_qkv": 8.0}, "clip_qkv"),
+    ("qwen2", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
     ("deepseek", {"scoring_func": "sigmoid"}, "scoring_func"),
     ("deepseek_v2", {"scoring_func": "sigmoid"}, "scoring_func"),
     ("deepseek_v2", {"topk_method": "noaux_tc"}, "topk_method"),
@@ -118,8 +122,11 @@ CONTRADICTIONS = [
     ("deepseek_v3", {"n_group": 6, "topk_group": 1}, "topk_group"),  # 2 experts for 3 choices
     ("deepseek_v2", {"topk_method": "group_limited_greedy"}, "n_group"),
     ("llama", {"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor"),
-    ("llama", {"rope_scaling": {"type": "yarn", "factor": 2.0}}, "original_max_position"),
+    ("llama", {"rope_scaling": {"type": "linear"}}, "factor is missing"),
+    ("llama", {"rope_scaling": {"type": "yarn", "factor": 1e6}}, "the context length"),
     ("llama", {"rope_theta": 1.0}, "rope_theta"),
+    ("llama", {"num_hidden_layers": 512, "head_dim": 4096}, "1050624 constants"),
+    ("deepseek_v3", {"num_hidden_layers": 500, "n_routed_experts": 1200}, " weights or more"),
 ]
 
 
@@ -127,14 +134,6 @@ CONTRADICTIONS = [
 def test_contradictions(model_type: str, change: dict[str, Any], match: str) -> None:
     with pytest.raises(ConfigError, match=match):
         build(config_of(model_type) | change)
-
-
-def test_the_original_length_may_stand_beside_the_scaling() -> None:
-    fields = config_of("qwen2")
-    inside = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 48}
-    beside = {"type": "yarn", "factor": 4.0}
-    graph = build(fields | {"rope_scaling": beside, "original_max_position_embeddings": 48})
-    assert graph == build(fields | {"rope_scaling": inside})
 
 
 def test_a_full_rank_query_has_no_bias() -> None:

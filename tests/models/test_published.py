@@ -17,7 +17,7 @@ from deepmnn.graph.ir import Graph
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.graph.verify import verify
 from deepmnn.graph.weights import Tensor
-from deepmnn.models import build
+from deepmnn.models import build, read_config
 from deepmnn.source.codecs import fp8
 from tiny_models import ALL, tiny_checkpoint
 
@@ -110,6 +110,26 @@ def test_published_tensor_names(name: str) -> None:
     found = {re.sub(r"\.\d+\.", ".#.", tensor) for tensor in tensor_shapes(published(name))}
     ends = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     assert found == ends | {f"model.layers.#.{part}" for part in layer}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_published_context_lengths(name: str) -> None:
+    """max_position_embeddings is the extended length already, whatever the scaling."""
+    config = CONFIGS[name]
+    assert read_config(config).context_length == config["max_position_embeddings"]
+
+
+def test_the_context_of_qwens_recipe_and_of_llama_3_2() -> None:
+    """YaRN's factor is a ratio of lengths (Qwen2.5's model cards), llama3's is none: Llama 3.2 has
+    factor 32 and an original length of 8192, and takes 131072 tokens.
+    """
+    qwen = CONFIGS["DeepSeek-R1-Distill-Qwen-7B"] | {"max_position_embeddings": 32768}
+    yarn = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+    assert read_config(qwen).context_length == 32768
+    assert read_config(qwen | {"rope_scaling": yarn}).context_length == 131072
+    llama = CONFIGS["DeepSeek-R1-Distill-Llama-8B"]
+    scaling = llama["rope_scaling"] | {"factor": 32.0}
+    assert read_config(llama | {"rope_scaling": scaling}).context_length == 131072
 
 
 def test_published_fp8_blocks() -> None:

@@ -27,6 +27,10 @@ SCALINGS: list[dict[str, Any]] = [
     LLAMA3,
     LLAMA3 | {"factor": 32.0, "low_freq_factor": 0.5, "original_max_position_embeddings": 100},
     YARN,
+    {"rope_type": "yarn", "factor": 4.0},  # the original length: max_position_embeddings
+    {name: value for name, value in LLAMA3.items() if name != "original_max_position_embeddings"},
+    YARN | {"factor": None},  # the ratio of the lengths
+    YARN | {"beta_fast": None, "beta_slow": None, "mscale": None, "attention_factor": None},
     YARN | {"factor": 1.0},
     YARN | {"beta_fast": 4, "beta_slow": 2, "original_max_position_embeddings": 64},
     YARN | {"truncate": False, "factor": 2.5},
@@ -47,7 +51,7 @@ def test_frequencies_are_those_of_transformers(
         rope_parameters=dict(parameters),
     )
     inv_freq, scale = ROPE_INIT_FUNCTIONS[scaling["rope_type"]](config)
-    rope = RopeParameters.from_dict({"rope_parameters": parameters})
+    rope = RopeParameters.from_dict({"rope_parameters": parameters}, 1 << 18)
     np.testing.assert_allclose(rope.inv_freq(head_dim), inv_freq.numpy(), rtol=2e-6)
     assert rope.rope_scale() == pytest.approx(scale)
 
@@ -60,7 +64,7 @@ def test_attn_factor_multiplies_the_temperature() -> None:
     yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
 
     def scale(**fields: Any) -> float:
-        return RopeParameters.from_dict({"rope_scaling": yarn | fields}).rope_scale()
+        return RopeParameters.from_dict({"rope_scaling": yarn | fields}, 32768).rope_scale()
 
     assert scale(attn_factor=0.8782488562869419) == pytest.approx(1.0)
     assert scale(attn_factor=0.5) == pytest.approx(0.5 * (0.1 * math.log(4) + 1))
@@ -71,7 +75,7 @@ def test_attn_factor_multiplies_the_temperature() -> None:
 
 
 def test_default_frequencies() -> None:
-    rope = RopeParameters.from_dict({"rope_theta": 10000})
+    rope = RopeParameters.from_dict({"rope_theta": 10000}, 4096)
     assert rope.inv_freq(4) == pytest.approx((1.0, 0.01))
     assert rope.rope_scale() == 1.0
 

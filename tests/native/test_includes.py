@@ -10,7 +10,7 @@ NATIVE = Path(__file__).parents[2] / "native"
 HOMES = {
     # folder: (what it alone may do, a line that does)
     "platform/linux/": (
-        r"#\s*include\s*<((sys|linux)/.*|unistd\.h|fcntl\.h|sched\.h|pthread\.h|windows\.h)>",
+        r"#\s*include\s*<((sys|linux)/.*|(unistd|fcntl|sched|pthread|signal|windows)\.h|csignal)>",
         "#include <sys/mman.h>",
     ),
     "platform/": (

@@ -5,12 +5,13 @@ and where both bear the real node's number, memory is placed too.
 """
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from one_op import VOCAB, one_op, store_as
-from program_dir import random_weights, write_program
+from program_dir import SHARD, random_weights, write_program
 from test_fused_ops import gqa, moe
 
 from deepmnn import _core
@@ -100,6 +101,20 @@ def test_placed_memory_gives_the_same_logits(
     for got, expected in zip(logits(backend), logits(CpuBackend(directory, 2)), strict=True):
         np.testing.assert_array_equal(got, expected)
     assert sorted(os.sched_getaffinity(0)) == ALLOWED
+
+
+def test_a_private_copy_outlives_its_file(directory: Path, tmp_path: Path) -> None:
+    node, processors = real_node()
+    root = fake(tmp_path, f"{node},{node}", **{f"node{node}": processors})
+    copy = shutil.copytree(directory, tmp_path / "model")
+    try:
+        backend = backend_of(copy, "isolate", root)
+    except RequestError as error:
+        assert "mbind" in str(error)  # noqa: PT017  # a kernel or a container without it
+        pytest.skip("memory cannot be placed here")
+    os.truncate(copy / SHARD, 0)
+    for got, expected in zip(logits(backend), logits(CpuBackend(directory, 2)), strict=True):
+        np.testing.assert_array_equal(got, expected)
 
 
 def test_isolate_holds_for_a_process_that_was_given_one_node(

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 import deepmnn
-from deepmnn.conversion.bundled import bundled_model
+from deepmnn.conversion.bundled import bundled_checkpoint
 
 CLIENTS, REQUESTS, STREAMS = 8, 200, 10_000
 
 
 @pytest.fixture(scope="module")
 def model() -> deepmnn.LLM:
-    return deepmnn.load(bundled_model("w8"), threads=2)
+    return deepmnn.load(bundled_checkpoint(), threads=2)
 
 
 def random_request(rng: random.Random) -> tuple[list[dict[str, str]], deepmnn.SamplingParams]:

@@ -108,7 +108,7 @@ def test_config_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config.json is missing"):
         open_source(path)
     (path / "config.json").mkdir()
-    with pytest.raises(CheckpointError, match=r"config.json is not a file"):
+    with pytest.raises(CheckpointError, match=r"config.json is a directory"):
         open_source(path)
 
 

@@ -161,10 +161,7 @@ def test_tensors_in_their_stored_type(tmp_path: Path) -> None:
     torch.save({"x": numbers, "turned": numbers.T}, tmp_path / "model.pt")
     save_file({"x": numbers.numpy()}, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text("{}")
-    from deepmnn.source.safetensors_store import SafetensorsStore
-    from deepmnn.source.torch_store import TorchStore
-
-    plain, pickled = SafetensorsStore(tmp_path), TorchStore(tmp_path / "model.pt")
+    plain, pickled = Store(tmp_path), Store(tmp_path / "model.pt")
     np.testing.assert_array_equal(plain.stored("x"), numbers.numpy(), strict=True)
     np.testing.assert_array_equal(pickled.stored("x"), numbers.numpy(), strict=True)
     np.testing.assert_array_equal(pickled.stored("turned"), numbers.numpy().T, strict=True)

@@ -13,6 +13,7 @@ from deepmnn.errors import CheckpointError, TensorNotFoundError, UnsupportedMode
 from deepmnn.source.codecs.fp8 import block_size
 from deepmnn.source.open import open_source
 
+E4M3 = torch.float8_e4m3fn
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
 
 
@@ -57,12 +58,17 @@ def test_ragged_blocks_bit_for_bit(
     assert np.abs(read - weight.numpy()).max() < 0.07 * weight.abs().max()
 
 
-def test_missing_or_wrong_scales(tmp_path: Path) -> None:
+@pytest.mark.parametrize("quantization", [FP8, None])
+def test_missing_scales(tmp_path: Path, quantization: Any) -> None:
+    checkpoint = open_source(save(tmp_path, {"w": torch.ones(130, 130).to(E4M3)}, quantization))
+    for call in (checkpoint.read, checkpoint.shape):
+        with pytest.raises(TensorNotFoundError, match="w_scale_inv"):
+            call("w")
+
+
+def test_wrong_scales(tmp_path: Path) -> None:
     codes, scales = to_fp8(torch.randn(130, 130), (128, 128))
-    checkpoint = open_source(save(tmp_path, {"w": codes}, FP8))
-    with pytest.raises(TensorNotFoundError, match="w_scale_inv"):
-        checkpoint.read("w")
-    for bad in (scales[:1], scales.flatten(), torch.zeros(2, 3)):
+    for bad in (scales[:1], scales.flatten(), torch.zeros(2, 3), torch.zeros(129, 1)):
         checkpoint = open_source(save(tmp_path, {"w": codes, "w_scale_inv": bad.clone()}, FP8))
         with pytest.raises(CheckpointError, match="w_scale_inv"):
             checkpoint.read("w")
@@ -71,10 +77,113 @@ def test_missing_or_wrong_scales(tmp_path: Path) -> None:
         open_source(save(tmp_path, flat, FP8)).read("w")
 
 
-def test_plain_fp8_without_scales(tmp_path: Path) -> None:
-    codes = torch.randn(5, 6).to(torch.float8_e4m3fn)
-    checkpoint = open_source(save(tmp_path, {"w": codes}, None))
-    np.testing.assert_array_equal(checkpoint.read("w"), codes.to(torch.float32).numpy())
+COMPRESSED = {"quant_method": "compressed-tensors", "format": "float-quantized"}
+
+
+def groups(strategy: str, **fields: Any) -> dict[str, Any]:
+    weights = {"num_bits": 8, "type": "float", "strategy": strategy} | fields
+    return {"config_groups": {"group_0": {"targets": ["Linear"], "weights": weights}}}
+
+
+LAYOUTS: dict[str, tuple[str, tuple[int, ...], dict[str, Any] | None]] = {
+    # name of the scales, their shape for a weight [300, 200], quantization_config
+    "tensor, AutoFP8": ("w.weight_scale", (), {"quant_method": "fp8"}),
+    "tensor, ModelOpt": ("w.weight_scale", (1,), {"quant_method": "modelopt"}),
+    "tensor, as a matrix": ("w.weight_scale", (1, 1), COMPRESSED | groups("tensor")),
+    "tensor, transformers": ("w.weight_scale_inv", (), FP8 | {"weight_block_size": None}),
+    "tensor, unsaid": ("w.weight_scale", (), None),
+    "channel, compressed-tensors": ("w.weight_scale", (300, 1), COMPRESSED | groups("channel")),
+    "channel, FBGEMM": ("w.weight_scale", (300, 1), {"quant_method": "fbgemm_fp8"}),
+    "channel, ModelOpt": ("w.weight_scale", (300,), {"quant_method": "modelopt"}),
+    "channel, unsaid": ("w.weight_scale", (300, 1), None),
+    "block, DeepSeek": ("w.weight_scale_inv", (3, 2), FP8 | {"weight_block_size": [128, 128]}),
+    "block, DeepSeek by default": ("w.weight_scale_inv", (3, 2), FP8),
+    "block, DeepSeek unsaid": ("w.weight_scale_inv", (3, 2), None),
+    "block, short name": ("w.scale", (3, 2), FP8 | {"weight_block_size": [128, 128]}),
+    "block, compressed-tensors": (
+        "w.weight_scale",
+        (5, 4),
+        COMPRESSED | groups("block", block_structure=[64, 64]),
+    ),
+    "group, compressed-tensors": (
+        "w.weight_scale",
+        (300, 7),
+        COMPRESSED | groups("group", group_size=32),
+    ),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float8_e8m0fnu], ids=str)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_scales_as_others_call_them(tmp_path: Path, layout: str, dtype: torch.dtype) -> None:
+    """Each value is the code times the one scale that belongs to its row and column."""
+    name, shape, quantization = LAYOUTS[layout]
+    generator = torch.Generator().manual_seed(2)
+    codes = (torch.randn(300, 200, generator=generator) * 100).to(E4M3)
+    scales = torch.exp2(torch.randint(-6, 3, shape, generator=generator).float()).to(dtype)
+    tensors = {"w.weight": codes, name: scales, "w.input_scale": torch.ones(1)}
+    checkpoint = open_source(save(tmp_path, tensors, quantization))
+    assert sorted(checkpoint.names()) == ["w.input_scale", "w.weight"]
+    matrix = scales.float().reshape(shape if len(shape) == 2 else (-1, 1))
+    blocks = {(1, 1): (300, 200), (300, 1): (1, 200), (300, 7): (1, 32)}
+    blocks |= {(3, 2): (128, 128), (5, 4): (64, 64)}
+    want = by_hand(codes, matrix, blocks[tuple(matrix.shape)])
+    np.testing.assert_array_equal(checkpoint.read("w.weight"), want, strict=True)
+
+
+UNCLEAR: dict[str, tuple[dict[str, torch.Tensor], Any, str]] = {
+    "two scales": (
+        {"w.weight_scale": torch.ones(1), "w.weight_scale_inv": torch.ones(1)},
+        FP8,
+        "one tensor of scales",
+    ),
+    "a second scale": (
+        {"w.weight_scale": torch.ones(4), "w.weight_offset": torch.ones(1)},
+        None,
+        "one tensor of scales",
+    ),
+    "zero points": (
+        {"w.weight_scale": torch.ones(4), "w.weight_zero_point": torch.zeros(4).to(torch.int8)},
+        COMPRESSED,
+        "weight_zero_point",
+    ),
+    "exponents": (
+        {"w.weight_scale": torch.full((4, 2), 127, dtype=torch.uint8)},
+        FP8 | {"scale_fmt": "ue8m0"},
+        "weight_scale.*U8",
+    ),
+    "blocks of unknown size": (
+        {"w.weight_scale": torch.ones(2, 2)},
+        None,
+        "blocks, of which it says nothing",
+    ),
+    "groups of several sizes": (
+        {"w.weight_scale": torch.ones(4, 2)},
+        COMPRESSED
+        | {
+            "config_groups": {
+                "a": {"weights": {"strategy": "group", "group_size": 32}},
+                "b": {"weights": {"strategy": "group", "group_size": 64}},
+            }
+        },
+        "config_groups has blocks",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNCLEAR)
+def test_scales_of_unclear_meaning(tmp_path: Path, case: str) -> None:
+    tensors, quantization, message = UNCLEAR[case]
+    path = save(tmp_path, {"w.weight": torch.ones(4, 64).to(E4M3)} | tensors, quantization)
+    with pytest.raises((CheckpointError, UnsupportedModelError), match=message):
+        open_source(path).read("w.weight")
+
+
+def test_a_config_left_from_before(tmp_path: Path) -> None:
+    """Numbers that were written back, beside the config of the FP8 checkpoint."""
+    weight = torch.randn(5, 6).bfloat16()
+    checkpoint = open_source(save(tmp_path, {"w": weight}, FP8))
+    np.testing.assert_array_equal(checkpoint.read("w"), weight.float().numpy())
 
 
 @pytest.mark.parametrize("method", ["awq", "gptq", "bitsandbytes", "compressed-tensors", None, 3])
@@ -84,7 +193,7 @@ def test_other_quantisations_are_refused(tmp_path: Path, method: Any) -> None:
         open_source(path)
 
 
-@pytest.mark.parametrize("block", [[128], [0, 128], [128, -1], "128", [128.0, 128], None, [True]])
+@pytest.mark.parametrize("block", [[128], [0, 128], [128, -1], "128", [128.0, 128], [True]])
 def test_bad_block_sizes(block: Any) -> None:
     with pytest.raises(UnsupportedModelError, match="weight_block_size"):
         block_size(FP8 | {"weight_block_size": block})

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 
+from byte_tokenizer import write_tokenizer
 from deepmnn.text.reasoning import ReasoningSplitter
 from deepmnn.text.stop import StopMatcher, partial_match
 from deepmnn.text.stream import TextStream
@@ -113,3 +115,89 @@ def test_text_stream_releases_what_it_held_back(byte_tokenizer: Tokenizer) -> No
     stream.close()
     stream.close()
     assert stream.take() == ("", "ST\ufffd")
+
+
+def special_tokenizer(directory: Path) -> Tokenizer:
+    """Bytes, and special tokens that no answer shows."""
+    write_tokenizer(directory, extra_special_tokens=["<|im_end|>", "<|a|>", "<|b|>"])
+    return Tokenizer(directory)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+@pytest.mark.parametrize(
+    ("stop", "shown"),
+    [
+        ((), "One two three"),
+        (("<|im_end|>",), "One two"),
+        (("<|a|>",), "One"),
+        (("<|b|>", "<|a|>"), "One"),
+        (("<|a|> two",), "One"),
+        (("e<|a|> t",), "On"),
+        (("two<|im_end|>\n",), "One two three"),
+        (("<|im_end|> three",), "One two"),
+        (("<|im_end|> thre",), "One two"),
+        (("e two",), "On"),
+        (("two three",), "One "),
+        (("two three", "<|im_end|>"), "One two"),
+        (("<|im_end|>", "One"), ""),
+        (("<|im_end|>more", "ee"), "One two thr"),
+        (("<|im_end|", "nothing"), "One two"),
+        (("|im",), "One two"),
+    ],
+    ids=str,
+)
+def test_stop_strings_may_name_special_tokens(
+    tmp_path: Path, stop: tuple[str, ...], shown: str, inside: bool
+) -> None:
+    tokenizer = special_tokenizer(tmp_path)
+    text = "One<|a|> two<|im_end|> three"
+    stream, got = TextStream(tokenizer, stop, inside_reasoning=inside), ["", ""]
+    for token in tokenizer.encode(text, add_special_tokens=False):
+        stream.push(token)
+        got = [before + more for before, more in zip(got, stream.take(), strict=True)]
+        assert "".join(got) in shown or shown.startswith("".join(got))
+        if stream.stopped:
+            break
+    stream.close()
+    got = [before + more for before, more in zip(got, stream.take(), strict=True)]
+    assert stream.stopped == (shown != "One two three")
+    expected = [shown.rstrip(), ""] if inside else ["", shown]
+    assert got == expected
+
+
+def test_a_special_token_spelled_by_letters_stops_too(tmp_path: Path) -> None:
+    tokenizer = special_tokenizer(tmp_path)
+    tokenizer.library.encode_special_tokens = True
+    ids = tokenizer.encode("One<|im_end|>", add_special_tokens=False)
+    assert len(ids) == len("One<|im_end|>")
+    stream = TextStream(tokenizer, ("<|im_end|>",), inside_reasoning=False)
+    for token in ids:
+        assert not stream.stopped
+        stream.push(token)
+    assert stream.stopped
+    assert stream.take() == ("", "One")
+
+
+def test_hidden_and_shown_text_at_random() -> None:
+    """Against the definition: the first stop string in the text as it is shown, or with all."""
+    rng = random.Random(0)
+    ended = 0
+    for _ in range(3000):
+        parts = [(rng.choice(["a", "b", "ab", "<x>"]), rng.random() < 0.3) for _ in range(8)]
+        stop = tuple(rng.choice(["a", "ab", "<x>", "a<x>", "xb", "ba", "b<"]) for _ in range(2))
+        matcher, got, wanted, full, shown = StopMatcher(stop), "", "", "", list[int]()
+        for text, hidden in parts:
+            shown += [] if hidden else range(len(full), len(full) + len(text))
+            full += text
+            wanted = "".join(full[at] for at in shown)
+            begins = [full.find(s) for s in stop if s in full]
+            begins += [shown[wanted.find(s)] for s in stop if s in wanted]
+            got += matcher.push(text, hidden=hidden)
+            assert matcher.stopped == bool(begins)
+            if begins:
+                wanted = "".join(full[at] for at in shown if at < min(begins))
+                ended += 1
+                break
+            assert wanted.startswith(got)
+        assert got + matcher.flush() == wanted
+    assert ended > 1000

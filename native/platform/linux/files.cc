@@ -8,11 +8,26 @@
 #include <cerrno>
 #include <cstring>
 
+#include "platform/linux/faults.h"
+#include "platform/linux/page.h"
 #include "runtime/fail.h"
 
 namespace deepmnn {
+namespace {
 
-MappedFile::MappedFile(const std::string& path) {
+// The last byte of the last page that is no zero, or the page's first byte. In the page where a file is cut zeros take
+// the place of what is gone, without a fault; reading a later page is a fault. So whoever reads this byte after a cut
+// finds out, or nothing but zeros has been lost.
+uint64_t find_probe(const uint8_t* data, uint64_t nbytes) {
+  const uint64_t first = (nbytes - 1) / page_nbytes() * page_nbytes();
+  uint64_t probe = nbytes - 1;
+  while (probe > first && data[probe] == 0) --probe;
+  return probe;
+}
+
+}  // namespace
+
+MappedFile::MappedFile(const std::string& path) : path_(path) {
   const int file = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   struct stat status;
   if (file < 0 || fstat(file, &status) != 0 || !S_ISREG(status.st_mode)) {
@@ -31,10 +46,25 @@ MappedFile::MappedFile(const std::string& path) {
     data_ = static_cast<const uint8_t*>(mapped);
   }
   close(file);
+  if (!data_) return;
+  watch_ = watch_range(data_, nbytes_);
+  probe_ = find_probe(data_, nbytes_);
+  probed_ = data_[probe_];
 }
 
 MappedFile::~MappedFile() {
-  if (data_) munmap(const_cast<uint8_t*>(data_), nbytes_);
+  if (!data_) return;
+  unwatch_range(watch_);
+  munmap(const_cast<uint8_t*>(data_), nbytes_);
+}
+
+void MappedFile::check() const {
+  if (!data_) return;
+  const uint8_t found = *const_cast<const volatile uint8_t*>(data_ + probe_);
+  std::atomic_signal_fence(std::memory_order_seq_cst);  // to read it may be what sets the mark
+  if (found == probed_ && !watch_->damaged.load(std::memory_order_relaxed)) return;
+  fail_artifact(path_ + " was cut short or overwritten, or its disk failed, while the model used it",
+                "a file that stays as it is; copy or convert the model again, and load it again");
 }
 
 void MappedFile::prefetch() const {

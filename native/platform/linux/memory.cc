@@ -10,6 +10,7 @@
 #include <cstring>
 
 #include "platform/linux/cgroup.h"
+#include "platform/linux/page.h"
 #include "platform/linux/read.h"
 #include "runtime/fail.h"
 
@@ -22,11 +23,6 @@ constexpr int64_t kHuge = int64_t{4} << 20;  // from here on large pages pay
 // Of linux/mempolicy.h, which not every machine has.
 constexpr int kPreferred = 1, kInterleave = 3, kMove = 2;
 constexpr int kMostNodes = 1024;
-
-uintptr_t page_nbytes() {
-  static const uintptr_t nbytes = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  return nbytes;
-}
 
 uintptr_t page_up(const uint8_t* address) {
   return (reinterpret_cast<uintptr_t>(address) + page_nbytes() - 1) / page_nbytes() * page_nbytes();

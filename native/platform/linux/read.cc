@@ -1,8 +1,17 @@
 #include "platform/linux/read.h"
 
+#include <charconv>
 #include <fstream>
+#include <sstream>
 
 namespace deepmnn {
+
+int64_t parse_number(const std::string& text) {
+  int64_t value = kNoNumber;
+  const char* const end = text.data() + text.size();
+  const std::from_chars_result result = std::from_chars(text.data(), end, value);
+  return result.ec == std::errc() && result.ptr == end && value >= 0 ? value : kNoNumber;
+}
 
 std::string read_line(const std::string& path) {
   std::ifstream file(path);
@@ -11,19 +20,15 @@ std::string read_line(const std::string& path) {
   return line;
 }
 
-int64_t read_number(const std::string& path) {
-  std::ifstream file(path);
-  int64_t value = 0;
-  return file >> value ? value : kNoNumber;
-}
+int64_t read_number(const std::string& path) { return parse_number(read_line(path)); }
 
 int64_t read_field(const std::string& path, const std::string& key) {
   std::ifstream file(path);
-  std::string name, rest;
-  int64_t value = 0;
-  while (file >> name >> value) {
-    if (name == key) return value;
-    std::getline(file, rest);
+  for (std::string line; std::getline(file, line);) {
+    std::istringstream words(line);
+    std::string name, value;
+    words >> name >> value;
+    if (name == key) return parse_number(value);
   }
   return kNoNumber;
 }

@@ -8,10 +8,13 @@ namespace deepmnn {
 
 constexpr int64_t kNoNumber = INT64_MAX;
 
+// The number that the text is, all of it digits, or kNoNumber.
+int64_t parse_number(const std::string& text);
+
 // The first line; "" when there is no such file.
 std::string read_line(const std::string& path);
 
-// The number a file begins with, or kNoNumber.
+// The number that a file's first line is, or kNoNumber.
 int64_t read_number(const std::string& path);
 
 // The value of `key` in a file of "key value ..." lines, or kNoNumber.

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <atomic>
@@ -58,6 +59,15 @@ AffinityScope::~AffinityScope() {
 }
 
 int current_processor() { return sched_getcpu(); }
+
+void receive_faults() {
+  thread_local bool done = false;
+  if (done) return;
+  sigset_t faults;
+  sigemptyset(&faults);
+  sigaddset(&faults, SIGBUS);
+  done = pthread_sigmask(SIG_UNBLOCK, &faults, nullptr) == 0;
+}
 
 void pause_hint() {
 #if defined(__x86_64__) || defined(__i386__)

@@ -21,7 +21,7 @@ void release(const uint8_t* data) { operator delete(const_cast<uint8_t*>(data), 
 
 }  // namespace
 
-MappedFile::MappedFile(const std::string& path) {
+MappedFile::MappedFile(const std::string& path) : path_(path) {
   std::error_code error;
   const std::filesystem::file_status status = std::filesystem::status(path, error);
   if (!error && !is_regular_file(status))
@@ -42,6 +42,8 @@ MappedFile::MappedFile(const std::string& path) {
 MappedFile::~MappedFile() { release(data_); }
 
 void MappedFile::prefetch() const {}
+
+void MappedFile::check() const {}  // it was read whole, or refused
 
 PrivateCopy::PrivateCopy(uint64_t nbytes) : data_(allocate(nbytes)), nbytes_(nbytes) {}
 

@@ -12,6 +12,8 @@ AffinityScope::~AffinityScope() {}
 
 int current_processor() { return -1; }
 
+void receive_faults() {}
+
 void pause_hint() {}
 
 uint32_t fork_count() { return 0; }

@@ -9,30 +9,34 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast, overload
 
-import numpy as np
-
 from deepmnn.api.options import DEFAULT_CACHE_BYTES, KV_DTYPES, LoadOptions
+from deepmnn.api.prompts import Prompt, read_prompts
 from deepmnn.backends.base import F32, Backend
 from deepmnn.engine.completion import Chunk, Completion
 from deepmnn.engine.driver import Driver, making
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.request import Event, Request, result_of
+from deepmnn.engine.sequence import Sequence as Answer
 from deepmnn.engine.session import Session
-from deepmnn.errors import RequestError
+from deepmnn.errors import RequestError, shown
+from deepmnn.models import build, read_config
+from deepmnn.text.answer_end import end_ids
 from deepmnn.text.chat_template import Message
-from deepmnn.text.generation_config import GenerationConfig, read_context_length
+from deepmnn.text.generation_config import GenerationConfig
 from deepmnn.text.sampling_params import SamplingParams
 from deepmnn.text.stream import TextStream
+from deepmnn.text.text_files import TextFiles
 from deepmnn.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from deepmnn.artifact.reader import Artifact
     from deepmnn.exporters.mnn.folder import MnnFolder
 
-Prompt = str | Sequence[Message] | Sequence[int]
-"""Plain text, a conversation (rendered with the chat template), or token ids."""
+Params = SamplingParams | Sequence[SamplingParams] | None
+"""For all prompts, or one for each; None is what generation_config.json recommends."""
 
-_PROMPTS = "text, a list of messages, a list of token ids, or a list of those"
+Asked = tuple[list[int], SamplingParams]
+"""A prompt, checked, and what is wanted of it."""
 
 
 class LLM:
@@ -41,6 +45,7 @@ class LLM:
     Attributes:
         artifact: the files: `.config`, `.manifest`.
         path: the directory of the tokenizer.
+        text_files: the tokenizer's and other small files.
         backend: what runs the steps.
         options: what `load` was given.
         tokenizer: raises TokenizerError at first use when the model has none.
@@ -49,23 +54,47 @@ class LLM:
     def __init__(
         self,
         artifact: Artifact | MnnFolder,
-        path: Path,
+        text_files: TextFiles,
         backend: Backend,
         options: LoadOptions,
     ) -> None:
         self.artifact = artifact
-        self.path = path
+        self.path: Path = text_files.directory
+        self.text_files = text_files
         self.backend = backend
         self.options = options
         self.config: dict[str, Any] = dict(artifact.config)
-        self.context_length = read_context_length(self.config)
-        self.generation_config = GenerationConfig.read(path, self.config)
+        self.context_length = read_config(self.config).context_length
+        self.generation_config = GenerationConfig.read(text_files, self.config)
         self._driver: Driver | None = None
+        self._tokenizer: Tokenizer | None = None
+
+    def __repr__(self) -> str:
+        """The model and what runs it, on one line."""
+        manifest, core = self.artifact.manifest, getattr(self.backend, "model", None)
+        backend = type(self.backend).__name__.removesuffix("Backend").lower()
+        facts = [
+            f"{self.artifact.path.name!r}",
+            f"model_type={manifest['model_type']!r}",
+            f"parameters={_count(self.parameters)}",
+            f"recipe={manifest['quant']!r}",
+            f"backend={backend!r}",
+            *([] if core is None else [f"isa={core.isa!r}", f"threads={core.threads}"]),
+            f"context_length={self.context_length}",
+        ]
+        return f"LLM({', '.join(facts)})"
 
     @property
     def vocab_size(self) -> int:
         """Width of the logits."""
         return self.backend.vocab_size
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many numbers the weights are, without those of multi-token prediction."""
+        graph = build(self.config)
+        run = (weight for name, weight in graph.weights.items() if name not in graph.kept)
+        return sum(math.prod(weight.shape) for weight in run)
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -75,12 +104,20 @@ class LLM:
     @property
     def has_tokenizer(self) -> bool:
         """Whether the model came with a tokenizer; without one it works on token ids only."""
-        return (self.path / "tokenizer.json").is_file()
+        return "tokenizer.json" in self.text_files
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
         """The model's tokenizer. Raises TokenizerError when there is none."""
-        return Tokenizer(self.path)
+        if self._tokenizer is None:
+            with making:  # which a process waits for that forks meanwhile
+                self._tokenizer = self._tokenizer or Tokenizer(self.text_files)
+        return self._tokenizer
+
+    @cached_property
+    def _end_ids(self) -> frozenset[int]:
+        """The tokens that end an answer, by the tokenizer's files, too."""
+        return end_ids(self.tokenizer, self.generation_config)
 
     @property
     def driver(self) -> Driver:
@@ -125,34 +162,36 @@ class LLM:
 
     @overload
     def generate(  # type: ignore[overload-overlap]  # a str is a Sequence[str] too
-        self, prompts: Prompt, params: SamplingParams | None = None
+        self, prompts: Prompt, params: Params = None
     ) -> Completion: ...
 
     @overload
-    def generate(
-        self, prompts: Sequence[Prompt], params: SamplingParams | None = None
-    ) -> list[Completion]: ...
+    def generate(self, prompts: Sequence[Prompt], params: Params = None) -> list[Completion]: ...
 
-    def generate(
-        self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None
-    ) -> Completion | list[Completion]:
+    def generate(self, prompts: Prompt | Sequence[Prompt], params: Params = None) -> Any:
         """Answers one prompt (returns a Completion) or a list of them (returns a list).
 
-        A prompt is text, a conversation (a list of {"role", "content"}) or a list of token ids; a
-        list of those runs as one batch. params defaults to what generation_config.json recommends.
+        A prompt is text, a conversation (a list of {"role", "content"}) or token ids: a list, an
+        array or a tensor of them, or what a Hugging Face tokenizer returns. A list of prompts, or a
+        matrix, runs as one batch.
+
+        params is for all prompts, or a list with one for each; None is what generation_config.json
+        recommends. Where its n is above 1, a list of n Completions stands in place of the one, of
+        which the types above speak.
 
         Raises RequestError, ContextLengthError or TokenizerError before any work is done.
         """
-        single, batch = _as_batch(prompts)
-        answers = [Completion() for _ in batch]
-        for chunk in self._stream(batch, params, whole=True):
-            answers[chunk.index].add(chunk)
-        return answers[0] if single else answers
+        single, asked = self._ask(prompts, params)
+        answers = [[Completion() for _ in range(wanted.n)] for _, wanted in asked]
+        for chunk in self._run(asked, whole=True):
+            answers[chunk.index][chunk.choice].add(chunk)
+        made = [given if len(given) > 1 else given[0] for given in answers]
+        return made[0] if single else made
 
     def stream(
         self,
         prompts: Prompt | Sequence[Prompt],
-        params: SamplingParams | None = None,
+        params: Params = None,
         *,
         whole: bool = False,
     ) -> Iterator[Chunk]:
@@ -163,37 +202,74 @@ class LLM:
 
         whole: one Chunk for each answer, when it is complete.
         """
-        return self._stream(_as_batch(prompts)[1], params, whole)
+        return self._run(self._ask(prompts, params)[1], whole)
 
     def encode(self, prompt: Prompt) -> list[int]:
-        """The token ids of a prompt."""
-        if isinstance(prompt, str):
-            return self.tokenizer.encode(prompt)
-        if len(prompt) > 0 and isinstance(prompt[0], Mapping):
-            return self.tokenizer.encode_chat(cast(Sequence[Message], prompt))
-        return list(cast(Sequence[int], prompt))
+        """The token ids of a prompt, however long it is."""
+        single, prompts = read_prompts(prompt)
+        if not single:
+            raise RequestError(f"there are {len(prompts)} prompts", "one")
+        return list(self._encode(prompts[0]))
 
-    def _stream(
-        self, prompts: Sequence[Prompt], params: SamplingParams | None, whole: bool
-    ) -> Iterator[Chunk]:
-        params = self.generation_config.params if params is None else params
-        if not isinstance(params, SamplingParams):
-            raise RequestError(f"the parameters are {params!r:.80}", "deepmnn.SamplingParams")
+    def _ask(self, prompts: Prompt | Sequence[Prompt], params: Params) -> tuple[bool, list[Asked]]:
+        """(whether it is a single prompt, all as the engine takes them)."""
+        single, read = read_prompts(prompts)
+        wanted = self._params(params, len(read))
+        if any(each.stop for each in wanted):
+            self.tokenizer  # noqa: B018  # raises when there is none
+        engine = self.driver.engine
         asked = []
-        for prompt in prompts:
-            ids = self.encode(prompt)
-            self.driver.engine.check(ids, params)
-            asked.append((ids, self._output(ids, params)))
-        return self._run(asked, params, whole)
+        for prompt, each in zip(read, wanted, strict=True):
+            asked.append((engine.check(self._encode(prompt, engine)), each))
+        return single, asked
 
-    def _run(
-        self, asked: list[tuple[list[int], TextStream | None]], params: SamplingParams, whole: bool
-    ) -> Iterator[Chunk]:
+    def _params(self, params: Params, prompts: int) -> list[SamplingParams]:
+        """One for each prompt. Raises RequestError."""
+        given = self.generation_config.params if params is None else params
+        if isinstance(given, SamplingParams):
+            return [given] * prompts
+        if not isinstance(given, list | tuple) or not all(
+            isinstance(each, SamplingParams) for each in given
+        ):
+            raise RequestError(
+                f"the parameters are {shown(given)}", "deepmnn.SamplingParams, or a list of them"
+            )
+        if len(given) != prompts:
+            raise RequestError(
+                f"there are {len(given)} SamplingParams for {prompts} prompts", "one for each"
+            )
+        return list(given)
+
+    def _encode(self, prompt: Prompt, engine: Engine | None = None) -> Sequence[int]:
+        """The token ids; with an engine, a text that it can not take is not tokenised first."""
+        if isinstance(prompt, str):
+            self._check_length(prompt, engine)
+            return self.tokenizer.encode(prompt)
+        if not isinstance(prompt[0], Mapping):
+            return cast(Sequence[int], prompt)
+        messages = cast(Sequence[Message], prompt)
+        # Templates leave out nothing that the user says; of other messages they may.
+        said = [m.get("content") for m in messages if m.get("role") == "user"]
+        self._check_length("".join(t.strip() for t in said if isinstance(t, str)), engine)
+        text = self.tokenizer.apply_chat_template(messages)
+        self._check_length(text, engine)
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def _check_length(self, text: str, engine: Engine | None) -> None:
+        """Raises ContextLengthError when the text surely has too many tokens."""
+        if engine is None or len(text) < engine.context_length:
+            return
+        least = self.tokenizer.least_tokens(text)
+        if least >= engine.context_length:
+            raise engine.too_long(f"the prompt has at least {least:,} tokens")
+
+    def _run(self, asked: list[Asked], whole: bool) -> Iterator[Chunk]:
         driver = self.driver
         events: SimpleQueue[Event] = SimpleQueue()
         requests = [
-            Request(driver.engine.sequence(ids, params, output), events.put, index, whole=whole)
-            for index, (ids, output) in enumerate(asked)
+            Request(sequence, events.put, index, choice, whole=whole)
+            for index, (ids, params) in enumerate(asked)
+            for choice, sequence in enumerate(self._sequences(ids, params))
         ]
         unfinished = len(requests)
         try:
@@ -206,35 +282,24 @@ class LLM:
             for request in requests:
                 driver.cancel(request)
 
+    def _sequences(self, ids: list[int], params: SamplingParams) -> Iterator[Answer]:
+        """One for each of the n answers to a prompt."""
+        first = self.driver.engine.sequence(ids, params, self._output(ids, params))
+        yield first
+        for number in range(1, params.n):
+            yield first.sibling(number, self._output(ids, params))
+
     def _output(self, ids: list[int], params: SamplingParams) -> TextStream | None:
         """The text side of a request; None without a tokenizer, which only token ids can do."""
         if not self.has_tokenizer and not params.stop:
             return None
         tokenizer = self.tokenizer
         tail = tokenizer.decode(ids[-16:], skip_special_tokens=False).rstrip()
-        return TextStream(tokenizer, cast(tuple[str, ...], params.stop), tail.endswith("<think>"))
+        stop = cast(tuple[str, ...], params.stop)
+        return TextStream(tokenizer, stop, tail.endswith("<think>"), self._end_ids)
 
 
-def _as_batch(prompts: Prompt | Sequence[Prompt]) -> tuple[bool, list[Prompt]]:
-    """(whether it was a single prompt, the prompts as a list)."""
-    if isinstance(prompts, str):
-        return True, [prompts]
-    try:
-        # Their items are strings and numbers: they would pass for prompts.
-        items = None if isinstance(prompts, Mapping | bytes | bytearray) else list(prompts)
-    except TypeError:
-        items = None
-    if items is None:
-        raise RequestError(f"the prompt is {prompts!r:.80}", _PROMPTS)
-    if not items:
-        raise RequestError("the prompt is empty", _PROMPTS)
-    if all(isinstance(item, Mapping) for item in items):
-        return True, [cast(Prompt, items)]
-    if all(isinstance(item, int | np.integer) for item in items):
-        return True, [cast(Prompt, items)]
-    if any(
-        isinstance(item, Mapping | int | np.integer) or not hasattr(item, "__len__")
-        for item in items
-    ):
-        raise RequestError(f"the prompt is {prompts!r:.80}", _PROMPTS)
-    return False, cast(list[Prompt], items)
+def _count(number: float) -> str:
+    """A parameter count for people: "15.7B"."""
+    scale, unit = (1e9, "B") if number >= 1e9 else (1e6, "M")
+    return f"{number / scale:.3g}{unit}"

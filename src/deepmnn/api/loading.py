@@ -1,7 +1,9 @@
-"""A converted model or an exported folder, opened and given to its backend."""
+"""A model by any name, opened and given to its backend."""
 
 from __future__ import annotations
 
+import os
+import weakref
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,17 +11,20 @@ from typing import TYPE_CHECKING
 from deepmnn.api.llm import LLM
 from deepmnn.api.options import LoadOptions
 from deepmnn.backends.base import F32, Backend
-from deepmnn.errors import ArtifactError, RequestError
+from deepmnn.errors import RequestError, Words
 
 if TYPE_CHECKING:
+    from deepmnn.artifact.cache import Hold
     from deepmnn.artifact.reader import Artifact
     from deepmnn.backends.mnn.options import MnnOptions
     from deepmnn.conversion.write import Progress
     from deepmnn.exporters.mnn.folder import MnnFolder
+    from deepmnn.quant.recipe import Recipe
+    from deepmnn.text.text_files import TextFiles
 
 
 def load(
-    path: str | Path,
+    path: str | os.PathLike[str],
     backend: str | None = None,
     threads: int | None = None,
     kv_dtype: str = "f32",
@@ -31,21 +36,29 @@ def load(
     numa: str = "off",
     isa: str | None = None,
     mla_form: str = "auto",
+    quant: str | Recipe | None = None,
     options: LoadOptions | None = None,
     progress: Progress | None = None,
 ) -> LLM:
-    """Loads a converted model.
+    """Loads a model.
 
     Args:
-        path: the directory that `convert` wrote, or the folder that `export` wrote for MNN.
+        path: a converted model, a folder exported for MNN, a checkpoint, or the hub's OWNER/NAME or
+            OWNER/NAME@REVISION. A checkpoint is converted once, into the user's cache
+            ($XDG_CACHE_HOME/deepmnn or ~/.cache/deepmnn); the logger "deepmnn" says when and how
+            large. A path that exists is never taken for a hub name.
         backend, threads, kv_dtype, cache_tokens, max_batch_tokens, max_sequences, mnn, numa, isa,
-            mla_form: as `LoadOptions` says.
+            mla_form, quant: as `LoadOptions` says.
         options: all of these as one value, instead of them.
-        progress: called while a converted model is exported for MNN, as by `export`.
+        progress: called with (bytes done, bytes in all, name) after each weight that is converted,
+            or exported for MNN.
 
-    Raises ArtifactError when the directory is not a sound converted model, RequestError when an
-    argument is impossible, MissingDependencyError when MNN is wanted and not installed.
+    Raises ArtifactError when the path is no sound model, RequestError when an argument is
+    impossible, MissingDependencyError when MNN is wanted and not installed; for a checkpoint as
+    `convert`, and CheckpointError when the hub cannot be reached.
     """
+    from deepmnn.artifact.cache import hold
+    from deepmnn.conversion.kept import converted
     from deepmnn.exporters.mnn.folder import is_exported
 
     given = LoadOptions(
@@ -59,15 +72,28 @@ def load(
         numa=numa,
         isa=isa,
         mla_form=mla_form,
+        quant=quant,
     )
     chosen = given if options is None else _only(options, given)
-    path = Path(path)
-    exported = is_exported(path)
+    exported = is_exported(Path(path))
     name = chosen.backend or ("mnn" if exported else "cpu")
     _check_backend(path, name, exported, chosen)
-    if name == "mnn":
-        return LLM(*_open_mnn(path, exported, chosen, progress), chosen)
-    return LLM(*_open_converted(path, name, chosen), chosen)
+    holds = [hold(Path(path)) if exported else converted(path, chosen.quant, progress)]
+    try:
+        if name == "mnn":
+            opened = _open_mnn(holds, exported, chosen, progress)
+        else:
+            opened = _open_converted(holds[0].path, name, chosen)
+    except BaseException:
+        for each in holds:
+            each.release()
+        raise
+    for each in holds:
+        weakref.finalize(opened[-1], each.release)  # the backend reads the files
+    return LLM(*opened, chosen)
+
+
+_MNN = Words("backend 'mnn'", "--backend mnn")
 
 
 def _only(options: LoadOptions, given: LoadOptions) -> LoadOptions:
@@ -84,7 +110,9 @@ def _only(options: LoadOptions, given: LoadOptions) -> LoadOptions:
     return options
 
 
-def _check_backend(path: Path, backend: str, exported: bool, options: LoadOptions) -> None:
+def _check_backend(
+    path: str | os.PathLike[str], backend: str, exported: bool, options: LoadOptions
+) -> None:
     """Raises RequestError unless the backend can run this with these options."""
     if backend == "mnn":
         from deepmnn.backends.mnn.backend import check_kv_dtype
@@ -93,57 +121,62 @@ def _check_backend(path: Path, backend: str, exported: bool, options: LoadOption
     elif exported:
         raise RequestError(
             f"{path} is a folder for MNN, the backend is {backend!r}",
-            "backend 'mnn'",
+            _MNN,
             "Load the converted model that it was exported from.",
         )
     elif options.mnn is not None:
         raise RequestError(
-            f"memory, precision or mmap are given with the backend {backend!r}", "backend 'mnn'"
+            Words(
+                f"memory, precision or mmap are given with the backend {backend!r}",
+                f"--memory or --precision are given with the backend {backend!r}",
+            ),
+            _MNN,
+        )
+    if exported and options.quant is not None:
+        raise RequestError(
+            f"{path} is a folder for MNN, its weights have their formats",
+            Words("no quant", "no --quant"),
+            "Convert the checkpoint with another recipe, and export that.",
         )
     options.check_backend(backend)
 
 
 def _open_mnn(
-    path: Path,
+    holds: list[Hold],
     exported: bool,
     options: LoadOptions,
     progress: Progress | None,
-) -> tuple[Artifact | MnnFolder, Path, Backend]:
-    """The model as it was given, its tokenizer's directory and the backend."""
+) -> tuple[Artifact | MnnFolder, TextFiles, Backend]:
+    """The model as it was given, its tokenizer's files and the backend.
+
+    holds: the model's; that of the folder it is exported to comes with it.
+    """
+    from deepmnn.artifact.reader import Artifact
     from deepmnn.backends.mnn.backend import MnnBackend
     from deepmnn.exporters.mnn.cached import exported_model
     from deepmnn.exporters.mnn.folder import MnnFolder
 
-    artifact = None if exported else open_artifact(path)
-    folder = MnnFolder.open(path if artifact is None else exported_model(artifact, progress))
+    artifact = None if exported else Artifact.open(holds[0].path)
+    if artifact is not None:
+        holds.append(exported_model(artifact, progress))
+    folder = MnnFolder.open(holds[-1].path)
     backend = MnnBackend(folder, options.threads or 0, options.mnn)
-    return artifact or folder, folder.sidecar, backend
-
-
-def open_artifact(path: str | Path) -> Artifact:
-    """The converted model at path, checked. Raises ArtifactError."""
-    from deepmnn.artifact.reader import Artifact
-
-    path = Path(path)
-    if (path / "config.json").is_file() and not (path / "deepmnn.json").is_file():
-        raise ArtifactError(
-            f"{path} is a checkpoint",
-            "a converted model (a directory with deepmnn.json)",
-            f"Run: deepmnn convert {path} OUT",
-        )
-    return Artifact.open(path)
+    return artifact or folder, folder.text_files, backend
 
 
 def _open_converted(
     path: Path, backend: str, options: LoadOptions
-) -> tuple[Artifact, Path, Backend]:
-    """What `convert` wrote, its tokenizer's directory and the backend."""
-    artifact = open_artifact(path)
+) -> tuple[Artifact, TextFiles, Backend]:
+    """What `convert` wrote, its tokenizer's files and the backend."""
+    from deepmnn.artifact.reader import Artifact
+
+    artifact = Artifact.open(path)
     if backend == "cpu":
         from deepmnn.backends.cpu.backend import CpuBackend
 
         threads, isa = options.threads or 0, options.isa or ""
-        return artifact, path, CpuBackend(path, threads, isa, options.mla_form, options.numa)
+        cpu = CpuBackend(path, threads, isa, options.mla_form, options.numa)
+        return artifact, artifact.text_files, cpu
     from deepmnn.backends.reference import ReferenceBackend
     from deepmnn.quant.store import stored_values
 
@@ -153,4 +186,4 @@ def _open_converted(
         return stored_values(graph.weights[name], artifact.tensor(name))
 
     form = "absorbed" if options.mla_form == "absorbed" else "expanded"
-    return artifact, path, ReferenceBackend(graph, read_weight, form)
+    return artifact, artifact.text_files, ReferenceBackend(graph, read_weight, form)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepmnn.backends.mnn.options import MnnOptions
-from deepmnn.errors import RequestError
+from deepmnn.errors import RequestError, Words, argument
+
+if TYPE_CHECKING:
+    from deepmnn.quant.recipe import Recipe
 
 BACKENDS = ("cpu", "mnn", "reference")
 
@@ -56,6 +59,8 @@ class LoadOptions:
             "expanded" (on keys and values made from them) or "auto" (whichever takes fewer
             operations for each sequence; the reference backend: "expanded"). Results differ by
             rounding only.
+        quant: how a checkpoint is converted at first use, "w8" (the default), "w4", "bf16", "fp32"
+            or a deepmnn.Recipe; a converted model has its recipe already.
 
     Raises RequestError when a value is impossible by itself.
     """
@@ -115,6 +120,15 @@ class LoadOptions:
             "backends": ("cpu", "reference"),
         },
     )
+    quant: str | Recipe | None = field(
+        default=None,
+        metadata={
+            "help": "Recipe of a checkpoint that is converted at first use: w8 (the default), w4, "
+            "bf16, fp32, or a .json file.",
+            "type": object,  # quant/recipe.py knows what a recipe is
+            "expected": "a recipe's name or a deepmnn.Recipe",
+        },
+    )
 
     def __post_init__(self) -> None:
         for each in fields(self):
@@ -128,8 +142,11 @@ class LoadOptions:
             value, known = getattr(self, each.name), each.metadata.get("backends", BACKENDS)
             if value != each.default and backend not in known:
                 raise RequestError(
-                    f"{each.name} is {value!r:.80} with the backend {backend!r}",
-                    " or ".join(f"backend {name!r}" for name in known),
+                    argument(each.name, f" is {value!r:.80} with the backend {backend!r}"),
+                    Words(
+                        " or ".join(f"backend {name!r}" for name in known),
+                        " or ".join(f"--backend {name}" for name in known),
+                    ),
                 )
 
 
@@ -145,4 +162,4 @@ def _check(name: str, value: Any, rule: Mapping[str, Any]) -> None:
     else:
         valid, expected = isinstance(value, rule["type"]), rule["expected"]
     if not valid:
-        raise RequestError(f"{name} is {value!r:.80}", expected)
+        raise RequestError(argument(name, f" is {value!r:.80}"), expected)

@@ -12,9 +12,9 @@ import zlib
 from pathlib import Path
 from typing import Any, TypedDict
 
-from deepmnn.errors import ArtifactError
+from deepmnn.errors import ArtifactError, Words
 from deepmnn.quant.recipe import Recipe
-from deepmnn.source.json_file import MAX_JSON_BYTES, is_plain_name, read_object
+from deepmnn.source.json_file import KINDS, MAX_JSON_BYTES, is_plain_name, read_object
 
 FORMAT = "deepmnn"
 FORMAT_VERSION = 3
@@ -40,6 +40,10 @@ VERIFY_ALWAYS_BYTES = 256 << 20
 
 _PIECE = 8 << 20
 AGAIN = "Convert the model again."
+CONVERT_FIRST = Words(
+    "Convert a checkpoint first: deepmnn.convert(CHECKPOINT, OUT)",
+    "Convert a checkpoint first: deepmnn convert CHECKPOINT OUT",
+)
 
 
 class FileRecord(TypedDict):
@@ -90,14 +94,14 @@ def read_manifest(directory: Path) -> Manifest:
         raise ArtifactError(
             f"{directory} is {'a file' if directory.exists() else 'missing'}",
             "the directory of a converted model",
-            "Convert a checkpoint first: deepmnn convert CHECKPOINT OUT",
+            CONVERT_FIRST,
         )
     path = directory / MANIFEST
     if not path.exists():
         raise ArtifactError(
             f"{path} is missing",
             "the directory of a converted model",
-            "Convert a checkpoint first: deepmnn convert CHECKPOINT OUT",
+            CONVERT_FIRST,
         )
     fields = read_object(path, ArtifactError)
     if str(fields.get("format")).startswith(f"{FORMAT}-"):
@@ -155,7 +159,7 @@ def _check_manifest(fields: dict[str, Any], path: Path) -> None:
     containers = {"passes": list, "shards": list, "files": dict, "recipe": dict}
     for key, kind in {**counts, **texts, **containers}.items():
         if type(fields.get(key)) is not kind:
-            raise ArtifactError(f"{path}: {key} is {fields.get(key)!r:.80}", f"a {kind.__name__}")
+            raise ArtifactError(f"{path}: {key} is {fields.get(key)!r:.80}", KINDS[kind])
     check_texts({key: fields[key] for key in texts}, path, AGAIN)
     if len(fields["files"]) > MAX_FILES:
         raise ArtifactError(f"{path} lists {len(fields['files'])} files", f"at most {MAX_FILES}")

@@ -31,24 +31,26 @@ from deepmnn.formats import ALIGNMENT, U8
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.serialize import from_json
 from deepmnn.source.json_file import read_object
-from deepmnn.source.safetensors import Entry, SafetensorsFile
+from deepmnn.source.safetensors import SafetensorsFile
+from deepmnn.text.text_files import TextFiles
 
 
 class Artifact:
-    """An opened artifact. Weights are memory-mapped, never copied.
+    """An opened artifact.
 
     Attributes:
         path: the directory.
         manifest: deepmnn.json.
         config: config.json.
+        text_files: the tokenizer's and other small files that the manifest lists.
     """
 
     def __init__(self, path: Path, manifest: Manifest, shards: list[SafetensorsFile]) -> None:
         self.path = path
         self.manifest = manifest
         self.config: dict[str, Any] = read_object(path / CONFIG, ArtifactError)
+        self.text_files = TextFiles(path, manifest["files"])
         self._shard_of = {name: shard for shard in shards for name in shard.entries}
-        self._maps: dict[Path, U8] = {}
         self._graph: Graph | None = None
 
     @classmethod
@@ -80,33 +82,21 @@ class Artifact:
         return sum(record["nbytes"] for record in self.manifest["shards"])
 
     def tensor(self, name: str) -> U8:
-        """The stored bytes of a weight, read-only and memory-mapped. Raises ArtifactError."""
-        path, entry = self._stored(name)
-        if path not in self._maps:
-            try:
-                self._maps[path] = np.memmap(path, np.uint8, "r")
-            except (OSError, ValueError) as fault:
-                raise ArtifactError(f"{path} cannot be mapped: {fault}") from None
-        return _whole(self._maps[path][entry.begin : entry.end], path, entry)
+        """The stored bytes of a weight. Raises ArtifactError.
 
-    def read(self, name: str) -> U8:
-        """A copy of the stored bytes: unlike with `tensor`, nothing stays mapped.
-
-        Raises ArtifactError.
+        A copy: to read a mapped file that has been cut would end the process.
         """
-        path, entry = self._stored(name)
+        shard = self._shard_of.get(name)
+        if shard is None:
+            raise ArtifactError(f"{self.path} has no weight {name!r}", "", AGAIN)
+        path, entry = shard.path, shard.entries[name]
         try:
             stored = np.fromfile(path, np.uint8, entry.nbytes, offset=entry.begin)
         except OSError as fault:
             raise ArtifactError(f"{path} cannot be read: {fault}") from None
-        return _whole(stored, path, entry)
-
-    def _stored(self, name: str) -> tuple[Path, Entry]:
-        """The shard that has a weight, and where in it. Raises ArtifactError."""
-        shard = self._shard_of.get(name)
-        if shard is None:
-            raise ArtifactError(f"{self.path} has no weight {name!r:.200}", "", AGAIN)
-        return shard.path, shard.entries[name]
+        if stored.nbytes != entry.nbytes:
+            raise ArtifactError(f"{path} has shrunk since it was opened", "", AGAIN)
+        return stored
 
     def graph(self) -> Graph:
         """The graph, checked against the stored weights. Raises ArtifactError."""
@@ -130,13 +120,6 @@ class Artifact:
                     f"{expected} for {weight.format} {list(weight.shape)}",
                     AGAIN,
                 )
-
-
-def _whole(stored: U8, path: Path, entry: Entry) -> U8:
-    """The bytes, if they are all there. Raises ArtifactError."""
-    if stored.nbytes != entry.nbytes:
-        raise ArtifactError(f"{path} has shrunk since it was opened", "", AGAIN)
-    return stored
 
 
 def _open_shard(directory: Path, record: ShardRecord) -> SafetensorsFile:

@@ -11,10 +11,11 @@ from deepmnn.artifact.manifest import MANIFEST, TEMP_MARK
 from deepmnn.artifact.renames import exchange, locked, sync_directory
 from deepmnn.artifact.workspace import LONGEST_NAME, Workspace
 from deepmnn.artifact.written import Checksums, Written
-from deepmnn.errors import ArtifactError, StorageError
+from deepmnn.errors import ArtifactError, StorageError, Words
 from deepmnn.source.json_file import read_object
 
 CHOOSE = "Choose another output directory."
+OVERWRITE = Words("Replace it with overwrite=True.", "Replace it with --overwrite.")
 _TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 
 
@@ -61,9 +62,7 @@ class Target:
                 f"{self.path} already exists and is no converted model", "a new directory", CHOOSE
             )
         if not self.overwrite:
-            raise StorageError(
-                f"{self.path} already exists", "a new directory", "Overwrite it with --overwrite."
-            )
+            raise StorageError(f"{self.path} already exists", "a new directory", OVERWRITE)
         self._check_written(self.path)
 
     def put(self, workspace: Workspace) -> None:

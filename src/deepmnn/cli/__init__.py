@@ -6,13 +6,15 @@ An argument that is a dataclass of options becomes a flag for each field (`optio
 from __future__ import annotations
 
 import sys
+import traceback
 from io import TextIOWrapper
-from typing import Any
+from typing import Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
 from deepmnn import __version__
+from deepmnn.cli import cache
 from deepmnn.cli.bench import bench
 from deepmnn.cli.chat import chat
 from deepmnn.cli.console import err, out
@@ -22,27 +24,46 @@ from deepmnn.cli.eval import evaluate
 from deepmnn.cli.export import export
 from deepmnn.cli.generate import generate
 from deepmnn.cli.info import info
+from deepmnn.cli.mnnconvert import SETTINGS, mnnconvert
 from deepmnn.cli.options import with_flags
 from deepmnn.cli.pull import pull
 from deepmnn.errors import DeepmnnError
 
+_UsageError: type[Exception] = next(
+    kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException"
+)
+"""What typer raises for a command that is wrong; it gives it no public name."""
+
 
 class _Group(TyperGroup):
-    """Turns errors into one red message: exit code 1, or 130 for Ctrl-C. Usage errors are 2."""
+    """Turns errors into one red line: exit code 1, 2 for usage, 130 for Ctrl-C."""
 
-    def invoke(self, ctx: Any) -> Any:
+    def main(self, *args: Any, **extra: Any) -> NoReturn:
         try:
-            return super().invoke(ctx)
+            code = super().main(*args, **{**extra, "standalone_mode": False})
         except DeepmnnError as error:
-            err.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
-            raise typer.Exit(1) from error
-        except BrokenPipeError:  # typer ends quietly
-            raise
+            code = _fail(error.shell, 1)
+        except _UsageError as error:
+            code = _explain(error)
         except OSError as error:  # a name too long, a directory that may not be searched, ...
-            err.print(f"error: {error}", style="bold red", markup=False, soft_wrap=True)
-            raise typer.Exit(1) from error
-        except KeyboardInterrupt as interrupt:
-            raise typer.Exit(130) from interrupt
+            code = _fail(str(error), 1)
+        except typer.Abort:
+            code = 1
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(message: str, code: int) -> int:
+    err.say(f"error: {message}", "bold red")
+    return code
+
+
+def _explain(error: Any) -> int:
+    """Says how a verb is used; typer has printed its help where nothing was given."""
+    message, context = error.format_message(), getattr(error, "ctx", None)
+    if context is not None and message:
+        err.say(context.get_usage())
+        message = f"{message.removesuffix('.')}. See: {context.command_path} --help"
+    return _fail(message, error.exit_code) if message else error.exit_code
 
 
 app = typer.Typer(
@@ -56,7 +77,7 @@ app = typer.Typer(
 
 def _version(wanted: bool) -> None:
     if wanted:
-        out.print(f"deepmnn {__version__}")
+        out.say(f"deepmnn {__version__}")
         raise typer.Exit
 
 
@@ -72,6 +93,8 @@ def _options(
 for _verb in (demo, pull, convert, export, info, generate, chat, bench):
     app.command()(with_flags(_verb))
 app.command("eval")(with_flags(evaluate))
+app.add_typer(cache.app, name="cache")
+app.command(context_settings=SETTINGS)(mnnconvert)
 
 
 def main() -> None:
@@ -79,4 +102,8 @@ def main() -> None:
     for stream in (sys.stdin, sys.stdout):  # what a terminal's encoding lacks is shown, not raised
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    app()
+    try:
+        app()
+    except Exception:  # a bug of ours; its message may quote a file
+        err.print(traceback.format_exc(), soft_wrap=True)
+        sys.exit(1)

@@ -3,43 +3,78 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.segment import Segment, Segments
 
-from deepmnn.cli.console import err, out
-from deepmnn.engine.completion import Chunk, Completion
+from deepmnn.cli.console import err, out, visible
+from deepmnn.cli.wrap import Wrapper
 
-_CONTROLS = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"}
-_CONTROLS |= dict.fromkeys(range(0x7F, 0xA0), "\ufffd")
-"""A model must not control the terminal: its control characters are shown as symbols."""
+if TYPE_CHECKING:
+    from deepmnn.engine.completion import Chunk, Completion
 
 
-def show(chunks: Iterable[Chunk]) -> Completion:
-    """Prints the chunks of one answer to stdout and adds them up."""
-    completion = Completion()
-    for chunk in chunks:
-        if chunk.reasoning:
-            _write(chunk.reasoning, "dim")
-        if chunk.text:
-            gap = "\n\n" if completion.reasoning and not completion.text else ""
-            _write(gap + chunk.text)
-        completion.add(chunk)
-    out.print()
+def show(
+    chunks: Iterable[Chunk], completion: Completion | None = None, *, reasoning: bool = True
+) -> Completion:
+    """Prints the chunks of one answer to stdout and adds them up.
+
+    completion: what they are added to; who passes one has what came before an interrupt.
+    reasoning: print it, too.
+    """
+    from deepmnn.engine.completion import Completion
+
+    completion = Completion() if completion is None else completion
+    writer = _Writer()
+    try:
+        for chunk in chunks:
+            if chunk.reasoning and reasoning:
+                writer.write(chunk.reasoning, "dim")
+            elif chunk.reasoning and not completion.reasoning and err.is_terminal:
+                err.say("thinking …", "dim")
+            if chunk.text:
+                thought = reasoning and completion.reasoning and not completion.text
+                writer.write("\n\n" + chunk.text if thought else chunk.text)
+            completion.add(chunk)
+    finally:
+        writer.end()
     return completion
 
 
-def _write(text: str, style: str = "") -> None:
-    """Prints text as it is, tabs and all (rich's Text would expand them)."""
-    shown = text.translate(_CONTROLS) if out.is_terminal else text
-    out.print(Segments([Segment(shown, out.get_style(style))]), end="", soft_wrap=True)
+class _Writer:
+    """Writes one answer: wrapped on a terminal, to the letter anywhere else."""
+
+    def __init__(self) -> None:
+        self._wrapper = Wrapper(lambda: out.width)
+        self._style = ""
+
+    def write(self, text: str, style: str = "") -> None:
+        if not out.is_terminal:
+            out.write(text)
+            return
+        if style != self._style:
+            self._print(self._wrapper.flush())
+            self._style = style
+        self._print(self._wrapper.feed(visible(text)))
+
+    def end(self) -> None:
+        if out.is_terminal:
+            self._print(self._wrapper.flush() + "\n")
+        else:
+            out.write("\n")
+
+    def _print(self, text: str) -> None:
+        """Prints text as it is, tabs and all (rich's Text would expand them)."""
+        segment = Segment(text, out.get_style(self._style))
+        out.print(Segments([segment]), end="", soft_wrap=True)
 
 
 def show_stats(completion: Completion) -> None:
     """One dim line on stderr: tokens, speed and why it ended."""
     cached = f" ({completion.cached_tokens} cached)" if completion.cached_tokens else ""
-    err.print(
-        f"[dim]prompt {completion.prompt_tokens} tokens{cached}, first token after "
+    err.say(
+        f"prompt {completion.prompt_tokens} tokens{cached}, "
         f"{completion.prefill_seconds:.2f} s | answer {completion.completion_tokens} tokens, "
-        f"{completion.tokens_per_second:.1f} tok/s | {completion.finish_reason}[/]",
-        soft_wrap=True,
+        f"{completion.tokens_per_second:.1f} tok/s | {completion.finish_reason}",
+        "dim",
     )

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.text import Text
 from typer import Option
 
 from deepmnn.api.options import LoadOptions
 from deepmnn.cli import options
-from deepmnn.cli.console import err, out, table
+from deepmnn.cli.console import out, print_json
+from deepmnn.cli.progress import status
 
 if TYPE_CHECKING:
-    from deepmnn.measure.benchmark import Report, Speed
+    from collections.abc import Sequence
+
+    from deepmnn.measure.benchmark import Machine, Row, Speed
 
 
 def bench(
@@ -39,48 +40,61 @@ def bench(
     prompts = _counts(prompt_tokens, "prompt-tokens")
     batches = None if batch is None else _counts(batch, "batch")
     rows = max(batches or BATCHES) * (max(prompts) + new_tokens + 32)
-    location = path or options.bundled()
-    model = options.open_model(location, replace(load, cache_tokens=load.cache_tokens or rows))
-    with err.status("measuring") as status:
-        report = benchmark(
-            model, prompts, new_tokens, batches, repeat, lambda text: status.update(text)
-        )
+    model = options.open_model(
+        path or options.bundled(), replace(load, cache_tokens=load.cache_tokens or rows)
+    )
+    shown = None if as_json else _print_row
+    if shown:
+        out.say(path or "tiny-r1", "bold")
+        out.say(_line(_COLUMNS), "dim")
+    with status("measuring") as progress:
+        report = benchmark(model, prompts, new_tokens, batches, repeat, progress, shown)
     if as_json:
-        out.print(json.dumps(asdict(report), indent=2), markup=False, soft_wrap=True)
+        print_json(asdict(report), indent=2)
         return
-    _print(report, str(location))
-    out.print(
+    if report.machine:
+        _print_machine(report.machine)
+    out.say(
         "int8 and memory: shares of these limits; busy: share of the threads' time; "
         f"{new_tokens} new tokens; mean ± standard deviation of {repeat} runs",
-        style="dim",
-        soft_wrap=True,
+        "dim",
     )
 
 
-def _print(report: Report, location: str) -> None:
-    columns = ("prefill tok/s", "int8", "busy", "decode tok/s", "memory", "int8", "busy")
-    made = table("", "prompts", *columns)  # 80 columns wide
-    for row in report.rows:
-        made.add_row(
-            f"{row.batch} × {row.prompt_tokens}",
-            _speed(row.prefill),
-            _share(row.prefill_macs_share),
-            _share(row.prefill_busy),
-            _speed(row.decode),
-            _share(row.decode_bandwidth_share),
-            _share(row.decode_macs_share),
-            _share(row.decode_busy),
-        )
-    out.print(Text(location, style="bold"), soft_wrap=True)
-    out.print(made)
-    if report.machine:
-        machine = report.machine
-        out.print(
-            f"this machine: {machine.threads} threads, {machine.isa}, reads "
-            f"{machine.read_bandwidth / 1e9:.1f} GB/s, multiplies "
-            f"{machine.int8_macs / 1e9:.0f} G int8 MAC/s",
-            soft_wrap=True,
-        )
+_COLUMNS = ("prompts", "prefill tok/s", "int8", "busy", "decode tok/s", "memory", "int8", "busy")
+_WIDTHS = (-9, 13, 6, 6, 13, 8, 6, 6)
+"""Of the columns, 74 characters with the gaps between them; the first is set to the left."""
+
+
+def _line(cells: Sequence[str]) -> str:
+    return " ".join(
+        f"{cell:<{-width}}" if width < 0 else f"{cell:>{width}}"
+        for cell, width in zip(cells, _WIDTHS, strict=True)
+    )
+
+
+def _print_row(row: Row) -> None:
+    """As soon as it is measured, through a pipe too."""
+    cells = (
+        f"{row.batch} × {row.prompt_tokens}",
+        _speed(row.prefill),
+        _share(row.prefill_macs_share),
+        _share(row.prefill_busy),
+        _speed(row.decode),
+        _share(row.decode_bandwidth_share),
+        _share(row.decode_macs_share),
+        _share(row.decode_busy),
+    )
+    out.say(_line(cells))
+    out.file.flush()
+
+
+def _print_machine(machine: Machine) -> None:
+    out.say(
+        f"this machine: {machine.threads} threads, {machine.isa}, reads "
+        f"{machine.read_bandwidth / 1e9:.1f} GB/s, multiplies "
+        f"{machine.int8_macs / 1e9:.0f} G int8 MAC/s"
+    )
 
 
 def _speed(speed: Speed) -> str:

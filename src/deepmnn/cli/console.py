@@ -1,35 +1,88 @@
-"""What every verb prints with."""
+"""What every verb prints with. Whatever it prints is shown, and commands nothing.
+
+Names, texts and messages come from files of strangers. Here their control characters become
+symbols, and `[brackets]` are no markup: styles are arguments (`style="dim"`, `Text`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+from collections.abc import Iterable
+from typing import Any
 
-from rich.console import Console, JustifyMethod
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.console import Console, ConsoleOptions, JustifyMethod, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 
-out = Console(highlight=False)
+from deepmnn.cli.wrap import Wrapper
+from deepmnn.source.sizes import file_size
+
+_SHOWN: dict[int, str] = {code: chr(0x2400 + code) for code in range(32)} | {0x7F: "␡"}
+_SHOWN |= {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
+_SHOWN |= {
+    code: f"\\u{code:04x}"
+    for code in (*range(0x2028, 0x202F), *range(0x2066, 0x206A))  # line ends, text turned around
+}
+_KEPT = {ord(kept): kept for kept in "\n\t"}
+
+
+def visible(text: str, *, one_line: bool = False) -> str:
+    """The text with symbols in place of what would command a terminal: ESC is shown as ␛.
+
+    one_line: line ends and tabs become symbols too, so that a name cannot pass for another line.
+    """
+    return text.translate(_SHOWN if one_line else _SHOWN | _KEPT)
+
+
+class Terminal(Console):
+    """A console whose output is `visible`, with no markup in strings."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False, emoji=False)
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """Every string that is printed, in a table or by itself, goes through here."""
+        for segment in super().render(renderable, options):
+            if segment.control:  # rich's own: a progress bar that moves the cursor
+                yield segment
+            else:
+                yield Segment(visible(segment.text), segment.style)
+
+    def say(self, text: str, style: str = "") -> None:
+        """Prints one line, as long as it is; a terminal shows it wrapped at words."""
+        line = visible(text, one_line=True)
+        self.print(self.wrapped(line), style=style, soft_wrap=True)
+
+    def wrapped(self, text: str) -> str:
+        """The text as it is shown: on a terminal, no word is cut at the right edge."""
+        if not self.is_terminal:
+            return text
+        wrapper = Wrapper(lambda: self.width)
+        return wrapper.feed(text) + wrapper.flush()
+
+    def write(self, text: str) -> None:
+        """The text as it is: an answer that is piped to another program, or JSON."""
+        try:
+            self.file.write(text)
+            self.file.flush()
+        except BrokenPipeError:  # `| head -1` has seen enough
+            self.on_broken_pipe()
+
+
+__all__ = ["Terminal", "count", "err", "file_size", "out", "print_json", "table", "visible"]
+
+out = Terminal()
 """Results."""
 
-err = Console(stderr=True, highlight=False)
+err = Terminal(stderr=True)
 """Progress and errors, so that results can be piped."""
 
 
-def file_size(nbytes: float) -> str:
-    """Bytes for people: "9.3 MB"."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if nbytes < 1000:
-            return f"{nbytes:.0f} B" if unit == "B" else f"{nbytes:.1f} {unit}"
-        nbytes /= 1000
-    return f"{nbytes:.1f} TB"
+def print_json(value: Any, indent: int | None = None) -> None:
+    """JSON on stdout, in ASCII without control characters; without an indent on one line."""
+    out.write(json.dumps(value, indent=indent).replace("\x7f", "\\u007f") + "\n")
 
 
 def count(number: float) -> str:
@@ -48,29 +101,3 @@ def table(title: str, *columns: str) -> Table:
         justify: JustifyMethod = "right" if index else "left"
         made.add_column(column, justify=justify, no_wrap=index > 0)
     return made
-
-
-@contextmanager
-def byte_progress(title: str) -> Iterator[Progress]:
-    """A progress bar in bytes, on a terminal only."""
-    columns = (
-        TextColumn(title),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        yield progress
-
-
-class ConvertProgress:
-    """Shows (bytes done, bytes in all, weight name) on a progress bar."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._task = progress.add_task("", total=None)
-
-    def __call__(self, done: int, total: int, label: str) -> None:
-        """One more weight is written."""
-        self._progress.update(self._task, completed=done, total=total, description=label)

@@ -8,17 +8,23 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-from rich.text import Text
 from typer import Argument, Option
 
-from deepmnn.cli.console import ConvertProgress, byte_progress, file_size, out
+from deepmnn.cli import options
+from deepmnn.cli.console import file_size, out
 from deepmnn.cli.planned import print_facts, print_leftovers, print_plan
+from deepmnn.cli.progress import byte_progress
 
 
 def convert(
-    source: Annotated[Path, Argument(help="Checkpoint directory, or a PyTorch file.")],
+    source: Annotated[
+        str, Argument(help="Checkpoint directory, PyTorch file, or OWNER/NAME on the hub.")
+    ],
     target: Annotated[Path, Argument(metavar="OUT", help="Directory to write.")],
-    quant: Annotated[str, Option(help="fp32, bf16, w8, w4, or a recipe in a .json file.")] = "w4",
+    quant: Annotated[
+        str | None,
+        Option(help="fp32, bf16, w8, w4, or a recipe in a .json file; default: w8."),
+    ] = None,
     optimize_level: Annotated[int, Option(min=0, max=3, help="Graph optimisation.")] = 3,
     config: Annotated[
         Path | None, Option(help="config.json to use; default: the one beside the weights.")
@@ -36,24 +42,26 @@ def convert(
     """Convert and quantise a checkpoint."""
     from deepmnn.conversion.convert import plan_conversion
     from deepmnn.conversion.write import write
-    from deepmnn.quant.recipe import read_recipe
+    from deepmnn.quant.recipe import DEFAULT, read_recipe
 
     began = time.monotonic()
-    plan = plan_conversion(
-        source,
-        read_recipe(quant),
-        optimize_level,
-        config=config,
-        group_size=group_size,
-        random_weights=random_weights,
-        seed=seed,
-    )
+    with options.preparing() as progress:  # a checkpoint of the hub is downloaded
+        plan = plan_conversion(
+            source,
+            read_recipe(quant or DEFAULT),
+            optimize_level,
+            config=config,
+            group_size=group_size,
+            random_weights=random_weights,
+            seed=seed,
+            progress=progress,
+        )
     if dry_run:
         print_plan(plan)
         return
     with byte_progress("converting") as progress:
-        path = write(plan, target, overwrite, ConvertProgress(progress))
-    out.print(Text(str(path), style="bold green"), soft_wrap=True)
+        path = write(plan, target, overwrite, progress)
+    out.say(str(path), "bold green")
     print_facts(plan)
     out.print(f"  took   {time.monotonic() - began:.1f} s, peak memory {file_size(_peak_rss())}")
     print_leftovers(plan)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from rich.text import Text
@@ -16,13 +17,13 @@ from deepmnn.cli.console import file_size, out, table
 if TYPE_CHECKING:
     from deepmnn.measure.evaluate import Answer, Problem
 
-RIGHT, WRONG = "[bold green]right[/]", "[bold red]wrong[/]"
+RIGHT, WRONG = Text("right", "bold green"), Text("wrong", "bold red")
 
 NEXT = """\
-next: deepmnn chat {path}
+next: deepmnn chat tiny-r1
       deepmnn eval      (the whole held-out set)
       deepmnn bench     (speed, and this machine's limits)
-      deepmnn pull deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"""
+      deepmnn chat deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B   (downloads and converts it)"""
 
 
 def demo(
@@ -30,7 +31,7 @@ def demo(
     problems: Annotated[int, Option(min=1, help="How many questions.")] = 6,
     seed: Annotated[int, Option(min=0, help="Which questions.")] = 0,
     *,
-    load: LoadOptions,
+    load: Annotated[LoadOptions, {"quant": None}],
 ) -> None:
     """Convert the bundled tiny-r1 and let it solve problems it was not trained on."""
     from deepmnn.conversion.bundled import HELD_OUT
@@ -38,23 +39,23 @@ def demo(
     from deepmnn.text.sampling_params import SamplingParams
 
     asked = pick(read_problems(HELD_OUT), problems, seed)
-    path = options.bundled(quant)
-    model = options.open_model(path, load)
-    out.print(
-        f"[bold]tiny-r1[/]: DeepSeek-V3 architecture, {quant}, "
-        f"{file_size(model.artifact.weights_nbytes)}; these problems were held out of its training",
-        soft_wrap=True,
+    model = options.open_model(options.bundled(), replace(load, quant=quant))
+    facts = (
+        f": DeepSeek-V3 architecture, {quant}, {file_size(model.artifact.weights_nbytes)}; "
+        "these problems were held out of its training"
     )
+    out.print(Text.assemble(("tiny-r1", "bold"), facts), soft_wrap=True)
     answers = []
     for problem in asked:
-        out.print(Text(f"\n> {problem.question}", style="bold cyan"), soft_wrap=True)
+        out.print(f"\n> {problem.question}", style="bold cyan", soft_wrap=True)
         completion = show(model.stream(ask(model, problem.question), SamplingParams()))
         right = is_correct(completion.text, problem.answer)
-        out.print(RIGHT if right else f"{WRONG}, it is {problem.answer}")
+        out.print(RIGHT if right else Text.assemble(WRONG, f", it is {problem.answer}"))
         answers.append(Answer(problem, completion, right))
     _print_summary(answers)
-    out.print(f"\nThe converted model is in {path}", markup=False, soft_wrap=True)
-    out.print(NEXT.format(path=path), style="dim", markup=False, soft_wrap=True)
+    out.print()
+    out.say(f"The converted model is in {model.path}")
+    out.print(NEXT, style="dim", soft_wrap=True)
 
 
 def _print_summary(answers: list[Answer]) -> None:
@@ -62,7 +63,7 @@ def _print_summary(answers: list[Answer]) -> None:
     for answer in answers:
         tokens, speed = answer.completion.completion_tokens, answer.completion.tokens_per_second
         mark = RIGHT if answer.correct else WRONG
-        made.add_row(Text(answer.problem.question), str(tokens), f"{speed:.0f}", mark)
+        made.add_row(answer.problem.question, str(tokens), f"{speed:.0f}", mark)
     out.print()
     out.print(made)
     out.print(f"{sum(answer.correct for answer in answers)} of {len(answers)} right")

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import Annotated
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
 from typer import Option
 
 from deepmnn.api.options import LoadOptions
 from deepmnn.cli import options
-from deepmnn.cli.console import err, out, table
+from deepmnn.cli.console import out, table, visible
+from deepmnn.cli.progress import count_progress
 
 
 def evaluate(
@@ -30,18 +32,22 @@ def evaluate(
 
     problems = read_problems(data or HELD_OUT)[:limit]
     model = options.open_model(path or options.bundled(), load)
-    columns = (TextColumn("asking"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, console=err, transient=True, disable=not err.is_terminal) as progress:
-        task = progress.add_task("", total=len(problems))
-        report = run(model, problems, max_tokens, lambda _: progress.advance(task))
+    with count_progress("asking") as progress:
+        done = count(1)
+        progress(0, len(problems), "")
+        report = run(model, problems, max_tokens, lambda _: progress(next(done), len(problems), ""))
     if len(report.by_kind) > 1:
         kinds = table("", "kind", "right", "of", "exact match")
         for kind, (right, asked) in report.by_kind.items():
-            kinds.add_row(kind or "-", str(right), str(asked), f"{right / asked:.1%}")
+            kinds.add_row(
+                visible(kind, one_line=True) or "-", str(right), str(asked), f"{right / asked:.1%}"
+            )
         out.print(kinds)
     speed = report.completion_tokens / report.seconds if report.seconds else 0.0
-    out.print(
-        f"exact match [bold]{report.score:.1%}[/] ({report.correct} of {len(report.answers)}), "
-        f"{report.completion_tokens} tokens in {report.seconds:.1f} s ({speed:.0f} tok/s)",
-        soft_wrap=True,
+    figures = Text.assemble(
+        "exact match ",
+        (f"{report.score:.1%}", "bold"),
+        f" ({report.correct} of {len(report.answers)}), {report.completion_tokens} tokens in "
+        f"{report.seconds:.1f} s ({speed:.0f} tok/s)",
     )
+    out.print(figures, soft_wrap=True)

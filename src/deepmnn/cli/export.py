@@ -6,14 +6,20 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.text import Text
 from typer import Argument, Option
 
-from deepmnn.cli.console import ConvertProgress, byte_progress, count, err, file_size, out
+from deepmnn.cli import options
+from deepmnn.cli.console import count, err, file_size, out
+from deepmnn.cli.progress import byte_progress
 
 
 def export(
-    path: Annotated[Path, Argument(metavar="PATH", help="A converted model.")],
+    name: Annotated[
+        str,
+        Argument(
+            metavar="MODEL", help="A converted model, a checkpoint, or OWNER/NAME on the hub."
+        ),
+    ],
     target: Annotated[Path, Argument(metavar="OUT", help="Folder to write.")],
     kind: Annotated[
         str,
@@ -30,16 +36,20 @@ def export(
     overwrite: Annotated[bool, Option(help="Replace an earlier export in OUT.")] = False,
 ) -> None:
     """Export a converted model for MNN and phones."""
-    from deepmnn.exporters import TARGETS
+    from deepmnn.conversion.kept import converted
+    from deepmnn.exporters.targets import TARGETS
 
     if kind not in TARGETS:
         raise typer.BadParameter(f"--target is {kind!r}, expected {' or '.join(TARGETS)}")
-    with byte_progress("exporting") as progress:
-        shown = ConvertProgress(progress)
-        report = TARGETS[kind](path, target, mla_form=mla, overwrite=overwrite, progress=shown)
-    out.print(Text(str(report.path), style="bold green"), soft_wrap=True)
+    with options.preparing() as progress:
+        held = converted(name, progress=progress)
+    with held, byte_progress("exporting") as progress:
+        report = TARGETS[kind](
+            held.path, target, mla_form=mla, overwrite=overwrite, progress=progress
+        )
+    out.say(str(report.path), "bold green")
     form = f", latent attention {report.mla_form}" if report.mla_form else ""
     out.print(f"  size   {file_size(report.nbytes)}, {count(report.ops)} MNN ops{form}")
     out.print(f"  took   {report.seconds:.1f} s")
     if report.note:
-        err.print(Text(f"  note   {report.note}", style="yellow"), soft_wrap=True)
+        err.say(f"  note   {report.note}", "yellow")

@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.text import Text
 from typer import Argument, Option
 
 from deepmnn.cli.console import count, err, file_size, out, table
@@ -19,19 +18,26 @@ if TYPE_CHECKING:
 
 
 def info(
-    path: Annotated[
-        Path, Argument(help="A converted model, a checkpoint directory or a config.json.")
+    name: Annotated[
+        str,
+        Argument(
+            metavar="MODEL",
+            help="A converted model, a checkpoint, a config.json, or OWNER/NAME on the hub.",
+        ),
     ],
     program: Annotated[bool, Option("--program", help="Print the lowered program.")] = False,
     verify: Annotated[bool, Option("--verify", help="Check every checksum.")] = False,
     quant: Annotated[
-        str | None, Option(help="Of a checkpoint: how to convert it, as for convert; default: w4.")
+        str | None, Option(help="Of a checkpoint: how to convert it, as for convert; default: w8.")
     ] = None,
 ) -> None:
     """Describe a model: size, graph, memory."""
     from deepmnn.artifact.manifest import MANIFEST
     from deepmnn.artifact.reader import Artifact
+    from deepmnn.conversion.kept import described
+    from deepmnn.quant.recipe import DEFAULT
 
+    path = described(name)
     if (path / MANIFEST).is_file():
         if quant is not None:
             raise RequestError(
@@ -43,13 +49,13 @@ def info(
             return
         _print_artifact(artifact)
         if verify:
-            err.print("[green]every checksum is right[/]")
+            err.say("every checksum is right", "green")
         return
     if program or verify:
         raise RequestError(
             f"{path} is not a converted model", f"a directory with {MANIFEST}", "Convert it first."
         )
-    _print_checkpoint(path, quant or "w4")
+    _print_checkpoint(path, quant or DEFAULT)
 
 
 def _print_program(path: Path) -> None:
@@ -57,7 +63,7 @@ def _print_program(path: Path) -> None:
     from deepmnn.backends.cpu.program import format_program, read_program
 
     text = format_program(read_program((path / PROGRAM).read_bytes()))
-    out.print(text, markup=False, soft_wrap=True)
+    out.print(text, soft_wrap=True)
 
 
 def _print_artifact(artifact: Artifact) -> None:
@@ -66,7 +72,7 @@ def _print_artifact(artifact: Artifact) -> None:
     graph, manifest = artifact.graph(), artifact.manifest
     unique = {weight.expr: weight.shape for weight in build(artifact.config).weights.values()}
     _print_head(artifact.config, graph, sum(map(math.prod, unique.values())))
-    out.print(
+    out.say(
         f"  converted       {manifest['quant']}, optimize level {manifest['optimize_level']}, "
         f"{manifest['nodes_level_0']} -> {manifest['nodes']} nodes, "
         f"{len(manifest['shards'])} weight files"
@@ -92,12 +98,14 @@ def _print_checkpoint(path: Path, quant: str) -> None:
 
 
 def _print_head(config: dict[str, Any], graph: Graph, parameters: int) -> None:
+    from deepmnn.models import read_config
+
     width = sum(graph.caches.values())
     named = config.get("architectures")
-    out.print(Text(str(named[0] if isinstance(named, list) and named else graph.name), "bold"))
-    out.print(f"  model type      {config['model_type']}")
+    out.say(str(named[0] if isinstance(named, list) and named else graph.name), "bold")
+    out.say(f"  model type      {config['model_type']}")
     out.print(f"  parameters      {count(parameters)}")
-    out.print(f"  context length  {config.get('max_position_embeddings')} tokens")
+    out.print(f"  context length  {read_config(config).context_length} tokens")
     out.print(f"  KV cache        {file_size(4 * width)} per token (f32), half of it in bf16")
 
 

@@ -7,11 +7,12 @@ the fields' names, types, defaults and metadata.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import wraps
 from inspect import Parameter, signature
-from pathlib import Path
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -19,21 +20,18 @@ from typer import Argument, Option
 
 from deepmnn.api.options import LoadOptions
 from deepmnn.backends.mnn.options import MnnOptions
-from deepmnn.cli.console import ConvertProgress, byte_progress, err
+from deepmnn.cli.console import err
+from deepmnn.cli.progress import byte_progress
 from deepmnn.text.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from deepmnn.api.llm import LLM
+    from deepmnn.conversion.write import Progress
 
-ModelPath = Annotated[
-    Path, Argument(metavar="PATH", help="A converted model, or a folder exported for MNN.")
-]
+_NAMES = "A converted model, a folder exported for MNN, a checkpoint, or OWNER/NAME on the hub"
+ModelPath = Annotated[str, Argument(metavar="MODEL", help=f"{_NAMES}.")]
 OptionalModelPath = Annotated[
-    Path | None,
-    Argument(
-        metavar="[PATH]",
-        help="A converted model, or a folder exported for MNN; default: the bundled tiny-r1.",
-    ),
+    str | None, Argument(metavar="[MODEL]", help=f"{_NAMES}; default: the bundled tiny-r1.")
 ]
 
 
@@ -78,25 +76,54 @@ def with_flags(verb: Callable[..., None]) -> Callable[..., None]:
     return flagged
 
 
-def open_model(path: Path, options: LoadOptions) -> LLM:
-    """The model; for MNN a converted one is exported at first use, with a progress bar."""
+def open_model(name: str, options: LoadOptions) -> LLM:
+    """The model of that name; what must be prepared first is said, and how far it is."""
     import deepmnn
 
-    if options.backend == "mnn":
-        with byte_progress("exporting for MNN") as progress:
-            return deepmnn.load(path, options=options, progress=ConvertProgress(progress))
-    model = deepmnn.load(path, options=options)
+    with preparing() as progress:
+        model = deepmnn.load(name, options=options, progress=progress)
     if options.numa != "off" and getattr(model.backend, "numa", "off") == "off":
-        err.print(f"[dim]numa {options.numa} changes nothing: there is one memory node[/]")
+        err.say(f"numa {options.numa} changes nothing: there is one memory node", "dim")
     return model
 
 
-def bundled(quant: str = "w8") -> Path:
-    """The bundled model, converted at first use with a progress bar."""
-    from deepmnn.conversion.bundled import bundled_model
+def bundled() -> str:
+    """The model of the package, whatever lies in the working directory."""
+    from deepmnn.conversion.bundled import bundled_checkpoint
 
-    with byte_progress("converting tiny-r1") as progress:
-        return bundled_model(quant, ConvertProgress(progress))
+    return str(bundled_checkpoint())
+
+
+@contextmanager
+def preparing() -> Iterator[Progress]:
+    """Tells what deepmnn downloads, converts and waits for, and how far it is.
+
+    The progress bar appears with the first report, for most models need nothing.
+    """
+    log, told = logging.getLogger("deepmnn"), _Told()
+    level = log.level
+    log.addHandler(told)
+    log.setLevel(logging.INFO)
+    try:
+        with ExitStack() as stack:
+            shown: list[Progress] = []
+
+            def report(done: int, total: int, label: str) -> None:
+                if not shown:
+                    shown.append(stack.enter_context(byte_progress("preparing")))
+                shown[0](done, total, label)
+
+            yield report
+    finally:
+        log.removeHandler(told)
+        log.setLevel(level)
+
+
+class _Told(logging.Handler):
+    """Prints what deepmnn logs on stderr."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        err.say(record.getMessage(), "dim")
 
 
 def _flags(
@@ -110,7 +137,7 @@ def _flags(
 
     optional: the flags have no defaults of their own.
     """
-    hints = get_type_hints(kind)
+    hints = get_type_hints(kind, localns={"Recipe": object})  # its module takes time to import
     made = []
     for field in fields(kind):
         value = _value_type(hints[field.name])
@@ -142,7 +169,12 @@ def _value_type(hint: Any) -> type[Any]:
 def _load_options(flags: dict[str, Any]) -> LoadOptions:
     """Takes its fields out of flags. Raises RequestError."""
     mnn = _take(MnnOptions, flags)
-    return LoadOptions(**_take(LoadOptions, flags), mnn=MnnOptions(**mnn) if mnn else None)
+    given = _take(LoadOptions, flags)
+    if "quant" in given:
+        from deepmnn.quant.recipe import read_recipe
+
+        given["quant"] = read_recipe(given["quant"])
+    return LoadOptions(**given, mnn=MnnOptions(**mnn) if mnn else None)
 
 
 def _sampling(flags: dict[str, Any]) -> Sampling:

@@ -7,8 +7,6 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from rich.text import Text
-
 from deepmnn.cli.console import count, file_size, out, table
 
 if TYPE_CHECKING:
@@ -30,12 +28,19 @@ def print_facts(plan: Plan) -> None:
     """The model, its size and its nodes."""
     size, stored = file_size(plan.nbytes), plan.source.nbytes()
     if stored:
-        size += f", {stored / plan.nbytes:.2f} x smaller than the checkpoint"
+        size += f", {_compared(plan.nbytes, stored)} the checkpoint"
     model = f"  {plan.model_type}, {count(plan.parameters)} parameters as {plan.recipe.name}"
     fewer = 1 - plan.nodes / plan.nodes_level_0
-    out.print(Text(model), soft_wrap=True)
+    out.say(model)
     out.print(f"  size   {size}")
     out.print(f"  nodes  {plan.nodes_level_0} -> {plan.nodes} ({fewer:.0%} fewer)")
+
+
+def _compared(nbytes: int, stored: int) -> str:
+    factor = stored / nbytes
+    if f"{factor:.2f}" == "1.00":
+        return "as large as"
+    return f"{factor:.2f} x smaller than" if factor > 1 else f"{1 / factor:.2f} x larger than"
 
 
 def print_weights(weights: Iterable[Weight]) -> None:
@@ -67,4 +72,4 @@ def print_leftovers(plan: Plan) -> None:
         shown = ", ".join(plan.unused[:_SHOWN]) + (", …" if len(plan.unused) > _SHOWN else "")
         lines.append(f"{len(plan.unused)} tensors of the checkpoint are not read: {shown}")
     for line in lines:
-        out.print(Text(f"  {line}", style="yellow"), soft_wrap=True)
+        out.say(f"  {line}", "yellow")

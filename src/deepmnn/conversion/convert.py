@@ -14,7 +14,8 @@ from deepmnn.conversion.plan import Plan, plan
 from deepmnn.conversion.write import Progress, write
 from deepmnn.graph.levels import MAX_LEVEL, PassResult
 from deepmnn.graph.tensors import tensor_shapes
-from deepmnn.quant.recipe import Recipe, recipe_of
+from deepmnn.quant.recipe import DEFAULT, Recipe, recipe_of
+from deepmnn.source.hub import fetched
 from deepmnn.source.open import open_source
 from deepmnn.source.random import RandomWeights, Shapes
 
@@ -53,7 +54,7 @@ class ConvertReport:
 def convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    quant: str | Recipe = "w4",
+    quant: str | Recipe = DEFAULT,
     optimize_level: int = MAX_LEVEL,
     *,
     config: str | os.PathLike[str] | None = None,
@@ -69,10 +70,11 @@ def convert(
     complete: interrupted at any moment it leaves nothing that loads.
 
     Args:
-        source: a checkpoint directory, or a PyTorch file (.pt, .pth, .bin, .ckpt); with
-            random_weights a directory with config.json, or that file itself, is enough.
+        source: a checkpoint directory, a PyTorch file (.pt, .pth, .bin, .ckpt), or the hub's
+            OWNER/NAME or OWNER/NAME@REVISION, which is downloaded; with random_weights a directory
+            with config.json, or that file itself, is enough.
         out: the directory to create.
-        quant: "fp32", "bf16", "w8" or "w4", or a recipe of your own (quant/recipe.py).
+        quant: "w8", "fp32", "bf16" or "w4", or a recipe of your own (quant/recipe.py).
         optimize_level: 0 (the graph as the paper writes it) to 3.
         config: a config.json, or its directory, to use instead of the one beside the weights.
         group_size: columns per scale in w4: 32, 64 or 128; by default 64, or 32 where that wastes
@@ -81,10 +83,11 @@ def convert(
             in their stored form, so another optimisation level is another model.
         seed: of the random weights.
         overwrite: replaces an artifact at `out`.
-        progress: called after each weight.
+        progress: called with (bytes done, bytes in all, what) while a checkpoint is downloaded,
+            and after each weight that is converted.
 
-    Raises CheckpointError, ConfigError, RequestError (quant, level, group_size or seed),
-    MissingDependencyError (PyTorch files need torch) or StorageError.
+    Raises CheckpointError, ConfigError, RequestError (quant, level, group_size or seed) or
+    StorageError.
     """
     began = time.monotonic()
     made = plan_conversion(
@@ -95,6 +98,7 @@ def convert(
         group_size=group_size,
         random_weights=random_weights,
         seed=seed,
+        progress=progress,
     )
     return ConvertReport(
         path=write(made, out, overwrite, progress),
@@ -115,20 +119,25 @@ def convert(
 
 def plan_conversion(
     source: str | os.PathLike[str],
-    quant: str | Recipe = "w4",
+    quant: str | Recipe = DEFAULT,
     optimize_level: int = MAX_LEVEL,
     *,
     config: str | os.PathLike[str] | None = None,
     group_size: int | None = None,
     random_weights: bool = False,
     seed: int = 0,
+    progress: Progress | None = None,
 ) -> Plan:
-    """What `convert` with these arguments would write; it raises the same errors."""
+    """What `convert` with these arguments would write; it raises the same errors.
+
+    progress: called while a checkpoint of the hub is downloaded.
+    """
     recipe = recipe_of(quant)
     if group_size is not None:
         recipe = recipe.with_group_size(group_size)
     random = RandomWeights(_shapes, seed)  # a wrong seed is refused even where nothing is drawn
-    opened = open_source(source, config, random if random_weights else None)
+    path = fetched(source, only_config=random_weights, progress=progress)
+    opened = open_source(path, config, random if random_weights else None)
     return plan(opened, recipe, optimize_level)
 
 

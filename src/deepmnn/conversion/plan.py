@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from deepmnn import models
 from deepmnn.artifact.shards import Shard, locate, plan_shards
@@ -15,8 +19,15 @@ from deepmnn.graph.passes.memory_plan import MemoryPlan, plan_memory
 from deepmnn.graph.tensors import tensor_shapes, tensors
 from deepmnn.quant.recipe import Recipe, apply
 from deepmnn.source.source import Source
+from deepmnn.source.tensor_names import EMBEDDING, HEAD
 
 MEMORY_REUSE_LEVEL = 3
+
+_LEFTOVERS = re.compile(
+    r"\.(rotary_emb\.inv_freq|masked_bias|position_ids)$"
+    r"|\.(input|output|[qkv]|kv|activation|prob)_(scale|scale_ub|zero_point)$"
+)
+"""Tensors that no model needs: buffers that follow from config.json, and scales of activations."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +47,8 @@ class Plan:
         memory: where activations live.
         parameters: numbers in all tensors that the model reads.
         dropped: weights that config.json promises and the source lacks (unused MTP layers).
-        unused: tensors that the source has and the model does not read.
+        unused: what the source has and the model does not read: adapters, then tensors of layers
+            that it does read (biases, say), then others.
     """
 
     source: Source
@@ -77,7 +89,7 @@ def plan(source: Source, recipe: Recipe, optimize_level: int = MAX_LEVEL) -> Pla
     Raises ConfigError, RequestError (the level), TensorNotFoundError or CheckpointError (tensors
     that do not fit config.json).
     """
-    naive = models.build(source.config)
+    naive = models.build(_untied(source))
     dropped = _match(naive, source)
     shapes = tensor_shapes(naive)
     graph, passes = optimize(naive, optimize_level, source)
@@ -97,7 +109,7 @@ def plan(source: Source, recipe: Recipe, optimize_level: int = MAX_LEVEL) -> Pla
         memory=plan_memory(graph, reuse=optimize_level >= MEMORY_REUSE_LEVEL),
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         dropped=dropped,
-        unused=tuple(name for name in source.names() if name not in shapes),
+        unused=_unused(source, shapes),
     )
 
 
@@ -107,6 +119,42 @@ def weight_order(graph: Graph) -> list[Weight]:
     """
     read = [name for node in graph.nodes for name in node.weights]
     return [graph.weights[name] for name in dict.fromkeys([*read, *graph.kept])]
+
+
+def _untied(source: Source) -> dict[str, Any]:
+    """config.json's fields, without tie_word_embeddings where the head is another matrix.
+
+    Libraries write the head beside the embedding that it is tied to; but if both are there and
+    differ, both are meant, and config.json is wrong (tie_weights in transformers 5 does the same).
+    """
+    if source.config.get("tie_word_embeddings") is not True or HEAD not in source:
+        return source.config
+    if EMBEDDING in source and _are_equal(source, EMBEDDING, HEAD):
+        return source.config
+    return source.config | {"tie_word_embeddings": False}
+
+
+def _are_equal(source: Source, first: str, second: str) -> bool:
+    """Whether two tensors have the same numbers; one of them is in memory at a time."""
+    if source.shape(first) != source.shape(second):
+        return False
+    if source.sample(first) != source.sample(second):
+        return False
+    digests = [hashlib.blake2b(source.read(name).tobytes()).digest() for name in (first, second)]
+    return digests[0] == digests[1]
+
+
+def _unused(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+    """What the model does not read, what changes it most first."""
+    read = {name.rpartition(".")[0] for name in shapes}
+    tied = HEAD not in shapes
+    left = [
+        name
+        for name in source.names()
+        if name not in shapes and not _LEFTOVERS.search(name) and not (tied and name == HEAD)
+    ]
+    left.sort(key=lambda name: name.rpartition(".")[0] not in read)
+    return (*source.left_out(), *left)
 
 
 def _match(graph: Graph, source: Source) -> tuple[str, ...]:

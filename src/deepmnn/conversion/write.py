@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from deepmnn import formats
+from deepmnn import _core, formats
 from deepmnn.artifact.manifest import GRAPH, PROGRAM
 from deepmnn.artifact.writer import ArtifactWriter
 from deepmnn.backends.cpu.lower import lower
@@ -45,7 +45,7 @@ def write(
         writer.add_file(GRAPH, to_json(plan.graph).encode())
         for name, data in plan.source.side_files().items():
             writer.add_file(name, data)
-        total, done, threads = plan.nbytes, 0, _cores()
+        total, done, threads = plan.nbytes, 0, _core.available_cores()
         for weight in plan.weights:
             stored = _stored(weight, plan.source, threads)
             writer.write_weight(weight.name, stored)
@@ -89,10 +89,3 @@ def _is_drawable(weight: Weight) -> bool:
     if isinstance(expr, Interleave):
         return expr.parts[0].shape[0] % BLOCK_ROWS == 0
     return isinstance(expr, Tensor | Concat)
-
-
-def _cores() -> int:
-    """Cores this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

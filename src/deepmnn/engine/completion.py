@@ -5,7 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely one token of an answer was, and which ones were the most likely in its place.
+
+    Natural logarithms of the model's own probabilities: log-softmax of its logits, before
+    penalties, temperature and filters, as vLLM gives them. They say what the model thinks, however
+    it is sampled.
+
+    Attributes:
+        id: the token.
+        logprob: its log probability.
+        top: the most likely tokens, the likeliest first, and their log probabilities.
+    """
+
+    id: int
+    logprob: float
+    top: dict[int, float]
+
+
+@dataclass(frozen=True, repr=False)
 class Chunk:
     """What one step added to one answer.
 
@@ -19,6 +38,8 @@ class Chunk:
         completion_tokens: tokens generated so far.
         prefill_seconds: from the request to the first token.
         decode_seconds: from the first token to this one.
+        choice: which of the prompt's answers this is (`SamplingParams.n`).
+        logprobs: one for each of ids, when `SamplingParams.logprobs` asks for them; else empty.
     """
 
     index: int
@@ -31,6 +52,8 @@ class Chunk:
     completion_tokens: int
     prefill_seconds: float
     decode_seconds: float
+    choice: int = 0
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
     def tokens_per_second(self) -> float:
@@ -38,8 +61,13 @@ class Chunk:
         steps = self.completion_tokens - 1
         return steps / self.decode_seconds if steps and self.decode_seconds else 0.0
 
+    def __repr__(self) -> str:
+        where = f"{self.index}" if self.choice == 0 else f"{self.index}, choice {self.choice}"
+        said = _said(self.reasoning, self.text)
+        return f"Chunk({where}: {said}, {_ended(len(self.ids), self.finish_reason)})"
 
-@dataclass
+
+@dataclass(repr=False)
 class Completion:
     """A whole answer; the attributes are those of Chunk, added up."""
 
@@ -53,12 +81,14 @@ class Completion:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     tokens_per_second: float = 0.0
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     def add(self, chunk: Chunk) -> None:
         """Appends a chunk."""
         self.text += chunk.text
         self.reasoning += chunk.reasoning
         self.ids += chunk.ids
+        self.logprobs += chunk.logprobs
         self.finish_reason = chunk.finish_reason
         self.prompt_tokens = chunk.prompt_tokens
         self.cached_tokens = chunk.cached_tokens
@@ -66,3 +96,21 @@ class Completion:
         self.prefill_seconds = chunk.prefill_seconds
         self.decode_seconds = chunk.decode_seconds
         self.tokens_per_second = chunk.tokens_per_second
+
+    def __repr__(self) -> str:
+        said = _said(self.reasoning, self.text)
+        return f"Completion({said}, {_ended(self.completion_tokens, self.finish_reason)})"
+
+
+def _said(reasoning: str, text: str) -> str:
+    """The beginning of an answer; of its reasoning, too, where it has some."""
+    thought = f"reasoning={_cut(reasoning)}, " if reasoning else ""
+    return f"{thought}text={_cut(text)}"
+
+
+def _cut(text: str) -> str:
+    return repr(text) if len(text) <= 60 else f"{text[:59]!r}…"
+
+
+def _ended(tokens: int, finish_reason: str | None) -> str:
+    return f"{tokens} token{'s' * (tokens != 1)}, {finish_reason or 'unfinished'}"

@@ -14,6 +14,7 @@ import atexit
 import os
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from queue import SimpleQueue
 from typing import TypeVar
 from weakref import WeakSet
@@ -25,8 +26,9 @@ from deepmnn.errors import RequestError
 
 T = TypeVar("T")
 
-making = threading.Lock()
-"""Held while an engine or its thread is made, and while the process forks."""
+making = threading.RLock()
+"""Held while an engine, its thread or a tokenizer is made, and while the process forks: a signal's
+handler may do that in the middle of what its thread makes."""
 
 
 class Driver:
@@ -34,8 +36,12 @@ class Driver:
 
     Its thread starts when it is first needed and sleeps while there is nothing to do. It ends with
     the interpreter, or when nobody refers to the driver any more; requests that are unfinished
-    then fail. A forked child has the engine as it was between two steps, and a thread of its own
-    as soon as it needs one; what was being answered is its parent's, and fails in the child.
+    then fail.
+
+    A process that forks waits for the end of a step. The child has the engine as it was then, and
+    a thread of its own as soon as it needs one; what was being answered is its parent's, and fails
+    in the child. Where a fork does not wait (the engine's own thread forks, or C code that tells
+    Python afterwards), all that the child asks for is a RequestError.
 
     engine: to be read by any thread where it never changes (its limits, `check`, `sequence`);
         for everything else there is `run`.
@@ -73,7 +79,8 @@ class Driver:
         answer: SimpleQueue[T | Failure] = SimpleQueue()
 
         def job(stepper: _Stepper) -> None:
-            if not stepper.alive:  # in a forked child, where nobody waits
+            if not stepper.alive:  # a forked child; the handler of a signal may have forked it here
+                answer.put(Failure(0, _forked()))
                 return
             try:
                 answer.put(work(stepper.engine))
@@ -88,10 +95,11 @@ class Driver:
 
         For finalizers: the garbage collector may call it on any thread, this engine's or another's.
         """
-        self._inbox.put(lambda stepper: work(stepper.engine))
+        self._inbox.put(lambda stepper: None if stepper.lost else work(stepper.engine))
 
     def __del__(self) -> None:
-        self._inbox.put(type(self._stepper).finish)  # globals may be gone
+        if hasattr(self, "_inbox"):  # an interrupt may have come before
+            self._inbox.put(type(self._stepper).finish)  # globals may be gone
 
 
 class _Stepper:
@@ -106,25 +114,42 @@ class _Stepper:
         self.finished = False
         self._requests: dict[Sequence, Request] = {}
         self._going = False
+        self._process = os.getpid()
+        """Where the thread was started, or which child has taken over between two steps."""
         _steppers.add(self)
 
     @property
     def alive(self) -> bool:
         """Whether the thread runs; in a forked child it does not."""
-        return self.thread is not None and self.thread.is_alive()
+        return self.thread is not None and self.thread.is_alive() and not self.lost
+
+    @property
+    def lost(self) -> bool:
+        """Whether this is a child that was forked at any moment: a step may be half done."""
+        return self.thread is not None and self._process != os.getpid()
 
     def ensure(self) -> None:
-        """Starts the thread unless it runs. Raises RequestError when the interpreter exits."""
+        """Starts the thread unless it runs.
+
+        Raises RequestError when the interpreter exits, and in a child that has lost the engine.
+        """
         if self.alive or (self.resting and not _exiting):
             return
         with making:
             if _exiting:
                 raise RequestError("the interpreter is exiting", "requests before that")
+            if self.lost:
+                raise RequestError(
+                    "this process was forked in the middle of a step of the model",
+                    "a model of this process",
+                    "Load it again here.",
+                )
             if not self.alive:
                 self.start()
 
     def start(self) -> None:
         """Starts the thread; under the lock."""
+        self._process = os.getpid()
         self.thread = threading.Thread(target=self._run, name="deepmnn-engine", daemon=True)
         self.thread.start()
 
@@ -137,16 +162,23 @@ class _Stepper:
         """Queues requests."""
         for request in requests:
             self._requests[request.sequence] = request
-            self.engine.scheduler.add(request.sequence)
+            if not self.lost:
+                self.engine.scheduler.add(request.sequence)
 
     def cancel(self, request: Request) -> None:
         """Ends a request that has been taken and is unfinished."""
-        if request.sequence in self._requests:
+        if request.sequence in self._requests and not self.lost:
             self.engine.cancel(request.sequence)
             self._report(request)
 
     def fail_all(self, error: BaseException) -> None:
         """Ends everything that is unfinished."""
+        if self.lost:  # nobody may touch the engine
+            for request in self._requests.values():
+                with suppress(Exception):  # nobody listens any more
+                    request.deliver(Failure(request.index, error))
+            self._requests.clear()
+            return
         scheduler = self.engine.scheduler
         for sequence in [*scheduler.running, *scheduler.waiting]:
             self.engine.fail(sequence, error)
@@ -160,17 +192,28 @@ class _Stepper:
     def finish(self) -> None:
         """Ends the thread, and what it still had to do."""
         self.clear(
-            "the model was dropped, or the program has ended, in the middle of an answer",
-            "a model that is kept until its answers are whole",
+            RequestError(
+                "the model was dropped, or the program has ended, in the middle of an answer",
+                "a model that is kept until its answers are whole",
+            )
         )
         self.finished = True
         self.stop()
 
-    def clear(self, found: str, expected: str) -> None:
+    def clear(self, error: RequestError) -> None:
         """Does what has come in; requests fail."""
         while not self.inbox.empty():
             self._do(self.inbox.get())
-        self.fail_all(RequestError(found, expected))
+        self.fail_all(error)
+
+    def fork(self) -> None:
+        """In the child: what was being answered is the parent's."""
+        if self._going:  # in a step, or in a job of this very thread, which then ends
+            self.stop()
+        else:
+            self._process = os.getpid()
+        self.clear(_forked())
+        self.resting = False
 
     def _run(self) -> None:
         self._going = True
@@ -218,6 +261,14 @@ class _Stepper:
             self._requests.pop(request.sequence, None)
 
 
+def _forked() -> RequestError:
+    return RequestError(
+        "this process has forked in the middle of what the model was doing",
+        "its end in the parent",
+        "Ask again here.",
+    )
+
+
 def _show(error: BaseException) -> None:
     """As the interpreter shows errors that end a thread: where the program wants them."""
     thread = threading.current_thread()
@@ -257,22 +308,26 @@ def _before_fork() -> None:
     _end(_Stepper.stop)
 
 
-def _after_fork(child: bool) -> None:
+def _after_fork_in_parent() -> None:
     for stepper in [stepper for stepper in list(_steppers) if stepper.resting]:
         stepper.join()  # if an interrupt has kept the one above from it
         stepper.resting = False
-        if child:
-            stepper.clear(
-                "the process has forked in the middle of an answer", "its end in the parent"
-            )
-        elif not stepper.finished:
+        if not stepper.finished:
             stepper.start()
-    making.release()
+    with suppress(RuntimeError):  # an interrupt may have come before the lock
+        making.release()
+
+
+def _after_fork_in_child() -> None:
+    # Whoever had it. The standard library does the same to its own.
+    making._at_fork_reinit()  # type: ignore[attr-defined]
+    for stepper in list(_steppers):
+        stepper.fork()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_before_fork,
-        after_in_parent=lambda: _after_fork(False),
-        after_in_child=lambda: _after_fork(True),
+        after_in_parent=_after_fork_in_parent,
+        after_in_child=_after_fork_in_child,
     )

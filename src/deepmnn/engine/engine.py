@@ -9,15 +9,21 @@ from collections.abc import Sequence as List
 import numpy as np
 
 from deepmnn.backends.base import F32, Backend, Batch, Draw
-from deepmnn.engine.kv_cache import BlockManager, BlockTable
+from deepmnn.engine.kv_cache import CACHE_IS_SHORT, BlockManager, BlockTable
 from deepmnn.engine.scheduler import Scheduler, Span
 from deepmnn.engine.sequence import Sequence
-from deepmnn.errors import ContextLengthError, RequestError
+from deepmnn.errors import ContextLengthError, RequestError, Words, shown
 from deepmnn.text.sampling_params import SamplingParams
 from deepmnn.text.stream import TextStream
+from deepmnn.text.token_ids import token_ids
 
 BLOCK_SIZE = 32
 """Tokens per cache block."""
+
+_TOO_LONG_FOR_CACHE = Words(
+    "Shorten the prompt, or load the model with a larger cache_tokens.",
+    "Shorten the prompt, or set a larger --cache-tokens.",
+)
 
 
 class Engine:
@@ -26,11 +32,11 @@ class Engine:
     Args:
         backend: the model.
         cache_tokens: rows of the KV cache, shared by all sequences; rounded up to whole blocks.
-        context_length: the longest sequence the model takes (max_position_embeddings).
+        context_length: the longest sequence the model takes.
         max_batch_tokens: tokens of one step; a longer prompt is prefilled in spans.
         max_sequences: sequences that run at the same time, as far as the backend runs as many.
         kv_dtype: "f32", "bf16" or "int8".
-        eos_ids: tokens that end an answer.
+        eos_ids: tokens that end an answer, beside those of its TextStream.
     """
 
     def __init__(
@@ -66,23 +72,29 @@ class Engine:
         self, ids: List[int], params: SamplingParams, output: TextStream | None = None
     ) -> Sequence:
         """A request that is not queued yet. Raises as `submit` does; any thread may call this."""
-        limit = self.check(ids, params)
-        eos_ids, prompt = self.eos_ids, [int(token) for token in ids]
+        prompt, eos_ids, most = self.check(ids), self.eos_ids, self.context_length
+        limit = most if params.max_tokens is None else min(most, len(prompt) + params.max_tokens)
+        if output is not None:
+            eos_ids |= output.end_ids
         return Sequence(prompt, params=params, limit=limit, eos_ids=eos_ids, output=output)
 
-    def check(self, ids: List[int], params: SamplingParams) -> int:
-        """The most tokens prompt and answer may have together; raises as `submit` does."""
-        self.check_ids(ids)
-        room = self.context_length - len(ids)
-        wanted = params.max_tokens or 1
-        if wanted > room:
-            raise ContextLengthError(
-                f"the prompt has {len(ids)} tokens and the answer may have {wanted}",
-                f"at most {self.context_length} together",
-                "Shorten the prompt or lower max_tokens"
-                + (", or enlarge cache_tokens (--cache-tokens)." if self._cache_is_short else "."),
-            )
-        return len(ids) + (params.max_tokens or room)
+    def check(self, ids: List[int]) -> list[int]:
+        """The tokens of a prompt as a plain list; raises as `submit` does.
+
+        An answer has room behind them for one token at least.
+        """
+        given = token_ids(ids)
+        if len(given) >= self.context_length:
+            raise self.too_long(f"the prompt has {len(given):,} tokens")
+        return self.check_ids(given)
+
+    def too_long(self, found: str) -> ContextLengthError:
+        """The error for a prompt that leaves no room for an answer."""
+        return ContextLengthError(
+            found,
+            f"fewer than {self.context_length:,}, which the context holds",
+            _TOO_LONG_FOR_CACHE if self._cache_is_short else "Shorten the prompt.",
+        )
 
     def step(self) -> list[Sequence]:
         """Runs one step and returns the sequences that got a token or an error.
@@ -94,10 +106,12 @@ class Engine:
         if not spans:
             return self._refuse()
         ready, logits = self._forward(spans)
-        draws = [sequence.draw(row) for sequence, row in zip(ready, logits, strict=True)]
-        for sequence, token in zip(ready, self._sample(ready, draws), strict=True):
+        rows = list(logits)
+        draws = [sequence.draw(row) for sequence, row in zip(ready, rows, strict=True)]
+        for sequence, row, token in zip(ready, rows, self._sample(ready, draws), strict=True):
             if token is not None:
                 try:
+                    sequence.record(row, token)
                     sequence.accept((token,))
                 except Exception as error:  # of its detokeniser
                     sequence.fail(error)
@@ -145,24 +159,20 @@ class Engine:
                     budget -= count
             self.forward(spans)
 
-    def check_ids(self, ids: List[int]) -> None:
-        """Raises RequestError unless ids are tokens of this model, at least one."""
-        try:
-            given = np.asarray(ids)
-        except ValueError:  # rows of different lengths
-            given = np.empty(())
-        if given.shape == (0,):
+    def check_ids(self, given: List[int]) -> list[int]:
+        """The ids as a plain list. Raises RequestError unless they are tokens of this model."""
+        ids = list(token_ids(given))
+        if not ids:
             raise RequestError("the prompt is empty", "at least one token")
-        if given.ndim != 1 or given.dtype.kind not in "iu":
-            raise RequestError(f"the token ids are {ids!r:.80}", "a flat list of integers")
         vocab = self.backend.vocab_size
-        if given.min() < 0 or given.max() >= vocab:
-            wrong = given[(given < 0) | (given >= vocab)][0]
-            raise RequestError(
-                f"token id {wrong} is outside the vocabulary",
-                f"0 to {vocab - 1}",
-                "Check that the tokenizer belongs to this model.",
-            )
+        for id in (min(ids), max(ids)):
+            if not 0 <= id < vocab:
+                raise RequestError(
+                    f"token id {shown(id)} is outside the vocabulary",
+                    f"0 to {vocab - 1}",
+                    "Check that the tokenizer belongs to this model.",
+                )
+        return ids
 
     def _forward(self, spans: List[Span[Sequence]]) -> tuple[list[Sequence], Iterable[F32]]:
         """The sequences that get a token now, and a row of logits [vocab_size] for each."""
@@ -201,7 +211,7 @@ class Engine:
             error = ContextLengthError(
                 f"the KV cache has {self.manager.free_blocks} free blocks, the rest is in use",
                 "room for the next tokens",
-                "Close sessions, or load the model with a larger cache_tokens.",
+                CACHE_IS_SHORT,
             )
             self.fail(sequence, error)
         return stuck

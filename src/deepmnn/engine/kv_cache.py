@@ -14,7 +14,12 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 
 from deepmnn.backends.base import Cache
-from deepmnn.errors import ContextLengthError
+from deepmnn.errors import ContextLengthError, Words
+
+CACHE_IS_SHORT = Words(
+    "Close sessions, or load the model with a larger cache_tokens.",
+    "Set a larger --cache-tokens.",
+)
 
 
 @dataclass(eq=False)
@@ -77,6 +82,20 @@ class BlockManager:
         table.length = len(table.blocks) * self.block_size
         return table.length
 
+    def fork(self, parent: BlockTable, table: BlockTable) -> int:
+        """Gives an empty table the rows of one that begins with its tokens; returns how many.
+
+        All but the last, as by `share_prefix`, but not only whole blocks: whoever writes to the
+        shared tail first copies it (`append`).
+        """
+        rows = len(table.ids) - 1
+        for block in parent.blocks[: -(-rows // self.block_size)]:
+            self._take(block)
+            table.blocks.append(block)
+        table.keys += parent.keys[: rows // self.block_size]
+        table.length = rows
+        return rows
+
     def can_append(self, table: BlockTable, count: int) -> bool:
         """Whether `count` more rows fit now."""
         return self._missing(table, count, self._shares_tail(table)) <= len(self._free)
@@ -99,7 +118,7 @@ class BlockManager:
             raise ContextLengthError(
                 f"the KV cache has {self.free_blocks} free blocks of {self.block_size} tokens",
                 f"{missing} for {count} more tokens",
-                "Close sessions, or load the model with a larger cache_tokens.",
+                CACHE_IS_SHORT,
             )
         tail = table.length // self.block_size
         if shared:

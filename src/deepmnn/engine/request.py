@@ -27,7 +27,8 @@ class Request:
     """A sequence on its way, and who is told. `Driver.submit` queues it.
 
     The last event is a Chunk with a finish_reason, or a Failure; every request that is submitted
-    gets exactly one of them.
+    gets exactly one of them. For n answers to one prompt, submit n requests together: of a
+    sequence and of its siblings.
 
     Args:
         sequence: of `Engine.sequence`.
@@ -35,7 +36,8 @@ class Request:
             `SimpleQueue.put` serves a thread that waits,
             `partial(loop.call_soon_threadsafe, queue.put_nowait)` an event loop. When it raises,
             the request is cancelled.
-        index: which prompt of a batch this is; handed on in the events.
+        index, choice: which prompt of a batch this answers, and which of its answers this is;
+            handed on in the events.
         whole: one Chunk for the whole answer instead of one for each step, which wakes nobody
             before there is something to read.
     """
@@ -45,11 +47,12 @@ class Request:
         sequence: Sequence,
         deliver: Callable[[Event], object],
         index: int = 0,
+        choice: int = 0,
         *,
         whole: bool = False,
     ) -> None:
         self.sequence, self.deliver = sequence, deliver
-        self.index, self.whole = index, whole
+        self.index, self.choice, self.whole = index, choice, whole
         self._reported = 0
 
     def event(self) -> Event:
@@ -62,6 +65,7 @@ class Request:
         first, last = sequence.first_token, sequence.last_token
         reasoning, text = sequence.output.take() if sequence.output else ("", "")
         ids = sequence.ids[sequence.prompt_tokens + self._reported :]
+        logprobs = sequence.logprobs[self._reported :]
         self._reported += len(ids)
         return Chunk(
             index=self.index,
@@ -74,6 +78,8 @@ class Request:
             completion_tokens=self._reported,
             prefill_seconds=first - sequence.submitted if first else 0.0,
             decode_seconds=last - first if first and last else 0.0,
+            choice=self.choice,
+            logprobs=logprobs,
         )
 
 

@@ -28,8 +28,9 @@ class Span(Generic[Table]):
 class Scheduler:
     """Decodes first, then prefills in spans, at most max_batch_tokens in a step.
 
-    When blocks run out the youngest sequence gives its own back and is run again later
-    ("preemption by recompute"); its prefix may still be in the cache by then.
+    Sequences that share a prompt (`Sequence.leader`) wait until one of them has prefilled it, and
+    take its rows then. When blocks run out the youngest sequence gives its own back and is run
+    again later ("preemption by recompute"); its prefix may still be in the cache by then.
     """
 
     def __init__(self, manager: BlockManager, max_batch_tokens: int, max_sequences: int) -> None:
@@ -100,25 +101,42 @@ class Scheduler:
                     spans.append(self._prefill(sequence, count))
                     budget -= count
         while budget > 0 and self.waiting and len(self.running) < self.max_sequences:
+            joining = next((s for s in self.waiting if not self._awaits_prompt(s)), None)
+            if joining is None:
+                break
             # Leave every running sequence a block to grow into, or it would be preempted at once.
             if self.running and self.manager.free_blocks <= len(self.running):
                 break
-            sequence = self.waiting[0]
-            shared = self.manager.share_prefix(sequence)
-            count = min(sequence.pending, budget, self.manager.room(sequence))
+            shared = self._share(joining)
+            count = min(joining.pending, budget, self.manager.room(joining))
             if count <= 0:
-                self.manager.free(sequence)
+                self.manager.free(joining)
                 break
-            if not sequence.preemptions:
-                sequence.cached_tokens = shared
-            self.running.append(self.waiting.popleft())
-            spans.append(self._prefill(sequence, count))
+            if not joining.preemptions:
+                joining.cached_tokens = shared
+            self.waiting.remove(joining)
+            self.running.append(joining)
+            spans.append(self._prefill(joining, count))
             budget -= count
         return spans
 
     def _prefill(self, sequence: Sequence, count: int) -> Span[Sequence]:
         self.manager.append(sequence, count)
         return Span(sequence, count, rows=int(count == sequence.pending))
+
+    def _awaits_prompt(self, sequence: Sequence) -> bool:
+        """Whether another sequence is prefilling this one's prompt."""
+        leader = sequence.leader
+        if leader is None or leader.length >= leader.prompt_tokens:
+            return False
+        return leader in self.running
+
+    def _share(self, sequence: Sequence) -> int:
+        """Gives a sequence the rows of its prompt that are in the cache; returns how many."""
+        leader = sequence.leader
+        if leader is not None and leader in self.running and not sequence.completion_tokens:
+            return self.manager.fork(leader, sequence)
+        return self.manager.share_prefix(sequence)
 
     def _preempt(self) -> None:
         sequence = self.running.pop()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as List
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from deepmnn.backends.base import F32, Draw
+from deepmnn.engine.completion import TokenLogprobs
 from deepmnn.engine.kv_cache import BlockTable
+from deepmnn.engine.logprobs import token_logprobs
 from deepmnn.engine.sampler import Sampler
 from deepmnn.text.sampling_params import SamplingParams
 from deepmnn.text.stream import TextStream
@@ -20,7 +22,8 @@ class Sequence(BlockTable):
     limit: the longest `ids` may grow. output: turns tokens into text; None when nobody reads it.
     finish_reason: None while running, then "stop" (end-of-sequence token or stop string),
     "length", "cancelled" or "error". error: what went wrong then. cached_tokens: prompt rows that
-    were found in the cache. Times are seconds of time.perf_counter().
+    were found in the cache. Times are seconds of time.perf_counter(). leader: the sequence that
+    prefills the same prompt (`sibling`). logprobs: of the tokens so far, where params ask for them.
     """
 
     params: SamplingParams = field(default_factory=SamplingParams)
@@ -34,6 +37,8 @@ class Sequence(BlockTable):
     submitted: float = field(default_factory=time.perf_counter)
     first_token: float | None = None
     last_token: float | None = None
+    leader: Sequence | None = None
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.ids)
@@ -49,9 +54,23 @@ class Sequence(BlockTable):
         """How many that are."""
         return len(self.ids) - self.prompt_tokens
 
+    def sibling(self, number: int, output: TextStream | None) -> Sequence:
+        """Another answer to the prompt, drawn with seed + number, which shares its cache rows."""
+        seed = self.params.seed
+        params = replace(self.params, seed=None if seed is None else seed + number)
+        ids, eos_ids = self.ids[: self.prompt_tokens], self.eos_ids
+        return Sequence(
+            ids, params=params, limit=self.limit, eos_ids=eos_ids, output=output, leader=self
+        )
+
     def draw(self, logits: F32) -> Draw:
         """How the next token is drawn from logits [vocab_size]."""
         return self._sampler.draw(logits, self.ids, self.prompt_tokens)
+
+    def record(self, logits: F32, token: int) -> None:
+        """Keeps the log probabilities of the next token, before it is accepted, if asked to."""
+        if self.params.logprobs is not None:
+            self.logprobs.append(token_logprobs(logits, token, self.params.logprobs))
 
     def accept(self, tokens: List[int]) -> None:
         """Takes the next tokens, at least one.

@@ -13,7 +13,8 @@ from deepmnn.engine.driver import Driver
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.kv_cache import BlockTable
 from deepmnn.engine.scheduler import Span
-from deepmnn.errors import ContextLengthError, RequestError
+from deepmnn.errors import ContextLengthError, RequestError, shown
+from deepmnn.text.token_ids import integer, plain, token_ids
 
 
 class Session:
@@ -29,11 +30,17 @@ class Session:
     share_prefix: start from cached blocks of other sequences with the same beginning.
     """
 
+    _closed = True  # until it is made: one that was interrupted has nothing to give back
+
     def __init__(self, driver: Driver, *, share_prefix: bool = False) -> None:
         self._driver = driver
         self._share_prefix = share_prefix
         self._table = BlockTable([])
         self._closed = False
+
+    def __repr__(self) -> str:
+        state = ", closed" if self._closed else ""
+        return f"Session({self.length} of {self._driver.engine.context_length} tokens{state})"
 
     @property
     def length(self) -> int:
@@ -66,14 +73,17 @@ class Session:
     def rollback(self, length: int) -> None:
         """Forgets every token from `length` on. Raises RequestError unless 0 <= length <= now."""
         self._check_open()
-        if not isinstance(length, int | np.integer) or not 0 <= length <= self.length:
-            raise RequestError(f"rollback to length {length!r}", f"0 to {self.length}")
-        self._driver.run(partial(self._cut, int(length)))
+        kept = integer(plain(length))
+        if kept is None or not 0 <= kept <= self.length:
+            raise RequestError(f"rollback to length {shown(length)}", f"0 to {self.length}")
+        self._driver.run(partial(self._cut, kept))
 
     def close(self) -> None:
         """Gives the cache blocks back, before the next step. Closing twice is fine."""
+        if self._closed:
+            return
         table = self._table
-        if not self._closed and table.ids:
+        if table.ids:
             self._driver.post(lambda engine: engine.manager.free(table))
         self._closed = True  # last: interrupted before it, `__del__` frees once more, which is fine
 
@@ -93,16 +103,15 @@ class Session:
 
     def _run(self, ids: List[int], *, all_rows: bool) -> F32:
         self._check_open()
-        engine, table = self._driver.engine, self._table
-        engine.check_ids(ids)
-        start, total = table.length, table.length + len(ids)
+        engine, table, given = self._driver.engine, self._table, token_ids(ids)
+        start, total = table.length, table.length + len(given)
         if total > engine.context_length:
             raise ContextLengthError(
                 f"the context would have {total} tokens",
                 f"at most {engine.context_length}",
                 "Roll back, or open a new session.",
             )
-        table.ids += [int(token) for token in ids]
+        table.ids += engine.check_ids(given)
         parts = []
         try:
             while table.pending:

@@ -10,15 +10,24 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from deepmnn.errors import GraphError
+from deepmnn.errors import ConfigError, GraphError
 from deepmnn.graph.ir import CONTEXT, ROWS, TOKENS, Attr, Dim, Graph, Node, Value, Weight
 from deepmnn.graph.weights import Expr, Tensor
 
 Shape = tuple[Dim, ...]
 
+MAX_WEIGHTS = 1 << 17
+"""DeepSeek-V3 has 46,183 weights; no published model has more than 80,000."""
+
+MAX_CONSTANTS = 1 << 20
+"""Numbers in all nodes' attributes: the frequencies of 126 layers with heads of 128 are 16,128."""
+
 
 class GraphBuilder:
     """Builds one graph; `graph` is the result.
+
+    A few numbers in a config.json can describe millions of weights. So a method raises ConfigError
+    before the graph has more of them, or more numbers in its attributes, than any model's.
 
     Args:
         name: the graph's name.
@@ -28,6 +37,7 @@ class GraphBuilder:
     def __init__(self, name: str, prefix: str = "model.") -> None:
         self.graph = Graph(name)
         self.prefix = prefix
+        self._constants = 0
         self.ids = self._input("ids")
         self.positions = self._input("positions")
 
@@ -44,12 +54,21 @@ class GraphBuilder:
 
     def weight(self, name: str, shape: tuple[int, ...], role: str, tensor: str = "") -> str:
         """Registers a weight read from checkpoint tensor `tensor` (default: prefix + name)."""
+        self._check_size("weights", len(self.graph.weights) + 1, MAX_WEIGHTS)
         expr: Expr = Tensor(tensor or self.prefix + name, shape)
         if name in self.graph.weights:
             raise GraphError(f"weight {name!r} is registered twice")
         dtype = "vector" if role == "vector" else "f32"
         self.graph.weights[name] = Weight(name, expr, role, dtype)
         return name
+
+    def _check_size(self, what: str, count: int, limit: int) -> None:
+        if count > limit:
+            raise ConfigError(
+                f"config.json describes a model with {count} {what} or more",
+                f"at most {limit}",
+                "Check the numbers of layers and experts, and the size of a head.",
+            )
 
     def _add(
         self,
@@ -64,6 +83,9 @@ class GraphBuilder:
         """Appends a node; its outputs are fresh values called after it."""
         for x in inputs:
             self.value(x)
+        attrs = dict(attrs or {})
+        self._constants += sum(len(a) for a in attrs.values() if isinstance(a, tuple))
+        self._check_size("constants", self._constants, MAX_CONSTANTS)
         outputs = []
         for index, shape in enumerate(shapes):
             output = name if len(shapes) == 1 else f"{name}.{index}"
@@ -71,7 +93,7 @@ class GraphBuilder:
                 raise GraphError(f"value {output!r} is produced twice")
             self.graph.values[output] = Value(output, shape, dtype)
             outputs.append(output)
-        node = Node(op, tuple(inputs), tuple(outputs), tuple(weights), dict(attrs or {}), name)
+        node = Node(op, tuple(inputs), tuple(outputs), tuple(weights), attrs, name)
         self.graph.nodes.append(node)
         return node.outputs
 
@@ -82,6 +104,13 @@ class GraphBuilder:
         self.graph.nodes[-1].outputs = (name,)
         self.graph.outputs.append(name)
         return name
+
+    def keep(self, part: GraphBuilder) -> None:
+        """Keeps the weights of a graph of its own, which no node of this one reads."""
+        added = part.graph.weights
+        self._check_size("weights", len(self.graph.weights) + len(added), MAX_WEIGHTS)
+        self.graph.weights |= added
+        self.graph.kept += added
 
     def _rows(self, x: str) -> Dim:
         return self.value(x).shape[0]
@@ -261,6 +290,7 @@ class GraphBuilder:
         Expert e's matrix is "{name}.{e}.{projection}.weight". per_choice: x brings one row for each
         choice, [n, k, in]; otherwise all choices share [n, in].
         """
+        self._check_size("weights", len(self.graph.weights) + experts, MAX_WEIGHTS)
         k = self.value(indices).width
         in_features = self.value(x).width // (k if per_choice else 1)
         weights = [

@@ -13,7 +13,7 @@ import numpy as np
 
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.kv_cache import BlockTable
-from deepmnn.errors import ContextLengthError, RequestError
+from deepmnn.errors import ContextLengthError, RequestError, Words, argument
 from deepmnn.graph.workload import Workload
 
 if TYPE_CHECKING:
@@ -85,10 +85,12 @@ def benchmark(
     batch: Sequence[int] | None = None,
     repeat: int = 5,
     progress: Callable[[str], None] | None = None,
+    on_row: Callable[[Row], None] | None = None,
 ) -> Report:
     """Times prefill and decode of random prompts, after one warm-up run of each shape.
 
     batch: how many prompts run together; None takes those of BATCHES that the backend allows.
+    progress: called with what is measured next. on_row: called with each row when it is measured.
 
     Raises RequestError for impossible counts and for larger batches than the backend allows,
     ContextLengthError when a shape does not fit.
@@ -96,7 +98,7 @@ def benchmark(
     batch = _batches(model, batch)
     for name, values in {"prompt_tokens": prompt_tokens, "batch": batch}.items():
         if not values or min(values) < 1:
-            raise RequestError(f"{name} is {list(values)}", "positive counts")
+            raise RequestError(argument(name, f" is {list(values)}"), "positive counts")
     if new_tokens < 1 or repeat < 1:
         raise RequestError(f"new_tokens {new_tokens}, repeat {repeat}", "positive counts")
     needed = max(prompt_tokens) + new_tokens
@@ -104,15 +106,18 @@ def benchmark(
         raise ContextLengthError(
             f"{needed} tokens per sequence", f"at most {model.engine.context_length}"
         )
+    if progress:
+        progress("the machine's limits")
     machine = measure_machine(model)
     workload = _workload(model)
     rows = []
     for prompt in prompt_tokens:
         for size in batch:
-            if progress:
-                progress(f"prompt {prompt}, batch {size}")
             busy, times = _BusyTime(model), []
             for seed in range(repeat + 1):
+                if progress:
+                    run = f"run {seed} of {repeat}" if seed else "warming up"
+                    progress(f"{size} × {prompt}, {run}")
                 busy.drop()
                 times.append(time_run(model, prompt, new_tokens, size, seed, busy.prefill))
                 busy.decode()
@@ -121,6 +126,8 @@ def benchmark(
             decode = Speed.of(size * new_tokens, decodes)
             shares = _shares(model, machine, workload, prompt, new_tokens, size, prefill, decode)
             rows.append(Row(prompt, new_tokens, size, prefill, decode, *shares, *busy.shares()))
+            if on_row:
+                on_row(rows[-1])
     return Report(machine, rows)
 
 
@@ -135,7 +142,7 @@ def _batches(model: LLM, batch: Sequence[int] | None) -> Sequence[int]:
         raise RequestError(
             f"batches of {list(batch)}",
             f"at most {most}: this backend has no batching",
-            "Leave --batch out.",
+            Words("Leave batch out.", "Leave --batch out."),
         )
     return batch
 
@@ -245,7 +252,8 @@ def _workload(model: LLM) -> Workload:
     if not isinstance(model.artifact, Artifact):
         return model.artifact.workload
     if isinstance(model.backend, MnnBackend):
-        return MnnFolder.open(exported_model(model.artifact)).workload
+        with exported_model(model.artifact) as kept:
+            return MnnFolder.open(kept.path).workload
     return Workload.of(model.artifact.graph())
 
 

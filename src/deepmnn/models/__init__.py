@@ -1,4 +1,7 @@
-"""Models: one file for each config.json "model_type", found by its name."""
+"""Models: one file for each config.json "model_type", found by its name.
+
+A model file has CONFIG, the class of its config, and `build`, which writes its graph.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,26 @@ from typing import Any
 from deepmnn.errors import ConfigError, RequestError, UnsupportedModelError
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.rewrite import prune
+from deepmnn.models.config import ModelConfig
+from deepmnn.models.fields import shown
 
-_SHARED = {"__init__", "config", "decoder", "gqa", "mla", "moe", "rope"}
+_SHARED = {"__init__", "config", "decoder", "fields", "gqa", "mla", "moe", "rope"}
 
 
 def model_types() -> list[str]:
     """The model types deepmnn runs, in alphabetical order."""
     files = (path.stem for path in Path(__file__).parent.glob("*.py"))
     return sorted(stem for stem in files if stem not in _SHARED)
+
+
+def read_config(config: Mapping[str, Any]) -> ModelConfig:
+    """The fields of a parsed config.json that say what the model computes.
+
+    Raises:
+        ConfigError: a field is missing, has the wrong type or is out of range.
+        UnsupportedModelError: a model_type or an option deepmnn does not run.
+    """
+    return _module(config).CONFIG.from_dict(config)  # type: ignore[no-any-return]
 
 
 def build(config: Mapping[str, Any], outputs: Sequence[str] = ("logits",)) -> Graph:
@@ -28,21 +43,24 @@ def build(config: Mapping[str, Any], outputs: Sequence[str] = ("logits",)) -> Gr
 
     Raises:
         RequestError: outputs are none, or not ones that the model has.
-        ConfigError: a field is missing, has the wrong type or is out of range.
-        UnsupportedModelError: a model_type or an option deepmnn does not run.
+        ConfigError: as `read_config`, or the graph would be larger than any model's.
     """
+    graph: Graph = _module(config).build(read_config(config))
+    return _giving(graph, outputs)
+
+
+def _module(config: Mapping[str, Any]) -> Any:
+    """The model file of a config.json."""
     if not isinstance(config, Mapping):
         raise ConfigError(f"config.json holds {type(config).__name__}", "an object")
     model_type = config.get("model_type")
     if model_type not in model_types():
         raise UnsupportedModelError(
-            f"model_type is {model_type!r}",
+            f"model_type is {shown(model_type)}",
             f"one of {', '.join(model_types())}",
             "Check that config.json is the model's own.",
         )
-    module = importlib.import_module(f"deepmnn.models.{model_type}")
-    graph: Graph = module.build(config)
-    return _giving(graph, outputs)
+    return importlib.import_module(f"deepmnn.models.{model_type}")
 
 
 def _giving(graph: Graph, outputs: Sequence[str]) -> Graph:

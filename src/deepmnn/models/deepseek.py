@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from deepmnn.graph.ir import Graph
-from deepmnn.models.config import supported
+from deepmnn.models.config import MAX_LAYERS, bounded
 from deepmnn.models.decoder import decoder
+from deepmnn.models.fields import supported
 from deepmnn.models.gqa import GroupedQueryAttention, check_heads
 from deepmnn.models.moe import FeedForward, MoeConfig, Routing
 
@@ -18,7 +17,7 @@ class DeepseekConfig(MoeConfig):
     """The hub's DeepseekConfig."""
 
     vocab_size: int = 102400
-    num_hidden_layers: int = 30
+    num_hidden_layers: int = bounded(30, 1, MAX_LAYERS)
     num_key_value_heads: int | None = 32
     attention_bias: bool = False
 
@@ -29,9 +28,11 @@ class DeepseekConfig(MoeConfig):
         check_heads(self, None)
 
 
-def build(config: Mapping[str, Any]) -> Graph:
-    """The graph of a config.json. Raises ConfigError, UnsupportedModelError."""
-    c = DeepseekConfig.from_dict(config)
+CONFIG = DeepseekConfig
+
+
+def build(c: DeepseekConfig) -> Graph:
+    """The graph of a config."""
     attention = GroupedQueryAttention(
         c.num_attention_heads,
         c.kv_heads,

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from deepmnn.graph.ir import Graph
-from deepmnn.models.config import bounded, supported
+from deepmnn.models.config import bounded
 from deepmnn.models.decoder import decoder
+from deepmnn.models.fields import supported
 from deepmnn.models.mla import LatentAttention, MlaConfig
 from deepmnn.models.moe import MAX_EXPERTS, FeedForward, MoeConfig, Routing
 
@@ -32,7 +31,7 @@ class DeepseekV2Config(MoeConfig, MlaConfig):
         supported("scoring_func", self.scoring_func, "softmax")
         supported("mlp_bias", self.mlp_bias, False)
         supported("topk_method", self.topk_method, "greedy", "group_limited_greedy")
-        if self.topk_method == "group_limited_greedy":
+        if self.topk_method == "group_limited_greedy" and self.n_routed_experts is not None:
             self.check_groups(self.n_group, self.topk_group, smallest=1)
 
     @property
@@ -50,7 +49,9 @@ class DeepseekV2Config(MoeConfig, MlaConfig):
         )
 
 
-def build(config: Mapping[str, Any]) -> Graph:
-    """The graph of a config.json. Raises ConfigError, UnsupportedModelError."""
-    c = DeepseekV2Config.from_dict(config)
+CONFIG = DeepseekV2Config
+
+
+def build(c: DeepseekV2Config) -> Graph:
+    """The graph of a config."""
     return decoder("deepseek_v2", c, LatentAttention(c), FeedForward(c, c.routing)).graph

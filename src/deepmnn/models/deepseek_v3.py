@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.ir import Graph
-from deepmnn.models.config import bounded, supported
+from deepmnn.models.config import MAX_LAYERS, bounded
 from deepmnn.models.decoder import Block, decoder, decoder_layer
+from deepmnn.models.fields import supported
 from deepmnn.models.mla import LatentAttention, MlaConfig
 from deepmnn.models.moe import MAX_EXPERTS, FeedForward, MoeConfig, Routing
 
@@ -26,7 +25,7 @@ class DeepseekV3Config(MoeConfig, MlaConfig):
     hidden_size: int = 7168
     intermediate_size: int = 18432
     moe_intermediate_size: int = 2048
-    num_hidden_layers: int = bounded(61, 1, 4096)
+    num_hidden_layers: int = bounded(61, 1, MAX_LAYERS)
     num_attention_heads: int = 128
     max_position_embeddings: int = 4096
     n_shared_experts: int | None = bounded(1, 0, MAX_EXPERTS)
@@ -70,21 +69,23 @@ class DeepseekV3Config(MoeConfig, MlaConfig):
         )
 
 
-def build(config: Mapping[str, Any]) -> Graph:
-    """The graph of a config.json. Raises ConfigError, UnsupportedModelError."""
-    c = DeepseekV3Config.from_dict(config)
+CONFIG = DeepseekV3Config
+
+
+def build(c: DeepseekV3Config) -> Graph:
+    """The graph of a config."""
     attention = LatentAttention(c, c.rope_interleave)
     feed_forward = FeedForward(c, c.routing)
-    graph = decoder("deepseek_v3", c, attention, feed_forward).graph
+    b = decoder("deepseek_v3", c, attention, feed_forward)
     for layer in range(c.num_hidden_layers, c.num_hidden_layers + c.num_nextn_predict_layers):
-        keep_mtp_layer(graph, c, layer, attention, feed_forward)
-    return graph
+        b.keep(mtp_layer(c, layer, attention, feed_forward))
+    return b.graph
 
 
-def keep_mtp_layer(
-    graph: Graph, c: DeepseekV3Config, layer: int, attention: Block, feed_forward: Block
-) -> None:
-    """Registers the weights of a multi-token-prediction layer (section 2.2), which no node reads.
+def mtp_layer(
+    c: DeepseekV3Config, layer: int, attention: Block, feed_forward: Block
+) -> GraphBuilder:
+    """A multi-token-prediction layer (section 2.2), of which the model keeps the weights alone.
 
     They are those of a decoder layer, found by writing one into a graph of its own, and of what
     joins it to the model: eh_proj([enorm(embedding); hnorm(hidden)]) before, shared_head after.
@@ -97,5 +98,4 @@ def keep_mtp_layer(
     x = decoder_layer(b, x, layer, c, attention, feed_forward)
     x = b.rms_norm(x, f"{name}.shared_head.norm", c.rms_norm_eps)
     b.linear(x, f"{name}.shared_head.head", c.vocab_size, role="lm_head")
-    graph.weights |= b.graph.weights
-    graph.kept += b.graph.weights
+    return b

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepmnn.graph.builder import GraphBuilder
-from deepmnn.models.config import MAX_HEAD_DIM, ModelConfig, require
+from deepmnn.models.config import MAX_HEAD_DIM, ModelConfig
+from deepmnn.models.fields import require
 from deepmnn.models.rope import RopeParameters
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.ir import Graph
@@ -27,9 +25,11 @@ class LlamaConfig(ModelConfig):
         check_heads(self, self.head_dim)
 
 
-def build(config: Mapping[str, Any]) -> Graph:
-    """The graph of a config.json. Raises ConfigError, UnsupportedModelError."""
-    c = LlamaConfig.from_dict(config)
+CONFIG = LlamaConfig
+
+
+def build(c: LlamaConfig) -> Graph:
+    """The graph of a config."""
     attention = GroupedQueryAttention(
         c.num_attention_heads,
         c.kv_heads,

@@ -8,7 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepmnn.graph.builder import GraphBuilder
-from deepmnn.models.config import MAX_HEAD_DIM, ModelConfig, require
+from deepmnn.models.config import MAX_HEAD_DIM, ModelConfig
+from deepmnn.models.fields import require
 from deepmnn.models.rope import RopeParameters, yarn_mscale
 
 LATENT_NORM_EPS = 1e-6
@@ -35,10 +36,10 @@ class MlaConfig(ModelConfig):
 
     @property
     def softmax_scale(self) -> float:
-        """1/√d, times YaRN's mscale(mscale_all_dim)² when the context was extended."""
+        """1/√d, times mscale(mscale_all_dim)² when the context was extended, by YaRN or not."""
         scale = float((self.qk_nope_head_dim + self.qk_rope_head_dim) ** -0.5)
         rope = self.rope_parameters
-        if rope.rope_type == "yarn" and rope.mscale_all_dim:
+        if rope.mscale_all_dim:
             scale *= yarn_mscale(rope.factor, rope.mscale_all_dim) ** 2
         return scale
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepmnn.graph.builder import GraphBuilder
-from deepmnn.models.config import ModelConfig, bounded, require
+from deepmnn.models.config import ModelConfig, bounded
 from deepmnn.models.decoder import mlp
+from deepmnn.models.fields import require
 
 NORMALIZE_EPS = 1e-20
-MAX_EXPERTS = 1 << 16
+MAX_EXPERTS = 1 << 12
+"""The most experts of a layer; published models have up to 512."""
 
 
 @dataclass(frozen=True)

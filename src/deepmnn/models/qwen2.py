@@ -2,38 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.ir import Graph
-from deepmnn.models.config import ModelConfig, supported
+from deepmnn.models.config import ModelConfig
 from deepmnn.models.decoder import decoder, mlp
 from deepmnn.models.gqa import GroupedQueryAttention, check_heads
 
 
 @dataclass(frozen=True)
 class Qwen2Config(ModelConfig):
-    """transformers' Qwen2Config. Sliding-window attention is refused."""
+    """transformers' Qwen2Config."""
 
     vocab_size: int = 151936
     intermediate_size: int = 22016
     num_key_value_heads: int | None = 32
     max_position_embeddings: int = 32768
-    use_sliding_window: bool = False
     head_dim: int | None = None
 
     def check(self) -> None:
         """Raises ConfigError when the fields contradict one another."""
         super().check()
-        supported("use_sliding_window", self.use_sliding_window, False)
         check_heads(self, self.head_dim)
 
 
-def build(config: Mapping[str, Any]) -> Graph:
-    """The graph of a config.json. Raises ConfigError, UnsupportedModelError."""
-    c = Qwen2Config.from_dict(config)
+CONFIG = Qwen2Config
+
+
+def build(c: Qwen2Config) -> Graph:
+    """The graph of a config."""
     head_dim = check_heads(c, c.head_dim)
     attention = GroupedQueryAttention(
         c.num_attention_heads, c.kv_heads, head_dim, c.rope_parameters, qkv_bias=True

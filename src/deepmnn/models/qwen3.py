@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.ir import Graph
-from deepmnn.models.config import ModelConfig, supported
+from deepmnn.models.config import ModelConfig
 from deepmnn.models.decoder import decoder, mlp
 from deepmnn.models.gqa import GroupedQueryAttention, check_heads
 
 
 @dataclass(frozen=True)
 class Qwen3Config(ModelConfig):
-    """transformers' Qwen3Config. Sliding-window attention is refused."""
+    """transformers' Qwen3Config."""
 
     vocab_size: int = 151936
     intermediate_size: int = 22016
@@ -23,18 +21,18 @@ class Qwen3Config(ModelConfig):
     max_position_embeddings: int = 32768
     head_dim: int = 128
     attention_bias: bool = False
-    use_sliding_window: bool = False
 
     def check(self) -> None:
         """Raises ConfigError when the fields contradict one another."""
         super().check()
-        supported("use_sliding_window", self.use_sliding_window, False)
         check_heads(self, self.head_dim)
 
 
-def build(config: Mapping[str, Any]) -> Graph:
-    """The graph of a config.json. Raises ConfigError, UnsupportedModelError."""
-    c = Qwen3Config.from_dict(config)
+CONFIG = Qwen3Config
+
+
+def build(c: Qwen3Config) -> Graph:
+    """The graph of a config."""
     attention = GroupedQueryAttention(
         c.num_attention_heads,
         c.kv_heads,

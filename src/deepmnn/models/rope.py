@@ -13,23 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepmnn.errors import ConfigError, UnsupportedModelError
+from deepmnn.models.fields import boolean, number, shown, whole
 
-_FIELDS: dict[str, dict[str, float | None]] = {
-    # rope_type → its fields and their defaults (None: required)
-    "default": {},
-    "linear": {"factor": None},
-    "llama3": {
-        "factor": None,
-        "low_freq_factor": None,
-        "high_freq_factor": None,
-        "original_max_position_embeddings": None,
-    },
-    "yarn": {
-        "factor": None,
-        "original_max_position_embeddings": None,
-        "beta_fast": 32.0,
-        "beta_slow": 1.0,
-    },
+_FACTORS: dict[str, dict[str, float | None]] = {
+    # rope_type → its own fields and their defaults (None: required)
+    "linear": {},
+    "llama3": {"low_freq_factor": None, "high_freq_factor": None},
+    "yarn": {"beta_fast": 32.0, "beta_slow": 1.0},
 }
 
 
@@ -44,7 +34,7 @@ class RopeParameters:
     rope_theta: float = 10000.0
     rope_type: str = "default"
     factor: float = 1.0
-    original_max_position_embeddings: float = 0.0
+    original_max_position_embeddings: int = 0
     low_freq_factor: float = 1.0
     high_freq_factor: float = 1.0
     beta_fast: float = 32.0
@@ -55,59 +45,52 @@ class RopeParameters:
     truncate: bool = True
 
     @classmethod
-    def from_dict(cls, config: Mapping[str, Any]) -> RopeParameters:
-        """Reads rope_parameters (transformers 5) or rope_theta and rope_scaling (before).
+    def from_dict(cls, config: Mapping[str, Any], max_position_embeddings: int) -> RopeParameters:
+        """Reads rope_scaling and rope_theta, or rope_parameters (transformers 5), which holds both.
+
+        As in transformers, rope_scaling wins where a config has the two; the original length that
+        a config does not name is max_position_embeddings, and YaRN's factor the ratio of the two.
 
         Args:
             config: the whole config.json.
+            max_position_embeddings: its value, or the model's default.
 
         Raises:
             ConfigError: a field has the wrong type or range, or is missing.
             UnsupportedModelError: a scaling we do not run.
         """
-        key = "rope_parameters" if config.get("rope_parameters") is not None else "rope_scaling"
-        fields = config.get(key)
-        if fields is None:
-            fields = {}
-        if not isinstance(fields, Mapping):
-            raise ConfigError(f"{key} is {fields!r}", "an object", "Check config.json.")
-        if any(isinstance(value, Mapping) for value in fields.values()):
-            raise UnsupportedModelError(f"{key} differs from layer to layer", "one for all layers")
-        rope_type = fields.get("rope_type", fields.get("type", "default"))
-        if not isinstance(rope_type, str) or rope_type not in _FIELDS:
-            raise UnsupportedModelError(
-                f"{key}.rope_type is {rope_type!r}",
-                f"one of {', '.join(_FIELDS)}",
-                "Remove the scaling from config.json to run within the original context length.",
-            )
-        theta = fields.get("rope_theta", config.get("rope_theta"))
-        values: dict[str, Any] = {
-            "rope_theta": _number(key, "rope_theta", cls.rope_theta if theta is None else theta)
-        }
-        partial = fields.get("partial_rotary_factor", config.get("partial_rotary_factor"))
-        if partial is not None and partial != 1.0:
-            raise UnsupportedModelError(f"partial_rotary_factor is {partial!r}", "1.0")
-        for name, default in _FIELDS[rope_type].items():
-            found = fields.get(name)
-            if found is None and name == "original_max_position_embeddings":
-                found = config.get(name)
-            values[name] = _number(key, name, default if found is None else found)
-        if rope_type == "yarn":
-            values |= _yarn_options(key, fields, values["factor"])
+        key = "rope_parameters" if config.get("rope_scaling") in (None, {}) else "rope_scaling"
+        fields = _object(key, config.get(key))
+        rope_type = _rope_type(key, fields)
+        theta = _first(fields.get("rope_theta"), config.get("rope_theta"), cls.rope_theta)
+        values: dict[str, Any] = {"rope_theta": number("rope_theta", theta, high=1e18)}
+        partial = _first(
+            fields.get("partial_rotary_factor"), config.get("partial_rotary_factor"), 1.0
+        )
+        if number("partial_rotary_factor", partial) != 1.0:
+            raise UnsupportedModelError(f"partial_rotary_factor is {shown(partial)}", "1.0")
+        if rope_type != "default":
+            values |= _scaling(key, rope_type, config, fields, max_position_embeddings)
         return cls(rope_type=rope_type, **values)._checked(key)
 
     def _checked(self, key: str) -> RopeParameters:
         """Itself, when its fields fit one another."""
-        if self.factor < 1.0:
-            raise ConfigError(f"{key}.factor is {self.factor}", "a number of at least 1")
-        if self.rope_type == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if self.rope_type == "llama3" and high <= low:
             raise ConfigError(
-                f"{key}.high_freq_factor is {self.high_freq_factor}",
-                f"more than low_freq_factor, {self.low_freq_factor}",
+                f"{key}.high_freq_factor is {high}", f"more than low_freq_factor, {low}"
             )
         if self.rope_theta <= 1.0:
             raise ConfigError(f"rope_theta is {self.rope_theta}", "a number above 1")
         return self
+
+    @property
+    def extended_length(self) -> int:
+        """Tokens that YaRN extends the original length to; 0 with other scalings, whose factor is
+        no ratio of lengths or already in max_position_embeddings.
+        """
+        yarn = self.rope_type == "yarn"
+        return int(self.original_max_position_embeddings * self.factor) if yarn else 0
 
     def inv_freq(self, dim: int) -> tuple[float, ...]:
         """The dim / 2 angular frequencies, radians per position."""
@@ -123,11 +106,12 @@ class RopeParameters:
     def _llama3(self, frequency: float) -> float:
         """Long waves are interpolated, short ones kept, those between blended."""
         turns = self.original_max_position_embeddings * frequency / (2 * math.pi)
-        if turns < self.low_freq_factor:
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if turns < low:
             return frequency / self.factor
-        if turns > self.high_freq_factor:
+        if turns > high:
             return frequency
-        blend = (turns - self.low_freq_factor) / (self.high_freq_factor - self.low_freq_factor)
+        blend = (turns - low) / (high - low)
         return (1 - blend) * frequency / self.factor + blend * frequency
 
     def _yarn(self, base: list[float], dim: int) -> tuple[float, ...]:
@@ -166,26 +150,62 @@ def yarn_mscale(factor: float, mscale: float) -> float:
     return 1.0 if factor <= 1.0 else 0.1 * mscale * math.log(factor) + 1.0
 
 
-def _number(key: str, name: str, value: Any, positive: bool = True) -> float:
-    valid = isinstance(value, int | float) and not isinstance(value, bool)
-    if not valid or not 0 <= value < 1e18 or (positive and value == 0):
-        found = "missing" if value is None else repr(value)
-        raise ConfigError(f"{key}.{name} is {found}", "a positive number", "Check config.json.")
-    return float(value)
+def _object(key: str, value: Any) -> Mapping[str, Any]:
+    """The scaling's fields; null is none."""
+    fields = {} if value is None else value
+    if not isinstance(fields, Mapping):
+        raise ConfigError(f"{key} is {shown(fields)}", "an object", "Check config.json.")
+    if any(isinstance(inner, Mapping) for inner in fields.values()):
+        raise UnsupportedModelError(f"{key} differs from layer to layer", "one for all layers")
+    return fields
 
 
-def _yarn_options(key: str, fields: Mapping[str, Any], factor: float) -> dict[str, Any]:
-    options: dict[str, Any] = {
-        name: _number(key, name, fields[name], positive=False)
-        for name in ("attention_factor", "mscale", "mscale_all_dim")
-        if fields.get(name) is not None
-    }
-    if fields.get("attn_factor") is not None:
-        # R1-0528-Qwen3-8B: as in YaRN's own code it multiplies the temperature (to 1, there).
-        # transformers warns that it does not know the field, and goes on without it.
-        attn_factor = _number(key, "attn_factor", fields["attn_factor"])
-        options.setdefault("attention_factor", attn_factor * yarn_mscale(factor, 1.0))
-    truncate = fields.get("truncate", True)
-    if not isinstance(truncate, bool):
-        raise ConfigError(f"{key}.truncate is {truncate!r}", "true or false")
-    return {**options, "truncate": truncate}
+def _rope_type(key: str, fields: Mapping[str, Any]) -> str:
+    """rope_type, which older configs call type."""
+    found = _first(fields.get("rope_type"), fields.get("type"), "default")
+    types = ("default", *_FACTORS)
+    if found not in types:
+        raise UnsupportedModelError(
+            f"{key}.rope_type is {shown(found)}",
+            f"one of {', '.join(types)}",
+            "Remove the scaling from config.json to run within the original context length.",
+        )
+    return str(found)
+
+
+def _first(*values: Any) -> Any:
+    """The first that is not null."""
+    return next((value for value in values if value is not None), None)
+
+
+def _scaling(
+    key: str,
+    rope_type: str,
+    config: Mapping[str, Any],
+    fields: Mapping[str, Any],
+    max_position_embeddings: int,
+) -> dict[str, Any]:
+    """The fields that extend the context."""
+    name = "original_max_position_embeddings"
+    length = whole(name, _first(config.get(name), fields.get(name), max_position_embeddings))
+    factor = fields.get("factor")
+    if factor is None and rope_type == "yarn":
+        factor = max_position_embeddings / length
+    factor = number(f"{key}.factor", factor, low=1.0)
+    values: dict[str, Any] = {"factor": factor, name: length}
+    for option, default in _FACTORS[rope_type].items():
+        values[option] = number(f"{key}.{option}", _first(fields.get(option), default))
+    for option in ("mscale", "mscale_all_dim"):
+        if fields.get(option) is not None:
+            values[option] = number(f"{key}.{option}", fields[option], low=0.0)
+    if rope_type == "yarn":
+        if fields.get("attention_factor") is not None:
+            found = number(f"{key}.attention_factor", fields["attention_factor"])
+            values["attention_factor"] = found
+        values["truncate"] = boolean(f"{key}.truncate", fields.get("truncate", True))
+        if fields.get("attn_factor") is not None:
+            # R1-0528-Qwen3-8B: as in YaRN's own code it multiplies the temperature (to 1, there).
+            # transformers warns that it does not know the field, and goes on without it.
+            attn_factor = number(f"{key}.attn_factor", fields["attn_factor"])
+            values.setdefault("attention_factor", attn_factor * yarn_mscale(factor, 1.0))
+    return values

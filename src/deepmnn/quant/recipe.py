@@ -25,12 +25,12 @@ from pathlib import Path
 from typing import Any
 
 from deepmnn import formats
-from deepmnn.errors import DeepmnnError, RequestError
+from deepmnn.errors import DeepmnnError, RequestError, Words, argument
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.signatures import weights_read
 from deepmnn.graph.tensors import tensors
 from deepmnn.graph.weights import Expr
-from deepmnn.source.json_file import read_object
+from deepmnn.source.json_file import KINDS, read_object
 
 ROLES = ("linear", "expert", "latent", "embedding", "lm_head")
 """Those whose format a recipe chooses."""
@@ -113,7 +113,7 @@ class Recipe:
         """
         if not any(rule.format in _GROUPED for rule in self.rules):
             raise RequestError(
-                f"group_size {group_size} for {self.name}",
+                argument("group_size", f" {group_size} for {self.name}"),
                 ", ".join(_GROUPED),
                 "w8 has one scale for 256 columns, fp32 and bf16 have none: leave it out.",
             )
@@ -173,6 +173,9 @@ RECIPES = {
 }
 """The recipes that have names."""
 
+DEFAULT = "w8"
+"""The recipe where none is named: w4 only rounds to nearest (docs/benchmarks.md, Formats)."""
+
 
 def recipe_of(quant: str | Recipe) -> Recipe:
     """A recipe by its name, or itself. Raises RequestError, listing the names."""
@@ -182,7 +185,7 @@ def recipe_of(quant: str | Recipe) -> Recipe:
         raise RequestError(
             f"quantisation recipe {quant!r:.80}",
             f"one of {', '.join(RECIPES)}",
-            "One of your own is a deepmnn.Recipe; on the command line, a .json file.",
+            Words("One of your own is a deepmnn.Recipe.", "One of your own is a .json file."),
         )
     return RECIPES[quant]
 
@@ -246,7 +249,7 @@ def _object(
             raise RequestError(f"{what} has the field {key!r:.80}", f"only {', '.join(known)}")
     for key, kind in known.items():
         if key in required and key not in value:
-            raise RequestError(f"{what} has no field {key!r}", f"a {kind.__name__}")
+            raise RequestError(f"{what} has no field {key!r}", KINDS[kind])
         if key in value and type(value[key]) is not kind:
-            raise RequestError(f"{what}: {key} is {value[key]!r:.80}", f"a {kind.__name__}")
+            raise RequestError(f"{what}: {key} is {value[key]!r:.80}", KINDS[kind])
     return value

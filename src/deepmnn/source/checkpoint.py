@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
+from deepmnn.errors import UnsupportedModelError
 from deepmnn.formats import Codes
 from deepmnn.graph.weights import F32
 from deepmnn.source.codecs import codec_of
-from deepmnn.source.side_files import read_side_files
+from deepmnn.source.codecs.foreign import described
+from deepmnn.source.entry import FLOATS
 from deepmnn.source.source import Source
 from deepmnn.source.store import Store
+from deepmnn.source.weight_files import adapters
 
 
 class Checkpoint(Source):
     """A model as published: a Hugging Face directory, or a file of weights.
 
     Args:
-        path: the directory or file.
+        paths: the directory or file, and config.json.
         config: the fields of config.json.
-        config_file: that file.
+        files: what side_files gives.
         store: the raw tensors; a codec makes the model's tensors of those that belong together.
 
     Raises UnsupportedModelError when the weights are quantised in a way that no codec reads.
     """
 
-    def __init__(self, path: Path, config: dict[str, Any], config_file: Path, store: Store) -> None:
-        self.path = path
-        self.paths = (path, config_file)
+    def __init__(
+        self,
+        paths: tuple[Path, Path],
+        config: dict[str, Any],
+        files: dict[str, bytes],
+        store: Store,
+    ) -> None:
+        self.paths = paths
+        self.path = paths[0]
         self.config = config
-        self._config_file = config_file
+        self._files = files
         self._store = store
         self._codec = codec_of(config, store)
         self._parts = {} if self._codec is None else self._codec.parts()
@@ -45,15 +55,21 @@ class Checkpoint(Source):
         return name in self._names
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape. Raises TensorNotFoundError."""
+        """A tensor's shape. Raises TensorNotFoundError, or UnsupportedModelError for a tensor of
+        integers, or of floats that stand for nothing without a scale: codes, not numbers.
+        """
         if self._codec is not None and name in self._parts:
             return self._codec.shape(name)
+        self._check_numbers(name)
         return self._store.shape(name)
 
     def read(self, name: str) -> F32:
-        """A tensor as float32, decoded. Raises TensorNotFoundError or CheckpointError."""
+        """A tensor as float32, decoded. Raises TensorNotFoundError, CheckpointError, or
+        UnsupportedModelError as `shape`.
+        """
         if self._codec is not None and name in self._parts:
             return self._codec.read(name)
+        self._check_numbers(name)
         return self._store.read(name)
 
     def codes(self, name: str) -> Codes | None:
@@ -72,4 +88,23 @@ class Checkpoint(Source):
 
     def side_files(self) -> dict[str, bytes]:
         """Those beside the weights, or beside config.json."""
-        return read_side_files(self.path, self._config_file)
+        return self._files
+
+    def left_out(self) -> list[str]:
+        """Adapters beside the weights: they change the model that they are merged into."""
+        return [name for name in adapters(self.path) if not name.endswith(".json")]
+
+    def _check_numbers(self, name: str) -> None:
+        dtype = self._store.dtype(name)
+        if dtype in FLOATS:
+            return
+        stem = name.removesuffix("weight")
+        beside = [n for n in self._store.names() if n.startswith(stem) and n != name][:3]
+        known = described(self.config, self.path if os.path.isdir(self.path) else self.path.parent)
+        raise UnsupportedModelError(
+            f"tensor {name!r:.200} is stored as {dtype}: codes of a quantised model, not numbers"
+            + (f" ({known})" if known else "")
+            + (f"; beside it: {', '.join(beside):.300}" if beside else ""),
+            f"{', '.join(FLOATS)}, or FP8 with its scales",
+            "Convert from the original checkpoint, before it was quantised.",
+        )

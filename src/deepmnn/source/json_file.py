@@ -3,36 +3,43 @@
 from __future__ import annotations
 
 import json
+import math
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from deepmnn.errors import DeepmnnError
+from deepmnn.source.regular_file import RegularFile
 
 MAX_JSON_BYTES = 100_000_000
 """No config, index, tokenizer or safetensors header is larger than this."""
 
+KINDS = {str: "a text", int: "an integer", list: "a list", dict: "an object"}
+"""What messages call the types of JSON values."""
+MAX_DEPTH = 100
+"""Nothing in them is nested deeper: what prints a value of theirs need not fear for the stack."""
+
 
 def parse_object(data: bytes, what: str, error: type[DeepmnnError]) -> dict[str, Any]:
-    """Parses UTF-8 JSON whose top is an object without duplicate keys.
+    """Parses UTF-8 JSON (a byte order mark may stand before it) whose top is an object.
 
-    `what` names the file in messages; every fault is raised as `error`.
+    Refuses duplicate keys, numbers that are not finite and what is nested deeper than MAX_DEPTH,
+    in time linear in the size. `what` names the file in messages; every fault is raised as `error`.
     """
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise ValueError(f"the key {twice!r} appears twice")
-        return result
-
     try:
-        value = json.loads(data.decode("utf-8"), object_pairs_hook=unique)
+        value = json.loads(
+            data.decode("utf-8-sig"),
+            object_pairs_hook=_unique,
+            parse_float=_finite,
+            parse_constant=_finite,
+        )
     except (ValueError, RecursionError) as fault:
         reason = "nested too deeply" if isinstance(fault, RecursionError) else str(fault)
         raise error(f"{what} is not valid JSON: {reason}", "UTF-8 JSON") from None
     if not isinstance(value, dict):
         raise error(f"{what} holds a JSON {type(value).__name__}", "an object")
+    if _is_deep(value):
+        raise error(f"{what} is nested too deeply", f"at most {MAX_DEPTH} levels")
     return value
 
 
@@ -43,15 +50,10 @@ def read_object(path: Path, error: type[DeepmnnError]) -> dict[str, Any]:
 
 def read_small(path: Path, error: type[DeepmnnError]) -> bytes:
     """Bytes of a file that must be small (metadata, not weights)."""
-    try:
-        if not path.is_file():
-            raise error(f"{path} is missing" if not path.exists() else f"{path} is not a file")
-        size = path.stat().st_size
-        if size > MAX_JSON_BYTES:
-            raise error(f"{path} has {size} bytes", f"at most {MAX_JSON_BYTES}")
-        return path.read_bytes()
-    except (OSError, ValueError) as fault:
-        raise error(f"{path} cannot be read: {fault}") from None
+    file = RegularFile(path, error)
+    if file.size > MAX_JSON_BYTES:
+        raise error(f"{path} has {file.size} bytes", f"at most {MAX_JSON_BYTES}")
+    return file.read_all()
 
 
 def is_plain_name(value: object) -> bool:
@@ -62,3 +64,29 @@ def is_plain_name(value: object) -> bool:
         and value.isprintable()
         and not any(c in "/\\" for c in value)
     )
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        counts = Counter(key for key, _ in pairs)
+        raise ValueError(f"the key {counts.most_common(1)[0][0]!r:.80} appears twice")
+    return result
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError(f"{text:.40} is no finite number")
+    return number
+
+
+def _is_deep(value: dict[str, Any]) -> bool:
+    """Whether lists and objects are nested deeper than MAX_DEPTH, without recursion."""
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        values = (item.values() if isinstance(item, dict) else item for item in level)
+        level = [child for part in values for child in part if isinstance(child, dict | list)]
+        if not level:
+            return False
+    return True

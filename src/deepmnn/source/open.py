@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
 from deepmnn.errors import CheckpointError
+from deepmnn.source import weight_files
 from deepmnn.source.checkpoint import Checkpoint
-from deepmnn.source.file_store import FileStore
+from deepmnn.source.json_file import parse_object
 from deepmnn.source.random import RandomSource, RandomWeights
-from deepmnn.source.safetensors_store import SafetensorsStore
-from deepmnn.source.side_files import CONFIG, config_path, read_config
+from deepmnn.source.side_files import (
+    CONFIG,
+    check_tokenizer,
+    config_path,
+    read_config,
+    read_side_files,
+)
 from deepmnn.source.source import Source
-from deepmnn.source.torch_store import TorchStore
-
-STORES: tuple[type[FileStore[Any]], ...] = (SafetensorsStore, TorchStore)
-"""Kinds of weight files in the order they are tried."""
+from deepmnn.source.store import Store
 
 
 def open_source(
@@ -27,52 +29,32 @@ def open_source(
     """Opens a model to convert.
 
     Args:
-        path: a directory with weights of one of the STORES, or a file of such; with `random` a
-            directory with config.json, or that file itself, is enough.
+        path: a directory with weights of one of the kinds in weight_files.py, or a file of such;
+            with `random` a directory with config.json, or that file itself, is enough.
         config: config.json, or its directory; by default the one beside the weights.
         random: draws the weights instead of reading any.
 
-    Raises CheckpointError (nothing readable there, damaged files), UnsupportedModelError
-    (weights quantised in a way that is not read) or MissingDependencyError.
+    Raises CheckpointError (nothing readable there, damaged files, a tokenizer that is not in
+    tokenizer.json) or UnsupportedModelError (weights quantised in a way that is not read).
     """
     source = Path(path)
     if random is not None:
         config_file = config_path(source, config or source)
         fields = read_config(config_file)
         return RandomSource(random.shapes_of(fields), random.seed, fields, source, config_file)
-    store = _store_of(source)
-    if not source.is_dir() and store is None:
-        raise CheckpointError(
-            f"{source} is {'a file' if source.exists() else 'missing'}",
-            f"a checkpoint directory with {CONFIG} and weights, or weights: {_kinds()}",
-        )
-    if (source / "deepmnn.json").exists():
+    if os.path.lexists(source / "deepmnn.json"):
         raise CheckpointError(
             f"{source} is a converted model", "a checkpoint", "Use the original checkpoint."
         )
+    weight_files.check_path(source)
     config_file = config_path(source, config)
-    fields = read_config(config_file)
-    if store is None:
-        raise CheckpointError(
-            f"{source} holds {_listing(source)}", f"weights in one of these formats: {_kinds()}"
-        )
-    return Checkpoint(source, fields, config_file, store(source))
+    files = read_side_files(source, config_file)
+    fields = parse_object(files[CONFIG], str(config_file), CheckpointError)
+    check_tokenizer(source, config_file)
+    store = Store(source, tied=fields.get("tie_word_embeddings") is True)
+    return Checkpoint((source, config_file), fields, files, store)
 
 
 def has_weights(path: str | os.PathLike[str]) -> bool:
     """Whether `open_source` finds weights there, sound or not."""
-    return _store_of(Path(path)) is not None
-
-
-def _store_of(path: Path) -> type[FileStore[Any]] | None:
-    return next((store for store in STORES if store.matches(path)), None)
-
-
-def _kinds() -> str:
-    return ", ".join(store.format_name for store in STORES)
-
-
-def _listing(directory: Path) -> str:
-    names = sorted(entry.name for entry in directory.iterdir())
-    shown = ", ".join(names[:8]) + (", …" if len(names) > 8 else "")
-    return shown or "no files"
+    return weight_files.has_weights(Path(path))

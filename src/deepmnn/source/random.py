@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from deepmnn.errors import RequestError, TensorNotFoundError
+from deepmnn.errors import RequestError, TensorNotFoundError, argument
 from deepmnn.graph.weights import F32
 from deepmnn.source.side_files import read_side_files
 from deepmnn.source.source import Source
@@ -36,7 +36,9 @@ class RandomWeights:
 
     def __post_init__(self) -> None:
         if type(self.seed) is not int or self.seed < 0:
-            raise RequestError(f"seed is {self.seed!r:.80}", "an integer of at least 0")
+            raise RequestError(
+                argument("seed", f" is {self.seed!r:.80}"), "an integer of at least 0"
+            )
 
 
 class RandomSource(Source):

@@ -57,6 +57,10 @@ class Source(ABC):
     def nbytes(self) -> int:
         """Bytes of all tensors as stored; 0 where none are."""
 
+    def left_out(self) -> list[str]:
+        """Files that would change the model, and are not read: adapters beside its weights."""
+        return []
+
     @abstractmethod
     def side_files(self) -> dict[str, bytes]:
         """config.json, then the files of the tokenizer, the chat template and the generation

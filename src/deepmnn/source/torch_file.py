@@ -1,293 +1,120 @@
-"""PyTorch files (torch.save): the tensors of a state dict, decoded to float32.
+"""PyTorch files (torch.save): the tensors of a state dict.
 
 A file is a zip archive of uncompressed records: data.pkl, a pickle of the containers, and data/KEY,
-the bytes of each storage. torch reads the pickle alone: restricted to tensors and plain containers
-(weights_only), so that nothing in it runs, and without the numbers (map_location "meta"). They are
-read from their place in the file when asked for, as in safetensors.py: memory stays that of one
-tensor, and a file that shrinks meanwhile is an error instead of the bus fault of a mapping.
+the bytes of each storage. Nothing in the pickle runs, and torch is not needed: it says where the
+numbers of each tensor lie in the file.
 """
 
 from __future__ import annotations
 
 import math
-import pickle
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from importlib import import_module
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from deepmnn.errors import CheckpointError, MissingDependencyError, TensorNotFoundError
-from deepmnn.graph.weights import F32
-from deepmnn.source.safetensors import DTYPES, SAMPLE_BYTES, to_float32
-from deepmnn.source.torch_archive import RE_DOWNLOAD, read_records
+from deepmnn.errors import CheckpointError
+from deepmnn.source.entry import BITS, Entry
+from deepmnn.source.pickle_machine import DamagedPickleError, Foreign
+from deepmnn.source.regular_file import RegularFile
+from deepmnn.source.torch_archive import RE_DOWNLOAD, TorchArchive
+from deepmnn.source.torch_pickle import PickledTensor, TorchPickle
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 """Keys under which training scripts keep the state dict, in the order they are tried."""
 
-MAX_REPEATED = 1 << 28
+MAX_PICKLE_BYTES = 1 << 26
+"""The names and shapes of a hundred thousand tensors take 20 MB."""
+
+MAX_REPEATED = 1 << 24
 """Elements that a tensor may have beyond those stored (torch's expand repeats with stride 0)."""
-
-MAX_EXPERTS = 1 << 16
-"""No layer has more experts; a damaged size is not taken for their number."""
-
-_NAMES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-    "float8_e8m0fnu": "F8_E8M0",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint64": "U64",
-    "uint32": "U32",
-    "uint16": "U16",
-    "uint8": "U8",
-    "bool": "BOOL",
-}
-"""torch's dtypes in safetensors' words."""
 
 _SAVE_STATE_DICT = (
     "Where its code is installed, save the weights alone: torch.save(model.state_dict(), PATH)"
 )
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One tensor's place: element (i, j) lies at byte begin + itemsize · (i, j) · strides.
-
-    Attributes:
-        dtype: in safetensors' words; torch's own word for what those lack.
-        itemsize: bytes of an element.
-        shape, strides: in elements.
-        begin: byte of the first element, from the file's start.
-        storage: bytes [begin, end) of the storage, which several tensors may share.
-    """
-
-    dtype: str
-    itemsize: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    begin: int
-    storage: tuple[int, int]
-
-    @property
-    def span(self) -> int:
-        """Elements from the first to the last as stored, both included."""
-        if 0 in self.shape:
-            return 0
-        return 1 + sum((n - 1) * s for n, s in zip(self.shape, self.strides, strict=True))
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes from the first element to the end of the last."""
-        return self.span * self.itemsize
-
-    def part(self, index: int, start: int = 0, stop: int | None = None) -> Entry:
-        """tensor[index, start:stop]: the place of a part, without its first dimension."""
-        rows = len(range(*slice(start, stop).indices(self.shape[1])))
-        offset = index * self.strides[0] + start * self.strides[1]
-        return replace(
-            self,
-            shape=(rows, *self.shape[2:]),
-            strides=self.strides[1:],
-            begin=self.begin + offset * self.itemsize,
-        )
-
-
-class TorchFile:
-    """One state dict on disk. Needs torch to be opened; the numbers are read without it.
+def read_torch(path: Path) -> dict[str, Entry]:
+    """The tensors of a state dict by name.
 
     Args:
         path: a file that torch.save (1.6 or newer) wrote: tensor name → tensor, or such a mapping
             under one of WRAPPERS. What is not a tensor is left out.
 
-    Raises CheckpointError, or MissingDependencyError without torch.
+    Raises CheckpointError.
     """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        records = read_records(path)
-        state = _state_dict(_load(path), path)
-        self.entries = unstack_experts(
-            {name: _entry(name, state[name], records, path) for name in state}
-        )
-
-    def read(self, name: str) -> F32:
-        """The tensor as float32. Raises TensorNotFoundError."""
-        return to_float32(self.stored(name))
-
-    def stored(self, name: str) -> NDArray[Any]:
-        """The tensor in its stored type. Raises TensorNotFoundError."""
-        entry = self._entry(name)
-        if entry.dtype not in DTYPES:
-            raise CheckpointError(
-                f"tensor {name!r} in {self.path} has dtype {entry.dtype}",
-                f"one of {', '.join(_NAMES)}",
-            )
-        raw, dtype = self._bytes(name, entry.begin, entry.nbytes), DTYPES[entry.dtype]
-        if 0 in entry.shape or entry.strides == _row_major(entry.shape):
-            return raw.view(dtype).reshape(entry.shape)
-        strides = [entry.itemsize * stride for stride in entry.strides]
-        strided: NDArray[Any] = np.ndarray(entry.shape, dtype, raw.data, strides=strides)
-        return np.array(strided, order="C")
-
-    def sample(self, name: str) -> bytes:
-        """A little of the tensor's bytes, at the same places in all tensors of one layout."""
-        entry = self._entry(name)
-        nbytes = min(SAMPLE_BYTES, entry.nbytes)
-        places = (0, (entry.nbytes - nbytes) // 2, entry.nbytes - nbytes)
-        return b"".join(self._bytes(name, entry.begin + at, nbytes).tobytes() for at in places)
-
-    def remove_prefix(self, prefix: str) -> None:
-        """Renames the tensors whose names begin with `prefix`."""
-        self.entries = {name.removeprefix(prefix): e for name, e in self.entries.items()}
-
-    def _bytes(self, name: str, begin: int, nbytes: int) -> NDArray[np.uint8]:
-        try:
-            data = np.fromfile(self.path, np.uint8, nbytes, offset=begin)
-        except OSError as fault:
-            raise CheckpointError(f"{self.path} cannot be read: {fault}") from None
-        if data.nbytes != nbytes:
-            raise CheckpointError(f"{self.path} ends inside tensor {name!r}", "", RE_DOWNLOAD)
-        return data
-
-    def _entry(self, name: str) -> Entry:
-        if name not in self.entries:
-            raise TensorNotFoundError(f"{self.path} has no tensor {name!r}")
-        return self.entries[name]
+    archive = TorchArchive(RegularFile(path))
+    tensors = _state_dict(archive.read("data.pkl", MAX_PICKLE_BYTES), path)
+    return {name: _entry(name, tensor, archive) for name, tensor in tensors.items()}
 
 
-def unstack_experts(entries: dict[str, Entry]) -> dict[str, Entry]:
-    """Gives every expert tensors of its own, as checkpoints have them.
-
-    Since version 5 transformers holds the experts of a layer in memory as two tensors,
-    experts.gate_up_proj [experts, 2 · moe_intermediate_size, hidden_size] and
-    experts.down_proj [experts, hidden_size, moe_intermediate_size]; model.state_dict() shows those.
-    """
-    unstacked: dict[str, Entry] = {}
-    for name, entry in entries.items():
-        layer, dot, projection = name.rpartition(".experts.")
-        experts = entry.shape[0] if dot and len(entry.shape) == 3 else 0
-        if projection not in ("gate_up_proj", "down_proj") or not 0 < experts <= MAX_EXPERTS:
-            unstacked[name] = entry
-            continue
-        half = entry.shape[1] // 2
-        for expert in range(experts):
-            of = f"{layer}.experts.{expert}"
-            if projection == "down_proj":
-                unstacked[f"{of}.down_proj.weight"] = entry.part(expert)
-            else:
-                unstacked[f"{of}.gate_proj.weight"] = entry.part(expert, 0, half)
-                unstacked[f"{of}.up_proj.weight"] = entry.part(expert, half)
-    return unstacked
-
-
-def _torch() -> Any:
+def _state_dict(data: bytes, path: Path) -> dict[str, PickledTensor]:
+    """The tensors of the pickle. Raises CheckpointError when there are none."""
     try:
-        return import_module("torch")
-    except ImportError:
-        raise MissingDependencyError(
-            "PyTorch files need torch, which is not installed",
-            "torch, or weights in safetensors",
-            'Install it: pip install "deepmnn[torch]"',
-        ) from None
-
-
-def _load(path: Path) -> object:
-    """What the pickle holds, its tensors without numbers. Raises CheckpointError."""
-    torch = _torch()
-    try:
-        return torch.load(str(path), map_location="meta", weights_only=True)
-    except pickle.UnpicklingError:
-        raise _refusal(torch, path) from None
-    except Exception as fault:  # a damaged file ends in any of Python's and torch's errors
-        reason = f"{type(fault).__name__}: {fault}".splitlines()[0]
+        pickle = TorchPickle(data)
+    except DamagedPickleError as fault:
         raise CheckpointError(
-            f"{path} cannot be read: {reason:.200}", "a file written by torch.save", RE_DOWNLOAD
+            f"{path} has a damaged pickle: {fault}", "a file written by torch.save", RE_DOWNLOAD
         ) from None
-
-
-def _refusal(torch: Any, path: Path) -> CheckpointError:
-    """Says which Python objects the file wants to make, or that its pickle is damaged."""
-    try:
-        unsafe = sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except Exception:  # as in _load
-        unsafe = []
-    if not unsafe:
-        return CheckpointError(
-            f"{path} has a damaged pickle", "a file written by torch.save", RE_DOWNLOAD
+    if pickle.objects:
+        raise _refusal(pickle.objects, path)
+    tensors = _unwrap(pickle.value, len(WRAPPERS))
+    if not tensors:
+        raise CheckpointError(
+            f"{path} holds {_described(pickle.value)}",
+            "a state dict (tensor name → tensor)",
+            _SAVE_STATE_DICT,
         )
-    names = ", ".join(map(repr, unsafe[:4])) + (", …" if len(unsafe) > 4 else "")
-    whole = any(name.startswith("torch.nn.modules.") for name in unsafe)
+    return tensors
+
+
+def _refusal(objects: list[str], path: Path) -> CheckpointError:
+    """Says which Python objects the file wants to make."""
+    names = ", ".join(f"{name!r:.80}" for name in objects[:4]) + (", …" if objects[4:] else "")
+    whole = any(name.startswith("torch.nn.modules.") for name in objects)
     return CheckpointError(
         f"{path} holds {'a whole model' if whole else 'more than tensors'}, and Python objects are "
-        f"never loaded: {names:.300}",
+        f"never loaded: {names}",
         "a state dict (tensor name → tensor)",
         _SAVE_STATE_DICT,
     )
 
 
-def _state_dict(loaded: object, path: Path) -> dict[str, Any]:
-    """The tensors by name. Raises CheckpointError when there are none."""
-    tensors = _unwrap(loaded, _torch().Tensor, len(WRAPPERS))
-    if not tensors:
-        keys = ", ".join(map(repr, loaded)) if isinstance(loaded, Mapping) else ""
-        what = f"a {type(loaded).__name__}" + (f" with the keys {keys}" if keys else "")
-        raise CheckpointError(
-            f"{path} holds {what:.200}", "a state dict (tensor name → tensor)", _SAVE_STATE_DICT
-        )
-    return tensors
-
-
-def _unwrap(value: object, tensor: type, depth: int) -> dict[str, Any]:
-    """The tensors of a mapping, or rather of the first wrapper in it that has some."""
-    if not isinstance(value, Mapping):
+def _unwrap(value: object, depth: int) -> dict[str, PickledTensor]:
+    """The tensors of a dict, or rather of the first wrapper in it that has some."""
+    if not isinstance(value, dict):
         return {}
     for key in WRAPPERS if depth else ():
-        if inner := _unwrap(value.get(key), tensor, depth - 1):
+        if inner := _unwrap(value.get(key), depth - 1):
             return inner
-    return {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, tensor)}
+    return {name: item for name, item in value.items() if isinstance(item, PickledTensor)}
 
 
-def _entry(name: str, tensor: Any, records: dict[int, int], path: Path) -> Entry:
-    """A tensor's place, checked against the archive: torch takes its word for sizes."""
-    where = f"tensor {name!r} in {path}"
-    if str(tensor.layout) != "torch.strided" or tensor.is_quantized:
-        raise CheckpointError(
-            f"{where} is stored as {tensor.layout}, {tensor.dtype}", "a plain dense tensor"
-        )
-    begin = getattr(tensor.untyped_storage(), "_checkpoint_offset", None)
-    if begin is None:
-        raise CheckpointError(
-            f"{where} has no numbers",
-            "tensors saved from a CPU or a GPU (not meta), and torch 2.13 or newer to open them",
-        )
-    if begin not in records:
-        raise CheckpointError(
-            f"{where} is not at the place that torch.save gives it",
-            "",
-            "The file is damaged, or was zipped again: copy it again, or "
-            f"torch.save(torch.load({path.name!r}, weights_only=True), PATH)",
-        )
-    word = str(tensor.dtype).removeprefix("torch.")
-    itemsize = tensor.element_size()
-    shape, strides = tuple(tensor.shape), tuple(tensor.stride())
-    first, end = begin + tensor.storage_offset() * itemsize, records[begin]
-    entry = Entry(_NAMES.get(word, word), itemsize, shape, strides, first, (begin, end))
-    repeated = math.prod(shape) > max(entry.span, MAX_REPEATED)
-    if not begin <= first <= first + entry.nbytes <= end or min(strides, default=0) < 0 or repeated:
+def _described(value: object) -> str:
+    """What it is, without looking inside: nothing of a stranger's is printed whole."""
+    if isinstance(value, dict):
+        keys = ", ".join(f"{key!r:.40}" for key in islice(value, 5))
+        return f"a dict with the keys {keys}" if keys else "a dict without tensors"
+    if isinstance(value, PickledTensor):
+        return "a Tensor"
+    return f"a {value.kind if isinstance(value, Foreign) else type(value).__name__}"
+
+
+def _entry(name: str, tensor: PickledTensor, archive: TorchArchive) -> Entry:
+    """A tensor's place, checked against the archive. Raises CheckpointError."""
+    where = f"tensor {name!r:.200} in {archive.file.path}"
+    if tensor.instead or tensor.dtype is None:
+        what = tensor.instead or "a dtype that is not known"
+        raise CheckpointError(f"{where} is stored as {what}", "a plain dense tensor")
+    begin, end = archive.records.get(f"data/{tensor.key}", (0, 0))
+    first = begin + tensor.offset * BITS[tensor.dtype] // 8
+    entry = Entry(
+        archive.file, name, tensor.dtype, tensor.shape, first, tensor.strides, (begin, end)
+    )
+    if len(tensor.shape) != len(tensor.strides) or not begin <= first <= entry.end <= end:
         raise CheckpointError(f"{where} lies outside its record", "", RE_DOWNLOAD)
+    if math.prod(tensor.shape) > max(entry.span, MAX_REPEATED):
+        raise CheckpointError(
+            f"{where} repeats {entry.span} numbers in a tensor of {math.prod(tensor.shape)}",
+            "the numbers themselves",
+            "Save it again with tensor.contiguous().",
+        )
     return entry
-
-
-def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Strides of a contiguous tensor, in elements."""
-    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))

@@ -1,80 +1,36 @@
-"""Chat templates, rendered as Hugging Face's apply_chat_template renders them.
-
-A template is untrusted code from a model hub, so it runs in jinja2's sandbox and sees plain data
-only.
-"""
+"""Chat templates, rendered as Hugging Face's apply_chat_template renders them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import Any, NoReturn
-
-import jinja2
-from jinja2.ext import Extension, loopcontrols
-from jinja2.nodes import Node
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from typing import Any
 
 from deepmnn.errors import RequestError, TokenizerError
+from deepmnn.text.limited_process import LimitedProcess, LimitError
 
 Message = Mapping[str, Any]
 """{"role": "system" | "user" | "assistant" | "tool", "content": text, ...}"""
 
+_MAX_CHARS = 1 << 20
+"""The longest published template has 20 kB."""
 
-class _Generation(Extension):
-    """{% generation %} ... {% endgeneration %} marks training targets; here it is its body."""
-
-    tags = {"generation"}  # noqa: RUF012
-
-    def parse(self, parser: Parser) -> list[Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _raise_exception(message: str) -> NoReturn:
-    raise jinja2.TemplateError(message)
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """jinja2's own filter would escape for HTML."""
-    return json.dumps(
-        value,
-        ensure_ascii=ensure_ascii,
-        indent=indent,
-        separators=separators,
-        sort_keys=sort_keys,
-    )
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().strftime(pattern)
+_AS_TEXT = "Check the roles and their order, or pass the prompt as plain text."
 
 
 class ChatTemplate:
-    """A compiled template. Raises TokenizerError when the source is not valid jinja2."""
+    """A template, in jinja2. It is untrusted code: a process of its own, with limits, renders it.
+
+    Raises TokenizerError when the source is too long to be a template.
+    """
 
     def __init__(self, source: str) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-        )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise_exception
-        environment.globals["strftime_now"] = _strftime_now
-        self.source = source
-        try:
-            self._template = environment.from_string(source)
-        except (jinja2.TemplateError, RecursionError) as error:
+        if len(source) > _MAX_CHARS:
             raise TokenizerError(
-                f"the chat template does not compile: {error}", "a jinja2 template"
-            ) from error
+                f"the chat template has {len(source):,} characters", f"at most {_MAX_CHARS:,}"
+            )
+        self.source = source
+        self._engine = LimitedProcess("deepmnn.text.template_engine", "render")
 
     def render(
         self,
@@ -92,19 +48,35 @@ class ChatTemplate:
             special_tokens: what the template knows as bos_token, eos_token, ...
             variables: more names for the template (tools, enable_thinking, ...).
 
-        Raises RequestError for messages of the wrong form, TokenizerError when the template fails.
+        Raises RequestError for messages of the wrong form, TokenizerError when the template is
+        none, fails, or takes more time or memory than a template may.
         """
         names = {"tools": None, "documents": None, **(special_tokens or {}), **variables}
         names["messages"] = check_messages(messages)
         names["add_generation_prompt"] = add_generation_prompt
-        try:
-            return self._template.render(names)
-        except Exception as error:  # the template is a program: it can fail in any way
+        answer = self._answer(names)
+        if "invalid" in answer:
             raise TokenizerError(
-                f"the chat template fails on this conversation: {error}",
-                "",
-                "Check the roles and their order, or pass the prompt as plain text.",
+                f"the chat template does not compile: {answer['invalid']}", "a jinja2 template"
+            )
+        if "failed" in answer:
+            raise TokenizerError(
+                f"the chat template fails on this conversation: {answer['failed']}", "", _AS_TEXT
+            )
+        return answer["text"]
+
+    def _answer(self, names: Mapping[str, Any]) -> dict[str, str]:
+        try:
+            answer: dict[str, str] = self._engine.call({"source": self.source, "names": names})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError(
+                f"a variable of the chat template holds what JSON cannot say: {error}"
             ) from error
+        except LimitError as error:
+            raise TokenizerError(
+                f"the chat template {error}", "one that renders a prompt", _AS_TEXT
+            ) from None
+        return answer
 
 
 def check_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:

@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
+from numbers import Real
 
-from deepmnn.errors import RequestError
+from deepmnn.errors import RequestError, argument, shown
+from deepmnn.text.token_ids import integer
 
 _LARGEST = 1e6
 """No temperature or penalty is larger, so that logits stay finite in float32."""
 
+MOST_ANSWERS = 128
+MOST_LOGPROBS = 20
+"""The limits of OpenAI's API, for n and logprobs."""
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class SamplingParams:
     """What one request wants. The defaults are greedy decoding until the model stops.
 
-    A field's metadata holds its help text on the command line; those without one are no flags.
+    Numbers of any library are taken (numpy's, too) and kept as Python's. A field's metadata holds
+    its help text on the command line; those without one are no flags.
 
     Attributes:
         temperature: divides the logits; 0 always takes the most likely token.
@@ -24,14 +31,21 @@ class SamplingParams:
         top_p: keep the smallest set of tokens whose probability reaches top_p.
         min_p: drop tokens less likely than min_p times the most likely one.
         seed: makes sampling reproducible; None draws a new one.
-        max_tokens: the longest answer; None is as long as the context allows.
+        max_tokens: the longest answer; None, or more than the context holds, is as long as the
+            context allows.
         stop: text that ends the answer (and is not part of it).
-        repetition_penalty: > 1 makes every token seen so far less likely (arXiv:1909.05858).
+        repetition_penalty: divides the positive logits of every token in prompt and answer so far,
+            and multiplies the negative ones; > 1 makes them less likely (arXiv:1909.05858).
         presence_penalty: subtracted from the logits of tokens already in the answer.
         frequency_penalty: the same, times how often they are in it.
         ignore_eos: do not stop at the model's end-of-sequence tokens.
+        n: answers to one prompt, which is prefilled once. Answer i of them, counted from 0, is
+            drawn with seed + i.
+        logprobs: for each token of the answer its log probability and those of the `logprobs` most
+            likely tokens (`TokenLogprobs`); None gives none.
 
-    Raises RequestError when a value is out of range.
+    Penalties come before the temperature, the repetition penalty first. Raises RequestError when a
+    value is out of range.
     """
 
     temperature: float = field(
@@ -52,27 +66,54 @@ class SamplingParams:
     stop: str | tuple[str, ...] = field(
         default=(), metadata={"help": "Text that ends the answer; repeatable."}
     )
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
+    repetition_penalty: float = field(
+        default=1.0,
+        metadata={"help": "Above 1: tokens of prompt and answer get less likely; 1 is none."},
+    )
+    presence_penalty: float = field(
+        default=0.0,
+        metadata={"help": "Subtracted from the logits of tokens that the answer has."},
+    )
+    frequency_penalty: float = field(
+        default=0.0, metadata={"help": "The same, for each time that the answer has them."}
+    )
     ignore_eos: bool = False
+    n: int = 1
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
-        _number("temperature", self.temperature, 0.0, math.inf)
-        _number("top_p", self.top_p, 0.0, 1.0, open_low=True)
-        _number("min_p", self.min_p, 0.0, 1.0)
-        _number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, open_low=True)
-        _number("presence_penalty", self.presence_penalty, -math.inf, math.inf)
-        _number("frequency_penalty", self.frequency_penalty, -math.inf, math.inf)
-        _integer("top_k", self.top_k, 0)
-        if self.seed is not None:
-            _integer("seed", self.seed, 0)
-        if self.max_tokens is not None:
-            _integer("max_tokens", self.max_tokens, 1)
+        self._number("temperature", 0.0, math.inf)
+        self._number("top_p", 0.0, 1.0, open_low=True)
+        self._number("min_p", 0.0, 1.0)
+        self._number("repetition_penalty", 0.0, math.inf, open_low=True)
+        self._number("presence_penalty", -math.inf, math.inf)
+        self._number("frequency_penalty", -math.inf, math.inf)
+        self._integer("top_k", 0)
+        self._integer("n", 1, MOST_ANSWERS)
+        for name, low, high in (
+            ("seed", 0, None),
+            ("max_tokens", 1, None),
+            ("logprobs", 0, MOST_LOGPROBS),
+        ):
+            if getattr(self, name) is not None:
+                self._integer(name, low, high)
         stop = (self.stop,) if isinstance(self.stop, str) else self.stop
         if not isinstance(stop, tuple | list) or not all(isinstance(s, str) and s for s in stop):
-            raise RequestError(f"stop is {self.stop!r}", "one or several non-empty strings")
-        object.__setattr__(self, "stop", tuple(stop))
+            raise RequestError(
+                argument("stop", f" is {shown(self.stop)}"), "one or several non-empty strings"
+            )
+        self._set("stop", tuple(stop))
+        if not isinstance(self.ignore_eos, bool):
+            raise RequestError(f"ignore_eos is {shown(self.ignore_eos)}", "True or False")
+
+    def __repr__(self) -> str:
+        """What differs from the defaults."""
+        given = [
+            f"{each.name}={getattr(self, each.name)!r}"
+            for each in fields(self)
+            if getattr(self, each.name) != each.default
+        ]
+        return f"SamplingParams({', '.join(given)})"
 
     @property
     def has_penalty(self) -> bool:
@@ -80,20 +121,41 @@ class SamplingParams:
         penalties = (self.presence_penalty, self.frequency_penalty)
         return self.repetition_penalty != 1.0 or any(penalty != 0.0 for penalty in penalties)
 
+    def _number(self, name: str, low: float, high: float, *, open_low: bool = False) -> None:
+        """Makes a field a float. Raises RequestError unless it is in range."""
+        value = getattr(self, name)
+        low, high = max(low, -_LARGEST), min(high, _LARGEST)
+        number = _float(value)
+        if not low <= number <= high or (open_low and _float32(number) == low):
+            bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]"
+            raise RequestError(
+                argument(name, f" is {shown(value)}"), f"a finite number in {bounds}"
+            )
+        self._set(name, number)
 
-def _number(name: str, value: float, low: float, high: float, *, open_low: bool = False) -> None:
-    low, high = max(low, -_LARGEST), min(high, _LARGEST)
-    valid = isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
-    if not valid or (open_low and _float32(value) == low):
-        bounds = f"{'(' if open_low else '['}{low:g}, {high:g}]"
-        raise RequestError(f"{name} is {value!r:.80}", f"a finite number in {bounds}")
+    def _integer(self, name: str, low: int, high: int | None = None) -> None:
+        """Makes a field an int. Raises RequestError unless it is in range."""
+        value = getattr(self, name)
+        number = integer(value)
+        if number is None or number < low or (high is not None and number > high):
+            bounds = f"of at least {low}" if high is None else f"from {low} to {high}"
+            raise RequestError(argument(name, f" is {shown(value)}"), f"an integer {bounds}")
+        self._set(name, number)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # frozen for everybody else
+
+
+def _float(value: object) -> float:
+    """A number of any library as Python's; NaN, which is in no range, for all else."""
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return math.nan
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def _float32(value: float) -> float:
     """As the core holds it: the smallest numbers become 0."""
     return float(struct.unpack("f", struct.pack("f", value))[0])
-
-
-def _integer(name: str, value: int, low: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise RequestError(f"{name} is {value!r}", f"an integer of at least {low}")

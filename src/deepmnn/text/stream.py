@@ -10,10 +10,22 @@ from deepmnn.text.tokenizer import Tokenizer
 class TextStream:
     """Detokenises, watches for stop strings and splits off the reasoning.
 
-    reasoning and text hold what has been added since the last `take`.
+    Args:
+        tokenizer: the model's.
+        stop: text that ends the answer, special tokens included.
+        inside_reasoning: whether the prompt has opened the reasoning.
+        end_ids: tokens that end the answer, beside the engine's (answer_end.py).
     """
 
-    def __init__(self, tokenizer: Tokenizer, stop: tuple[str, ...], inside_reasoning: bool) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        stop: tuple[str, ...],
+        inside_reasoning: bool,
+        end_ids: frozenset[int] = frozenset(),
+    ) -> None:
+        self.end_ids = end_ids
+        self._tokenizer = tokenizer
         self._detokenizer = tokenizer.detokenizer()
         self._matcher = StopMatcher(stop)
         self._splitter = ReasoningSplitter(inside_reasoning)
@@ -27,7 +39,9 @@ class TextStream:
 
     def push(self, token: int) -> None:
         """Adds one token of the answer."""
-        self._add(self._splitter.push(self._matcher.push(self._detokenizer.push(token))))
+        special = self._tokenizer.special_text(token)
+        text = special or self._detokenizer.push(token)
+        self._add(self._splitter.push(self._matcher.push(text, hidden=bool(special))))
 
     def close(self) -> None:
         """The answer is over: releases what was held back."""

@@ -2,61 +2,74 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
-from deepmnn.errors import RequestError, TokenizerError
-from deepmnn.source.json_file import read_object
+from deepmnn.errors import DeepmnnError, RequestError, TokenizerError, Words, shown
+from deepmnn.source.json_file import parse_object
 from deepmnn.text.chat_template import ChatTemplate, Message
+from deepmnn.text.special_tokens import CONFIG, read_special_tokens
+from deepmnn.text.text_files import TextFiles
+from deepmnn.text.token_bound import TokenBound
+from deepmnn.text.tokenizer_check import check_tokenizer
 
-_SPECIAL = (
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-)
+FILE = "tokenizer.json"
 
 
 class Tokenizer:
-    """A model directory's tokenizer.json, tokenizer_config.json and chat template.
+    """A model's tokenizer.json, tokenizer_config.json and chat template.
+
+    Args:
+        source: the model's directory, or those of its files that belong to it.
+
+    Attributes:
+        library: of the `tokenizers` package, with all special tokens; it neither cuts nor pads.
+        config: the fields of tokenizer_config.json.
+        special_tokens: bos_token, eos_token, ... -> its text.
 
     Raises TokenizerError when a file is missing or malformed.
     """
 
-    def __init__(self, directory: str | Path) -> None:
-        self.directory = Path(directory)
-        path = self.directory / "tokenizer.json"
-        if not path.is_file():
+    def __init__(self, source: str | Path | TextFiles) -> None:
+        files = source if isinstance(source, TextFiles) else TextFiles(source)
+        self.directory = files.directory
+        text = files.text(FILE, TokenizerError)
+        if text is None:
             raise TokenizerError(
-                f"{self.directory} has no tokenizer.json",
+                f"{self.directory} has no {FILE}",
                 "the tokenizer the model was trained with",
                 "Copy it into the model directory, or work with token ids.",
             )
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(_read(path))
-        except TokenizerError:
-            raise
-        except BaseException as error:  # the library raises Exception, and panics on some files
-            if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
-                raise
-            raise TokenizerError(
-                f"{path} cannot be loaded: {error}", "a tokenizers file"
-            ) from error
-        self.config = _read_config(self.directory / "tokenizer_config.json")
-        self.special_tokens = self._read_special_tokens()
+        path = self.directory / FILE
+        self._spec = parse_object(text.encode(), str(path), TokenizerError)
+        check_tokenizer(self._spec, str(path))
+        if self._spec.get("truncation") is not None or self._spec.get("padding") is not None:
+            # They are settings of a training run: no prompt is cut or filled up by them.
+            text = json.dumps({**self._spec, "truncation": None, "padding": None})
+        with _library_errors(f"{path} cannot be loaded", "a tokenizers file"):
+            self.library = tokenizers.Tokenizer.from_str(text)
+        for name in ("vocab", "merges"):  # megabytes, which the library has
+            self._spec["model"].pop(name, None)
+        self.config = files.fields(CONFIG, TokenizerError)
+        special = read_special_tokens(files, self.config, self._spec)
+        with _library_errors(f"the tokens of {CONFIG} cannot be added", "tokens"):
+            special.add_to(self.library)
+        self.special_tokens = special.texts
+        self.library.encode_special_tokens = self._flag("split_special_tokens")
+        self._begins = self._flag("add_bos_token")
         self._texts: dict[int, str] = {}
-        self._template = self._read_template()
+        self._template = self._read_template(files)
 
     @property
     def vocab_size(self) -> int:
         """Tokens the tokenizer knows (the model's table may be larger)."""
-        return int(self._tokenizer.get_vocab_size())
+        return int(self.library.get_vocab_size())
 
     @property
     def has_chat_template(self) -> bool:
@@ -71,27 +84,62 @@ class Tokenizer:
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of text; add_special_tokens puts the begin-of-sequence token in front."""
         if not isinstance(text, str):
-            raise RequestError(f"the text is {text!r:.80}", "a string")
+            raise RequestError(f"the text is {shown(text)}", "a string")
         try:
-            ids = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
-        except Exception as error:
-            raise RequestError(f"the text cannot be encoded: {error}", "valid Unicode") from error
-        bos = self.token_id(self.special_tokens.get("bos_token", ""))
-        if (
-            add_special_tokens
-            and self.config.get("add_bos_token") is True
-            and bos is not None
-            and ids[:1] != [bos]
-        ):
-            ids = [bos, *ids]
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise RequestError(f"the text cannot be encoded: {error}", "valid Unicode") from None
+        with _library_errors("the text cannot be tokenised"):
+            ids = self.library.encode(text, add_special_tokens=add_special_tokens).ids
+        if add_special_tokens and self._begins:
+            bos = self.token_id(self.special_tokens.get("bos_token", ""))
+            if bos is not None and ids[:1] != [bos]:
+                ids = [bos, *ids]
         return list(ids)
+
+    def least_tokens(self, text: str) -> int:
+        """A lower bound on the tokens of text, found without tokenising it (token_bound.py)."""
+        return self._bound.least_tokens(text)
+
+    @cached_property
+    def _bound(self) -> TokenBound:
+        with _library_errors("the vocabulary cannot be read"):
+            added = {token.content for token in self._added.values()}
+            normalizer = self.library.normalizer
+            if normalizer is not None:
+                added |= {normalizer.normalize_str(content) for content in added}
+            vocab = self.library.get_vocab(with_added_tokens=False)
+        strips = any(token.lstrip or token.rstrip for token in self._added.values())
+        return TokenBound(self._spec, vocab, added, strips)
+
+    @cached_property
+    def _added(self) -> dict[int, tokenizers.AddedToken]:
+        found: dict[int, tokenizers.AddedToken] = self.library.get_added_tokens_decoder()
+        return found
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; ids the tokenizer does not know have none."""
-        try:
-            return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens))
-        except (OverflowError, TypeError) as error:
-            raise RequestError(f"token ids cannot be decoded: {error}", "integers >= 0") from error
+        with _library_errors("the tokens cannot be decoded"):
+            try:
+                return str(self.library.decode(list(ids), skip_special_tokens=skip_special_tokens))
+            except (OverflowError, TypeError) as error:
+                raise RequestError(
+                    f"token ids cannot be decoded: {error}", "integers >= 0"
+                ) from error
+
+    def special_text(self, token: int) -> str:
+        """How a special token is written, which `decode` leaves out; "" when it is none."""
+        added = self._added.get(token)
+        return added.content if added is not None and not self.decode_one(token) else ""
+
+    def leading_special(self, text: str) -> int | None:
+        """The special token that text begins with, the longest of several."""
+        found = {
+            token.content: index
+            for index, token in self._added.items()
+            if token.content and text.startswith(token.content) and self.special_text(index)
+        }
+        return found[max(found, key=len)] if found else None
 
     def decode_one(self, token: int) -> str:
         """The text of one token by itself, remembered: answers use the same ones over and over."""
@@ -106,11 +154,12 @@ class Tokenizer:
 
     def token_id(self, token: str) -> int | None:
         """The id of a token as it is written in the vocabulary, None when there is none."""
-        try:
-            found: int | None = self._tokenizer.token_to_id(token)
-        except UnicodeEncodeError:  # half of a surrogate pair: JSON can write it, no text holds it
-            return None
-        return found
+        with _library_errors("the vocabulary cannot be read"):
+            try:
+                found: int | None = self.library.token_to_id(token)
+            except UnicodeEncodeError:  # half of a surrogate pair: no text holds it
+                return None
+            return found
 
     def apply_chat_template(
         self,
@@ -124,7 +173,10 @@ class Tokenizer:
             raise TokenizerError(
                 f"{self.directory} has no chat template",
                 "chat_template.jinja, or chat_template in tokenizer_config.json",
-                "Pass the prompt as plain text (on the command line: --raw).",
+                Words(
+                    "Pass the prompt as plain text.",
+                    "Continue plain text: deepmnn generate --raw.",
+                ),
             )
         return self._template.render(
             messages,
@@ -139,27 +191,17 @@ class Tokenizer:
             self.apply_chat_template(messages, **variables), add_special_tokens=False
         )
 
-    def _read_special_tokens(self) -> dict[str, str]:
-        """bos_token, eos_token, ...: strings, or dicts with the string under "content"."""
-        found: dict[str, str] = {}
-        mapped = _read_config(self.directory / "special_tokens_map.json")
-        for name in _SPECIAL:
-            value = self.config.get(name, mapped.get(name))
-            if isinstance(value, dict):
-                value = value.get("content")
-            elif value is None:
-                continue
-            if not isinstance(value, str):
-                raise TokenizerError(
-                    f"{name} in tokenizer_config.json is {value!r:.80}",
-                    'a string, or a dict with the string under "content"',
-                )
-            found[name] = value
-        return found
+    def _flag(self, name: str) -> bool:
+        """A field of tokenizer_config.json that is true or false; false when it is not there."""
+        value = self.config.get(name)
+        if value is not None and not isinstance(value, bool):
+            raise TokenizerError(f"{name} in {CONFIG} is {shown(value)}", "true or false")
+        return bool(value)
 
-    def _read_template(self) -> ChatTemplate | None:
-        path = self.directory / "chat_template.jinja"
-        source = _read(path) if path.is_file() else self.config.get("chat_template")
+    def _read_template(self, files: TextFiles) -> ChatTemplate | None:
+        source = files.text("chat_template.jinja", TokenizerError)
+        if source is None:
+            source = self.config.get("chat_template")
         if isinstance(source, list):  # several named templates
             named = {t.get("name"): t.get("template") for t in source if isinstance(t, dict)}
             source = named.get("default")
@@ -167,7 +209,7 @@ class Tokenizer:
             return None
         if not isinstance(source, str):
             raise TokenizerError(
-                f"chat_template in tokenizer_config.json is {source!r:.80}", "a jinja2 template"
+                f"chat_template in {CONFIG} is {shown(source)}", "a jinja2 template"
             )
         return ChatTemplate(source)
 
@@ -210,13 +252,12 @@ class Detokenizer:
         return delta
 
 
-def _read(path: Path) -> str:
+@contextmanager
+def _library_errors(found: str, expected: str = "") -> Iterator[None]:
+    """What the library raises becomes TokenizerError, and so do its panics: no Exceptions."""
     try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path} cannot be read: {error}", "a UTF-8 text file") from error
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """A JSON object; empty when there is no such file."""
-    return read_object(path, TokenizerError) if path.is_file() else {}
+        yield
+    except (DeepmnnError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError):
+        raise
+    except BaseException as error:
+        raise TokenizerError(f"{found}: {error!s:.200}", expected) from error

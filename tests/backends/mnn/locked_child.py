@@ -35,11 +35,14 @@ def refuse(event: str, _: object) -> None:
 
 def work(directory: Path) -> None:
     import deepmnn
-    from deepmnn.exporters import export
-    from tiny_artifact import tiny_artifact
+    from byte_tokenizer import write_tokenizer
+    from deepmnn.exporters.mnn.export import export
+    from tiny_artifact import write_config
 
-    artifact = tiny_artifact(directory, quant="w8")
-    export(artifact, directory / "mnn")
+    write_config(directory / "source", tokenizer=False)
+    write_tokenizer(directory / "source", chat_template=None)  # its process is the one exception
+    deepmnn.convert(directory / "source", directory / "model", quant="w8", random_weights=True)
+    export(directory / "model", directory / "mnn")
     model = deepmnn.load(directory / "mnn", threads=2)
     answer = model.generate("Hello", deepmnn.SamplingParams(max_tokens=5, ignore_eos=True))
     model.logits(answer.ids)

@@ -22,7 +22,7 @@ from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.backends.reference.cache import PagedCache
 from deepmnn.conversion.convert import convert
 from deepmnn.errors import ArtifactError, RequestError, StorageError
-from deepmnn.exporters import export
+from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
 from parity import SCHEDULES, Runner, prompts_for, relative_error, run_schedule
 from tiny_artifact import tiny_artifact, write_config

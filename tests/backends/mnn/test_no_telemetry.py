@@ -1,4 +1,7 @@
-"""Converting, exporting and running open no socket and start no process, in Python or in C++."""
+"""Converting, exporting and running open no socket and start no process, in Python or in C++.
+
+Chat templates alone have one: `text/limited_process.py`.
+"""
 
 from __future__ import annotations
 

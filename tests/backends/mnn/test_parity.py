@@ -18,7 +18,7 @@ from deepmnn.backends.mnn.backend import MnnBackend
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.backends.reference import ReferenceBackend
 from deepmnn.conversion.convert import convert
-from deepmnn.exporters import export
+from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
 from deepmnn.formats import named
 from deepmnn.quant.layout import unpack_codes

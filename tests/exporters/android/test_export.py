@@ -22,10 +22,12 @@ from deepmnn.errors import (
     StorageError,
     TokenizerError,
 )
-from deepmnn.exporters import TARGETS, export, export_android
 from deepmnn.exporters.android.chat_app import check_folder
+from deepmnn.exporters.android.export import export_android
 from deepmnn.exporters.mnn import export as module
+from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
+from deepmnn.exporters.targets import TARGETS
 from exporters.folders import in_dying_child, tree
 from tiny_artifact import write_config
 
@@ -78,7 +80,7 @@ def test_a_chat_is_no_longer_than_a_phone_affords(tmp_path: Path) -> None:
 def test_overwriting_replaces_folder_and_project(artifact: Path, tmp_path: Path) -> None:
     place, other = tmp_path / "phone", made(tmp_path / "other", "bf16")
     export_android(artifact, place)
-    with pytest.raises(StorageError, match="--overwrite"):
+    with pytest.raises(StorageError, match="overwrite=True"):
         export_android(other, place)
     calls: list[tuple[int, int, str]] = []
     export_android(other, place, overwrite=True, progress=lambda *call: calls.append(call))

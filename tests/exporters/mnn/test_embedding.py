@@ -19,7 +19,7 @@ from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.base import F32
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.conversion.convert import convert
-from deepmnn.exporters import export
+from deepmnn.exporters.mnn.export import export
 from deepmnn.quant.recipe import RECIPES, Recipe, Rule
 from deepmnn.quant.store import stored_values
 from parity import relative_error

@@ -32,8 +32,8 @@ from deepmnn.errors import (
     StorageError,
     UnsupportedModelError,
 )
-from deepmnn.exporters import export
 from deepmnn.exporters.mnn import export as module
+from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
 from deepmnn.exporters.mnn.names import Names
 from exporters.folders import in_dying_child, tree
@@ -145,7 +145,7 @@ def test_progress_grows_and_ends_once(artifact: Path, tmp_path: Path) -> None:
 def test_impossible_arguments(artifact: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused(RequestError, "float_dtype is 'f64'.*fp16", artifact, out, float_dtype="f64")
-    refused(RequestError, "mla form 'x'.*absorbed", artifact, out, mla_form="x")
+    refused(RequestError, "mla_form is 'x'.*absorbed", artifact, out, mla_form="x")
     for stem in ("", "..", "../x", "a/b", "/x"):
         refused(RequestError, "the model's name", artifact, out, stem=stem)
     assert os.listdir(tmp_path) == []
@@ -157,7 +157,7 @@ def test_sources_that_are_no_artifact(artifact: Path, tmp_path: Path) -> None:
     folder = export(artifact, tmp_path / "folder").path
     before = sorted(os.listdir(tmp_path))
     for source, match in [
-        (tmp_path / "none", "missing.*deepmnn convert"),
+        (tmp_path / "none", "missing.*deepmnn.convert"),
         (tmp_path / "file", "is a file"),
         (tmp_path / "checkpoint", "deepmnn.json is missing"),
         (folder, "'deepmnn-mnn'"),
@@ -171,7 +171,7 @@ def test_absorbed_below_level_3(tmp_path: Path, level: int) -> None:
     write_config(tmp_path / "source")
     path = convert(tmp_path / "source", tmp_path / "m", "w8", level, random_weights=True).path
     out = tmp_path / "out"
-    refused(RequestError, "optimize level 3.*--optimize-level 3", path, out, mla_form="absorbed")
+    refused(RequestError, "optimize level 3.*optimize_level=3", path, out, mla_form="absorbed")
     assert not out.exists()
     assert export(path, out).mla_form == "expanded"
 
@@ -204,7 +204,7 @@ def test_targets_that_are_taken(artifact: Path, floats: Path, tmp_path: Path) ->
             refused(StorageError, "exists", artifact, tmp_path / name, overwrite=overwrite)
         refused(StorageError, "converted", artifact, converted.path, overwrite=overwrite)
         refused(StorageError, "file/m", artifact, tmp_path / "file" / "m", overwrite=overwrite)
-    refused(StorageError, "--overwrite", artifact, folder)
+    refused(StorageError, "overwrite=True", artifact, folder)
     assert tree(tmp_path) == before
     with pytest.raises(StorageError, match="format 'deepmnn-mnn'"):
         convert(artifact.parent / "source", folder, random_weights=True, overwrite=True)

@@ -17,8 +17,8 @@ from deepmnn.artifact.manifest import MANIFEST, manifest_crc
 from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.errors import ArtifactError
-from deepmnn.exporters import export
 from deepmnn.exporters.mnn import folder as module
+from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import FORMAT, MnnFolder, is_exported
 from deepmnn.graph.workload import Workload
 from exporters.folders import Json, change_json, reseal_folder, tree
@@ -274,7 +274,7 @@ def test_a_workload_that_is_none(folder: Path) -> None:
     ]
     for fields in bad:
         damaged_workload(folder, **fields)
-        with pytest.raises(ArtifactError, match="the workload is damaged"):
+        with pytest.raises(ArtifactError, match="the workload is damaged|no finite number"):
             _ = MnnFolder.open(folder).workload
         (folder / MANIFEST).write_bytes(pristine)
     assert isinstance(MnnFolder.open(folder).workload, Workload)

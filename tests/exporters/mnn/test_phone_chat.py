@@ -10,7 +10,7 @@ import pytest
 from deepmnn.backends.mnn.wheel import captured, runtime
 from deepmnn.conversion.bundled import CHECKPOINT
 from deepmnn.conversion.convert import convert
-from deepmnn.exporters import export
+from deepmnn.exporters.mnn.export import export
 from deepmnn.text.tokenizer import Tokenizer
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from pathlib import Path
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer as Library
 from deepmnn.errors import TokenizerError
 from deepmnn.exporters.mnn.pre_tokenizer import pre_tokenizer
 from deepmnn.exporters.mnn.tokenizer import pack_tokenizer
+from deepmnn.text.pattern_check import check_pattern
 from deepmnn.text.tokenizer import Tokenizer
 from mnn_text import mnn_text
 
@@ -54,7 +56,11 @@ class _Patterns:
         self._rng = random.Random(seed)
 
     def __call__(self) -> str:
-        return "|".join(self._branch() for _ in range(self._rng.randint(1, 4)))
+        while True:
+            pattern = "|".join(self._branch() for _ in range(self._rng.randint(1, 4)))
+            with contextlib.suppress(TokenizerError):
+                check_pattern(pattern)
+                return pattern
 
     def _branch(self) -> str:
         atoms = [self._atom() + self._choose(_QUANTIFIERS) for _ in range(self._rng.randint(0, 2))]

@@ -15,7 +15,7 @@ import deepmnn
 from byte_tokenizer import write_tokenizer
 from deepmnn.conversion.convert import convert
 from deepmnn.errors import ConfigError, TokenizerError
-from deepmnn.exporters import export
+from deepmnn.exporters.mnn.export import export
 from exporters.folders import Json, change_json
 from tiny_artifact import write_config
 
@@ -110,6 +110,14 @@ def test_the_sizes_are_the_models(source: Path) -> None:
         assert (source / "folder" / config[field]).is_file()
 
 
+def test_the_context_is_what_the_scaling_makes_it(source: Path) -> None:
+    write_config(source, num_hidden_layers=1, rope_scaling={"type": "yarn", "factor": 3.0})
+    _, model, _ = exported(source)
+    assert model["max_position_embeddings"] == 3 * 192
+    assert deepmnn.load(source / "model", threads=1).context_length == 3 * 192
+    assert deepmnn.load(source / "folder", threads=1).context_length == 3 * 192
+
+
 def test_a_model_without_a_template(source: Path) -> None:
     write_tokenizer(source, chat_template=None)
     config, model, note = exported(source)
@@ -161,7 +169,7 @@ def test_without_a_tokenizer(source: Path) -> None:
 
 def test_a_damaged_tokenizer_is_said(source: Path) -> None:
     (source / "tokenizer.json").write_text('{"any": "thing"}')
-    with pytest.raises(TokenizerError, match=r"tokenizer.json cannot be loaded"):
+    with pytest.raises(TokenizerError, match=r"tokenizer.json: model is None"):
         exported(source)
     assert not (source / "folder").exists()
 

@@ -12,7 +12,7 @@ pytest.importorskip("MNN")
 import deepmnn
 from deepmnn.conversion.convert import convert
 from deepmnn.errors import ArtifactError, StorageError
-from deepmnn.exporters import export
+from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
 from exporters.folders import in_dying_child, tree
 from tiny_artifact import write_config
@@ -76,7 +76,7 @@ def test_it_leaves_the_users_files_alone(
     assert report.path == place / f"{stem}.mnn"
     assert made(place) == names(stem, "int8")
     assert deepmnn.load(report.path, threads=1).logits(IDS).shape == (3, 271)
-    with pytest.raises(StorageError, match="--overwrite"):
+    with pytest.raises(StorageError, match="overwrite=True"):
         export(artifacts["bf16"], place, stem=stem)
     export(artifacts["bf16"], place, stem=stem, overwrite=True)
     assert made(place) == names(stem, "bf16")

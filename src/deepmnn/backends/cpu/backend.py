@@ -43,7 +43,7 @@ class CpuBackend:
         mla_form: str = "auto",
         numa: str = "off",
     ) -> None:
-        self.model = _core.Model(str(directory), threads, isa, numa)
+        self.model = _core.Model(directory, threads, isa, numa)
         self.model.set_mla_form(mla_form)
         self.vocab_size = self.model.vocab_size
         self.outputs = tuple(self.model.outputs)

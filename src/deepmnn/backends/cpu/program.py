@@ -5,13 +5,15 @@ Program ──encode──► bytes ──read_program──► Program ──fo
 
 from __future__ import annotations
 
+import math
 import struct
 from collections.abc import Callable, Sequence, Sized
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar, get_args
 
-from deepmnn.errors import ArtifactError
-from deepmnn.formats import FORMATS
+from deepmnn.errors import ArtifactError, ConfigError, DeepmnnError
+from deepmnn.formats import ALIGNMENT, FORMATS
 from deepmnn.graph.ir import CONTEXT, ROWS, TOKENS, Attr
 from deepmnn.graph.signatures import Reading
 
@@ -20,6 +22,14 @@ VERSION = 2
 VALUE_DTYPES = ("f32", "i32")
 DIMS = (TOKENS, CONTEXT, ROWS)
 READINGS: tuple[str, ...] = get_args(Reading)
+
+# docs/program.md has the limits; the core has the same.
+MAX_NBYTES = 32 << 20
+MAX_TEXT = 4096
+MAX_DIMS = 8
+MAX_OUTPUTS = 256
+MAX_INSTRUCTIONS = 1 << 18
+MAX_EXTENT = 1 << 31
 
 T = TypeVar("T")
 
@@ -88,7 +98,8 @@ class Program:
 
 
 def encode(program: Program) -> bytes:
-    """The bytes of program.bin."""
+    """The bytes of program.bin. Raises ConfigError for more than a reader takes."""
+    _check_most(len(program.instructions), MAX_INSTRUCTIONS, "operations", ConfigError)
     parts = [MAGIC, _u32(VERSION), _str(program.name)]
     parts.append(_list(program.shards, _str))
     parts.append(_list(program.weights, _weight))
@@ -98,7 +109,14 @@ def encode(program: Program) -> bytes:
     parts.append(_list(program.inputs, _u32))
     parts.append(_list(program.outputs, _u32))
     parts.append(_list(program.instructions, _instruction))
-    return b"".join(parts)
+    data = b"".join(parts)
+    _check_most(len(data), MAX_NBYTES, "bytes of program.bin", ConfigError)
+    return data
+
+
+def _check_most(count: int, most: int, what: str, error: type[DeepmnnError]) -> None:
+    if count > most:
+        raise error(f"the model has {count} {what}", f"at most {most}")
 
 
 def _u32(value: int) -> bytes:
@@ -175,17 +193,31 @@ class _Reader:
         return int(self.numbers("I", "a number")[0])
 
     def text(self) -> str:
-        data = self.take(self.u32(), "a string")
+        length = self.u32()
+        if length > MAX_TEXT:
+            raise _damaged(f"a string of {length} bytes at byte {self.at}", f"at most {MAX_TEXT}")
+        data = self.take(length, "a string")
         try:
             return data.decode()
         except UnicodeDecodeError:
             raise _damaged(f"a string before byte {self.at} is not UTF-8") from None
 
-    def items(self, read: Callable[[], T]) -> tuple[T, ...]:
-        count = self.u32()
-        if count > len(self.data) - self.at:
-            raise _damaged(f"a list at byte {self.at} claims {count} items")
+    def items(self, read: Callable[[], T], nbytes: int, most: int = MAX_NBYTES) -> tuple[T, ...]:
+        """A list, at most `most` items of at least `nbytes` each."""
+        count, left = self.u32(), len(self.data) - self.at
+        if count > min(most, left // nbytes):
+            raise _damaged(
+                f"a list of {count} at byte {self.at}", f"at most {min(most, left // nbytes)}"
+            )
         return tuple(read() for _ in range(count))
+
+    def number(self, code: str, what: str, low: int, high: int, multiple: int = 1) -> int:
+        """An integer of that range."""
+        value = int(self.numbers(code, what)[0])
+        if not low <= value <= high or value % multiple:
+            of = f", a multiple of {multiple}" if multiple > 1 else ""
+            raise _damaged(f"{what} is {value} before byte {self.at}", f"{low} to {high}{of}")
+        return value
 
     def one_of(self, names: tuple[str, ...], what: str) -> str:
         code = int(self.numbers("B", what)[0])
@@ -200,59 +232,74 @@ class _Reader:
         return number
 
 
-def _damaged(found: str) -> ArtifactError:
-    return ArtifactError(f"program.bin: {found}", "", "Convert the model again.")
+def _damaged(found: str, expected: str = "") -> ArtifactError:
+    return ArtifactError(f"program.bin: {found}", expected, "Convert the model again.")
 
 
 def read_program(data: bytes) -> Program:
-    """Parses program.bin; the inverse of `encode`. Raises ArtifactError when it is malformed."""
+    """Parses program.bin; the inverse of `encode`. Raises ArtifactError when it is malformed.
+
+    Takes time and memory in proportion to the bytes, whatever they claim.
+    """
+    _check_most(len(data), MAX_NBYTES, "bytes of program.bin", ArtifactError)
     reader = _Reader(data)
     if reader.take(len(MAGIC), "the magic") != MAGIC:
         raise _damaged("not a deepmnn program")
     version = reader.u32()
     if version != VERSION:
         raise _damaged(f"format version {version}, this deepmnn reads {VERSION}")
-    name, shards = reader.text(), reader.items(reader.text)
-    weights = reader.items(lambda: _read_weight(reader, shards))
-    caches = dict(reader.items(lambda: (reader.text(), reader.u32())))
-    buffers = reader.items(lambda: _read_buffer(reader))
-    tokens, context, rows = reader.numbers("3q", "the arena sizes")
-    inputs = reader.items(lambda: reader.index(buffers, "buffer"))
-    outputs = reader.items(lambda: reader.index(buffers, "buffer"))
-    instructions = reader.items(lambda: _read_instruction(reader, buffers, weights, caches))
+    name, shards = reader.text(), reader.items(reader.text, 4)
+    weights = reader.items(lambda: _read_weight(reader, shards), 45)
+    width = partial(reader.number, "I", "a cache's width", 1, MAX_EXTENT)
+    caches = dict(reader.items(lambda: (reader.text(), width()), 8))
+    buffers = reader.items(lambda: _read_buffer(reader), 18)
+    arena = partial(reader.number, "q", "an arena's size", 0, MAX_EXTENT, ALIGNMENT)
+    arenas = (arena(), arena(), arena())
+    inputs = reader.items(lambda: reader.index(buffers, "buffer"), 4)
+    outputs = reader.items(lambda: reader.index(buffers, "buffer"), 4, MAX_OUTPUTS)
+    instructions = reader.items(
+        lambda: _read_instruction(reader, buffers, weights, caches), 44, MAX_INSTRUCTIONS
+    )
     if reader.at != len(data):
         raise _damaged(f"{len(data) - reader.at} bytes follow the last instruction")
-    arenas = (tokens, context, rows)
     return Program(name, shards, weights, caches, buffers, arenas, inputs, outputs, instructions)
 
 
 def _read_weight(reader: _Reader, shards: tuple[str, ...]) -> ProgramWeight:
-    name, format = reader.text(), reader.one_of(tuple(FORMATS), "weight format")
-    rows, cols, group_size = reader.numbers("qqI", "a weight")
-    shard = reader.index(shards, "shard")
     return ProgramWeight(
-        name, format, rows, cols, group_size, shard, *reader.numbers("QQ", "a weight")
+        name=reader.text(),
+        format=reader.one_of(tuple(FORMATS), "weight format"),
+        rows=reader.number("q", "a weight's rows", 1, MAX_EXTENT),
+        cols=reader.number("q", "a weight's columns", 1, MAX_EXTENT // 2),
+        group_size=reader.u32(),
+        shard=reader.index(shards, "shard"),
+        offset=reader.number("Q", "a weight's offset", 0, (1 << 64) - 1, ALIGNMENT),
+        nbytes=reader.number("Q", "a weight's size", 0, (1 << 64) - 1),
     )
 
 
 def _read_buffer(reader: _Reader) -> ProgramBuffer:
     name, dtype = reader.text(), reader.one_of(VALUE_DTYPES, "buffer dtype")
-    dim, shape = reader.one_of(DIMS, "buffer dimension"), reader.items(reader.u32)
-    return ProgramBuffer(name, dtype, dim, shape, reader.numbers("q", "an offset")[0])
+    dim, shape = reader.one_of(DIMS, "buffer dimension"), reader.items(reader.u32, 4, MAX_DIMS)
+    if not 1 <= math.prod(shape) <= MAX_EXTENT:
+        raise _damaged(f"a buffer of {list(shape)} a row", f"a product from 1 to {MAX_EXTENT}")
+    offset = reader.number("q", "a buffer's offset", -1, MAX_EXTENT)
+    return ProgramBuffer(name, dtype, dim, shape, offset)
 
 
 def _read_instruction(
     reader: _Reader, buffers: Sized, weights: Sized, caches: Sized
 ) -> Instruction:
     op, name = reader.text(), reader.text()
-    inputs = reader.items(lambda: reader.index(buffers, "buffer"))
-    outputs = reader.items(lambda: reader.index(buffers, "buffer"))
+    inputs = reader.items(lambda: reader.index(buffers, "buffer"), 4)
+    outputs = reader.items(lambda: reader.index(buffers, "buffer"), 4)
     read = reader.items(
-        lambda: (reader.index(weights, "weight"), reader.one_of(READINGS, "way to read a weight"))
+        lambda: (reader.index(weights, "weight"), reader.one_of(READINGS, "way to read a weight")),
+        5,
     )
-    written = reader.items(lambda: reader.index(caches, "cache"))
+    written = reader.items(lambda: reader.index(caches, "cache"), 4)
     row_macs, context_macs = reader.numbers("2Q", "a cost")
-    attrs = dict(reader.items(lambda: (reader.text(), _read_attr(reader))))
+    attrs = dict(reader.items(lambda: (reader.text(), _read_attr(reader)), 6))
     weight_ids, readings = tuple(item for item, _ in read), tuple(way for _, way in read)
     return Instruction(
         op, name, inputs, outputs, weight_ids, readings, written, row_macs, context_macs, attrs
@@ -269,10 +316,13 @@ def _read_attr(reader: _Reader) -> Attr:
     if kind not in (3, 4):
         raise _damaged(f"attribute type {kind} is unknown")
     code = "q" if kind == 3 else "d"
-    return reader.items(lambda: reader.numbers(code, "an attribute")[0])
+    return reader.items(lambda: reader.numbers(code, "an attribute")[0], 8)
 
 
 # ---------------------------------------------------------------------------- showing
+
+_SHOWN = 4
+"""Values, weights or caches of an instruction that are named: a few words may refer to a lot."""
 
 
 def format_program(program: Program) -> str:
@@ -283,33 +333,41 @@ def format_program(program: Program) -> str:
         f"{len(program.buffers)} buffers, {len(program.weights)} weights "
         f"in {len(program.shards)} shards",
         "arena bytes per row: " + ", ".join(f"{dim} {nbytes}" for dim, nbytes in counts),
-        *(f"cache {name}: {width} elements per token" for name, width in program.caches.items()),
+        *(
+            f"cache {_cut(name)}: {width} elements per token"
+            for name, width in program.caches.items()
+        ),
     ]
+    caches = list(program.caches)
     for position, instruction in enumerate(program.instructions):
-        outputs = ", ".join(_show_buffer(program.buffers[i]) for i in instruction.outputs)
-        inputs = ", ".join(program.buffers[i].name for i in instruction.inputs)
+        outputs = _some(instruction.outputs, lambda i: _show_buffer(program.buffers[i]))
+        inputs = _some(instruction.inputs, lambda i: _cut(program.buffers[i].name))
         lines.append(f"{position:5} {outputs} = {instruction.op}({inputs})  # {instruction.name}")
-        lines += [f"        {_show_weights(program, instruction)}"] * bool(instruction.weights)
-        lines += [f"        writes {name}" for name in _caches_of(program, instruction)]
+        if instruction.weights:
+            shown = _some(instruction.weights, lambda i: _show_weight(program.weights[i]))
+            lines.append(f"        {shown}")
+        if instruction.caches:
+            lines.append(f"        writes {_some(instruction.caches, lambda i: _cut(caches[i]))}")
         lines += [f"        {key}={_short(value)}" for key, value in instruction.attrs.items()]
     return "\n".join(lines)
 
 
+def _some(ids: tuple[int, ...], show: Callable[[int], str]) -> str:
+    text = ", ".join(show(i) for i in ids[:_SHOWN])
+    return f"{text}, {len(ids) - _SHOWN} more" if len(ids) > _SHOWN else text
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= 100 else name[:97] + "..."
+
+
 def _show_buffer(buffer: ProgramBuffer) -> str:
     place = "external" if buffer.offset < 0 else f"@{buffer.offset}"
-    return f"{buffer.name}[{', '.join([buffer.dim, *map(str, buffer.shape)])}]{place}"
+    return f"{_cut(buffer.name)}[{', '.join([buffer.dim, *map(str, buffer.shape)])}]{place}"
 
 
-def _show_weights(program: Program, instruction: Instruction) -> str:
-    shown = [program.weights[i] for i in instruction.weights[:4]]
-    text = ", ".join(f"{w.name} {w.format}[{w.rows}, {w.cols}]" for w in shown)
-    more = len(instruction.weights) - len(shown)
-    return f"{text}, {more} more" if more else text
-
-
-def _caches_of(program: Program, instruction: Instruction) -> list[str]:
-    names = list(program.caches)
-    return [names[i] for i in instruction.caches]
+def _show_weight(weight: ProgramWeight) -> str:
+    return f"{_cut(weight.name)} {weight.format}[{weight.rows}, {weight.cols}]"
 
 
 def _short(value: Attr) -> str:

@@ -9,6 +9,7 @@ and the turns of a chat; sequences that take turns are recomputed from where the
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 import weakref
@@ -22,7 +23,7 @@ from deepmnn.backends.base import F32, I32, Batch, Cache, Draw, check_batch, sam
 from deepmnn.backends.mnn.cache import MnnCache
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.backends.mnn.wheel import captured, runtime
-from deepmnn.errors import ArtifactError, RequestError, StorageError
+from deepmnn.errors import ArtifactError, RequestError, StorageError, Words, argument
 
 MOST_THREADS = 32
 """MNN takes no more."""
@@ -33,6 +34,9 @@ CHUNK = 512
 _FLOAT_ATTENTION = 8
 """MNN's attention_mode: flash attention, keys and values as they are. The int8 modes are wrong for
 a history that grows over several steps, the 3 and 4 bit modes on x86 (docs/log.md)."""
+
+_started_in: int | None = None
+"""The process in which MNN has started its threads."""
 
 
 class Folder(Protocol):
@@ -73,6 +77,7 @@ class MnnBackend:
         self.outputs: tuple[str, ...] = ("logits",)
         self.cache_width = folder.cache_width
         self.threads = min(threads or _core.available_cores(), MOST_THREADS)
+        check_threads(self.threads)
         self._history: I32 = np.empty(0, np.int32)
         self._every = self._copied = False
         self._llm = _load(folder, self._settings(options, folder.runtime_config.name))
@@ -89,8 +94,10 @@ class MnnBackend:
         """Runs one step, one sequence after another; logits [rows, vocab_size].
 
         Raises RequestError when the batch does not fit the model or the cache, and when MNN gives
-        up, which it does for want of memory; the next step starts afresh.
+        up, which it does for want of memory; the next step starts afresh. And in a forked child,
+        which has none of MNN's threads.
         """
+        check_threads(self.threads)
         if not isinstance(cache, MnnCache):
             raise RequestError(f"the cache is a {type(cache).__name__}", "one made by new_cache")
         check_batch(batch, cache, self.vocab_size)
@@ -134,7 +141,10 @@ class MnnBackend:
                 raise RequestError(
                     f"MNN could not run {len(ids)} tokens after {context['all_seq_len']}",
                     "memory for them",
-                    "Shorten the prompt, or load the model with a smaller max_batch_tokens.",
+                    Words(
+                        "Shorten the prompt, or load the model with a smaller max_batch_tokens.",
+                        "Shorten the prompt, or set a smaller --max-batch-tokens.",
+                    ),
                 )
             values = found.read()
             if values.size not in (self.vocab_size, len(ids) * self.vocab_size):
@@ -196,15 +206,32 @@ class MnnBackend:
             made = tempfile.mkdtemp(prefix="deepmnn-mnn-", dir=parent)
         except OSError as error:
             raise StorageError(f"{parent}: {error.strerror}", "a writable directory") from error
-        weakref.finalize(self, shutil.rmtree, made, ignore_errors=True)
+        weakref.finalize(self, _remove, made, os.getpid())
         return made
+
+
+def check_threads(threads: int) -> None:
+    """Notes that MNN starts threads here, for the first model that has several.
+
+    Raises RequestError in a child that was forked after that: MNN would wait for them for ever.
+    """
+    global _started_in
+    if threads > 1:
+        _started_in = _started_in or os.getpid()
+        if _started_in != os.getpid():
+            raise RequestError(
+                "this process was forked from one in which MNN had started its threads",
+                "threads of this process",
+                "Load the model with threads=1 here, or in a process of its own.",
+            )
 
 
 def check_kv_dtype(dtype: str) -> None:
     """Raises RequestError unless MNN can store keys and values so."""
     if dtype != "f32":
         raise RequestError(
-            f"kv_dtype is {dtype!r}", "'f32': MNN stores keys and values as it computes them"
+            argument("kv_dtype", f" is {dtype!r}"),
+            "'f32': MNN stores keys and values as it computes them",
         )
 
 
@@ -225,6 +252,12 @@ def _load(folder: Folder, settings: dict[str, Any]) -> Any:
             "Export the model again.",
         )
     return llm
+
+
+def _remove(directory: str, process: int) -> None:
+    """A forked child that ends leaves it to its parent."""
+    if process == os.getpid():
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _common_prefix(a: I32, b: I32) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deepmnn.errors import RequestError
+from deepmnn.errors import RequestError, argument
 
 LEVELS = ("low", "normal", "high")
 
@@ -45,6 +45,8 @@ class MnnOptions:
         for name in ("memory", "precision"):
             value = getattr(self, name)
             if value not in LEVELS:
-                raise RequestError(f"{name} is {value!r:.80}", " or ".join(map(repr, LEVELS)))
+                raise RequestError(
+                    argument(name, f" is {value!r:.80}"), " or ".join(map(repr, LEVELS))
+                )
         if not isinstance(self.mmap, str | Path | None):
             raise RequestError(f"mmap is {self.mmap!r:.80}", "a directory")

@@ -28,7 +28,7 @@ VERSION = "3.6.1"
 """The version of the wheel that deepmnn is tested with; its file formats are not promised."""
 
 _ONE_AT_A_TIME = RLock()
-_INSTALL = 'Run: pip install "deepmnn[mnn]"'
+_INSTALL = f'Run: pip install "MNN=={VERSION}"'
 _OUTPUTS = ("--MNNModel", "--JsonFile")
 
 

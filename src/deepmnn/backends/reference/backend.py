@@ -9,7 +9,7 @@ import numpy as np
 from deepmnn.backends.base import F32, Batch, Cache, Draw, check_batch, sample_in_turn
 from deepmnn.backends.reference.cache import PagedCache
 from deepmnn.backends.reference.ops import OPS, Array, Call
-from deepmnn.errors import GraphError, RequestError
+from deepmnn.errors import GraphError, RequestError, argument
 from deepmnn.graph.ir import Graph, Node
 
 MLA_FORMS = ("expanded", "absorbed")
@@ -31,7 +31,9 @@ class ReferenceBackend:
         self, graph: Graph, read_weight: Callable[[str], F32], mla_form: str = "expanded"
     ) -> None:
         if mla_form not in MLA_FORMS:
-            raise RequestError(f"mla_form is {mla_form!r}", f"one of {', '.join(MLA_FORMS)}")
+            raise RequestError(
+                argument("mla_form", f" is {mla_form!r:.80}"), f"one of {', '.join(MLA_FORMS)}"
+            )
         self.graph, self.mla_form = graph, mla_form
         if "logits" not in graph.outputs:
             raise GraphError(f"graph {graph.name!r} gives {graph.outputs}", "logits among them")

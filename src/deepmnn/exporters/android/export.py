@@ -7,14 +7,14 @@ from pathlib import Path
 
 from deepmnn.artifact.directory import storage_errors
 from deepmnn.artifact.manifest import MANIFEST, TEMP_MARK
-from deepmnn.artifact.target import Target, check_apart, check_name, real_path
+from deepmnn.artifact.target import OVERWRITE, Target, check_apart, check_name, real_path
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import StorageError
 from deepmnn.exporters.android.chat_app import check_folder, phone_name
 from deepmnn.exporters.android.project import project_target, write_project
 from deepmnn.exporters.mnn.export import ExportReport, export
 from deepmnn.exporters.mnn.folder import FORMAT, MnnFolder
-from deepmnn.text.generation_config import read_context_length
+from deepmnn.models import read_config
 
 PROJECT = "project"
 CONTEXT = 4096
@@ -54,7 +54,7 @@ def export_android(
         progress=progress,
     )
     check_folder(folder)
-    context = read_context_length(MnnFolder.open(folder).config)
+    context = read_config(MnnFolder.open(folder).config).context_length
     write_project(project, folder.name, min(context, CONTEXT), overwrite)
     return report
 
@@ -75,6 +75,4 @@ def _check_place(place: Path, folder: Path, overwrite: bool) -> None:
             "Choose another output directory.",
         )
     if not overwrite:
-        raise StorageError(
-            f"{place} already exists", "a new directory", "Overwrite it with --overwrite."
-        )
+        raise StorageError(f"{place} already exists", "a new directory", OVERWRITE)

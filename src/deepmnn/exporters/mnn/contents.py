@@ -15,8 +15,8 @@ from deepmnn.exporters.mnn.mtok import FILE as TOKENIZER
 from deepmnn.exporters.mnn.mtok_reader import check_tokenizer
 from deepmnn.exporters.mnn.names import Names
 from deepmnn.exporters.mnn.network import Network, read_network
+from deepmnn.models import read_config
 from deepmnn.source.json_file import read_object
-from deepmnn.text.generation_config import read_context_length
 
 _AGAIN = "Export the model again."
 
@@ -66,7 +66,7 @@ def _check_facts(directory: Path, names: Names, found: Network, told: dict[str, 
         if told[key] != value:
             raise ArtifactError(f"{network}: {key} is {value}", f"{told[key]}", _AGAIN)
     try:
-        context = read_context_length(read_object(config, ArtifactError))
+        context = read_config(read_object(config, ArtifactError)).context_length
     except ConfigError as fault:
         raise ArtifactError(f"{config}: {fault.found}", fault.expected, _AGAIN) from None
     if found.context_length < context:

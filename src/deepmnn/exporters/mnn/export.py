@@ -24,9 +24,9 @@ from deepmnn.exporters.mnn.writer import FolderWriter
 from deepmnn.formats import U8
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.workload import Workload
+from deepmnn.models import read_config
 from deepmnn.source.json_file import is_plain_name
 from deepmnn.source.side_files import read_side_files
-from deepmnn.text.generation_config import read_context_length
 
 FLOAT_DTYPES = ("f32", "fp16")
 
@@ -102,7 +102,7 @@ def export(
         read = _Reader(artifact, graph, progress)
         with writer.stream(names.weight) as sink:
             weights = WeightFile(sink, half=float_dtype == "fp16")
-            context = read_context_length(artifact.config)
+            context = read_config(artifact.config).context_length
             low = Lowering(graph, read, weights, context, form, biz_code)
             model = low.run()
         embedded, tied, nbytes = _write_embedding(writer, names, table, read, weights)
@@ -114,7 +114,8 @@ def export(
         writer.add_settings(names.of("config.json"), settings)
         config = artifact.path / CONFIG
         for name, data in read_side_files(artifact.path, config, ArtifactError).items():
-            writer.add_file(f"{names.sidecar}/{name}", data)
+            if name in artifact.text_files:
+                writer.add_file(f"{names.sidecar}/{name}", data)
         workload = replace(Workload.of(graph).in_form(form), cache_width=low.cache_width)
         writer.commit(
             {
@@ -145,7 +146,7 @@ class _Reader:
         self._done, self._total = 0, artifact.weights_nbytes
 
     def __call__(self, name: str) -> U8:
-        stored = self._artifact.read(name)
+        stored = self._artifact.tensor(name)
         if self._progress is not None and name in self._left:
             self._left.remove(name)
             self._done += stored.nbytes

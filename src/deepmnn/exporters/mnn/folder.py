@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deepmnn.artifact.manifest import (
@@ -31,11 +31,12 @@ from deepmnn.artifact.manifest import (
     is_unfinished,
 )
 from deepmnn.artifact.written import is_inside
-from deepmnn.errors import ArtifactError
+from deepmnn.errors import ArtifactError, Words
 from deepmnn.exporters.mnn.contents import check_contents
 from deepmnn.exporters.mnn.names import Names, locate
 from deepmnn.graph.workload import Experts, Workload
-from deepmnn.source.json_file import read_object
+from deepmnn.source.json_file import KINDS, read_object
+from deepmnn.text.text_files import TextFiles
 
 FORMAT = "deepmnn-mnn"
 FORMAT_VERSION = 3
@@ -57,6 +58,7 @@ class MnnFolder:
         sidecar: the directory of Hugging Face's files.
         config: Hugging Face's config.json.
         runtime_config: the file to give to MNN.
+        text_files: the tokenizer's and other small files, of those that the manifest lists.
     """
 
     def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
@@ -65,6 +67,10 @@ class MnnFolder:
         self.sidecar = directory / names.sidecar
         self.runtime_config = directory / names.of("config.json")
         self.config = read_object(self.sidecar / "config.json", ArtifactError)
+        listed = [PurePosixPath(name) for name in manifest["files"]]
+        self.text_files = TextFiles(
+            self.sidecar, {file.name for file in listed if str(file.parent) == names.sidecar}
+        )
 
     @property
     def vocab_size(self) -> int:
@@ -139,7 +145,10 @@ def _read_manifest(path: Path, names: Names) -> dict[str, Any]:
         raise ArtifactError(
             f"{path} is missing",
             "a model exported for MNN",
-            "Export a converted model first: deepmnn export PATH OUT",
+            Words(
+                "Export a converted model first: deepmnn.export(PATH, OUT)",
+                "Export a converted model first: deepmnn export PATH OUT",
+            ),
         )
     fields = read_object(path, ArtifactError)
     check_stamp(fields, path, (FORMAT, FORMAT_VERSION), _AGAIN)
@@ -158,7 +167,7 @@ def _check_fields(fields: dict[str, Any], path: Path) -> None:
     for key, kind in kinds.items():
         if type(fields.get(key)) is not kind:
             found = f"{path}: {key} is {fields.get(key)!r:.80}"
-            raise ArtifactError(found, f"a {kind.__name__}", _AGAIN)
+            raise ArtifactError(found, KINDS[kind], _AGAIN)
     for key, least in _COUNTS.items():
         if not least <= fields[key] <= _MOST:
             raise ArtifactError(f"{path}: {key} is {fields[key]!r:.80}", f"{least} to {_MOST}")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deepmnn.errors import RequestError, UnsupportedModelError
+from deepmnn.errors import RequestError, UnsupportedModelError, Words
 from deepmnn.exporters.mnn.model import Block, Model
 from deepmnn.exporters.mnn.weights import Rows, WeightFile
 from deepmnn.formats import U8
@@ -47,6 +47,10 @@ class Activation:
     projection: Projection | None = None
 
 
+_CONVERT_AGAIN = Words(
+    "Convert it again with optimize_level=3.", "Convert it again with --optimize-level 3."
+)
+
 Rule = Callable[["Lowering", Node], None]
 
 
@@ -58,7 +62,9 @@ def choose_mla_form(graph: Graph, wanted: str) -> str:
     fused (optimize level below 3) only runs expanded. Raises RequestError.
     """
     if wanted not in MLA_FORMS:
-        raise RequestError(f"mla form {wanted!r:.40}", " or ".join(MLA_FORMS))
+        raise RequestError(
+            Words(f"mla_form is {wanted!r:.40}", f"--mla is {wanted!r:.40}"), " or ".join(MLA_FORMS)
+        )
     fused = [node for node in graph.nodes if node.op == "mla_attention"]
     if fused and wanted == "auto":
         size = _expanded_width(fused) * 4 * CACHE_TOKENS
@@ -70,8 +76,8 @@ def choose_mla_form(graph: Graph, wanted: str) -> str:
     if wanted == "absorbed":
         raise RequestError(
             "this model was converted below optimize level 3, its attention is expanded",
-            "mla form 'expanded'",
-            "Convert it again with --optimize-level 3.",
+            Words("mla_form 'expanded'", "--mla expanded"),
+            _CONVERT_AGAIN,
         )
     return "expanded"
 
@@ -133,7 +139,7 @@ class Lowering:
                 raise UnsupportedModelError(
                     f"{node.name} is a {node.op}, which MNN cannot run",
                     "a model converted at optimize level 2 or 3",
-                    "Convert it again with --optimize-level 3.",
+                    _CONVERT_AGAIN,
                 )
             RULES[node.op](self, node)
         logits = self.graph.outputs[0]

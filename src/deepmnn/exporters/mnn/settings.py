@@ -12,6 +12,7 @@ from deepmnn.exporters.mnn.lower import Lowering
 from deepmnn.exporters.mnn.mtok import FILE as TOKENIZER
 from deepmnn.exporters.mnn.names import Names
 from deepmnn.exporters.mnn.tokenizer import pack_tokenizer
+from deepmnn.text.answer_end import end_ids
 from deepmnn.text.generation_config import GenerationConfig
 from deepmnn.text.tokenizer import Tokenizer
 
@@ -39,15 +40,17 @@ def text_side(artifact: Artifact, vocab_size: int, needs_tokenizer: bool) -> Tex
     A tokenizer that MNN has no form for leaves a model that MNN runs by token ids, and a note; with
     needs_tokenizer that and a model without one raise TokenizerError. So does a damaged one.
     """
-    has_tokenizer = (artifact.path / "tokenizer.json").is_file()
+    has_tokenizer = "tokenizer.json" in artifact.text_files
     if needs_tokenizer and not has_tokenizer:
         raise TokenizerError(
             f"{artifact.path} has no tokenizer.json",
             "a model with a tokenizer, which a phone needs",
             "Convert it again, with the tokenizer's files beside the checkpoint.",
         )
-    tokenizer = Tokenizer(artifact.path) if has_tokenizer else None
-    stop_ids = GenerationConfig.read(artifact.path, artifact.config).eos_ids
+    tokenizer = Tokenizer(artifact.text_files) if has_tokenizer else None
+    generation = GenerationConfig.read(artifact.text_files, artifact.config)
+    ends = generation.eos_ids if tokenizer is None else end_ids(tokenizer, generation)
+    stop_ids = {token for token in ends if token < vocab_size}
     notes = []
     try:
         packed = pack_tokenizer(tokenizer, vocab_size=vocab_size, stop_ids=stop_ids)
@@ -95,7 +98,7 @@ def runtime_config(artifact: Artifact, names: Names, text: TextSide, embedding: 
         "memory": "low",
         "system_prompt": "",
         "use_template": text.jinja is not None,
-        **_sampling(GenerationConfig.read(artifact.path, artifact.config)),
+        **_sampling(GenerationConfig.read(artifact.text_files, artifact.config)),
     }
 
 

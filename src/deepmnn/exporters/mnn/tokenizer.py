@@ -45,7 +45,7 @@ def pack_tokenizer(
         model, decoder = mtok.bpe([], [], False), mtok.BYTE_LEVEL_DECODER
         parts = (mtok.NOTHING, mtok.NOTHING, model, decoder, mtok.added_tokens([]))
         return mtok.head(sorted(stop_ids), [0]) + b"".join(parts)
-    library = tokenizers.Tokenizer.from_file(str(tokenizer.directory / "tokenizer.json"))
+    library = tokenizer.library
     found = json.loads(library.to_str())
     added = [_added_token(token, library) for token in found["added_tokens"]]
     _check_model(found)

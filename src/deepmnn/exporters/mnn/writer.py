@@ -11,6 +11,7 @@ from deepmnn.artifact.directory import DirectoryWriter
 from deepmnn.artifact.manifest import FileRecord
 from deepmnn.artifact.renames import locked, rename_new, sync_directory
 from deepmnn.artifact.target import (
+    OVERWRITE,
     Target,
     check_name,
     check_not_read,
@@ -90,9 +91,7 @@ class NamedFiles:
                 "Choose another name.",
             )
         if not self.overwrite:
-            raise StorageError(
-                f"{here[0]} already exists", "a new name", "Overwrite it with --overwrite."
-            )
+            raise StorageError(f"{here[0]} already exists", "a new name", OVERWRITE)
         written = Written(manifest, self._checksums)
         written.check(here)
         check_not_read(written, self.sources)

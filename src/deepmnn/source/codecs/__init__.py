@@ -7,6 +7,7 @@ from typing import Any
 
 from deepmnn.errors import UnsupportedModelError
 from deepmnn.source.codecs.codec import Codec
+from deepmnn.source.codecs.foreign import check_scheme, quantization_of
 from deepmnn.source.codecs.fp8 import Fp8
 from deepmnn.source.store import Store
 
@@ -19,11 +20,8 @@ def codec_of(config: Mapping[str, Any], store: Store) -> Codec | None:
 
     Raises UnsupportedModelError when the weights are quantised in a way that is not read.
     """
-    quantization = config.get("quantization_config")
-    if quantization is not None and not isinstance(quantization, dict):
-        raise UnsupportedModelError(
-            f"quantization_config is {quantization!r:.80}", "an object", "Check config.json."
-        )
+    quantization = quantization_of(config)
+    check_scheme(quantization or {}, store.names())
     for kind in CODECS:
         codec = kind.recognise(quantization, store)
         if codec is not None:

@@ -1,0 +1,215 @@
+"""A model by any name: converted already, or converted once into the user's cache.
+
+A name is read in this order:
+
+1. a path that exists: a converted model as it is; a checkpoint, converted once;
+2. "tiny-r1", the model that comes with the package;
+3. OWNER/NAME or OWNER/NAME@REVISION of the Hugging Face hub: fetched, then converted once.
+
+A conversion is found again by its source (of a path: the names, sizes and times of its files; of
+the hub: the commit), its recipe, its level and the version of the artifact's format.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+
+from deepmnn.artifact import cache
+from deepmnn.artifact.cache import Hold
+from deepmnn.artifact.manifest import FORMAT_VERSION, MANIFEST, read_manifest
+from deepmnn.artifact.reader import Artifact
+from deepmnn.conversion import bundled
+from deepmnn.conversion.bundled import NAME, bundled_checkpoint
+from deepmnn.conversion.convert import plan_conversion
+from deepmnn.conversion.write import Progress, write
+from deepmnn.errors import ArtifactError, CheckpointError, RequestError, Words
+from deepmnn.graph.levels import MAX_LEVEL
+from deepmnn.quant.recipe import DEFAULT, Recipe, recipe_of
+from deepmnn.source import hub
+from deepmnn.source.hub import HubName
+from deepmnn.source.open import has_weights
+from deepmnn.source.side_files import CONFIG, SIDE_FILES
+from deepmnn.source.sizes import file_size
+
+_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".jinja", ".model", ".txt")
+"""Files of a checkpoint's directory that may change what a conversion writes."""
+
+log = logging.getLogger("deepmnn")
+
+
+def converted(
+    name: str | os.PathLike[str],
+    quant: str | Recipe | None = None,
+    progress: Progress | None = None,
+) -> Hold:
+    """The converted model of that name; converts it when the cache does not have it yet.
+
+    It stays where it is until the hold is released.
+
+    Args:
+        name: a path, or, as a string, a name (above).
+        quant: how a checkpoint is converted; a converted model has its recipe already.
+        progress: called after each weight that is converted.
+
+    Raises ArtifactError (the name means nothing, or its directory is no model), RequestError (the
+    recipe; or one is given, and the model is converted with another), and as `convert` and
+    `hub.download`.
+    """
+    recipe = None if quant is None else recipe_of(quant)
+    path = Path(name)
+    if os.path.lexists(name):
+        if not is_checkpoint(path):
+            _check_recipe(path, recipe)
+            return cache.hold(path)
+        real = os.path.realpath(path)
+        source = NAME if real == os.path.realpath(bundled.CHECKPOINT) else real
+        return _keep(_Local(source, path), recipe, progress)
+    if name == NAME:
+        return _keep(_Local(NAME, bundled_checkpoint()), recipe, progress)
+    named = HubName.parse(name) if isinstance(name, str) else None
+    if named is None:
+        raise ArtifactError(
+            f"{name!s:.200} is missing, and no name of the Hugging Face hub",
+            "a converted model, a checkpoint, or OWNER/NAME on the hub",
+            "Check the path, or convert a checkpoint first.",
+        )
+    return _earlier(named, recipe) or _keep(_Snapshot.of(named, progress), recipe, progress)
+
+
+def described(name: str | os.PathLike[str]) -> Path:
+    """The path that says what a model of that name is; of the hub's, config.json may be all.
+
+    Raises as `hub.download_config`.
+    """
+    if name == NAME and not os.path.lexists(name):
+        return bundled_checkpoint()
+    named = HubName.parse(name) if isinstance(name, str) and not os.path.lexists(name) else None
+    snapshot = None if named is None else hub.local_snapshot(named)
+    return snapshot or hub.fetched(name, only_config=True)
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a path is something to convert, sound or not."""
+    if (path / MANIFEST).exists():
+        return False
+    return path.is_file() or (path / CONFIG).is_file() or has_weights(path)
+
+
+def _check_recipe(path: Path, recipe: Recipe | None) -> None:
+    """Raises RequestError when a converted model has another recipe than was asked for."""
+    if recipe is not None and read_manifest(path)["recipe"] != recipe.to_json():
+        raise RequestError(
+            f"{path} is converted already, with the recipe {read_manifest(path)['quant']!r}",
+            Words("a checkpoint, or no quant", "a checkpoint, or no --quant"),
+            "Load the checkpoint that it was made of.",
+        )
+
+
+class _Local:
+    """A checkpoint on this machine.
+
+    Args:
+        source: what to call it.
+        path: its directory or file.
+    """
+
+    def __init__(self, source: str, path: Path) -> None:
+        self.source, self.path = source, path
+        self.label = Path(source).stem if path.is_file() else Path(source).name
+
+    @property
+    def identity(self) -> list[object]:
+        """Changes when a file does that a conversion reads. Raises CheckpointError."""
+        single = self.path.is_file()
+        folder = self.path.parent if single else self.path
+        wanted = {self.path.name, CONFIG, *SIDE_FILES}
+        try:
+            found = [
+                [entry.name, entry.stat().st_size, entry.stat().st_mtime_ns]
+                for entry in os.scandir(folder)
+                if (entry.name in wanted if single else entry.name.endswith(_SUFFIXES))
+                and entry.is_file()
+            ]
+        except OSError as error:
+            raise CheckpointError(f"{folder} cannot be read: {error.strerror}") from error
+        return [os.path.realpath(self.path), sorted(found)]
+
+    def fetch(self, progress: Progress | None) -> Path:
+        """It is here."""
+        return self.path
+
+
+@dataclass(frozen=True)
+class _Snapshot:
+    """A commit of a repository of the hub."""
+
+    source: str
+    repo: str
+    commit: str
+
+    @classmethod
+    def of(cls, named: HubName, progress: Progress | None) -> _Snapshot:
+        """What the hub's cache has under that name, or else what the hub has."""
+        directory = hub.local_snapshot(named) or hub.download(named, progress=progress)
+        return cls(str(named), named.repo, directory.name)
+
+    @property
+    def label(self) -> str:
+        """The repository's name without its owner."""
+        return self.repo.split("/")[1]
+
+    @property
+    def identity(self) -> list[object]:
+        """The commit."""
+        return [self.repo, self.commit]
+
+    def fetch(self, progress: Progress | None) -> Path:
+        """Downloads what is not here."""
+        return hub.download(HubName(self.repo, self.commit), progress=progress)
+
+
+def _keep(source: _Local | _Snapshot, quant: Recipe | None, progress: Progress | None) -> Hold:
+    recipe = quant or recipe_of(DEFAULT)
+    digest = _digest(source.identity, recipe)
+    label = re.sub(r"[^\w.-]+", "-", f"{source.label[:60]}-{recipe.name[:20]}").lstrip(".-")
+    facts = {"source": source.source, "recipe": recipe.name, "variant": _digest([], recipe)}
+
+    def make(target: Path) -> None:
+        plan = plan_conversion(source.fetch(progress), recipe)
+        cache.make_room(plan.nbytes)
+        size = file_size(plan.nbytes)
+        log.info("converting %s to %s, %s, once: %s", source.source, recipe.name, size, target)
+        write(plan, target, progress=progress)
+
+    return cache.keep(f"{label}-{digest}", facts, Artifact.open, make)
+
+
+def _digest(identity: list[object], recipe: Recipe) -> str:
+    """Of a source and everything else that a conversion depends on."""
+    parts = [identity, recipe.to_json(), MAX_LEVEL, FORMAT_VERSION]
+    return blake2b(json.dumps(parts).encode("utf-8", "surrogateescape"), digest_size=8).hexdigest()
+
+
+def _earlier(named: HubName, quant: Recipe | None) -> Hold | None:
+    """The last used conversion of that name and recipe; the network need not be there.
+
+    None when the hub's own cache has a copy: that may be newer.
+    """
+    if hub.local_snapshot(named) is not None:
+        return None
+    wanted = {"source": str(named), "variant": _digest([], quant or recipe_of(DEFAULT))}
+    for entry in reversed(cache.entries()):
+        if wanted.items() <= entry.facts.items():
+            held = cache.hold(entry.path)
+            try:
+                Artifact.open(entry.path)
+                return held
+            except ArtifactError:
+                held.release()
+    return None

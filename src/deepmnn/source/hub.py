@@ -1,0 +1,263 @@
+"""The Hugging Face hub: checkpoints by name, fetched once into the hub's own cache."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from deepmnn.errors import CheckpointError, DeepmnnError, StorageError
+from deepmnn.source.side_files import CONFIG
+from deepmnn.source.sizes import file_size
+
+FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
+"""Files that a conversion needs beside the weights."""
+
+WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+"""Weight files, best first: only the first kind that a repository has is fetched."""
+
+Progress = Callable[[int, int, str], None]
+
+EVERY = 1.0
+"""Seconds between two reports of a download."""
+
+log = logging.getLogger("deepmnn")
+
+
+@dataclass(frozen=True)
+class HubName:
+    """A repository of the hub: OWNER/NAME, or OWNER/NAME@REVISION.
+
+    revision: a branch, tag or commit; None is the repository's main branch.
+    """
+
+    repo: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> HubName | None:
+        """What the text names, if it has the form of a hub name."""
+        match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", text, re.ASCII)
+        return None if match is None else cls(match[1], match[2])
+
+    def __str__(self) -> str:
+        return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
+
+
+def fetched(
+    source: str | os.PathLike[str], only_config: bool = False, progress: Progress | None = None
+) -> Path:
+    """The path of a source: itself, or of a hub name what is downloaded, unless a file is called
+    like that.
+
+    only_config: config.json is enough. progress: as of `download`.
+
+    Raises as `download`.
+    """
+    name = HubName.parse(source) if isinstance(source, str) else None
+    if name is None or os.path.lexists(source):
+        return Path(source)
+    return download_config(name) if only_config else download(name, progress=progress)
+
+
+def download(
+    name: HubName, directory: Path | None = None, progress: Progress | None = None
+) -> Path:
+    """The checkpoint's directory: `directory`, or a snapshot in the hub's own cache.
+
+    What is there already is not fetched again. Without a network an earlier snapshot will do.
+
+    progress: called every second with (bytes done, bytes in all, what); without it the hub's own
+    library shows bars.
+
+    Raises CheckpointError when the hub does not hand it out or cannot be reached, StorageError
+    when it cannot be written.
+    """
+    from huggingface_hub import snapshot_download
+
+    here = local_snapshot(name) if directory is None else None
+    try:
+        commit, files = _listing(name)
+        sizes = missing = _wanted(files)
+        if directory is None:
+            missing = {file: n for file, n in sizes.items() if not _is_here(name, commit, file)}
+            if here is not None and here.name == commit and not missing:
+                return here
+        total = sum(missing.values())
+        log.info("downloading %s, %s, to %s", name, file_size(total), directory or _hub_cache())
+        with _watched(directory or _repo_cache(name), total, progress):
+            return Path(
+                snapshot_download(
+                    name.repo,
+                    revision=name.revision,
+                    local_dir=directory,
+                    allow_patterns=[*sizes],
+                    tqdm_class=None if progress is None else _silent(),
+                )
+            )
+    except Exception as error:  # the hub library raises its own, the network's and the system's
+        if here is not None and _is_network(error):
+            log.info("the hub cannot be reached: using the copy of %s in %s", name, here)
+            return here
+        raise _explain(error, name) from error
+
+
+def download_config(name: HubName) -> Path:
+    """The path of config.json, which alone says what a model is. Raises as `download`."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    try:
+        if CONFIG not in _listing(name)[1]:
+            raise CheckpointError(f"{name} has no {CONFIG}", "the repository of a model")
+        return Path(hf_hub_download(name.repo, CONFIG, revision=name.revision))
+    except DeepmnnError:
+        raise
+    except Exception as error:
+        if _is_network(error):
+            here = try_to_load_from_cache(name.repo, CONFIG, revision=name.revision)
+            if isinstance(here, str):
+                return Path(here)
+        raise _explain(error, name) from error
+
+
+def local_snapshot(name: HubName) -> Path | None:
+    """The directory with weights that the hub's cache has under that name; it is called like the
+    commit. The network is not asked.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        found = try_to_load_from_cache(name.repo, CONFIG, revision=name.revision)
+    except HFValidationError:
+        return None
+    directory = Path(found).parent if isinstance(found, str) else None
+    return directory if directory and _matching(os.listdir(directory), WEIGHTS) else None
+
+
+def _listing(name: HubName) -> tuple[str, dict[str, int]]:
+    """The commit, and file → bytes of what lies in no folder of the repository."""
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True)
+    files = {file.rfilename: file.size or 0 for file in info.siblings or []}
+    return info.sha or "", {file: size for file, size in files.items() if "/" not in file}
+
+
+def _is_here(name: HubName, commit: str, file: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(name.repo, file, revision=commit), str)
+
+
+def _wanted(files: dict[str, int]) -> dict[str, int]:
+    """The files that a conversion needs, and their bytes."""
+    weights = next((kind for kind in WEIGHTS if _matching(files, (kind,))), WEIGHTS[0])
+    return {name: files[name] for name in _matching(files, (*FILES, weights))}
+
+
+def _matching(files: Iterable[str], patterns: Iterable[str]) -> list[str]:
+    return [name for name in files if any(fnmatchcase(name, each) for each in patterns)]
+
+
+@contextmanager
+def _watched(directory: Path, total: int, progress: Progress | None) -> Iterator[None]:
+    """Reports how much a directory grows: the hub's library shows bytes on terminals only."""
+    finished, before = threading.Event(), _nbytes(directory)
+
+    def watch() -> None:
+        while progress is not None and not finished.wait(EVERY):
+            progress(max(0, min(_nbytes(directory) - before, total)), total, "downloading")
+
+    thread = threading.Thread(target=watch, name="deepmnn-download", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        finished.set()
+        thread.join()
+
+
+def _nbytes(directory: Path) -> int:
+    """Bytes of all files, unfinished ones too."""
+    found = 0
+    for folder, _, names in os.walk(directory):
+        for name in names:
+            with suppress(OSError):  # renamed meanwhile
+                found += os.lstat(os.path.join(folder, name)).st_size
+    return found
+
+
+def _silent() -> type[Any]:
+    """A progress bar of the hub's library that shows nothing."""
+    from tqdm.auto import tqdm
+
+    class Silent(tqdm):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*args, **{**options, "disable": True})
+
+    return Silent
+
+
+def _is_network(error: Exception) -> bool:
+    from huggingface_hub import errors as hub
+
+    kinds = (ConnectionError, TimeoutError, hub.HfHubHTTPError, hub.LocalEntryNotFoundError)
+    answers = (hub.RepositoryNotFoundError, hub.RevisionNotFoundError, hub.EntryNotFoundError)
+    if isinstance(error, answers) and not isinstance(error, hub.LocalEntryNotFoundError):
+        return False
+    named = type(error).__name__
+    return isinstance(error, kinds) or "Connect" in named or "Timeout" in named
+
+
+def _explain(error: Exception, name: HubName) -> DeepmnnError:
+    from huggingface_hub import errors as hub
+
+    if isinstance(error, hub.GatedRepoError):
+        return CheckpointError(
+            f"{name} is gated", "", "Accept its licence on the hub, then log in: hf auth login"
+        )
+    if isinstance(error, hub.RepositoryNotFoundError | hub.RevisionNotFoundError):
+        return CheckpointError(
+            f"the hub has no {name} (or no such revision, or it is private)",
+            "OWNER/NAME of a model repository, or a path that exists",
+            "Check the name; for a private one log in: hf auth login",
+        )
+    if isinstance(error, hub.HFValidationError):
+        return CheckpointError(f"{str(name)!r} is no name of the hub", "OWNER/NAME")
+    if isinstance(error, hub.OfflineModeIsEnabled):
+        return CheckpointError(
+            f"HF_HUB_OFFLINE is set, and {name} was not downloaded before",
+            "a model that is here",
+            "Unset HF_HUB_OFFLINE, or copy the checkpoint's files here.",
+        )
+    if _is_network(error):
+        said = (str(error).splitlines() or [type(error).__name__])[0]
+        return CheckpointError(
+            f"the hub cannot be reached for {name}: {said}",
+            "a network connection, or a path that exists",
+            "Try again later, or copy the checkpoint's files here.",
+        )
+    if isinstance(error, OSError):
+        return StorageError(f"{name} cannot be stored: {error}")
+    return CheckpointError(f"{name} cannot be downloaded: {type(error).__name__}: {error}")
+
+
+def _hub_cache() -> Path:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return Path(HF_HUB_CACHE)
+
+
+def _repo_cache(name: HubName) -> Path:
+    from huggingface_hub.file_download import repo_folder_name
+
+    return _hub_cache() / repo_folder_name(repo_id=name.repo, repo_type="model")
