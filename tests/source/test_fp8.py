@@ -179,6 +179,15 @@ def test_scales_of_unclear_meaning(tmp_path: Path, case: str) -> None:
         open_source(path).read("w.weight")
 
 
+def test_block_sizes() -> None:
+    assert block_size(FP8) == (128, 128)
+    assert block_size(FP8 | {"weight_block_size": [64, 32]}) == (64, 32)
+    assert block_size(FP8 | {"weight_block_size": None}) is None
+    assert block_size(COMPRESSED) is None
+    assert block_size(COMPRESSED | groups("channel")) is None
+    assert block_size(COMPRESSED | groups("group", group_size=64)) == (1, 64)
+
+
 def test_a_config_left_from_before(tmp_path: Path) -> None:
     """Numbers that were written back, beside the config of the FP8 checkpoint."""
     weight = torch.randn(5, 6).bfloat16()

@@ -115,11 +115,14 @@ def _parts(store: Store) -> dict[str, tuple[str, ...]]:
 
 
 def block_size(quantization: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Rows and columns that share a scale; None where config.json does not speak of blocks.
+    """Rows and columns that share a scale; None where there are no blocks, or of unknown size.
 
+    DeepSeek's own configs (quant_method "fp8") that do not say have 128 × 128, as in transformers.
     Raises UnsupportedModelError.
     """
-    field, block = "weight_block_size", quantization.get("weight_block_size")
+    own = quantization.get("quant_method", Fp8.scheme) == Fp8.scheme
+    default = list(DEFAULT_BLOCK) if own else None
+    field, block = "weight_block_size", quantization.get("weight_block_size", default)
     if block is None and isinstance(groups := quantization.get("config_groups"), dict):
         found = [_group_block(group) for group in groups.values()]
         blocks = [one for one in found if one is not None]
