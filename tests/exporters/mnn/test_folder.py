@@ -274,7 +274,7 @@ def test_a_workload_that_is_none(folder: Path) -> None:
     ]
     for fields in bad:
         damaged_workload(folder, **fields)
-        with pytest.raises(ArtifactError, match="the workload is damaged|no finite number"):
+        with pytest.raises(ArtifactError, match=r"the workload is damaged|no finite number"):
             _ = MnnFolder.open(folder).workload
         (folder / MANIFEST).write_bytes(pristine)
     assert isinstance(MnnFolder.open(folder).workload, Workload)
