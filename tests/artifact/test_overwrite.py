@@ -272,7 +272,7 @@ def test_a_file_of_weights_may_lie_beside_the_output(tmp_path: Path) -> None:
     "name",
     [
         f"y{TEMP_MARK}1",
-        temp_name("m"),
+        ".m.deepmnn-tmp-0123abcd",
         f"{TEMP_MARK}/m",
         "n" * (LONGEST_NAME + 1),
         "ü" * (LONGEST_NAME // 2 + 1),
