@@ -24,6 +24,7 @@ from deepmnn.artifact.shards import plan_shards
 from deepmnn.artifact.workspace import LOCK, LONGEST_NAME, Workspace, temp_name
 from deepmnn.artifact.writer import ArtifactWriter
 from deepmnn.conversion.convert import convert
+from deepmnn.conversion.kept import converted
 from deepmnn.errors import ArtifactError, StorageError
 from deepmnn.source.random import RandomSource
 from exporters.folders import in_dying_child, tree
@@ -232,6 +233,14 @@ def test_the_source_and_the_output_are_apart(
             with pytest.raises(StorageError, match="the source"):
                 convert(source, target_path, overwrite=overwrite)
     assert tree(tmp_path) == before
+
+
+def test_the_cache_may_lie_in_a_source(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint in a home directory."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(checkpoint / ".cache"))
+    with converted(checkpoint) as held:
+        assert held.path.is_relative_to(checkpoint)
+        Artifact.open(held.path)
 
 
 def test_config_json_is_a_source_too(tmp_path: Path, checkpoint: Path) -> None:

@@ -1,6 +1,6 @@
 """Loads damaged copies of an MNN folder, and runs a few tokens on those that load.
 
-    python mnn_child.py FOLDER SCRATCH SEED COUNT KIND...
+    python mnn_child.py FOLDER SCRATCH SEED KIND=COUNT...
 
 Every copy is loaded in a process of its own with little memory and time. Checksums are made right
 again, as whoever makes such a folder does. Prints one JSON object: kind → outcome → how often, and
@@ -211,11 +211,11 @@ def outcome(path: Path) -> str:
     return "hung"
 
 
-def main(folder: Path, scratch: Path, seed: int, count: int, kinds: list[str]) -> None:
+def main(folder: Path, scratch: Path, seed: int, wanted: dict[str, int]) -> None:
     deepmnn.load(folder, threads=1)  # imports everything once; MNN has no threads of its own yet
-    counts: dict[str, Counter[str]] = {kind: Counter() for kind in kinds}
+    counts: dict[str, Counter[str]] = {kind: Counter() for kind in wanted}
     faults = []
-    for kind in kinds:
+    for kind, count in wanted.items():
         file, damage = KINDS[kind]
         data = (folder / file).read_bytes()
         for number in range(count):
@@ -228,4 +228,6 @@ def main(folder: Path, scratch: Path, seed: int, count: int, kinds: list[str]) -
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])
+    given = (argument.split("=") for argument in sys.argv[4:])
+    wanted = {kind: int(count) for kind, count in given}
+    main(Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), wanted)

@@ -131,9 +131,9 @@ def keep(
     """
     target = cache_directory() / name
     with _storage_errors(target):
+        _make_directory(target.parent)
         held = _sound(target, check)
         if held is None:
-            _make_directory(target.parent)
             with _writing(target, f"another process prepares {name}: waiting for it") as record:
                 held = _sound(target, check)
                 if held is None:
@@ -292,6 +292,8 @@ def _hold(path: Path) -> Hold | None:
 
 def _sound(target: Path, check: Callable[[Path], object]) -> Hold | None:
     """The directory, kept, if it is there and passes the check."""
+    if os.path.lexists(target):
+        _check_owner(target)
     held = _hold(target)
     if held is not None:
         try:
@@ -352,6 +354,17 @@ def _make_directory(directory: Path) -> None:
     """The cache, for this user's eyes only."""
     directory.parent.mkdir(parents=True, exist_ok=True)
     directory.mkdir(mode=0o700, exist_ok=True)
+    _check_owner(directory)
+    if directory.stat().st_mode & 0o077:
+        with suppress(OSError):  # read-only, or root's
+            directory.chmod(0o700)
+
+
+def _check_owner(path: Path) -> None:
+    """Raises StorageError for what another user, not root, put there: it would be run unasked."""
+    owner = path.stat().st_uid
+    if owner not in (os.geteuid(), 0):
+        raise StorageError(f"{path} belongs to user {owner}", f"user {os.geteuid()}, who runs this")
 
 
 def _discard(target: Path) -> None:

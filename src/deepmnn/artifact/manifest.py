@@ -15,6 +15,7 @@ from typing import Any, TypedDict
 from deepmnn.errors import ArtifactError, Words
 from deepmnn.quant.recipe import Recipe
 from deepmnn.source.json_file import KINDS, MAX_JSON_BYTES, is_plain_name, read_object
+from deepmnn.source.regular_file import kind_of
 
 FORMAT = "deepmnn"
 FORMAT_VERSION = 3
@@ -215,7 +216,8 @@ def check_size(path: Path, record: FileRecord, again: str = AGAIN) -> None:
     except (OSError, ValueError) as fault:
         raise ArtifactError(f"{path} cannot be read: {fault}") from None
     if found is None:
-        raise ArtifactError(f"{path} is missing", "every file that deepmnn.json lists", again)
+        what = kind_of(path) or "missing"
+        raise ArtifactError(f"{path} is {what}", "every file that deepmnn.json lists", again)
     if found != record["nbytes"]:
         raise ArtifactError(f"{path} has {found} bytes", f"{record['nbytes']}", again)
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from deepmnn.artifact.cache import cache_directory
 from deepmnn.artifact.manifest import MANIFEST, TEMP_MARK
 from deepmnn.artifact.renames import exchange, locked, sync_directory
 from deepmnn.artifact.workspace import LONGEST_NAME, Workspace
@@ -152,7 +153,8 @@ def check_name(path: Path) -> None:
 def check_apart(target: Path, sources: Iterable[Path]) -> None:
     """Raises StorageError when a source is the target or lies in it, or the target in a source.
 
-    By what directories are, not by how they are spelled.
+    By what directories are, not by how they are spelled. Only the cache may lie in a source: that
+    may be a home directory.
     """
     above_target = _identities([target, *target.parents])
     for source in sources:
@@ -165,10 +167,17 @@ def check_apart(target: Path, sources: Iterable[Path]) -> None:
                 "an output that holds nothing of the source",
                 CHOOSE,
             )
-        if real.is_dir() and _identity(real) in above_target:
+        if real.is_dir() and _identity(real) in above_target and not _is_in_cache(target):
             raise StorageError(
                 f"{target} lies in the source {source}", "an output outside it", CHOOSE
             )
+
+
+def _is_in_cache(target: Path) -> bool:
+    try:
+        return _identity(target.parent) in _identities([cache_directory()])
+    except StorageError:  # this user has none
+        return False
 
 
 def check_not_read(written: Written, sources: Iterable[Path]) -> None:

@@ -33,7 +33,7 @@ def export(
             help="Latent attention caches keys and values (expanded), latents (absorbed), or auto."
         ),
     ] = "auto",
-    overwrite: Annotated[bool, Option(help="Replace an earlier export in OUT.")] = False,
+    overwrite: Annotated[bool, Option(help="Replace an unchanged earlier export in OUT.")] = False,
 ) -> None:
     """Export a converted model for MNN and phones."""
     from deepmnn.conversion.kept import converted

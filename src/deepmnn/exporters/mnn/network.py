@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from deepmnn.errors import ArtifactError
-from deepmnn.exporters.mnn.flatbuffer import FlatBuffer
+from deepmnn.exporters.mnn.flatbuffer import FlatBuffer, Table
 from deepmnn.exporters.mnn.model import expert_name
 from deepmnn.exporters.mnn.op_rules import (
     ROUTED,
@@ -61,7 +60,13 @@ def read_network(path: Path, data: bytes, weights: Path) -> Network:
 
     Raises ArtifactError, naming the op.
     """
-    net = FlatBuffer(data, TABLES, UNION, str(path), _AGAIN).root("Net")
+    return check_network(
+        FlatBuffer(data, TABLES, UNION, str(path), _AGAIN).root("Net"), path, weights
+    )
+
+
+def check_network(net: Table, path: Path, weights: Path) -> Network:
+    """The same for a network that has been decoded: a Net of schema.py."""
     place = "the network"
     with WeightBlobs(weights) as blobs:
         state = State(blobs)
@@ -78,12 +83,10 @@ def read_network(path: Path, data: bytes, weights: Path) -> Network:
     return Network(hidden_size, logits, state.layers, state.cache_width, state.context_length)
 
 
-def _main(net: dict[str, Any], state: State) -> tuple[int, int]:
+def _main(net: Table, state: State) -> tuple[int, int]:
     """→ the widths of input and logits."""
     ops, names = net["oplists"] or [], net["tensorName"] or []
-    need(
-        net["tensorNumber"] == len(names), f"{net['tensorNumber']} tensors with {len(names)} names"
-    )
+    need(net["tensorNumber"] == len(names), f"{net['tensorNumber']} tensors, {len(names)} names")
     need(net["outputName"] == ["logits"], f"the outputs are {net['outputName']!r:.80}")
     need((net["preferForwardType"], net["usage"], net["sourceType"]) == (0, 0, 3), "its kind")
     need(len(ops) > 4, f"{len(ops)} ops")
@@ -111,7 +114,7 @@ def _logits_width(logits: Tensor | None) -> int:
     return width
 
 
-def _expert(graph: dict[str, Any], index: int, state: State) -> None:
+def _expert(graph: Table, index: int, state: State) -> None:
     """The subgraph of one expert: [n, hidden] → [n, hidden]."""
     layer, expert, hidden = state.next_expert()
     name = expert_name(layer, expert)
@@ -125,7 +128,7 @@ def _expert(graph: dict[str, Any], index: int, state: State) -> None:
 
 
 def _run(
-    ops: Sequence[dict[str, Any]],
+    ops: Sequence[Table],
     names: Sequence[str],
     inputs: Inputs,
     state: State,
@@ -142,7 +145,7 @@ def _run(
 
 
 def _made(
-    op: dict[str, Any],
+    op: Table,
     number: int,
     inputs: Inputs,
     tensors: Sequence[Tensor | None],
@@ -169,7 +172,7 @@ def _made(
 
 
 def _store(
-    op: dict[str, Any],
+    op: Table,
     made: Sequence[Tensor],
     names: Sequence[str],
     tensors: list[Tensor | None],

@@ -99,7 +99,8 @@ def declared(op: Op, name: str, is_int: bool = False) -> tuple[int, ...] | None:
     main = op["main"]
     if op["name"] != name or main is None or main["kind"] != "Input" or op["inputIndexes"]:
         return None
-    if (main["dtype"], main["dformat"]) != (INT32 if is_int else FLOAT, NCHW):
+    forms = (main["dtype"], main["dformat"], op["defaultDimentionFormat"])
+    if forms != (INT32 if is_int else FLOAT, NCHW, NCHW):
         return None
     dims: tuple[int, ...] | None = main["dims"]
     return dims
