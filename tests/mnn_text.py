@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from deepmnn.backends.mnn.wheel import captured, runtime
-from deepmnn.exporters.mnn.tokenizer import FILE
+from deepmnn.exporters.mnn.mtok import FILE
 
 
 def mnn_text(folder: Path, tokenizer: bytes, jinja: dict[str, Any] | None = None) -> Any:

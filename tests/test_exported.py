@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
 import deepmnn
 from deepmnn import SamplingParams
+from deepmnn.artifact import reader
 from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.mnn.backend import MnnBackend
 from deepmnn.backends.mnn.options import MnnOptions
@@ -72,11 +74,59 @@ def test_another_model_is_exported_elsewhere(artifact: Path, cache: Path, tmp_pa
     assert len([path for path in cache.iterdir() if path.is_dir()]) == 2
 
 
+def test_the_same_checksums_do_not_make_the_same_model(
+    artifact: Path, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever writes a model writes its checksums: only its bytes say what it is."""
+    monkeypatch.setattr(reader, "VERIFY_ALWAYS_BYTES", 0)  # as if its checksums were forged
+    opened = Artifact.open(artifact)
+    forged = tmp_path / "forged"
+    shutil.copytree(artifact, forged)
+    (shard,) = (forged / record["file"] for record in opened.manifest["shards"])
+    data, weight = bytearray(shard.read_bytes()), Artifact.open(forged).graph().weights.popitem()[1]
+    data[-weight.nbytes :] = bytes(weight.nbytes)
+    shard.write_bytes(data)
+    copy = Artifact.open(forged)
+    assert copy.manifest == opened.manifest
+    assert exported_model(copy).path != exported_model(opened).path
+
+
+def test_a_model_that_is_changed_in_place_is_exported_again(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reader, "VERIFY_ALWAYS_BYTES", 0)
+    path = tiny_artifact(tmp_path / "own", quant="w8")
+    opened = Artifact.open(path)
+    first = exported_model(opened).path
+    (shard,) = (path / record["file"] for record in opened.manifest["shards"])
+    data, times = bytearray(shard.read_bytes()), shard.stat()
+    data[-1] ^= 1
+    shard.write_bytes(data)
+    os.utime(shard, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert exported_model(Artifact.open(path)).path != first
+
+
+def test_a_copy_shares_the_export(artifact: Path, cache: Path, tmp_path: Path) -> None:
+    first = exported_model(Artifact.open(artifact)).path
+    shutil.copytree(artifact, tmp_path / "copy")
+    assert exported_model(Artifact.open(tmp_path / "copy")).path == first
+
+
+def test_a_model_that_changes_while_it_is_exported_leaves_nothing(
+    cache: Path, tmp_path: Path
+) -> None:
+    path = tiny_artifact(tmp_path / "own", quant="w8")
+    touch = lambda *_: os.utime(path / "config.json")  # noqa: E731
+    with pytest.raises(ArtifactError, match="changed meanwhile"):
+        exported_model(Artifact.open(path), touch)
+    assert not [entry for entry in cache.iterdir() if entry.is_dir()]
+
+
 def test_a_cache_that_cannot_be_written(artifact: Path, cache: Path) -> None:
-    cache.write_text("in the way")
+    cache.parent.write_text("in the way")
     with pytest.raises(StorageError, match="XDG_CACHE_HOME"):
         deepmnn.load(artifact, "mnn")
-    assert os.listdir(cache.parent) == ["deepmnn"]
+    assert os.listdir(cache.parents[1]) == ["deepmnn"]
 
 
 def test_a_folder_needs_no_more_than_its_path(folder: Path, artifact: Path) -> None:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from io import TextIOWrapper
 from pathlib import Path
 
-from deepmnn.artifact.directory import remove_stale, storage_errors, temp_name
+from deepmnn.artifact.directory import storage_errors
+from deepmnn.artifact.workspace import Workspace
 from deepmnn.backends.mnn import wheel
 from deepmnn.cli.console import count, err, out
 from deepmnn.cli.progress import byte_progress
 from deepmnn.conversion.convert import ConvertReport, convert
 from deepmnn.errors import DeepmnnError, StorageError
 from deepmnn.exporters.mnn.export import ExportReport, export
-from deepmnn.exporters.mnn.folder import Names
+from deepmnn.exporters.mnn.names import Names
 from deepmnn.exporters.mnn.writer import FolderWriter
 from mnnconvert.options import GROUPED, Options, parse
 
@@ -59,7 +59,8 @@ def run(options: Options) -> tuple[ConvertReport, ExportReport]:
     if not target.parent.is_dir():
         raise StorageError(f"{target.parent} is no directory", "a directory that exists")
     # What the export would refuse after hours of converting, it refuses now.
-    FolderWriter(target.parent, Names(target.stem), options.overwrite).check_target()
+    sources = [path for path in (options.model_file, options.config) if path is not None]
+    FolderWriter(target.parent, Names(target.stem), options.overwrite, sources).place.check()
     wheel.runtime()
     with _scratch(target) as scratch:
         with byte_progress("converting") as progress:
@@ -90,11 +91,7 @@ def _scratch(target: Path) -> Iterator[Path]:
     """A directory beside the target, where there must be room anyway. What a killed process leaves,
     the next one to that target removes.
     """
-    with storage_errors(target):
-        remove_stale(target)
-        scratch = target.parent / temp_name(target.name)
-        scratch.mkdir()
-    try:
-        yield scratch
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with contextlib.ExitStack() as stack:
+        with storage_errors(target):
+            workspace = stack.enter_context(Workspace(target))
+        yield workspace.new

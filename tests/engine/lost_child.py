@@ -70,10 +70,16 @@ def unannounced(directory: Path) -> None:
     others = [threading.Thread(target=ask) for _ in range(2)]
     for other in others:
         other.start()
+    usual = sys.getswitchinterval()
     for leave in (sys.exit, os._exit):
+        # No thread may ask for the lock between fork() and the line after it: the child would hand
+        # it over to that one.
+        sys.setswitchinterval(10 * PATIENCE)
+        time.sleep(0.05)
         pid = python.fork()
         if pid == 0:
             python.PyOS_AfterFork_Child()
+            sys.setswitchinterval(usual)
             signal.alarm(PATIENCE)
             refused(lambda: list(stream))
             refused(lambda: model.generate(PROMPT, PARAMS))
@@ -87,6 +93,7 @@ def unannounced(directory: Path) -> None:
             del stream, session, model
             gc.collect()
             leave(0)
+        sys.setswitchinterval(usual)
         assert ended(pid) == 0
     stop.set()
     for other in others:

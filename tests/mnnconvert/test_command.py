@@ -101,7 +101,8 @@ def network(path: str) -> dict[str, object]:
 def test_the_articles_command(tiny: TinyModel, here: Path) -> None:
     config = (here / "config.json").read_bytes()
     done = mnnconvert(ARTICLE)
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert "note" not in done.stderr
     assert "parameters as fp16" in done.stdout
     assert "MNN.llm.create('deepseek.config.json')" in done.stdout
     assert {path.name for path in here.iterdir()} == {
@@ -242,7 +243,7 @@ def test_an_earlier_model_is_replaced_on_demand(
 ) -> None:
     assert run(PLAIN) == 0
     assert "--overwrite" in refused(ARTICLE, capsys, here)
-    assert "dtype" in refused_weights(here, capsys)
+    assert "C64" in refused_weights(here, capsys)
     assert run(f"{ARTICLE} --overwrite") == 0
     assert network("deepseek.mnn")["bizCode"] == "DS"
 

@@ -246,3 +246,18 @@ def test_the_tensors_that_transformers_takes(tmp_path: Path, leave: Callable[[Pa
     source = open_source(path)
     for name, tensor in model.state_dict().items():
         np.testing.assert_array_equal(source.read(name), tensor.float().numpy(), err_msg=name)
+
+
+def test_tensors_that_the_index_does_not_name(tmp_path: Path) -> None:
+    """transformers reads whole files; of two copies of a tensor the index names the right one."""
+    shards = {
+        "model-1.safetensors": {"a": A, "extra": OTHER},
+        "model-2.safetensors": {"a": OTHER, "b": B},
+    }
+    index = index_of(a="model-1.safetensors", b="model-2.safetensors")
+    source = open_source(put(tmp_path / "x", shards | {SAFE_INDEX: index}))
+    assert sorted(source.names()) == ["a", "b", "extra"]
+    np.testing.assert_array_equal(source.read("a"), A.numpy())
+    shards["model-2.safetensors"]["extra"] = A
+    with pytest.raises(CheckpointError, match=r"model-1\.safetensors and model-2\.safetensors"):
+        open_source(put(tmp_path / "x", shards))

@@ -24,8 +24,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from deepmnn.artifact.directory import remove_stale, temp_name
 from deepmnn.artifact.manifest import TEMP_MARK
+from deepmnn.artifact.workspace import discard, remove_stale
 from deepmnn.errors import ArtifactError, RequestError, StorageError
 from deepmnn.source.json_file import read_object
 
@@ -363,9 +363,7 @@ def _make_directory(directory: Path) -> None:
 def _discard(target: Path) -> None:
     """Removes a directory; it disappears in one step. Who has its files open keeps them."""
     if target.is_dir() and not target.is_symlink():
-        gone = target.with_name(temp_name(target.name))
-        target.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
+        discard(target)
     else:
         target.unlink(missing_ok=True)
 

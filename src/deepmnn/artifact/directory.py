@@ -1,38 +1,22 @@
-"""Writes a directory: into a temporary one beside it, renamed when complete.
-
-A writer that is killed leaves a directory `.NAME.deepmnn-tmp-HOST-PID-…`, which nothing loads and
-the next writer to that target removes.
-"""
+"""Writes a directory: into a temporary one beside it, renamed when complete."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import json
 import os
-import re
-import secrets
 import shutil
-import socket
-import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from deepmnn import __version__
-from deepmnn.artifact.manifest import (
-    FORMAT,
-    MANIFEST,
-    TEMP_MARK,
-    FileRecord,
-    file_crc,
-    manifest_crc,
-)
-from deepmnn.errors import ArtifactError, StorageError, Words
-from deepmnn.source.json_file import read_object
+from deepmnn.artifact.manifest import MANIFEST, FileRecord, file_crc, manifest_crc
+from deepmnn.artifact.workspace import Workspace, remove_stale
+from deepmnn.errors import ArtifactError, StorageError
 
 HINTS = {
     errno.ENOSPC: "Free some space, or choose another disk.",
@@ -46,39 +30,45 @@ HINTS = {
 }
 
 
-OVERWRITE = Words("Replace it with overwrite=True.", "Replace it with --overwrite.")
+class Place(Protocol):
+    """Where the files go in the end, and what must not be lost there."""
+
+    path: Path
+
+    def check(self) -> None:
+        """Raises StorageError unless it may be written. Leaves the disk as it is."""
+
+    def put(self, workspace: Workspace) -> None:
+        """Moves what the workspace's `new` holds into place. Raises StorageError or OSError."""
 
 
 class DirectoryWriter:
     """Context manager: `add_file` and the like, then `commit`.
 
-    Leaving the context without `commit` removes everything that was written.
+    Leaving the context without `commit` removes everything that was written. A writer that is
+    killed leaves its workspace (workspace.py), which nothing loads and the next writer to that
+    place removes.
 
     Args:
-        target: the directory; its manifest, deepmnn.json, tells what it is.
-        overwrite: replaces a directory of the same format that is already there; anything else
-            that exists is refused.
+        place: where the files go in the end.
+        manifest: the manifest's name.
 
-    Raises StorageError: the target exists, the disk is full, no permission, ...
+    Raises StorageError: the place is taken, the disk is full, no permission, ...
     """
 
-    manifest = MANIFEST
-    format = FORMAT
-
-    def __init__(self, target: str | os.PathLike[str], overwrite: bool = False) -> None:
-        self.target = Path(os.path.realpath(target))
-        self.overwrite = overwrite
-        self._temp: Path | None = None
+    def __init__(self, place: Place, manifest: str = MANIFEST) -> None:
+        self.place, self.manifest = place, manifest
+        self._workspace: Workspace | None = None
         self._file_records: dict[str, FileRecord] = {}
 
     def __enter__(self) -> Self:
-        with storage_errors(self.target):
-            self.check_target()
-            self.target.parent.mkdir(parents=True, exist_ok=True)
-            remove_stale(self.target)
-            temp = self.target.parent / temp_name(self.target.name)
-            temp.mkdir()
-            self._temp = temp
+        target = self.place.path
+        with storage_errors(target):
+            if target.parent.is_dir():
+                remove_stale(target)
+            self.place.check()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            self._workspace = Workspace(target).__enter__()
         return self
 
     def __exit__(
@@ -87,21 +77,25 @@ class DirectoryWriter:
         value: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._temp is not None:
-            _remove(self._temp)
+        if self._workspace is not None:
+            self._workspace.__exit__(kind, value, trace)
 
     @property
     def temp(self) -> Path:
         """Where the files are until `commit`."""
-        if self._temp is None:
+        return self._open_workspace.new
+
+    @property
+    def _open_workspace(self) -> Workspace:
+        if self._workspace is None:
             raise ArtifactError("the writer is not open", "use it in a with statement")
-        return self._temp
+        return self._workspace
 
     def open(self, name: str) -> Sink:
         """A file to stream into; `record` takes what its `finish` returns."""
         path = self.temp / name
         with storage_errors(path):
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
         return Sink(path)
 
     def record(self, name: str, record: FileRecord) -> None:
@@ -121,10 +115,19 @@ class DirectoryWriter:
         if keep:
             self.record(name, record)
 
+    def write_file(self, name: str, data: bytes) -> FileRecord:
+        """Writes a small file that `record` may put into the manifest. Raises StorageError."""
+        sink = self.open(name)
+        try:
+            sink.write(data)
+            return sink.finish()
+        except BaseException:
+            sink.abandon()
+            raise
+
     def add_file(self, name: str, data: bytes) -> None:
         """Writes a small file. Raises StorageError."""
-        with self.stream(name) as sink:
-            sink.write(data)
+        self.record(name, self.write_file(name, data))
 
     def adopt(self, name: str) -> None:
         """Puts a file into the manifest that somebody else wrote to `temp`. Raises StorageError."""
@@ -144,64 +147,20 @@ class DirectoryWriter:
             "files": dict(self._file_records),
         }
         fields["crc32"] = manifest_crc(fields)
-        self.add_file(self.manifest, json.dumps(fields, indent=1).encode())
-        with storage_errors(self.target):
-            self.replace_target()
+        self.write_file(self.manifest, json.dumps(fields, indent=1).encode())
+        with storage_errors(self.place.path):
+            self.place.put(self._open_workspace)
 
     def check_space(self, nbytes: int) -> None:
         """Raises StorageError when the disk has not enough room."""
-        with storage_errors(self.target):
-            free = shutil.disk_usage(self.target.parent).free
+        home = self.place.path.parent
+        with storage_errors(self.place.path):
+            free = shutil.disk_usage(home).free
         if free < nbytes:
             raise StorageError(
-                f"{self.target.parent} has {free:,} bytes free",
+                f"{home} has {free:,} bytes free",
                 f"{nbytes:,} bytes for the weights",
                 HINTS[errno.ENOSPC],
-            )
-
-    def replace_target(self) -> None:
-        """The one moment at which the artifact appears."""
-        temp = self.temp
-        sync_directory(temp)
-        try:
-            temp.rename(self.target)
-            self._temp = None
-        except OSError:  # not empty: an artifact to replace, or another process was quicker
-            if not (self.target / MANIFEST).exists():
-                raise
-            if not _exchange(temp, self.target):
-                old = self.target.parent / temp_name(self.target.name)
-                self.target.rename(old)
-                temp.rename(self.target)
-                self._temp = old
-        sync_directory(self.target.parent)
-
-    def check_target(self) -> None:
-        """Raises StorageError unless the target may be written."""
-        if not self.target.exists():
-            return
-        if self.target.is_mount():  # a directory can be renamed onto any other empty one
-            raise StorageError(
-                f"{self.target} is a mount point",
-                "a directory inside it",
-                f"Write to {self.target / 'model'}, for example.",
-            )
-        if self.target.is_dir() and not any(self.target.iterdir()):
-            return
-        if not (self.target / MANIFEST).is_file():
-            raise StorageError(
-                f"{self.target} already exists and is no converted model",
-                "a new directory",
-                "Choose another output directory.",
-            )
-        if not self.overwrite:
-            raise StorageError(f"{self.target} already exists", "a new directory", OVERWRITE)
-        found = found_format(self.target / MANIFEST)
-        if found not in (None, self.format):  # one made from it, perhaps, or it from that one
-            raise StorageError(
-                f"{self.target} has format {found!r:.40}",
-                f"{self.format}, or a new directory",
-                "Choose another output directory.",
             )
 
 
@@ -234,72 +193,6 @@ class Sink:
         """Closes, whatever state the file is in."""
         with contextlib.suppress(OSError):
             self._file.close()
-
-
-def found_format(manifest: Path) -> object:
-    """What a manifest says it is; None when it is too damaged to say."""
-    try:
-        return read_object(manifest, ArtifactError).get("format")
-    except ArtifactError:
-        return None
-
-
-def remove_stale(target: Path) -> None:
-    """Removes what killed conversions to this target left, if their process is gone."""
-    pattern = re.compile(re.escape(_temp_prefix(target.name)) + r"(\d+)-[0-9a-f]+")
-    for entry in target.parent.iterdir():
-        match = pattern.fullmatch(entry.name)
-        if match and not _is_alive(int(match[1])):
-            shutil.rmtree(entry, ignore_errors=True)
-
-
-def _remove(directory: Path) -> None:
-    """Removes all of it, however often Ctrl-C is pressed meanwhile."""
-    try:
-        shutil.rmtree(directory, ignore_errors=True)
-    except KeyboardInterrupt:
-        _remove(directory)
-        raise
-
-
-def _temp_prefix(name: str) -> str:
-    """Host names tell apart machines (and containers) that share a disk but not process ids."""
-    return f".{name}{TEMP_MARK}{socket.gethostname()}-"
-
-
-def temp_name(name: str) -> str:
-    """A new name for what will be called `name`; `remove_stale` knows it again."""
-    return f"{_temp_prefix(name)}{os.getpid()}-{secrets.token_hex(4)}"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except OSError:
-        return True
-    return True
-
-
-def _exchange(a: Path, b: Path) -> bool:
-    """Swaps two directories in one step where the system can (renameat2, RENAME_EXCHANGE)."""
-    if sys.platform != "linux":
-        return False
-    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None)
-    here, exchange = -100, 2
-    return renameat2 is not None and not renameat2(
-        here, os.fsencode(a), here, os.fsencode(b), exchange
-    )
-
-
-def sync_directory(path: Path) -> None:
-    """Makes the directory's entries durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -7,13 +7,14 @@ carries the CRC-32 of itself. Checksums find damage, not malice.
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from pathlib import Path
 from typing import Any, TypedDict
 
 from deepmnn.errors import ArtifactError, Words
 from deepmnn.quant.recipe import Recipe
-from deepmnn.source.json_file import KINDS, is_plain_name, read_object
+from deepmnn.source.json_file import KINDS, MAX_JSON_BYTES, is_plain_name, read_object
 
 FORMAT = "deepmnn"
 FORMAT_VERSION = 3
@@ -27,6 +28,12 @@ CONFIG = "config.json"
 REQUIRED = (CONFIG, GRAPH, PROGRAM)
 TEMP_MARK = ".deepmnn-tmp-"
 """A directory with this in its name is a conversion under way, or one that was killed."""
+
+MAX_FILES = 100
+"""Small files of a model; a conversion writes a dozen."""
+
+MAX_TEXT = 200
+"""Characters of a text in a manifest."""
 
 VERIFY_ALWAYS_BYTES = 256 << 20
 """Weights up to this size are checksummed whenever the artifact is opened (about 50 ms)."""
@@ -81,7 +88,7 @@ class Manifest(TypedDict):
 
 def read_manifest(directory: Path) -> Manifest:
     """deepmnn.json of a directory, its own checksum and its fields' types checked."""
-    if TEMP_MARK in directory.resolve().name:
+    if is_unfinished(directory):
         raise ArtifactError(f"{directory} is an unfinished conversion", "a converted model", AGAIN)
     if not directory.is_dir():
         raise ArtifactError(
@@ -109,6 +116,12 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
+def is_unfinished(directory: Path) -> bool:
+    """Whether it is the workspace of a writer, or what is being written there."""
+    path = directory.resolve()
+    return TEMP_MARK in path.name or TEMP_MARK in path.parent.name
+
+
 def check_stamp(fields: dict[str, Any], path: Path, stamp: tuple[str, int], again: str) -> None:
     """Raises ArtifactError unless a manifest has this format and version, and its own checksum."""
     if (fields.get("format"), fields.get("format_version")) != stamp:
@@ -129,11 +142,13 @@ def manifest_crc(fields: dict[str, Any]) -> int:
 
 
 def file_crc(path: Path) -> int:
-    """CRC-32 of a file. Raises OSError."""
+    """CRC-32 of a file, as long as it is when it is opened. Raises OSError."""
     crc = 0
     with path.open("rb") as file:
-        while chunk := file.read(_PIECE):
+        left = os.fstat(file.fileno()).st_size
+        while left and (chunk := file.read(min(left, _PIECE))):
             crc = zlib.crc32(chunk, crc)
+            left -= len(chunk)
     return crc
 
 
@@ -145,21 +160,39 @@ def _check_manifest(fields: dict[str, Any], path: Path) -> None:
     for key, kind in {**counts, **texts, **containers}.items():
         if type(fields.get(key)) is not kind:
             raise ArtifactError(f"{path}: {key} is {fields.get(key)!r:.80}", KINDS[kind])
+    check_texts({key: fields[key] for key in texts}, path, AGAIN)
+    if len(fields["files"]) > MAX_FILES:
+        raise ArtifactError(f"{path} lists {len(fields['files'])} files", f"at most {MAX_FILES}")
     for record in fields["passes"]:
         sizes = ("rewrites", "nodes_before", "nodes_after")
         if not _has(record, str, "name") or not _has(record, int, *sizes):
             raise ArtifactError(f"{path}: a pass is {record!r:.80}")
+        check_texts({"the name of a pass": record["name"]}, path, AGAIN)
     Recipe.from_json(fields["recipe"], f"{path}: recipe", ArtifactError)
     records = [*fields["files"].values(), *fields["shards"]]
     names = [*fields["files"], *(_name_of(record) for record in fields["shards"])]
     for name, record in zip(names, records, strict=True):
         if not is_plain_name(name) or not is_file_record(record):
             raise ArtifactError(f"{path}: file {name!r:.80} is listed as {record!r:.80}")
+    for name, record in fields["files"].items():
+        if record["nbytes"] > MAX_JSON_BYTES:
+            raise ArtifactError(
+                f"{path}: {name!r:.80} has {record['nbytes']} bytes", f"at most {MAX_JSON_BYTES}"
+            )
     if len(set(names)) != len(names):
         raise ArtifactError(f"{path} lists a file twice")
     missing = [name for name in REQUIRED if name not in fields["files"]]
     if missing:
         raise ArtifactError(f"{path} does not list {missing[0]}", ", ".join(REQUIRED), AGAIN)
+
+
+def check_texts(texts: dict[str, str], path: Path, again: str) -> None:
+    """Raises ArtifactError unless they are short and can be printed as they are."""
+    for key, text in texts.items():
+        if not text.isprintable() or len(text) > MAX_TEXT:
+            raise ArtifactError(
+                f"{path}: {key} is {text!r:.80}", f"at most {MAX_TEXT} printable characters", again
+            )
 
 
 def _name_of(record: object) -> object:

@@ -30,7 +30,7 @@ from deepmnn.errors import ArtifactError, RequestError
 from deepmnn.formats import ALIGNMENT, U8
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.serialize import from_json
-from deepmnn.source.json_file import read_object, read_small
+from deepmnn.source.json_file import read_object
 from deepmnn.source.safetensors import SafetensorsFile
 from deepmnn.text.text_files import TextFiles
 
@@ -101,7 +101,7 @@ class Artifact:
     def graph(self) -> Graph:
         """The graph, checked against the stored weights. Raises ArtifactError."""
         if self._graph is None:
-            graph = from_json(read_small(self.path / GRAPH, ArtifactError))
+            graph = from_json(read_object(self.path / GRAPH, ArtifactError))
             self._check_weights(graph)
             self._graph = graph
         return self._graph
@@ -113,10 +113,10 @@ class Artifact:
             try:
                 expected = weight.nbytes
             except (RequestError, ValueError) as fault:
-                raise ArtifactError(f"weight {weight.name!r}: {fault}", "", AGAIN) from None
+                raise ArtifactError(f"weight {weight.name!r:.200}: {fault}", "", AGAIN) from None
             if found != expected:
                 raise ArtifactError(
-                    f"weight {weight.name!r} has {found} stored bytes",
+                    f"weight {weight.name!r:.200} has {found} stored bytes",
                     f"{expected} for {weight.format} {list(weight.shape)}",
                     AGAIN,
                 )
@@ -129,7 +129,8 @@ def _open_shard(directory: Path, record: ShardRecord) -> SafetensorsFile:
     for name, entry in shard.entries.items():
         if entry.dtype != "U8" or len(entry.shape) != 1 or entry.begin % ALIGNMENT:
             raise ArtifactError(
-                f"{path}: weight {name!r} is {entry.dtype} {list(entry.shape)} at {entry.begin}",
+                f"{path}: weight {name!r:.200} is {entry.dtype:.20} {list(entry.shape)!s:.80} "
+                f"at {entry.begin}",
                 f"bytes at a multiple of {ALIGNMENT}",
                 AGAIN,
             )
@@ -142,7 +143,7 @@ def _check_unique(shards: list[SafetensorsFile]) -> None:
         for name in shard.entries:
             if name in seen:
                 raise ArtifactError(
-                    f"weight {name!r} is in {seen[name].name} and {shard.path.name}",
+                    f"weight {name!r:.200} is in {seen[name].name} and {shard.path.name}",
                     "",
                     AGAIN,
                 )

@@ -5,21 +5,34 @@ from __future__ import annotations
 import os
 from collections import deque
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from deepmnn.artifact.directory import DirectoryWriter, Sink
 from deepmnn.artifact.manifest import FORMAT, FORMAT_VERSION, ShardRecord
 from deepmnn.artifact.shards import Shard
+from deepmnn.artifact.target import Target
 from deepmnn.errors import ArtifactError
 from deepmnn.formats import U8
 
 
 class ArtifactWriter(DirectoryWriter):
-    """Context manager: `expect`, then `write_weight` in order, `add_file`, `commit`."""
+    """Context manager: `expect`, then `write_weight` in order, `add_file`, `commit`.
 
-    def __init__(self, target: str | os.PathLike[str], overwrite: bool = False) -> None:
-        super().__init__(target, overwrite)
+    Args:
+        target: the directory; its manifest, deepmnn.json, tells what it is.
+        overwrite: replaces a converted model that is there, as long as it is as it was written.
+        sources: what is read meanwhile; nothing of it may lie in the target.
+    """
+
+    def __init__(
+        self,
+        target: str | os.PathLike[str],
+        overwrite: bool = False,
+        sources: Sequence[Path] = (),
+    ) -> None:
+        super().__init__(Target(target, FORMAT, overwrite, sources))
         self._shards: list[Shard] = []
         self._queue: deque[tuple[int, str, int]] = deque()
         self._sink: Sink | None = None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from rich.segment import Segment, Segments
 
 from deepmnn.cli.console import err, out, visible
 from deepmnn.cli.wrap import Wrapper
-from deepmnn.engine.completion import Chunk, Completion
+
+if TYPE_CHECKING:
+    from deepmnn.engine.completion import Chunk, Completion
 
 
 def show(
@@ -19,6 +22,8 @@ def show(
     completion: what they are added to; who passes one has what came before an interrupt.
     reasoning: print it, too.
     """
+    from deepmnn.engine.completion import Completion
+
     completion = Completion() if completion is None else completion
     writer = _Writer()
     try:

@@ -14,7 +14,6 @@ from deepmnn.cli.answer import show, show_stats
 from deepmnn.cli.console import err, file_size
 from deepmnn.cli.conversation import Conversation, Turn
 from deepmnn.cli.prompt import answering, interrupts_ignored, is_interactive, open_prompt
-from deepmnn.engine.completion import Completion
 from deepmnn.errors import ContextLengthError, DeepmnnError, in_shell
 
 if TYPE_CHECKING:
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
 
     from deepmnn.api.llm import LLM
     from deepmnn.cli.prompt import Prompt
+    from deepmnn.engine.completion import Completion
     from deepmnn.text.sampling_params import SamplingParams
 
 _FULL = "/reset starts over, /save FILE keeps the conversation."
@@ -94,6 +94,8 @@ class _Talk:
 
         Ctrl-C stops the answer; what there is of it stays in the conversation.
         """
+        from deepmnn.engine.completion import Completion
+
         completion = Completion()
         try:
             with answering(), closing(self._stream(conversation, question)) as chunks:

@@ -26,7 +26,7 @@ from deepmnn.cli.console import err, file_size
 Report = Callable[[int, int, str], None]
 """Takes (done, in all, what is being done); anybody may call it as often as it likes."""
 
-FIRST_LINE = 2.0
+FIRST_LINE = 4.0
 """Seconds after which work is long enough to speak of."""
 
 NEXT_LINE = 8.0

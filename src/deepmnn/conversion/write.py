@@ -38,7 +38,7 @@ def write(
 
     Raises CheckpointError (numbers that cannot be read, or are none) or StorageError.
     """
-    with ArtifactWriter(out, overwrite) as writer:
+    with ArtifactWriter(out, overwrite, plan.source.paths) as writer:
         writer.expect(plan.shards)
         names = [shard.file for shard in plan.shards]
         writer.add_file(PROGRAM, lower(plan.graph, plan.memory, plan.locations, names))

@@ -2,8 +2,8 @@
 
 After conversion a weight's numbers lie in the artifact under its own name, so a weight is written
 as name, shape and storage, and read back as `Tensor(name, shape)`. Everything else round-trips
-exactly, floats included. Reading checks the type of every field here and the rest in `verify`:
-what comes back is a valid graph or an ArtifactError.
+exactly, floats included. Reading checks the type of every field and the size of every list here and
+the rest in `verify`: what comes back is a valid graph or an ArtifactError.
 """
 
 from __future__ import annotations
@@ -20,6 +20,15 @@ from deepmnn.graph.weights import Tensor
 
 FORMAT = 1
 _MAX_DIM = 2**40
+_MAX_RANK = 4
+_MAX_WIDTH = 2**24
+"""Elements of a value in one row: a hundred times those of any logits."""
+
+_MOST = {"nodes": 1 << 16, "values": 1 << 18, "weights": 1 << 18, "caches": 1 << 12}
+"""Of each; DeepSeek-V3 has 2,765, 3,011, 46,183 and 122 before any pass."""
+
+_MAX_LIST = 1 << 13
+"""Items of any other list: the weights of a node with 2,000 experts."""
 
 T = TypeVar("T")
 
@@ -55,15 +64,11 @@ def to_json(graph: Graph) -> str:
         raise GraphError(f"graph {graph.name!r} cannot be written as JSON: {error}") from None
 
 
-def from_json(text: str | bytes) -> Graph:
-    """The graph that `to_json` wrote, weights as tensors under their own names.
+def from_json(data: object) -> Graph:
+    """The graph that `to_json` wrote, parsed; weights are tensors under their own names.
 
     Raises ArtifactError for anything that is not a valid graph.
     """
-    try:
-        data = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(f"not JSON ({error})") from None
     fields = _object(data, "the graph")
     if fields.get("format") != FORMAT:
         raise _damaged(f"format {fields.get('format')!r}, this deepmnn reads {FORMAT}")
@@ -77,7 +82,7 @@ def from_json(text: str | bytes) -> Graph:
         _list(fields.get("nodes"), _node, "nodes"),
         {name: _value(name, value) for name, value in values.items()},
         {name: _weight(name, value) for name, value in weights.items()},
-        {name: _dim(width, f"cache {name!r}") for name, width in caches.items()},
+        {name: _width(width, f"cache {name!r:.80}") for name, width in caches.items()},
         _list(fields.get("kept"), _text, "kept"),
     )
     try:
@@ -97,6 +102,9 @@ def _damaged(found: str) -> ArtifactError:
 def _object(value: object, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise _damaged(f"{what} is {_kind(value)}, not an object")
+    most = _MOST.get(what, _MAX_LIST)
+    if len(value) > most:
+        raise _damaged(f"{what} has {len(value)} fields, at most {most} are read")
     return value
 
 
@@ -116,9 +124,16 @@ def _dim(value: object, what: str) -> int:
     return _int(value, what, 1)
 
 
+def _width(value: object, what: str) -> int:
+    return _int(value, what, 1, _MAX_WIDTH)
+
+
 def _list(value: object, item: Callable[[object, str], T], what: str) -> list[T]:
     if not isinstance(value, list):
         raise _damaged(f"{what} is {_kind(value)}, not a list")
+    most = _MOST.get(what, _MAX_LIST)
+    if len(value) > most:
+        raise _damaged(f"{what} has {len(value)} items, at most {most} are read")
     return [item(element, f"{what}[{index}]") for index, element in enumerate(value)]
 
 
@@ -130,18 +145,18 @@ def _kind(value: object) -> str:
 
 
 def _value(name: str, value: object) -> Value:
-    what = f"value {name!r}"
-    dtype, rows, *trailing = _at_least(value, 2, what)
+    what = f"value {name!r:.80}"
+    dtype, rows, *trailing = _between(value, 2, 2 + _MAX_RANK, what)
     shape: list[Dim] = [_text(rows, f"{what} rows")]
     shape += [_dim(size, what) for size in trailing]
     result = Value(name, tuple(shape), _text(dtype, f"{what} dtype"))
-    _int(result.width, f"{what} width", 1)
+    _width(result.width, f"{what} width")
     return result
 
 
 def _weight(name: str, value: object) -> Weight:
-    what = f"weight {name!r}"
-    role, dtype, group_size, *dims = _at_least(value, 4, what)
+    what = f"weight {name!r:.80}"
+    role, dtype, group_size, *dims = _between(value, 4, 5, what)
     shape = tuple(_dim(size, what) for size in dims)
     _int(math.prod(shape), f"{what} size", 1)
     return Weight(
@@ -153,9 +168,9 @@ def _weight(name: str, value: object) -> Weight:
     )
 
 
-def _at_least(value: object, count: int, what: str) -> list[Any]:
-    if not isinstance(value, list) or len(value) < count:
-        raise _damaged(f"{what} is not a list of at least {count} fields")
+def _between(value: object, least: int, most: int, what: str) -> list[Any]:
+    if not isinstance(value, list) or not least <= len(value) <= most:
+        raise _damaged(f"{what} is not a list of {least} to {most} fields")
     return value
 
 

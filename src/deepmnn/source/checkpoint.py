@@ -21,7 +21,7 @@ class Checkpoint(Source):
     """A model as published: a Hugging Face directory, or a file of weights.
 
     Args:
-        path: the directory or file.
+        paths: the directory or file, and config.json.
         config: the fields of config.json.
         files: what side_files gives.
         store: the raw tensors; a codec makes the model's tensors of those that belong together.
@@ -30,9 +30,14 @@ class Checkpoint(Source):
     """
 
     def __init__(
-        self, path: Path, config: dict[str, Any], files: dict[str, bytes], store: Store
+        self,
+        paths: tuple[Path, Path],
+        config: dict[str, Any],
+        files: dict[str, bytes],
+        store: Store,
     ) -> None:
-        self.path = path
+        self.paths = paths
+        self.path = paths[0]
         self.config = config
         self._files = files
         self._store = store

@@ -52,7 +52,7 @@ def open_source(
     fields = parse_object(files[CONFIG], str(config_file), CheckpointError)
     check_tokenizer(source, config_file)
     store = Store(source, tied=fields.get("tie_word_embeddings") is True)
-    return Checkpoint(source, fields, files, store)
+    return Checkpoint((source, config_file), fields, files, store)
 
 
 def has_weights(path: str | os.PathLike[str]) -> bool:

@@ -10,7 +10,6 @@ are the ones of protocols 2 to 5.
 
 from __future__ import annotations
 
-import struct
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -66,8 +65,8 @@ class PickleMachine(ABC):
             while (opcode := self._take(1)) != b".":
                 _OPERATIONS[opcode](self)
             self.value = self._stack.pop()
-        except (LookupError, TypeError, ValueError, struct.error) as fault:
-            raise DamagedPickleError(f"{type(fault).__name__} at byte {self._at}") from None
+        except (LookupError, TypeError, ValueError):
+            raise DamagedPickleError(f"before byte {self._at}") from None
 
     @abstractmethod
     def call(self, name: str, arguments: tuple[Any, ...]) -> object:

@@ -66,6 +66,7 @@ class RandomSource(Source):
         self.seed = seed
         self._shapes = shapes
         self._home = path, config_file
+        self.paths = () if config_file is None else (config_file,)
 
     def names(self) -> list[str]:
         """Those that the model has."""

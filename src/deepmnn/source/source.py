@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any
 
 from deepmnn.formats import Codes
@@ -17,9 +18,11 @@ class Source(ABC):
 
     Attributes:
         config: the fields of config.json.
+        paths: the directories and files that it is read from.
     """
 
     config: dict[str, Any]
+    paths: tuple[Path, ...] = ()
 
     @abstractmethod
     def names(self) -> list[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,7 +135,8 @@ def _named(path: Path, kind: Kind, missing: list[CheckpointError]) -> Tensors | 
     something that was left there.
     """
     index = _read_index(path / kind.index) if os.path.lexists(path / kind.index) else None
-    absent = [file for file in (index or {}).values() if not os.path.isfile(path / file)]
+    files = dict.fromkeys(index.values()) if index else ()
+    absent = [file for file in files if not os.path.isfile(path / file)]
     single = path / kind.single
     if os.path.lexists(single) and not os.path.isdir(single):
         if index is None or absent:
@@ -185,6 +186,7 @@ def _read_index(index: Path) -> dict[str, str]:
 
 
 def _read_shards(path: Path, kind: Kind, index: dict[str, str]) -> Tensors:
+    """All tensors of the files that an index names; of two of one name the one that it names."""
     files = {file: _read(kind, path / file) for file in dict.fromkeys(index.values())}
     for name, file in index.items():
         if name not in files[file]:
@@ -193,7 +195,11 @@ def _read_shards(path: Path, kind: Kind, index: dict[str, str]) -> Tensors:
                 "",
                 "The index and the shards are of different downloads; download again.",
             )
-    return {name: files[file][name] for name, file in index.items()}
+    others = [
+        {name: entry for name, entry in tensors.items() if name not in index}
+        for tensors in files.values()
+    ]
+    return {name: files[file][name] for name, file in index.items()} | _merged(others)
 
 
 def _missing_shard(path: Path, kind: Kind, file: str) -> CheckpointError:
@@ -264,16 +270,20 @@ def _count(shard: Path) -> int:
 
 def _read_files(kind: Kind, files: list[Path]) -> Tensors:
     """The tensors of several files, each in one of them."""
+    return _merged(_read(kind, file) for file in files)
+
+
+def _merged(parts: Iterable[Tensors]) -> Tensors:
     tensors: Tensors = {}
-    for file in files:
-        found = _read(kind, file)
-        for name in tensors.keys() & found.keys():
+    for part in parts:
+        for name in tensors.keys() & part.keys():
+            first, second = tensors[name].file.path, part[name].file.path
             raise CheckpointError(
-                f"tensor {name!r:.200} is in {tensors[name].file.path.name} and {file.name}",
+                f"tensor {name!r:.200} is in {first.name} and {second.name}",
                 "each tensor in one file",
-                f"Keep one set of weights in the directory, or name the one to convert: {file}",
+                f"Keep one set of weights in the directory, or name the one to convert: {second}",
             )
-        tensors |= found
+        tensors |= part
     return tensors
 
 

@@ -80,16 +80,34 @@ def test_a_chat_is_no_longer_than_a_phone_affords(tmp_path: Path) -> None:
 def test_overwriting_replaces_folder_and_project(artifact: Path, tmp_path: Path) -> None:
     place, other = tmp_path / "phone", made(tmp_path / "other", "bf16")
     export_android(artifact, place)
-    with pytest.raises(StorageError, match="--overwrite"):
+    with pytest.raises(StorageError, match="overwrite=True"):
         export_android(other, place)
-    (place / "project" / "mine.txt").write_text("x")
     calls: list[tuple[int, int, str]] = []
     export_android(other, place, overwrite=True, progress=lambda *call: calls.append(call))
     assert MnnFolder.open(place / "phone").manifest["quant"] == "bf16"
-    assert not (place / "project" / "mine.txt").exists()
     assert filled(place / "project")["model_folder"] == "phone"
     assert all(a[0] < b[0] for a, b in pairwise(calls))
     assert calls[-1][0] == calls[-1][1]
+
+
+def test_a_project_that_has_been_worked_on_stays(artifact: Path, tmp_path: Path) -> None:
+    """Built, edited or added to: nothing is exported, and nothing is lost."""
+    export_android(artifact, tmp_path / "phone")
+    project, pristine = tmp_path / "phone" / "project", tree(tmp_path)
+    for name in ("notes.txt", "app/build/out.apk", "local.properties", "app/build.gradle"):
+        path = project / name
+        before = path.read_bytes() if path.exists() else None
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("mine")
+        here = tree(tmp_path)
+        with pytest.raises(StorageError, match=path.name if before else "is in the way"):
+            export_android(artifact, tmp_path / "phone", overwrite=True)
+        assert tree(tmp_path) == here
+        path.unlink() if before is None else path.write_bytes(before)
+        if name == "app/build/out.apk":
+            path.parent.rmdir()
+    export_android(artifact, tmp_path / "phone", overwrite=True)
+    assert tree(tmp_path) == pristine
 
 
 def test_places_that_are_taken(artifact: Path, tmp_path: Path) -> None:

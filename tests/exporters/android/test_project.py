@@ -22,7 +22,7 @@ def test_the_project_is_the_template_with_its_blanks_filled(tmp_path: Path) -> N
     target = tmp_path / "new" / "app"
     write_project(target, "R1-Distill_1.5B", 131072)
     written = sorted(str(path.relative_to(target)) for path in target.rglob("*") if path.is_file())
-    assert written == FILES
+    assert written == sorted([*FILES, "deepmnn.json"])
     values = ElementTree.parse(target / "app/src/main/res/values/model.xml").getroot()
     assert {v.attrib["name"]: v.text for v in values} == {
         "model_folder": "R1-Distill_1.5B",
@@ -112,8 +112,12 @@ def test_nothing_is_overwritten_and_nothing_half_written(
     empty.mkdir()
     write_project(empty, "m", 1)
     assert (empty / "app/build.gradle").is_file()
-    monkeypatch.setattr(module, "_FILLED", ("README.md", "not/there"))
-    with pytest.raises(StorageError, match="half cannot be written"):
+
+    def full_disk(self: object, name: str, data: bytes) -> None:
+        raise StorageError("the disk is full")
+
+    monkeypatch.setattr(module.DirectoryWriter, "add_file", full_disk)
+    with pytest.raises(StorageError, match="full"):
         write_project(tmp_path / "half", "m", 1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["empty", "full"]
 

@@ -35,6 +35,7 @@ from deepmnn.errors import (
 from deepmnn.exporters.mnn import export as module
 from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
+from deepmnn.exporters.mnn.names import Names
 from exporters.folders import in_dying_child, tree
 from parity import relative_error
 from tiny_artifact import tiny_artifact, write_config
@@ -144,7 +145,7 @@ def test_progress_grows_and_ends_once(artifact: Path, tmp_path: Path) -> None:
 def test_impossible_arguments(artifact: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     refused(RequestError, "float_dtype is 'f64'.*fp16", artifact, out, float_dtype="f64")
-    refused(RequestError, "mla form 'x'.*absorbed", artifact, out, mla_form="x")
+    refused(RequestError, "mla_form is 'x'.*absorbed", artifact, out, mla_form="x")
     for stem in ("", "..", "../x", "a/b", "/x"):
         refused(RequestError, "the model's name", artifact, out, stem=stem)
     assert os.listdir(tmp_path) == []
@@ -156,7 +157,7 @@ def test_sources_that_are_no_artifact(artifact: Path, tmp_path: Path) -> None:
     folder = export(artifact, tmp_path / "folder").path
     before = sorted(os.listdir(tmp_path))
     for source, match in [
-        (tmp_path / "none", "missing.*deepmnn convert"),
+        (tmp_path / "none", "missing.*deepmnn.convert"),
         (tmp_path / "file", "is a file"),
         (tmp_path / "checkpoint", "deepmnn.json is missing"),
         (folder, "'deepmnn-mnn'"),
@@ -170,7 +171,7 @@ def test_absorbed_below_level_3(tmp_path: Path, level: int) -> None:
     write_config(tmp_path / "source")
     path = convert(tmp_path / "source", tmp_path / "m", "w8", level, random_weights=True).path
     out = tmp_path / "out"
-    refused(RequestError, "optimize level 3.*--optimize-level 3", path, out, mla_form="absorbed")
+    refused(RequestError, "optimize level 3.*optimize_level=3", path, out, mla_form="absorbed")
     assert not out.exists()
     assert export(path, out).mla_form == "expanded"
 
@@ -203,7 +204,7 @@ def test_targets_that_are_taken(artifact: Path, floats: Path, tmp_path: Path) ->
             refused(StorageError, "exists", artifact, tmp_path / name, overwrite=overwrite)
         refused(StorageError, "converted", artifact, converted.path, overwrite=overwrite)
         refused(StorageError, "file/m", artifact, tmp_path / "file" / "m", overwrite=overwrite)
-    refused(StorageError, "--overwrite", artifact, folder)
+    refused(StorageError, "overwrite=True", artifact, folder)
     assert tree(tmp_path) == before
     with pytest.raises(StorageError, match="format 'deepmnn-mnn'"):
         convert(artifact.parent / "source", folder, random_weights=True, overwrite=True)
@@ -212,18 +213,42 @@ def test_targets_that_are_taken(artifact: Path, floats: Path, tmp_path: Path) ->
 
 def test_an_artifact_is_not_replaced_by_its_own_export(artifact: Path) -> None:
     before = tree(artifact)
-    refused(StorageError, "format 'deepmnn'", artifact, artifact, overwrite=True)
+    refused(StorageError, "the source .* is ", artifact, artifact, overwrite=True)
     assert tree(artifact) == before
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": null}'])
-def test_an_export_with_a_damaged_manifest_can_be_replaced(
-    artifact: Path, tmp_path: Path, text: str
-) -> None:
+def test_an_export_with_a_damaged_manifest_stays(artifact: Path, tmp_path: Path, text: str) -> None:
+    """Nothing tells whose the files are."""
     folder = export(artifact, tmp_path / "folder").path
     (folder / "deepmnn.json").write_text(text)
-    export(artifact, folder, overwrite=True)
-    MnnFolder.open(folder)
+    before = tree(folder)
+    refused(StorageError, "damaged|JSON", artifact, folder, overwrite=True)
+    assert tree(folder) == before
+
+
+@pytest.mark.parametrize("stem", [None, "name"])
+def test_a_changed_configuration_or_another_file_stays(
+    artifact: Path, tmp_path: Path, stem: str | None
+) -> None:
+    place = tmp_path / "place"
+    export(artifact, place, stem=stem)
+    names = Names(stem)
+    pristine = tree(place)
+    for name in (names.of("config.json"), f"{names.sidecar}/tokenizer.json"):
+        data = (place / name).read_bytes()
+        (place / name).write_bytes(data.replace(b"4", b"2", 1))
+        before = tree(place)
+        refused(
+            StorageError, f"{name} has been changed", artifact, place, stem=stem, overwrite=True
+        )
+        assert tree(place) == before
+        (place / name).write_bytes(data)
+    (place / names.sidecar / "notes.txt").write_text("mine")
+    refused(StorageError, "notes.txt is in the way", artifact, place, stem=stem, overwrite=True)
+    (place / names.sidecar / "notes.txt").unlink()
+    export(artifact, place, stem=stem, overwrite=True)
+    assert tree(place) == pristine
 
 
 def test_a_mount_point(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +209,7 @@ def test_manifest_fields_of_a_wrong_type(folder: Path, key: str) -> None:
     [
         *[("vocab_size", value) for value in (0, -1, 1 << 31, 1 << 70)],
         *[("cache_width", value) for value in (-1, 1 << 31)],
-        *[("format_version", value) for value in (0, 1, 3, -1)],
+        *[("format_version", value) for value in (0, 1, 2, 4, -1)],
         ("format", "deepmnn"),
         ("optimize_level", -1),
     ],
@@ -276,7 +274,7 @@ def test_a_workload_that_is_none(folder: Path) -> None:
     ]
     for fields in bad:
         damaged_workload(folder, **fields)
-        with pytest.raises(ArtifactError, match="the workload is damaged"):
+        with pytest.raises(ArtifactError, match=r"the workload is damaged|no finite number"):
             _ = MnnFolder.open(folder).workload
         (folder / MANIFEST).write_bytes(pristine)
     assert isinstance(MnnFolder.open(folder).workload, Workload)
@@ -295,7 +293,7 @@ def test_mnn_opens_no_file_that_was_not_checked(folder: Path, file: str, field: 
     for value in ("../elsewhere", str(folder.parent / "elsewhere"), "nothing", 3, ["x"], {}):
         change_json(folder / file, **{field: value})
         reseal_folder(folder)
-        refused(folder, f"{field} is ")
+        refused(folder, f"{field}'? is ")
 
 
 @pytest.mark.parametrize("field", ["hidden_size", "layer_nums"])
@@ -315,26 +313,12 @@ def test_json_that_is_none(folder: Path, file: str, text: str) -> None:
 
 
 def test_a_network_that_is_none(folder: Path) -> None:
-    """MNN verifies the structure of what it reads; this asks it in another process."""
     rng, network = np.random.default_rng(6), (folder / "llm.mnn").read_bytes()
     bad = [b"", b"x", bytes(5000), rng.bytes(5000), network[:-700], network[: len(network) // 2]]
-    paths = []
-    for number, data in enumerate(bad):
-        copy = Path(shutil.copytree(folder, folder.parent / str(number)))
-        (copy / "llm.mnn").write_bytes(data)
-        reseal_folder(copy)
-        paths.append(str(copy))
-    code = f"""
-import deepmnn
-for path in {paths!r}:
-    try:
-        deepmnn.load(path, threads=1)
-        raise SystemExit(path)
-    except deepmnn.errors.ArtifactError as error:
-        assert "MNN cannot load" in str(error), error
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
+    for data in bad:
+        (folder / "llm.mnn").write_bytes(data)
+        reseal_folder(folder)
+        refused(folder, r"llm\.mnn is damaged")
 
 
 # ------------------------------------------------------------------ paths
@@ -363,7 +347,7 @@ def test_a_folder_under_another_name_or_by_a_link(folder: Path, tmp_path: Path) 
 
 
 def test_an_unfinished_export_never_loads(folder: Path, artifact: Path, tmp_path: Path) -> None:
-    from deepmnn.artifact.directory import temp_name
+    from deepmnn.artifact.workspace import temp_name
 
     temp = folder.rename(tmp_path / temp_name("folder"))
     refused(temp, "unfinished export")

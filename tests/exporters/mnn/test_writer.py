@@ -76,7 +76,7 @@ def test_it_leaves_the_users_files_alone(
     assert report.path == place / f"{stem}.mnn"
     assert made(place) == names(stem, "int8")
     assert deepmnn.load(report.path, threads=1).logits(IDS).shape == (3, 271)
-    with pytest.raises(StorageError, match="--overwrite"):
+    with pytest.raises(StorageError, match="overwrite=True"):
         export(artifacts["bf16"], place, stem=stem)
     export(artifacts["bf16"], place, stem=stem, overwrite=True)
     assert made(place) == names(stem, "bf16")

@@ -80,7 +80,7 @@ class MnnBackend:
         check_threads(self.threads)
         self._history: I32 = np.empty(0, np.int32)
         self._every = self._copied = False
-        self._llm = _load(folder, self._settings(options))
+        self._llm = _load(folder, self._settings(options, folder.runtime_config.name))
 
     def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> MnnCache:
         """An empty cache of token ids; MNN's own grows with the longest sequence.
@@ -180,7 +180,7 @@ class MnnBackend:
         if length < self._llm.get_current_history():
             self._llm.erase_history(length, 0)
 
-    def _settings(self, options: MnnOptions) -> dict[str, Any]:
+    def _settings(self, options: MnnOptions, config: str) -> dict[str, Any]:
         """MNN's configuration, over that of the folder."""
         settings: dict[str, Any] = {
             "backend_type": "cpu",
@@ -191,6 +191,11 @@ class MnnBackend:
             "all_logits": False,
             "use_mmap": options.mmap is not None,
             "use_cached_mmap": False,
+            # deepmnn writes the prompts: MNN has no need to parse a template, or a context.json
+            # that somebody put beside it.
+            "use_template": False,
+            "jinja": "",
+            "context_file": f"{config}/none",
         }
         if options.mmap is not None:
             settings["tmp_path"] = self._weights_directory(options.mmap)

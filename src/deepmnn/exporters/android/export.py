@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import os
-import shutil
 from pathlib import Path
 
-from deepmnn.artifact.directory import OVERWRITE, storage_errors
+from deepmnn.artifact.directory import storage_errors
 from deepmnn.artifact.manifest import MANIFEST, TEMP_MARK
+from deepmnn.artifact.target import OVERWRITE, Target, check_apart, check_name, real_path
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import StorageError
 from deepmnn.exporters.android.chat_app import check_folder, phone_name
-from deepmnn.exporters.android.project import write_project
+from deepmnn.exporters.android.project import project_target, write_project
 from deepmnn.exporters.mnn.export import ExportReport, export
-from deepmnn.exporters.mnn.folder import MnnFolder
+from deepmnn.exporters.mnn.folder import FORMAT, MnnFolder
 from deepmnn.models import read_config
 
 PROJECT = "project"
@@ -32,12 +32,19 @@ def export_android(
     """As `export`, into a folder in `target` that MNN's chat app for Android takes as it is, with
     an Android Studio project of ours beside it (docs/android.md).
 
+    overwrite replaces an earlier export: its folder and its project, as long as they are as they
+    were written. A project that has been worked on, or built, stays, and nothing is exported.
+
     Raises as `export`, and ArtifactError when MNN's chat app would not take the folder.
     """
-    place = Path(os.path.realpath(target))
+    place = real_path(target)
     name = phone_name(place.name)
     folder, project = place / ("model" if name == PROJECT else name), place / PROJECT
-    _check_place(place, folder, overwrite)
+    with storage_errors(place):
+        _check_place(place, folder, overwrite)
+        check_apart(place, [Path(source)])
+        for part in (Target(folder, FORMAT, overwrite), project_target(project, overwrite)):
+            part.check()
     report = export(
         source,
         folder,
@@ -48,18 +55,17 @@ def export_android(
     )
     check_folder(folder)
     context = read_config(MnnFolder.open(folder).config).context_length
-    shutil.rmtree(project, ignore_errors=True)
-    write_project(project, folder.name, min(context, CONTEXT))
+    write_project(project, folder.name, min(context, CONTEXT), overwrite)
     return report
 
 
 def _check_place(place: Path, folder: Path, overwrite: bool) -> None:
     """Raises StorageError unless `place` is new, empty or, with overwrite, an earlier export."""
-    with storage_errors(place):
-        # A killed export may have left no more than temporary directories.
-        foreign = place.exists() and (
-            not place.is_dir() or any(TEMP_MARK not in entry.name for entry in place.iterdir())
-        )
+    check_name(place)
+    # A killed export may have left no more than temporary directories.
+    foreign = place.exists() and (
+        not place.is_dir() or any(TEMP_MARK not in entry.name for entry in place.iterdir())
+    )
     if not foreign:
         return
     if not (folder / MANIFEST).is_file():

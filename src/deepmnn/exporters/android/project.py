@@ -3,29 +3,40 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
-from deepmnn.artifact.directory import storage_errors
-from deepmnn.errors import RequestError, StorageError
+from deepmnn.artifact.directory import DirectoryWriter
+from deepmnn.artifact.target import Target
+from deepmnn.errors import RequestError
 
+FORMAT = "deepmnn-android"
+FORMAT_VERSION = 1
 TEMPLATE = Path(__file__).parent / "template"
 _FILLED = ("README.md", "app/src/main/res/values/model.xml")
 
 
-def write_project(target: Path, model_folder: str, context_length: int) -> None:
-    """Writes an Android Studio project into the new directory `target`.
+def project_target(path: Path, overwrite: bool = False) -> Target:
+    """Where a project goes. With overwrite it may replace one that nobody has worked on."""
+    return Target(path, FORMAT, overwrite)
+
+
+def write_project(
+    target: Path, model_folder: str, context_length: int, overwrite: bool = False
+) -> None:
+    """Writes an Android Studio project into the directory `target`.
 
     The model itself stays out of it: gigabytes go to the phone with adb, not into an app.
+    deepmnn.json lists the files with their checksums, so that a later export can tell a project
+    as it was written from one that has been worked on.
 
     Args:
         target: a directory that does not exist yet, or is empty.
         model_folder: name of the model folder on the phone; see `phone_name`.
         context_length: tokens that a chat may have, prompt and answer together.
+        overwrite: replaces a project that is as it was written.
 
     Raises RequestError for a name that adb or the phone would not take, StorageError when the
-    target is not empty or cannot be written.
+    target is taken or cannot be written.
     """
     if not re.fullmatch(r"\w[\w.-]*", model_folder, re.ASCII):
         raise RequestError(
@@ -33,18 +44,13 @@ def write_project(target: Path, model_folder: str, context_length: int) -> None:
         )
     if context_length < 1:
         raise RequestError(f"a context of {context_length} tokens", "1 or more")
-    with storage_errors(target):
-        if target.is_file() or (target.is_dir() and any(target.iterdir())):
-            raise StorageError(
-                f"{target} already exists", "a new directory", "Choose another output directory."
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
-            project = Path(temporary) / "project"
-            shutil.copytree(TEMPLATE, project, copy_function=shutil.copyfile)
-            for name in _FILLED:
-                text = (project / name).read_text(encoding="utf-8")
-                text = text.replace("@MODEL_FOLDER@", model_folder)
-                text = text.replace("@CONTEXT_TOKENS@", str(context_length))
-                (project / name).write_text(text, encoding="utf-8")
-            project.rename(target)
+    fields = {b"@MODEL_FOLDER@": model_folder, b"@CONTEXT_TOKENS@": str(context_length)}
+    with DirectoryWriter(project_target(target, overwrite)) as writer:
+        for path in sorted(TEMPLATE.rglob("*")):
+            if path.is_file():
+                name, data = path.relative_to(TEMPLATE).as_posix(), path.read_bytes()
+                if name in _FILLED:
+                    for mark, value in fields.items():
+                        data = data.replace(mark, value.encode())
+                writer.add_file(name, data)
+        writer.commit({"format": FORMAT, "format_version": FORMAT_VERSION})

@@ -25,10 +25,13 @@ def is_quantised(weight: Weight) -> bool:
 
 
 def file_name(weight: Weight) -> str:
-    """What the table's file is called by custom."""
-    if not is_quantised(weight):
-        return "embeddings_bf16.bin"
-    return f"embeddings_int{code_bits(weight)}.bin"
+    """What the table's file is called."""
+    return name_of(code_bits(weight) if is_quantised(weight) else 16)
+
+
+def name_of(bits: int) -> str:
+    """What a file of numbers of so many bits is called by custom."""
+    return "embeddings_bf16.bin" if bits == 16 else f"embeddings_int{bits}.bin"
 
 
 def write_table(weight: Weight, packed: U8, file: WeightFile) -> dict[str, Any]:

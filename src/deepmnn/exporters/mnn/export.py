@@ -14,10 +14,11 @@ from deepmnn.backends.mnn.wheel import VERSION, convert_tool, runtime
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import ArtifactError, RequestError
 from deepmnn.exporters.mnn import embedding
-from deepmnn.exporters.mnn.folder import FORMAT, FORMAT_VERSION, Names
+from deepmnn.exporters.mnn.folder import FORMAT, FORMAT_VERSION
 from deepmnn.exporters.mnn.lower import Lowering, choose_mla_form
+from deepmnn.exporters.mnn.mtok import FILE as TOKENIZER
+from deepmnn.exporters.mnn.names import Names
 from deepmnn.exporters.mnn.settings import llm_config, runtime_config, text_side
-from deepmnn.exporters.mnn.tokenizer import FILE as TOKENIZER
 from deepmnn.exporters.mnn.weights import WeightFile
 from deepmnn.exporters.mnn.writer import FolderWriter
 from deepmnn.formats import U8
@@ -96,7 +97,7 @@ def export(
     graph, names = artifact.graph(), Names(stem)
     form, table = choose_mla_form(graph, mla_form), _embedding_weight(graph)
     text = text_side(artifact, table.shape[0], needs_tokenizer)
-    with FolderWriter(Path(target), names, overwrite) as writer:
+    with FolderWriter(Path(target), names, overwrite, (artifact.path,)) as writer:
         writer.check_space(artifact.weights_nbytes)
         read = _Reader(artifact, graph, progress)
         with writer.stream(names.weight) as sink:
@@ -110,7 +111,7 @@ def export(
         writer.add_file(names.of(TOKENIZER), text.tokenizer)
         writer.add_json(names.of("llm_config.json"), llm_config(artifact, low, text, tied))
         settings = runtime_config(artifact, names, text, embedded)
-        writer.add_json(names.of("config.json"), settings, keep=False)  # it is the user's to change
+        writer.add_settings(names.of("config.json"), settings)
         config = artifact.path / CONFIG
         for name, data in read_side_files(artifact.path, config, ArtifactError).items():
             if name in artifact.text_files:

@@ -6,8 +6,8 @@
     embeddings_*.bin          the embedding table, unless it is tied
     tokenizer.mtok            the tokenizer
     deepmnn/                  config.json, tokenizer.json, ... as Hugging Face has them
-    deepmnn.json              the manifest: what it is, and the sizes and CRC-32 of all files but
-                              config.json, which is the user's to change
+    deepmnn.json              the manifest: what it is, and the sizes and CRC-32 of all files;
+                              those of config.json, which is the user's to change, as it was written
 
 A model may also lie beside other files: then NAME.mnn is the network and the other names begin
 with NAME too (`Names`).
@@ -17,26 +17,29 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from deepmnn.artifact.manifest import (
-    MANIFEST,
-    TEMP_MARK,
+    MAX_FILES,
     VERIFY_ALWAYS_BYTES,
     check_crc,
     check_size,
     check_stamp,
+    check_texts,
     is_file_record,
+    is_unfinished,
 )
+from deepmnn.artifact.written import is_inside
 from deepmnn.errors import ArtifactError, Words
+from deepmnn.exporters.mnn.contents import check_contents
+from deepmnn.exporters.mnn.names import Names, locate
 from deepmnn.graph.workload import Experts, Workload
-from deepmnn.source.json_file import KINDS, is_plain_name, read_object
+from deepmnn.source.json_file import KINDS, read_object
 from deepmnn.text.text_files import TextFiles
 
 FORMAT = "deepmnn-mnn"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 _AGAIN = "Export the model again."
 _COUNTS = {"vocab_size": 1, "cache_width": 0, "optimize_level": 0}
@@ -44,39 +47,6 @@ _COUNTS = {"vocab_size": 1, "cache_width": 0, "optimize_level": 0}
 
 _MOST = (1 << 31) - 1
 _TEXTS = ("deepmnn_version", "mnn_version", "model_type", "quant", "mla_form")
-_OPENED = ("llm_model", "llm_weight", "llm_config", "tokenizer_file", "embedding_file")
-"""Fields of MNN's configuration that name files."""
-
-
-@dataclass(frozen=True)
-class Names:
-    """What the files are called: as MNN's apps expect it, or after `stem`, NAME.mnn's NAME."""
-
-    stem: str | None = None
-
-    @property
-    def model(self) -> str:
-        """The network."""
-        return f"{self.stem or 'llm'}.mnn"
-
-    @property
-    def weight(self) -> str:
-        """Its weights."""
-        return f"{self.model}.weight"
-
-    @property
-    def manifest(self) -> str:
-        """deepmnn.json."""
-        return self.of(MANIFEST)
-
-    @property
-    def sidecar(self) -> str:
-        """The directory of Hugging Face's files."""
-        return self.of("deepmnn")
-
-    def of(self, name: str) -> str:
-        """Any other file."""
-        return name if self.stem is None else f"{self.stem}.{name}"
 
 
 class MnnFolder:
@@ -143,7 +113,8 @@ class MnnFolder:
     def open(cls, path: str | os.PathLike[str]) -> MnnFolder:
         """Opens and checks a folder, or a NAME.mnn file and what belongs to it.
 
-        Sizes are always checked, checksums of files up to 256 MB. Raises ArtifactError.
+        Sizes are always checked, checksums of files up to 256 MB, and that what MNN will read is
+        what `export` writes (contents.py). Raises ArtifactError.
         """
         place = Path(path)
         try:
@@ -156,14 +127,8 @@ class MnnFolder:
             check_size(file, record, _AGAIN)
             if record["nbytes"] <= VERIFY_ALWAYS_BYTES:
                 check_crc(file, record, _AGAIN)
-        _check_configs(directory, names, manifest)
+        check_contents(directory, names, manifest)
         return cls(place, manifest)
-
-
-def locate(path: Path) -> tuple[Path, Names]:
-    """The directory and the names of a folder, or of a NAME.mnn file."""
-    is_file = path.suffix == ".mnn" and not path.is_dir()
-    return (path.parent, Names(path.stem)) if is_file else (path, Names())
 
 
 def is_exported(path: Path) -> bool:
@@ -174,7 +139,7 @@ def is_exported(path: Path) -> bool:
 
 
 def _read_manifest(path: Path, names: Names) -> dict[str, Any]:
-    if TEMP_MARK in path.resolve().parent.name:
+    if is_unfinished(path.parent):
         raise ArtifactError(f"{path.parent} is an unfinished export", "an exported model", _AGAIN)
     if not path.is_file():
         raise ArtifactError(
@@ -197,7 +162,7 @@ def _read_manifest(path: Path, names: Names) -> dict[str, Any]:
 
 def _check_fields(fields: dict[str, Any], path: Path) -> None:
     """Raises ArtifactError unless every field of the manifest has its type and is in range."""
-    containers = {"files": dict, "workload": dict}
+    containers = {"files": dict, "settings": dict, "workload": dict}
     kinds = {**dict.fromkeys(_COUNTS, int), **dict.fromkeys(_TEXTS, str), **containers}
     for key, kind in kinds.items():
         if type(fields.get(key)) is not kind:
@@ -206,34 +171,9 @@ def _check_fields(fields: dict[str, Any], path: Path) -> None:
     for key, least in _COUNTS.items():
         if not least <= fields[key] <= _MOST:
             raise ArtifactError(f"{path}: {key} is {fields[key]!r:.80}", f"{least} to {_MOST}")
-    for name, record in fields["files"].items():
-        if not _is_inside(name) or not is_file_record(record):
+    check_texts({key: fields[key] for key in _TEXTS}, path, _AGAIN)
+    if len(fields["files"]) > MAX_FILES:
+        raise ArtifactError(f"{path} lists {len(fields['files'])} files", f"at most {MAX_FILES}")
+    for name, record in {**fields["settings"], **fields["files"]}.items():
+        if not is_inside(name) or name.count("/") > 1 or not is_file_record(record):
             raise ArtifactError(f"{path}: file {name!r:.80} is listed as {record!r:.80}")
-
-
-def _check_configs(directory: Path, names: Names, manifest: dict[str, Any]) -> None:
-    """Raises ArtifactError unless MNN will open only files that were checked, at sane sizes."""
-    merged: dict[str, Any] = {}  # as MNN does it
-    for file in map(names.of, ("config.json", "llm_config.json")):
-        merged |= read_object(directory / file, ArtifactError)
-    for field in _OPENED:
-        name = merged.get(field)
-        if name is None and field == "embedding_file" and "tie_embeddings" in merged:
-            continue
-        if not isinstance(name, str) or name not in manifest["files"]:
-            raise ArtifactError(
-                f"{directory / names.of('config.json')}: {field} is {name!r:.80}",
-                "a file that the manifest lists",
-                _AGAIN,
-            )
-    for field in ("hidden_size", "layer_nums"):  # MNN divides by them
-        value = merged.get(field)
-        if type(value) is not int or not 1 <= value <= _MOST:
-            found = f"{directory / names.of('llm_config.json')}: {field} is {value!r:.80}"
-            raise ArtifactError(found, f"1 to {_MOST}", _AGAIN)
-
-
-def _is_inside(name: str) -> bool:
-    """A file here, or in a directory here."""
-    parts = PurePosixPath(name).parts
-    return len(parts) in (1, 2) and all(map(is_plain_name, parts)) and "/".join(parts) == name

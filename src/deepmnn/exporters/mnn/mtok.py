@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from deepmnn.errors import TokenizerError
 
+FILE = "tokenizer.mtok"
+"""The file's name in an MNN model folder (`tokenizer_file` in its config.json)."""
+
 ISOLATED, REMOVED = range(2)
 NOTHING = b"\0"
 """No normalizer, or no pre-tokenizer. As a decoder this byte means BYTE_LEVEL_DECODER."""

@@ -8,9 +8,9 @@ from typing import Any
 from deepmnn.artifact.reader import Artifact
 from deepmnn.errors import TokenizerError
 from deepmnn.exporters.mnn.chat_template import jinja_fields
-from deepmnn.exporters.mnn.folder import Names
 from deepmnn.exporters.mnn.lower import Lowering
-from deepmnn.exporters.mnn.tokenizer import FILE as TOKENIZER
+from deepmnn.exporters.mnn.mtok import FILE as TOKENIZER
+from deepmnn.exporters.mnn.names import Names
 from deepmnn.exporters.mnn.tokenizer import pack_tokenizer
 from deepmnn.text.answer_end import end_ids
 from deepmnn.text.generation_config import GenerationConfig

@@ -23,9 +23,6 @@ from deepmnn.exporters.mnn import mtok
 from deepmnn.exporters.mnn.pre_tokenizer import HINT, is_byte_level, normalizer, pre_tokenizer
 from deepmnn.text.tokenizer import Tokenizer
 
-FILE = "tokenizer.mtok"
-"""The file's name in an MNN model folder (`tokenizer_file` in its config.json)."""
-
 
 def pack_tokenizer(
     tokenizer: Tokenizer | None, *, vocab_size: int, stop_ids: Collection[int]

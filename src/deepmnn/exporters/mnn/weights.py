@@ -30,9 +30,9 @@ from deepmnn.quant.layout import unpack, unpack_codes
 Rows = NDArray[np.intp]
 
 _CHUNK_ROWS = 4096
-_LEAST_BLOCK = 32
+LEAST_BLOCK = 32
 _FP16_MAX = 65504.0
-_SHAPE_16_MAX = 0xFFFF
+SHAPE_16_MAX = 0xFFFF
 
 
 class Writable(Protocol):
@@ -62,7 +62,7 @@ class WeightFile:
 
         A negative row is one of zeros.
         """
-        if named(weight.format).is_quantized and block_size(weight) >= _LEAST_BLOCK:
+        if named(weight.format).is_quantized and block_size(weight) >= LEAST_BLOCK:
             return self._quantised(weight, packed, rows, bias)
         return self._floats(weight, packed, rows, bias)
 
@@ -102,7 +102,7 @@ class WeightFile:
         self, weight: Weight, packed: U8, rows: Rows, bias: F32 | None
     ) -> dict[str, Any]:
         cols, offset = weight.shape[1], named(weight.format).offset
-        start, wide = self.position, max(len(rows), cols) > _SHAPE_16_MAX
+        start, wide = self.position, max(len(rows), cols) > SHAPE_16_MAX
         self.write(np.array([2], np.uint8))
         self.write(np.array([len(rows), cols], "<u4" if wide else "<u2"))
         self.write(np.array([2 * offset % 256], np.uint8))

@@ -3,71 +3,127 @@
 from __future__ import annotations
 
 import json
-import shutil
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepmnn.artifact.directory import OVERWRITE, DirectoryWriter, found_format, sync_directory
+from deepmnn.artifact.directory import DirectoryWriter
+from deepmnn.artifact.manifest import FileRecord
+from deepmnn.artifact.renames import locked, rename_new, sync_directory
+from deepmnn.artifact.target import (
+    OVERWRITE,
+    Target,
+    check_name,
+    check_not_read,
+    found_format,
+    real_path,
+)
+from deepmnn.artifact.workspace import Workspace
+from deepmnn.artifact.written import Checksums, Written
 from deepmnn.errors import StorageError
-from deepmnn.exporters.mnn.folder import FORMAT, Names
+from deepmnn.exporters.mnn.folder import FORMAT
+from deepmnn.exporters.mnn.names import Names
 
 
 class FolderWriter(DirectoryWriter):
-    """A DirectoryWriter for either place. With a stem, the network appears last.
+    """A DirectoryWriter for either place.
+
+    Args:
+        target: the folder; with a stem in `names`, the directory that the files go into.
+        overwrite: replaces an export that is there, as long as it is as it was written.
+        sources: what is read meanwhile; nothing of it may lie in the folder.
 
     Raises StorageError.
     """
 
-    format = FORMAT
+    def __init__(
+        self, target: Path, names: Names, overwrite: bool = False, sources: Sequence[Path] = ()
+    ) -> None:
+        place = (
+            Target(target, FORMAT, overwrite, sources)
+            if names.stem is None
+            else NamedFiles(target, names, overwrite, sources)
+        )
+        super().__init__(place, names.manifest)
+        self._settings: dict[str, FileRecord] = {}
 
-    def __init__(self, target: Path, names: Names, overwrite: bool = False) -> None:
-        super().__init__(target if names.stem is None else target / names.model, overwrite)
+    def add_json(self, name: str, fields: dict[str, Any]) -> None:
+        """Writes a JSON file. Raises StorageError."""
+        self.add_file(name, _json(fields))
+
+    def add_settings(self, name: str, fields: dict[str, Any]) -> None:
+        """Writes a JSON file that the user may change: the manifest tells it as it was written."""
+        self._settings[name] = self.write_file(name, _json(fields))
+
+    def commit(self, description: Mapping[str, Any]) -> None:
+        """As DirectoryWriter's."""
+        super().commit({**description, "settings": self._settings})
+
+
+class NamedFiles:
+    """A model beside the user's files: NAME.mnn, and what belongs to it under names like it.
+
+    Its files cannot be swapped in one step. The old network goes first and the new one comes last:
+    what loads is whole, the old model or the new one.
+
+    Args: those of FolderWriter.
+    """
+
+    def __init__(
+        self, directory: Path, names: Names, overwrite: bool, sources: Sequence[Path]
+    ) -> None:
         self.names = names
-        self.manifest = names.manifest
+        self.path = real_path(directory) / names.model
+        self.overwrite, self.sources = overwrite, sources
+        self._checksums: Checksums = {}
 
-    def add_json(self, name: str, fields: dict[str, Any], keep: bool = True) -> None:
-        """Writes a JSON file; keep: it goes into the manifest. Raises StorageError."""
-        with self.stream(name, keep) as sink:
-            sink.write(json.dumps(fields, indent=2, ensure_ascii=False).encode())
-
-    def check_target(self) -> None:
-        """Raises StorageError unless the target may be written."""
-        if self.names.stem is None:
-            super().check_target()
+    def check(self) -> None:
+        """Raises StorageError unless it may be written."""
+        check_name(self.path)
+        here = [path for path in self._finals() if path.exists() or path.is_symlink()]
+        if not here:
             return
-        here = [path for path in self._finals() if path.exists()]
-        if here and found_format(self.target.parent / self.names.manifest) != self.format:
+        manifest = self.path.parent / self.names.manifest
+        if found_format(manifest) != FORMAT:
             raise StorageError(
                 f"{here[0]} already exists and belongs to no exported model",
                 "a new name",
                 "Choose another name.",
             )
-        if here and not self.overwrite:
+        if not self.overwrite:
             raise StorageError(f"{here[0]} already exists", "a new name", OVERWRITE)
+        written = Written(manifest, self._checksums)
+        written.check(here)
+        check_not_read(written, self.sources)
 
-    def replace_target(self) -> None:
+    def put(self, workspace: Workspace) -> None:
         """Moves what was written into place."""
-        if self.names.stem is None:
-            super().replace_target()
-            return
-        sync_directory(self.temp)
-        for old in self._finals():  # the network first: from then on the old model does not load
-            if old.is_dir():
-                shutil.rmtree(old)
-            elif old.name != self.names.manifest:  # it says whose the rest is, if this is killed
-                old.unlink(missing_ok=True)
-        first, last = self.names.manifest, self.names.model
-        made = {path.name: path for path in self.temp.iterdir()}
-        for name in (first, *sorted(made.keys() - {first, last}), last):
-            made[name].rename(self.target.parent / name)
-        sync_directory(self.target.parent)
+        home, new = self.path.parent, workspace.new
+        sync_directory(new)
+        with locked(home):
+            self.check()
+            manifest = home / self.names.manifest
+            if manifest.exists():
+                Written(manifest, self._checksums).remove(self.names.model)
+            made = {path.name: path for path in new.iterdir()}
+            first, last = self.names.manifest, self.names.model
+            rename_new(made[first], manifest)
+            try:
+                for name in (*sorted(made.keys() - {first, last}), last):
+                    rename_new(made[name], home / name)
+            except BaseException:
+                Written(manifest).remove(last)
+                raise
+        sync_directory(home)
 
     def _finals(self) -> list[Path]:
-        """Everything that an export of this name may have put here; first the network."""
-        directory = self.target.parent
-        if not directory.is_dir():
-            return []
+        """Everything that an export of this name may put here."""
         names = (self.names.model, self.names.weight, self.names.sidecar, self.names.manifest)
         others = ("config.json", "llm_config.json", "tokenizer.mtok")
         tables = (f"embeddings_{kind}.bin" for kind in ("bf16", "int4", "int8"))
-        return [directory / name for name in (*names, *map(self.names.of, (*others, *tables)))]
+        home = self.path.parent
+        return [home / name for name in (*names, *map(self.names.of, (*others, *tables)))]
+
+
+def _json(fields: dict[str, Any]) -> bytes:
+    return json.dumps(fields, indent=2, ensure_ascii=False).encode()
