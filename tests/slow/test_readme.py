@@ -23,7 +23,8 @@ INSTALLING = ("make ", "pip install")
 
 
 def shell_lines() -> list[str]:
-    blocks = re.findall(r"(?:^    \S.*\n)+", README.split("## How it works")[0], re.M)
+    text = re.sub(r"```.*?```", "", README.split("## How it works")[0], flags=re.S)
+    blocks = re.findall(r"(?:^    \S.*\n)+", text, re.M)
     lines = [line.strip() for block in blocks for line in block.splitlines()]
     return [line for line in lines if not line.startswith(INSTALLING)]
 
