@@ -79,6 +79,26 @@ def test_it_is_written_once_for_this_user_alone(home: Path) -> None:
     assert named("one").nbytes == 1000
 
 
+def test_a_cache_that_others_may_write_to_is_closed(home: Path) -> None:
+    home.mkdir(parents=True)
+    home.chmod(0o777)
+    put("one")
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+@pytest.mark.parametrize("part", ["", "one"])
+def test_what_another_user_put_there_is_refused(
+    home: Path, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    put("one")
+    monkeypatch.setattr(os, "geteuid", lambda: 4242)
+    put("one")  # root could do anything anyway
+    os.chown(home / part, 4243, 4243)
+    with pytest.raises(StorageError, match=r"belongs to user 4243.*XDG_CACHE_HOME"):
+        put("one")
+
+
 def test_what_is_damaged_is_written_again_even_when_it_is_in_use(home: Path) -> None:
     def check(path: Path) -> None:
         if (path / "data").read_text() != "whole":

@@ -136,9 +136,9 @@ def keep(
     """
     target = models_directory() / name
     with _storage_errors(target):
+        _make_directory(target.parent)
         held = _sound(target, check)
         if held is None:
-            _make_directory(target.parent)
             with _writing(target, f"another process prepares {name}: waiting for it") as record:
                 held = _sound(target, check)
                 if held is None:
@@ -297,6 +297,8 @@ def _hold(path: Path) -> Hold | None:
 
 def _sound(target: Path, check: Callable[[Path], object]) -> Hold | None:
     """The directory, kept, if it is there and passes the check."""
+    if os.path.lexists(target):
+        _check_owner(target)
     held = _hold(target)
     if held is not None:
         try:
@@ -358,6 +360,17 @@ def _make_directory(directory: Path) -> None:
     directory.parent.parent.mkdir(parents=True, exist_ok=True)
     for path in (directory.parent, directory):
         path.mkdir(mode=0o700, exist_ok=True)
+        _check_owner(path)
+        if path.stat().st_mode & 0o077:
+            with suppress(OSError):  # read-only, or root's
+                path.chmod(0o700)
+
+
+def _check_owner(path: Path) -> None:
+    """Raises StorageError for what another user, not root, put there: it would be run unasked."""
+    owner = path.stat().st_uid
+    if owner not in (os.geteuid(), 0):
+        raise StorageError(f"{path} belongs to user {owner}", f"user {os.geteuid()}, who runs this")
 
 
 def _discard(target: Path) -> None:
