@@ -2,6 +2,8 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --disable-pip-version-check --progress-bar off
+SAY := $(PYTHON) tools/announce.py
 NATIVE := CMakeLists.txt pyproject.toml $(shell find native -type f 2>/dev/null)
 CXX_FILES = $(shell git ls-files '*.cc' '*.cpp' '*.h' '*.hpp')
 CODE := src tests tools bench
@@ -47,18 +49,23 @@ clean:
 
 # An editable install: Python sources are used in place, the core is rebuilt when native/ changes.
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV)
+	@$(SAY) "Making a virtual environment in $(VENV)" -- $(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: $(VENV)/bin/python $(NATIVE)
-	$(PY) -m pip install --quiet --disable-pip-version-check "scikit-build-core>=0.10" "nanobind>=2.4" ninja
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable .
+	@$(SAY) "1 of 2: installing the build tools" -- \
+		$(PIP) "scikit-build-core>=0.10" "nanobind>=2.4" ninja
+	@$(SAY) "2 of 2: compiling the C++ engine and installing deepmnn (about two minutes)" -- \
+		$(PIP) -v --no-build-isolation --editable .
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.installed
-	$(PY) -m pip install --quiet --disable-pip-version-check torch==2.13.0
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[mnn,torch,test]"
+	@$(SAY) "Installing PyTorch, which the tests compare with (a large download)" -- \
+		$(PIP) torch==2.13.0
+	@$(SAY) "Installing MNN, transformers and pytest, and compiling what has changed" -- \
+		$(PIP) -v --no-build-isolation --editable ".[mnn,torch,test]"
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.installed
-	$(PY) -m pip install --quiet --disable-pip-version-check --no-build-isolation --editable ".[lint]"
+	@$(SAY) "Installing ruff, mypy and clang-format" -- \
+		$(PIP) -v --no-build-isolation --editable ".[lint]"
 	@touch $@

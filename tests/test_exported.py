@@ -36,7 +36,7 @@ def folder(artifact: Path) -> Path:
 @pytest.fixture
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "deepmnn"
+    return tmp_path / "deepmnn" / "models"
 
 
 def test_an_artifact_is_exported_once(artifact: Path, cache: Path) -> None:
@@ -123,10 +123,10 @@ def test_a_model_that_changes_while_it_is_exported_leaves_nothing(
 
 
 def test_a_cache_that_cannot_be_written(artifact: Path, cache: Path) -> None:
-    cache.write_text("in the way")
+    cache.parent.write_text("in the way")
     with pytest.raises(StorageError, match="XDG_CACHE_HOME"):
         deepmnn.load(artifact, "mnn")
-    assert os.listdir(cache.parent) == ["deepmnn"]
+    assert os.listdir(cache.parents[1]) == ["deepmnn"]
 
 
 def test_a_folder_needs_no_more_than_its_path(folder: Path, artifact: Path) -> None:

@@ -25,6 +25,9 @@ VERB = re.compile(r"\bdeepmnn (?:[a-z]+)\b(?! \w+ (?:runs|reads))")
 PROSE = {"deepmnn does", "deepmnn reads", "deepmnn again", "deepmnn program", "deepmnn exported"}
 """Sentences, not commands."""
 
+ANOTHER = re.compile(r"\bmlx_lm\.\w+ .*")
+"""A command of another program."""
+
 OTHERS = {"exporters/mnn/export.py", "backends/mnn/wheel.py"}
 """Hold the flags of MNN's own converter."""
 
@@ -65,6 +68,7 @@ def docstrings(tree: ast.AST) -> set[int]:
 
 def named(text: str) -> set[str]:
     """What a text says as the command line would."""
+    text = ANOTHER.sub("", text)
     return set(FLAG.findall(text)) | (set(VERB.findall(text)) - PROSE)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from deepmnn.artifact import cache
-from deepmnn.artifact.cache import Entry, Hold, cache_directory, entries, keep, make_room, remove
+from deepmnn.artifact.cache import Entry, Hold, entries, keep, make_room, remove
 from deepmnn.errors import ArtifactError, RequestError, StorageError
 
 CHILD = """
@@ -42,7 +42,7 @@ sys.stdin.readline()
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.delenv(cache.LIMIT, raising=False)
-    return tmp_path / "xdg" / "deepmnn"
+    return tmp_path / "xdg" / "deepmnn" / "models"
 
 
 def put(name: str, nbytes: int = 1000, used: float | None = None) -> Hold:
@@ -73,7 +73,8 @@ def test_it_is_written_once_for_this_user_alone(home: Path) -> None:
     again = put("one")
     assert again.path == first.path == home / "one"
     assert (again.path / "data").stat().st_mtime_ns == written
-    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    for path in (home, home.parent):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
     assert named("one").facts == {"source": "source of one", "recipe": "w8"}
     assert named("one").nbytes == 1000
 
@@ -155,7 +156,7 @@ def test_an_entry_of_the_cache_is_held_by_its_path_and_other_directories_are_not
     tmp_path: Path,
 ) -> None:
     put("one").release()
-    with cache.hold(cache_directory() / "one"):
+    with cache.hold(cache.models_directory() / "one"):
         assert named("one").is_used
     assert not named("one").is_used
     with cache.hold(tmp_path):
@@ -207,7 +208,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_the_cache_is_in_the_home_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert cache_directory() == Path.home() / ".cache" / "deepmnn"
+    assert cache.models_directory() == Path.home() / ".cache" / "deepmnn" / "models"
 
 
 # ------------------------------------------------------------------------- several processes

@@ -31,7 +31,7 @@ def folder(artifact: Path) -> Path:
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    return tmp_path / "deepmnn"
+    return tmp_path / "deepmnn" / "models"
 
 
 def run(*arguments: object, stdin: str | None = None) -> Result:

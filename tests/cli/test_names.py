@@ -26,7 +26,7 @@ QUESTION = "What is 17 + 25?"
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    return tmp_path / "xdg" / "deepmnn"
+    return tmp_path / "xdg" / "deepmnn" / "models"
 
 
 @pytest.fixture

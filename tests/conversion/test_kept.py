@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 import deepmnn
-from deepmnn.artifact.cache import cache_directory, entries
+from deepmnn.artifact.cache import entries, models_directory
 from deepmnn.artifact.reader import Artifact
 from deepmnn.conversion import bundled
 from deepmnn.conversion.convert import convert
@@ -28,7 +28,7 @@ from tiny_models import TinyModel, tiny_checkpoint
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    return tmp_path / "xdg" / "deepmnn"
+    return tmp_path / "xdg" / "deepmnn" / "models"
 
 
 @pytest.fixture
@@ -207,4 +207,4 @@ print(deepmnn.load(sys.argv[1], threads=1).path)
     assert [process.returncode for process in both] == [0, 0], said
     assert len({out.splitlines()[-1] for out, _ in said}) == 1
     assert sum("converting" in out for out, _ in said) == 1
-    assert len([path for path in cache_directory().iterdir() if path.is_dir()]) == 1
+    assert len([path for path in models_directory().iterdir() if path.is_dir()]) == 1

@@ -1,6 +1,9 @@
 """The node report behind `deepmnn info`."""
 
+import json
+import re
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 
@@ -27,3 +30,23 @@ def test_node_report_counts_every_level():
 def test_node_report_refuses_a_bad_config():
     with pytest.raises(ConfigError):
         node_report({"model_type": "gpt5"})
+
+
+ROOT = Path(__file__).parents[2]
+ROW = re.compile(r"^\| ([\w.-]+) \|((?: \d+ \|){4})((?: \d+\.\d \|){4})$", re.M)
+
+
+def test_the_figures_of_the_documentation_are_these():
+    page = (ROOT / "docs" / "benchmarks.md").read_text()
+    rows = ROW.findall(page.split("## What graph optimisation brings")[1].split("\n## ")[0])
+    assert len(rows) == 4
+    for name, nodes, sizes in rows:
+        published = ROOT / "tests" / "models" / "published" / f"{name}.json"
+        fields = json.loads(published.read_text())
+        levels = node_report(fields.get("config", fields))
+        assert [int(n) for n in re.findall(r"\d+", nodes)] == [level.nodes for level in levels]
+        planned = [f"{level.planned_nbytes / 1e6:.1f}" for level in levels]
+        assert re.findall(r"[\d.]+", sizes) == planned
+    readme = (ROOT / "README.md").read_text()
+    assert "from 2765 to 728 nodes" in readme
+    assert ("DeepSeek-V3", "2765", "728") in [(r[0], *re.findall(r"\d+", r[1])[::3]) for r in rows]

@@ -45,7 +45,7 @@ def load(
     Args:
         path: a converted model, a folder exported for MNN, a checkpoint, or the hub's OWNER/NAME or
             OWNER/NAME@REVISION. A checkpoint is converted once, into the user's cache
-            ($XDG_CACHE_HOME/deepmnn or ~/.cache/deepmnn); the logger "deepmnn" says when and how
+            (docs/models.md); the logger "deepmnn" says when and how
             large. A path that exists is never taken for a hub name.
         backend, threads, kv_dtype, cache_tokens, max_batch_tokens, max_sequences, mnn, numa, isa,
             mla_form, quant: as `LoadOptions` says.
@@ -75,7 +75,7 @@ def load(
         quant=quant,
     )
     chosen = given if options is None else _only(options, given)
-    exported = is_exported(Path(path))
+    exported = os.path.lexists(path) and is_exported(Path(path))
     name = chosen.backend or ("mnn" if exported else "cpu")
     _check_backend(path, name, exported, chosen)
     holds = [hold(Path(path)) if exported else converted(path, chosen.quant, progress)]

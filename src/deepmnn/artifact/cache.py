@@ -100,7 +100,7 @@ class Entry:
 
 
 def cache_directory() -> Path:
-    """Where models are kept: $XDG_CACHE_HOME/deepmnn or ~/.cache/deepmnn.
+    """All that is kept for this user: $XDG_CACHE_HOME/deepmnn or ~/.cache/deepmnn.
 
     Raises StorageError when there is neither.
     """
@@ -109,6 +109,11 @@ def cache_directory() -> Path:
         return (Path(base) if base else Path.home() / ".cache") / "deepmnn"
     except RuntimeError as error:
         raise StorageError("this user has no home directory", "a cache", _HINT) from error
+
+
+def models_directory() -> Path:
+    """Where models are kept; nothing else is. Raises StorageError."""
+    return cache_directory() / "models"
 
 
 def keep(
@@ -129,7 +134,7 @@ def keep(
 
     Raises StorageError when the cache cannot be written, and what `write` raises.
     """
-    target = cache_directory() / name
+    target = models_directory() / name
     with _storage_errors(target):
         _make_directory(target.parent)
         held = _sound(target, check)
@@ -149,7 +154,7 @@ def hold(path: Path) -> Hold:
     """Keeps a directory from being removed, if it is the cache's."""
     found = None
     with suppress(OSError, StorageError):
-        if path.resolve().parent == cache_directory().resolve():
+        if path.resolve().parent == models_directory().resolve():
             found = _hold(path)
     return found or Hold(path)
 
@@ -197,7 +202,7 @@ def make_room(nbytes: int) -> None:
 
     Raises RequestError when the limit is none.
     """
-    known, free = entries(), shutil.disk_usage(cache_directory()).free
+    known, free = entries(), shutil.disk_usage(models_directory()).free
     over = max(sum(entry.nbytes for entry in known) + nbytes - limit(), nbytes - free)
     for entry in known:
         if over <= 0:
@@ -210,7 +215,7 @@ def make_room(nbytes: int) -> None:
 
 def limit() -> int:
     """Bytes that may be kept. Raises RequestError when $DEEPMNN_CACHE_LIMIT is none."""
-    directory = cache_directory()
+    directory = models_directory()
     there = next(path for path in (directory, *directory.parents) if path.exists())
     return parse_limit(os.environ.get(LIMIT) or DEFAULT_LIMIT, shutil.disk_usage(there).total)
 
@@ -338,7 +343,7 @@ def _read_facts(record: Path) -> dict[str, str]:
 
 def _listing() -> list[Path]:
     try:
-        return list(cache_directory().iterdir())
+        return list(models_directory().iterdir())
     except OSError:
         return []
 
@@ -352,12 +357,13 @@ def _size(file: Path) -> int:
 
 def _make_directory(directory: Path) -> None:
     """The cache, for this user's eyes only."""
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    directory.mkdir(mode=0o700, exist_ok=True)
-    _check_owner(directory)
-    if directory.stat().st_mode & 0o077:
-        with suppress(OSError):  # read-only, or root's
-            directory.chmod(0o700)
+    directory.parent.parent.mkdir(parents=True, exist_ok=True)
+    for path in (directory.parent, directory):
+        path.mkdir(mode=0o700, exist_ok=True)
+        _check_owner(path)
+        if path.stat().st_mode & 0o077:
+            with suppress(OSError):  # read-only, or root's
+                path.chmod(0o700)
 
 
 def _check_owner(path: Path) -> None:

@@ -62,8 +62,8 @@ def bench(
 
 
 _COLUMNS = ("prompts", "prefill tok/s", "int8", "busy", "decode tok/s", "memory", "int8", "busy")
-_WIDTHS = (-9, 13, 6, 6, 13, 8, 6, 6)
-"""Of the columns, 74 characters with the gaps between them; the first is set to the left."""
+_WIDTHS = (-9, 14, 6, 6, 14, 8, 6, 6)
+"""Of the columns, 76 characters with the gaps between them; the first is set to the left."""
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ app = typer.Typer(help="List or remove the models that are kept.", no_args_is_he
 @app.command("list")
 def show() -> None:
     """What is kept, the last used first, and how much may be."""
-    from deepmnn.artifact.cache import cache_directory, entries, limit
+    from deepmnn.artifact.cache import entries, limit, models_directory
 
     kept = entries()
     for entry in reversed(kept):
@@ -29,7 +29,7 @@ def show() -> None:
         out.say(entry.path.name, "bold")
         out.say(f"  {' as '.join(facts)}, {file_size(entry.nbytes)}, last used {used}{state}")
     total = file_size(sum(entry.nbytes for entry in kept))
-    out.say(f"{len(kept)} models, {total} of {file_size(limit())}, in {cache_directory()}", "dim")
+    out.say(f"{len(kept)} models, {total} of {file_size(limit())}, in {models_directory()}", "dim")
 
 
 @app.command()

@@ -121,8 +121,11 @@ def _print_levels(config: dict[str, Any]) -> None:
     made.add_row("all", *(str(level.nodes) for level in levels))
     out.print(made)
     out.print(f"{nodes_saved(levels):.1%} fewer nodes at level {levels[-1].level}")
-    memory = table(f"peak activations, {REPORT_TOKENS} tokens", "level", "no plan", "planned")
+    title = f"peak activations, {REPORT_TOKENS} tokens"
+    memory = table(title, "level", "nothing reused", "memory reused")
     for level in levels:
         sizes = (level.activation_nbytes, level.planned_nbytes)
         memory.add_row(str(level.level), *map(file_size, sizes))
     out.print(memory)
+    factor = levels[0].planned_nbytes / levels[-1].planned_nbytes
+    out.print(f"{factor:.1f} x less at level {levels[-1].level} than at 0, memory reused at both")
