@@ -34,7 +34,9 @@ def convert(
     ] = None,
     random_weights: Annotated[bool, Option(help="Make the weights up; needs no tensors.")] = False,
     seed: Annotated[int, Option(min=0, help="Of the random weights.")] = 0,
-    overwrite: Annotated[bool, Option(help="Replace an unchanged earlier conversion in OUT.")] = False,
+    overwrite: Annotated[
+        bool, Option(help="Replace an unchanged earlier conversion in OUT.")
+    ] = False,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Print what would be written, and write nothing.")
     ] = False,
