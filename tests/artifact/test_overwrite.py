@@ -224,15 +224,21 @@ def test_the_source_and_the_output_are_apart(
                 convert(source, tmp_path / name, overwrite=True)
     for source, target_path in (
         (checkpoint, checkpoint),
-        (checkpoint, checkpoint / "new"),
-        (checkpoint, checkpoint / "new" / "deeper"),
         (inside, Path("../hf")),
-        (tmp_path / "to_hf", inside / "new"),
+        (tmp_path / "to_hf", inside),
     ):
         for overwrite in (False, True):
             with pytest.raises(StorageError, match="the source"):
                 convert(source, target_path, overwrite=overwrite)
     assert tree(tmp_path) == before
+
+
+def test_the_output_may_lie_in_the_source(checkpoint: Path) -> None:
+    before = tree(checkpoint)
+    for overwrite in (False, True):
+        Artifact.open(convert(checkpoint, checkpoint / "new", overwrite=overwrite).path)
+    shutil.rmtree(checkpoint / "new")
+    assert tree(checkpoint) == before
 
 
 def test_the_cache_may_lie_in_a_source(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -365,7 +371,7 @@ def test_a_file_that_appears_at_the_last_moment_stays(
 ) -> None:
     """Between the last look by the path and the swap."""
     path = write(tmp_path / "m")
-    check = target.Target.check
+    check = target.Target._check
     calls = 0
 
     def check_then_write(self: target.Target) -> None:
@@ -375,7 +381,7 @@ def test_a_file_that_appears_at_the_last_moment_stays(
         if calls == 2:
             (path / "notes.txt").write_text("mine")
 
-    monkeypatch.setattr(target.Target, "check", check_then_write)
+    monkeypatch.setattr(target.Target, "_check", check_then_write)
     inode = path.stat().st_ino
     with pytest.raises(StorageError, match=r"m/notes\.txt is in the way"):
         write(path, overwrite=True)

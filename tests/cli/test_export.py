@@ -80,5 +80,5 @@ def test_what_it_refuses(artifact: Path, tmp_path: Path) -> None:
     assert "auto or expanded or absorbed" in bad(artifact, tmp_path / "f", "--mla", "latent")
     assert "expected weights" in bad(artifact.parent / "source", tmp_path / "f")
     assert "missing" in bad(tmp_path / "none", tmp_path / "f")
-    assert "format 'deepmnn'" in bad(artifact, artifact, "--overwrite")
+    assert "the source" in bad(artifact, artifact, "--overwrite")
     assert not (tmp_path / "f").exists()

@@ -91,7 +91,7 @@ def test_a_file_by_itself(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"holds .*model.bin.*as a file: .pt"):
         open_source(path)
     (path / "config.json").rename(tmp_path / "other.json")
-    with pytest.raises(CheckpointError, match=r"config.json is missing.*--config"):
+    with pytest.raises(CheckpointError, match=r"config.json is missing.*`config`"):
         open_source(path / "model.pt")
     other = open_source(path / "model.pt", tmp_path / "other.json")
     assert other.config == {"model_type": "llama"}

@@ -207,7 +207,7 @@ def test_missing_files(tmp_path: Path) -> None:
     tokenizer = Tokenizer(tmp_path)
     assert not tokenizer.has_chat_template
     assert tokenizer.special_tokens == {}
-    with pytest.raises(TokenizerError, match="--raw"):
+    with pytest.raises(TokenizerError, match="as plain text"):
         tokenizer.encode_chat([USER])
     (tmp_path / "special_tokens_map.json").write_text(json.dumps({"eos_token": {"content": EOS}}))
     assert Tokenizer(tmp_path).special_tokens == {"eos_token": EOS}

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from deepmnn.artifact.cache import cache_directory
 from deepmnn.artifact.manifest import MANIFEST, TEMP_MARK
 from deepmnn.artifact.renames import exchange, locked, sync_directory
 from deepmnn.artifact.workspace import LONGEST_NAME, Workspace
@@ -46,6 +45,13 @@ class Target:
 
     def check(self) -> None:
         """Raises StorageError unless it may be written. Leaves the disk as it is."""
+        if self.overwrite and self.path.parent.is_dir():
+            with locked(self.path.parent):  # not while another writer takes the old one away
+                self._check()
+        else:
+            self._check()
+
+    def _check(self) -> None:
         check_name(self.path)
         check_apart(self.path, self.sources)
         if not os.path.lexists(self.path):
@@ -75,7 +81,7 @@ class Target:
             except OSError as fault:
                 if fault.errno not in _TAKEN:
                     raise
-                self.check()  # somebody was quicker, or here is what is to be replaced
+                self._check()  # somebody was quicker, or here is what is to be replaced
                 self._swap(workspace)
         sync_directory(self.path.parent)
 
@@ -151,12 +157,11 @@ def check_name(path: Path) -> None:
 
 
 def check_apart(target: Path, sources: Iterable[Path]) -> None:
-    """Raises StorageError when a source is the target or lies in it, or the target in a source.
+    """Raises StorageError when a source is the target or lies in it.
 
-    By what directories are, not by how they are spelled. Only the cache may lie in a source: that
-    may be a home directory.
+    By what directories are, not by how they are spelled. The target may lie in a source: nothing
+    of the source is lost by it.
     """
-    above_target = _identities([target, *target.parents])
     for source in sources:
         real = Path(os.path.realpath(source))
         above = _identities([real, *real.parents])
@@ -167,17 +172,6 @@ def check_apart(target: Path, sources: Iterable[Path]) -> None:
                 "an output that holds nothing of the source",
                 CHOOSE,
             )
-        if real.is_dir() and _identity(real) in above_target and not _is_in_cache(target):
-            raise StorageError(
-                f"{target} lies in the source {source}", "an output outside it", CHOOSE
-            )
-
-
-def _is_in_cache(target: Path) -> bool:
-    try:
-        return _identity(target.parent) in _identities([cache_directory()])
-    except StorageError:  # this user has none
-        return False
 
 
 def check_not_read(written: Written, sources: Iterable[Path]) -> None:

@@ -124,7 +124,7 @@ def test_impossible_arguments(tmp_path: Path) -> None:
 def test_another_version(monkeypatch: pytest.MonkeyPatch, version: str) -> None:
     monkeypatch.setattr(wheel, "version", lambda name: version if name == "mnn" else "")
     for call in (wheel.runtime, lambda: wheel.convert_tool(["--MNNModel", "x"])):
-        with pytest.raises(MissingDependencyError, match=rf"mnn {version} .*3\.6\.1.*deepmnn\[mnn"):
+        with pytest.raises(MissingDependencyError, match=rf"mnn {version} .*3\.6\.1.*MNN==3\.6\.1"):
             call()
 
 
@@ -132,14 +132,14 @@ def test_no_wheel(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("_mnncengine", "_tools"):
         monkeypatch.setitem(sys.modules, module, None)
     for call in (wheel.runtime, lambda: wheel.convert_tool(["--MNNModel", "x"])):
-        with pytest.raises(MissingDependencyError, match=r"cannot be imported.*deepmnn\[mnn\]"):
+        with pytest.raises(MissingDependencyError, match=r"cannot be imported.*MNN==3\.6\.1"):
             call()
 
     def nothing(name: str) -> str:
         raise wheel.PackageNotFoundError(name)
 
     monkeypatch.setattr(wheel, "version", nothing)
-    with pytest.raises(MissingDependencyError, match=r"not installed.*deepmnn\[mnn\]"):
+    with pytest.raises(MissingDependencyError, match=r"not installed.*MNN==3\.6\.1"):
         wheel.runtime()
 
 

@@ -74,7 +74,7 @@ def test_below_level_3_it_is_expanded(level: int) -> None:
     for name in ("DeepSeek-V2-Lite", "DeepSeek-V3"):
         graph = published(name, level)
         assert choose_mla_form(graph, "auto") == choose_mla_form(graph, "expanded") == "expanded"
-        with pytest.raises(RequestError, match=r"below optimize level 3.*--optimize-level 3"):
+        with pytest.raises(RequestError, match=r"below optimize level 3.*optimize_level=3"):
             choose_mla_form(graph, "absorbed")
 
 

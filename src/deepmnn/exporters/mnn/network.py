@@ -78,7 +78,7 @@ def check_network(net: Table, path: Path, weights: Path) -> Network:
             need(state.experts_left() == 0, "experts are missing")
         except OpError as fault:
             raise ArtifactError(
-                f"{path}: {place}: {fault}", "what this version of deepmnn exports", _AGAIN
+                f"{path}: {place}: {fault}", "what an export of this version holds", _AGAIN
             ) from None
     return Network(hidden_size, logits, state.layers, state.cache_width, state.context_length)
 
