@@ -86,7 +86,7 @@ def test_prompts_that_are_none(
     assert "standard input is empty" in bad(1, artifact, stdin="\n")
     assert "standard input is not UTF-8" in bad(1, artifact, stdin=b"caf\xe9")
     assert "Is a directory" in bad(1, artifact, "--file", tmp_path)
-    assert "No such file" in bad(1, artifact, "--file", tmp_path / "none")
+    assert "none cannot be read: No such file" in bad(1, artifact, "--file", tmp_path / "none")
     assert "expected one of them" in bad(2, artifact, "x", "--file", tmp_path / "none")
     assert "--system needs one" in bad(2, artifact, "x", "--raw", "--system", "y")
     assert "without --json" in bad(2, artifact, "x", "--logprobs", 2)
@@ -150,6 +150,7 @@ def test_reasoning_can_be_hidden(reasoner: Path) -> None:
     assert wanted.reasoning
     shown = good(reasoner, QUESTION).stdout
     assert shown == f"{wanted.reasoning}\n\n{wanted.text}\n"
+    assert good(reasoner, QUESTION, "--n", 2).stdout == 2 * shown
     assert good(reasoner, QUESTION, "--no-reasoning").stdout == f"{wanted.text}\n"
 
 

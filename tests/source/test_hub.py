@@ -187,7 +187,11 @@ def test_hub_names(text: str, repo: str, revision: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "/a", "a/", "./a", "a/b/c", "a/b@", "a b/c", "~/a", "a/b\n", "ä/b", "-a/b"]
+    "text",
+    [
+        *("", "a", "/a", "a/", "./a", "a/b/c", "a/b@", "a b/c", "~/a", "a/b\n", "ä/b", "-a/b"),
+        *("phone/llm.mnn", "r1/pytorch_model.bin"),
+    ],
 )
 def test_no_hub_names(text: str) -> None:
     assert HubName.parse(text) is None

@@ -33,8 +33,9 @@ def show(
             elif chunk.reasoning and not completion.reasoning and err.is_terminal:
                 err.say("thinking …", "dim")
             if chunk.text:
-                thought = reasoning and completion.reasoning and not completion.text
-                writer.write("\n\n" + chunk.text if thought else chunk.text)
+                thought = bool(completion.reasoning or chunk.reasoning)
+                gap = "\n\n" if reasoning and thought and not completion.text else ""
+                writer.write(gap + chunk.text)
             completion.add(chunk)
     finally:
         writer.end()

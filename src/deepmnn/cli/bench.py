@@ -10,7 +10,7 @@ from typer import Option
 
 from deepmnn.api.options import LoadOptions
 from deepmnn.cli import options
-from deepmnn.cli.console import out, print_json
+from deepmnn.cli.console import err, out, print_json
 from deepmnn.cli.progress import status
 
 if TYPE_CHECKING:
@@ -75,6 +75,7 @@ def _line(cells: Sequence[str]) -> str:
 
 def _print_row(row: Row) -> None:
     """As soon as it is measured, through a pipe too."""
+    where = err if out.is_terminal and err.is_terminal else out  # above the spinner, which is err's
     cells = (
         f"{row.batch} × {row.prompt_tokens}",
         _speed(row.prefill),
@@ -85,8 +86,8 @@ def _print_row(row: Row) -> None:
         _share(row.decode_macs_share),
         _share(row.decode_busy),
     )
-    out.say(_line(cells))
-    out.file.flush()
+    where.say(_line(cells))
+    where.file.flush()
 
 
 def _print_machine(machine: Machine) -> None:

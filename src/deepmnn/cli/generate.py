@@ -84,12 +84,17 @@ def generate(
 
 
 def _read(prompt: str | None, file: Path | None) -> str:
-    """The prompt from wherever it is. Raises RequestError, or OSError for a file."""
+    """The prompt from wherever it is. Raises RequestError."""
     if file is not None:
         if prompt is not None:
             raise BadParameter("a prompt and --file are given, expected one of them")
-        with file.open("rb") as opened:
-            return _decoded(opened, str(file))
+        try:
+            with file.open("rb") as opened:
+                return _decoded(opened, str(file))
+        except OSError as error:
+            raise RequestError(
+                f"{file} cannot be read: {error.strerror}", "a text file with the prompt"
+            ) from None
     if prompt not in (None, "-"):
         return str(prompt)
     if sys.stdin is None or (prompt is None and sys.stdin.isatty()):

@@ -31,6 +31,10 @@ EVERY = 1.0
 log = logging.getLogger("deepmnn")
 
 
+_PATH_ENDINGS = (".mnn", ".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json")
+"""What ends so is the path of a file, mistyped perhaps."""
+
+
 @dataclass(frozen=True)
 class HubName:
     """A repository of the hub: OWNER/NAME, or OWNER/NAME@REVISION.
@@ -45,7 +49,9 @@ class HubName:
     def parse(cls, text: str) -> HubName | None:
         """What the text names, if it has the form of a hub name."""
         match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", text, re.ASCII)
-        return None if match is None else cls(match[1], match[2])
+        if match is None or match[1].endswith(_PATH_ENDINGS):
+            return None
+        return cls(match[1], match[2])
 
     def __str__(self) -> str:
         return self.repo if self.revision is None else f"{self.repo}@{self.revision}"

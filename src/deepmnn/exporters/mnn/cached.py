@@ -70,7 +70,7 @@ def _digest(artifact: Artifact) -> str:
         except OSError as fault:
             raise ArtifactError(f"{file} cannot be read: {fault.strerror}") from None
         whole.update(f"{file.name}\0{content}\n".encode("utf-8", "surrogateescape"))
-    return whole.hexdigest()
+    return whole.hexdigest()[:32]  # 128 bits, so that the name stays short
 
 
 def _identity(artifact: Artifact) -> str:
