@@ -156,7 +156,7 @@ def handler(directory: Path) -> None:
 
 
 def tokenizer(directory: Path) -> None:
-    """Another thread loads the tokenizer, which takes a while."""
+    """Another thread asks first, and loads the tokenizer, which takes a while."""
     wanted = loaded(directory)[1]
     model = deepmnn.load(directory, "cpu", threads=2)
     begun = threading.Event()
@@ -168,7 +168,7 @@ def tokenizer(directory: Path) -> None:
         plain(self, path)
 
     text.Tokenizer.__init__ = slow  # type: ignore[method-assign]
-    other = threading.Thread(target=lambda: model.tokenizer)
+    other = threading.Thread(target=lambda: model.generate(PROMPT, PARAMS))
     other.start()
     begun.wait()
     pid = os.fork()

@@ -107,6 +107,8 @@ PROGRAMS: dict[str, bytes] = {
     "code": call("os.system", text("true") + b"\x85"),
     "code by another opcode": text("os") + text("system") + b"\x93" + text("true") + b"\x85R",
     "an object": b"ccollections\nUserDict\n" + EMPTY_TUPLE + b"\x81}b",
+    "names of two long texts": EMPTY_DICT
+    + (text("a" * N) + b"q\x000" + b"h\x00h\x00\x930" * 10_000),
     "classes": MARK + b"ca\nb\n" * (N // 5) + b"t",
     "an extension": b"\x82\x01",
     "an opcode of protocol 0": b"I1\n",

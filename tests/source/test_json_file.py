@@ -34,6 +34,8 @@ REFUSED = {
     "NaN": ('{"a": NaN}', "NaN is no finite number"),
     "infinite": ('{"a": -Infinity}', "-Infinity is no finite number"),
     "beyond doubles": ('{"a": [1e999]}', "1e999 is no finite number"),
+    "many values": ('{"a": [' + "0," * 4_000_001 + "0]}", "values; expected at most 4,000,000"),
+    "many lists": ('{"a": [' + "[]," * 2_000_001 + "0]}", "values; expected at most 4,000,000"),
     "a giant integer": ('{"a": ' + "9" * 10_000 + "}", "not valid JSON"),
 }
 

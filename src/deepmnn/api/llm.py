@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cached_property
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, cast, overload
@@ -68,6 +67,8 @@ class LLM:
         self.generation_config = GenerationConfig.read(text_files, self.config)
         self._driver: Driver | None = None
         self._tokenizer: Tokenizer | None = None
+        self._ends: frozenset[int] | None = None
+        self._parameters: int | None = None
 
     def __repr__(self) -> str:
         """The model and what runs it, on one line."""
@@ -89,12 +90,14 @@ class LLM:
         """Width of the logits."""
         return self.backend.vocab_size
 
-    @cached_property
+    @property
     def parameters(self) -> int:
         """How many numbers the weights are, without those of multi-token prediction."""
-        graph = build(self.config)
-        run = (weight for name, weight in graph.weights.items() if name not in graph.kept)
-        return sum(math.prod(weight.shape) for weight in run)
+        if self._parameters is None:
+            graph = build(self.config)
+            run = (weight for name, weight in graph.weights.items() if name not in graph.kept)
+            self._parameters = sum(math.prod(weight.shape) for weight in run)
+        return self._parameters
 
     @property
     def kv_bytes_per_token(self) -> int:
@@ -114,10 +117,13 @@ class LLM:
                 self._tokenizer = self._tokenizer or Tokenizer(self.text_files)
         return self._tokenizer
 
-    @cached_property
+    @property
     def _end_ids(self) -> frozenset[int]:
         """The tokens that end an answer, by the tokenizer's files, too."""
-        return end_ids(self.tokenizer, self.generation_config)
+        if self._ends is None:
+            with making:
+                self._ends = self._ends or end_ids(self.tokenizer, self.generation_config)
+        return self._ends
 
     @property
     def driver(self) -> Driver:

@@ -14,6 +14,9 @@ from deepmnn.source.regular_file import RegularFile
 MAX_JSON_BYTES = 100_000_000
 """No config, index, tokenizer or safetensors header is larger than this."""
 
+MAX_JSON_VALUES = 4_000_000
+"""Nor has it more values, of which each may take 80 bytes. Gemma's tokenizer has 1.3 million."""
+
 KINDS = {str: "a text", int: "an integer", list: "a list", dict: "an object"}
 """What messages call the types of JSON values."""
 MAX_DEPTH = 100
@@ -23,9 +26,13 @@ MAX_DEPTH = 100
 def parse_object(data: bytes, what: str, error: type[DeepmnnError]) -> dict[str, Any]:
     """Parses UTF-8 JSON (a byte order mark may stand before it) whose top is an object.
 
-    Refuses duplicate keys, numbers that are not finite and what is nested deeper than MAX_DEPTH,
-    in time linear in the size. `what` names the file in messages; every fault is raised as `error`.
+    Refuses duplicate keys, numbers that are not finite, more than MAX_JSON_VALUES values and what
+    is nested deeper than MAX_DEPTH, in time linear in the size. `what` names the file in messages;
+    every fault is raised as `error`.
     """
+    values = sum(data.count(mark) for mark in (b",", b"[", b"{"))  # and those in texts
+    if values > MAX_JSON_VALUES:
+        raise error(f"{what} has {values:,} values", f"at most {MAX_JSON_VALUES:,}")
     try:
         value = json.loads(
             data.decode("utf-8-sig"),

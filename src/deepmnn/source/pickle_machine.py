@@ -18,6 +18,9 @@ from typing import Any
 _MAX_MARKS = 1000
 """No list or dict that a training script writes is nested deeper."""
 
+_LONGEST_NAME = 1000
+"""Characters of a module and a name in it."""
+
 _LENDING = 10_000
 """So many objects may be made before the pickle must be long enough for more."""
 
@@ -170,6 +173,8 @@ class PickleMachine(ABC):
     def push_global(self, module: object, name: object) -> None:
         """A class or function."""
         if not isinstance(module, str) or not isinstance(name, str):
+            raise DamagedPickleError
+        if len(module) + len(name) > _LONGEST_NAME:  # texts are remembered, a name of two is new
             raise DamagedPickleError
         found = Global(f"{module}.{name}")
         self.names.add(found.name)

@@ -31,13 +31,19 @@ def render(request: dict[str, Any]) -> dict[str, str]:
     except MemoryError:
         raise
     except Exception as error:  # a parser and a compiler on a stranger's text
-        return {"invalid": str(error)[:_MESSAGE_CHARS] or type(error).__name__}
+        return {"invalid": _said(error)}
     try:
         return {"text": template.render(request["names"])}
     except MemoryError:
         raise
     except Exception as error:  # the template is a program: it can fail in any way
-        return {"failed": str(error)[:_MESSAGE_CHARS] or type(error).__name__}
+        return {"failed": _said(error)}
+
+
+def _said(error: Exception) -> str:
+    """What an error says, in characters that control no terminal."""
+    text = str(error)[:_MESSAGE_CHARS] or type(error).__name__
+    return "".join(char if char.isprintable() else " " for char in text)
 
 
 @functools.lru_cache(maxsize=1)
