@@ -13,6 +13,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from deepmnn import errors
+from deepmnn.errors import DeepmnnError
 
 if TYPE_CHECKING:
     from deepmnn.api.llm import LLM
@@ -29,6 +30,7 @@ __all__ = [
     "LLM",
     "Chunk",
     "Completion",
+    "DeepmnnError",
     "LoadOptions",
     "MnnOptions",
     "Recipe",
