@@ -56,7 +56,7 @@ def refuses(config: Config) -> str:
 def build(config: Path, out: Path, needed: Path | None, source: Path | None) -> str:
     from deepmnn.conversion.convert import convert
 
-    convert(config, out / "model", quant="w4", group_size=64, random_weights=True)
+    convert(config, out / "model", quant="w4", random_weights=True)
     return "model"
 
 

@@ -96,10 +96,10 @@ class NewArray {
   std::unique_ptr<T[]> data_;
 };
 
-// The storage format of that name (kernels/formats.h), its group size checked.
-Format parse_format(const std::string& name, int64_t group_size);
+// The storage format of that name (kernels/formats.h).
+Format parse_format(const std::string& name);
 
 // The shape of a stored weight; throws Error("request") when its size in bytes could not be counted.
-Weight weight_shape(const std::string& format, int64_t rows, int64_t cols, int64_t group_size);
+Weight weight_shape(const std::string& format, int64_t rows, int64_t cols);
 
 }  // namespace deepmnn

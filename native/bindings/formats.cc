@@ -20,43 +20,34 @@ nb::list formats() {
   nb::list table;
   for (int code = 0; code < kFormatCount; ++code) {
     const FormatInfo& format = kFormats[code];
-    nb::list group_sizes;
-    for (int i = 0; i < format.sizes; ++i) group_sizes.append(format.group_sizes[i]);
     nb::dict entry;
     entry["name"] = format.name;
     entry["code"] = code;
     entry["bits"] = format.bits;
     entry["columns"] = format.columns;
-    entry["group_sizes"] = nb::tuple(group_sizes);
     entry["offset"] = format.offset;
-    entry["multipliers"] = format.multipliers;
     table.append(entry);
   }
   return table;
 }
 
-int64_t nbytes(const std::string& format, int64_t rows, int64_t cols, int64_t group_size) {
-  const Weight w = weight_shape(format, rows, cols, group_size);
-  return packed_nbytes(w.format, w.rows, w.cols, w.group_size);
+int64_t nbytes(const std::string& format, int64_t rows, int64_t cols) {
+  const Weight w = weight_shape(format, rows, cols);
+  return packed_nbytes(w.format, w.rows, w.cols);
 }
 
 }  // namespace
 
-Format parse_format(const std::string& name, int64_t group_size) {
+Format parse_format(const std::string& name) {
   int code = 0;
   while (code < kFormatCount && name != kFormats[code].name) ++code;
   if (code == kFormatCount) throw Error("request", "weight format '" + name + "'; expected one of " + names());
-  const Format format = static_cast<Format>(code);
-  if (!allows_group_size(format, group_size)) {
-    throw Error("request", "group_size " + std::to_string(group_size) + " for " + name + "; expected " +
-                               allowed_group_sizes(format));
-  }
-  return format;
+  return static_cast<Format>(code);
 }
 
-Weight weight_shape(const std::string& format, int64_t rows, int64_t cols, int64_t group_size) {
+Weight weight_shape(const std::string& format, int64_t rows, int64_t cols) {
   Weight weight;
-  weight.format = parse_format(format, group_size);
+  weight.format = parse_format(format);
   constexpr int64_t kMost = int64_t{1} << 40;
   if (rows < 0 || cols < 0 || rows > kMost || cols > kMost ||
       static_cast<double>(rows + 16) * static_cast<double>(cols + 128) > 0x1p56) {
@@ -68,7 +59,6 @@ Weight weight_shape(const std::string& format, int64_t rows, int64_t cols, int64
   }
   weight.rows = rows;
   weight.cols = cols;
-  weight.group_size = static_cast<int32_t>(group_size);
   return weight;
 }
 
@@ -77,5 +67,5 @@ Weight weight_shape(const std::string& format, int64_t rows, int64_t cols, int64
 void bind_formats(nanobind::module_& m) {
   using namespace nanobind::literals;
   m.def("formats", &deepmnn::formats, "The table of storage formats.");
-  m.def("packed_nbytes", &deepmnn::nbytes, "format"_a, "rows"_a, "cols"_a, "group_size"_a = 0);
+  m.def("packed_nbytes", &deepmnn::nbytes, "format"_a, "rows"_a, "cols"_a);
 }

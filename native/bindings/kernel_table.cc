@@ -30,7 +30,7 @@ Epilogue parse_epilogue(const std::string& name) {
   throw Error("request", "epilogue '" + name + "'; expected store, accumulate or swiglu");
 }
 
-// Activations in the form that w8 and w4 read.
+// Activations in the form that quantised weights read.
 class Quantized {
  public:
   Quantized(const Matrix<float>& x, const Kernels& kernels) {
@@ -48,15 +48,14 @@ class Quantized {
   QuantizedRows rows_;
 };
 
-// Codes [n, panels * 256], scales and sums [n, panels], sums of every 32 columns [n, panels * 8].
+// Codes [n, panels * 256], scales and sums [n, panels].
 auto quantize_rows(const Array& x, const std::string& isa) {
   const Matrix<float> input = matrix<float>(x, "x");
   const Quantized quantized(input, table(isa));
-  constexpr int64_t kParts = kPanelCols / kPartCols;
   const int64_t panels = panel_count(input.cols);
   NewArray<int8_t> codes({input.rows, panels * kPanelCols});
   NewArray<float> scales({input.rows, panels});
-  NewArray<int32_t> sums({input.rows, panels}), part_sums({input.rows, panels * kParts});
+  NewArray<int32_t> sums({input.rows, panels});
   for (int64_t row = 0; row < input.rows; ++row) {
     for (int64_t panel = 0; panel < panels; ++panel) {
       const QuantizedRows from = quantized.rows().from(row).from_panel(panel);
@@ -64,10 +63,9 @@ auto quantize_rows(const Array& x, const std::string& isa) {
       std::copy_n(from.codes, kPanelCols, codes.data() + to * kPanelCols);
       scales.data()[to] = from.heads->scale;
       sums.data()[to] = from.heads->sum;
-      std::copy_n(from.heads->part_sums, kParts, part_sums.data() + to * kParts);
     }
   }
-  return std::make_tuple(codes.release(), scales.release(), sums.release(), part_sums.release());
+  return std::make_tuple(codes.release(), scales.release(), sums.release());
 }
 
 void check_index(const int32_t* index, int64_t n, int64_t rows) {
@@ -88,16 +86,14 @@ Matrix<float> gathered(const Matrix<float>& x, const int32_t* index, int64_t n, 
 }
 
 // y is the initial content of the result: [n, at least out_cols].
-F32 linear(const Array& x, const Array& packed, const std::string& format, int64_t rows, int64_t cols,
-           int64_t group_size, const Array& y, int64_t out_cols, const std::string& epilogue,
-           const std::optional<Array>& bias, const std::optional<Array>& index, int64_t begin, int64_t end,
-           const std::string& isa) {
+F32 linear(const Array& x, const Array& packed, const std::string& format, int64_t rows, int64_t cols, const Array& y,
+           int64_t out_cols, const std::string& epilogue, const std::optional<Array>& bias,
+           const std::optional<Array>& index, int64_t begin, int64_t end, const std::string& isa) {
   const Kernels& kernels = table(isa);
   const Matrix<float> input = matrix<float>(x, "x"), initial = matrix<float>(y, "y");
   LinearTask task;
-  task.weight = weight_shape(format, rows, cols, group_size);
-  task.weight.data =
-      vector<uint8_t>(packed, "packed", packed_nbytes(task.weight.format, rows, cols, task.weight.group_size));
+  task.weight = weight_shape(format, rows, cols);
+  task.weight.data = vector<uint8_t>(packed, "packed", packed_nbytes(task.weight.format, rows, cols));
   task.epilogue = parse_epilogue(epilogue);
   const int64_t blocks = (rows + kBlockRows - 1) / kBlockRows / (task.epilogue == Epilogue::swiglu ? 2 : 1);
   if (input.cols != cols || out_cols > initial.cols || begin < 0 || begin > end || end > blocks) {
@@ -120,7 +116,7 @@ F32 linear(const Array& x, const Array& packed, const std::string& format, int64
   task.rows.stride = input.stride;
   std::vector<float> floats;
   std::optional<Quantized> quantized;
-  if (group_size) {
+  if (is_quantized(task.weight.format)) {
     quantized.emplace(index ? gathered(input, task.rows.index, task.rows.n, floats) : input, kernels);
     task.rows.quantized = quantized->rows();
   }
@@ -131,10 +127,10 @@ F32 linear(const Array& x, const Array& packed, const std::string& format, int64
   return out.release();
 }
 
-F32 decode_row(const Array& packed, const std::string& format, int64_t rows, int64_t cols, int64_t group_size,
-               int64_t row, const std::string& isa) {
-  Weight weight = weight_shape(format, rows, cols, group_size);
-  weight.data = vector<uint8_t>(packed, "packed", packed_nbytes(weight.format, rows, cols, weight.group_size));
+F32 decode_row(const Array& packed, const std::string& format, int64_t rows, int64_t cols, int64_t row,
+               const std::string& isa) {
+  Weight weight = weight_shape(format, rows, cols);
+  weight.data = vector<uint8_t>(packed, "packed", packed_nbytes(weight.format, rows, cols));
   if (row < 0 || row >= rows) throw Error("request", "row " + std::to_string(row) + "; expected a row of the weight");
   NewArray<float> out({cols});
   table(isa).decode_row(weight, row, out.data());
@@ -322,11 +318,10 @@ void bind_rows(nb::module_& m) {
 void bind_kernel_table(nanobind::module_& parent) {
   using namespace nanobind::literals;
   nanobind::module_ m = parent.def_submodule("kernels", "The kernel table, for tests.");
-  m.def("linear", &deepmnn::linear, "x"_a, "packed"_a, "format"_a, "rows"_a, "cols"_a, "group_size"_a, "y"_a,
-        "out_cols"_a, "epilogue"_a, "bias"_a.none(), "index"_a.none(), "begin"_a, "end"_a, "isa"_a = "");
+  m.def("linear", &deepmnn::linear, "x"_a, "packed"_a, "format"_a, "rows"_a, "cols"_a, "y"_a, "out_cols"_a,
+        "epilogue"_a, "bias"_a.none(), "index"_a.none(), "begin"_a, "end"_a, "isa"_a = "");
   m.def("quantize_rows", &deepmnn::quantize_rows, "x"_a, "isa"_a = "");
-  m.def("decode_row", &deepmnn::decode_row, "packed"_a, "format"_a, "rows"_a, "cols"_a, "group_size"_a, "row"_a,
-        "isa"_a = "");
+  m.def("decode_row", &deepmnn::decode_row, "packed"_a, "format"_a, "rows"_a, "cols"_a, "row"_a, "isa"_a = "");
   m.def("attention", &deepmnn::attention, "q"_a, "k"_a, "v"_a, "scale"_a, "limits"_a, "acc"_a, "max_sum"_a,
         "isa"_a = "", "form"_a = "strips", "width"_a = 0, "k_column"_a = 0, "v_column"_a = 0);
   m.def("peak_dot", &deepmnn::peak<&deepmnn::Kernels::peak_dot>, "rounds"_a, "isa"_a = "");

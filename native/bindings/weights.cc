@@ -1,11 +1,9 @@
 // deepmnn._core: weights from numbers to codes to stored bytes, and back.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 
 #include <algorithm>
-#include <optional>
 #include <string>
 #include <tuple>
 
@@ -19,10 +17,10 @@ namespace {
 
 using Bytes = nb::ndarray<nb::numpy, uint8_t>;
 
-int64_t nbytes(const Weight& w) { return packed_nbytes(w.format, w.rows, w.cols, w.group_size); }
+int64_t nbytes(const Weight& w) { return packed_nbytes(w.format, w.rows, w.cols); }
 
-Weight quantized_shape(const std::string& format, int64_t rows, int64_t cols, int64_t group_size) {
-  const Weight shape = weight_shape(format, rows, cols, group_size);
+Weight quantized_shape(const std::string& format, int64_t rows, int64_t cols) {
+  const Weight shape = weight_shape(format, rows, cols);
   if (!is_quantized(shape.format)) throw Error("request", "weight format '" + format + "'; expected one with codes");
   return shape;
 }
@@ -55,35 +53,26 @@ void each_block(const Weight& shape, int64_t threads, const Job& job) {
   pool.run(blocks, [&](int64_t block, int) { job(block); });
 }
 
-// Codes [rows, stored columns], multipliers [rows, groups] or None, scales [rows, panels].
-auto quantize(const Array& w, const std::string& format, int64_t group_size, int64_t threads, const std::string& isa) {
+// Codes [rows, stored columns], scales [rows, panels].
+auto quantize(const Array& w, const std::string& format, int64_t threads, const std::string& isa) {
   const Matrix<float> source = numbers(w);
-  const Weight shape = quantized_shape(format, source.rows, source.cols, group_size);
+  const Weight shape = quantized_shape(format, source.rows, source.cols);
   const Kernels& kernels = select_kernels(isa.c_str());
-  const int64_t stored = stored_cols(shape.format, shape.cols, shape.group_size);
+  const int64_t stored = stored_cols(shape.format, shape.cols);
   NewArray<int8_t> codes({shape.rows, stored});
   NewArray<Half> scales({shape.rows, panel_count(stored)});
-  std::optional<NewArray<int8_t>> multipliers;
-  if (has_multipliers(shape.format)) multipliers.emplace({shape.rows, stored / shape.group_size});
-  const NewCodes out{codes.data(), multipliers ? multipliers->data() : nullptr, &scales.data()->bits};
+  const NewCodes out{codes.data(), &scales.data()->bits};
   each_block(shape, threads, [&](int64_t block) { round_block(kernels, source.data, shape, block, out); });
-  std::optional<nb::ndarray<nb::numpy, int8_t>> of_groups;
-  if (multipliers) of_groups = multipliers->release();
-  return std::make_tuple(codes.release(), of_groups, scales.release());
+  return std::make_tuple(codes.release(), scales.release());
 }
 
-Bytes pack(const Array& codes, const std::optional<Array>& multipliers, const Array& scales, const std::string& format,
-           int64_t group_size, int64_t threads, const std::string& isa) {
+Bytes pack(const Array& codes, const Array& scales, const std::string& format, int64_t threads,
+           const std::string& isa) {
   const Matrix<int8_t> matrix_of_codes = matrix<int8_t>(codes, "codes");
   const int64_t rows = matrix_of_codes.rows, cols = matrix_of_codes.cols;
-  const Weight shape = quantized_shape(format, rows, cols, group_size);
-  const int64_t stored = stored_cols(shape.format, cols, shape.group_size);
-  if (multipliers.has_value() != has_multipliers(shape.format)) {
-    throw Error("request", multipliers ? format + " with multipliers; expected None"
-                                       : format + " without multipliers; expected int8 [rows, groups]");
-  }
+  const Weight shape = quantized_shape(format, rows, cols);
+  const int64_t stored = stored_cols(shape.format, cols);
   const Codes from{whole<int8_t>(codes, "codes", rows, stored),
-                   multipliers ? whole<int8_t>(*multipliers, "multipliers", rows, stored / shape.group_size) : nullptr,
                    &whole<Half>(scales, "scales", rows, panel_count(stored))->bits};
   const Kernels& kernels = select_kernels(isa.c_str());
   NewArray<uint8_t> out({nbytes(shape)});
@@ -91,10 +80,24 @@ Bytes pack(const Array& codes, const std::optional<Array>& multipliers, const Ar
   return out.release();
 }
 
-Bytes quantize_pack(const Array& w, const std::string& format, int64_t group_size, int64_t threads,
-                    const std::string& isa) {
+// The rows of x [n, cols], each rotated as a quantised row is: [n, columns that are stored].
+nb::ndarray<nb::numpy, float> rotate(const Array& x, int64_t threads, const std::string& isa) {
+  const Matrix<float> source = numbers(x);
+  const Kernels& kernels = select_kernels(isa.c_str());
+  const int64_t stored = (source.cols + kPartCols - 1) / kPartCols * kPartCols;
+  NewArray<float> out({source.rows, stored});
+  Weight shape;
+  shape.rows = source.rows;
+  each_block(shape, threads, [&](int64_t block) {
+    const int64_t row = block * kBlockRows, n = std::min<int64_t>(kBlockRows, source.rows - row);
+    kernels.rotate_rows(source.data + row * source.cols, n, source.cols, out.data() + row * stored);
+  });
+  return out.release();
+}
+
+Bytes quantize_pack(const Array& w, const std::string& format, int64_t threads, const std::string& isa) {
   const Matrix<float> source = numbers(w);
-  const Weight shape = weight_shape(format, source.rows, source.cols, group_size);
+  const Weight shape = weight_shape(format, source.rows, source.cols);
   if (shape.format == Format::vector) throw Error("request", "weight format 'vector'; expected one of matrices");
   const Kernels& kernels = select_kernels(isa.c_str());
   NewArray<uint8_t> out({nbytes(shape)});
@@ -103,9 +106,8 @@ Bytes quantize_pack(const Array& w, const std::string& format, int64_t group_siz
   return out.release();
 }
 
-nb::ndarray<nb::numpy, float> unpack(const Array& packed, const std::string& format, int64_t rows, int64_t cols,
-                                     int64_t group_size) {
-  Weight weight = weight_shape(format, rows, cols, group_size);
+nb::ndarray<nb::numpy, float> unpack(const Array& packed, const std::string& format, int64_t rows, int64_t cols) {
+  Weight weight = weight_shape(format, rows, cols);
   weight.data = vector<uint8_t>(packed, "packed", nbytes(weight));
   const bool plain = weight.format == Format::vector;
   const Kernels& kernels = *runnable_kernels().back();
@@ -123,9 +125,9 @@ nb::ndarray<nb::numpy, float> unpack(const Array& packed, const std::string& for
 
 void bind_weights(nanobind::module_& m) {
   using namespace nanobind::literals;
-  m.def("quantize", &deepmnn::quantize, "w"_a, "format"_a, "group_size"_a, "threads"_a = 1, "isa"_a = "");
-  m.def("pack", &deepmnn::pack, "codes"_a, "multipliers"_a.none(), "scales"_a, "format"_a, "group_size"_a,
-        "threads"_a = 1, "isa"_a = "");
-  m.def("quantize_pack", &deepmnn::quantize_pack, "w"_a, "format"_a, "group_size"_a = 0, "threads"_a = 1, "isa"_a = "");
-  m.def("unpack", &deepmnn::unpack, "packed"_a, "format"_a, "rows"_a, "cols"_a, "group_size"_a = 0);
+  m.def("rotate", &deepmnn::rotate, "x"_a, "threads"_a = 1, "isa"_a = "");
+  m.def("quantize", &deepmnn::quantize, "w"_a, "format"_a, "threads"_a = 1, "isa"_a = "");
+  m.def("pack", &deepmnn::pack, "codes"_a, "scales"_a, "format"_a, "threads"_a = 1, "isa"_a = "");
+  m.def("quantize_pack", &deepmnn::quantize_pack, "w"_a, "format"_a, "threads"_a = 1, "isa"_a = "");
+  m.def("unpack", &deepmnn::unpack, "packed"_a, "format"_a, "rows"_a, "cols"_a);
 }

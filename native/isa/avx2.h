@@ -106,6 +106,21 @@ DEEPMNN_INLINE void interleave(F32x16 first, F32x16 second, F32x16& a, F32x16& b
   b = zip(first.hi, second.hi);
 }
 // The 8 × 8 numbers that are the low (or high) halves of rows[0..7].
+// Lane i plus the lane beside it, or where i has the bit kApart that lane less this one.
+template <int kApart>
+DEEPMNN_INLINE __m256 butterfly_half(__m256 a) {
+  const __m256 other = kApart == 1   ? _mm256_permute_ps(a, 0xb1)
+                       : kApart == 2 ? _mm256_permute_ps(a, 0x4e)
+                                     : _mm256_permute2f128_ps(a, a, 1);
+  const auto sign = [](int lane) { return lane & kApart ? -1.0f : 1.0f; };
+  const __m256 signs = _mm256_setr_ps(sign(0), sign(1), sign(2), sign(3), sign(4), sign(5), sign(6), sign(7));
+  return _mm256_fmadd_ps(a, signs, other);  // a product with 1 or -1 is exact
+}
+template <int kApart>
+DEEPMNN_INLINE F32x16 butterfly(F32x16 a) {
+  if constexpr (kApart == 8) return {_mm256_add_ps(a.lo, a.hi), _mm256_sub_ps(a.lo, a.hi)};
+  return {butterfly_half<kApart>(a.lo), butterfly_half<kApart>(a.hi)};
+}
 DEEPMNN_INLINE void transpose_eight(const F32x16* rows, bool high, __m256 (&columns)[8]) {
   __m256 fours[8];  // 4 i + j: per 128-bit lane l, column 4 l + j of rows 4 i and the next three
   DEEPMNN_UNROLL
@@ -225,13 +240,17 @@ DEEPMNN_INLINE void store_u8(uint8_t* p, U8x64 a) {
   _mm256_storeu_si256(q, a.lo);
   _mm256_storeu_si256(q + 1, a.hi);
 }
-DEEPMNN_INLINE U8x64 low_nibbles(U8x64 a) {
-  const __m256i mask = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(a.lo, mask), _mm256_and_si256(a.hi, mask)};
+DEEPMNN_INLINE U8x64 operator|(U8x64 a, U8x64 b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
+template <int kCount, int kTo>
+DEEPMNN_INLINE __m256i move_bits_half(__m256i a, int from) {
+  const __m256i there = from == kTo  ? a
+                        : from < kTo ? _mm256_slli_epi16(a, kTo - from)
+                                     : _mm256_srli_epi16(a, from - kTo);
+  return _mm256_and_si256(there, _mm256_set1_epi8(((1 << kCount) - 1) << kTo));
 }
-DEEPMNN_INLINE U8x64 high_nibbles(U8x64 a) {
-  const __m256i mask = _mm256_set1_epi8(15);
-  return {_mm256_and_si256(_mm256_srli_epi16(a.lo, 4), mask), _mm256_and_si256(_mm256_srli_epi16(a.hi, 4), mask)};
+template <int kCount, int kTo>
+DEEPMNN_INLINE U8x64 move_bits(U8x64 a, int from) {
+  return {move_bits_half<kCount, kTo>(a.lo, from), move_bits_half<kCount, kTo>(a.hi, from)};
 }
 DEEPMNN_INLINE __m256i broadcast4(const int8_t* a) {
   int32_t four;
@@ -241,64 +260,46 @@ DEEPMNN_INLINE __m256i broadcast4(const int8_t* a) {
 DEEPMNN_INLINE __m256i add_pairs(__m256i acc, __m256i pairs) {
   return _mm256_add_epi32(acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
-// A pair is at most 2 * 15 * 128, so two of them still fit int16.
-DEEPMNN_INLINE I32x16 dot_w4(I32x16 acc, U8x64 low, U8x64 high, const int8_t* a) {
-  const __m256i a0 = broadcast4(a), a1 = broadcast4(a + 4);
-  const __m256i lo = _mm256_add_epi16(_mm256_maddubs_epi16(low.lo, a0), _mm256_maddubs_epi16(high.lo, a1));
-  const __m256i hi = _mm256_add_epi16(_mm256_maddubs_epi16(low.hi, a0), _mm256_maddubs_epi16(high.hi, a1));
-  return {add_pairs(acc.lo, lo), add_pairs(acc.hi, hi)};
-}
 // maddubs saturates at int16: with full u8 weights two products may not fit. So the weight becomes signed and its sign
 // moves to the activation: |w - 128| <= 128 times 127, twice, is 32512.
-constexpr int kW8Bias = 0;
 DEEPMNN_INLINE __m256i signed_pairs(__m256i w, __m256i a) {
   const __m256i code = _mm256_xor_si256(w, _mm256_set1_epi8(-128));
   return _mm256_maddubs_epi16(_mm256_abs_epi8(code), _mm256_sign_epi8(a, code));
 }
-DEEPMNN_INLINE I32x16 dot_w8(I32x16 acc, U8x64 w, const int8_t* a) {
-  const __m256i four = broadcast4(a);
-  return {add_pairs(acc.lo, signed_pairs(w.lo, four)), add_pairs(acc.hi, signed_pairs(w.hi, four))};
-}
-DEEPMNN_INLINE void sums_of_32(const int8_t* p, int32_t* sums) {
-  __m256i v[8];
+template <int kBits>
+constexpr int kDotOffset = kBits == 8 ? 0 : 1 << (kBits - 1);
+// Sums of pairs of products stay in int16 as long as they fit: 8 of 2 * 15 * 127, 4 of 2 * 31 * 127, 2 of 2 * 63 * 127.
+template <int kBits>
+struct DotRun {
+  static constexpr int kMost = kBits <= 4 ? 8 : kBits == 5 ? 4 : kBits == 6 ? 2 : 1;
+  I32x16 total;
+  __m256i lo, hi;
+  DEEPMNN_INLINE void start(I32x16 acc) {
+    total = acc;
+    lo = hi = _mm256_setzero_si256();
+  }
+  DEEPMNN_INLINE void add(U8x64 codes, const int8_t* a) {
+    const __m256i four = broadcast4(a);
+    if constexpr (kBits == 8) {
+      total = {add_pairs(total.lo, signed_pairs(codes.lo, four)), add_pairs(total.hi, signed_pairs(codes.hi, four))};
+    } else {
+      lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(codes.lo, four));
+      hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(codes.hi, four));
+    }
+  }
+  DEEPMNN_INLINE I32x16 sum() const {
+    if constexpr (kBits == 8) return total;
+    return {add_pairs(total.lo, lo), add_pairs(total.hi, hi)};
+  }
+};
+DEEPMNN_INLINE int32_t sum_of_256(const int8_t* p) {
+  __m256i total = _mm256_setzero_si256();
   DEEPMNN_UNROLL
   for (int i = 0; i < 8; ++i) {
     const __m256i codes = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 32 * i));
-    v[i] = add_pairs(_mm256_setzero_si256(), _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes));
+    total = add_pairs(total, _mm256_maddubs_epi16(_mm256_set1_epi8(1), codes));
   }
-  const __m256i low = _mm256_hadd_epi32(_mm256_hadd_epi32(v[0], v[1]), _mm256_hadd_epi32(v[2], v[3]));
-  const __m256i high = _mm256_hadd_epi32(_mm256_hadd_epi32(v[4], v[5]), _mm256_hadd_epi32(v[6], v[7]));
-  const __m256i first = _mm256_permute2x128_si256(low, high, 0x20), second = _mm256_permute2x128_si256(low, high, 0x31);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(sums), _mm256_add_epi32(first, second));
-}
-
-struct Multipliers {
-  I32x16 size;  // in both 16-bit halves
-  I32x16 zero;  // -8, or -7 where the multiplier is negative, in the low half; 0 in the other
-};
-DEEPMNN_INLINE Multipliers load_multipliers(const int8_t* p) {
-  const I32x16 m = widen_i8(p), size = max(m, splat_i32(0) - m);
-  return {size + shift_left(size, 16), (splat_i32(-8) + shift_right(m, 31)) & splat_i32(0xffff)};
-}
-// Sums of eight products of pairs, each at most 2 * 15 * 127, and -zero times the sum of the activations: in wrapping
-// 16 bits, because the low half's sum is at most 8 * 127 * 32 in size, whatever came on the way.
-DEEPMNN_INLINE I32x16 panel_w4(I32x16 acc, const uint8_t* w, const int8_t* a, int32_t part_sum, const Multipliers& m) {
-  const __m256i sum = _mm256_set1_epi32(part_sum);
-  __m256i lo = _mm256_mullo_epi16(sum, m.zero.lo), hi = _mm256_mullo_epi16(sum, m.zero.hi);
-  DEEPMNN_UNROLL
-  for (int i = 0; i < kPanelStep; ++i) {
-    const __m256i four = broadcast4(a + 4 * i);
-    const U8x64 codes = load_u8(w + 64 * i);
-    lo = _mm256_add_epi16(lo, _mm256_maddubs_epi16(codes.lo, four));
-    hi = _mm256_add_epi16(hi, _mm256_maddubs_epi16(codes.hi, four));
-  }
-  return {_mm256_add_epi32(acc.lo, _mm256_madd_epi16(lo, m.size.lo)),
-          _mm256_add_epi32(acc.hi, _mm256_madd_epi16(hi, m.size.hi))};
-}
-DEEPMNN_INLINE I32x16 panel_w8(I32x16 acc, const uint8_t* w, const int8_t* a) {
-  DEEPMNN_UNROLL
-  for (int i = 0; i < kPanelStep; ++i) acc = dot_w8(acc, load_u8(w + 64 * i), a + 4 * i);
-  return acc;
+  return sum(I32x16{total, _mm256_setzero_si256()});
 }
 
 // Two products of codes are at most 2 * 127 * 127: they fit int16.

@@ -84,6 +84,17 @@ DEEPMNN_INLINE void interleave(F32x16 first, F32x16 second, F32x16& a, F32x16& b
   a = {_mm512_permutex2var_ps(first.v, low, second.v)};
   b = {_mm512_permutex2var_ps(first.v, high, second.v)};
 }
+template <int kApart>
+DEEPMNN_INLINE F32x16 butterfly(F32x16 a) {
+  const __m512 other = kApart == 1   ? _mm512_permute_ps(a.v, 0xb1)
+                       : kApart == 2 ? _mm512_permute_ps(a.v, 0x4e)
+                       : kApart == 4 ? _mm512_shuffle_f32x4(a.v, a.v, 0xb1)
+                                     : _mm512_shuffle_f32x4(a.v, a.v, 0x4e);
+  const auto sign = [](int lane) { return lane & kApart ? -1.0f : 1.0f; };
+  const __m512 signs = _mm512_setr_ps(sign(0), sign(1), sign(2), sign(3), sign(4), sign(5), sign(6), sign(7), sign(8),
+                                      sign(9), sign(10), sign(11), sign(12), sign(13), sign(14), sign(15));
+  return {_mm512_fmadd_ps(a.v, signs, other)};  // a product with 1 or -1 is exact
+}
 DEEPMNN_INLINE __m512 unpack_pairs(__m512 a, __m512 b, bool high) {
   const __m512d x = _mm512_castps_pd(a), y = _mm512_castps_pd(b);
   return _mm512_castpd_ps(high ? _mm512_unpackhi_pd(x, y) : _mm512_unpacklo_pd(x, y));
@@ -158,59 +169,39 @@ DEEPMNN_INLINE void store_f16(void* p, F32x16 a) {
 
 DEEPMNN_INLINE U8x64 load_u8(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 DEEPMNN_INLINE void store_u8(uint8_t* p, U8x64 a) { _mm512_storeu_si512(p, a.v); }
-DEEPMNN_INLINE U8x64 low_nibbles(U8x64 a) { return {_mm512_and_si512(a.v, _mm512_set1_epi8(15))}; }
-DEEPMNN_INLINE U8x64 high_nibbles(U8x64 a) {
-  return {_mm512_and_si512(_mm512_srli_epi16(a.v, 4), _mm512_set1_epi8(15))};
+DEEPMNN_INLINE U8x64 operator|(U8x64 a, U8x64 b) { return {_mm512_or_si512(a.v, b.v)}; }
+template <int kCount, int kTo>
+DEEPMNN_INLINE U8x64 move_bits(U8x64 a, int from) {
+  const __m512i there = from == kTo  ? a.v
+                        : from < kTo ? _mm512_slli_epi16(a.v, static_cast<unsigned>(kTo - from))
+                                     : _mm512_srli_epi16(a.v, static_cast<unsigned>(from - kTo));
+  return {_mm512_and_si512(there, _mm512_set1_epi8(((1 << kCount) - 1) << kTo))};
 }
 DEEPMNN_INLINE __m512i broadcast4(const int8_t* a) {
   int32_t four;
   __builtin_memcpy(&four, a, sizeof(four));
   return _mm512_set1_epi32(four);
 }
-constexpr int kW8Bias = 128;
-DEEPMNN_INLINE I32x16 dot_w8(I32x16 acc, U8x64 w, const int8_t* a) {
-  // At the edge of a loop GCC 12 copies every accumulator of the intrinsic.
-  asm("vpdpbusd %2, %1, %0" : "+v"(acc.v) : "v"(w.v), "v"(broadcast4(a)));
-  return acc;
-}
-DEEPMNN_INLINE I32x16 dot_w4(I32x16 acc, U8x64 low, U8x64 high, const int8_t* a) {
-  return dot_w8(dot_w8(acc, low, a), high, a + 4);
-}
-DEEPMNN_INLINE I32x16 dot_codes(I32x16 acc, U8x64 w, const int8_t* a) { return dot_w8(acc, w, a); }
-DEEPMNN_INLINE void sums_of_32(const int8_t* p, int32_t* sums) {
-  __m512i v[4];  // lanes 0 to 7 are of the first 32, the others of the second
+template <int kBits>
+constexpr int kDotOffset = 1 << (kBits - 1);
+template <int kBits>
+struct DotRun {
+  static constexpr int kMost = 1;
+  I32x16 total;
+  DEEPMNN_INLINE void start(I32x16 acc) { total = acc; }
+  DEEPMNN_INLINE void add(U8x64 codes, const int8_t* a) {
+    // At the edge of a loop GCC 12 copies every accumulator of the intrinsic.
+    asm("vpdpbusd %2, %1, %0" : "+v"(total.v) : "v"(codes.v), "v"(broadcast4(a)));
+  }
+  DEEPMNN_INLINE I32x16 sum() const { return total; }
+};
+DEEPMNN_INLINE int32_t sum_of_256(const int8_t* p) {
+  __m512i total = _mm512_setzero_si512();
   DEEPMNN_UNROLL
   for (int i = 0; i < 4; ++i) {
-    v[i] = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8(1), _mm512_loadu_si512(p + 64 * i));
+    total = _mm512_dpbusd_epi32(total, _mm512_set1_epi8(1), _mm512_loadu_si512(p + 64 * i));
   }
-  const __m512i ab = _mm512_add_epi32(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
-  const __m512i cd = _mm512_add_epi32(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
-  const __m512i four = _mm512_add_epi32(_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
-  const __m512i eight = _mm512_add_epi32(four, _mm512_shuffle_i64x2(four, four, 0xb1));
-  const __m128i even = _mm512_castsi512_si128(eight), odd = _mm512_extracti32x4_epi32(eight, 2);
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(sums), _mm_unpacklo_epi32(even, odd));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(sums + 4), _mm_unpackhi_epi32(even, odd));
-}
-
-// 16-bit halves, each for two codes.
-struct Multipliers {
-  __m512i low, high, offset;
-};
-DEEPMNN_INLINE Multipliers load_multipliers(const int8_t* p) {
-  const __m512i low_halves = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 1, 0, 1, 4, 5, 4, 5, 8, 9, 8, 9, 12, 13, 12, 13));
-  const __m512i low_bytes = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12));
-  const __m512i m = widen_i8(p).v, size = _mm512_shuffle_epi8(_mm512_abs_epi32(m), low_halves);
-  // 128 - 8 m, or 128 - 7 |m|
-  const __m512i zero = _mm512_add_epi32(_mm512_set1_epi32(8), _mm512_srai_epi32(m, 31));
-  const __m512i offset = _mm512_sub_epi32(_mm512_set1_epi32(128), _mm512_mullo_epi16(size, zero));
-  return {size, _mm512_slli_epi16(size, 12), _mm512_shuffle_epi8(offset, low_bytes)};
-}
-// Two bytes at a time: (256 h + l) m = 256 h m + l m, and neither is above 225. High nibbles are 16 times too large.
-DEEPMNN_INLINE U8x64 multiplied_low(U8x64 packed, const Multipliers& m) {
-  return {_mm512_add_epi16(_mm512_mullo_epi16(_mm512_and_si512(packed.v, _mm512_set1_epi8(15)), m.low), m.offset)};
-}
-DEEPMNN_INLINE U8x64 multiplied_high(U8x64 packed, const Multipliers& m) {
-  return {_mm512_add_epi16(_mm512_mulhi_epu16(_mm512_and_si512(packed.v, _mm512_set1_epi8(-16)), m.high), m.offset)};
+  return _mm512_reduce_add_epi32(total);
 }
 
 constexpr bool kKeyBiased = true;

@@ -118,6 +118,11 @@ DEEPMNN_INLINE void interleave(const F32x16& first, const F32x16& second, F32x16
   a = f32_lanes([&](int i) { return i % 2 ? y.v[i / 2] : x.v[i / 2]; });
   b = f32_lanes([&](int i) { return i % 2 ? y.v[8 + i / 2] : x.v[8 + i / 2]; });
 }
+// Lane i plus, or where i has the bit kApart minus (the other less this), the lane that differs in that bit.
+template <int kApart>
+DEEPMNN_INLINE F32x16 butterfly(const F32x16& a) {
+  return f32_lanes([&](int i) { return i & kApart ? a.v[i ^ kApart] - a.v[i] : a.v[i] + a.v[i ^ kApart]; });
+}
 // Rows become columns.
 DEEPMNN_INLINE void transpose(F32x16 (&rows)[16]) {
   F32x16 columns[16];
@@ -237,70 +242,42 @@ DEEPMNN_INLINE U8x64 load_u8(const uint8_t* p) {
   return r;
 }
 DEEPMNN_INLINE void store_u8(uint8_t* p, const U8x64& a) { __builtin_memcpy(p, a.v, sizeof(a.v)); }
-DEEPMNN_INLINE U8x64 low_nibbles(const U8x64& a) {
+DEEPMNN_INLINE U8x64 operator|(const U8x64& a, const U8x64& b) {
   U8x64 r;
-  for (int i = 0; i < 64; ++i) r.v[i] = a.v[i] & 15;
+  for (int i = 0; i < 64; ++i) r.v[i] = a.v[i] | b.v[i];
   return r;
 }
-DEEPMNN_INLINE U8x64 high_nibbles(const U8x64& a) {
+// Of every byte kCount bits, from bit `from` on, at bit kTo; the others are 0.
+template <int kCount, int kTo>
+DEEPMNN_INLINE U8x64 move_bits(const U8x64& a, int from) {
   U8x64 r;
-  for (int i = 0; i < 64; ++i) r.v[i] = a.v[i] >> 4;
+  for (int i = 0; i < 64; ++i) r.v[i] = static_cast<uint8_t>((a.v[i] >> from & ((1 << kCount) - 1)) << kTo);
   return r;
 }
-// acc + low . a[0..3] + high . a[4..7]; weights are 0..15.
-DEEPMNN_INLINE I32x16 dot_w4(const I32x16& acc, const U8x64& low, const U8x64& high, const int8_t* a) {
-  return i32_lanes([&](int i) {
-    int32_t s = 0;
-    for (int j = 0; j < 4; ++j) s += low.v[4 * i + j] * a[j] + high.v[4 * i + j] * a[4 + j];
-    return acc.v[i] + static_cast<uint32_t>(s);
-  });
-}
-// acc + (w - 128 + kW8Bias) . a[0..3]; weights are 0..255, activations -127..127.
-constexpr int kW8Bias = 128;
-DEEPMNN_INLINE I32x16 dot_w8(const I32x16& acc, const U8x64& w, const int8_t* a) {
-  return i32_lanes([&](int i) {
-    int32_t s = 0;
-    for (int j = 0; j < 4; ++j) s += w.v[4 * i + j] * a[j];
-    return acc.v[i] + static_cast<uint32_t>(s);
-  });
-}
-// The same without an offset, where kStoredPanels.
-DEEPMNN_INLINE I32x16 dot_codes(const I32x16& acc, const U8x64& w, const int8_t* a) { return dot_w8(acc, w, a); }
-// sums[i] is the sum of codes p[32 i] .. p[32 i + 31], for i < 8.
-DEEPMNN_INLINE void sums_of_32(const int8_t* p, int32_t* sums) {
-  for (int i = 0; i < 8; ++i, p += 32) {
-    sums[i] = 0;
-    for (int j = 0; j < 32; ++j) sums[i] += p[j];
+// What DotRun leaves to take off of every code: the code of zero, or 0 where it takes that off itself.
+template <int kBits>
+constexpr int kDotOffset = 1 << (kBits - 1);
+// acc + codes . a for up to kMost vectors, each of 16 rows of 4 codes below 2^kBits, and activations -127..127. Codes
+// count from 0 where there is a kDotOffset, else from the middle of their range.
+template <int kBits>
+struct DotRun {
+  static constexpr int kMost = 1;
+  I32x16 total;
+  DEEPMNN_INLINE void start(const I32x16& acc) { total = acc; }
+  DEEPMNN_INLINE void add(const U8x64& codes, const int8_t* a) {
+    for (int i = 0; i < 16; ++i) {
+      int32_t s = 0;
+      for (int j = 0; j < 4; ++j) s += codes.v[4 * i + j] * a[j];
+      total.v[i] += static_cast<uint32_t>(s);
+    }
   }
-}
-
-// w4's multipliers, -15 .. 15, of 16 rows. A code's zero is 8, or 7 where the multiplier is negative, and then it
-// counts the other way (docs/layouts.md): (code - zero) * |multiplier| is its value.
-struct Multipliers {
-  int8_t v[16];
+  DEEPMNN_INLINE I32x16 sum() const { return total; }
 };
-DEEPMNN_INLINE Multipliers load_multipliers(const int8_t* p) {
-  Multipliers m;
-  __builtin_memcpy(m.v, p, sizeof(m.v));
-  return m;
-}
-// 128 + value for the low, or the high, nibbles of 16 rows of 4 codes; only where kStoredPanels. Elsewhere there are
-//   panel_w4(acc, w, a, part_sum, multipliers): acc + values . a for codes of kPanelStep vectors of 16 rows × 4, one
-//     after another, and as many times 4 activations, whose sum is part_sum;
-//   panel_w8(acc, w, a): acc + (w - 128 + kW8Bias) . a for as many bytes.
-DEEPMNN_INLINE U8x64 multiplied(const U8x64& codes, const Multipliers& m) {
-  U8x64 r;
-  for (int i = 0; i < 64; ++i) {
-    const int size = m.v[i / 4] < 0 ? -m.v[i / 4] : m.v[i / 4], zero = m.v[i / 4] < 0 ? 7 : 8;
-    r.v[i] = static_cast<uint8_t>(128 + (codes.v[i] - zero) * size);
-  }
-  return r;
-}
-DEEPMNN_INLINE U8x64 multiplied_low(const U8x64& packed, const Multipliers& m) {
-  return multiplied(low_nibbles(packed), m);
-}
-DEEPMNN_INLINE U8x64 multiplied_high(const U8x64& packed, const Multipliers& m) {
-  return multiplied(high_nibbles(packed), m);
+// The sum of 256 codes.
+DEEPMNN_INLINE int32_t sum_of_256(const int8_t* p) {
+  int32_t sum = 0;
+  for (int i = 0; i < 256; ++i) sum += p[i];
+  return sum;
 }
 
 // acc + keys . query, lane by lane: 4 codes, -127..127, of a key, as key_codes gives them, and 4 of a query. Where

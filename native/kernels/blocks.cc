@@ -9,8 +9,7 @@ namespace {
 // Where a panel of a block lies in the arrays of a matrix.
 struct Place {
   Place(const Weight& shape, int64_t block, int64_t panel)
-      : stored(stored_cols(shape.format, shape.cols, shape.group_size)),
-        group_size(shape.group_size),
+      : stored(stored_cols(shape.format, shape.cols)),
         row(block * kBlockRows),
         rows(std::min<int64_t>(shape.rows - row, kBlockRows)),
         col(panel * kPanelCols),
@@ -18,10 +17,9 @@ struct Place {
 
   // Of row r of the block.
   int64_t codes(int64_t r) const { return (row + r) * stored + col; }
-  int64_t multipliers(int64_t r) const { return codes(r) / group_size; }
   int64_t scales(int64_t r) const { return (row + r) * panel_count(stored) + col / kPanelCols; }
 
-  int64_t stored, group_size;
+  int64_t stored;
   int64_t row, rows;  // those that exist
   int64_t col, cols;
 };
@@ -32,13 +30,9 @@ void round_block(const Kernels& kernels, const float* w, const Weight& shape, in
   PanelCodes panel;
   for (int64_t p = 0; p < panel_count(shape.cols); ++p) {
     const Place at(shape, block, p);
-    const size_t groups = static_cast<size_t>(at.cols / at.group_size);
     kernels.round_panel(w, shape, at.row, at.col, panel);
     for (int64_t r = 0; r < at.rows; ++r) {
       std::memcpy(out.codes + at.codes(r), panel.codes[r], static_cast<size_t>(at.cols));
-      if (out.multipliers) {
-        std::memcpy(out.multipliers + at.multipliers(r), panel.multipliers[r], groups);
-      }
       out.scales[at.scales(r)] = panel.scales[r];
     }
   }
@@ -46,31 +40,27 @@ void round_block(const Kernels& kernels, const float* w, const Weight& shape, in
 
 void pack_block(const Kernels& kernels, const Codes& codes, const Weight& shape, int64_t block, uint8_t* out) {
   PanelCodes panel = {};  // rows that do not exist are zeros
-  out += block * block_nbytes(shape.format, shape.cols, shape.group_size);
+  out += block * block_nbytes(shape.format, shape.cols);
   for (int64_t p = 0; p < panel_count(shape.cols); ++p) {
     const Place at(shape, block, p);
-    const size_t groups = static_cast<size_t>(at.cols / at.group_size);
     for (int64_t r = 0; r < at.rows; ++r) {
       std::memcpy(panel.codes[r], codes.codes + at.codes(r), static_cast<size_t>(at.cols));
-      if (codes.multipliers) {
-        std::memcpy(panel.multipliers[r], codes.multipliers + at.multipliers(r), groups);
-      }
       panel.scales[r] = codes.scales[at.scales(r)];
     }
     kernels.pack_panel(panel, shape, at.cols, out);
-    out += block_nbytes(shape.format, at.cols, shape.group_size);
+    out += block_nbytes(shape.format, at.cols);
   }
 }
 
 void quantize_pack_block(const Kernels& kernels, const float* w, const Weight& shape, int64_t block, uint8_t* out) {
-  out += block * block_nbytes(shape.format, shape.cols, shape.group_size);
+  out += block * block_nbytes(shape.format, shape.cols);
   if (!is_quantized(shape.format)) return kernels.pack_floats(w, shape, block * kBlockRows, out);
   PanelCodes panel;
   for (int64_t p = 0; p < panel_count(shape.cols); ++p) {
     const Place at(shape, block, p);
     kernels.round_panel(w, shape, at.row, at.col, panel);
     kernels.pack_panel(panel, shape, at.cols, out);
-    out += block_nbytes(shape.format, at.cols, shape.group_size);
+    out += block_nbytes(shape.format, at.cols);
   }
 }
 

@@ -8,9 +8,8 @@ namespace deepmnn {
 // A quantised matrix before it is laid out in bytes, row after row: what deepmnn.formats.Codes holds.
 template <class Int8, class Half>
 struct CodesOf {
-  Int8* codes;        // signed [rows, stored columns]
-  Int8* multipliers;  // [rows, groups]; null where the format has none
-  Half* scales;       // fp16 [rows, panels]
+  Int8* codes;   // signed [rows, stored columns]
+  Half* scales;  // fp16 [rows, panels]
 };
 using Codes = CodesOf<const int8_t, const uint16_t>;
 using NewCodes = CodesOf<int8_t, uint16_t>;

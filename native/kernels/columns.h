@@ -24,7 +24,7 @@ DEEPMNN_INLINE void gather_columns(const float* w, const Weight& shape, int64_t 
 
 // Stored columns of the panel that begins at `col`, padding included.
 DEEPMNN_INLINE int64_t padded_panel(const Weight& shape, int64_t col) {
-  const int64_t left = stored_cols(shape.format, shape.cols, shape.group_size) - col;
+  const int64_t left = stored_cols(shape.format, shape.cols) - col;
   return left < kPanelCols ? left : kPanelCols;
 }
 

@@ -79,118 +79,97 @@ struct IntTile {
   I32x16 v[kBlocks][kRows];
 };
 
-// 64 bytes of w4 blocks: 8 columns, whose activation codes start at `column`.
-struct StepW4 {
-  static constexpr int kColumns = 8;
-  static constexpr bool kMultiplied = true;  // groups have multipliers
-  // 128 plus the value of vector v (4 columns) of what lies at w.
-  template <class M>
-  static DEEPMNN_INLINE U8x64 vector(const uint8_t* w, int v, const M& multipliers) {
-    const U8x64 packed = load_u8(w + v / 2 * 64);
-    return v % 2 == 0 ? multiplied_low(packed, multipliers) : multiplied_high(packed, multipliers);
+// The codes of a quantised format: kPartVectors vectors of 16 rows × 4 columns to a part.
+constexpr int kPartVectors = kPartCols / 4;
+
+template <Format kFormat>
+struct Codec {
+  static constexpr int kBits = info_of(kFormat).bits;
+  static constexpr int kOffset = kDotOffset<kBits>;  // what DotRun leaves to take off, of every code
+  static constexpr int kPartBytes = static_cast<int>(part_nbytes(kFormat));
+
+  // Vector v of the part at `part`: unsigned codes.
+  static DEEPMNN_INLINE U8x64 vector(const uint8_t* part, int v) {
+    if constexpr (kBits == 8) {
+      return load_u8(part + v * 64);
+    } else if constexpr (kBits >= 4) {
+      return with_planes<kBits - 4, 4>(part + 256, v, plane<4>(part, v));
+    } else {
+      return with_planes<kBits - 2, 2>(part + 128, v, plane<2>(part, v));
+    }
   }
-  template <int kRows>
-  static DEEPMNN_INLINE void run(const uint8_t* w, const QuantizedRows* rows, int64_t column, IntTile<1, kRows>& acc) {
-    const U8x64 packed = load_u8(w), low = low_nibbles(packed), high = high_nibbles(packed);
-    DEEPMNN_UNROLL
-    for (int r = 0; r < kRows; ++r) acc.v[0][r] = dot_w4(acc.v[0][r], low, high, rows[r].codes + column);
+
+ private:
+  // The bits of vector v in a plane of kSize bits, as the lowest of a code.
+  template <int kSize>
+  static DEEPMNN_INLINE U8x64 plane(const uint8_t* at, int v) {
+    constexpr int kShared = 8 / kSize;
+    return move_bits<kSize, 0>(load_u8(at + v / kShared * 64), v % kShared * kSize);
+  }
+  // Codes whose lowest kLow bits are `low` and whose others are a plane of kSize bits (0: none).
+  template <int kSize, int kLow>
+  static DEEPMNN_INLINE U8x64 with_planes(const uint8_t* at, int v, U8x64 low) {
+    if constexpr (kSize == 0) {
+      return low;
+    } else {
+      static_assert(kSize == 1 || kSize == 2, "two planes at most");
+      constexpr int kShared = 8 / kSize;
+      return low | move_bits<kSize, kLow>(load_u8(at + v / kShared * 64), v % kShared * kSize);
+    }
   }
 };
 
-// 64 bytes of w8 blocks: 4 columns.
-struct StepW8 {
-  static constexpr int kColumns = 4;
-  static constexpr bool kMultiplied = false;
-  template <class M>
-  static DEEPMNN_INLINE U8x64 vector(const uint8_t* w, int v, const M&) {
-    return load_u8(w + v * 64);
-  }
-  template <int kRows>
-  static DEEPMNN_INLINE void run(const uint8_t* w, const QuantizedRows* rows, int64_t column, IntTile<1, kRows>& acc) {
-    const U8x64 packed = load_u8(w);
-    DEEPMNN_UNROLL
-    for (int r = 0; r < kRows; ++r) acc.v[0][r] = dot_w8(acc.v[0][r], packed, rows[r].codes + column);
-  }
-};
-
-// kSteps steps in a row, in turn over the kCount sets of accumulators: unrolled, because at a loop's edge compilers
-// copy every accumulator (int8 ran at 57 % of the multipliers' peak instead of 77 %).
-template <class Step, int kSteps, int kRows, int kCount>
-DEEPMNN_INLINE void walk(const uint8_t*& w, const QuantizedRows* rows, int64_t& column,
-                         IntTile<1, kRows> (&acc)[kCount]) {
+// The part at w with kRows rows of activations, whose codes begin at a[r]. Vectors take turns over kCount sets of sums.
+template <Format kFormat, int kRows, int kCount>
+DEEPMNN_INLINE void add_part(const uint8_t* w, const int8_t* const (&a)[kRows], IntTile<1, kRows> (&acc)[kCount]) {
+  using Run = DotRun<Codec<kFormat>::kBits>;
   DEEPMNN_UNROLL
-  for (int s = 0; s < kSteps; ++s) {
-    prefetch(w + kPrefetch);
-    Step::run(w, rows, column, acc[s % kCount]);
-    w += 64;
-    column += Step::kColumns;
+  for (int first = 0; first < kPartVectors; first += Run::kMost) {
+    IntTile<1, kRows>& sums = acc[first / Run::kMost % kCount];
+    Run runs[kRows];
+    DEEPMNN_UNROLL
+    for (int r = 0; r < kRows; ++r) runs[r].start(sums.v[0][r]);
+    DEEPMNN_UNROLL
+    for (int v = first; v < first + Run::kMost; ++v) {
+      const U8x64 codes = Codec<kFormat>::vector(w, v);
+      DEEPMNN_UNROLL
+      for (int r = 0; r < kRows; ++r) runs[r].add(codes, a[r] + 4 * v);
+    }
+    DEEPMNN_UNROLL
+    for (int r = 0; r < kRows; ++r) sums.v[0][r] = runs[r].sum();
   }
 }
 
-// The next `cols` columns (a multiple of kTogether * Step::kColumns) of one block, added to `sums`. Accumulators are
-// split in two where registers allow (exact, so their order does not matter).
-template <class Step, int kTogether, int kRows>
-DEEPMNN_INLINE void add_columns(const uint8_t*& w, const QuantizedRows* rows, int64_t& column, int64_t cols,
-                                I32x16 (&sums)[kRows]) {
+// The sums of one panel of `cols` columns (a multiple of kPartCols), as floats that hold them exactly; w moves on to
+// the panel's scales. They are kept in two parts where registers allow (exact, so their order does not matter).
+template <Format kFormat, int kRows>
+DEEPMNN_INLINE void sum_panel(const uint8_t*& w, const QuantizedRows* rows, int64_t cols, F32x16 (&out)[kRows]) {
   constexpr int kCount = kRows <= kSplitSums ? 2 : 1;
   IntTile<1, kRows> acc[kCount];
+  const int8_t* a[kRows];
   DEEPMNN_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    acc[0].v[0][r] = sums[r];
+    a[r] = rows[r].codes;
+    acc[0].v[0][r] = splat_i32(-Codec<kFormat>::kOffset * rows[r].heads->sum);
     if (kCount == 2) acc[kCount - 1].v[0][r] = splat_i32(0);
   }
-  for (const int64_t end = column + cols; column < end;) walk<Step, kTogether>(w, rows, column, acc);
+  for (int64_t part = 0; part < cols; part += kPartCols) {
+    DEEPMNN_UNROLL
+    for (int line = 0; line < Codec<kFormat>::kPartBytes; line += 64) prefetch(w + kPrefetch + line);
+    add_part<kFormat>(w, a, acc);
+    w += Codec<kFormat>::kPartBytes;
+    DEEPMNN_UNROLL
+    for (int r = 0; r < kRows; ++r) a[r] += kPartCols;
+  }
   DEEPMNN_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    sums[r] = kCount == 2 ? acc[0].v[0][r] + acc[kCount - 1].v[0][r] : acc[0].v[0][r];
+    out[r] = to_float(kCount == 2 ? acc[0].v[0][r] + acc[kCount - 1].v[0][r] : acc[0].v[0][r]);
   }
-}
-
-// The sums of one panel of `cols` columns, as floats that hold them exactly; w moves on to the panel's scales.
-template <class Step, int kGroup, int kRows>
-DEEPMNN_INLINE void sum_panel(const uint8_t*& w, const QuantizedRows* rows, int64_t cols, F32x16 (&out)[kRows]) {
-  I32x16 sums[kRows];
-  int64_t column = 0;
-  if constexpr (kGroup == kPanelCols) {
-    DEEPMNN_UNROLL
-    for (int r = 0; r < kRows; ++r) sums[r] = splat_i32(-kW8Bias * rows[r].heads->sum);
-    add_columns<Step, kPartCols / Step::kColumns>(w, rows, column, (cols + kPartCols - 1) / kPartCols * kPartCols,
-                                                  sums);
-    DEEPMNN_UNROLL
-    for (int r = 0; r < kRows; ++r) out[r] = to_float(sums[r]);
-  } else {
-    constexpr int kSteps = kGroup / Step::kColumns, kTogether = kSteps < 8 ? kSteps : 8;
-    const int8_t* multipliers = reinterpret_cast<const int8_t*>(w) + (cols + kGroup - 1) / kGroup * kGroup * 8;
-    DEEPMNN_UNROLL
-    for (int r = 0; r < kRows; ++r) out[r] = splat(0.0f);
-    for (; column < cols; multipliers += kBlockRows) {
-      const I32x16 multiplier = widen_i8(multipliers);
-      const I32x16 zero = (splat_i32(-8) + shift_right(multiplier, 31)) & splat_i32(0xffff);
-      DEEPMNN_UNROLL
-      for (int r = 0; r < kRows; ++r) {
-        const int32_t* part_sums = rows[r].heads->part_sums + column / kPartCols;
-        int32_t total = 0;
-        for (int i = 0; i < kGroup / kPartCols; ++i) total += part_sums[i];
-        sums[r] = dot_pairs(splat_i32(0), zero, splat_i32(total));
-      }
-      add_columns<Step, kTogether>(w, rows, column, kGroup, sums);
-      const F32x16 size = to_float(max(multiplier, splat_i32(0) - multiplier));
-      DEEPMNN_UNROLL
-      for (int r = 0; r < kRows; ++r) out[r] = fma(to_float(sums[r]), size, out[r]);  // exact, below 2^24
-    }
-    w = reinterpret_cast<const uint8_t*>(multipliers);
-  }
-}
-
-// 16 scales of a panel: what sums of codes (w4: times multipliers) are multiplied by.
-template <class Step>
-DEEPMNN_INLINE F32x16 panel_scale(const uint8_t* w) {
-  return Step::kMultiplied ? load_f16(w) * splat(1.0f / 16) : load_f16(w);
 }
 
 // One block, read as one stream. Panel by panel: exact sums times the weights' scale, then one multiply-add with the
 // activations'.
-template <class Step, int kGroup, int kRows>
+template <Format kFormat, int kRows>
 DEEPMNN_INLINE void dot_panels(const uint8_t* w, int64_t cols, const Row* rows, Tile<1, kRows>& out) {
   clear(out);
   QuantizedRows at[kRows];
@@ -198,8 +177,8 @@ DEEPMNN_INLINE void dot_panels(const uint8_t* w, int64_t cols, const Row* rows, 
   for (int r = 0; r < kRows; ++r) at[r] = rows[r].quantized;
   for (; cols > 0; cols -= kPanelCols) {
     F32x16 sums[kRows];
-    sum_panel<Step, kGroup>(w, at, cols < kPanelCols ? cols : kPanelCols, sums);
-    const F32x16 scale = panel_scale<Step>(w);
+    sum_panel<kFormat>(w, at, cols < kPanelCols ? cols : kPanelCols, sums);
+    const F32x16 scale = load_f16(w);
     w += 2 * kBlockRows;
     DEEPMNN_UNROLL
     for (int r = 0; r < kRows; ++r) {
@@ -213,18 +192,12 @@ DEEPMNN_INLINE void dot_panels(const uint8_t* w, int64_t cols, const Row* rows, 
 template <Format kFormat, int kBlocks, int kRows>
 DEEPMNN_INLINE void dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, const Row* rows,
                         Tile<kBlocks, kRows>& out) {
-  if constexpr (kFormat == Format::f32) dot_f32(w, block_bytes, weight, rows, out);
-  if constexpr (kFormat == Format::bf16) dot_bf16(w, block_bytes, weight, rows, out);
-  if constexpr (kFormat == Format::w8) dot_panels<StepW8, kPanelCols>(w, weight.cols, rows, out);
-  if constexpr (kFormat == Format::w4) {
-    switch (weight.group_size) {
-      case 32:
-        return dot_panels<StepW4, 32>(w, weight.cols, rows, out);
-      case 64:
-        return dot_panels<StepW4, 64>(w, weight.cols, rows, out);
-      default:
-        return dot_panels<StepW4, 128>(w, weight.cols, rows, out);
-    }
+  if constexpr (kFormat == Format::f32) {
+    dot_f32(w, block_bytes, weight, rows, out);
+  } else if constexpr (kFormat == Format::bf16) {
+    dot_bf16(w, block_bytes, weight, rows, out);
+  } else {
+    dot_panels<kFormat>(w, weight.cols, rows, out);
   }
 }
 

@@ -18,27 +18,24 @@ struct Weight {
   const uint8_t* data = nullptr;
   int64_t rows = 0;
   int64_t cols = 0;
-  int32_t group_size = 0;
   Format format = Format::f32;
 };
 
 // A panel of a block of 16 rows before it is laid out in bytes; what is stored of a row is columns [0, stored).
 struct PanelCodes {
-  int8_t codes[kBlockRows][kPanelCols];                    // signed
-  int8_t multipliers[kBlockRows][kPanelCols / kPartCols];  // of its groups, where the format has multipliers
-  uint16_t scales[kBlockRows];                             // fp16
+  int8_t codes[kBlockRows][kPanelCols];  // signed
+  uint16_t scales[kBlockRows];           // fp16
 };
 
 // What a product needs of a panel of a quantised row besides its codes.
 struct PanelHead {
   float scale;
-  int32_t sum;                                // of its codes
-  int32_t part_sums[kPanelCols / kPartCols];  // of kPartCols codes each
+  int32_t sum;  // of its codes
 };
 
-// Activations in int8 (docs/layouts.md), panel by panel: what a tile of some rows reads of a panel lies together,
-// however long the rows are. Codes [panels, height, kPanelCols], heads [panels, height]; codes after the last column
-// are 0.
+// Activations rotated and in int8 (docs/layouts.md), panel by panel: what a tile of some rows reads of a panel lies
+// together, however long the rows are. Codes [panels, height, kPanelCols], heads [panels, height]; codes after the last
+// column are 0.
 struct QuantizedRows {
   int8_t* codes = nullptr;
   PanelHead* heads = nullptr;
@@ -130,8 +127,11 @@ struct Kernels {
   // Quantises n floats to codes, and a scale for every kCacheGroup of them (docs/layouts.md, "Rows of the KV cache").
   void (*quantize_cache)(const float* x, int64_t n, int8_t* codes, float* scales);
 
-  // Rounds the panel at row and col of w [rows, cols] to codes, with scales of least squared error. Rows and columns
-  // past the matrix count as zeros.
+  // Rotates rows [n, cols] of floats, each as quantised rows are (kernels/rotation.h), to y [n, stored columns].
+  void (*rotate_rows)(const float* x, int64_t n, int64_t cols, float* y);
+
+  // Rotates the panel at row and col of w [rows, cols] and rounds it to codes, with scales of least squared error. Rows
+  // and columns past the matrix count as zeros.
   void (*round_panel)(const float* w, const Weight& shape, int64_t row, int64_t col, PanelCodes& out);
 
   // Lays out a panel of `cols` stored columns.

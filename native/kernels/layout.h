@@ -4,29 +4,32 @@
 #include "kernels/columns.h"
 #include "kernels/kernels.h"
 #include "kernels/math.h"
+#include "kernels/rotation.h"
 
 namespace deepmnn::DEEPMNN_NS {
 
 inline void pack_panel_kernel(const PanelCodes& panel, const Weight& shape, int64_t cols, uint8_t* out) {
   constexpr uint32_t kBytes = 0x01010101;  // four codes at a time: byte j is column j
-  const FormatInfo& format = kFormats[static_cast<int>(shape.format)];
-  const int per_byte = 8 / format.bits;
-  const uint32_t mask = ((1u << format.bits) - 1) * kBytes, zero = static_cast<uint32_t>(format.offset) * kBytes;
-  for (int64_t k = 0; k < cols; k += 4 * per_byte, out += 4 * kBlockRows) {
-    const int64_t group = format.multipliers ? k / shape.group_size : 0;
-    for (int r = 0; r < kBlockRows; ++r) {
-      const uint32_t turn = format.multipliers && panel.multipliers[r][group] < 0 ? ~0u : 0u;
-      uint32_t bytes = 0;
-      for (int i = 0; i < per_byte; ++i) {
-        uint32_t codes;
-        __builtin_memcpy(&codes, panel.codes[r] + k + 4 * i, sizeof(codes));
-        bytes |= (((codes ^ turn) & mask) ^ zero) << i * format.bits;  // ^ zero: + offset, modulo all bits
+  const FormatInfo& format = info_of(shape.format);
+  const uint32_t zero = static_cast<uint32_t>(format.offset) * kBytes;
+  const uint32_t all = ((1u << format.bits) - 1) * kBytes;
+  for (int64_t part = 0; part < cols; part += kPartCols) {
+    for_planes(format.bits, [&](Plane plane) {
+      const int per_byte = 8 / plane.bits;
+      const uint32_t mask = ((1u << plane.bits) - 1) * kBytes;
+      for (int64_t k = part; k < part + kPartCols; k += 4 * per_byte, out += 4 * kBlockRows) {
+        for (int r = 0; r < kBlockRows; ++r) {
+          uint32_t bytes = 0;
+          for (int i = 0; i < per_byte; ++i) {
+            uint32_t codes;
+            __builtin_memcpy(&codes, panel.codes[r] + k + 4 * i, sizeof(codes));
+            // ^ zero: + offset, modulo all bits
+            bytes |= (((codes & all) ^ zero) >> plane.shift & mask) << i * plane.bits;
+          }
+          __builtin_memcpy(out + 4 * r, &bytes, sizeof(bytes));
+        }
       }
-      __builtin_memcpy(out + 4 * r, &bytes, sizeof(bytes));
-    }
-  }
-  for (int64_t g = 0; format.multipliers && g < cols / shape.group_size; ++g) {
-    for (int r = 0; r < kBlockRows; ++r) *out++ = static_cast<uint8_t>(panel.multipliers[r][g]);
+    });
   }
   __builtin_memcpy(out, panel.scales, sizeof(panel.scales));
 }
@@ -54,42 +57,39 @@ inline void pack_floats_kernel(const float* w, const Weight& shape, int64_t row,
   }
 }
 
-// Row `lane` of a panel of `cols` stored columns at w: the n columns that exist.
-template <Format kFormat>
-DEEPMNN_INLINE void decode_panel(const uint8_t* w, int64_t group_size, int64_t cols, int64_t lane, int64_t n,
-                                 float* y) {
-  constexpr FormatInfo format = kFormats[static_cast<int>(kFormat)];
-  constexpr int64_t step = 4 * (8 / format.bits);  // columns
-  const uint8_t* const multipliers = w + cols / step * 4 * kBlockRows;
-  float scales[kBlockRows];
-  store(scales, load_f16(multipliers + (format.multipliers ? cols / group_size * kBlockRows : 0)));
-  const float scale = format.multipliers ? scales[lane] * (1.0f / (kMultiplierMax + 1)) : scales[lane];
-  for (int64_t k = 0; k < n; ++k) {
-    const int32_t byte = w[k / step * 4 * kBlockRows + 4 * lane + k % 4];
-    const int32_t stored = byte >> k % step / 4 * format.bits & ((1 << format.bits) - 1);
-    int32_t code = stored - format.offset;
-    if constexpr (format.multipliers) {
-      const int32_t multiplier = static_cast<int8_t>(multipliers[k / group_size * kBlockRows + lane]);
-      code = multiplier * (multiplier < 0 ? format.offset - 1 - stored : code);
-    }
-    y[k] = static_cast<float>(code) * scale;
+// Columns [0, cols) of row `lane` of a panel at w; cols is a multiple of kPartCols.
+DEEPMNN_INLINE void decode_panel(const uint8_t* w, const FormatInfo& format, int64_t cols, int64_t lane, float* y) {
+  int32_t codes[kPanelCols] = {};
+  for (int64_t part = 0; part < cols; part += kPartCols) {
+    for_planes(format.bits, [&](Plane plane) {
+      const int64_t step = 4 * (8 / plane.bits);  // columns in 4 bytes of a row
+      for (int64_t k = 0; k < kPartCols; ++k) {
+        const int32_t byte = w[k / step * 4 * kBlockRows + 4 * lane + k % 4];
+        codes[part + k] |= (byte >> k % step / 4 * plane.bits & ((1 << plane.bits) - 1)) << plane.shift;
+      }
+      w += kPartCols / step * 4 * kBlockRows;
+    });
   }
+  float scales[kBlockRows];
+  store(scales, load_f16(w));
+  for (int64_t k = 0; k < cols; ++k) y[k] = static_cast<float>(codes[k] - format.offset) * scales[lane];
 }
 
-template <Format kFormat>
 DEEPMNN_INLINE void decode_codes(const uint8_t* w, const Weight& weight, int64_t lane, float* y) {
   for (int64_t col = 0; col < weight.cols; col += kPanelCols) {
     const int64_t left = weight.cols - col, cols = padded_panel(weight, col);
-    decode_panel<kFormat>(w, weight.group_size, cols, lane, left < kPanelCols ? left : kPanelCols, y + col);
-    w += block_nbytes(kFormat, cols, weight.group_size);
+    alignas(64) float values[kPanelCols];
+    decode_panel(w, info_of(weight.format), cols, lane, values);
+    unrotate_panel(values, cols);
+    __builtin_memcpy(y + col, values, static_cast<uint64_t>(left < kPanelCols ? left : kPanelCols) * sizeof(float));
+    w += block_nbytes(weight.format, cols);
   }
 }
 
 inline void decode_row_kernel(const Weight& weight, int64_t row, float* y) {
   const int64_t lane = row % kBlockRows;
-  const uint8_t* w = weight.data + row / kBlockRows * block_nbytes(weight.format, weight.cols, weight.group_size);
-  if (weight.format == Format::w8) return decode_codes<Format::w8>(w, weight, lane, y);
-  if (weight.format == Format::w4) return decode_codes<Format::w4>(w, weight, lane, y);
+  const uint8_t* w = weight.data + row / kBlockRows * block_nbytes(weight.format, weight.cols);
+  if (is_quantized(weight.format)) return decode_codes(w, weight, lane, y);
   for (int64_t k = 0; k < weight.cols; ++k) {
     uint32_t value = 0;
     if (weight.format == Format::bf16) {

@@ -8,34 +8,20 @@
 
 namespace deepmnn::DEEPMNN_NS {
 
-template <Format kFormat>
-constexpr bool kQuantized = kFormats[static_cast<int>(kFormat)].offset > 0;
-
 // Output blocks of a tile of `rows` input rows. Floats need several blocks to hide the latency of an addition. Integers
 // keep sums in two parts instead, and one block is read as one stream, which memory likes best; with more rows every
 // activation must serve several blocks, or loading them is what takes the time: that is what panels are for.
 template <Format kFormat>
 constexpr int tile_blocks(int64_t rows) {
-  return kQuantized<kFormat> ? 1 : rows == 1 ? 4 : kTileBlocks;
+  return is_quantized(kFormat) ? 1 : rows == 1 ? 4 : kTileBlocks;
 }
 template <Format kFormat>
-constexpr int kMostRows = kQuantized<kFormat> ? kStreamRows : kTileRows;
-
-template <Format kFormat>
-struct StepOf;
-template <>
-struct StepOf<Format::w4> {
-  using Type = StepW4;
-};
-template <>
-struct StepOf<Format::w8> {
-  using Type = StepW8;
-};
+constexpr int kMostRows = is_quantized(kFormat) ? kStreamRows : kTileRows;
 
 template <Format kFormat>
 DEEPMNN_INLINE Row input_row(const LinearTask& task, int64_t i) {
   const Rows& rows = task.rows;
-  if constexpr (!kQuantized<kFormat>) {
+  if constexpr (!is_quantized(kFormat)) {
     return {rows.x + (rows.index ? rows.index[i] : i) * rows.stride, {}};
   } else {
     return {nullptr, rows.quantized.from(i)};
@@ -57,7 +43,7 @@ DEEPMNN_INLINE void write(const LinearTask& task, int64_t block, int64_t i, F32x
 // Output blocks [block, block + kBlocks) of input rows [i, i + kRows).
 template <Format kFormat, int kBlocks, int kRows>
 void plain_tile(const LinearTask& task, int64_t block, int64_t i) {
-  const int64_t block_bytes = block_nbytes(kFormat, task.weight.cols, task.weight.group_size);
+  const int64_t block_bytes = block_nbytes(kFormat, task.weight.cols);
   Row rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = input_row<kFormat>(task, i + r);
   Tile<kBlocks, kRows> out;
@@ -72,7 +58,7 @@ void plain_tile(const LinearTask& task, int64_t block, int64_t i) {
 // Output block `block` of input rows [i, i + kRows): weight block 2 * block is its gate, the next one its up.
 template <Format kFormat, int kRows>
 void swiglu_tile(const LinearTask& task, int64_t block, int64_t i) {
-  const int64_t block_bytes = block_nbytes(kFormat, task.weight.cols, task.weight.group_size);
+  const int64_t block_bytes = block_nbytes(kFormat, task.weight.cols);
   const uint8_t* w = task.weight.data + 2 * block * block_bytes;
   Row rows[kRows];
   for (int r = 0; r < kRows; ++r) rows[r] = input_row<kFormat>(task, i + r);
@@ -134,13 +120,13 @@ void write_rows(const LinearTask& task, int64_t block, int64_t first, int64_t n,
 
 // Output blocks [block, block + kBlocks), or for swiglu the pairs behind kBlocks / 2 of them, of n rows
 // from `first` on.
-template <class Step, int kBlocks>
+template <Format kFormat, int kBlocks>
 void panel_rows(const LinearTask& task, int64_t block, int64_t block_bytes, int64_t first, int64_t n) {
   const bool pairs = task.epilogue == Epilogue::swiglu;
   const uint8_t* w = task.weight.data + (pairs ? 2 : 1) * block * block_bytes;
   const QuantizedRows rows = task.rows.quantized.from(first);
   Sums<kBlocks> sums;
-  panel_dot<Step, kBlocks>(w, block_bytes, task.weight, rows, n, sums);
+  panel_dot<kFormat, kBlocks>(w, block_bytes, task.weight, rows, n, sums);
   if constexpr (kBlocks > 1) {
     if (pairs) {
       return write_rows<kBlocks / 2>(task, block, first, n, [&](int64_t i, int b) {
@@ -151,22 +137,22 @@ void panel_rows(const LinearTask& task, int64_t block, int64_t block_bytes, int6
   write_rows<kBlocks>(task, block, first, n, [&](int64_t i, int b) { return load(sums.v[i][b]); });
 }
 
-template <class Step, Format kFormat>
+template <Format kFormat>
 void panel_blocks(const LinearTask& task, int64_t begin, int64_t end) {
   const int64_t per = task.epilogue == Epilogue::swiglu ? 2 : 1;
-  const int64_t block_bytes = block_nbytes(kFormat, task.weight.cols, task.weight.group_size);
+  const int64_t block_bytes = block_nbytes(kFormat, task.weight.cols);
   for (int64_t first = 0; first < task.rows.n; first += kLinearPanelRows) {
     const int64_t left = task.rows.n - first, n = left < kLinearPanelRows ? left : kLinearPanelRows;
     for (int64_t block = begin; block < end;) {
       const int64_t weight_blocks = (end - block) * per;
       if (weight_blocks >= kPanelBlocks && kPanelBlocks >= per) {
-        panel_rows<Step, kPanelBlocks>(task, block, block_bytes, first, n);
+        panel_rows<kFormat, kPanelBlocks>(task, block, block_bytes, first, n);
         block += kPanelBlocks / per;
       } else if (weight_blocks >= 2) {
-        panel_rows<Step, 2>(task, block, block_bytes, first, n);
+        panel_rows<kFormat, 2>(task, block, block_bytes, first, n);
         block += 2 / per;
       } else {
-        panel_rows<Step, 1>(task, block, block_bytes, first, n);
+        panel_rows<kFormat, 1>(task, block, block_bytes, first, n);
         block += 1;
       }
     }
@@ -178,9 +164,8 @@ template <Format kFormat>
 void linear_blocks(const LinearTask& task, int64_t begin, int64_t end) {
   const int64_t n = task.rows.n;
   if (n == 0) return;
-  if constexpr (kQuantized<kFormat>) {
-    using Step = typename StepOf<kFormat>::Type;
-    if (n > kStreamRows) return panel_blocks<Step, kFormat>(task, begin, end);
+  if constexpr (is_quantized(kFormat)) {
+    if (n > kStreamRows) return panel_blocks<kFormat>(task, begin, end);
   }
   const EvenTiles<kMostRows<kFormat>> tiles(n);
   const int64_t all = tile_blocks<kFormat>(tiles.size(0));
@@ -202,8 +187,14 @@ inline void linear_kernel(const LinearTask& task, int64_t begin, int64_t end) {
       return linear_blocks<Format::bf16>(task, begin, end);
     case Format::w8:
       return linear_blocks<Format::w8>(task, begin, end);
+    case Format::w6:
+      return linear_blocks<Format::w6>(task, begin, end);
+    case Format::w5:
+      return linear_blocks<Format::w5>(task, begin, end);
     case Format::w4:
       return linear_blocks<Format::w4>(task, begin, end);
+    case Format::w3:
+      return linear_blocks<Format::w3>(task, begin, end);
     case Format::vector:
       return;  // not a matrix
   }

@@ -10,20 +10,15 @@
 
 namespace deepmnn::DEEPMNN_NS {
 
-// Bytes of a vector (4 columns) of a block as it is stored.
-template <class Step>
-constexpr int kVectorBytes = 4 * 64 / Step::kColumns;
+// Bytes of a vector (4 columns) of a block as it is stored, on average.
+template <Format kFormat>
+constexpr int kVectorBytes = Codec<kFormat>::kPartBytes / kPartVectors;
 
-// Where things lie in a panel of a block: codes, w4's multipliers, scales.
-template <class Step>
-struct PanelLayout {
-  int64_t cols;     // with those of padding
-  int group_shift;  // log2 of group_size
-
-  int64_t codes_nbytes() const { return cols / 4 * kVectorBytes<Step>; }
-  int64_t scales() const { return codes_nbytes() + (Step::kMultiplied ? cols >> group_shift : 0) * kBlockRows; }
-  int64_t nbytes() const { return scales() + 2 * kBlockRows; }
-};
+// Bytes of the codes of a panel of `cols` columns, padding included; its scales follow them.
+template <Format kFormat>
+constexpr int64_t codes_nbytes(int64_t cols) {
+  return cols / kPartCols * Codec<kFormat>::kPartBytes;
+}
 
 // Walks through the next panel's codes and asks for them while a tile computes: for every line (of kEvery; 0: none)
 // that the tile reads of this panel, a few between any two steps, because memory takes only so many requests at once.
@@ -50,11 +45,9 @@ struct Ahead {
 
 template <int kBlocks>
 struct Panel {
-  // Vector v (4 columns) of block b: ((v / kPanelStep) * kBlocks + b) * kPanelStep + v % kPanelStep. With kStoredPanels
-  // codes of w4 are multiplied and have the offset of w8.
+  // Vector v (4 columns) of block b: ((v / kPanelStep) * kBlocks + b) * kPanelStep + v % kPanelStep.
   alignas(64) uint8_t codes[kBlocks * kPanelCols * kBlockRows];
   alignas(64) float scales[kBlocks][kBlockRows];
-  Multipliers multipliers[kPanelCols / kPartCols][kBlocks];  // of each group
 
   DEEPMNN_INLINE uint8_t* vector(int64_t v, int b) {
     return codes + (((v / kPanelStep) * kBlocks + b) * kPanelStep + v % kPanelStep) * 64;
@@ -62,93 +55,86 @@ struct Panel {
 
   // Adds its codes times those of kRows rows. A loop, because the cache of decoded instructions is small and the tiles
   // of a few rows are all different code.
-  template <class Step, int kRows, class Asks>
-  DEEPMNN_INLINE void add(const PanelLayout<Step>& layout, const QuantizedRows& rows, Asks& ahead,
-                          IntTile<kBlocks, kRows>& acc) const {
+  template <Format kFormat, int kRows, class Asks>
+  DEEPMNN_INLINE void add(int64_t cols, const QuantizedRows& rows, Asks& ahead, IntTile<kBlocks, kRows>& acc) const {
     constexpr int kSteps = kStoredPanels ? 4 : 1, kVectors = kSteps * kPanelStep;
-    static_assert(kStoredPanels || kVectors * 4 == kPartCols);
+    static_assert(kPartVectors % kVectors == 0);
     const uint8_t* w = codes;
-    for (int64_t column = 0; column < layout.cols; column += 4 * kVectors, w += kVectors * kBlocks * 64) {
+    for (int64_t column = 0; column < cols; column += 4 * kVectors, w += kVectors * kBlocks * 64) {
       DEEPMNN_UNROLL
       for (int s = 0; s < kSteps; ++s) {
-        ahead.template fetch<kVectors * kVectorBytes<Step>, kSteps>(s);
+        ahead.template fetch<kVectors * kVectorBytes<kFormat>, kSteps>(s);
         DEEPMNN_UNROLL
         for (int r = 0; r < kRows; ++r) {
           const int8_t* a = rows.codes + r * kPanelCols + column + 4 * kPanelStep * s;
           DEEPMNN_UNROLL
-          for (int b = 0; b < kBlocks; ++b) {
-            const uint8_t* at = w + (s * kBlocks + b) * kPanelStep * 64;
-            if constexpr (kStoredPanels) {
-              acc.v[b][r] = dot_codes(acc.v[b][r], load_u8(at), a);
-            } else if constexpr (Step::kMultiplied) {
-              acc.v[b][r] = panel_w4(acc.v[b][r], at, a, rows.heads[r].part_sums[column / kPartCols],
-                                     multipliers[column >> layout.group_shift][b]);
-            } else {
-              acc.v[b][r] = panel_w8(acc.v[b][r], at, a);
-            }
-          }
+          for (int b = 0; b < kBlocks; ++b) add_step<kFormat>(w + (s * kBlocks + b) * kPanelStep * 64, a, acc.v[b][r]);
         }
       }
     }
   }
-  template <class Step>
-  DEEPMNN_INLINE F32x16 scale(const PanelLayout<Step>&, int b) const {
+  template <Format kFormat>
+  DEEPMNN_INLINE F32x16 scale(int64_t, int b) const {
     return load(scales[b]);
+  }
+
+ private:
+  // kPanelStep vectors of one block with a row.
+  template <Format kFormat>
+  static DEEPMNN_INLINE void add_step(const uint8_t* w, const int8_t* a, I32x16& acc) {
+    using Run = DotRun<Codec<kFormat>::kBits>;
+    constexpr int kMost = Run::kMost < kPanelStep ? Run::kMost : kPanelStep;
+    DEEPMNN_UNROLL
+    for (int first = 0; first < kPanelStep; first += kMost) {
+      Run run;
+      run.start(acc);
+      DEEPMNN_UNROLL
+      for (int v = first; v < first + kMost; ++v) run.add(load_u8(w + 64 * v), a + 4 * v);
+      acc = run.sum();
+    }
   }
 };
 
-template <class Step, int kBlocks>
-DEEPMNN_INLINE void fill_multipliers(const uint8_t* w, int64_t block_bytes, const PanelLayout<Step>& layout,
-                                     Panel<kBlocks>& panel) {
-  if constexpr (!Step::kMultiplied) return;
-  for (int64_t g = 0; g < layout.cols >> layout.group_shift; ++g) {
-    const uint8_t* at = w + layout.codes_nbytes() + g * kBlockRows;
-    DEEPMNN_UNROLL
-    for (int b = 0; b < kBlocks; ++b) {
-      panel.multipliers[g][b] = load_multipliers(reinterpret_cast<const int8_t*>(at + b * block_bytes));
-    }
-  }
-}
-
-// The same interface over a panel as it is stored. Codes are read anew for each four columns, and multipliers lie in
-// memory: registers hold the sums. With kUnpack the codes are left in `panel` for the tiles to come.
+// The same interface over a panel as it is stored. Codes are read anew for each four columns: registers hold the sums.
+// With kUnpack the codes are left in `panel` for the tiles to come.
 template <int kBlocks, bool kUnpack>
 struct StoredPanel {
   const uint8_t* w;  // the first block
   int64_t block_bytes;
   Panel<kBlocks>& panel;
 
-  template <class Step, int kRows, class Asks>
-  DEEPMNN_INLINE void add(const PanelLayout<Step>& layout, const QuantizedRows& rows, Asks& ahead,
-                          IntTile<kBlocks, kRows>& acc) const {
-    constexpr int kSteps = kPartCols / 4;
+  template <Format kFormat, int kRows, class Asks>
+  DEEPMNN_INLINE void add(int64_t cols, const QuantizedRows& rows, Asks& ahead, IntTile<kBlocks, kRows>& acc) const {
+    using Of = Codec<kFormat>;
     const uint8_t* at = w;
     const int8_t* a = rows.codes;
-    for (int64_t part = 0; part < layout.cols / kPartCols; ++part, at += kSteps * kVectorBytes<Step>, a += kPartCols) {
-      const Multipliers* of = panel.multipliers[part * kPartCols >> layout.group_shift];
+    for (int64_t part = 0; part < cols / kPartCols; ++part, at += Of::kPartBytes, a += kPartCols) {
       DEEPMNN_UNROLL
-      for (int s = 0; s < kSteps; ++s) {
-        ahead.template fetch<kSteps * kVectorBytes<Step>, kSteps>(s);
+      for (int v = 0; v < kPartVectors; ++v) {
+        ahead.template fetch<Of::kPartBytes, kPartVectors>(v);
         __asm__ volatile("" : : : "memory");
         U8x64 codes[kBlocks];
         DEEPMNN_UNROLL
         for (int b = 0; b < kBlocks; ++b) {
-          codes[b] = Step::vector(at + b * block_bytes, s, of[b]);
-          if constexpr (kUnpack) store_u8(panel.vector(part * kSteps + s, b), codes[b]);
+          codes[b] = Of::vector(at + b * block_bytes, v);
+          if constexpr (kUnpack) store_u8(panel.vector(part * kPartVectors + v, b), codes[b]);
         }
         DEEPMNN_UNROLL
         for (int r = 0; r < kRows; ++r) {
           DEEPMNN_UNROLL
           for (int b = 0; b < kBlocks; ++b) {
-            acc.v[b][r] = dot_codes(acc.v[b][r], codes[b], a + r * kPanelCols + 4 * s);
+            DotRun<Of::kBits> run;
+            run.start(acc.v[b][r]);
+            run.add(codes[b], a + r * kPanelCols + 4 * v);
+            acc.v[b][r] = run.sum();
           }
         }
       }
     }
   }
-  template <class Step>
-  DEEPMNN_INLINE F32x16 scale(const PanelLayout<Step>& layout, int b) const {
-    const F32x16 scale = panel_scale<Step>(w + b * block_bytes + layout.scales());
+  template <Format kFormat>
+  DEEPMNN_INLINE F32x16 scale(int64_t cols, int b) const {
+    const F32x16 scale = load_f16(w + b * block_bytes + codes_nbytes<kFormat>(cols));
     if constexpr (kUnpack) store(panel.scales[b], scale);
     return scale;
   }
@@ -160,26 +146,20 @@ struct Sums {
   alignas(64) float v[kLinearPanelRows][kBlocks][kBlockRows];
 };
 
-DEEPMNN_INLINE void unpack(StepW4, const uint8_t* w, uint8_t* first, uint8_t* second) {
-  const U8x64 packed = load_u8(w);
-  store_u8(first, low_nibbles(packed));
-  store_u8(second, high_nibbles(packed));
-}
-DEEPMNN_INLINE void unpack(StepW8, const uint8_t* w, uint8_t* first, uint8_t* second) {
-  store_u8(first, load_u8(w));
-  store_u8(second, load_u8(w + 64));
-}
-
 // A panel of the blocks at w, where none is read as it is stored. The blocks take turns, so that their reads overlap.
-template <class Step, int kBlocks>
-void fill_panel(const uint8_t* w, int64_t block_bytes, const PanelLayout<Step>& layout, Panel<kBlocks>& panel) {
+template <Format kFormat, int kBlocks>
+void fill_panel(const uint8_t* w, int64_t block_bytes, int64_t cols, Panel<kBlocks>& panel) {
   const uint8_t* at = w;
-  for (int64_t v = 0; v < layout.cols / 4; v += 2, at += 2 * kVectorBytes<Step>) {
+  for (int64_t part = 0; part < cols / kPartCols; ++part, at += Codec<kFormat>::kPartBytes) {
     DEEPMNN_UNROLL
-    for (int b = 0; b < kBlocks; ++b) unpack(Step{}, at + b * block_bytes, panel.vector(v, b), panel.vector(v + 1, b));
+    for (int v = 0; v < kPartVectors; ++v) {
+      DEEPMNN_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        store_u8(panel.vector(part * kPartVectors + v, b), Codec<kFormat>::vector(at + b * block_bytes, v));
+      }
+    }
   }
-  fill_multipliers(w, block_bytes, layout, panel);
-  for (int b = 0; b < kBlocks; ++b) store(panel.scales[b], panel_scale<Step>(w + b * block_bytes + layout.scales()));
+  for (int b = 0; b < kBlocks; ++b) store(panel.scales[b], load_f16(w + b * block_bytes + codes_nbytes<kFormat>(cols)));
 }
 
 // A panel's integer sums times the weights' scale. Where fma rounds once, sums start at the bits of 1.5 · 2^23 and are
@@ -193,20 +173,20 @@ DEEPMNN_INLINE F32x16 scaled_sum(I32x16 sum, F32x16 scale) {
 
 // One panel with the first kRows of `rows`: exact int32 sums times the weights' scale, then one multiply-add with the
 // activations'.
-template <class Step, int kBlocks, int kRows, class Source, class Asks>
-void panel_tile(const Source& source, const PanelLayout<Step>& layout, const QuantizedRows& rows, Asks ahead,
+template <Format kFormat, int kBlocks, int kRows, class Source, class Asks>
+void panel_tile(const Source& source, int64_t cols, const QuantizedRows& rows, Asks ahead,
                 float (*sums)[kBlocks][kBlockRows]) {
   IntTile<kBlocks, kRows> acc;
   DEEPMNN_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    const I32x16 start = splat_i32(kSumStart - kW8Bias * rows.heads[r].sum);
+    const I32x16 start = splat_i32(kSumStart - Codec<kFormat>::kOffset * rows.heads[r].sum);
     DEEPMNN_UNROLL
     for (int b = 0; b < kBlocks; ++b) acc.v[b][r] = start;
   }
-  source.template add<Step, kRows>(layout, rows, ahead, acc);
+  source.template add<kFormat, kRows>(cols, rows, ahead, acc);
   F32x16 scale[kBlocks];
   DEEPMNN_UNROLL
-  for (int b = 0; b < kBlocks; ++b) scale[b] = source.scale(layout, b);
+  for (int b = 0; b < kBlocks; ++b) scale[b] = source.template scale<kFormat>(cols, b);
   DEEPMNN_UNROLL
   for (int r = 0; r < kRows; ++r) {
     const F32x16 of_row = splat(rows.heads[r].scale);
@@ -221,29 +201,26 @@ void panel_tile(const Source& source, const PanelLayout<Step>& layout, const Qua
 constexpr int kLeastTileRows = kStreamRows + 1 < (kPanelTileRows + 1) / 2 ? kStreamRows + 1 : (kPanelTileRows + 1) / 2;
 
 // The dot products of kBlocks blocks at w with the first n (at most kLinearPanelRows) of `rows`.
-template <class Step, int kBlocks>
+template <Format kFormat, int kBlocks>
 void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, QuantizedRows rows, int64_t n,
                Sums<kBlocks>& sums) {
   __builtin_memset(sums.v, 0, static_cast<uint64_t>(n) * sizeof(sums.v[0]));
   Panel<kBlocks> panel;
-  const int64_t all = stored_cols(weight.format, weight.cols, weight.group_size);
-  const int group_shift = __builtin_ctz(static_cast<uint32_t>(weight.group_size));
   const uint8_t* const other = w + kBlocks * block_bytes;  // the blocks after these
   const EvenTiles<kPanelTileRows> tiles(n);
-  for (int64_t left = all; left > 0; left -= kPanelCols, rows = rows.from_panel(1)) {
-    const PanelLayout<Step> layout{left < kPanelCols ? left : kPanelCols, group_shift};
-    const uint8_t *const at = w, *const next = left <= kPanelCols ? other : w + layout.nbytes();
+  for (int64_t left = stored_cols(kFormat, weight.cols); left > 0; left -= kPanelCols, rows = rows.from_panel(1)) {
+    const int64_t cols = left < kPanelCols ? left : kPanelCols, nbytes = codes_nbytes<kFormat>(cols);
+    const uint8_t *const at = w, *const next = left <= kPanelCols ? other : w + nbytes + 2 * kBlockRows;
     w = next;
-    const int64_t half = layout.codes_nbytes() / 2;
+    const int64_t half = nbytes / 2;
     const auto run = [&](int64_t tile, const auto& source, const auto& ahead) {
       const QuantizedRows tile_rows = rows.from(tiles.first(tile));
       float(*const to)[kBlocks][kBlockRows] = sums.v + tiles.first(tile);
       with_count<kLeastTileRows, kPanelTileRows>(tiles.size(tile), [&](auto count) {
-        panel_tile<Step, kBlocks, count.value>(source, layout, tile_rows, ahead, to);
+        panel_tile<kFormat, kBlocks, count.value>(source, cols, tile_rows, ahead, to);
       });
     };
     if constexpr (kStoredPanels) {
-      fill_multipliers(at, block_bytes, layout, panel);
       if (tiles.count == 1) {
         run(0, StoredPanel<kBlocks, false>{at, block_bytes, panel}, Ahead<kBlocks, 1, false>{next, block_bytes});
         continue;
@@ -257,7 +234,7 @@ void panel_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, Quan
       for (int64_t i = 0; i < 2; ++i) run(1 + i, panel, Ahead<kBlocks, 2, true>{next + i * half, block_bytes});
       for (int64_t tile = 3; tile < tiles.count; ++tile) run(tile, panel, Ahead<kBlocks, 0, true>{next, 0});
     } else {
-      fill_panel(at, block_bytes, layout, panel);
+      fill_panel<kFormat>(at, block_bytes, cols, panel);
       for (int64_t tile = 0; tile < tiles.count; ++tile) {
         run(tile, panel, Ahead<kBlocks, 2, true>{next + tile % 2 * half, block_bytes});
       }

@@ -1,13 +1,14 @@
-// The machine's limits, measured with the dot product that the w4 kernel lives on (on AVX2 the cheaper of the two), and
-// with the multiply-add of f32 and bf16 weights.
+// The machine's limits, measured with the dot product that the kernels of up to 4 bits live on (on AVX2 the cheapest),
+// and with the multiply-add of f32 and bf16 weights.
 #pragma once
 
 namespace deepmnn::DEEPMNN_NS {
 
 inline int64_t peak_dot_kernel(int64_t rounds) {
-  constexpr int kBlocks = 4, kRows = 6, kSteps = 4;  // sums enough to hide the latency
+  constexpr int kBlocks = 4, kRows = 6, kVectors = 8;  // sums enough to hide the latency
+  using Run = DotRun<4>;
   alignas(64) uint8_t weights[kBlocks * 64] = {1};
-  alignas(64) int8_t codes[kSteps * kRows * 8] = {1, -2, 3, -4};
+  alignas(64) int8_t codes[kVectors * kRows * 4] = {1, -2, 3, -4};
   I32x16 acc[kRows][kBlocks];
   DEEPMNN_UNROLL
   for (int i = 0; i < kRows * kBlocks; ++i) acc[i / kBlocks][i % kBlocks] = splat_i32(i);
@@ -17,10 +18,15 @@ inline int64_t peak_dot_kernel(int64_t rounds) {
     DEEPMNN_UNROLL
     for (int b = 0; b < kBlocks; ++b) w[b] = load_u8(weights + 64 * b);
     DEEPMNN_UNROLL
-    for (int i = 0; i < kSteps * kRows; ++i) {
+    for (int first = 0; first < kVectors; first += Run::kMost) {
       DEEPMNN_UNROLL
-      for (int b = 0; b < kBlocks; ++b) {
-        acc[i % kRows][b] = dot_w4(acc[i % kRows][b], w[b], w[(b + 1) % kBlocks], codes + 8 * i);
+      for (int i = 0; i < kRows * kBlocks; ++i) {
+        const int r = i / kBlocks, b = i % kBlocks;
+        Run run;
+        run.start(acc[r][b]);
+        DEEPMNN_UNROLL
+        for (int v = first; v < first + Run::kMost; ++v) run.add(w[(b + v) % kBlocks], codes + 4 * (v * kRows + r));
+        acc[r][b] = run.sum();
       }
     }
   }
@@ -29,7 +35,7 @@ inline int64_t peak_dot_kernel(int64_t rounds) {
   for (int i = 0; i < kRows * kBlocks; ++i) total = total + acc[i / kBlocks][i % kBlocks];
   weights[0] = static_cast<uint8_t>(sum(total));
   __asm__ volatile("" : : "r"(weights) : "memory");  // the sum is used: the loop is not dead
-  return rounds * kSteps * kBlocks * kRows * 128;
+  return rounds * kVectors * kBlocks * kRows * 64;
 }
 
 inline int64_t peak_fma_kernel(int64_t rounds) {

@@ -1,6 +1,8 @@
-// Quantises activations to int8: one scale per row and panel, and the sums of its codes (docs/layouts.md,
-// "Activations"), and rows of an int8 cache.
+// Rotates activations and quantises them to int8: one scale per row and panel, and the sum of its codes
+// (docs/layouts.md, "Activations"). And rows of an int8 cache.
 #pragma once
+
+#include "kernels/rotation.h"
 
 namespace deepmnn::DEEPMNN_NS {
 
@@ -30,16 +32,14 @@ DEEPMNN_INLINE float scale_of(const float* x, int64_t n) {
 
 // A panel, of which the first n (1 .. kPanelCols) columns exist.
 DEEPMNN_INLINE void quantize_panel(const float* x, int64_t n, int8_t* codes, PanelHead& head) {
-  head.scale = scale_of(x, n);
+  const int64_t cols = (n + kPartCols - 1) / kPartCols * kPartCols;
+  alignas(64) float rotated[kPanelCols];
+  rotate_panel(x, n, rotated);
+  head.scale = scale_of(rotated, cols);
   const float inverse = inverse_of(head.scale);
-  int64_t i = 0;
-  for (; i + 16 <= n; i += 16) store_i8(codes + i, quantize_16(load(x + i), inverse));
-  if (i < n) store_i8(codes + i, quantize_16(load(x + i, n - i), inverse)), i += 16;
-  __builtin_memset(codes + i, 0, static_cast<uint64_t>(kPanelCols - i));
-  static_assert(kPartCols == 32 && kPanelCols / kPartCols == 8);
-  sums_of_32(codes, head.part_sums);
-  head.sum = 0;
-  for (const int32_t sum : head.part_sums) head.sum += sum;
+  for (int64_t i = 0; i < cols; i += 16) store_i8(codes + i, quantize_16(load(rotated + i), inverse));
+  __builtin_memset(codes + cols, 0, static_cast<uint64_t>(kPanelCols - cols));
+  head.sum = sum_of_256(codes);
 }
 
 inline void quantize_rows_kernel(const float* x, int64_t stride, int64_t n, int64_t cols, const QuantizedRows& out) {

@@ -1,28 +1,25 @@
-// Numbers to codes, rounded to nearest: quant/rounding.py is the numpy twin, and says what is computed. To the byte.
+// Numbers to codes, rotated and rounded to nearest: quant/rounding.py is the numpy twin, and says what is computed. To
+// the byte.
 #pragma once
 
 #include "kernels/columns.h"
 #include "kernels/kernels.h"
 #include "kernels/math.h"
+#include "kernels/rotation.h"
 
 namespace deepmnn::DEEPMNN_NS {
 
-// Divisors of a group's signed maximum that are tried as scales, in this order; the first best is kept. A negative one
-// puts the largest magnitude at the longer, negative end of the codes.
-constexpr float kDivisorsW4[] = {-8.0f, -8.5f, -9.0f, -9.5f, -10.0f, -11.0f, 7.0f, -7.5f};
-constexpr float kDivisorsW8[] = {-128.0f, 127.0f};
-
-template <Format kFormat>
-constexpr float kOffset = static_cast<float>(kFormats[static_cast<int>(kFormat)].offset);
-
-constexpr float kUnits = kMultiplierMax + 1.0f;  // of a multiplier in a scale
+// Divisors of a panel's signed maximum that are tried as scales, in this order; the first best is kept: these times the
+// format's offset. A negative one puts the largest magnitude at the longer, negative end of the codes.
+constexpr float kDivisors[] = {-1.0f, -1.0625f, -1.125f, -1.1875f, -1.25f, -1.375f, 0.875f, -0.9375f};
+constexpr int kNarrowBits = 6;  // codes of more bits try two: both ends of their range
 
 DEEPMNN_INLINE F32x16 magnitude(F32x16 x) { return from_bits(bits(x) & splat_i32(0x7fffffff)); }
 
-// Of columns [begin, begin + n): the element of largest magnitude of each row, sign kept; the first one on ties.
-DEEPMNN_INLINE F32x16 signed_max(const Columns& columns, int64_t begin, int64_t n) {
-  F32x16 best = load(columns.v[begin]);
-  for (int64_t k = begin + 1; k < begin + n; ++k) {
+// The element of largest magnitude of each row, sign kept; the first one on ties.
+DEEPMNN_INLINE F32x16 signed_max(const Columns& columns, int64_t n) {
+  F32x16 best = load(columns.v[0]);
+  for (int64_t k = 1; k < n; ++k) {
     const F32x16 x = load(columns.v[k]);
     best = select_less(magnitude(best), magnitude(x), x, best);
   }
@@ -42,9 +39,9 @@ DEEPMNN_INLINE Rounding rounding_for(F32x16 scale, float offset) {
   return {scale, inverse, splat(-offset), splat(offset - 1.0f)};
 }
 
-DEEPMNN_INLINE F32x16 squared_error(const Columns& columns, int64_t begin, int64_t n, const Rounding& rounding) {
+DEEPMNN_INLINE F32x16 squared_error(const Columns& columns, int64_t n, const Rounding& rounding) {
   F32x16 error = splat(0.0f);
-  for (int64_t k = begin; k < begin + n; ++k) {
+  for (int64_t k = 0; k < n; ++k) {
     const F32x16 x = load(columns.v[k]), difference = x - to_float(rounding.of(x)) * rounding.scale;
     error = error + difference * difference;
   }
@@ -57,84 +54,40 @@ DEEPMNN_INLINE F32x16 round_f16(F32x16 x) {
   return load_f16(half);
 }
 
-// Of columns [begin, begin + n): the scale of each row with the least squared error.
-template <bool kHalf>
-DEEPMNN_INLINE F32x16 best_scale(const Columns& columns, int64_t begin, int64_t n, float offset, const float* divisors,
-                                 int count) {
-  const F32x16 top = signed_max(columns, begin, n), limit = splat(65504.0f), zero = splat(0.0f);
+// The scale of each row with the least squared error.
+DEEPMNN_INLINE F32x16 best_scale(const Columns& columns, int64_t n, const FormatInfo& format) {
+  const F32x16 top = signed_max(columns, n), limit = splat(65504.0f), zero = splat(0.0f);
+  const float offset = static_cast<float>(format.offset);
   F32x16 best = zero, best_error = zero;
-  for (int c = 0; c < count; ++c) {
-    const F32x16 wide = min(limit, max(zero - limit, top / splat(divisors[c])));
-    const F32x16 scale = kHalf ? round_f16(wide) : wide;
-    const F32x16 error = squared_error(columns, begin, n, rounding_for(scale, offset));
-    best = c == 0 ? scale : select_less(error, best_error, scale, best);
-    best_error = c == 0 ? error : select_less(error, best_error, error, best_error);
+  const auto attempt = [&](float divisor, bool first) {
+    const F32x16 scale = round_f16(min(limit, max(zero - limit, top / splat(divisor))));
+    const F32x16 error = squared_error(columns, n, rounding_for(scale, offset));
+    best = first ? scale : select_less(error, best_error, scale, best);
+    best_error = first ? error : select_less(error, best_error, error, best_error);
+  };
+  if (format.bits > kNarrowBits) {
+    attempt(-offset, true);
+    attempt(offset - 1.0f, false);
+  } else {
+    for (const float divisor : kDivisors) attempt(divisor * offset, divisor == kDivisors[0]);
   }
   return best;
 }
 
-DEEPMNN_INLINE void store_codes(const Columns& columns, int64_t begin, int64_t n, const Rounding& rounding,
-                                PanelCodes& out) {
-  for (int64_t k = begin; k < begin + n; ++k) {
+inline void round_panel_kernel(const float* w, const Weight& shape, int64_t row, int64_t col, PanelCodes& out) {
+  const FormatInfo& format = info_of(shape.format);
+  Columns columns;
+  const int64_t cols = padded_panel(shape, col);
+  gather_columns(w, shape, row, col, cols, columns);
+  rotate_columns(columns, cols);
+  const F32x16 scale = best_scale(columns, cols, format);
+  const Rounding rounding = rounding_for(scale, static_cast<float>(format.offset));
+  for (int64_t k = 0; k < cols; ++k) {
     int8_t lanes[kBlockRows];
     store_i8(lanes, rounding.of(load(columns.v[k])));
     for (int r = 0; r < kBlockRows; ++r) out.codes[r][k] = lanes[r];
   }
-}
-
-// A scale for the panel.
-DEEPMNN_INLINE void round_w8(const Columns& columns, int64_t cols, PanelCodes& out) {
-  const F32x16 scale = best_scale<true>(columns, 0, cols, kOffset<Format::w8>, kDivisorsW8, 2);
-  store_codes(columns, 0, cols, rounding_for(scale, kOffset<Format::w8>), out);
   store_f16(out.scales, scale);
-}
-
-// The multiplier of a group: its own scale in units, rounded, or the number below or above, whichever has the least
-// squared error.
-DEEPMNN_INLINE F32x16 best_multiplier(const Columns& columns, int64_t begin, int64_t n, F32x16 own, F32x16 unit) {
-  const F32x16 zero = splat(0.0f), limit = splat(kMultiplierMax);
-  const auto clamp = [&](F32x16 x) { return min(limit, max(zero - limit, x)); };
-  const F32x16 safe = select_less(zero, unit, unit, splat(1.0f));
-  const F32x16 middle = to_float(to_int(clamp(select_less(zero, unit, own / safe, zero))));
-  F32x16 best = zero, best_error = zero;
-  for (int i = 0; i < 3; ++i) {
-    const F32x16 multiplier = clamp(middle + splat(i == 0 ? 0.0f : i == 1 ? -1.0f : 1.0f));
-    const F32x16 error = squared_error(columns, begin, n, rounding_for(multiplier * unit, kOffset<Format::w4>));
-    best = i == 0 ? multiplier : select_less(error, best_error, multiplier, best);
-    best_error = i == 0 ? error : select_less(error, best_error, error, best_error);
-  }
-  return best;
-}
-
-// A multiplier of the panel's scale for each group.
-DEEPMNN_INLINE void round_w4(const Columns& columns, int64_t cols, int64_t group_size, PanelCodes& out) {
-  F32x16 own[kPanelCols / kPartCols], largest = splat(0.0f);
-  const int64_t groups = cols / group_size;
-  for (int64_t g = 0; g < groups; ++g) {
-    own[g] = best_scale<false>(columns, g * group_size, group_size, kOffset<Format::w4>, kDivisorsW4, 8);
-    largest = max(largest, magnitude(own[g]));
-  }
-  const F32x16 scale = round_f16(min(splat(65504.0f), largest * splat(kUnits / kMultiplierMax)));
-  const F32x16 unit = scale * splat(1 / kUnits);
-  for (int64_t g = 0; g < groups; ++g) {
-    const F32x16 multiplier = best_multiplier(columns, g * group_size, group_size, own[g], unit);
-    int8_t lanes[kBlockRows];
-    store_i8(lanes, to_int(multiplier));
-    for (int r = 0; r < kBlockRows; ++r) out.multipliers[r][g] = lanes[r];
-    store_codes(columns, g * group_size, group_size, rounding_for(multiplier * unit, kOffset<Format::w4>), out);
-  }
-  store_f16(out.scales, scale);
-}
-
-inline void round_panel_kernel(const float* w, const Weight& shape, int64_t row, int64_t col, PanelCodes& out) {
-  Columns columns;
-  const int64_t cols = padded_panel(shape, col);
-  gather_columns(w, shape, row, col, cols, columns);
-  if (shape.format == Format::w4) {
-    round_w4(columns, cols, shape.group_size, out);
-  } else {
-    round_w8(columns, cols, out);
-  }
   for (int64_t r = shape.rows - row; r < kBlockRows; ++r) out.scales[r] = 0;  // not -0, as a row of zeros may have
 }
 

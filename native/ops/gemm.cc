@@ -26,7 +26,7 @@ int64_t blocks_of(const LinearTask& task) { return ceil_div(task.out_cols, kBloc
 // Weight bytes behind one output block.
 int64_t block_weight_nbytes(const LinearTask& task) {
   const Weight& weight = task.weight;
-  return block_nbytes(weight.format, weight.cols, weight.group_size) * (task.epilogue == Epilogue::swiglu ? 2 : 1);
+  return block_nbytes(weight.format, weight.cols) * (task.epilogue == Epilogue::swiglu ? 2 : 1);
 }
 
 int64_t row_tile(const LinearTask& task) {

@@ -75,7 +75,7 @@ class Linear : public Op {
   LinearTask task(Step& step, const Piece& piece, const Weight& weight, const float* bias, const Rows& rows) const {
     LinearTask task;
     task.weight = weight;
-    task.weight.data += piece.begin / kBlockRows * block_nbytes(weight.format, weight.cols, weight.group_size);
+    task.weight.data += piece.begin / kBlockRows * block_nbytes(weight.format, weight.cols);
     task.weight.rows = piece.end - piece.begin;
     task.rows = rows;
     task.out_cols = piece.end - piece.begin;

@@ -28,7 +28,7 @@ inline int64_t padded_rows(int64_t rows) { return (rows + kBlockRows - 1) / kBlo
 // Rows of one head of a matrix whose heads start at whole blocks.
 inline Weight head_matrix(const Weight& weight, int64_t head, int64_t rows) {
   Weight one = weight;
-  one.data += head * (padded_rows(rows) / kBlockRows) * block_nbytes(weight.format, weight.cols, weight.group_size);
+  one.data += head * (padded_rows(rows) / kBlockRows) * block_nbytes(weight.format, weight.cols);
   one.rows = rows;
   return one;
 }

@@ -28,7 +28,7 @@ std::vector<bool> read_in_order(const Program& program) {
 // Each node gets the blocks that its workers start with: ThreadPool::open cuts a range in the same way.
 void place_parts(const WeightInfo& weight, uint8_t* begin, uint8_t* end, const Numa& numa, int workers) {
   const int64_t blocks = (weight.rows + kBlockRows - 1) / kBlockRows;
-  const int64_t block = block_nbytes(weight.format, weight.cols, weight.group_size);
+  const int64_t block = block_nbytes(weight.format, weight.cols);
   for (size_t node = 0; node < numa.nodes().size(); ++node) {
     const int64_t from = blocks * numa.first_worker(node, workers) / workers;
     const int64_t to = blocks * numa.first_worker(node + 1, workers) / workers;

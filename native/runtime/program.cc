@@ -10,7 +10,7 @@ namespace deepmnn {
 namespace {
 
 constexpr char kMagic[8] = {'D', 'M', 'N', 'P', 'R', 'O', 'G', '\0'};
-constexpr uint32_t kVersion = 2;
+constexpr uint32_t kVersion = 3;
 constexpr int64_t kMaxExtent = int64_t{1} << 31;  // rows, columns, widths and bytes per arena row
 constexpr int64_t kAlign = 64;
 // Several times what the largest model needs. They bound what a small file can make its readers do: time and memory
@@ -152,10 +152,6 @@ WeightInfo read_weight(Reader& in, size_t shards) {
           "sizes from 1 to 2^31 rows and 2^30 columns");
   require(weight.format != Format::vector || weight.rows == 1,
           who + "a vector with " + std::to_string(weight.rows) + " rows", "1 row");
-  const uint32_t group_size = in.number<uint32_t>("weight group size");
-  require(allows_group_size(weight.format, group_size), who + "group size " + std::to_string(group_size),
-          allowed_group_sizes(weight.format));
-  weight.group_size = static_cast<int32_t>(group_size);
   weight.shard = in.number<uint32_t>("weight shard");
   require(weight.shard < shards, who + "shard " + std::to_string(weight.shard), "one of the shards listed");
   weight.offset = in.number<uint64_t>("weight offset");

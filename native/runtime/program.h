@@ -30,7 +30,6 @@ struct WeightInfo {
   Format format = Format::f32;
   int64_t rows = 0;
   int64_t cols = 0;
-  int32_t group_size = 0;
   uint32_t shard = 0;
   uint64_t offset = 0;  // in the shard's file
   uint64_t nbytes = 0;

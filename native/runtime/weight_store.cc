@@ -7,7 +7,7 @@ namespace deepmnn {
 void check_weight(const WeightInfo& weight, const std::string& shard, uint64_t file_nbytes) {
   // A shape whose bytes could not even be counted cannot be inside any file.
   const bool countable = weight.rows <= (int64_t{1} << 56) / (weight.cols + 128);
-  const int64_t expected = countable ? packed_nbytes(weight.format, weight.rows, weight.cols, weight.group_size) : 0;
+  const int64_t expected = countable ? packed_nbytes(weight.format, weight.rows, weight.cols) : 0;
   if (!countable || weight.nbytes != static_cast<uint64_t>(expected)) {
     fail_artifact("program.bin: weight " + weight.name + " has " + std::to_string(weight.nbytes) + " bytes",
                   std::to_string(expected) + " for its shape and layout");
@@ -22,7 +22,7 @@ void check_weight(const WeightInfo& weight, const std::string& shard, uint64_t f
 WeightStore::WeightStore(const Program& program, std::unique_ptr<Residency> residency)
     : residency_(std::move(residency)) {
   for (const WeightInfo& info : program.weights) {
-    weights_.push_back({nullptr, info.rows, info.cols, info.group_size, info.format});
+    weights_.push_back({nullptr, info.rows, info.cols, info.format});
     nbytes_ += static_cast<int64_t>(info.nbytes);
   }
 }

@@ -114,8 +114,7 @@ Bytes random_bytes(const Program& program) {
   std::normal_distribution<float> normal;
   Bytes bytes;
   for (const WeightInfo& weight : program.weights) {
-    std::vector<uint8_t> data(
-        static_cast<size_t>(packed_nbytes(weight.format, weight.rows, weight.cols, weight.group_size)));
+    std::vector<uint8_t> data(static_cast<size_t>(packed_nbytes(weight.format, weight.rows, weight.cols)));
     for (size_t at = 0; at < data.size(); at += 4) {
       const float value = normal(random);
       std::memcpy(data.data() + at, &value, 4);

@@ -25,37 +25,36 @@ def isas() -> list[str]:
 def formats() -> list[dict[str, Any]]:
     """The core's table of storage formats, by code: the fields of `deepmnn.formats.Format`."""
 
-def packed_nbytes(format: str, rows: int, cols: int, group_size: int = 0) -> int:
+def packed_nbytes(format: str, rows: int, cols: int) -> int:
     """Bytes of a stored weight (docs/layouts.md), padded to 64."""
 
+def rotate(x: NDArray[float32], threads: int = 1, isa: str = "") -> NDArray[float32]:
+    """Rows [n, cols] rotated, bit for bit as quant.rotation does: [n, cols padded to 32]."""
+
 def quantize(
-    w: NDArray[float32], format: str, group_size: int, threads: int = 1, isa: str = ""
-) -> tuple[NDArray[int8], NDArray[int8] | None, NDArray[float16]]:
-    """Codes, multipliers and scales of w [rows, cols], number for number those of quant.rounding:
-    shaped as in `deepmnn.formats.Codes`.
+    w: NDArray[float32], format: str, threads: int = 1, isa: str = ""
+) -> tuple[NDArray[int8], NDArray[float16]]:
+    """Codes and scales of w [rows, cols], number for number those of quant.rounding: shaped as in
+    `deepmnn.formats.Codes`.
     """
 
 def pack(
     codes: NDArray[int8],
-    multipliers: NDArray[int8] | None,
     scales: NDArray[float16],
     format: str,
-    group_size: int,
     threads: int = 1,
     isa: str = "",
 ) -> NDArray[uint8]:
-    """Stored bytes of codes; byte for byte those of quant.layout.pack. Codes and multipliers out of
-    the format's bounds give bytes that stand for other ones.
+    """Stored bytes of codes; byte for byte those of quant.layout.pack. Codes out of the format's
+    bounds give bytes that stand for other ones.
     """
 
 def quantize_pack(
-    w: NDArray[float32], format: str, group_size: int = 0, threads: int = 1, isa: str = ""
+    w: NDArray[float32], format: str, threads: int = 1, isa: str = ""
 ) -> NDArray[uint8]:
     """Stored bytes of w [rows, cols] in a format of matrices: `quantize` and `pack` in one go."""
 
-def unpack(
-    packed: NDArray[uint8], format: str, rows: int, cols: int, group_size: int = 0
-) -> NDArray[float32]:
+def unpack(packed: NDArray[uint8], format: str, rows: int, cols: int) -> NDArray[float32]:
     """The values of stored bytes: [rows, cols], or [cols] for a vector."""
 
 def sample(

@@ -18,7 +18,7 @@ from deepmnn.errors import DeepmnnError, StorageError
 from deepmnn.exporters.mnn.export import ExportReport, export
 from deepmnn.exporters.mnn.names import Names
 from deepmnn.exporters.mnn.writer import FolderWriter
-from mnnconvert.options import GROUPED, Options, parse
+from mnnconvert.options import Options, parse
 
 
 def main(arguments: Sequence[str], prog: str = "mnnconvert") -> int:
@@ -37,8 +37,6 @@ def main(arguments: Sequence[str], prog: str = "mnnconvert") -> int:
         f"{floats if report.quant == 'fp32' else report.quant}"
     )
     out.say(f"next: MNN.llm.create({str(options.mnn_model.with_suffix('.config.json'))!r})")
-    if options.group_size is not None and options.quant not in GROUPED:
-        err.say("note: --weightQuantBlock is for 4 bits; 8 bits have one scale for 256 columns")
     if report.unused:
         err.say(
             f"note: {len(report.unused)} tensors of the checkpoint are not read, "
@@ -70,7 +68,6 @@ def run(options: Options) -> tuple[ConvertReport, ExportReport]:
                 options.quant,
                 options.optimize_level,
                 config=options.config,
-                group_size=options.group_size if options.quant in GROUPED else None,
                 progress=progress,
             )
         with byte_progress("exporting") as progress:
@@ -79,6 +76,7 @@ def run(options: Options) -> tuple[ConvertReport, ExportReport]:
                 target.parent,
                 stem=target.stem,
                 float_dtype="fp16" if options.fp16 else None,
+                block_size=options.block_size,
                 biz_code=options.biz_code,
                 overwrite=options.overwrite,
                 progress=progress,

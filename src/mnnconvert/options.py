@@ -10,14 +10,11 @@ from typing import Any, NoReturn
 
 from deepmnn import __version__
 from deepmnn.errors import RequestError
-from deepmnn.formats import FORMATS
+from deepmnn.exporters.mnn.export import BLOCK_SIZES
 
 FRAMEWORKS = ("TORCH", "SAFETENSORS", "HF")
-BITS = {0: "fp32"} | {made.bits: made.name for made in FORMATS.values() if made.is_quantized}
-"""--weightQuantBits → recipe: it is called like the format of its linears."""
-
-GROUPED = {made.name: made.group_sizes for made in FORMATS.values() if len(made.group_sizes) > 1}
-"""Recipe → --weightQuantBlock, where there is a choice."""
+BITS = {0: "fp32", 8: "w8", 4: "w4"}
+"""--weightQuantBits → recipe."""
 
 QUANTIZE_MODES = {"NONE": 0, "WEIGHT_INT8": 8, "W8": 8, "WEIGHT_INT4": 4, "W4": 4}
 """--quantizeMode → --weightQuantBits."""
@@ -73,7 +70,7 @@ class Options:
         mnn_model: the .mnn file to write.
         config: a config.json other than the one beside model_file.
         quant: the recipe, one of BITS.
-        group_size: columns per scale, as given; None leaves it to the recipe.
+        block_size: columns per scale, as given; None leaves it to the export.
         fp16: whether float weights are stored in half precision.
     """
 
@@ -81,7 +78,7 @@ class Options:
     mnn_model: Path
     config: Path | None
     quant: str
-    group_size: int | None
+    block_size: int | None
     optimize_level: int
     fp16: bool
     biz_code: str
@@ -110,13 +107,13 @@ def parse(arguments: Sequence[str], prog: str = "mnnconvert") -> Options:
         raise RequestError(f"--MNNModel {mnn_model}", "a name that ends with .mnn")
     bits = _bits(given.weightQuantBits, given.quantizeMode)
     if given.weightQuantBlock is not None and not bits:
-        raise RequestError("--weightQuantBlock alone", "--weightQuantBits 4 with it")
+        raise RequestError("--weightQuantBlock alone", "--weightQuantBits with it")
     return Options(
         model_file=model_file,
         mnn_model=mnn_model,
         config=given.config and Path(given.config),
         quant=BITS[bits],
-        group_size=given.weightQuantBlock,
+        block_size=given.weightQuantBlock,
         optimize_level=given.optimizeLevel,
         fp16=given.fp16,
         biz_code=given.bizCode,
@@ -196,9 +193,8 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add(
         "--weightQuantBlock",
         type=int,
-        choices=sorted({size for sizes in GROUPED.values() for size in sizes}),
-        help="columns that share a scale with 4 bits; default 64, or 32 where it wastes less; "
-        "with 8 bits it is always 256",
+        choices=BLOCK_SIZES,
+        help="columns that share a scale; default 64 with 4 bits, 128 with 8",
     )
     ours = parser.add_argument_group("flags that MNN's own converter has not")
     ours.add_argument(

@@ -18,7 +18,7 @@ from deepmnn.source.json_file import KINDS, MAX_JSON_BYTES, is_plain_name, read_
 from deepmnn.source.regular_file import kind_of
 
 FORMAT = "deepmnn"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 """2: w8 and w4 have a scale for each panel; before, for each group of columns.
 3: program.bin 2: instructions say how weights are read, which caches they write and what they cost.
 """

@@ -23,14 +23,11 @@ def convert(
     target: Annotated[Path, Argument(metavar="OUT", help="Directory to write.")],
     quant: Annotated[
         str | None,
-        Option(help="fp32, bf16, w8, w4, or a recipe in a .json file; default: w8."),
+        Option(help="fp32, bf16, w8, w6, w5, w4, w3, or a recipe in a .json file; default: w8."),
     ] = None,
     optimize_level: Annotated[int, Option(min=0, max=3, help="Graph optimisation.")] = 3,
     config: Annotated[
         Path | None, Option(help="config.json to use; default: the one beside the weights.")
-    ] = None,
-    group_size: Annotated[
-        int | None, Option(help="Columns per scale in w4: 32, 64 or 128.")
     ] = None,
     random_weights: Annotated[bool, Option(help="Make the weights up; needs no tensors.")] = False,
     seed: Annotated[int, Option(min=0, help="Of the random weights.")] = 0,
@@ -53,7 +50,6 @@ def convert(
             read_recipe(quant or DEFAULT),
             optimize_level,
             config=config,
-            group_size=group_size,
             random_weights=random_weights,
             seed=seed,
             progress=progress,

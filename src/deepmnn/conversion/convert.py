@@ -58,7 +58,6 @@ def convert(
     optimize_level: int = MAX_LEVEL,
     *,
     config: str | os.PathLike[str] | None = None,
-    group_size: int | None = None,
     random_weights: bool = False,
     seed: int = 0,
     overwrite: bool = False,
@@ -74,19 +73,18 @@ def convert(
             OWNER/NAME or OWNER/NAME@REVISION, which is downloaded; with random_weights a directory
             with config.json, or that file itself, is enough.
         out: the directory to create.
-        quant: "w8", "fp32", "bf16" or "w4", or a recipe of your own (quant/recipe.py).
+        quant: "w8", "w6", "w5", "w4", "w3", "bf16" or "fp32", or a recipe of your own
+            (quant/recipe.py).
         optimize_level: 0 (the graph as the paper writes it) to 3.
         config: a config.json, or its directory, to use instead of the one beside the weights.
-        group_size: columns per scale in w4: 32, 64 or 128; by default 64, or 32 where that wastes
-            less. What the recipe stores as w8 has one scale for 256 columns.
-        random_weights: weights drawn at random, for benchmarks; in w8 and w4 most of them are drawn
+        random_weights: weights drawn at random, for benchmarks; quantised, most of them are drawn
             in their stored form, so another optimisation level is another model.
         seed: of the random weights.
         overwrite: replaces an artifact at `out`.
         progress: called with (bytes done, bytes in all, what) while a checkpoint is downloaded,
             and after each weight that is converted.
 
-    Raises CheckpointError, ConfigError, RequestError (quant, level, group_size or seed) or
+    Raises CheckpointError, ConfigError, RequestError (quant, level or seed) or
     StorageError.
     """
     began = time.monotonic()
@@ -95,7 +93,6 @@ def convert(
         quant,
         optimize_level,
         config=config,
-        group_size=group_size,
         random_weights=random_weights,
         seed=seed,
         progress=progress,
@@ -123,7 +120,6 @@ def plan_conversion(
     optimize_level: int = MAX_LEVEL,
     *,
     config: str | os.PathLike[str] | None = None,
-    group_size: int | None = None,
     random_weights: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
@@ -133,8 +129,6 @@ def plan_conversion(
     progress: called while a checkpoint of the hub is downloaded.
     """
     recipe = recipe_of(quant)
-    if group_size is not None:
-        recipe = recipe.with_group_size(group_size)
     random = RandomWeights(_shapes, seed)  # a wrong seed is refused even where nothing is drawn
     path = fetched(source, only_config=random_weights, progress=progress)
     opened = open_source(path, config, random if random_weights else None)

@@ -72,7 +72,7 @@ def _stored(weight: Weight, source: Source, threads: int) -> U8:
         if isinstance(source, RandomSource) and _is_drawable(weight):
             return draw(weight, source.seed)
         codes = weight.expr.codes(source)
-        if codes and (codes.format, codes.group_size) == (weight.format, weight.group_size):
+        if codes and codes.format == weight.format:
             return store_codes(weight, codes, threads)
     return store(weight, weight.expr.read(source), threads)
 

@@ -57,15 +57,13 @@ class Weight:
 
     role says what the weight is for, so that a quantisation recipe can choose by it: "linear",
     "expert", "latent" (the MLA up-projections), "router", "embedding", "lm_head", "vector".
-    format names how the numbers are stored (formats.py): as floats, or as codes; group_size is the
-    number of columns with a scale of their own, 0 for floats.
+    format names how the numbers are stored (formats.py): as floats, or as codes.
     """
 
     name: str
     expr: Expr
     role: str = "linear"
     format: str = "f32"
-    group_size: int = 0
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -82,8 +80,8 @@ class Weight:
 
     @property
     def nbytes(self) -> int:
-        """Stored bytes. Raises RequestError for a group size that the format does not have."""
-        return formats.named(self.format).nbytes(*self.matrix_shape, self.group_size)
+        """Stored bytes."""
+        return formats.named(self.format).nbytes(*self.matrix_shape)
 
 
 @dataclass

@@ -161,7 +161,7 @@ def add_weight(graph: Graph, like: Weight, name: str, expr: Expr, role: str = ""
 
     The same expression under the same name is the same weight and is not added twice.
     """
-    weight = Weight(name, expr, role or like.role, like.format, like.group_size)
+    weight = Weight(name, expr, role or like.role, like.format)
     count = 1
     while graph.weights.get(weight.name, weight) != weight:
         count += 1

@@ -43,9 +43,7 @@ def to_json(graph: Graph) -> str:
         "caches": graph.caches,
         "kept": graph.kept,
         "values": {v.name: [v.dtype, *v.shape] for v in graph.values.values()},
-        "weights": {
-            w.name: [w.role, w.format, w.group_size, *w.shape] for w in graph.weights.values()
-        },
+        "weights": {w.name: [w.role, w.format, *w.shape] for w in graph.weights.values()},
         "nodes": [
             {
                 "op": node.op,
@@ -156,15 +154,14 @@ def _value(name: str, value: object) -> Value:
 
 def _weight(name: str, value: object) -> Weight:
     what = f"weight {name!r:.80}"
-    role, dtype, group_size, *dims = _between(value, 4, 5, what)
+    role, format, *dims = _between(value, 3, 4, what)
     shape = tuple(_dim(size, what) for size in dims)
     _int(math.prod(shape), f"{what} size", 1)
     return Weight(
         name,
         Tensor(name, shape),
         _text(role, f"{what} role"),
-        _text(dtype, f"{what} dtype"),
-        _int(group_size, f"{what} group_size", 0),
+        _text(format, f"{what} format"),
     )
 
 

@@ -60,8 +60,6 @@ def _check_weight(name: str, weight: Weight) -> None:
     _need(
         (weight.role == "vector") == (rank == 1), f"{what} has role {weight.role!r}", "its rank's"
     )
-    sizes = FORMATS[weight.format].group_sizes
-    _need(weight.group_size in sizes, f"{what} has group_size {weight.group_size}", f"{sizes}")
 
 
 def _check_order(graph: Graph) -> None:

@@ -82,11 +82,9 @@ class Tensor(Expr):
         codes = source.codes(self.name)
         if codes is not None:
             rows, cols = self.shape
-            stored = formats.named(codes.format).stored_cols(cols, codes.group_size)
+            stored = formats.named(codes.format).stored_cols(cols)
             self._check(codes.codes.shape, (rows, stored))
             self._check(codes.scales.shape, (rows, math.ceil(stored / PANEL_COLS)))
-            if codes.multipliers is not None:
-                self._check(codes.multipliers.shape, (rows, stored // codes.group_size))
         return codes
 
     def _check(self, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
@@ -119,17 +117,13 @@ class RowMover(Expr):
     def codes(self, source: CodeSource) -> Codes | None:
         found = [child.codes(source) for child in self.children()]
         parts = [codes for codes in found if codes is not None]
-        kinds = {(codes.format, codes.group_size) for codes in parts}
-        if len(parts) < len(found) or len(kinds) > 1:
+        if len(parts) < len(found) or len({codes.format for codes in parts}) > 1:
             return None
-        multipliers = [part.multipliers for part in parts if part.multipliers is not None]
-        # Rounding zeros gives these scales: a signed maximum of 0 over w8's first divisor, -128.
-        zero_scale = 0.0 if multipliers else -0.0
+        # Rounding zeros gives these scales: a signed maximum of 0 over the first, negative divisor.
         return dataclasses.replace(
             parts[0],
             codes=self._placed([part.codes for part in parts]),
-            multipliers=self._placed(multipliers) if multipliers else None,
-            scales=self._placed([part.scales for part in parts], zero_scale),
+            scales=self._placed([part.scales for part in parts], -0.0),
         )
 
     def _placed(self, parts: list[NDArray[_T]], zero: float = 0) -> NDArray[_T]:

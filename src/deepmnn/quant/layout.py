@@ -6,7 +6,6 @@ Nothing here rounds to codes: they may come from quant/rounding.py or from a che
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -22,17 +21,15 @@ from deepmnn.formats import (
     F16,
     F32,
     F32_MATRIX,
-    I8,
     PANEL_COLS,
+    PART_COLS,
     U8,
     VECTOR,
     Codes,
     Format,
     named,
 )
-
-STEP_BYTES = 4
-"""Of every row, neighbouring bytes of a panel: a step is so many, of 16 rows."""
+from deepmnn.quant.rotation import unrotate
 
 _T = TypeVar("_T", bound=np.generic)
 _NUMBERS: dict[Format, np.dtype[np.generic]] = {
@@ -43,41 +40,41 @@ _NUMBERS: dict[Format, np.dtype[np.generic]] = {
 """What the formats of floats store."""
 
 
+_QUAD = 4
+"""Neighbouring columns of a row whose bytes lie together."""
+
+_QUADS = PART_COLS // _QUAD
+
+
 @dataclass(frozen=True)
 class Panels:
-    """Views of the parts of neighbouring panels, all of one width, in the bytes of blocks.
+    """Views of neighbouring panels, all of one width, in the bytes of blocks.
 
     Attributes:
-        codes: uint8 [blocks, panels, steps, 16 rows, 4]; a step is 4 columns of bytes, and where
-            codes share a byte as many times 4, the first 4 in its lowest bits.
-        multipliers: int8 [blocks, panels, groups, 16 rows]; no groups where there are none.
-        scales: float16 [blocks, panels, 1, 16 rows].
+        parts: uint8 [blocks, panels, parts, bytes of 32 columns of codes].
+        scales: float16 [blocks, panels, 16 rows].
     """
 
-    codes: U8
-    multipliers: I8
+    parts: U8
     scales: F16
 
 
 def pack(codes: Codes) -> U8:
     """Stored bytes of a quantised matrix, as long as its format says."""
-    format, signed = named(codes.format), codes.codes
-    if codes.multipliers is not None:
-        signed = _turned(signed, codes.multipliers)
-    rows, columns = signed.shape
-    stored = _whole_blocks(signed).view(np.uint8) + np.uint8(format.offset)
-    quads = stored.reshape(-1, BLOCK_ROWS, columns // STEP_BYTES, STEP_BYTES).swapaxes(1, 2)
-    count = len(quads)
-    steps: U8 = quads[:, :: format.codes_per_byte].copy()
-    for index in range(1, format.codes_per_byte):
-        steps |= quads[:, index :: format.codes_per_byte] << np.uint8(index * format.bits)
-    used = count * format.block_nbytes(columns, codes.group_size)
-    out = np.zeros(format.nbytes(rows, columns, codes.group_size), np.uint8)
-    parts = panels(out[:used].reshape(count, -1), codes.format, columns, codes.group_size)
-    _fill([part.codes for part in parts], steps)
-    _fill([part.scales for part in parts], _by_blocks(codes.scales))
-    if codes.multipliers is not None:
-        _fill([part.multipliers for part in parts], _by_blocks(codes.multipliers))
+    format = named(codes.format)
+    rows, columns = codes.codes.shape
+    stored = _whole_blocks(codes.codes).view(np.uint8) + np.uint8(format.offset)
+    parts = stored.reshape(-1, BLOCK_ROWS, columns // PART_COLS, _QUADS, _QUAD)
+    packed = _to_planes(parts.transpose(0, 2, 3, 1, 4), format)  # [blocks, parts, bytes]
+    scales = _whole_blocks(codes.scales).reshape(len(packed), BLOCK_ROWS, -1).swapaxes(1, 2)
+    out = np.zeros(format.nbytes(rows, columns), np.uint8)
+    used = len(packed) * format.block_nbytes(columns)
+    part = panel = 0
+    for views in panels(out[:used].reshape(len(packed), -1), format.name, columns):
+        count, width = views.parts.shape[1:3]
+        views.parts[:] = packed[:, part : part + count * width].reshape(views.parts.shape)
+        views.scales[:] = scales[:, panel : panel + count]
+        part, panel = part + count * width, panel + count
     return out
 
 
@@ -93,13 +90,13 @@ def pack_floats(w: F32, format: str) -> U8:
     return np.pad(data, (0, -data.size % ALIGNMENT))
 
 
-def unpack(packed: U8, format: str, rows: int, cols: int, group_size: int = 0) -> F32:
+def unpack(packed: U8, format: str, rows: int, cols: int) -> F32:
     """The float32 values of stored bytes: [rows, cols], or [cols] for a vector.
 
     Raises RequestError when `packed` is not as long as the format says.
     """
     storage = named(format)
-    nbytes = storage.nbytes(rows, cols, group_size)
+    nbytes = storage.nbytes(rows, cols)
     if packed.nbytes != nbytes:
         raise RequestError(
             f"{packed.nbytes} bytes for a {format} weight [{rows}, {cols}]", f"{nbytes}"
@@ -108,9 +105,9 @@ def unpack(packed: U8, format: str, rows: int, cols: int, group_size: int = 0) -
     if not storage.is_matrix:
         return data[: cols * 4].view(_NUMBERS[storage]).astype(np.float32)
     blocks = math.ceil(rows / BLOCK_ROWS)
-    data = data[: blocks * storage.block_nbytes(cols, group_size)]
+    data = data[: blocks * storage.block_nbytes(cols)]
     if storage.is_quantized:
-        values = unpack_codes(data, format, cols, group_size).values()
+        values = unrotate(unpack_codes(data, format, cols).values())
     else:
         steps = storage.stored_cols(cols) // storage.columns
         lanes = data.view(_NUMBERS[storage]).reshape(blocks, steps, BLOCK_ROWS, storage.columns)
@@ -118,90 +115,68 @@ def unpack(packed: U8, format: str, rows: int, cols: int, group_size: int = 0) -
     return np.ascontiguousarray(values.reshape(blocks * BLOCK_ROWS, -1)[:rows, :cols])
 
 
-def unpack_codes(packed: U8, format: str, cols: int, group_size: int) -> Codes:
+def unpack_codes(packed: U8, format: str, cols: int) -> Codes:
     """The codes of the whole blocks in `packed`: rows as they are stored, a multiple of 16."""
     storage = named(format)
-    nbytes = storage.block_nbytes(cols, group_size)
+    nbytes = storage.block_nbytes(cols)
     blocks = packed[: packed.size // nbytes * nbytes].reshape(-1, nbytes)
-    parts = panels(blocks, format, cols, group_size)
-    steps = _join([part.codes for part in parts])
-    mask = np.uint8((1 << storage.bits) - 1)
-    shared = [
-        steps >> np.uint8(index * storage.bits) & mask for index in range(storage.codes_per_byte)
-    ]
     rows = len(blocks) * BLOCK_ROWS
-    quads = np.stack(shared, axis=2).reshape(len(blocks), -1, BLOCK_ROWS, STEP_BYTES)
-    stored = quads.swapaxes(1, 2).reshape(rows, -1)
+    found, scales = [], []
+    for views in panels(blocks, format, cols):
+        parts = views.parts.reshape(len(blocks), -1, views.parts.shape[3])
+        found.append(_from_planes(parts, storage))
+        scales.append(views.scales)
+    quads = np.concatenate(found, axis=1)  # [blocks, parts, quads, 16, 4]
+    stored = quads.transpose(0, 3, 1, 2, 4).reshape(rows, -1)
     codes = (stored - np.uint8(storage.offset)).view(np.int8)  # wraps to the sign
-    scales = _join([part.scales for part in parts]).swapaxes(1, 2).reshape(rows, -1)
-    multipliers = None
-    if storage.multipliers:
-        multipliers = _join([part.multipliers for part in parts]).swapaxes(1, 2).reshape(rows, -1)
-        codes = _turned(codes, multipliers)
-    return Codes(format, codes, multipliers, scales, group_size)
+    by_row = np.concatenate(scales, axis=1).swapaxes(1, 2).reshape(rows, -1)
+    return Codes(format, codes, by_row)
 
 
-def panels(blocks: U8, format: str, cols: int, group_size: int) -> list[Panels]:
+def panels(blocks: U8, format: str, cols: int) -> list[Panels]:
     """The panels of blocks [n, block_nbytes]: whole ones, then the last one if it is narrower."""
     storage = named(format)
-    columns = storage.stored_cols(cols, group_size)
-    whole = columns // PANEL_COLS
-    end = blocks.shape[1] - storage.block_nbytes(columns % PANEL_COLS, group_size)
-    parts = [
-        (blocks[:, :end], whole, PANEL_COLS),
-        (blocks[:, end:], 1, columns % PANEL_COLS),
-    ]
-    return [
-        _panels(data.reshape(len(data), count, -1), storage, width, group_size)
-        for data, count, width in parts
-        if count * width > 0
-    ]
+    columns = storage.stored_cols(cols)
+    whole, rest = divmod(columns, PANEL_COLS)
+    end = blocks.shape[1] - (storage.block_nbytes(rest) if rest else 0)
+    found = []
+    for data, count, width in (blocks[:, :end], whole, PANEL_COLS), (blocks[:, end:], 1, rest):
+        if count * width > 0:
+            each = data.reshape(len(data), count, -1)
+            codes = BLOCK_ROWS * width * storage.bits // 8
+            parts = each[:, :, :codes].reshape(len(data), count, width // PART_COLS, -1)
+            found.append(Panels(parts, each[:, :, codes:].view("<f2")))
+    return found
 
 
-def _panels(data: U8, format: Format, columns: int, group_size: int) -> Panels:
-    """The parts of panels [blocks, panels, bytes] of so many columns."""
-    shape = data.shape[:2]
-    steps = columns // (STEP_BYTES * format.codes_per_byte)
-    groups = columns // group_size if format.multipliers else 0
-    multipliers = steps * BLOCK_ROWS * STEP_BYTES
-    scales = multipliers + groups * BLOCK_ROWS
-    return Panels(
-        data[:, :, :multipliers].reshape(*shape, steps, BLOCK_ROWS, STEP_BYTES),
-        data[:, :, multipliers:scales].reshape(*shape, groups, BLOCK_ROWS).view(np.int8),
-        data[:, :, scales:].reshape(*shape, 1, -1).view("<f2"),
-    )
+def _to_planes(codes: U8, format: Format) -> U8:
+    """Unsigned codes [..., quads, 16, 4] of parts → their bytes [..., n], plane after plane."""
+    planes = []
+    for bits, shift in format.planes():
+        shared = 8 // bits  # quads of a byte, the first in its lowest bits
+        ours = codes >> np.uint8(shift) & np.uint8((1 << bits) - 1)
+        plane = ours[..., ::shared, :, :].copy()
+        for index in range(1, shared):
+            plane |= ours[..., index::shared, :, :] << np.uint8(index * bits)
+        planes.append(plane.reshape(*codes.shape[:-3], -1))
+    return np.concatenate(planes, axis=-1)
 
 
-def _turned(codes: I8, multipliers: I8) -> I8:
-    """Codes c [rows, columns], in groups with a negative multiplier -1 - c: as they are stored,
-    from codes as they count, and the other way round.
-    """
-    turn = np.where(multipliers < 0, np.int8(-1), np.int8(0))
-    turned: I8 = codes ^ np.repeat(turn, codes.shape[1] // turn.shape[1], axis=1)
-    return turned
+def _from_planes(parts: U8, format: Format) -> U8:
+    """The inverse: [..., n] → [..., quads, 16, 4]."""
+    codes = np.zeros((*parts.shape[:-1], _QUADS, BLOCK_ROWS, _QUAD), np.uint8)
+    begin = 0
+    for bits, shift in format.planes():
+        shared = 8 // bits
+        end = begin + PART_COLS * BLOCK_ROWS * bits // 8
+        plane = parts[..., begin:end].reshape(*parts.shape[:-1], -1, BLOCK_ROWS, _QUAD)
+        for index in range(shared):
+            ours = plane >> np.uint8(index * bits) & np.uint8((1 << bits) - 1)
+            codes[..., index::shared, :, :] |= ours << np.uint8(shift)
+        begin = end
+    return codes
 
 
 def _whole_blocks(matrix: NDArray[_T]) -> NDArray[_T]:
     """Zero rows appended."""
     return np.pad(matrix, ((0, -len(matrix) % BLOCK_ROWS), (0, 0)))
-
-
-def _by_blocks(matrix: NDArray[_T]) -> NDArray[_T]:
-    """[rows, n] → [blocks, n, 16 rows], zero rows appended."""
-    return _whole_blocks(matrix).reshape(-1, BLOCK_ROWS, matrix.shape[1]).swapaxes(1, 2)
-
-
-def _join(views: Sequence[NDArray[_T]]) -> NDArray[_T]:
-    """[blocks, panels, n, ...] one after another: [blocks, all n, ...]."""
-    return np.concatenate(
-        [v.reshape(len(v), v.shape[1] * v.shape[2], *v.shape[3:]) for v in views], axis=1
-    )
-
-
-def _fill(views: Sequence[NDArray[_T]], values: NDArray[_T]) -> None:
-    """Writes [blocks, all n, ...] to what `_join` would make it of."""
-    at = 0
-    for view in views:
-        n = view.shape[1] * view.shape[2]
-        view[:] = values[:, at : at + n].reshape(view.shape)
-        at += n

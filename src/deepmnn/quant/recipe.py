@@ -4,7 +4,7 @@ A recipe is an ordered list of rules, pattern → format; the first that matches
 
     {"name": "mine", "rules": [
         {"pattern": "model.layers.0.*", "format": "w8"},
-        {"pattern": "role:expert", "format": "w4", "group_size": 32},
+        {"pattern": "role:expert", "format": "w4"},
         {"pattern": "*", "format": "bf16"}]}
 
 "role:expert" matches a role (graph/ir.py); anything else is a glob, which matches a weight by its
@@ -19,13 +19,13 @@ that it has, so that tying a head to it costs nothing and level 0 quantises like
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from deepmnn import formats
-from deepmnn.errors import DeepmnnError, RequestError, Words, argument
+from deepmnn.errors import DeepmnnError, RequestError, Words
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.signatures import weights_read
 from deepmnn.graph.tensors import tensors
@@ -46,15 +46,11 @@ _MAX_PATTERN = 500
 class Rule:
     """Weights that match `pattern` are stored in `format`.
 
-    group_size: columns that have a scale of their own; None leaves it to the format and the width
-    of each weight.
-
-    Raises RequestError for a role, format or group size that there is none of.
+    Raises RequestError for a role or format that there is none of.
     """
 
     pattern: str
     format: str
-    group_size: int | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.pattern, str):
@@ -68,10 +64,6 @@ class Rule:
         if self.format not in MATRICES:
             expected = f"one of {', '.join(MATRICES)}"
             raise RequestError(f"weight format {self.format!r:.80}", expected)
-        if self.group_size is not None:
-            if type(self.group_size) is not int:
-                raise RequestError(f"group_size is {self.group_size!r:.80}", "an integer")
-            formats.named(self.format).check_group_size(self.group_size)
 
     def matches(self, weight: Weight, role: str) -> bool:
         """Whether a weight with that role gets this rule's format."""
@@ -106,30 +98,9 @@ class Recipe:
         if not isinstance(self.rules, tuple) or not all(isinstance(r, Rule) for r in self.rules):
             raise RequestError(f"rules are {self.rules!r:.80}", "a tuple of Rule")
 
-    def with_group_size(self, group_size: int) -> Recipe:
-        """The same with groups of so many columns, where the format leaves a choice.
-
-        Raises RequestError when no rule has such a format, or the format no such groups.
-        """
-        if not any(rule.format in _GROUPED for rule in self.rules):
-            raise RequestError(
-                argument("group_size", f" {group_size} for {self.name}"),
-                ", ".join(_GROUPED),
-                "w8 has one scale for 256 columns, fp32 and bf16 have none: leave it out.",
-            )
-        rules = (
-            replace(rule, group_size=group_size) if rule.format in _GROUPED else rule
-            for rule in self.rules
-        )
-        return replace(self, rules=tuple(rules))
-
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
-        rules = [
-            {"pattern": rule.pattern, "format": rule.format}
-            | ({} if rule.group_size is None else {"group_size": rule.group_size})
-            for rule in self.rules
-        ]
+        rules = [{"pattern": rule.pattern, "format": rule.format} for rule in self.rules]
         return {"name": self.name, "rules": rules}
 
     @classmethod
@@ -138,19 +109,23 @@ class Recipe:
     ) -> Recipe:
         """The recipe of parsed JSON; every fault is raised as `error`, `what` names the file."""
         try:
-            checked = _object(fields, "the recipe", {"name": str, "rules": list}, {})
+            checked = _object(fields, "the recipe", {"name": str, "rules": list})
             rules = [_rule(rule, number) for number, rule in enumerate(checked["rules"], 1)]
             return cls(checked["name"], tuple(rules))
         except RequestError as fault:
             raise error(f"{what}: {fault.found}", fault.expected, fault.hint) from None
 
 
-_GROUPED = tuple(made.name for made in formats.FORMATS.values() if len(made.group_sizes) > 1)
-"""Formats whose group size is a choice."""
-
-
 def _uniform(name: str, format: str) -> Recipe:
     return Recipe(name, tuple(Rule(_ROLE + role, format) for role in ROLES))
+
+
+def _narrow(name: str) -> Recipe:
+    """A format of few bits, but w8 where rounding costs most for what it saves: MLA's
+    up-projections, and the embedding, of which a token reads one row.
+    """
+    few = [Rule(_ROLE + role, name) for role in ("linear", "expert", "lm_head")]
+    return Recipe(name, (*few, Rule("role:latent", "w8"), Rule("role:embedding", "w8")))
 
 
 RECIPES = {
@@ -159,16 +134,7 @@ RECIPES = {
         _uniform("fp32", "f32"),
         _uniform("bf16", "bf16"),
         _uniform("w8", "w8"),
-        Recipe(
-            "w4",
-            (
-                Rule("role:linear", "w4"),
-                Rule("role:expert", "w4"),
-                Rule("role:lm_head", "w4"),
-                Rule("role:latent", "w8"),  # the MLA up-projections
-                Rule("role:embedding", "w8"),
-            ),
-        ),
+        *map(_narrow, ("w6", "w5", "w4", "w3")),
     )
 }
 """The recipes that have names."""
@@ -198,12 +164,12 @@ def read_recipe(quant: str) -> Recipe:
 
 
 def apply(graph: Graph, recipe: Recipe) -> None:
-    """Sets the format and the group size of every weight of the graph, in place."""
+    """Sets the format of every weight of the graph, in place."""
     embeddings = _embeddings(graph)
     for weight in graph.weights.values():
         looked_up = embeddings.get(weight.expr)
         if weight.role == "vector" or len(weight.shape) == 1:
-            weight.format, weight.group_size = formats.VECTOR.name, 0
+            weight.format = formats.VECTOR.name
         elif looked_up is not None:
             _store(weight, recipe, looked_up, "embedding")
         else:
@@ -215,7 +181,6 @@ def _store(weight: Weight, recipe: Recipe, matched: Weight, role: str) -> None:
     rules = () if role == "router" else recipe.rules
     rule = next((rule for rule in rules if rule.matches(matched, role)), UNMATCHED)
     weight.format = rule.format
-    weight.group_size = rule.group_size or formats.named(rule.format).group_size(weight.shape[1])
 
 
 def _embeddings(graph: Graph) -> dict[Expr, Weight]:
@@ -230,26 +195,23 @@ def _embeddings(graph: Graph) -> dict[Expr, Weight]:
 
 def _rule(fields: object, number: int) -> Rule:
     what = f"rule {number}"
-    checked = _object(fields, what, {"pattern": str, "format": str}, {"group_size": int})
+    checked = _object(fields, what, {"pattern": str, "format": str})
     try:
         return Rule(**checked)
     except RequestError as fault:
         raise RequestError(f"{what}: {fault.found}", fault.expected, fault.hint) from None
 
 
-def _object(
-    value: object, what: str, required: Mapping[str, type], optional: Mapping[str, type]
-) -> dict[str, Any]:
+def _object(value: object, what: str, known: Mapping[str, type]) -> dict[str, Any]:
     """An object with exactly these fields. Raises RequestError."""
-    known = {**required, **optional}
     if not isinstance(value, dict):
         raise RequestError(f"{what} is {value!r:.80}", f"an object with {', '.join(known)}")
     for key in value:
         if key not in known:
             raise RequestError(f"{what} has the field {key!r:.80}", f"only {', '.join(known)}")
     for key, kind in known.items():
-        if key in required and key not in value:
+        if key not in value:
             raise RequestError(f"{what} has no field {key!r}", KINDS[kind])
-        if key in value and type(value[key]) is not kind:
+        if type(value[key]) is not kind:
             raise RequestError(f"{what}: {key} is {value[key]!r:.80}", KINDS[kind])
     return value

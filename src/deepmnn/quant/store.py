@@ -7,7 +7,7 @@ from numpy.typing import DTypeLike
 
 from deepmnn import _core
 from deepmnn.errors import CheckpointError, RequestError
-from deepmnn.formats import F32, MULTIPLIER_MAX, PANEL_COLS, U8, Codes, named, round_up
+from deepmnn.formats import F32, PANEL_COLS, U8, Codes, named, round_up
 from deepmnn.graph.ir import Weight
 from deepmnn.quant.layout import pack_floats, unpack
 
@@ -26,7 +26,7 @@ def store(weight: Weight, array: F32, threads: int = 1) -> U8:
     if not named(weight.format).is_matrix:
         return pack_floats(array, weight.format)
     matrix = np.ascontiguousarray(array, np.float32)
-    return _core.quantize_pack(matrix, weight.format, weight.group_size, threads)
+    return _core.quantize_pack(matrix, weight.format, threads)
 
 
 def store_codes(weight: Weight, codes: Codes, threads: int = 1) -> U8:
@@ -40,41 +40,33 @@ def store_codes(weight: Weight, codes: Codes, threads: int = 1) -> U8:
     _check_bounds(weight, codes)
     return _core.pack(
         np.ascontiguousarray(codes.codes),
-        None if codes.multipliers is None else np.ascontiguousarray(codes.multipliers),
         np.ascontiguousarray(codes.scales),
-        *(codes.format, codes.group_size, threads),
+        codes.format,
+        threads,
     )
 
 
 def stored_values(weight: Weight, packed: U8) -> F32:
     """The float32 values of a stored weight, in the weight's own shape."""
-    values = unpack(packed, weight.format, *weight.matrix_shape, weight.group_size)
+    values = unpack(packed, weight.format, *weight.matrix_shape)
     return values.reshape(weight.shape)
 
 
 def _check_format(weight: Weight, codes: Codes) -> None:
-    given, wanted = ((x.format, x.group_size) for x in (codes, weight))
-    named(weight.format).check_group_size(weight.group_size)
-    if given != wanted or not named(weight.format).is_quantized:
+    if codes.format != weight.format or not named(weight.format).is_quantized:
         raise RequestError(
-            f"weight {weight.name!r}: codes of {given[0]} in groups of {given[1]}",
-            f"{wanted[0]} in groups of {wanted[1]}",
+            f"weight {weight.name!r}: codes of {codes.format}",
+            weight.format,
             "Store it in the format that its codes are in.",
         )
 
 
 def _check_shapes(weight: Weight, codes: Codes) -> None:
-    format, (rows, cols) = named(weight.format), weight.matrix_shape
-    stored = format.stored_cols(cols, weight.group_size)
-    groups = (rows, stored // weight.group_size)
+    rows, cols = weight.matrix_shape
+    stored = named(weight.format).stored_cols(cols)
     panels = (rows, round_up(stored, PANEL_COLS) // PANEL_COLS)
     _check_array(weight, "codes", codes.codes, np.int8, (rows, stored))
     _check_array(weight, "scales", codes.scales, np.float16, panels)
-    if (codes.multipliers is not None) != format.multipliers:
-        having = "multipliers" if format.multipliers else "no multipliers"
-        raise CheckpointError(f"weight {weight.name!r} of {format.name}", having)
-    if codes.multipliers is not None:
-        _check_array(weight, "multipliers", codes.multipliers, np.int8, groups)
 
 
 def _check_array(
@@ -88,17 +80,14 @@ def _check_array(
 
 
 def _check_bounds(weight: Weight, codes: Codes) -> None:
-    offset, cols = named(weight.format).offset, weight.shape[1]
-    bounds = [("codes", codes.codes, -offset, offset - 1), ("padding", codes.codes[:, cols:], 0, 0)]
-    if codes.multipliers is not None:
-        bounds.append(("multipliers", codes.multipliers, -MULTIPLIER_MAX, MULTIPLIER_MAX))
-    for what, array, low, high in bounds:
-        if array.size and not low <= array.min() <= array.max() <= high:
-            raise CheckpointError(
-                f"weight {weight.name!r}: {what} from {array.min()} to {array.max()}",
-                f"{low} to {high}",
-                _DAMAGED,
-            )
+    low, high = -named(weight.format).offset, named(weight.format).offset - 1
+    array = codes.codes
+    if array.size and not low <= array.min() <= array.max() <= high:
+        raise CheckpointError(
+            f"weight {weight.name!r}: codes from {array.min()} to {array.max()}",
+            f"{low} to {high}",
+            _DAMAGED,
+        )
     if not np.isfinite(codes.scales).all():
         raise CheckpointError(
             f"weight {weight.name!r}: scales with NaN or infinity", "finite numbers", _DAMAGED

@@ -115,7 +115,6 @@ def _weight(
         weight.format,
         shape[0],
         shape[1],
-        weight.group_size,
         location.shard,
         location.offset,
         location.nbytes,

@@ -18,7 +18,7 @@ from deepmnn.graph.ir import CONTEXT, ROWS, TOKENS, Attr
 from deepmnn.graph.signatures import Reading
 
 MAGIC = b"DMNPROG\0"
-VERSION = 2
+VERSION = 3
 VALUE_DTYPES = ("f32", "i32")
 DIMS = (TOKENS, CONTEXT, ROWS)
 READINGS: tuple[str, ...] = get_args(Reading)
@@ -42,7 +42,6 @@ class ProgramWeight:
     format: str
     rows: int
     cols: int
-    group_size: int
     shard: int
     offset: int
     nbytes: int
@@ -134,8 +133,8 @@ def _list(items: Sequence[T], write: Callable[[T], bytes]) -> bytes:
 
 def _weight(weight: ProgramWeight) -> bytes:
     return _str(weight.name) + struct.pack(
-        "<BqqIIQQ",
-        *(FORMATS[weight.format].code, weight.rows, weight.cols, weight.group_size),
+        "<BqqIQQ",
+        *(FORMATS[weight.format].code, weight.rows, weight.cols),
         *(weight.shard, weight.offset, weight.nbytes),
     )
 
@@ -271,7 +270,6 @@ def _read_weight(reader: _Reader, shards: tuple[str, ...]) -> ProgramWeight:
         format=reader.one_of(tuple(FORMATS), "weight format"),
         rows=reader.number("q", "a weight's rows", 1, MAX_EXTENT),
         cols=reader.number("q", "a weight's columns", 1, MAX_EXTENT // 2),
-        group_size=reader.u32(),
         shard=reader.index(shards, "shard"),
         offset=reader.number("Q", "a weight's offset", 0, (1 << 64) - 1, ALIGNMENT),
         nbytes=reader.number("Q", "a weight's size", 0, (1 << 64) - 1),

@@ -9,7 +9,6 @@ import numpy as np
 
 from deepmnn.exporters.mnn.weights import (
     WeightFile,
-    block_size,
     code_bits,
     fits_half,
     piece_values,
@@ -20,7 +19,7 @@ from deepmnn.graph.ir import Weight
 
 
 def is_quantised(weight: Weight) -> bool:
-    """Whether the table keeps its codes."""
+    """Whether the table is stored as codes."""
     return named(weight.format).is_quantized
 
 
@@ -37,14 +36,14 @@ def name_of(bits: int) -> str:
 def write_table(weight: Weight, packed: U8, file: WeightFile) -> dict[str, Any]:
     """Writes the table to a file of its own; → the "tie_embeddings" of llm_config.json, or {}.
 
-    Quantised tables keep their codes, as other matrices do; floats are stored as bf16 when that
+    Quantised tables are rounded as other matrices are; floats are stored as bf16 when that
     holds them exactly, as DeepSeek's own, or else as fp16 when none is too large for it, which is
     nearer than bf16.
     """
     rows = np.arange(weight.shape[0])
     if is_quantised(weight):
         codes, scales = file.codes(weight, packed, rows)
-        return tie(weight, 0, codes, scales)
+        return tie(weight, file.block_size(weight), 0, codes, scales)
     half = not _is_bf16(weight, packed) and fits_half(weight, packed, rows)
     dtype = np.float16 if half else ml_dtypes.bfloat16
     for piece in pieces(rows):
@@ -52,14 +51,14 @@ def write_table(weight: Weight, packed: U8, file: WeightFile) -> dict[str, Any]:
     return {"weight_offset": 0, "quant_bit": 16} if half else {}
 
 
-def tie(weight: Weight, start: int, codes: int, scales: int) -> dict[str, Any]:
+def tie(weight: Weight, block: int, start: int, codes: int, scales: int) -> dict[str, Any]:
     """The "tie_embeddings" of codes that begin at `start`, followed by their scales."""
     return {
         "weight_offset": start,
         "alpha_offset": start + codes,
         "alpha_size": scales,
         "quant_bit": code_bits(weight),
-        "quant_block": block_size(weight),
+        "quant_block": block,
         "alpha_dtype": "fp16",
     }
 

@@ -29,6 +29,7 @@ from deepmnn.source.json_file import is_plain_name
 from deepmnn.source.side_files import read_side_files
 
 FLOAT_DTYPES = ("f32", "fp16")
+BLOCK_SIZES = (32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ def export(
     stem: str | None = None,
     mla_form: str = "auto",
     float_dtype: str | None = None,
+    block_size: int | None = None,
     biz_code: str = "",
     needs_tokenizer: bool = False,
     overwrite: bool = False,
@@ -66,9 +68,9 @@ def export(
 ) -> ExportReport:
     """Exports a converted model for MNN 3.6.1.
 
-    Quantised weights keep their codes; the scales of w4's groups are rounded to fp16. Needs memory
-    for one weight and for the description of the network. Written to a temporary directory and
-    renamed when complete.
+    Quantised weights are rounded anew, to MNN's blocks of 4 or 8 bits. Needs memory for one weight
+    and for the description of the network. Written to a temporary directory and renamed when
+    complete.
 
     Args:
         source: an artifact.
@@ -78,6 +80,8 @@ def export(
             latents (far smaller), or "auto": expanded while 4096 tokens take at most 3 GiB.
         float_dtype: "fp16" stores matrices of floats in half the bytes, "f32" as they are; None:
             bf16 ones as fp16, float32 ones as they are.
+        block_size: columns of a quantised matrix that share a scale; None: 64 with 4 bits, 128 with
+            8, or the largest part of these that divides the columns.
         biz_code: a name stored in the network (MNN's bizCode).
         needs_tokenizer: refuses a tokenizer that MNN has no form for, which a phone needs;
             otherwise the folder then runs from deepmnn, or by token ids.
@@ -90,6 +94,8 @@ def export(
     began = time.monotonic()
     if float_dtype not in (None, *FLOAT_DTYPES):
         raise RequestError(f"float_dtype is {float_dtype!r:.40}", " or ".join(FLOAT_DTYPES))
+    if block_size not in (None, *BLOCK_SIZES):
+        raise RequestError(f"block_size is {block_size!r:.40}", f"one of {BLOCK_SIZES}")
     if stem is not None and not is_plain_name(stem):
         raise RequestError(f"the model's name is {stem!r:.80}", "a file name without directories")
     runtime()  # that it is missing must not show after all has been written
@@ -101,7 +107,7 @@ def export(
         writer.check_space(artifact.weights_nbytes)
         read = _Reader(artifact, graph, progress)
         with writer.stream(names.weight) as sink:
-            weights = WeightFile(sink, half=float_dtype == "fp16")
+            weights = WeightFile(sink, float_dtype == "fp16", block_size)
             context = read_config(artifact.config).context_length
             low = Lowering(graph, read, weights, context, form, biz_code)
             model = low.run()
@@ -169,7 +175,7 @@ def _write_embedding(
 ) -> tuple[str, dict[str, Any], int]:
     """→ the table's own file, "tie_embeddings" of llm_config.json, the file's bytes."""
     if table.name in weights.whole:
-        return "", embedding.tie(table, *weights.whole[table.name]), 0
+        return "", embedding.tie(table, weights.block_size(table), *weights.whole[table.name]), 0
     name = names.of(embedding.file_name(table))
     with writer.stream(name) as sink:
         file = WeightFile(sink)

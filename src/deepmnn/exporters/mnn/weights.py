@@ -1,18 +1,17 @@
 """llm.mnn.weight: one file of blobs that the ops of a .mnn model point into.
 
-A quantised matrix keeps the artifact's codes: value = code · scale, one fp16 scale per row and
-block of columns, which is MNN's symmetric block quantisation. w8's scales stay as they are; those
-of w4's groups, multiplier · scale / 16, have up to 4 bits more and are rounded to fp16, so that a
-value may be off by 2⁻¹¹ of itself. The blob is
+A quantised matrix is rounded anew, because the artifact's panels are rotated and MNN's are not:
+value = code · scale, one fp16 scale per row and block of columns, which is MNN's symmetric block
+quantisation. Formats of up to 4 bits become 4, the others 8. The blob is
 
     u8 2, then rows and cols (u16, or u32 when one needs it)
     u8 count of code values (0: 256), then the values as int8, ascending
-    codes + offset, row by row: a byte each (w8), or two to a byte, the first high (w4)
+    codes + offset, row by row: a byte each (8 bits), or two to a byte, the first high (4 bits)
     fp16 scales [rows, blocks], then the f32 bias [rows] if there is one
 
-A block is a group (w8: a panel), or its largest part that divides the columns. Blocks of less than
-32 columns are not worth their scales: that matrix is stored as the float32 values it stands for. No
-published DeepSeek model has one.
+A block is the largest part of BLOCK that divides the columns. Blocks of less than 32 columns are
+not worth their scales: that matrix is stored as the float32 values it stands for. No published
+DeepSeek model has one.
 """
 
 from __future__ import annotations
@@ -23,14 +22,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from deepmnn.exporters.mnn.blocks import round_blocks
 from deepmnn.formats import ALIGNMENT, BF16_MATRIX, BLOCK_ROWS, F32, U8, named
 from deepmnn.graph.ir import Weight
-from deepmnn.quant.layout import unpack, unpack_codes
+from deepmnn.quant.layout import unpack
 
 Rows = NDArray[np.intp]
 
 _CHUNK_ROWS = 4096
 LEAST_BLOCK = 32
+BLOCK = {4: 64, 8: 128}
+"""Columns that share a scale, by the bits of a code, where nothing else is asked for."""
+
 _FP16_MAX = 65504.0
 SHAPE_16_MAX = 0xFFFF
 
@@ -43,15 +46,19 @@ class Writable(Protocol):
 
 
 class WeightFile:
-    """Appends blobs to a file. half: matrices of floats, but for routers, are stored as fp16.
+    """Appends blobs to a file.
+
+    half: matrices of floats, but for routers, are stored as fp16. block: columns that share a
+    scale, None: as BLOCK says.
 
     whole tells, for a quantised matrix that has been written whole and in order, where its codes
     begin and the bytes of its codes and of its scales.
     """
 
-    def __init__(self, file: Writable, half: bool = False) -> None:
+    def __init__(self, file: Writable, half: bool = False, block: int | None = None) -> None:
         self._file = file
         self._half = half
+        self._block = block
         self.position = 0
         self.whole: dict[str, tuple[int, int, int]] = {}
 
@@ -62,7 +69,7 @@ class WeightFile:
 
         A negative row is one of zeros.
         """
-        if named(weight.format).is_quantized and block_size(weight) >= LEAST_BLOCK:
+        if named(weight.format).is_quantized and self.block_size(weight) >= LEAST_BLOCK:
             return self._quantised(weight, packed, rows, bias)
         return self._floats(weight, packed, rows, bias)
 
@@ -71,25 +78,20 @@ class WeightFile:
         start = self.position
         return start, self.write(np.ascontiguousarray(values, "<f4"))
 
-    def codes(self, weight: Weight, packed: U8, rows: Rows) -> tuple[int, int]:
-        """Writes the codes of rows and then their scales; → the bytes of both.
+    def block_size(self, weight: Weight) -> int:
+        """Columns that share a scale once written."""
+        return math.gcd(weight.shape[1], self._block or BLOCK[code_bits(weight)])
 
-        A scale is for `block_size` columns, and rounded to fp16.
-        """
-        cols, size, nbytes = weight.shape[1], block_size(weight), 0
-        bits = code_bits(weight)
-        scales = []
+    def codes(self, weight: Weight, packed: U8, rows: Rows) -> tuple[int, int]:
+        """Writes the codes of rows and then their scales; → the bytes of both."""
+        nbytes, bits, all_scales = 0, code_bits(weight), []
         for piece in pieces(rows):
-            blocks = _blocks(weight, packed, piece)
-            quantized = unpack_codes(blocks, weight.format, cols, weight.group_size)
-            local, zero = _local(piece), piece[:, None] < 0
-            rounded = quantized.group_scales().astype(np.float16)[local]
-            repeated = np.repeat(rounded, weight.group_size // size, axis=1)
-            scales.append(np.where(zero, np.float16(0), repeated[:, : cols // size]))
-            codes = np.where(zero, np.int8(0), quantized.codes[local, :cols]).view(np.uint8)
-            codes += np.uint8(1 << bits - 1)
-            nbytes += self.write(codes if bits == 8 else codes[:, ::2] << 4 | codes[:, 1::2])
-        return nbytes, self.write(np.concatenate(scales).astype("<f2"))
+            values = piece_values(weight, packed, piece)
+            codes, scales = round_blocks(values, self.block_size(weight), bits)
+            all_scales.append(scales)
+            stored = codes.view(np.uint8) + np.uint8(1 << bits - 1)
+            nbytes += self.write(stored if bits == 8 else stored[:, ::2] << 4 | stored[:, 1::2])
+        return nbytes, self.write(np.concatenate(all_scales).astype("<f2"))
 
     def write(self, array: NDArray[Any]) -> int:
         """Appends an array's bytes; → how many."""
@@ -101,7 +103,7 @@ class WeightFile:
     def _quantised(
         self, weight: Weight, packed: U8, rows: Rows, bias: F32 | None
     ) -> dict[str, Any]:
-        cols, offset = weight.shape[1], named(weight.format).offset
+        cols, offset = weight.shape[1], 1 << code_bits(weight) - 1
         start, wide = self.position, max(len(rows), cols) > SHAPE_16_MAX
         self.write(np.array([2], np.uint8))
         self.write(np.array([len(rows), cols], "<u4" if wide else "<u2"))
@@ -140,13 +142,7 @@ class WeightFile:
 
 def code_bits(weight: Weight) -> int:
     """Bits of a code once written: a byte where a row of them does not fill whole bytes."""
-    format = named(weight.format)
-    return format.bits if weight.shape[1] % format.codes_per_byte == 0 else 8
-
-
-def block_size(weight: Weight) -> int:
-    """Columns that share a scale once written: the group, or its largest part that divides all."""
-    return math.gcd(weight.shape[1], weight.group_size)
+    return 4 if named(weight.format).bits <= 4 and weight.shape[1] % 2 == 0 else 8
 
 
 def pieces(rows: Rows) -> list[Rows]:
@@ -163,7 +159,7 @@ def _blocks(weight: Weight, packed: U8, rows: Rows) -> U8:
 
 
 def _block_nbytes(weight: Weight) -> int:
-    return named(weight.format).block_nbytes(weight.shape[1], weight.group_size)
+    return named(weight.format).block_nbytes(weight.shape[1])
 
 
 def _local(rows: Rows) -> Rows:
@@ -179,7 +175,7 @@ def piece_values(weight: Weight, packed: U8, rows: Rows) -> F32:
     blocks = _blocks(weight, packed, rows)
     count = blocks.nbytes // _block_nbytes(weight) * BLOCK_ROWS
     stored = np.pad(blocks, (0, -blocks.nbytes % ALIGNMENT))  # as `unpack` wants it
-    values = unpack(stored, weight.format, count, cols, weight.group_size)[_local(rows)]
+    values = unpack(stored, weight.format, count, cols)[_local(rows)]
     return np.where(rows[:, None] < 0, np.float32(0), values)
 
 

@@ -20,12 +20,12 @@ from deepmnn.graph.weights import Concat, Constant, Expr
 def run(graph: Graph) -> int:
     """Returns the number of groups fused."""
     view = View(graph)
-    groups: dict[tuple[str, str, str, int], list[Node]] = {}
+    groups: dict[tuple[str, str, str], list[Node]] = {}
     for node in graph.nodes:
         if node.op == "linear":
             weight = graph.weights[node.weights[0]]
             if weight.role != "router":
-                key = (view.source(node.inputs[0]), weight.role, weight.format, weight.group_size)
+                key = (view.source(node.inputs[0]), weight.role, weight.format)
                 groups.setdefault(key, []).append(node)
     fused = [
         Rewrite(nodes, _fuse(graph, key[0], nodes))

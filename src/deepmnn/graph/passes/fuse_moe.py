@@ -71,9 +71,9 @@ def _match(graph: Graph, view: View, combine: Node) -> _Experts | None:
 def _same_storage(graph: Graph, gate: Node, up: Node) -> bool:
     """Every expert's gate and up can be one weight."""
 
-    def storage(node: Node) -> list[tuple[tuple[int, ...], str, int]]:
+    def storage(node: Node) -> list[tuple[tuple[int, ...], str]]:
         weights = [graph.weights[name] for name in node.weights]
-        return [(w.shape, w.format, w.group_size) for w in weights]
+        return [(w.shape, w.format) for w in weights]
 
     return storage(gate) == storage(up)
 

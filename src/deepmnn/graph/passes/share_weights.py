@@ -93,5 +93,5 @@ def _candidates(graph: Graph) -> Iterable[Weight]:
     return [weight for weight in graph.weights.values() if weight.name not in kept]
 
 
-def _storage(weight: Weight) -> tuple[tuple[int, ...], str, int]:
-    return weight.shape, weight.format, weight.group_size
+def _storage(weight: Weight) -> tuple[tuple[int, ...], str]:
+    return weight.shape, weight.format
