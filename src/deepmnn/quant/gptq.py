@@ -1,0 +1,288 @@
+"""Numbers → codes by GPTQ: what rounding a column gets wrong, the columns after it make up for.
+
+A row w of a matrix reads inputs x with second moments H = E[x xᵀ]. Its codes times its scales, v,
+should make the error of the output small, e H eᵀ with e = w - v, not the error of the numbers. With
+
+    H = U diag(d) Uᵀ          U upper triangular, ones on its diagonal
+
+that error is the sum over columns of d[k] · r[k]², where r = e U. Column k sees the columns before
+it only through its target, and rounding the target to the nearest code leaves the least r[k]:
+
+    target[k] = w[k] + sum over j < k of e[j] · U[j, k]
+    v[k]      = scale · clip(round_half_even(target[k] / scale))
+    r[k]      = target[k] - v[k]
+
+This is GPTQ (Frantar et al. 2022, arXiv:2210.17323) in the form of LDLQ (Chee et al. 2023,
+arXiv:2307.13304): the same codes, without the inverse of H.
+
+A panel gets its scale when its turn comes: all its columns are rounded with each of some scales,
+and each row keeps the scale with the least sum of d[k] · r[k]².
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepmnn.errors import CheckpointError, RequestError
+from deepmnn.formats import F16, F32, I8, PANEL_COLS, PART_COLS
+
+Moments = NDArray[np.float32] | NDArray[np.float64]
+"""Second moments of a matrix's inputs, [cols, cols]; sums over tokens do as well as means."""
+
+DAMPING = 0.03
+"""Added to the diagonal, as a share of its mean: right for about 16,000 tokens."""
+
+DIVISORS: dict[int, tuple[float, ...]] = {
+    3: (-3.5, -4.0, -4.5, -5.0, -5.5, 3.0, 3.5, 4.0),
+    4: (-7.5, -8.0, -8.5, -9.0, -9.5, -10.0, 7.0, 8.0),
+    5: (-15.0, -16.0, -16.5, -17.0, -18.0, -19.0, 15.0, 16.0),
+    6: (-31.0, -32.0, -33.0, -34.0, 31.0, 32.0),
+    8: (-126.0, -128.0, -130.0, 127.0),
+}
+"""Bits → the scales tried: the element of largest magnitude by each of these, in order."""
+
+_SIGNS = np.where(np.random.default_rng(256).random(PANEL_COLS) < 0.5, -1.0, 1.0)
+_RETRIES = 3
+_MORE_DAMPING = 10.0
+_CHUNK_ROWS = 512
+_LEAF_COLS = 8
+_FP16_MAX = np.float32(65504.0)
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """H = U diag(d) Uᵀ of damped second moments H, scaled to a mean diagonal of 1.
+
+    Matrices that read the same inputs share one.
+
+    Attributes:
+        upper: U, float32 [cols, cols].
+        weights: d, float32 [cols].
+        damping: what was added to the diagonal, as a share of its mean.
+    """
+
+    upper: F32
+    weights: F32
+    damping: float
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A matrix of rotated panels as codes.
+
+    Attributes:
+        codes: int8 [rows, cols].
+        scales: float16 [rows, panels].
+    """
+
+    codes: I8
+    scales: F16
+
+
+def feedback(moments: Moments, damping: float = DAMPING) -> Feedback:
+    """How errors of earlier columns are made up for, from second moments [cols, cols].
+
+    Only the upper triangle is read. Where all moments are zero (nothing was seen) there is no
+    feedback, and `gptq` rounds to nearest.
+
+    Raises RequestError for what no inputs can have as second moments: a shape that is not square
+    or not of whole parts, NaN, infinity, negative squares.
+    """
+    mean = _checked_mean(moments)
+    cols = len(moments)
+    if mean == 0:
+        return Feedback(np.eye(cols, dtype=np.float32), np.ones(cols, np.float32), damping)
+    for _ in range(_RETRIES):
+        upper = np.empty((cols, cols), np.float32)
+        np.divide(moments, mean, out=upper, casting="same_kind")
+        upper[np.diag_indices(cols)] += np.float32(damping)
+        try:
+            return Feedback(upper, _decompose(upper), damping)
+        except np.linalg.LinAlgError:
+            damping *= _MORE_DAMPING
+    raise RequestError(
+        f"second moments [{cols}, {cols}] that are not positive definite, nor with "
+        f"{damping / _MORE_DAMPING:g} of their mean added to the diagonal",
+        "the mean of x xᵀ over inputs x",
+    )
+
+
+def gptq(w: F32, errors: Feedback, bits: int) -> Rounded:
+    """Codes of so many bits for rotated w [rows, cols], which reads inputs with that feedback.
+
+    The same arguments give the same codes. Raises RequestError for bits without divisors or
+    feedback of other columns, CheckpointError for NaN or infinity in w.
+    """
+    rows, cols = w.shape
+    if bits not in DIVISORS:
+        raise RequestError(f"codes of {bits} bits", f"one of {', '.join(map(str, DIVISORS))}")
+    if len(errors.weights) != cols:
+        raise RequestError(f"second moments of {len(errors.weights)} columns", f"{cols}")
+    if w.size and not (np.isfinite(w.min()) and np.isfinite(w.max())):
+        raise CheckpointError("a weight with NaN or infinity", "finite numbers")
+    codes = np.empty((rows, cols), np.int8)
+    scales = np.empty((rows, -(-cols // PANEL_COLS)), np.float16)
+    for start in range(0, rows, _CHUNK_ROWS):
+        chunk = slice(start, start + _CHUNK_ROWS)
+        limit = _FP16_MAX * 2 ** (bits - 1)  # no code stands for more
+        columns = np.ascontiguousarray(np.clip(w[chunk], -limit, limit).T, np.float32)
+        _round_rows(columns, errors, bits, codes[chunk].T, scales[chunk].T)
+    return Rounded(codes, scales)
+
+
+def rotate_moments(moments: Moments) -> F32:
+    """Second moments of rotated inputs, [stored, stored], from those of the inputs, [cols, cols].
+
+    Inputs are padded with zeros to whole parts.
+    """
+    padding = -len(moments) % PART_COLS
+    padded = np.pad(np.asarray(moments, np.float64), ((0, padding), (0, padding)))
+    half = np.ascontiguousarray(rotate(padded).T)  # R is applied to each side of a symmetric matrix
+    return rotate(half)
+
+
+def rotate(x: Moments) -> F32:
+    """Rotates the panels of the last axis, a multiple of 32 columns."""
+    rotated, start = np.empty(x.shape, np.float32), 0
+    for panel in _panels(x.shape[-1]):
+        start = panel.start
+        while start < panel.stop:
+            size = 1 << ((panel.stop - start).bit_length() - 1)
+            signs = _SIGNS[start - panel.start : start - panel.start + size]
+            rotated[..., start : start + size] = x[..., start : start + size] @ (
+                signs[:, None] * _hadamard(size)
+            )
+            start += size
+    return rotated
+
+
+def _checked_mean(moments: Moments) -> float:
+    """The mean of the diagonal."""
+    shape = moments.shape
+    if len(shape) != 2 or shape[0] != shape[1] or shape[0] % PART_COLS or not moments.size:
+        raise RequestError(
+            f"second moments of shape {list(shape)}",
+            f"[cols, cols], cols a multiple of {PART_COLS} as rotation makes them",
+        )
+    if not (np.isfinite(moments.min()) and np.isfinite(moments.max())):
+        raise RequestError("second moments with NaN or infinity", "finite numbers")
+    diagonal = np.diagonal(moments).astype(np.float64)
+    if diagonal.min() < 0:
+        raise RequestError(f"a second moment of {diagonal.min():g}", "squares, 0 or more")
+    return float(diagonal.mean())
+
+
+def _panels(cols: int) -> Iterator[slice]:
+    for start in range(0, cols, PANEL_COLS):
+        yield slice(start, min(start + PANEL_COLS, cols))
+
+
+def _hadamard(size: int) -> NDArray[np.float64]:
+    """The orthonormal Hadamard matrix of a power of two, in natural order."""
+    matrix: NDArray[np.float64] = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]]) / np.sqrt(2)
+    return matrix
+
+
+def _decompose(upper: F32) -> F32:
+    """Turns H into U, in place, and returns d: panel by panel, from the last.
+
+    float32 suffices between panels: no eigenvalue exceeds cols times the mean of the diagonal, so
+    damping bounds the condition number. Raises LinAlgError where H is not positive definite.
+    """
+    weights = np.empty(len(upper), np.float32)
+    for panel in reversed(list(_panels(len(upper)))):
+        block = upper[panel, panel].astype(np.float64)
+        root = np.linalg.cholesky(block[::-1, ::-1])[::-1, ::-1]  # root @ root.T is the block
+        diagonal = np.diagonal(root)
+        weights[panel] = diagonal**2
+        upper[panel, panel] = root / diagonal
+        upper[panel, : panel.start] = 0
+        above = upper[: panel.start, panel] @ np.linalg.inv(root.T).astype(np.float32)
+        for earlier in _panels(panel.start):
+            upper[: earlier.stop, earlier] -= above[: earlier.stop] @ above[earlier].T
+        upper[: panel.start, panel] = above / diagonal.astype(np.float32)
+    return weights
+
+
+def _round_rows(columns: F32, errors: Feedback, bits: int, codes: I8, scales: F16) -> None:
+    """Fills codes [cols, rows] and scales [panels, rows] for some rows, given as columns."""
+    made = np.empty_like(columns)  # the error e of columns that are rounded
+    for index, panel in enumerate(_panels(len(columns))):
+        w = columns[panel]
+        upper, weights = errors.upper[panel, panel], errors.weights[panel]
+        feedback = errors.upper[: panel.start, panel].T @ made[: panel.start]
+        best = w + np.linalg.inv(upper.astype(np.float64)).astype(np.float32).T @ feedback
+        tried = _scales(best, DIVISORS[bits])
+        search = _Search(w, w + feedback, upper, weights, tried, bits)
+        codes[panel], scale = search.best()
+        made[panel] = w - codes[panel] * scale
+        scales[index] = scale
+
+
+def _scales(targets: F32, divisors: tuple[float, ...]) -> F32:
+    """Scales to be tried for the rows of a panel, [tries, rows]: numbers of float16."""
+    largest = np.abs(targets).argmax(axis=0)[None]
+    signed = np.take_along_axis(targets, largest, axis=0)
+    tried = np.clip(signed / np.array(divisors, np.float32)[:, None], -_FP16_MAX, _FP16_MAX)
+    scales: F32 = tried.astype(np.float16).astype(np.float32)
+    return scales
+
+
+class _Search:
+    """A panel's columns rounded with every scale that is tried, side by side."""
+
+    def __init__(
+        self, w: F32, targets: F32, upper: F32, weights: F32, scales: F32, bits: int
+    ) -> None:
+        tries, rows = scales.shape
+        self._tries = tries
+        self._upper, self._weights, self._half = upper, weights, np.float32(2 ** (bits - 1))
+        self._w, self._scales = np.tile(w, tries), scales.reshape(-1)
+        self._inverse = np.divide(
+            1, self._scales, out=np.zeros_like(self._scales), where=self._scales != 0
+        )
+        self._targets = np.tile(targets, tries)
+        self._errors = np.empty_like(self._targets)
+        self._codes = np.empty(self._targets.shape, np.int8)
+        self._cost = np.zeros(tries * rows, np.float32)
+
+    def best(self) -> tuple[I8, F32]:
+        """Codes [columns, rows] and scales [rows] of least cost; of equals, those tried first."""
+        self._round(0, len(self._targets))
+        columns, rows = len(self._codes), self._cost.size // self._tries
+        least = self._cost.reshape(self._tries, rows).argmin(axis=0)
+        kept = least * rows + np.arange(rows)
+        return self._codes[:, kept].reshape(columns, rows), self._scales[kept]
+
+    def _round(self, start: int, stop: int) -> None:
+        """Columns start to stop, whose targets have the feedback of all before start."""
+        if stop - start <= _LEAF_COLS:
+            for column in range(start, stop):
+                self._round_column(column, start)
+            return
+        middle = (start + stop) // 2
+        self._round(start, middle)
+        part = self._upper[start:middle, middle:stop]
+        self._targets[middle:stop] += part.T @ self._errors[start:middle]
+        self._round(middle, stop)
+
+    def _round_column(self, column: int, start: int) -> None:
+        target = self._targets[column]
+        for before in range(start, column):
+            target += self._upper[before, column] * self._errors[before]
+        value = target * self._inverse
+        np.rint(value, out=value)
+        np.clip(value, -self._half, self._half - 1, out=value)
+        self._codes[column] = value
+        value *= self._scales
+        np.subtract(self._w[column], value, out=self._errors[column])
+        target -= value
+        target *= target
+        target *= self._weights[column]
+        self._cost += target
