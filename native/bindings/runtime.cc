@@ -55,8 +55,8 @@ Batch make_batch(const Ints& ids, const Ints& positions, const Ints& starts, con
 
 // Room for an output of a step, which writes it all. Not cleared, and plainly freed: so the allocator has the same warm
 // pages for the next step. Only for much of it the machine is asked.
-std::unique_ptr<float[]> new_output(const Model::Output& output, int64_t rows) {
-  const int64_t nbytes = nbytes_of(rows, output.width * 4);
+std::unique_ptr<float[]> new_output(const Model::Port& output, const Batch& batch) {
+  const int64_t nbytes = nbytes_of(output.count(batch), 4);
   require_memory(nbytes, output.name.c_str());
   std::unique_ptr<float[]> data(new (std::nothrow) float[nbytes / sizeof(float)]);
   if (!data) fail_memory(nbytes, output.name.c_str());
@@ -64,43 +64,73 @@ std::unique_ptr<float[]> new_output(const Model::Output& output, int64_t rows) {
 }
 
 // An output for Python, which frees it.
-Values hand_over(std::unique_ptr<float[]> owned, const Model::Output& output, int64_t rows) {
-  float* data = owned.release();
+template <class T>
+nb::ndarray<nb::numpy, T, nb::ndim<2>> hand_over(std::unique_ptr<float[]> owned, const Model::Port& output,
+                                                 int64_t rows) {
+  T* data = reinterpret_cast<T*>(owned.release());
   nb::capsule owner(data, [](void* pointer) noexcept { delete[] static_cast<float*>(pointer); });
-  return Values(data, {static_cast<size_t>(rows), static_cast<size_t>(output.width)}, owner);
+  return nb::ndarray<nb::numpy, T, nb::ndim<2>>(data, {static_cast<size_t>(rows), static_cast<size_t>(output.width)},
+                                                owner);
 }
 
-void run_step(Model& model, KvCache& cache, const Batch& batch, const std::vector<float*>& outputs) {
+void run_step(Model& model, KvCache& cache, const Batch& batch, const std::vector<const void*>& inputs,
+              const std::vector<void*>& outputs) {
   const nb::gil_scoped_release release;
-  model.step(cache, batch, outputs.data());
+  model.step(cache, batch, inputs.data(), outputs.data());
 }
 
 Values step(Model& model, KvCache& cache, const Ints& ids, const Ints& positions, const Ints& sequence_starts,
             const Ints& context_lengths, const IntTable& block_tables, const Ints& logit_rows) {
   const Batch batch = make_batch(ids, positions, sequence_starts, context_lengths, block_tables, logit_rows);
-  const Model::Output& wanted = model.outputs()[model.logits()];
-  std::unique_ptr<float[]> logits = new_output(wanted, batch.rows);
-  std::vector<float*> outputs(model.outputs().size());
+  if (!model.inputs().empty()) fail_request("a step without " + model.inputs()[0].name, "run, with the inputs");
+  const Model::Port& wanted = model.outputs()[model.logits()];
+  std::unique_ptr<float[]> logits = new_output(wanted, batch);
+  std::vector<void*> outputs(model.outputs().size());
   outputs[model.logits()] = logits.get();
-  run_step(model, cache, batch, outputs);
-  return hand_over(std::move(logits), wanted, batch.rows);
+  run_step(model, cache, batch, {}, outputs);
+  return hand_over<float>(std::move(logits), wanted, batch.rows);
+}
+
+// Where the inputs of a step lie, in the program's order.
+std::vector<const void*> given_inputs(const Model& model, const Batch& batch, const nb::dict& given) {
+  std::vector<const void*> inputs;
+  for (const Model::Port& port : model.inputs()) {
+    nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> array;
+    if (!given.contains(port.name.c_str()) || !nb::try_cast(given[port.name.c_str()], array, false)) {
+      fail_request("no input " + port.name + " in float32", "one, [rows, " + std::to_string(port.width) + "]");
+    }
+    const int64_t width = static_cast<int64_t>(array.shape(1));
+    if (width != port.width || static_cast<int64_t>(array.shape(0)) * width != port.count(batch)) {
+      fail_request("input " + port.name + " has " + std::to_string(array.shape(0)) + " rows of " +
+                       std::to_string(width) + " numbers",
+                   std::to_string(port.count(batch) / port.width) + " of " + std::to_string(port.width));
+    }
+    inputs.push_back(array.data());
+  }
+  return inputs;
 }
 
 // Every output by name.
 nb::dict run(Model& model, KvCache& cache, const Ints& ids, const Ints& positions, const Ints& sequence_starts,
-             const Ints& context_lengths, const IntTable& block_tables, const Ints& logit_rows) {
+             const Ints& context_lengths, const IntTable& block_tables, const Ints& logit_rows, const nb::dict& given) {
   const Batch batch = make_batch(ids, positions, sequence_starts, context_lengths, block_tables, logit_rows);
+  const std::vector<const void*> inputs = given_inputs(model, batch, given);
   std::vector<std::unique_ptr<float[]>> owned;
-  std::vector<float*> outputs;
-  for (const Model::Output& output : model.outputs()) {
-    owned.push_back(new_output(output, batch.rows));
+  std::vector<void*> outputs;
+  for (const Model::Port& output : model.outputs()) {
+    owned.push_back(new_output(output, batch));
     outputs.push_back(owned.back().get());
   }
-  run_step(model, cache, batch, outputs);
+  run_step(model, cache, batch, inputs, outputs);
   nb::dict named;
   for (size_t i = 0; i < outputs.size(); ++i) {
-    const Model::Output& output = model.outputs()[i];
-    named[output.name.c_str()] = hand_over(std::move(owned[i]), output, batch.rows);
+    const Model::Port& output = model.outputs()[i];
+    const int64_t rows = output.count(batch) / output.width;
+    if (output.is_int) {
+      named[output.name.c_str()] = hand_over<int32_t>(std::move(owned[i]), output, rows);
+    } else {
+      named[output.name.c_str()] = hand_over<float>(std::move(owned[i]), output, rows);
+    }
   }
   return named;
 }
@@ -155,7 +185,7 @@ nb::dict caches(const Model& model) {
 
 nb::dict outputs(const Model& model) {
   nb::dict widths;
-  for (const Model::Output& output : model.outputs()) widths[output.name.c_str()] = output.width;
+  for (const Model::Port& output : model.outputs()) widths[output.name.c_str()] = output.width;
   return widths;
 }
 
@@ -218,7 +248,8 @@ void bind_model(nb::module_& m) {
       .def("step", &step, "cache"_a, "ids"_a.noconvert(), "positions"_a.noconvert(), "sequence_starts"_a.noconvert(),
            "context_lengths"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert())
       .def("run", &run, "cache"_a, "ids"_a.noconvert(), "positions"_a.noconvert(), "sequence_starts"_a.noconvert(),
-           "context_lengths"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert())
+           "context_lengths"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(),
+           "inputs"_a = nb::dict())
       .def("sample", &sample_rows, "draws"_a)
       .def("profile", &profile, "reset"_a = false);
 }

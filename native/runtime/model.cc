@@ -55,41 +55,55 @@ Model::Model(const std::string& directory, int threads, const std::string& isa, 
   build_ops();
 }
 
-// ids and positions go in.
+// Token ids and positions go in, and whatever an earlier part of the model gave.
 void Model::check_inputs() {
-  for (uint32_t id : program_.inputs) {
+  for (size_t i = 0; i < program_.inputs.size(); ++i) {
+    const uint32_t id = program_.inputs[i];
     const BufferInfo& input = program_.buffers[id];
-    const bool known = input.name == "ids" || input.name == "positions";
-    if (!known || !input.is_int || input.dim != Dim::tokens || input.width != 1) {
-      fail_artifact("program.bin: graph input " + input.name, "ids or positions, i32 [tokens]");
-    }
-    (input.name == "ids" ? ids_buffer_ : positions_buffer_) = id;
     // A second one would be given the other's numbers, which nobody has checked for it.
     const auto same = [&](uint32_t other) { return program_.buffers[other].name == input.name; };
     if (std::count_if(program_.inputs.begin(), program_.inputs.end(), same) > 1) {
       fail_artifact("program.bin: several graph inputs " + input.name, "one");
     }
+    const bool ids = input.name == "ids", positions = input.name == "positions";
+    const bool known = input.is_int && input.dim == Dim::tokens && input.width == 1;
+    if (ids || positions ? !known : input.is_int || input.dim == Dim::context) {
+      fail_artifact("program.bin: graph input " + input.name, "ids or positions, i32 [tokens]; or f32 [rows, width]");
+    }
+    if (ids) ids_buffer_ = id;
+    if (positions) positions_buffer_ = id;
+    if (!ids && !positions) inputs_.push_back({input.name, input.is_int, input.dim, input.width});
   }
 }
 
 // Logits come out, and whatever else has a name of its own.
 void Model::check_outputs() {
-  const auto find = [this](const std::string& name) {
-    return std::find_if(outputs_.begin(), outputs_.end(), [&](const Output& output) { return output.name == name; });
-  };
   for (uint32_t id : program_.outputs) {
     const BufferInfo& output = program_.buffers[id];
-    if (output.is_int || output.dim != Dim::rows) {
-      fail_artifact("program.bin: graph output " + output.name, "f32 [rows, width]");
+    const auto same = [&](const Port& other) { return other.name == output.name; };
+    if (std::any_of(outputs_.begin(), outputs_.end(), same)) {
+      fail_artifact("program.bin: several graph outputs " + output.name, "one");
     }
-    if (find(output.name) != outputs_.end()) fail_artifact("program.bin: several graph outputs " + output.name, "one");
-    outputs_.push_back({output.name, output.width});
+    const bool logits = output.name == "logits";
+    if (output.dim == Dim::context || (logits && (output.is_int || output.dim != Dim::rows))) {
+      fail_artifact("program.bin: graph output " + output.name, logits ? "f32 [rows, width]" : "rows of the step");
+    }
+    outputs_.push_back({output.name, output.is_int, output.dim, output.width});
+    if (logits) id_limit_ = output.width;
   }
-  logits_ = static_cast<size_t>(find("logits") - outputs_.begin());
-  if (logits_ == outputs_.size()) fail_artifact("program.bin: no graph output logits", "one");
-  id_limit_ = vocab_size();
   unwanted_.resize(outputs_.size());
-  targets_.resize(outputs_.size());
+  supplied_.resize(outputs_.size() + program_.inputs.size());
+}
+
+size_t Model::logits() const {
+  for (size_t i = 0; i < outputs_.size(); ++i) {
+    if (outputs_[i].name == "logits") return i;
+  }
+  fail_artifact("program.bin: no graph output logits", "one");
+}
+
+int64_t Model::Port::count(const Batch& batch) const {
+  return (dim == Dim::tokens ? batch.tokens : batch.rows) * width;
 }
 
 void Model::build_ops() {
@@ -121,18 +135,23 @@ void Model::place_rows(const KvCache& cache, const Batch& batch) {
   }
 }
 
-// Where each output goes: to the caller, or to room that nobody looks into.
-float* const* Model::place_outputs(float* const* wanted, int64_t rows) {
+// Where each output goes, to the caller or to room that nobody looks into, and where each input comes from.
+void* const* Model::place_ports(const void* const* inputs, void* const* outputs, const Batch& batch) {
+  size_t at = 0;
   for (size_t i = 0; i < outputs_.size(); ++i) {
-    targets_[i] = wanted[i];
-    if (targets_[i]) continue;
-    uint8_t* room = unwanted_[i].reserve(nbytes_of(rows, outputs_[i].width * 4), outputs_[i].name.c_str());
-    targets_[i] = reinterpret_cast<float*>(room);
+    void* target = outputs[i];
+    if (!target) target = unwanted_[i].reserve(nbytes_of(outputs_[i].count(batch), 4), outputs_[i].name.c_str());
+    supplied_[at++] = target;
   }
-  return targets_.data();
+  size_t next = 0;
+  for (uint32_t id : program_.inputs) {
+    const bool ours = id == ids_buffer_ || id == positions_buffer_;
+    supplied_[at++] = ours ? nullptr : const_cast<void*>(inputs[next++]);  // ops never write to an input
+  }
+  return supplied_.data();
 }
 
-void Model::step(KvCache& cache, const Batch& batch, float* const* outputs) {
+void Model::step(KvCache& cache, const Batch& batch, const void* const* inputs, void* const* outputs) {
   std::lock_guard<Turns> turn(turns_);
   receive_faults();
   const int64_t start = now_ns();
@@ -159,7 +178,7 @@ void Model::step(KvCache& cache, const Batch& batch, float* const* outputs) {
             context_starts_.data(),
             ids_buffer_,
             positions_buffer_,
-            place_outputs(outputs, batch.rows)};
+            place_ports(inputs, outputs, batch)};
   place_activations(step);
   run_ops(step);
   step_ns_ += now_ns() - start;

@@ -35,14 +35,20 @@ class Model {
   Model(const std::string& directory, int threads, const std::string& isa, const std::string& numa = "off",
         const std::string& numa_root = "");
 
-  // What a step gives, in the program's order: f32 [rows, width] each. One of them is "logits".
-  struct Output {
+  // What a step takes besides ids and positions, and what it gives, in the program's order: [rows of dim, width] each.
+  struct Port {
     std::string name;
+    bool is_int = false;  // i32, else f32
+    Dim dim = Dim::rows;
     int64_t width = 0;
+
+    int64_t count(const Batch& batch) const;  // of its elements
   };
-  const std::vector<Output>& outputs() const { return outputs_; }
-  size_t logits() const { return logits_; }  // which of them
-  int64_t vocab_size() const { return outputs_[logits_].width; }
+  const std::vector<Port>& inputs() const { return inputs_; }
+  const std::vector<Port>& outputs() const { return outputs_; }
+  // Which output is "logits", f32 [rows, vocabulary]. Throws Error("artifact") when there is none: a part of a model.
+  size_t logits() const;
+  int64_t vocab_size() const { return outputs_[logits()].width; }
   const char* isa() const { return kernels_.isa; }
   int threads() const { return pool_.workers(); }  // that work: as asked for, at most one per processor
   int64_t weight_nbytes() const { return weights_.nbytes(); }
@@ -51,12 +57,12 @@ class Model {
   void place(const KvCache& cache) const;  // on the nodes, before anything is in it
   void set_mla_form(MlaForm form) { mla_form_ = form; }
 
-  // Runs one step and writes output i, [batch.rows, outputs()[i].width], to outputs[i], which is null for one that is
-  // not wanted. One step at a time: a second caller waits. Throws Error("request") before anything is written when the
-  // batch or the cache does not fit, or the machine has not got the memory; and in a child that was forked while
+  // Runs one step: reads inputs()[i] from inputs[i], and writes outputs()[i] to outputs[i], which is null for one that
+  // is not wanted. One step at a time: a second caller waits. Throws Error("request") before anything is written when
+  // the batch or the cache does not fit, or the machine has not got the memory; and in a child that was forked while
   // another thread was in here. Throws Error("artifact") when a weight's file could not be read to its end, now or
   // earlier: what has been written is then worth nothing.
-  void step(KvCache& cache, const Batch& batch, float* const* outputs);
+  void step(KvCache& cache, const Batch& batch, const void* const* inputs, void* const* outputs);
 
   // The token that `sample` draws for each row, by all threads. Throws as it does.
   struct Draw {
@@ -80,7 +86,7 @@ class Model {
   void check_inputs();
   void check_outputs();
   void build_ops();
-  float* const* place_outputs(float* const* wanted, int64_t rows);
+  void* const* place_ports(const void* const* inputs, void* const* outputs, const Batch& batch);
   void place_rows(const KvCache& cache, const Batch& batch);
   void place_activations(Step& step);
   void run_ops(Step& step);
@@ -95,17 +101,16 @@ class Model {
   std::vector<std::unique_ptr<Op>> ops_;
   std::vector<Cost> costs_;
   int64_t step_ns_ = 0;
-  std::vector<Output> outputs_;
-  size_t logits_ = 0;
-  int64_t id_limit_ = 0;  // ids must be below: the rows of the smallest table that is looked up
-  uint32_t ids_buffer_ = 0;
-  uint32_t positions_buffer_ = 0;
+  std::vector<Port> inputs_, outputs_;
+  int64_t id_limit_ = INT32_MAX;      // ids must be below: the rows of the smallest table that is looked up
+  uint32_t ids_buffer_ = UINT32_MAX;  // unless the program reads them
+  uint32_t positions_buffer_ = UINT32_MAX;
   MlaForm mla_form_ = MlaForm::automatic;
 
   Turns turns_;
   Arena arenas_[kDims];
   std::vector<Arena> unwanted_;  // of each output
-  std::vector<float*> targets_;  // of each output, in this step
+  std::vector<void*> supplied_;  // outputs, then the program's inputs, in this step
   Scratch scratch_;
   QuantizedCache quantized_;
   std::vector<int64_t> slots_;

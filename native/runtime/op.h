@@ -25,8 +25,8 @@ struct Buffer {
   uint32_t id = 0;
   Dim dim = Dim::tokens;
   int64_t width = 0;
-  int64_t offset = 0;  // bytes per row of the arena; -1: supplied by the caller
-  size_t output = 0;   // of one that the caller supplies: which of the program's outputs it is
+  int64_t offset = 0;   // bytes per row of the arena; -1: supplied by the caller
+  size_t supplied = 0;  // of one that the caller supplies: which (Step::supplied)
 };
 
 // An instruction with everything it refers to, and the checks. Every method throws Error("artifact"), naming the

@@ -34,8 +34,11 @@ Buffer OpSpec::buffer(uint32_t id, bool is_int) const {
   const BufferInfo& info = program_.buffers[id];
   require(info.is_int == is_int, "buffer " + info.name + " is " + (info.is_int ? "i32" : "f32"),
           is_int ? "i32" : "f32");
-  const auto output = std::find(program_.outputs.begin(), program_.outputs.end(), id) - program_.outputs.begin();
-  return {id, info.dim, info.width, info.offset, static_cast<size_t>(output)};
+  const auto find = [id](const std::vector<uint32_t>& ids) {
+    return static_cast<size_t>(std::find(ids.begin(), ids.end(), id) - ids.begin());
+  };
+  const size_t output = find(program_.outputs), count = program_.outputs.size();
+  return {id, info.dim, info.width, info.offset, output < count ? output : count + find(program_.inputs)};
 }
 
 Buffer OpSpec::require_shape(Buffer buffer, Dim dim, int64_t width) const {

@@ -35,7 +35,7 @@ class Step {
   const int64_t* slots;           // [tokens] row of the cache pool each new token is written to
   const int64_t* context_starts;  // [sequences + 1] first context row of each sequence
   uint32_t ids_buffer, positions_buffer;
-  float* const* outputs;  // [program's outputs] where each goes
+  void* const* supplied;  // [program's outputs, then its inputs] where each lies
 
   int64_t n(Dim dim) const { return counts[static_cast<int>(dim)]; }
   int64_t n(const Buffer& buffer) const { return n(buffer.dim); }
@@ -64,18 +64,17 @@ class Step {
     return weight.id == WeightRef::kNone ? nullptr : reinterpret_cast<const float*>(pin(weight).data);
   }
 
-  float* f32(const Buffer& buffer) const {
-    if (buffer.offset < 0) return outputs[buffer.output];  // the only f32 buffers a caller supplies
-    return reinterpret_cast<float*>(address(buffer));
-  }
-  int32_t* i32(const Buffer& buffer) const { return reinterpret_cast<int32_t*>(address(buffer)); }
+  float* f32(const Buffer& buffer) const { return static_cast<float*>(address(buffer)); }
+  int32_t* i32(const Buffer& buffer) const { return static_cast<int32_t*>(address(buffer)); }
   const int32_t* ints(const Buffer& buffer) const {
-    if (buffer.offset < 0) return buffer.id == ids_buffer ? batch.ids : batch.positions;
+    if (buffer.id == ids_buffer) return batch.ids;
+    if (buffer.id == positions_buffer) return batch.positions;
     return i32(buffer);
   }
 
  private:
-  uint8_t* address(const Buffer& buffer) const {
+  void* address(const Buffer& buffer) const {
+    if (buffer.offset < 0) return supplied[buffer.supplied];
     return arenas[static_cast<int>(buffer.dim)] + buffer.offset * n(buffer.dim);
   }
 };

@@ -35,7 +35,8 @@ void run_step(Model& model, KvCache& cache, const std::vector<int32_t>& ids, int
   batch.tokens = batch.rows = n;
   batch.sequences = 1;
   batch.table_width = cache.blocks();
-  model.step(cache, batch, &logits);
+  void* const outputs[] = {logits};  // the program has no other
+  model.step(cache, batch, nullptr, outputs);
 }
 
 void run(const char* directory, const char* isa, const char* out, int32_t span, const std::vector<int32_t>& ids) {

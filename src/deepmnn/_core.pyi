@@ -141,8 +141,13 @@ class Model:
         context_lengths: NDArray[int32],
         block_tables: NDArray[int32],
         logit_rows: NDArray[int32],
-    ) -> dict[str, NDArray[float32]]:
-        """Like `step`, but gives every output by name: [rows, width] each."""
+        inputs: dict[str, NDArray[float32]] = {},
+    ) -> dict[str, NDArray[Any]]:
+        """Like `step`, but gives every output by name: [rows, width] each, float32 or int32.
+
+        inputs: [rows, width] of each input of the program besides ids and positions: a part of a
+        model reads what the part before it gave.
+        """
 
     def sample(
         self, draws: list[tuple[NDArray[float32], float, int, float, float, float]]

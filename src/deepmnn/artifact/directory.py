@@ -196,10 +196,10 @@ class Sink:
 
 
 @contextlib.contextmanager
-def storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path, doing: str = "written") -> Iterator[None]:
     """OSError becomes StorageError."""
     try:
         yield
     except OSError as fault:
         hint = HINTS.get(fault.errno or 0, "")
-        raise StorageError(f"{path} cannot be written: {fault.strerror}", "", hint) from None
+        raise StorageError(f"{path} cannot be {doing}: {fault.strerror}", "", hint) from None

@@ -38,7 +38,7 @@ class Plan:
         source: where the numbers come from.
         recipe: which weight gets which format.
         optimize_level: 0 to 3.
-        nodes_level_0: nodes of the graph as the model file builds it.
+        naive: the graph as the model file builds it.
         graph: the optimised graph, every weight with its format.
         passes: what each pass did.
         weights: the graph's weights in the order in which they are stored.
@@ -54,7 +54,7 @@ class Plan:
     source: Source
     recipe: Recipe
     optimize_level: int
-    nodes_level_0: int
+    naive: Graph
     graph: Graph
     passes: tuple[PassResult, ...]
     weights: tuple[Weight, ...]
@@ -69,6 +69,11 @@ class Plan:
     def model_type(self) -> str:
         """As config.json has it."""
         return str(self.source.config["model_type"])
+
+    @property
+    def nodes_level_0(self) -> int:
+        """Nodes of the graph as the model file builds it."""
+        return len(self.naive.nodes)
 
     @property
     def nodes(self) -> int:
@@ -100,7 +105,7 @@ def plan(source: Source, recipe: Recipe, optimize_level: int = MAX_LEVEL) -> Pla
         source=source,
         recipe=recipe,
         optimize_level=optimize_level,
-        nodes_level_0=len(naive.nodes),
+        naive=naive,
         graph=graph,
         passes=tuple(passes),
         weights=tuple(weights),
