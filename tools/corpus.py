@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import struct
 import subprocess
 import sysconfig
+import tarfile
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,17 +52,38 @@ class Document:
 
 
 def package(name: str, cache: Path) -> Path:
-    """The files of a Debian package, downloaded once."""
+    """The files of a Debian package, downloaded once; VERSION says which version it is."""
     folder = cache / name
     if folder.is_dir():
         return folder
-    cache.mkdir(parents=True, exist_ok=True)
-    unpacked = cache / f"{name}.unpacking"
-    subprocess.run(["apt-get", "download", "-qq", name], cwd=cache, check=True)
-    (archive,) = cache.glob(f"{name}_*.deb")
+    unpacked = _fresh(cache / f"{name}.unpacking")
+    subprocess.run(["apt-get", "download", "-qq", name], cwd=unpacked, check=True)
+    (archive,) = unpacked.glob("*.deb")
     subprocess.run(["dpkg", "-x", str(archive), str(unpacked)], check=True)
+    (unpacked / "VERSION").write_text(archive.name.split("_")[1])
     archive.unlink()
     unpacked.replace(folder)
+    return folder
+
+
+def npm_package(name: str, version: str, cache: Path) -> Path:
+    """The files of an npm package, downloaded once."""
+    folder = cache / f"npm-{name.replace('/', '-')}-{version}"
+    if folder.is_dir():
+        return folder
+    unpacked = _fresh(cache / f"{folder.name}.unpacking")
+    subprocess.run(["npm", "pack", "-s", f"{name}@{version}"], cwd=unpacked, check=True)
+    (archive,) = unpacked.glob("*.tgz")
+    with tarfile.open(archive) as files:
+        files.extractall(unpacked, filter="data")
+    archive.unlink()
+    unpacked.replace(folder)
+    return folder
+
+
+def _fresh(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     return folder
 
 
@@ -187,12 +210,11 @@ def handbook_pages(cache: Path) -> Iterator[Document]:
     return pages("handbook", root, "*.html")
 
 
-def stdlib_modules() -> Iterator[Document]:
+def stdlib_modules(root: Path) -> Iterator[Document]:
     """Python's own library without its tests (PSF License)."""
-    root = Path(sysconfig.get_path("stdlib"))
     for path in sorted(root.glob("**/*.py")):
         name = path.relative_to(root).as_posix()
-        if not re.search(r"(^|/)(site-packages|tests?|idle_test|pydoc_data|__pycache__)/", name):
+        if not re.search(r"(^|/)(site-packages|tests?|idle_test|pydoc_data)/|^_sysconfig", name):
             yield Document(f"stdlib/{name}", path.read_text(encoding="utf-8", errors="replace"))
 
 
@@ -205,10 +227,14 @@ def documents(cache: Path = CACHE) -> Iterator[Document]:
         rust_books(cache),
         python_pages(cache),
         handbook_pages(cache),
-        stdlib_modules(),
+        stdlib_modules(Path(sysconfig.get_path("stdlib"))),
     )
     for source in sources:
-        for document in source:
-            text = "\n".join(line.rstrip() for line in document.text.strip().split("\n"))
-            if len(text) >= 400:
-                yield Document(document.name, text)
+        yield from long_enough(source)
+
+
+def long_enough(found: Iterator[Document]) -> Iterator[Document]:
+    for document in found:
+        text = "\n".join(line.rstrip() for line in document.text.strip().split("\n"))
+        if len(text) >= 400:
+            yield Document(document.name, text)
