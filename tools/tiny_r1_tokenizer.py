@@ -36,16 +36,17 @@ CHAT_TEMPLATE = (
 )
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A tokenizer of exactly `vocab_size` tokens; begin, end and padding are 0, 1 and 2."""
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, splits: Iterable[str] = (r"\p{N}", WORDS)
+) -> Tokenizer:
+    """A tokenizer of exactly `vocab_size` tokens; begin, end and padding are 0, 1 and 2.
+
+    splits: expressions that cut the text, one after the other, before tokens are merged.
+    """
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(r"\p{N}"), "isolated"),
-            pre_tokenizers.Split(Regex(WORDS), "isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
+    cuts = [pre_tokenizers.Split(Regex(split), "isolated") for split in splits]
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*cuts, byte_level])
     tokenizer.decoder = decoders.ByteLevel()
     special = [AddedToken(token, special=True, normalized=False) for token in (BOS, EOS, PAD)]
     # As in DeepSeek-R1, role and reasoning marks are not "special": decoding shows them.

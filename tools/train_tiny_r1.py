@@ -13,23 +13,19 @@ from __future__ import annotations
 import json
 import os
 import random
-import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F  # noqa: N812
 
 from arithmetic import KINDS, Conversation, Problem, held_out_set, sample_conversation
-from tiny_r1_model import Config, TinyR1
+from deepseek_v3 import Config, DeepSeekV3
 from tiny_r1_tokenizer import (
     BOS_ID,
     EOS_ID,
@@ -38,23 +34,9 @@ from tiny_r1_tokenizer import (
     tokenizer_config,
     train_tokenizer,
 )
-
-console = Console(width=120)
-IGNORE = -100
-
+from training import IGNORE, Batch, Run, console, fit, optimisers, trunk_loss
 
 # ---------------------------------------------------------------- data
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Right-padded sequences.
-
-    ids, targets: [batch, tokens]; a target is the next token, or IGNORE in the prompt.
-    """
-
-    ids: Tensor
-    targets: Tensor
 
 
 def encode(tokenizer: Tokenizer, chat: Conversation) -> tuple[list[int], list[int]]:
@@ -91,73 +73,10 @@ def training_batches(tokenizer: Tokenizer, rng: random.Random, tokens: int) -> I
         yield from ready
 
 
-# ---------------------------------------------------------------- optimiser
-
-
-def orthogonalise(update: Tensor) -> Tensor:
-    """Nearest orthogonal matrices, by Newton-Schulz. update: [count, rows, columns]"""
-    tall = update.shape[1] > update.shape[2]
-    x = update.mT if tall else update
-    x = x / (1e-7 + x.norm(dim=(1, 2), keepdim=True))
-    for _ in range(5):
-        gram = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * (gram @ gram)) @ x
-    result: Tensor = x.mT if tall else x
-    return result
-
-
-class Muon(torch.optim.Optimizer):
-    """Momentum, orthogonalised, for the matrices inside layers (Jordan et al., 2024)."""
-
-    def __init__(
-        self, params: Iterable[tuple[str, nn.Parameter]], lr: float, weight_decay: float
-    ) -> None:
-        groups = [
-            {"params": [p], "parts": 2 if name.endswith("gate_up") else 1} for name, p in params
-        ]
-        super().__init__(groups, {"lr": lr, "weight_decay": weight_decay, "momentum": 0.95})
-
-    @torch.no_grad()
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
-        for group in self.param_groups:
-            weight = group["params"][0]
-            if weight.grad is None:
-                continue
-            state = self.state[weight]
-            if not state:
-                state["momentum"] = torch.zeros_like(weight)
-            state["momentum"].lerp_(weight.grad, 1 - group["momentum"])
-            update = weight.grad.lerp(state["momentum"], group["momentum"])
-            columns = weight.shape[-1]
-            rows = weight.shape[-2] // group["parts"]
-            update = orthogonalise(update.reshape(-1, rows, columns)).reshape(weight.shape)
-            weight.mul_(1 - group["lr"] * group["weight_decay"])
-            weight.add_(update, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
-
-
-def optimisers(params: dict[str, nn.Parameter], rate: float) -> list[torch.optim.Optimizer]:
-    def is_matrix(name: str) -> bool:
-        return params[name].dim() > 1 and not any(
-            part in name for part in ("embed", "lm_head", ".gate.weight")
-        )
-
-    matrices = [(name, p) for name, p in params.items() if is_matrix(name)]
-    rest = [p for name, p in params.items() if not is_matrix(name)]
-    return [
-        Muon(matrices, lr=0.015 * rate, weight_decay=0.1),
-        torch.optim.AdamW(rest, lr=3e-3 * rate, betas=(0.9, 0.95), weight_decay=0.01),
-    ]
-
-
 # ---------------------------------------------------------------- training
 
 
-def trunk_loss(model: TinyR1, batch: Batch) -> Tensor:
-    learned = batch.targets != IGNORE
-    return F.cross_entropy(model.lm_head(model.hidden(batch.ids)[learned]), batch.targets[learned])
-
-
-def mtp_loss(model: TinyR1, batch: Batch) -> Tensor:
+def mtp_loss(model: DeepSeekV3, batch: Batch) -> Tensor:
     with torch.no_grad():
         hidden = model.hidden(batch.ids)
     targets = batch.targets[:, 1:]
@@ -168,7 +87,7 @@ def mtp_loss(model: TinyR1, batch: Batch) -> Tensor:
 
 
 @torch.no_grad()
-def score(model: TinyR1, sets: dict[str, list[Batch]]) -> tuple[dict[str, float], float]:
+def score(model: DeepSeekV3, sets: dict[str, list[Batch]]) -> tuple[dict[str, float], float]:
     """Share of answers greedy decoding gets right to the last character, and the MTP hit rate.
 
     Greedy decoding writes the reference exactly when each of its tokens is the likeliest one given
@@ -191,111 +110,10 @@ def score(model: TinyR1, sets: dict[str, list[Batch]]) -> tuple[dict[str, float]
     return exact, hits / drafted
 
 
-@dataclass
-class Run:
-    """All that changes while training, and so all that a checkpoint holds."""
-
-    model: TinyR1
-    average: TinyR1
-    rng: random.Random
-    opts: list[torch.optim.Optimizer] = field(default_factory=list)
-    tokens: int = 0
-    seconds: float = 0.0
-    step: int = 0
-
-    def save(self, path: Path) -> None:
-        state = {
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
-            "step": self.step,
-        }
-        state |= {"opts": [opt.state_dict() for opt in self.opts], "rng": self.rng.getstate()}
-        torch.save(
-            state | {"tokens": self.tokens, "seconds": self.seconds}, path.with_suffix(".tmp")
-        )
-        path.with_suffix(".tmp").replace(path)
-
-    def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=True)
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
-        for opt, saved in zip(self.opts, state["opts"], strict=True):
-            rates = [group["lr"] for group in opt.param_groups]
-            opt.load_state_dict(saved)
-            for group, mine in zip(opt.param_groups, rates, strict=True):
-                group["lr"] = mine
-        self.rng.setstate(state["rng"])
-        self.tokens, self.seconds, self.step = state["tokens"], state["seconds"], state["step"]
-
-    @torch.no_grad()
-    def update_average(self) -> None:
-        keep = min(0.98, (self.step + 1) / (self.step + 10))
-        mine, theirs = self.average.state_dict(), self.model.state_dict()
-        for name, weight in mine.items():
-            weight.lerp_(theirs[name], 1 - keep)
-
-
-def fit(
-    run: Run,
-    loss_of: Callable[[TinyR1, Batch], Tensor],
-    source: Iterator[Batch],
-    minutes: float,
-    report: Callable[[float], None],
-    save: Callable[[], None],
-    every: float = 180.0,
-) -> None:
-    """Optimises `loss_of` for `minutes`: warm-up, level, then a linear fall over the last 40 %."""
-    rates = [[group["lr"] for group in opt.param_groups] for opt in run.opts]
-    start = last = noted = time.monotonic()
-    warm = run.step
-    seen, average_loss = 0, 0.0
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("", total=minutes * 60)
-        while (elapsed := time.monotonic() - start) < minutes * 60:
-            batch = next(source)
-            factor = min(1.0, (1 + run.step - warm) / 60, (1 - elapsed / (60 * minutes)) / 0.4)
-            for opt, base in zip(run.opts, rates, strict=True):
-                for group, rate in zip(opt.param_groups, base, strict=True):
-                    group["lr"] = rate * factor
-            loss = loss_of(run.model, batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-            for opt in run.opts:
-                opt.step()
-                opt.zero_grad()
-            for moe in run.model.moes():
-                moe.balance(0.003 * factor)
-            run.step += 1
-            run.tokens += batch.ids.numel()
-            seen += batch.ids.numel()
-            run.update_average()
-            average_loss += (loss.item() - average_loss) * (0.05 if average_loss else 1.0)
-            now = time.monotonic()
-            run.seconds += now - start - elapsed
-            progress.update(
-                bar, completed=elapsed, description=f"step {run.step}  loss {average_loss:.4f}"
-            )
-            if now - noted > 30:
-                noted = now
-                speed = f"{run.tokens / 1e6:.2f} M tokens  {seen / (now - start):.0f}/s"
-                console.print(f"step {run.step}  {speed}  loss {average_loss:.4f}")
-            if now - last > every:
-                report(average_loss)
-                save()
-                last = time.monotonic()
-    for opt, base in zip(
-        run.opts, rates, strict=True
-    ):  # a resumed run starts from the level rate again
-        for group, rate in zip(opt.param_groups, base, strict=True):
-            group["lr"] = rate
-    report(average_loss)
-    save()
-
-
 # ---------------------------------------------------------------- export
 
 
-def export(out: Path, model: TinyR1, tokenizer: Tokenizer, held_out: list[Problem]) -> None:
+def export(out: Path, model: DeepSeekV3, tokenizer: Tokenizer, held_out: list[Problem]) -> None:
     """Writes the directory `transformers` and deepmnn load."""
     out.mkdir(parents=True, exist_ok=True)
 
@@ -352,7 +170,7 @@ def main(
     for kind in KINDS:
         rows = [encode(tokenizer, Conversation("", (), p)) for p in held_out if p.kind == kind]
         sets[kind] = list(batches(rows, batch_tokens))
-    model, average = TinyR1(config), TinyR1(config).requires_grad_(False)
+    model, average = DeepSeekV3(config), DeepSeekV3(config).requires_grad_(False)
     average.load_state_dict(model.state_dict())
     run = Run(model, average, rng)
 
@@ -370,13 +188,29 @@ def main(
     run.opts = optimisers(trunk, rate)
     if resume:
         run.load(state / "trunk.pt")
-    fit(run, trunk_loss, source, minutes, report, lambda: run.save(state / "trunk.pt"))
+    fit(
+        run,
+        trunk_loss,
+        source,
+        minutes,
+        report,
+        lambda: run.save(state / "trunk.pt"),
+        begun=run.seconds,
+    )
 
     model.load_state_dict(average.state_dict())
     model.requires_grad_(False)
     model.mtp.requires_grad_(True)
     run.opts = optimisers({n: p for n, p in model.named_parameters() if p.requires_grad}, 1.0)
-    fit(run, mtp_loss, source, mtp_minutes, report, lambda: run.save(state / "mtp.pt"))
+    fit(
+        run,
+        mtp_loss,
+        source,
+        mtp_minutes,
+        report,
+        lambda: run.save(state / "mtp.pt"),
+        begun=run.seconds,
+    )
 
 
 if __name__ == "__main__":

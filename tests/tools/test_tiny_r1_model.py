@@ -14,7 +14,7 @@ pytest.importorskip("typer")
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 import arithmetic as ar  # noqa: E402
-import tiny_r1_model as tiny  # noqa: E402
+import deepseek_v3 as tiny  # noqa: E402
 import tiny_r1_tokenizer as tok  # noqa: E402
 import train_tiny_r1 as train  # noqa: E402
 
@@ -23,9 +23,9 @@ BUNDLED = Path(__file__).parents[2] / "src" / "deepmnn" / "tiny_r1"
 
 
 @pytest.fixture
-def model() -> tiny.TinyR1:
+def model() -> tiny.DeepSeekV3:
     torch.manual_seed(0)
-    model = tiny.TinyR1(tiny.Config()).requires_grad_(False)
+    model = tiny.DeepSeekV3(tiny.Config()).requires_grad_(False)
     for moe in model.moes():
         moe.gate.e_score_correction_bias.normal_(std=0.1)
     for weight in model.parameters():
@@ -33,7 +33,7 @@ def model() -> tiny.TinyR1:
     return model
 
 
-def test_transformers_agrees(model: tiny.TinyR1, tmp_path: Path) -> None:
+def test_transformers_agrees(model: tiny.DeepSeekV3, tmp_path: Path) -> None:
     tokenizer = tok.Tokenizer.from_file(str(BUNDLED / "tokenizer.json"))
     train.export(tmp_path, model, tokenizer, [])
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
@@ -42,7 +42,7 @@ def test_transformers_agrees(model: tiny.TinyR1, tmp_path: Path) -> None:
         torch.testing.assert_close(theirs(ids).logits, model(ids), atol=1e-4, rtol=1e-4)
 
 
-def test_published_names_and_dtypes(model: tiny.TinyR1) -> None:
+def test_published_names_and_dtypes(model: tiny.DeepSeekV3) -> None:
     weights = model.checkpoint()
     assert weights["model.layers.1.mlp.experts.7.gate_proj.weight"].shape == (128, 192)
     assert weights["model.layers.4.eh_proj.weight"].shape == (192, 384)
@@ -52,7 +52,7 @@ def test_published_names_and_dtypes(model: tiny.TinyR1) -> None:
         assert weight.dtype == (torch.float32 if in_float32 else torch.bfloat16), name
 
 
-def test_only_chosen_experts_work(model: tiny.TinyR1) -> None:
+def test_only_chosen_experts_work(model: tiny.DeepSeekV3) -> None:
     """The grouped computation equals the textbook sum over each token's experts."""
     moe = next(model.moes())
     x = torch.randn(9, 192)

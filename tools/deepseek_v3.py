@@ -1,8 +1,8 @@
 """DeepSeek-V3 in plain PyTorch, small enough to train on one CPU core.
 
 Module names are the checkpoint's names, except that a layer's routed experts are stacked for speed
-and that the MTP layer shares the trunk's embedding and head; `TinyR1.checkpoint` writes both out as
-DeepSeek publishes them. The architecture is that of the DeepSeek-V3 report (arXiv:2412.19437),
+and that an MTP layer shares the trunk's embedding and head; `DeepSeekV3.checkpoint` writes both out
+as DeepSeek publishes them. The architecture is that of the DeepSeek-V3 report (arXiv:2412.19437),
 sections 2.1 (MLA, MoE) and 2.2 (MTP).
 """
 
@@ -18,7 +18,7 @@ from torch.nn import functional as F  # noqa: N812
 
 @dataclass(frozen=True)
 class Config:
-    """`config.json` of tiny-r1, in Hugging Face's field names."""
+    """`config.json` in Hugging Face's field names; the defaults are tiny-r1's."""
 
     vocab_size: int = 512
     hidden_size: int = 192
@@ -248,11 +248,14 @@ class Trunk(nn.Module):
         super().__init__()
         self.embed_tokens = nn.Embedding(c.vocab_size, c.hidden_size)
         layers: list[nn.Module] = [Layer(c, index) for index in range(c.num_hidden_layers)]
-        self.layers = nn.ModuleList([*layers, MTPLayer(c)])
+        layers += [MTPLayer(c) for _ in range(c.num_nextn_predict_layers)]
+        self.layers = nn.ModuleList(layers)
         self.norm = RMSNorm(c.hidden_size, c.rms_norm_eps)
 
 
-class TinyR1(nn.Module):
+class DeepSeekV3(nn.Module):
+    """The trunk, its head, and at most one MTP layer."""
+
     def __init__(self, c: Config) -> None:
         super().__init__()
         self.c = c
@@ -289,7 +292,7 @@ class TinyR1(nn.Module):
         """ids: [batch, tokens] -> the trunk's normed output [batch, tokens, hidden]"""
         cos, sin = self.rope(ids.shape[1])
         x = self.model.embed_tokens(ids)
-        for layer in list(self.model.layers)[:-1]:
+        for layer in list(self.model.layers)[: self.c.num_hidden_layers]:
             x = layer(x, cos, sin)
         normed: Tensor = self.model.norm(x)
         return normed
@@ -306,7 +309,6 @@ class TinyR1(nn.Module):
 
     def checkpoint(self) -> dict[str, Tensor]:
         """Weights under DeepSeek-V3's names, in bfloat16, the selection bias in float32."""
-        mtp = f"model.layers.{self.c.num_hidden_layers}"
         out: dict[str, Tensor] = {}
         for name, weight in self.state_dict().items():
             stem, _, last = name.rpartition(".")
@@ -322,6 +324,8 @@ class TinyR1(nn.Module):
                     out[f"{stem}.experts.{expert}.down_proj.weight"] = down.clone()
             else:
                 out[name] = weight.bfloat16().clone()
-        out[f"{mtp}.embed_tokens.weight"] = out["model.embed_tokens.weight"].clone()
-        out[f"{mtp}.shared_head.head.weight"] = out["lm_head.weight"].clone()
+        if self.c.num_nextn_predict_layers:
+            mtp = f"model.layers.{self.c.num_hidden_layers}"
+            out[f"{mtp}.embed_tokens.weight"] = out["model.embed_tokens.weight"].clone()
+            out[f"{mtp}.shared_head.head.weight"] = out["lm_head.weight"].clone()
         return out
