@@ -121,7 +121,7 @@ def _print_judgement(judgement: Judgement, names: list[str], longest: int) -> No
 
 def _add(made: Table, name: str, found: Perplexity) -> None:
     figures = (found.perplexity, found.perplexity_error, found.loss, found.loss_error)
-    made.add_row(name, *(f"{each:.4g}" if each >= 1e4 else f"{each:.3f}" for each in figures))
+    made.add_row(name, *(f"{each:,.0f}" if each >= 1000 else f"{each:.3f}" for each in figures))
 
 
 def _print_divergence(found: Divergence) -> None:
@@ -134,6 +134,6 @@ def _print_divergence(found: Divergence) -> None:
         found.percentile_99,
         found.largest,
     )
-    made.add_row("from the reference", *(f"{figure:#.2g}" for figure in figures))
+    made.add_row("from the reference", *(f"{figure:#.3g}" for figure in figures))
     out.print(made)
     out.say(f"same first choice {found.same_first_choice:.1%}")

@@ -134,8 +134,9 @@ def _check_finite(found: F64, given: dict[str, F32]) -> None:
     if len(wrong):
         row = int(wrong[0])
         whose = [name for name, logits in given.items() if not np.isfinite(logits[row]).all()]
+        names = " and the ".join(whose or given)
         raise RequestError(
-            f"the logits of the {' and the '.join(whose or given)} in row {row} have NaN or infinities",
-            "finite ones",
+            f"row {row} of the logits of the {names} has NaN or infinity",
+            "finite numbers",
             "The weights are damaged, or too large for their format.",
         )
