@@ -86,20 +86,29 @@ def _check(engine: Engine, each: Continuation) -> None:
 class _Row:
     """A continuation while it runs: its place in the cache, and what is known so far."""
 
-    def __init__(self, asked: Continuation, context: BlockTable) -> None:
+    def __init__(self, asked: Continuation, context: BlockTable, last: bool) -> None:
         self.asked = asked
         self.table = BlockTable([])
         self._context = context
+        self._last = last
         self._read = 0
         self._logprob = 0.0
         self._is_greedy = True
 
     def begin(self, engine: Engine) -> None:
-        """Takes the rows of its context; its last token is the first one to be run."""
-        if not self.table.ids:
+        """Takes the rows of its context, whose last token is the first one to be run.
+
+        The last continuation of a context needs no copy of a block that is partly filled.
+        """
+        if self.table.ids:
+            return
+        if self._last:
+            self.table = self._context
+            self.table.ids += self.asked.context[-1:]
+        else:
             self.table.ids += self.asked.context
             engine.manager.fork(self._context, self.table)
-            self.table.ids += self.asked.tokens[:-1]
+        self.table.ids += self.asked.tokens[:-1]
 
     def add(self, logits: F32) -> None:
         """What the model expects in the place of the next tokens, [tokens, vocab_size]."""
@@ -129,15 +138,18 @@ class _Wave:
         """Takes groups of one context each, as many as fit, and runs the contexts."""
         budget = engine.scheduler.max_batch_tokens
         while groups:
-            table = BlockTable(list(groups[0][0].context[:-1]))
+            table = BlockTable(list(groups[0][0].context))
             self._held.append(table)
             engine.manager.share_prefix(table)
+            table.ids.pop()
             tokens = table.pending + sum(len(each.tokens) for each in groups[0])
             if self._contexts and (tokens > budget or self._waits(engine, table)):
                 break
             budget -= tokens
             self._contexts.append(table)
-            self.waiting += [_Row(each, table) for each in groups.popleft()]
+            *others, last = groups.popleft()
+            self.waiting += [_Row(each, table, last=False) for each in others]
+            self.waiting.append(_Row(last, table, last=True))
         engine.run_pending(self._contexts)
 
     def step(self, engine: Engine) -> dict[Continuation, Likelihood]:
@@ -180,12 +192,13 @@ class _Wave:
         """Whether a context comes with the next wave: there is no room for it, or a block that it
         shares with the one before is not there yet.
         """
-        rows = sum(len(each.ids) for each in (*self._contexts, table))
-        if rows > engine.manager.capacity // 2:
+        size = engine.manager.block_size
+        rows = sum(each.pending for each in (*self._contexts, table))
+        if rows > engine.manager.free_blocks * size // 2:
             return True
         before, same = self._contexts[-1].ids, 0
         for ours, theirs in zip(table.ids, before, strict=False):
             if ours != theirs:
                 break
             same += 1
-        return same // engine.manager.block_size * engine.manager.block_size > table.length
+        return same // size * size > table.length
