@@ -125,7 +125,9 @@ def _add(made: Table, name: str, found: Perplexity) -> None:
 
 
 def _print_divergence(found: Divergence) -> None:
-    made = table("", "KL divergence, nats", "mean", "±", "median", "90 %", "99 %", "largest")
+    made = table(
+        "KL divergence from the reference, nats", "mean", "±", "median", "90 %", "99 %", "largest"
+    )
     figures = (
         found.mean,
         found.mean_error,
@@ -134,6 +136,6 @@ def _print_divergence(found: Divergence) -> None:
         found.percentile_99,
         found.largest,
     )
-    made.add_row("from the reference", *(f"{figure:#.3g}" for figure in figures))
+    made.add_row(*(f"{figure:#.3g}" for figure in figures))
     out.print(made)
     out.say(f"same first choice {found.same_first_choice:.1%}")

@@ -22,8 +22,9 @@ class KeptPredictions:
 
     Exact, a token takes 4 bytes for each entry of the vocabulary. Compact, it takes 2: each row is
     rounded to 65,536 levels between its lowest and its highest logit. A log probability is then
-    wrong by at most 1/131,070 of that range (for a range of 40 by 0.0003), and the mean KL
-    divergence of a text by about the square of that: 1e-7.
+    wrong by at most 1/131,070 of that range: by 0.0003, where it is 40. Measured on a language
+    model whose rows have a range of 37, and KL divergences of 0.027: those of single tokens were
+    wrong by at most 6e-5, their mean by 2e-7.
 
     Args:
         directory: exists, and is the caller's to remove.
