@@ -8,19 +8,18 @@ user's cache. TEXT are files; without any, a page of English and a module of Pyt
 
 from __future__ import annotations
 
-import inspect
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
-from pydoc_data.topics import topics
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import numpy as np
 import typer
-from numpy.typing import NDArray
 from rich.console import Console
 
 import deepmnn
+from deepmnn.measure.judge import Judgement, judge
+from deepmnn.measure.kept_predictions import KeptPredictions
+from deepmnn.measure.predictions import predictions
+from deepmnn.measure.texts import built_in_texts, cut, read_texts
 
 FLOAT = "fp32"
 RECIPES = ("bf16", "w8", "w4")
@@ -28,39 +27,20 @@ NOTES = """
 KL is the Kullback-Leibler divergence of the next token's distribution from that of the float32
 model, in nats, over every token of every piece; each piece starts a context of its own. Weights
 are rounded as the recipe says, and with 8 and 4 bits the activations to int8, as always. The KV
-cache is float32.
+cache is float32. `docs/eval.md` has the formulas.
 """
 
 console = Console(stderr=True)
 
 
-def pieces(model: deepmnn.LLM, texts: Sequence[str], tokens: int, most: int) -> list[list[int]]:
-    """Up to `most` runs of so many tokens from each text."""
-    found = []
-    for text in texts:
-        ids = model.tokenizer.encode(text)
-        starts = range(0, len(ids) - tokens + 1, tokens)
-        found += [ids[start : start + tokens] for start in starts[:most]]
-    return found
-
-
-def log_probabilities(model: deepmnn.LLM, ids: list[int]) -> NDArray[np.float64]:
-    """[len(ids), vocab_size]."""
-    logits = model.logits(ids).astype(np.float64)
-    logits -= logits.max(axis=1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-
-
-def compare(
-    exact: deepmnn.LLM, model: deepmnn.LLM, asked: list[list[int]]
-) -> tuple[NDArray[np.float64], float]:
-    """(KL of every token, the share of tokens with the same first choice)."""
-    divergences, same = [], []
-    for ids in asked:
-        wanted, found = log_probabilities(exact, ids), log_probabilities(model, ids)
-        divergences.append((np.exp(wanted) * (wanted - found)).sum(axis=1))
-        same.append(wanted.argmax(axis=1) == found.argmax(axis=1))
-    return np.concatenate(divergences), float(np.concatenate(same).mean())
+def row(name: str, found: Judgement, size: int) -> str:
+    """A line of the table. size: bytes of the weights."""
+    kl = found.divergence
+    assert kl is not None
+    return (
+        f"| {name} | {kl.mean:.4f} | {kl.percentile_99:.3f} | {kl.same_first_choice:.1%} | "
+        f"{found.perplexity_ratio:.4f} | {size / 1e6:.0f} |"
+    )
 
 
 def main(
@@ -71,24 +51,19 @@ def main(
     most: Annotated[int, typer.Option(min=1, help="Pieces of each text.")] = 4,
 ) -> None:
     """Measure and print the table."""
-    texts = [path.read_text(encoding="utf-8") for path in text or []] or [
-        "\n\n".join(topics[name] for name in sorted(topics)),
-        inspect.getsource(statistics),
-    ]
     exact = deepmnn.load(checkpoint, quant=FLOAT)
-    asked = pieces(exact, texts, tokens, most)
-    print("|  | mean KL | 99 % below | same first choice | weights, MB |\n|---|---|---|---|---|")
-    for name in quant:
-        console.print(f"comparing {name}")
-        model = deepmnn.load(checkpoint, quant=name)
-        found, same = compare(exact, model, asked)
-        size = model.artifact.weights_nbytes / 1e6
-        print(
-            f"| {name} | {found.mean():.4f} | {np.quantile(found, 0.99):.3f} | {same:.1%} | "
-            f"{size:.0f} |",
-            flush=True,
-        )
-    print(f"\n{sum(map(len, asked)):,} tokens in {len(asked)} pieces.\n{NOTES}")
+    texts = [read_texts(path) for path in text or []] or built_in_texts()
+    pieces = [piece for each in texts for piece in cut(exact.tokenizer, each, tokens, most)]
+    print("|  | mean KL | 99 % below | same first choice | perplexity × | weights, MB |")
+    print("|---|---|---|---|---|---|")
+    with TemporaryDirectory(prefix="deepmnn-divergence-") as folder:
+        reference = KeptPredictions(Path(folder), predictions(exact))
+        for name in quant:
+            console.print(f"comparing {name}")
+            model = deepmnn.load(checkpoint, quant=name)
+            found = judge(predictions(model), pieces, reference)
+            print(row(name, found, model.artifact.weights_nbytes), flush=True)
+    print(f"\n{sum(map(len, pieces)):,} tokens in {len(pieces)} pieces.\n{NOTES}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ import deepmnn
 from deepmnn.conversion.bundled import CHECKPOINT, HELD_OUT
 from deepmnn.conversion.convert import convert
 from deepmnn.errors import DeepmnnError
-from deepmnn.measure.evaluate import Problem, evaluate, read_problems
+from deepmnn.measure.evaluate import evaluate
+from deepmnn.measure.problems import Problem, read_problems
 
 SCHEMES = ("fp32", "bf16", "w8", "w4")
 NOTES = """

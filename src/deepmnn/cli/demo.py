@@ -15,7 +15,8 @@ from deepmnn.cli.answer import show
 from deepmnn.cli.console import file_size, out, table
 
 if TYPE_CHECKING:
-    from deepmnn.measure.evaluate import Answer, Problem
+    from deepmnn.measure.evaluate import Answer
+    from deepmnn.measure.problems import Problem
 
 RIGHT, WRONG = Text("right", "bold green"), Text("wrong", "bold red")
 
@@ -35,7 +36,8 @@ def demo(
 ) -> None:
     """Convert the bundled tiny-r1 and let it solve problems it was not trained on."""
     from deepmnn.conversion.bundled import HELD_OUT
-    from deepmnn.measure.evaluate import Answer, ask, is_correct, read_problems
+    from deepmnn.measure.evaluate import Answer, ask, judge_answer
+    from deepmnn.measure.problems import read_problems
     from deepmnn.text.sampling_params import SamplingParams
 
     asked = pick(read_problems(HELD_OUT), problems, seed)
@@ -49,9 +51,10 @@ def demo(
     for problem in asked:
         out.print(f"\n> {problem.question}", style="bold cyan", soft_wrap=True)
         completion = show(model.stream(ask(model, problem.question), SamplingParams()))
-        right = is_correct(completion.text, problem.answer)
-        out.print(RIGHT if right else Text.assemble(WRONG, f", it is {problem.answer}"))
-        answers.append(Answer(problem, completion, right))
+        answer = Answer(problem, completion, judge_answer(problem, completion))
+        known = f", it is {problem.answers[0]}"
+        out.print(RIGHT if answer.correct else Text.assemble(WRONG, known))
+        answers.append(answer)
     _print_summary(answers)
     out.print()
     out.say(f"The converted model is in {model.path}")

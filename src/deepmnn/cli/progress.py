@@ -44,7 +44,8 @@ def byte_progress(title: str) -> Iterator[Report]:
 @contextmanager
 def count_progress(title: str) -> Iterator[Report]:
     """For work that is counted in things."""
-    with _shown(title, (BarColumn(), MofNCompleteColumn()), str) as report:
+    bar = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with _shown(title, bar, str) as report:
         yield report
 
 
@@ -113,7 +114,9 @@ class _Lines:
     def _progress(self) -> str:
         done, total, label = self._last
         if total:
-            return f"{done / total:.0%}, {self._figure(done)} of {self._figure(total)}"
+            left = (time.monotonic() - self._began) * (total - done) / done if done else 0.0
+            rest = f", about {left:.0f} s left" if left else ""
+            return f"{done / total:.0%}, {self._figure(done)} of {self._figure(total)}{rest}"
         return label or "working"
 
     def _print(self, text: str) -> None:

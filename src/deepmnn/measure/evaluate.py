@@ -1,40 +1,51 @@
-"""Exact-match evaluation: ask, and compare the answer's number or text with the known one."""
+"""Exact-match evaluation: ask, and see whether the answer is one of the known right ones."""
 
 from __future__ import annotations
 
-import json
-import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from deepmnn.engine.completion import Completion
-from deepmnn.errors import RequestError
+from deepmnn.errors import RequestError, shown
+from deepmnn.measure.match import pattern_fault
+from deepmnn.measure.problems import Problem, patterns
+from deepmnn.text.limited_process import LimitError
 from deepmnn.text.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from deepmnn.api.llm import LLM
 
+MAX_TOKENS = 1024
+"""Of an answer, unless somebody says otherwise."""
 
-@dataclass(frozen=True)
-class Problem:
-    """A question with its answer; kind groups problems in the report."""
 
-    question: str
-    answer: str
-    kind: str = ""
+class Verdict(StrEnum):
+    """What became of an answer."""
+
+    RIGHT = "right"
+    WRONG = "wrong"
+    CUT_OFF = "cut off"
+    """It is not right so far, and ends where max_tokens or the context does."""
+    UNJUDGED = "not judged"
+    """The problem's regular expression takes too long on it."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What the model said to a problem, and whether it is right."""
+    """What the model said to a problem, and what that is worth."""
 
     problem: Problem
     completion: Completion
-    correct: bool
+    verdict: Verdict
+
+    @property
+    def correct(self) -> bool:
+        """Whether it is right."""
+        return self.verdict is Verdict.RIGHT
 
 
 @dataclass
@@ -45,13 +56,19 @@ class Report:
     seconds: float = 0.0
 
     @property
+    def counts(self) -> dict[Verdict, int]:
+        """Answers of each verdict, of all four."""
+        found = Counter(answer.verdict for answer in self.answers)
+        return {verdict: found[verdict] for verdict in Verdict}
+
+    @property
     def correct(self) -> int:
-        """Problems answered exactly."""
-        return sum(answer.correct for answer in self.answers)
+        """Problems answered right."""
+        return self.counts[Verdict.RIGHT]
 
     @property
     def score(self) -> float:
-        """Their share, 0 to 1."""
+        """Their share of all that were asked, 0 to 1."""
         return self.correct / len(self.answers) if self.answers else 0.0
 
     @property
@@ -60,86 +77,43 @@ class Report:
         return sum(answer.completion.completion_tokens for answer in self.answers)
 
     @property
-    def by_kind(self) -> dict[str, tuple[int, int]]:
-        """Kind → (correct, asked)."""
-        groups: dict[str, list[bool]] = defaultdict(list)
+    def by_kind(self) -> dict[str, Report]:
+        """Kind → its answers."""
+        groups: dict[str, Report] = defaultdict(Report)
         for answer in self.answers:
-            groups[answer.problem.kind].append(answer.correct)
-        return {kind: (sum(marks), len(marks)) for kind, marks in groups.items()}
-
-
-def read_problems(path: str | Path) -> list[Problem]:
-    """Problems from a JSON Lines file: {"question": ..., "answer": ..., "kind": optional}.
-
-    Raises RequestError when the file cannot be read or a line is something else.
-    """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise RequestError(f"{path} cannot be read: {error}", "a JSON Lines file") from error
-    problems = [
-        _parse_problem(line, f"{path}, line {number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
-    if not problems:
-        raise RequestError(f"{path} holds no problems", "at least one line")
-    return problems
-
-
-def _parse_problem(line: str, place: str) -> Problem:
-    try:
-        found = json.loads(line)
-    except (ValueError, RecursionError):
-        found = None
-    fields = ("question", "answer")
-    if not isinstance(found, dict) or not all(isinstance(found.get(f), str) for f in fields):
-        raise RequestError(f"{place} is {line!r:.80}", '{"question": "...", "answer": "..."}')
-    return Problem(found["question"], found["answer"], str(found.get("kind", "")))
-
-
-def is_correct(text: str, answer: str) -> bool:
-    """Whether an answer's text gives the known answer: the text itself, or the number in it."""
-    return text.strip() == answer.strip() or parse_number(text) == parse_number(answer) is not None
-
-
-def parse_number(text: str) -> str | None:
-    r"""The number an answer gives: in \boxed{}, else bold, else the last one; None without one."""
-    plain = re.sub(r"(?<=\d),(?=\d{3})", "", text)
-    number = r"-?[0-9]+(?:\.[0-9]+)?"
-    for pattern in (
-        rf"\\boxed\{{\s*({number})\s*\}}",
-        rf"\*\*\s*({number})\s*\*\*",
-        rf"({number})",
-    ):
-        found = re.findall(pattern, plain)
-        if found:
-            whole, _, fraction = found[-1].lstrip("-").partition(".")
-            digits = (whole.lstrip("0") or "0") + f".{fraction}".rstrip("0").rstrip(".")
-            return f"-{digits}" if found[-1].startswith("-") and digits != "0" else digits
-    return None
+            groups[answer.problem.kind].answers.append(answer)
+        return dict(groups)
 
 
 def evaluate(
     model: LLM,
     problems: Sequence[Problem],
-    max_tokens: int = 1024,
+    params: SamplingParams | None = None,
     progress: Callable[[Answer], None] | None = None,
 ) -> Report:
-    """Asks every problem greedily, all in one continuously filled batch.
+    """Asks every problem, all in one continuously filled batch.
 
-    max_tokens bounds an answer (less when the context is shorter). progress is called with each
-    answer as it is finished.
+    Args:
+        model: what is asked.
+        problems: `read_problems` reads them from a file.
+        params: how answers are drawn; by default greedily, of at most MAX_TOKENS tokens.
+        progress: called with each answer as it is finished.
+
+    What the model writes between <think> and </think> is no part of its answer.
+
+    Raises RequestError for a regular expression that is none, and as `LLM.generate`, before
+    anything is asked.
     """
-    prompts = [ask(model, problem.question) for problem in problems]
-    room = model.engine.context_length - max(map(len, prompts), default=0)
-    params = SamplingParams(max_tokens=max(1, min(max_tokens, room)))
+    _check_patterns(problems)
+    asked = [ask(model, problem.question) for problem in problems]
+    wanted = replace(params or SamplingParams(max_tokens=MAX_TOKENS), n=1)
     answers: dict[int, Answer] = {}
+    judged = _Judge()
     start = perf_counter()
-    for chunk in model.stream(prompts, params, whole=True) if prompts else ():
-        completion, problem = Completion(), problems[chunk.index]
+    for chunk in model.stream(asked, wanted, whole=True) if asked else ():
+        completion = Completion()
         completion.add(chunk)
-        answer = Answer(problem, completion, is_correct(completion.text, problem.answer))
+        answer = judged.answer(problems[chunk.index], completion)
         answers[chunk.index] = answer
         if progress:
             progress(answer)
@@ -151,3 +125,41 @@ def ask(model: LLM, question: str) -> list[int]:
     if model.tokenizer.has_chat_template:
         return model.encode([{"role": "user", "content": question}])
     return model.encode(question)
+
+
+def judge_answer(problem: Problem, completion: Completion) -> Verdict:
+    """What an answer is worth. Raises LimitError where a regular expression takes too long."""
+    complete = completion.finish_reason != "length"
+    if problem.is_right(completion.text, complete=complete):
+        return Verdict.RIGHT
+    return Verdict.WRONG if complete else Verdict.CUT_OFF
+
+
+class _Judge:
+    """Judges answers; a problem whose regular expression took too long is not tried again."""
+
+    def __init__(self) -> None:
+        self._slow: set[tuple[str, ...]] = set()
+
+    def answer(self, problem: Problem, completion: Completion) -> Answer:
+        verdict = Verdict.UNJUDGED
+        if problem.answers not in self._slow:
+            try:
+                verdict = judge_answer(problem, completion)
+            except LimitError:
+                self._slow.add(problem.answers)
+        return Answer(problem, completion, verdict)
+
+
+def _check_patterns(problems: Sequence[Problem]) -> None:
+    """Raises RequestError unless every regular expression is one."""
+    for pattern in patterns(problems):
+        try:
+            fault = pattern_fault(pattern)
+        except LimitError as error:
+            fault = str(error)
+        if fault is not None:
+            raise RequestError(
+                f"the answer {shown(pattern)} is no regular expression: {fault:.100}",
+                "a pattern of Python's re",
+            )
