@@ -166,7 +166,7 @@ def test_eval(artifact: Path, tmp_path: Path) -> None:
     assert "odd" in text
     data.write_text('{"question": "only"}\n')
     assert "line 1" in bad(1, "eval", artifact, "--data", data)
-    assert "cannot be read" in bad(1, "eval", artifact, "--data", tmp_path / "none")
+    assert "is missing" in bad(1, "eval", artifact, "--data", tmp_path / "none")
 
 
 def test_bench_prints_json(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -36,7 +37,7 @@ TASKS = {
         "output_type": "generate_until",
         "doc_to_text": "What is {{a}} + 2?",
         "doc_to_target": "{{choices[label]}}",
-        "generation_kwargs": {"until": ["Ones", "5"], "max_gen_toks": 20},
+        "generation_kwargs": {"until": ["Ones", "xyz"], "max_gen_toks": 20},
         "metric_list": [{"metric": "exact_match"}],
     },
 }
@@ -59,14 +60,16 @@ def test_without_the_harness() -> None:
 
 CHILD = """
 import json, sys
-import lm_eval, lm_eval.tasks
+import lm_eval.evaluator, lm_eval.tasks
 import deepmnn.measure.lm_eval
+
+lm_eval.evaluator.add_env_info = lambda results: None  # which lists every package, slowly
 
 folder, tasks, models = sys.argv[1], json.loads(sys.argv[2]), json.loads(sys.argv[3])
 manager = lm_eval.tasks.TaskManager(include_path=folder)
 found = {}
 for model, args in models.items():
-    done = lm_eval.simple_evaluate(
+    done = lm_eval.evaluator.simple_evaluate(
         model, model_args=args, tasks=tasks, task_manager=manager, device="cpu", bootstrap_iters=0
     )
     found[model] = {
@@ -104,7 +107,10 @@ def test_the_harness_sees_the_same_in_both_models(tmp_path: Path) -> None:
         files = {"test": str(tmp_path / "documents.jsonl")}
         whole = {"task": name, "dataset_path": "json", "dataset_kwargs": {"data_files": files}}
         (tmp_path / f"{name}.yaml").write_text(json.dumps({**whole, "test_split": "test", **task}))
-    model = f"pretrained={CHECKPOINT},max_length=64"
+    checkpoint = shutil.copytree(CHECKPOINT, tmp_path / "checkpoint")
+    # Its max_new_tokens would be stronger in transformers than the task's own limit.
+    (checkpoint / "generation_config.json").write_text('{"bos_token_id": 0, "eos_token_id": 1}')
+    model = f"pretrained={checkpoint},max_length=64"
     both = {"hf": f"{model},dtype=float32", "deepmnn": f"{model},quant=fp32,threads=1"}
     found = responses(tmp_path, both)
     ours, theirs = found["deepmnn"], found["hf"]
