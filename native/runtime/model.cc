@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <numeric>
 
 #include "kernels/dispatch.h"
 #include "platform/files.h"
@@ -67,7 +68,7 @@ void Model::check_inputs() {
     }
     const bool ids = input.name == "ids", positions = input.name == "positions";
     const bool known = input.is_int && input.dim == Dim::tokens && input.width == 1;
-    if (ids || positions ? !known : input.is_int || input.dim == Dim::context) {
+    if (ids || positions ? !known : input.is_int) {
       fail_artifact("program.bin: graph input " + input.name, "ids or positions, i32 [tokens]; or f32 [rows, width]");
     }
     if (ids) ids_buffer_ = id;
@@ -85,8 +86,8 @@ void Model::check_outputs() {
       fail_artifact("program.bin: several graph outputs " + output.name, "one");
     }
     const bool logits = output.name == "logits";
-    if (output.dim == Dim::context || (logits && (output.is_int || output.dim != Dim::rows))) {
-      fail_artifact("program.bin: graph output " + output.name, logits ? "f32 [rows, width]" : "rows of the step");
+    if (logits && (output.is_int || output.dim != Dim::rows)) {
+      fail_artifact("program.bin: graph output logits", "f32 [rows, width]");
     }
     outputs_.push_back({output.name, output.is_int, output.dim, output.width});
     if (logits) id_limit_ = output.width;
@@ -103,7 +104,11 @@ size_t Model::logits() const {
 }
 
 int64_t Model::Port::count(const Batch& batch) const {
-  return (dim == Dim::tokens ? batch.tokens : batch.rows) * width;
+  int64_t rows = dim == Dim::tokens ? batch.tokens : batch.rows;
+  if (dim == Dim::context) {
+    rows = std::accumulate(batch.context_lengths, batch.context_lengths + batch.sequences, int64_t{0});
+  }
+  return std::max<int64_t>(rows, 0) * width;  // a batch is checked later
 }
 
 void Model::build_ops() {

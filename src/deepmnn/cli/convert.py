@@ -12,8 +12,8 @@ from typer import Argument, Option
 
 from deepmnn.cli import options
 from deepmnn.cli.console import file_size, out
-from deepmnn.cli.planned import print_facts, print_leftovers, print_plan
-from deepmnn.cli.progress import byte_progress
+from deepmnn.cli.planned import print_calibration, print_facts, print_leftovers, print_plan
+from deepmnn.cli.progress import work_progress
 
 
 def convert(
@@ -29,6 +29,14 @@ def convert(
     config: Annotated[
         Path | None, Option(help="config.json to use; default: the one beside the weights.")
     ] = None,
+    calibration: Annotated[
+        Path | None,
+        Option(help="Texts to round the weights by; default below 8 bits: a set of deepmnn's."),
+    ] = None,
+    samples: Annotated[int, Option(min=1, help="Of the calibration, at most.")] = 500,
+    no_calibration: Annotated[
+        bool, Option("--no-calibration", help="Round every weight to the nearest number.")
+    ] = False,
     random_weights: Annotated[bool, Option(help="Make the weights up; needs no tensors.")] = False,
     seed: Annotated[int, Option(min=0, help="Of the random weights.")] = 0,
     overwrite: Annotated[
@@ -39,8 +47,8 @@ def convert(
     ] = False,
 ) -> None:
     """Convert and quantise a checkpoint."""
+    from deepmnn.conversion.carry_out import carry_out, choose
     from deepmnn.conversion.convert import plan_conversion
-    from deepmnn.conversion.write import write
     from deepmnn.quant.recipe import DEFAULT, read_recipe
 
     began = time.monotonic()
@@ -57,10 +65,13 @@ def convert(
     if dry_run:
         print_plan(plan)
         return
-    with byte_progress("converting") as progress:
-        path = write(plan, target, overwrite, progress)
+    chosen = choose(plan, False if no_calibration else calibration, samples)
+    with work_progress("converting") as progress:
+        path, calibrated = carry_out(plan, target, chosen, overwrite, progress)
     out.say(str(path), "bold green")
     print_facts(plan)
+    if calibrated is not None:
+        print_calibration(calibrated)
     out.print(f"  took   {time.monotonic() - began:.1f} s, peak memory {file_size(_peak_rss())}")
     print_leftovers(plan)
 

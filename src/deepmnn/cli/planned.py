@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from deepmnn.cli.console import count, file_size, out, table
 
 if TYPE_CHECKING:
+    from deepmnn.conversion.calibrate import Calibration
     from deepmnn.conversion.plan import Plan
     from deepmnn.graph.ir import Weight
 
@@ -34,6 +35,18 @@ def print_facts(plan: Plan) -> None:
     out.say(model)
     out.print(f"  size   {size}")
     out.print(f"  nodes  {plan.nodes_level_0} -> {plan.nodes} ({fewer:.0%} fewer)")
+
+
+def print_calibration(calibration: Calibration) -> None:
+    """What the weights were rounded by, and what nearly no text reached."""
+    tokens, samples = count(calibration.tokens), calibration.samples
+    out.print(f"  rounded by {samples} samples, {tokens} tokens: {calibration.tensors} matrices")
+    if calibration.scarce:
+        out.say(
+            f"  {len(calibration.scarce)} matrices of experts that hardly a token reached are "
+            f"rounded to nearest: {calibration.scarce[0]}, ...",
+            "yellow",
+        )
 
 
 def _compared(nbytes: int, stored: int) -> str:

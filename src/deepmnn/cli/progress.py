@@ -15,6 +15,7 @@ from rich.progress import (
     MofNCompleteColumn,
     Progress,
     ProgressColumn,
+    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
     TransferSpeedColumn,
@@ -50,6 +51,15 @@ def count_progress(title: str) -> Iterator[Report]:
 
 
 @contextmanager
+def work_progress(title: str) -> Iterator[Report]:
+    """For work of several kinds, one after another, each with a label."""
+    label = TextColumn("{task.fields[label]}", markup=False)
+    bar = (BarColumn(), TaskProgressColumn(), TimeRemainingColumn(), label)
+    with _shown(title, bar, None) as report:
+        yield report
+
+
+@contextmanager
 def status(title: str) -> Iterator[Callable[[str], None]]:
     """For work that only says what it is doing."""
     if err.is_terminal:
@@ -62,7 +72,7 @@ def status(title: str) -> Iterator[Callable[[str], None]]:
 
 @contextmanager
 def _shown(
-    title: str, bar: tuple[ProgressColumn, ...], figure: Callable[[int], str]
+    title: str, bar: tuple[ProgressColumn, ...], figure: Callable[[int], str] | None
 ) -> Iterator[Report]:
     if not err.is_terminal:
         with _Lines(title, figure) as lines:
@@ -70,14 +80,16 @@ def _shown(
         return
     named = TextColumn("{task.description}", markup=False)
     with Progress(named, *bar, console=err, transient=True) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total, _: progress.update(task, completed=done, total=total)
+        task = progress.add_task(title, total=None, label="")
+        yield lambda done, total, label: progress.update(
+            task, completed=done, total=total, label=label
+        )
 
 
 class _Lines:
     """Prints the last report every few seconds, from a thread: the work may be silent for long."""
 
-    def __init__(self, title: str, figure: Callable[[int], str]) -> None:
+    def __init__(self, title: str, figure: Callable[[int], str] | None) -> None:
         self._title, self._figure = title, figure
         self._last = (0, 0, "")
         self._began = time.monotonic()
@@ -116,7 +128,10 @@ class _Lines:
         if total:
             left = (time.monotonic() - self._began) * (total - done) / done if done else 0.0
             rest = f", about {left:.0f} s left" if left else ""
-            return f"{done / total:.0%}, {self._figure(done)} of {self._figure(total)}{rest}"
+            what = (
+                label if self._figure is None else f"{self._figure(done)} of {self._figure(total)}"
+            )
+            return f"{done / total:.0%}, {what}{rest}"
         return label or "working"
 
     def _print(self, text: str) -> None:

@@ -77,14 +77,29 @@ class Tap:
         return np.asarray(x[chosen.any(axis=1)])
 
 
+@dataclass(frozen=True)
+class Calibration:
+    """What the weights of a model were rounded by.
+
+    Attributes:
+        samples, tokens: how much text.
+        tensors: that were rounded by it.
+        scarce: tensors of experts that fewer than LEAST_TOKENS tokens reached: rounded to nearest.
+    """
+
+    samples: int
+    tokens: int
+    tensors: int
+    scarce: tuple[str, ...]
+
+
 def calibrate(
     plan: Plan,
     samples: Sequence[I32],
     directory: Path,
     progress: Progress | None = None,
-) -> tuple[CalibratedSource, list[str]]:
-    """The plan's source with codes for the matrices that it stores quantised; and the tensors of
-    experts that were reached by too few tokens.
+) -> tuple[CalibratedSource, Calibration]:
+    """The plan's source with codes for the matrices that it stores quantised, and what was done.
 
     Args:
         plan: of the conversion.
@@ -103,17 +118,22 @@ def calibrate(
     source = CalibratedSource(plan.source, directory)
     widths = {name: graph.values[name].width for part in parts for name in part.inputs}
     spool = Spool(directory, widths)
-    begin, scarce = spool.last(), []
+    begin, scarce = spool.last(), list[str]()
     batches = list(_batches(samples))
     formats = _formats(plan)
     for number, part in enumerate(parts):
-        mine = {tensor.name for weight in part.weights.values() for tensor in tensors(weight.expr)}
-        targets = {name: taps[name] for name in mine if name in taps and name in formats}
-        if number < begin and all(source.has(name, formats[name]) for name in targets):
+        targets = {
+            name: tap
+            for name, tap in taps.items()
+            if tap.value in part.outputs and name in formats
+        }
+        if number < begin:  # done before this was stopped; what has no codes was hardly reached
+            scarce += [name for name in targets if not source.has(name, formats[name])]
             continue
         layer = _Layer(part, plan, number, spool, batches, source, progress, (number, len(parts)))
         scarce += layer.run(targets, formats, last=number == len(parts) - 1)
-    return source, scarce
+    tokens = sum(map(len, samples))
+    return source, Calibration(len(samples), tokens, source.count, tuple(scarce))
 
 
 def find_taps(graph: Graph) -> dict[str, Tap]:
@@ -179,7 +199,8 @@ class _Layer:
         """Rounds the targets and leaves what the next stage reads; → those hardly reached."""
         taps: dict[Tap, list[str]] = {}
         for name in sorted(targets):
-            taps.setdefault(targets[name], []).append(name)
+            if not self._source.has(name, formats[name]):
+                taps.setdefault(targets[name], []).append(name)
         groups = list(_groups(taps, self._source))
         threads, scarce = _core.available_cores(), []
         for index, group in enumerate(groups or [[]]):

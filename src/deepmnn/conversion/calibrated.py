@@ -47,6 +47,11 @@ class CalibratedSource(Source):
             os.replace(part, path)
         self._formats[name] = codes.format
 
+    @property
+    def count(self) -> int:
+        """Tensors with codes."""
+        return len(self._formats)
+
     def has(self, name: str, format: str) -> bool:
         """Whether a tensor has codes in a format; from then on it is read as these."""
         if self._path(name, format).is_file():

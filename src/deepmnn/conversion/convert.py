@@ -1,4 +1,4 @@
-"""Checkpoint → artifact in one call: open, plan, write."""
+"""Checkpoint → artifact in one call: open, plan, calibrate, write."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from pathlib import Path
 from typing import Any
 
 from deepmnn import models
+from deepmnn.conversion.calibrate import Calibration
+from deepmnn.conversion.carry_out import carry_out, choose
 from deepmnn.conversion.plan import Plan, plan
-from deepmnn.conversion.write import Progress, write
+from deepmnn.conversion.write import Progress
 from deepmnn.graph.levels import MAX_LEVEL, PassResult
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.quant.recipe import DEFAULT, Recipe, recipe_of
 from deepmnn.source.hub import fetched
 from deepmnn.source.open import open_source
 from deepmnn.source.random import RandomWeights, Shapes
+from deepmnn.text.samples import COUNT
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,7 @@ class ConvertReport:
         passes: what each pass did.
         dropped: weights that config.json promises and the checkpoint lacks (unused MTP layers).
         unused: tensors that the checkpoint has and the model does not read.
+        calibration: what the weights were rounded by; None: each to the nearest number.
         seconds: time taken.
     """
 
@@ -48,6 +52,7 @@ class ConvertReport:
     passes: tuple[PassResult, ...]
     dropped: tuple[str, ...]
     unused: tuple[str, ...]
+    calibration: Calibration | None
     seconds: float
 
 
@@ -58,6 +63,8 @@ def convert(
     optimize_level: int = MAX_LEVEL,
     *,
     config: str | os.PathLike[str] | None = None,
+    calibration: str | os.PathLike[str] | bool | None = None,
+    samples: int = COUNT,
     random_weights: bool = False,
     seed: int = 0,
     overwrite: bool = False,
@@ -77,6 +84,11 @@ def convert(
             (quant/recipe.py).
         optimize_level: 0 (the graph as the paper writes it) to 3.
         config: a config.json, or its directory, to use instead of the one beside the weights.
+        calibration: what to round the weights by: a file of texts or conversations
+            (docs/calibration.md), True for the set that comes with deepmnn, False for rounding
+            each to the nearest number. None: the set where codes have fewer than 8 bits and the
+            checkpoint has a tokenizer.
+        samples: of the calibration, at most.
         random_weights: weights drawn at random, for benchmarks; quantised, most of them are drawn
             in their stored form, so another optimisation level is another model.
         seed: of the random weights.
@@ -97,8 +109,10 @@ def convert(
         seed=seed,
         progress=progress,
     )
+    chosen = choose(made, calibration, samples)
+    path, calibrated = carry_out(made, out, chosen, overwrite, progress)
     return ConvertReport(
-        path=write(made, out, overwrite, progress),
+        path=path,
         model_type=made.model_type,
         quant=made.recipe.name,
         optimize_level=optimize_level,
@@ -110,6 +124,7 @@ def convert(
         passes=made.passes,
         dropped=made.dropped,
         unused=made.unused,
+        calibration=calibrated,
         seconds=time.monotonic() - began,
     )
 

@@ -26,8 +26,9 @@ from deepmnn.artifact.manifest import FORMAT_VERSION, MANIFEST, read_manifest
 from deepmnn.artifact.reader import Artifact
 from deepmnn.conversion import bundled
 from deepmnn.conversion.bundled import NAME, bundled_checkpoint
+from deepmnn.conversion.carry_out import carry_out, choose
 from deepmnn.conversion.convert import plan_conversion
-from deepmnn.conversion.write import Progress, write
+from deepmnn.conversion.write import Progress
 from deepmnn.errors import ArtifactError, CheckpointError, RequestError, Words
 from deepmnn.graph.levels import MAX_LEVEL
 from deepmnn.quant.recipe import DEFAULT, Recipe, recipe_of
@@ -36,6 +37,7 @@ from deepmnn.source.hub import HubName
 from deepmnn.source.open import has_weights
 from deepmnn.source.side_files import CONFIG, SIDE_FILES
 from deepmnn.source.sizes import file_size
+from deepmnn.text.samples import COUNT
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".jinja", ".model", ".txt")
 """Files of a checkpoint's directory that may change what a conversion writes."""
@@ -185,7 +187,7 @@ def _keep(source: _Local | _Snapshot, quant: Recipe | None, progress: Progress |
         cache.make_room(plan.nbytes)
         size = file_size(plan.nbytes)
         log.info("converting %s to %s, %s, once: %s", source.source, recipe.name, size, target)
-        write(plan, target, progress=progress)
+        carry_out(plan, target, choose(plan, None, COUNT), progress=progress)
 
     return cache.keep(f"{label}-{digest}", facts, Artifact.open, make)
 

@@ -1,0 +1,278 @@
+"""Calibration: what matrices multiply is what transformers has there, and codes follow from it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import deepmnn
+from byte_tokenizer import write_tokenizer
+from deepmnn.artifact.reader import Artifact
+from deepmnn.backends.base import I32
+from deepmnn.conversion import calibrate as calibrating
+from deepmnn.conversion.calibrate import calibrate, find_taps
+from deepmnn.conversion.convert import convert, plan_conversion
+from deepmnn.conversion.stage import Stage
+from deepmnn.errors import RequestError, StorageError, TokenizerError
+from deepmnn.graph.levels import optimize
+from deepmnn.graph.stages import stages
+from deepmnn.models import build
+from deepmnn.quant.gptq import feedback, gptq
+from deepmnn.quant.rotation import rotate, rotate_moments
+from deepmnn.quant.store import stored_values
+from parity import prompts_for
+from tiny_models import CONFIGS, TinyModel, checkpoint_of, tiny_checkpoint
+
+APART = frozenset({"fuse_moe", "fuse_add_norm", "select_rows_early"})
+
+
+def samples_of(lengths: Sequence[int], vocab_size: int) -> list[I32]:
+    return [np.array(ids, np.int32) for ids in prompts_for(lengths, vocab_size)]
+
+
+def tapped(tiny: TinyModel, samples: list[I32], folder: Path) -> dict[str, Any]:
+    """Checkpoint tensor → rows of what it multiplies, computed in float32."""
+    graph, _ = optimize(build(tiny.config), 2, None, APART)
+    taps = find_taps(graph)
+    names = {tap.value for tap in taps.values()} | {tap.indices for tap in taps.values()}
+    values: dict[str, Any] = {}
+    for part in stages(graph, [name for name in names if name]):
+        stage = Stage(part, tiny, sum(map(len, samples)), folder)
+        values.update(stage.run(samples, {name: values[name] for name in stage.inputs}))
+    return {name: tap.rows(values) for name, tap in taps.items()}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_matrices_multiply_what_they_do_in_transformers(name: str, tmp_path: Path) -> None:
+    tiny = tiny_checkpoint(name, 0, tmp_path / "hf")
+    samples = samples_of((9, 30), 90)
+    found = tapped(tiny, samples, tmp_path)
+    seen: dict[str, list[np.ndarray]] = {}
+    hooks = [
+        module.register_forward_pre_hook(
+            lambda _, x, key=key: seen.setdefault(key, []).append(x[0].reshape(-1, x[0].shape[-1]))
+        )
+        for key, module in tiny.model.named_modules()
+        if isinstance(module, torch.nn.Linear) and f"{key}.weight" in found
+    ]
+    for sample in samples:
+        tiny.logits(sample.tolist())
+    for hook in hooks:
+        hook.remove()
+    checked = [key for key in seen if ".experts." not in key]
+    assert len(checked) >= 4
+    for key in checked:
+        want = torch.cat(seen[key]).numpy()
+        got = found[f"{key}.weight"]
+        np.testing.assert_allclose(got, want, atol=1e-5 * float(np.abs(want).max()), err_msg=key)
+
+
+def test_experts_see_the_tokens_that_chose_them(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("deepseek_v3", 0, tmp_path / "hf")
+    found = tapped(tiny, samples_of((40, 35), 90), tmp_path)
+    prefix = "model.layers.1.mlp.experts"
+    experts, choices = tiny.config["n_routed_experts"], tiny.config["num_experts_per_tok"]
+    rows = [found[f"{prefix}.{i}.gate_proj.weight"] for i in range(experts)]
+    assert sum(map(len, rows)) == 75 * choices
+    for i, x in enumerate(rows):
+        gate, up = (tiny.read(f"{prefix}.{i}.{part}_proj.weight") for part in ("gate", "up"))
+        want = torch.nn.functional.silu(torch.tensor(x @ gate.T)).numpy() * (x @ up.T)
+        got = found[f"{prefix}.{i}.down_proj.weight"]
+        assert got.shape == want.shape
+        np.testing.assert_allclose(got, want, atol=1e-5 * float(np.abs(want).max(initial=1)))
+
+
+def test_codes_are_those_of_gptq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With an engine of float weights: the moments are then those of the float model."""
+    monkeypatch.setattr(calibrating, "_ENGINE", "fp32")
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    samples = samples_of((60, 50, 70), 90)
+    (tmp_path / "state").mkdir()
+    plan = plan_conversion(tiny.path, "w4")
+    source, report = calibrate(plan, samples, tmp_path / "state")
+    x = tapped(tiny, samples, tmp_path)
+    assert report.tensors == len(x) == 15 and report.tokens == 180 and not report.scarce
+    for name in ("model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.k_proj.weight"):
+        rows = x[name].astype(np.float64)
+        want = gptq(rotate(tiny.read(name)), feedback(rotate_moments(rows.T @ rows)), 4)
+        codes = source.codes(name)
+        assert codes is not None and codes.format == "w4"
+        # Moments are summed in float32: a code on the edge may fall on the other side.
+        assert np.mean(codes.codes == want.codes) > 0.99
+
+
+TEXT = "\n\n".join(["Rivers carry sand, and sand makes stone. " * 30] * 6)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """Of a mixture of experts, with a tokenizer of bytes."""
+    tiny = checkpoint_of(
+        "deepseek_v3", CONFIGS["deepseek_v3"][0] | {"vocab_size": 271}, tmp_path / "hf"
+    )
+    write_tokenizer(tiny.path)
+    (tmp_path / "text.txt").write_text(TEXT)
+    return tiny.path
+
+
+def weights(artifact: Path) -> bytes:
+    return b"".join(path.read_bytes() for path in sorted(artifact.glob("*.safetensors")))
+
+
+def error_of(artifact: Path, exact: Path) -> float:
+    """Squared, of the logits of the calibration's own text."""
+    ids = list(TEXT.encode()[:150])
+    got, want = (deepmnn.load(path).logits(ids) for path in (artifact, exact))
+    return float(np.square(got - want).mean())
+
+
+def test_calibrated_weights_are_nearer_to_the_model(checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    for name, options in {
+        "exact": {"quant": "fp32"},
+        "near": {"quant": "w3", "calibration": text},
+        "far": {"quant": "w3", "calibration": False},
+    }.items():
+        report = convert(checkpoint, tmp_path / name, **options)
+        assert (report.calibration is not None) == (name == "near")
+    near, far = (error_of(tmp_path / name, tmp_path / "exact") for name in ("near", "far"))
+    assert near < 0.8 * far
+
+
+def test_the_same_samples_give_the_same_bytes(checkpoint: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        convert(checkpoint, tmp_path / name, "w4", calibration=tmp_path / "text.txt", samples=3)
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    assert not list(tmp_path.glob(".*calibration"))
+
+
+class _StoppedError(Exception):
+    pass
+
+
+def stop_after(steps: int) -> Callable[[int, int, str], None]:
+    def progress(done: int, total: int, what: str) -> None:
+        nonlocal steps
+        steps -= 1
+        if steps < 0:
+            raise _StoppedError
+
+    return progress
+
+
+@pytest.mark.parametrize("steps", [0, 1, 4, 7])
+def test_a_calibration_that_was_stopped_goes_on(
+    checkpoint: Path, tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrating, "_STEP_TOKENS", 600)
+    arguments = (checkpoint, tmp_path / "out", "w4")
+    text = tmp_path / "text.txt"
+    with pytest.raises(_StoppedError):
+        convert(*arguments, calibration=text, progress=stop_after(steps))
+    assert not (tmp_path / "out").exists()
+    assert (tmp_path / ".out.deepmnn-calibration").is_dir()
+    done: list[int] = []
+    convert(*arguments, calibration=text, progress=lambda at, *_: done.append(at))
+    assert not (tmp_path / ".out.deepmnn-calibration").exists()
+    convert(checkpoint, tmp_path / "whole", "w4", calibration=text)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_the_state_of_another_calibration_is_not_taken(checkpoint: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    with pytest.raises(_StoppedError):
+        convert(checkpoint, tmp_path / "out", "w4", calibration=text, progress=stop_after(8))
+    text.write_text(TEXT.replace("Rivers", "Winds"))
+    convert(checkpoint, tmp_path / "out", "w4", calibration=text)
+    convert(checkpoint, tmp_path / "whole", "w4", calibration=text)
+    assert weights(tmp_path / "out") == weights(tmp_path / "whole")
+
+
+def test_one_calibration_at_a_time(checkpoint: Path, tmp_path: Path) -> None:
+    def again(done: int, total: int, what: str) -> None:
+        convert(checkpoint, tmp_path / "out", "w4", calibration=tmp_path / "text.txt")
+
+    with pytest.raises(StorageError, match="in use"):
+        convert(
+            checkpoint, tmp_path / "out", "w4", calibration=tmp_path / "text.txt", progress=again
+        )
+
+
+def test_experts_that_few_tokens_reach_are_rounded_to_nearest(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "text.txt").write_text("A short text.")
+    report = convert(checkpoint, tmp_path / "out", "w4", calibration=tmp_path / "text.txt")
+    assert report.calibration is not None
+    experts = 3 * CONFIGS["deepseek_v3"][0]["n_routed_experts"]
+    assert len(report.calibration.scarce) == experts
+    convert(checkpoint, tmp_path / "nearest", "w4", calibration=False)
+    graph = Artifact.open(tmp_path / "out").graph()
+    for weight in graph.weights.values():
+        stored = [Artifact.open(tmp_path / name).tensor(weight.name) for name in ("out", "nearest")]
+        if weight.role in ("expert", "embedding", "vector", "router"):
+            assert np.array_equal(*stored), weight.name
+        elif weight.role in ("linear", "lm_head") and "layers.2" not in weight.name:
+            assert not np.array_equal(*stored), weight.name
+
+
+def test_both_forms_of_mla_round_from_the_same_numbers(checkpoint: Path, tmp_path: Path) -> None:
+    """What is stored transposed differs from the other by a second rounding alone."""
+    for calibration in (False, tmp_path / "text.txt"):
+        convert(checkpoint, tmp_path / "out", "w8", calibration=calibration, overwrite=True)
+        artifact = Artifact.open(tmp_path / "out")
+        for layer in range(2):
+            names = [name for name in artifact.graph().weights if f"layers.{layer}." in name]
+            uk, uk_t = (
+                next(name for name in names if name.endswith(end)) for end in ("w_uk", "w_uk_t")
+            )
+            config = CONFIGS["deepseek_v3"][0]
+            heads, nope, rank = (
+                config[key] for key in ("num_attention_heads", "qk_nope_head_dim", "kv_lora_rank")
+            )
+            weights_of = artifact.graph().weights
+            a = stored_values(weights_of[uk], artifact.tensor(uk)).reshape(heads, -1, rank)[
+                :, :nope
+            ]
+            b = stored_values(weights_of[uk_t], artifact.tensor(uk_t)).reshape(heads, -1, nope)
+            b = b[:, :rank].transpose(0, 2, 1)
+            largest = np.abs(a).max()
+            assert np.abs(a - b).max() < 0.006 * largest
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"samples": 0}, "samples"),
+        ({"samples": True}, "samples"),
+        ({"calibration": "missing.txt"}, "missing.txt"),
+        ({"calibration": True, "random_weights": True}, "random weights"),
+    ],
+)
+def test_wrong_arguments(
+    checkpoint: Path, tmp_path: Path, arguments: dict[str, Any], match: str
+) -> None:
+    with pytest.raises(RequestError, match=match):
+        convert(checkpoint, tmp_path / "out", "w4", **arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_tokenizer_weights_are_rounded_to_nearest(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    assert convert(tiny.path, tmp_path / "out", "w4").calibration is None
+    with pytest.raises(TokenizerError):
+        convert(tiny.path, tmp_path / "other", "w4", calibration=True)
+
+
+def test_text_longer_than_the_context_is_cut(checkpoint: Path, tmp_path: Path) -> None:
+    config = json.loads((checkpoint / "config.json").read_text())
+    (checkpoint / "config.json").write_text(json.dumps(config | {"max_position_embeddings": 64}))
+    report = convert(checkpoint, tmp_path / "out", "w4", calibration=tmp_path / "text.txt")
+    assert report.calibration is not None
+    assert report.calibration.tokens == 64 * report.calibration.samples

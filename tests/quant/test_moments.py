@@ -1,0 +1,28 @@
+"""Second moments: sums of outer products, whatever the pieces."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from deepmnn.errors import RequestError
+from deepmnn.quant.moments import Moments
+
+
+@pytest.mark.parametrize("rows", [1, 7, 4096, 10_000])
+def test_moments_are_sums_of_outer_products(rows: int) -> None:
+    x = np.random.default_rng(rows).standard_normal((rows, 33)).astype(np.float32)
+    moments = Moments(33)
+    for piece in np.array_split(x, 3):
+        moments.add(piece)
+    assert moments.rows == rows
+    want = x.T.astype(np.float64) @ x
+    np.testing.assert_allclose(moments.total, want, atol=1e-5 * float(np.abs(want).max()))
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf])
+def test_activations_that_are_no_numbers_are_refused(fault: float) -> None:
+    x = np.ones((3, 4), np.float32)
+    x[1, 2] = fault
+    with pytest.raises(RequestError, match="NaN or infinity"):
+        Moments(4).add(x)
