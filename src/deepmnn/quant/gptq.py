@@ -15,8 +15,9 @@ it only through its target, and rounding the target to the nearest code leaves t
 This is GPTQ (Frantar et al. 2022, arXiv:2210.17323) in the form of LDLQ (Chee et al. 2023,
 arXiv:2307.13304): the same codes, without the inverse of H.
 
-A panel gets its scale when its turn comes: all its columns are rounded with each of some scales,
-and each row keeps the scale with the least sum of d[k] · r[k]².
+A panel gets its scale when its turn comes. Of the numbers that would be best for it by then, could
+they be any, the one of largest magnitude is divided by some divisors. All columns of the panel are
+rounded with each of these scales, and each row keeps the one with the least sum of d[k] · r[k]².
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepmnn.errors import CheckpointError, RequestError
-from deepmnn.formats import F16, F32, I8, PANEL_COLS, PART_COLS
+from deepmnn.formats import F16, F32, I8, PANEL_COLS, PART_COLS, round_up
 
 Moments = NDArray[np.float32] | NDArray[np.float64]
 """Second moments of a matrix's inputs, [cols, cols]; sums over tokens do as well as means."""
@@ -126,9 +127,9 @@ def gptq(w: F32, errors: Feedback, bits: int) -> Rounded:
         raise CheckpointError("a weight with NaN or infinity", "finite numbers")
     codes = np.empty((rows, cols), np.int8)
     scales = np.empty((rows, -(-cols // PANEL_COLS)), np.float16)
+    limit = _FP16_MAX * 2 ** (bits - 1)  # no code stands for more
     for start in range(0, rows, _CHUNK_ROWS):
         chunk = slice(start, start + _CHUNK_ROWS)
-        limit = _FP16_MAX * 2 ** (bits - 1)  # no code stands for more
         columns = np.ascontiguousarray(np.clip(w[chunk], -limit, limit).T, np.float32)
         _round_rows(columns, errors, bits, codes[chunk].T, scales[chunk].T)
     return Rounded(codes, scales)
@@ -139,10 +140,11 @@ def rotate_moments(moments: Moments) -> F32:
 
     Inputs are padded with zeros to whole parts.
     """
-    padding = -len(moments) % PART_COLS
-    padded = np.pad(np.asarray(moments, np.float64), ((0, padding), (0, padding)))
-    half = np.ascontiguousarray(rotate(padded).T)  # R is applied to each side of a symmetric matrix
-    return rotate(half)
+    cols = len(moments)
+    stored = round_up(cols, PART_COLS)
+    padded = np.zeros((stored, stored), np.float32)
+    padded[:cols, :cols] = moments
+    return rotate(rotate(padded).T)  # each side of a symmetric matrix
 
 
 def rotate(x: Moments) -> F32:
@@ -216,10 +218,9 @@ def _round_rows(columns: F32, errors: Feedback, bits: int, codes: I8, scales: F1
     for index, panel in enumerate(_panels(len(columns))):
         w = columns[panel]
         upper, weights = errors.upper[panel, panel], errors.weights[panel]
-        feedback = errors.upper[: panel.start, panel].T @ made[: panel.start]
-        best = w + np.linalg.inv(upper.astype(np.float64)).astype(np.float32).T @ feedback
-        tried = _scales(best, DIVISORS[bits])
-        search = _Search(w, w + feedback, upper, weights, tried, bits)
+        fed = errors.upper[: panel.start, panel].T @ made[: panel.start]
+        best = w + np.linalg.inv(upper.astype(np.float64)).T.astype(np.float32) @ fed
+        search = _Search(w, w + fed, upper, weights, _scales(best, DIVISORS[bits]), bits)
         codes[panel], scale = search.best()
         made[panel] = w - codes[panel] * scale
         scales[index] = scale
