@@ -11,9 +11,9 @@ import pytest
 
 from deepmnn.errors import CheckpointError, RequestError
 from deepmnn.quant.gptq import (
-    DAMPING,
     DIVISORS,
     Rounded,
+    damping_for,
     feedback,
     gptq,
     rotate,
@@ -21,6 +21,7 @@ from deepmnn.quant.gptq import (
 )
 
 BITS = sorted(DIVISORS)
+DAMPING = 0.03
 
 
 def problem(rows: int, cols: int, seed: int, tokens: int = 400) -> tuple[np.ndarray, np.ndarray]:
@@ -98,7 +99,7 @@ def textbook_panel(
 @pytest.mark.parametrize(("rows", "cols"), [(5, 32), (4, 96), (1, 288)])
 def test_the_codes_of_the_paper(rows: int, cols: int, bits: int) -> None:
     w, moments = problem(rows, cols, seed=bits)
-    rounded = gptq(w, feedback(moments), bits)
+    rounded = gptq(w, feedback(moments, DAMPING), bits)
     codes, scales = textbook(w, moments, bits)
     np.testing.assert_array_equal(rounded.codes, codes)
     np.testing.assert_array_equal(rounded.scales, scales)
@@ -110,21 +111,21 @@ def test_never_worse_than_rounding_to_nearest() -> None:
         rows, cols = int(rng.integers(1, 20)), 32 * int(rng.integers(1, 11))
         w, moments = problem(rows, cols, seed, tokens=int(rng.integers(1, 500)))
         bits = int(rng.choice(BITS))
-        ours = output_error(w, values(gptq(w, feedback(moments), bits)), moments)
+        ours = output_error(w, values(gptq(w, feedback(moments, DAMPING), bits)), moments)
         assert ours <= output_error(w, nearest(w, bits), moments)
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_much_better_than_rounding_to_nearest_where_inputs_are_correlated(bits: int) -> None:
     w, moments = problem(40, 512, seed=1)
-    ours = output_error(w, values(gptq(w, feedback(moments), bits)), moments)
+    ours = output_error(w, values(gptq(w, feedback(moments, DAMPING), bits)), moments)
     assert ours < 0.6 * output_error(w, nearest(w, bits), moments)
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_bounds_and_shapes(bits: int) -> None:
     w, moments = problem(530, 288, seed=2)
-    rounded = gptq(w, feedback(moments), bits)
+    rounded = gptq(w, feedback(moments, DAMPING), bits)
     assert rounded.codes.dtype == np.int8
     assert rounded.codes.shape == (530, 288)
     assert rounded.scales.dtype == np.float16
@@ -135,28 +136,30 @@ def test_bounds_and_shapes(bits: int) -> None:
 
 def test_unused_inputs_round_to_nearest() -> None:
     w, moments = problem(30, 288, seed=3)
-    unused = feedback(np.zeros_like(moments))
+    unused = feedback(np.zeros_like(moments), DAMPING)
     np.testing.assert_allclose(values(gptq(w, unused, 4)), nearest(w, 4), rtol=1e-6)
 
 
 def test_independent_inputs_of_one_size_round_to_nearest() -> None:
     w, _ = problem(30, 288, seed=3)
-    equal = feedback(7e-20 * np.eye(288))
+    equal = feedback(7e-20 * np.eye(288), DAMPING)
     np.testing.assert_allclose(values(gptq(w, equal, 4)), nearest(w, 4), rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e30])
 def test_the_size_of_the_moments_does_not_matter(size: float) -> None:
     w, moments = problem(20, 288, seed=4)
-    expected = gptq(w, feedback(moments), 4)
-    np.testing.assert_array_equal(gptq(w, feedback(size * moments), 4).codes, expected.codes)
+    expected = gptq(w, feedback(moments, DAMPING), 4)
+    np.testing.assert_array_equal(
+        gptq(w, feedback(size * moments, DAMPING), 4).codes, expected.codes
+    )
 
 
 @pytest.mark.parametrize("size", [1e-30, 1e-12, 1e-6, 1e6, 1e38])
 def test_weights_too_small_or_too_large_for_a_scale(size: float) -> None:
     """As near as codes can come: 0, or the largest that they stand for."""
     w, moments = problem(8, 64, seed=5)
-    v = values(gptq((w * size).astype(np.float32), feedback(moments), 4))
+    v = values(gptq((w * size).astype(np.float32), feedback(moments, DAMPING), 4))
     if size < 1e-9:
         assert not v.any()
     elif size > 1e7:
@@ -170,7 +173,7 @@ def test_one_sample() -> None:
     """Moments of rank 1: the output for that sample is nearly right, and no weight goes far."""
     w, _ = problem(20, 512, seed=6)
     x = np.random.default_rng(7).standard_normal(512)
-    v = values(gptq(w, feedback(np.outer(x, x)), 4))
+    v = values(gptq(w, feedback(np.outer(x, x), DAMPING), 4))
     assert np.abs((w - v) @ x).max() < 0.2 * np.abs((w - nearest(w, 4)) @ x).max()
     assert ((w - v) ** 2).mean() < 2 * ((w - nearest(w, 4)) ** 2).mean()
 
@@ -182,7 +185,7 @@ def test_dead_columns_and_constant_channels() -> None:
     moments[5] = moments[9]  # two channels that are always the same
     moments[:, 5] = moments[:, 9]
     moments[5, 5] = moments[9, 9]
-    v = values(gptq(w, feedback(moments), 4))
+    v = values(gptq(w, feedback(moments, DAMPING), 4))
     assert output_error(w, v, moments) < output_error(w, nearest(w, 4), moments)
     np.testing.assert_allclose(v[:, 256:], nearest(w[:, 256:], 4), rtol=1e-6)
 
@@ -191,7 +194,7 @@ def test_rows_of_zeros_stay_zero() -> None:
     w, moments = problem(20, 288, seed=9)
     w[3] = 0
     w[4, 256:] = 0
-    rounded = gptq(w, feedback(moments), 4)
+    rounded = gptq(w, feedback(moments, DAMPING), 4)
     assert not rounded.codes[3].any()
     assert not rounded.scales[3].any()
     assert np.isfinite(rounded.scales).all()
@@ -199,7 +202,7 @@ def test_rows_of_zeros_stay_zero() -> None:
 
 def test_each_row_is_rounded_by_itself() -> None:
     w, moments = problem(700, 96, seed=10)
-    errors = feedback(moments)
+    errors = feedback(moments, DAMPING)
     whole, one = gptq(w, errors, 4), gptq(w[600:601], errors, 4)
     np.testing.assert_array_equal(whole.codes[600:601], one.codes)
     np.testing.assert_array_equal(gptq(w[:0], errors, 4).codes.shape, (0, 96))
@@ -210,8 +213,15 @@ def test_moments_that_are_nearly_positive_get_more_damping() -> None:
     moments = x.T @ x / 400
     least, vectors = np.linalg.eigh(moments)
     negative = moments - (least[0] + 0.1) * np.outer(vectors[:, 0], vectors[:, 0])
-    assert feedback(negative).damping == pytest.approx(10 * DAMPING)
-    assert feedback(moments).damping == DAMPING
+    assert feedback(negative, DAMPING).damping == pytest.approx(10 * DAMPING)
+    assert feedback(moments, DAMPING).damping == DAMPING
+
+
+def test_fewer_tokens_want_more_damping() -> None:
+    assert damping_for(16384) == pytest.approx(0.03, rel=0.1)
+    shares = [damping_for(tokens) for tokens in (0, 1, 100, 1024, 4096, 16384, 10**9)]
+    assert shares == sorted(shares, reverse=True)
+    assert 0 < shares[-1] < shares[0] <= 1
 
 
 def test_what_no_inputs_have_is_refused() -> None:
@@ -220,20 +230,20 @@ def test_what_no_inputs_have_is_refused() -> None:
         broken = moments.copy()
         broken[3, 4] = value
         with pytest.raises(RequestError, match="NaN or infinity"):
-            feedback(broken)
+            feedback(broken, DAMPING)
     for shape in ((96, 64), (33, 33), (0, 0), (96,)):
         with pytest.raises(RequestError, match="shape"):
-            feedback(np.ones(shape))
+            feedback(np.ones(shape), DAMPING)
     with pytest.raises(RequestError, match="squares"):
-        feedback(-moments)
+        feedback(-moments, DAMPING)
     indefinite = moments * 0 + np.diag(np.diagonal(moments)) - 5 * moments.max() * np.eye(96)[::-1]
     with pytest.raises(RequestError, match="positive definite"):
-        feedback(indefinite)
+        feedback(indefinite, DAMPING)
 
 
 def test_weights_that_are_refused() -> None:
     w, moments = problem(4, 96, seed=13)
-    errors = feedback(moments)
+    errors = feedback(moments, DAMPING)
     with pytest.raises(RequestError, match="7 bits"):
         gptq(w, errors, 7)
     with pytest.raises(RequestError, match="96 columns"):
@@ -250,7 +260,7 @@ import hashlib, numpy as np
 from deepmnn.quant.gptq import feedback, gptq
 rng = np.random.default_rng(5)
 x = rng.standard_normal((900, 800), np.float32)
-rounded = gptq(rng.standard_normal((600, 800), np.float32), feedback(x.T @ x), 4)
+rounded = gptq(rng.standard_normal((600, 800), np.float32), feedback(x.T @ x, 0.03), 4)
 print(hashlib.sha256(rounded.codes.tobytes() + rounded.scales.tobytes()).hexdigest())
 """
 

@@ -15,8 +15,9 @@ it only through its target, and rounding the target to the nearest code leaves t
 This is GPTQ (Frantar et al. 2022, arXiv:2210.17323) in the form of LDLQ (Chee et al. 2023,
 arXiv:2307.13304): the same codes, without the inverse of H.
 
-A panel gets its scale when its turn comes: all its columns are rounded with each of some scales,
-and each row keeps the scale with the least sum of d[k] · r[k]².
+A panel gets its scale when its turn comes. Of the numbers that would be best for it by then, could
+they be any, the one of largest magnitude is divided by some divisors. All columns of the panel are
+rounded with each of these scales, and each row keeps the one with the least sum of d[k] · r[k]².
 """
 
 from __future__ import annotations
@@ -28,19 +29,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepmnn.errors import CheckpointError, RequestError
-from deepmnn.formats import F16, F32, I8, PANEL_COLS, PART_COLS
+from deepmnn.formats import F16, F32, I8, PANEL_COLS, PART_COLS, round_up
 
 Moments = NDArray[np.float32] | NDArray[np.float64]
 """Second moments of a matrix's inputs, [cols, cols]; sums over tokens do as well as means."""
 
-DAMPING = 0.03
-"""Added to the diagonal, as a share of its mean: right for about 16,000 tokens."""
-
 DIVISORS: dict[int, tuple[float, ...]] = {
-    3: (-3.5, -4.0, -4.5, -5.0, -5.5, 3.0, 3.5, 4.0),
-    4: (-7.5, -8.0, -8.5, -9.0, -9.5, -10.0, 7.0, 8.0),
-    5: (-15.0, -16.0, -16.5, -17.0, -18.0, -19.0, 15.0, 16.0),
-    6: (-31.0, -32.0, -33.0, -34.0, 31.0, 32.0),
+    3: (-4.0, -4.5, -5.0, -5.5, -6.0, 4.0, 4.5, 5.0),
+    4: (-8.0, -8.5, -9.0, -9.5, -10.0, 8.0, 8.5, 9.0),
+    5: (-15.5, -16.0, -16.5, -17.0, -17.5, -18.0, 15.5, 16.0),
+    6: (-30.0, -30.5, -31.0, -31.5, -32.0, -32.5, -33.0, -34.0),
     8: (-126.0, -128.0, -130.0, 127.0),
 }
 """Bits → the scales tried: the element of largest magnitude by each of these, in order."""
@@ -83,11 +81,21 @@ class Rounded:
     scales: F16
 
 
-def feedback(moments: Moments, damping: float = DAMPING) -> Feedback:
+def damping_for(tokens: int) -> float:
+    """How much damping moments of so many tokens want, as a share of their mean diagonal.
+
+    The fewer tokens, the more of what moments say is chance. On other text than they come from,
+    errors are least at about 0.3 with 1,024 tokens, 0.1 with 4,096 and 0.03 with 16,384.
+    """
+    return min(max(500 / max(tokens, 1), 0.01), 1.0)
+
+
+def feedback(moments: Moments, damping: float) -> Feedback:
     """How errors of earlier columns are made up for, from second moments [cols, cols].
 
-    Only the upper triangle is read. Where all moments are zero (nothing was seen) there is no
-    feedback, and `gptq` rounds to nearest.
+    `damping` times the mean of the diagonal is added to it; where that does not make the moments
+    positive definite, 10 and then 100 times as much. Only the upper triangle is read. Where all
+    moments are zero (nothing was seen) there is no feedback, and `gptq` rounds to nearest.
 
     Raises RequestError for what no inputs can have as second moments: a shape that is not square
     or not of whole parts, NaN, infinity, negative squares.
@@ -126,9 +134,9 @@ def gptq(w: F32, errors: Feedback, bits: int) -> Rounded:
         raise CheckpointError("a weight with NaN or infinity", "finite numbers")
     codes = np.empty((rows, cols), np.int8)
     scales = np.empty((rows, -(-cols // PANEL_COLS)), np.float16)
+    limit = _FP16_MAX * 2 ** (bits - 1)  # no code stands for more
     for start in range(0, rows, _CHUNK_ROWS):
         chunk = slice(start, start + _CHUNK_ROWS)
-        limit = _FP16_MAX * 2 ** (bits - 1)  # no code stands for more
         columns = np.ascontiguousarray(np.clip(w[chunk], -limit, limit).T, np.float32)
         _round_rows(columns, errors, bits, codes[chunk].T, scales[chunk].T)
     return Rounded(codes, scales)
@@ -139,10 +147,11 @@ def rotate_moments(moments: Moments) -> F32:
 
     Inputs are padded with zeros to whole parts.
     """
-    padding = -len(moments) % PART_COLS
-    padded = np.pad(np.asarray(moments, np.float64), ((0, padding), (0, padding)))
-    half = np.ascontiguousarray(rotate(padded).T)  # R is applied to each side of a symmetric matrix
-    return rotate(half)
+    cols = len(moments)
+    stored = round_up(cols, PART_COLS)
+    padded = np.zeros((stored, stored), np.float32)
+    padded[:cols, :cols] = moments
+    return rotate(rotate(padded).T)  # each side of a symmetric matrix
 
 
 def rotate(x: Moments) -> F32:
@@ -216,10 +225,9 @@ def _round_rows(columns: F32, errors: Feedback, bits: int, codes: I8, scales: F1
     for index, panel in enumerate(_panels(len(columns))):
         w = columns[panel]
         upper, weights = errors.upper[panel, panel], errors.weights[panel]
-        feedback = errors.upper[: panel.start, panel].T @ made[: panel.start]
-        best = w + np.linalg.inv(upper.astype(np.float64)).astype(np.float32).T @ feedback
-        tried = _scales(best, DIVISORS[bits])
-        search = _Search(w, w + feedback, upper, weights, tried, bits)
+        fed = errors.upper[: panel.start, panel].T @ made[: panel.start]
+        best = w + np.linalg.inv(upper.astype(np.float64)).T.astype(np.float32) @ fed
+        search = _Search(w, w + fed, upper, weights, _scales(best, DIVISORS[bits]), bits)
         codes[panel], scale = search.best()
         made[panel] = w - codes[panel] * scale
         scales[index] = scale
