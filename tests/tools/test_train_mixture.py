@@ -26,7 +26,8 @@ def test_export_gives_the_same_logits(tmp_path: Path) -> None:
     model = mixture.DeepSeekV3(mixture.CONFIG).requires_grad_(False)
     for weight in model.parameters():
         weight.copy_(weight.bfloat16().float())
-    text = [f"{number} words of a text, {number * 7919}\n" for number in range(30_000)]
+    rng = random.Random(1)
+    text = ["".join(rng.choices("abcdefghij ", k=4000)) for _ in range(50)]
     tokenizer = mixture.train_tokenizer(text, mixture.CONFIG.vocab_size, mixture.SPLITS)
     mixture.export(tmp_path, model, tokenizer)
     ids = torch.randint(3, mixture.CONFIG.vocab_size, (1, 40))
@@ -34,9 +35,8 @@ def test_export_gives_the_same_logits(tmp_path: Path) -> None:
     with torch.inference_mode():
         wanted = theirs(ids).logits
         torch.testing.assert_close(model(ids), wanted, atol=1e-4, rtol=1e-4)
-    with deepmnn.load(tmp_path, quant="fp32") as ours:
-        found = ours.logits(ids[0].tolist())
-        np.testing.assert_allclose(found, wanted[0].numpy(), atol=1e-4)
+    found = deepmnn.load(tmp_path, quant="fp32").logits(ids[0].tolist())
+    np.testing.assert_allclose(found, wanted[0].numpy(), atol=1e-4)
 
 
 def test_a_run_goes_on_where_it_was_saved(tmp_path: Path) -> None:
