@@ -42,7 +42,7 @@ class Document:
     def is_held_out(self) -> bool:
         if self.source == "stdlib":
             path = self.name.removeprefix("stdlib/")
-            return path.removesuffix(".py") in HELD_OUT_MODULES
+            return re.split(r"[/.]", path)[0] in HELD_OUT_MODULES
         if self.name.startswith(HELD_OUT_FOLDERS):
             return True
         return hashlib.sha256(self.name.encode()).digest()[0] < 8  # one in 32

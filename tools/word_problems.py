@@ -287,7 +287,7 @@ def pipes(rng: random.Random, chinese: bool) -> Worked:
         return Worked(
             f"单开甲管{a}小时注满水池，单开乙管{b}小时注满。两管同时打开，几小时注满？",
             f"把水池看作 1。甲管每小时注 1/{a}，乙管每小时注 1/{b}。\n"
-            f"两管一起每小时注 1/{a} + 1/{b} = {rate}。\n需要 1 ÷ {rate} = {hours} 小时，约 "
+            f"两管一起每小时注 1/{a} + 1/{b} = {rate}。\n需要 1 ÷ ({rate}) = {hours} 小时，约 "
             f"{decimal(hours)} 小时。\n结果比 {min(a, b)} 小，合理，因为两管一起总比一管快。",
             f"两管同时打开，**{hours}** 小时（约 {decimal(hours)} 小时）注满。",
         )
