@@ -25,7 +25,11 @@ nb::list formats() {
     entry["code"] = code;
     entry["bits"] = format.bits;
     entry["columns"] = format.columns;
-    entry["offset"] = format.offset;
+    nb::list levels;
+    for (int i = 0; is_quantized(static_cast<Format>(code)) && i < 1 << format.bits; ++i) {
+      levels.append(level_of(format, i));
+    }
+    entry["levels"] = nb::tuple(levels);
     table.append(entry);
   }
   return table;

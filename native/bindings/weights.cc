@@ -53,26 +53,26 @@ void each_block(const Weight& shape, int64_t threads, const Job& job) {
   pool.run(blocks, [&](int64_t block, int) { job(block); });
 }
 
-// Codes [rows, stored columns], scales [rows, panels].
+// Levels [rows, stored columns], scales [rows, panels].
 auto quantize(const Array& w, const std::string& format, int64_t threads, const std::string& isa) {
   const Matrix<float> source = numbers(w);
   const Weight shape = quantized_shape(format, source.rows, source.cols);
   const Kernels& kernels = select_kernels(isa.c_str());
   const int64_t stored = stored_cols(shape.format, shape.cols);
-  NewArray<int8_t> codes({shape.rows, stored});
+  NewArray<int8_t> levels({shape.rows, stored});
   NewArray<Half> scales({shape.rows, panel_count(stored)});
-  const NewCodes out{codes.data(), &scales.data()->bits};
+  const NewCodes out{levels.data(), &scales.data()->bits};
   each_block(shape, threads, [&](int64_t block) { round_block(kernels, source.data, shape, block, out); });
-  return std::make_tuple(codes.release(), scales.release());
+  return std::make_tuple(levels.release(), scales.release());
 }
 
-Bytes pack(const Array& codes, const Array& scales, const std::string& format, int64_t threads,
+Bytes pack(const Array& levels, const Array& scales, const std::string& format, int64_t threads,
            const std::string& isa) {
-  const Matrix<int8_t> matrix_of_codes = matrix<int8_t>(codes, "codes");
-  const int64_t rows = matrix_of_codes.rows, cols = matrix_of_codes.cols;
+  const Matrix<int8_t> matrix_of_levels = matrix<int8_t>(levels, "levels");
+  const int64_t rows = matrix_of_levels.rows, cols = matrix_of_levels.cols;
   const Weight shape = quantized_shape(format, rows, cols);
   const int64_t stored = stored_cols(shape.format, cols);
-  const Codes from{whole<int8_t>(codes, "codes", rows, stored),
+  const Codes from{whole<int8_t>(levels, "levels", rows, stored),
                    &whole<Half>(scales, "scales", rows, panel_count(stored))->bits};
   const Kernels& kernels = select_kernels(isa.c_str());
   NewArray<uint8_t> out({nbytes(shape)});
@@ -127,7 +127,7 @@ void bind_weights(nanobind::module_& m) {
   using namespace nanobind::literals;
   m.def("rotate", &deepmnn::rotate, "x"_a, "threads"_a = 1, "isa"_a = "");
   m.def("quantize", &deepmnn::quantize, "w"_a, "format"_a, "threads"_a = 1, "isa"_a = "");
-  m.def("pack", &deepmnn::pack, "codes"_a, "scales"_a, "format"_a, "threads"_a = 1, "isa"_a = "");
+  m.def("pack", &deepmnn::pack, "levels"_a, "scales"_a, "format"_a, "threads"_a = 1, "isa"_a = "");
   m.def("quantize_pack", &deepmnn::quantize_pack, "w"_a, "format"_a, "threads"_a = 1, "isa"_a = "");
   m.def("unpack", &deepmnn::unpack, "packed"_a, "format"_a, "rows"_a, "cols"_a);
 }

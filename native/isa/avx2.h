@@ -252,6 +252,17 @@ template <int kCount, int kTo>
 DEEPMNN_INLINE U8x64 move_bits(U8x64 a, int from) {
   return {move_bits_half<kCount, kTo>(a.lo, from), move_bits_half<kCount, kTo>(a.hi, from)};
 }
+DEEPMNN_INLINE U8x64 lookup(const uint8_t* table, U8x64 codes) {
+  const __m256i twice = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(table)));
+  return {_mm256_shuffle_epi8(twice, codes.lo), _mm256_shuffle_epi8(twice, codes.hi)};
+}
+DEEPMNN_INLINE __m256i turn_half(__m256i a, __m256i plane, __m256i bit) {
+  return _mm256_xor_si256(a, _mm256_cmpeq_epi8(_mm256_and_si256(plane, bit), bit));
+}
+DEEPMNN_INLINE U8x64 turn_where(U8x64 a, U8x64 plane, int bit) {
+  const __m256i wanted = _mm256_set1_epi8(static_cast<char>(1 << bit));
+  return {turn_half(a.lo, plane.lo, wanted), turn_half(a.hi, plane.hi, wanted)};
+}
 DEEPMNN_INLINE __m256i broadcast4(const int8_t* a) {
   int32_t four;
   __builtin_memcpy(&four, a, sizeof(four));

@@ -177,6 +177,14 @@ DEEPMNN_INLINE U8x64 move_bits(U8x64 a, int from) {
                                      : _mm512_srli_epi16(a.v, static_cast<unsigned>(from - kTo));
   return {_mm512_and_si512(there, _mm512_set1_epi8(((1 << kCount) - 1) << kTo))};
 }
+DEEPMNN_INLINE U8x64 lookup(const uint8_t* table, U8x64 codes) {
+  const __m128i sixteen = _mm_load_si128(reinterpret_cast<const __m128i*>(table));
+  return {_mm512_shuffle_epi8(_mm512_broadcast_i32x4(sixteen), codes.v)};
+}
+DEEPMNN_INLINE U8x64 turn_where(U8x64 a, U8x64 plane, int bit) {
+  const __mmask64 set = _mm512_test_epi8_mask(plane.v, _mm512_set1_epi8(static_cast<char>(1 << bit)));
+  return {_mm512_mask_sub_epi8(a.v, set, _mm512_set1_epi8(-1), a.v)};
+}
 DEEPMNN_INLINE __m512i broadcast4(const int8_t* a) {
   int32_t four;
   __builtin_memcpy(&four, a, sizeof(four));

@@ -254,6 +254,18 @@ DEEPMNN_INLINE U8x64 move_bits(const U8x64& a, int from) {
   for (int i = 0; i < 64; ++i) r.v[i] = static_cast<uint8_t>((a.v[i] >> from & ((1 << kCount) - 1)) << kTo);
   return r;
 }
+// table[code] for every byte: codes below 16, a table of 16 bytes at a multiple of 16.
+DEEPMNN_INLINE U8x64 lookup(const uint8_t* table, const U8x64& codes) {
+  U8x64 r;
+  for (int i = 0; i < 64; ++i) r.v[i] = table[codes.v[i]];
+  return r;
+}
+// 255 - a where the bit is set in the plane.
+DEEPMNN_INLINE U8x64 turn_where(const U8x64& a, const U8x64& plane, int bit) {
+  U8x64 r;
+  for (int i = 0; i < 64; ++i) r.v[i] = plane.v[i] >> bit & 1 ? static_cast<uint8_t>(255 - a.v[i]) : a.v[i];
+  return r;
+}
 // What DotRun leaves to take off of every code: the code of zero, or 0 where it takes that off itself.
 template <int kBits>
 constexpr int kDotOffset = 1 << (kBits - 1);

@@ -16,7 +16,7 @@ struct Place {
         cols(std::min(stored - col, kPanelCols)) {}
 
   // Of row r of the block.
-  int64_t codes(int64_t r) const { return (row + r) * stored + col; }
+  int64_t levels(int64_t r) const { return (row + r) * stored + col; }
   int64_t scales(int64_t r) const { return (row + r) * panel_count(stored) + col / kPanelCols; }
 
   int64_t stored;
@@ -32,7 +32,7 @@ void round_block(const Kernels& kernels, const float* w, const Weight& shape, in
     const Place at(shape, block, p);
     kernels.round_panel(w, shape, at.row, at.col, panel);
     for (int64_t r = 0; r < at.rows; ++r) {
-      std::memcpy(out.codes + at.codes(r), panel.codes[r], static_cast<size_t>(at.cols));
+      std::memcpy(out.levels + at.levels(r), panel.levels[r], static_cast<size_t>(at.cols));
       out.scales[at.scales(r)] = panel.scales[r];
     }
   }
@@ -44,7 +44,7 @@ void pack_block(const Kernels& kernels, const Codes& codes, const Weight& shape,
   for (int64_t p = 0; p < panel_count(shape.cols); ++p) {
     const Place at(shape, block, p);
     for (int64_t r = 0; r < at.rows; ++r) {
-      std::memcpy(panel.codes[r], codes.codes + at.codes(r), static_cast<size_t>(at.cols));
+      std::memcpy(panel.levels[r], codes.levels + at.levels(r), static_cast<size_t>(at.cols));
       panel.scales[r] = codes.scales[at.scales(r)];
     }
     kernels.pack_panel(panel, shape, at.cols, out);

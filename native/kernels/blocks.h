@@ -8,7 +8,7 @@ namespace deepmnn {
 // A quantised matrix before it is laid out in bytes, row after row: what deepmnn.formats.Codes holds.
 template <class Int8, class Half>
 struct CodesOf {
-  Int8* codes;   // signed [rows, stored columns]
+  Int8* levels;  // [rows, stored columns]
   Half* scales;  // fp16 [rows, panels]
 };
 using Codes = CodesOf<const int8_t, const uint16_t>;

@@ -82,14 +82,43 @@ struct IntTile {
 // The codes of a quantised format: kPartVectors vectors of 16 rows × 4 columns to a part.
 constexpr int kPartVectors = kPartCols / 4;
 
+// 16 bytes, for lookup: the levels of a format's first codes, less the least number of level_bits.
+struct LevelTable {
+  alignas(16) uint8_t v[16];
+};
+constexpr LevelTable level_table(const FormatInfo& format) {
+  LevelTable table{};
+  for (int i = 0; i < 16; ++i) {
+    const int code = i % (1 << format.bits);
+    table.v[i] = static_cast<uint8_t>(level_of(format, code) + (1 << (format.level_bits - 1)));
+  }
+  return table;
+}
+
 template <Format kFormat>
 struct Codec {
   static constexpr int kBits = info_of(kFormat).bits;
-  static constexpr int kOffset = kDotOffset<kBits>;  // what DotRun leaves to take off, of every code
+  static constexpr int kLevelBits = info_of(kFormat).level_bits;
+  static constexpr int kOffset = kDotOffset<kLevelBits>;  // what DotRun leaves to take off, of every level
   static constexpr int kPartBytes = static_cast<int>(part_nbytes(kFormat));
 
-  // Vector v of the part at `part`: unsigned codes.
+  // Vector v of the part at `part`: levels, less the least number of kLevelBits.
   static DEEPMNN_INLINE U8x64 vector(const uint8_t* part, int v) {
+    constexpr FormatInfo kInfo = info_of(kFormat);
+    if constexpr (!has_table(kInfo)) {
+      return code(part, v);
+    } else if constexpr (kBits <= 4) {
+      static constexpr LevelTable kTable = level_table(kInfo);
+      return lookup(kTable.v, code(part, v));
+    } else {
+      static_assert(kBits == 5 && kLevelBits == 8, "the top bit turns a level over");
+      static constexpr LevelTable kTable = level_table(kInfo);
+      return turn_where(lookup(kTable.v, plane<4>(part, v)), load_u8(part + 256), v);
+    }
+  }
+
+ private:
+  static DEEPMNN_INLINE U8x64 code(const uint8_t* part, int v) {
     if constexpr (kBits == 8) {
       return load_u8(part + v * 64);
     } else if constexpr (kBits >= 4) {
@@ -98,8 +127,6 @@ struct Codec {
       return with_planes<kBits - 2, 2>(part + 128, v, plane<2>(part, v));
     }
   }
-
- private:
   // The bits of vector v in a plane of kSize bits, as the lowest of a code.
   template <int kSize>
   static DEEPMNN_INLINE U8x64 plane(const uint8_t* at, int v) {
@@ -122,7 +149,7 @@ struct Codec {
 // The part at w with kRows rows of activations, whose codes begin at a[r]. Vectors take turns over kCount sets of sums.
 template <Format kFormat, int kRows, int kCount>
 DEEPMNN_INLINE void add_part(const uint8_t* w, const int8_t* const (&a)[kRows], IntTile<1, kRows> (&acc)[kCount]) {
-  using Run = DotRun<Codec<kFormat>::kBits>;
+  using Run = DotRun<Codec<kFormat>::kLevelBits>;
   DEEPMNN_UNROLL
   for (int first = 0; first < kPartVectors; first += Run::kMost) {
     IntTile<1, kRows>& sums = acc[first / Run::kMost % kCount];

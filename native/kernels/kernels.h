@@ -23,8 +23,8 @@ struct Weight {
 
 // A panel of a block of 16 rows before it is laid out in bytes; what is stored of a row is columns [0, stored).
 struct PanelCodes {
-  int8_t codes[kBlockRows][kPanelCols];  // signed
-  uint16_t scales[kBlockRows];           // fp16
+  int8_t levels[kBlockRows][kPanelCols];
+  uint16_t scales[kBlockRows];  // fp16
 };
 
 // What a product needs of a panel of a quantised row besides its codes.

@@ -8,23 +8,32 @@
 
 namespace deepmnn::DEEPMNN_NS {
 
+// The code of each level, at 128 + level; of a number that is none code 0.
+struct CodeTable {
+  uint8_t v[256] = {};
+  explicit CodeTable(const FormatInfo& format) {
+    for (int code = 0; code < 1 << format.bits; ++code) v[128 + level_of(format, code)] = static_cast<uint8_t>(code);
+  }
+};
+
 inline void pack_panel_kernel(const PanelCodes& panel, const Weight& shape, int64_t cols, uint8_t* out) {
-  constexpr uint32_t kBytes = 0x01010101;  // four codes at a time: byte j is column j
   const FormatInfo& format = info_of(shape.format);
-  const uint32_t zero = static_cast<uint32_t>(format.offset) * kBytes;
-  const uint32_t all = ((1u << format.bits) - 1) * kBytes;
+  const CodeTable table(format);
   for (int64_t part = 0; part < cols; part += kPartCols) {
+    uint8_t codes[kBlockRows][kPartCols];
+    for (int r = 0; r < kBlockRows; ++r) {
+      for (int64_t k = 0; k < kPartCols; ++k) codes[r][k] = table.v[128 + panel.levels[r][part + k]];
+    }
     for_planes(format.bits, [&](Plane plane) {
       const int per_byte = 8 / plane.bits;
-      const uint32_t mask = ((1u << plane.bits) - 1) * kBytes;
-      for (int64_t k = part; k < part + kPartCols; k += 4 * per_byte, out += 4 * kBlockRows) {
+      const uint32_t mask = ((1u << plane.bits) - 1) * 0x01010101u;  // four codes at a time: byte j is column j
+      for (int64_t k = 0; k < kPartCols; k += 4 * per_byte, out += 4 * kBlockRows) {
         for (int r = 0; r < kBlockRows; ++r) {
           uint32_t bytes = 0;
           for (int i = 0; i < per_byte; ++i) {
-            uint32_t codes;
-            __builtin_memcpy(&codes, panel.codes[r] + k + 4 * i, sizeof(codes));
-            // ^ zero: + offset, modulo all bits
-            bytes |= (((codes & all) ^ zero) >> plane.shift & mask) << i * plane.bits;
+            uint32_t four;
+            __builtin_memcpy(&four, codes[r] + k + 4 * i, sizeof(four));
+            bytes |= (four >> plane.shift & mask) << i * plane.bits;
           }
           __builtin_memcpy(out + 4 * r, &bytes, sizeof(bytes));
         }
@@ -72,7 +81,7 @@ DEEPMNN_INLINE void decode_panel(const uint8_t* w, const FormatInfo& format, int
   }
   float scales[kBlockRows];
   store(scales, load_f16(w));
-  for (int64_t k = 0; k < cols; ++k) y[k] = static_cast<float>(codes[k] - format.offset) * scales[lane];
+  for (int64_t k = 0; k < cols; ++k) y[k] = static_cast<float>(level_of(format, codes[k])) * scales[lane];
 }
 
 DEEPMNN_INLINE void decode_codes(const uint8_t* w, const Weight& weight, int64_t lane, float* y) {

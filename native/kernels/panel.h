@@ -82,7 +82,7 @@ struct Panel {
   // kPanelStep vectors of one block with a row.
   template <Format kFormat>
   static DEEPMNN_INLINE void add_step(const uint8_t* w, const int8_t* a, I32x16& acc) {
-    using Run = DotRun<Codec<kFormat>::kBits>;
+    using Run = DotRun<Codec<kFormat>::kLevelBits>;
     constexpr int kMost = Run::kMost < kPanelStep ? Run::kMost : kPanelStep;
     DEEPMNN_UNROLL
     for (int first = 0; first < kPanelStep; first += kMost) {
@@ -123,7 +123,7 @@ struct StoredPanel {
         for (int r = 0; r < kRows; ++r) {
           DEEPMNN_UNROLL
           for (int b = 0; b < kBlocks; ++b) {
-            DotRun<Of::kBits> run;
+            DotRun<Of::kLevelBits> run;
             run.start(acc.v[b][r]);
             run.add(codes[b], a + r * kPanelCols + 4 * v);
             acc.v[b][r] = run.sum();

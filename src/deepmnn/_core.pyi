@@ -34,19 +34,19 @@ def rotate(x: NDArray[float32], threads: int = 1, isa: str = "") -> NDArray[floa
 def quantize(
     w: NDArray[float32], format: str, threads: int = 1, isa: str = ""
 ) -> tuple[NDArray[int8], NDArray[float16]]:
-    """Codes and scales of w [rows, cols], number for number those of quant.rounding: shaped as in
+    """Levels and scales of w [rows, cols], number for number those of quant.rounding: shaped as in
     `deepmnn.formats.Codes`.
     """
 
 def pack(
-    codes: NDArray[int8],
+    levels: NDArray[int8],
     scales: NDArray[float16],
     format: str,
     threads: int = 1,
     isa: str = "",
 ) -> NDArray[uint8]:
-    """Stored bytes of codes; byte for byte those of quant.layout.pack. Codes out of the format's
-    bounds give bytes that stand for other ones.
+    """Stored bytes of levels; byte for byte those of quant.layout.pack. Levels that the format has
+    not got give bytes that stand for other ones.
     """
 
 def quantize_pack(

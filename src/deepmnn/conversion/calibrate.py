@@ -23,13 +23,13 @@ from deepmnn.conversion.calibrated import CalibratedSource
 from deepmnn.conversion.plan import Plan
 from deepmnn.conversion.spool import Spool
 from deepmnn.conversion.stage import Stage
-from deepmnn.formats import F32, Codes, named
+from deepmnn.formats import F32, named
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.signatures import SIGNATURES
 from deepmnn.graph.stages import stages
 from deepmnn.graph.tensors import tensors
-from deepmnn.quant.gptq import feedback, gptq
+from deepmnn.quant.gptq import damping_for, feedback, gptq
 from deepmnn.quant.moments import Moments
 from deepmnn.quant.recipe import RECIPES, apply
 from deepmnn.quant.rotation import rotate_moments
@@ -123,9 +123,7 @@ def calibrate(
     formats = _formats(plan)
     for number, part in enumerate(parts):
         targets = {
-            name: tap
-            for name, tap in taps.items()
-            if tap.value in part.outputs and name in formats
+            name: tap for name, tap in taps.items() if tap.value in part.outputs and name in formats
         }
         if number < begin:  # done before this was stopped; what has no codes was hardly reached
             scarce += [name for name in targets if not source.has(name, formats[name])]
@@ -209,12 +207,11 @@ class _Layer:
                 if tap.indices is not None and moments[tap].rows < LEAST_TOKENS:
                     scarce += taps[tap]
                     continue
-                errors = feedback(rotate_moments(moments.pop(tap).total.astype(np.float64)))
+                seen = moments.pop(tap)
+                errors = feedback(rotate_moments(seen.total), damping_for(seen.rows))
                 for name in taps[tap]:
-                    format = named(formats[name])
                     w = np.ascontiguousarray(self._plan.source.read(name), np.float32)
-                    rounded = gptq(_core.rotate(w, threads), errors, format.bits)
-                    codes = Codes(format.name, rounded.codes, rounded.scales)
+                    codes = gptq(_core.rotate(w, threads), errors, formats[name])
                     self._source.put(name, codes, threads)
         if not last:
             self._spool.commit(self._number + 1)

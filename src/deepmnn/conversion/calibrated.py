@@ -35,7 +35,7 @@ class CalibratedSource(Source):
     def put(self, name: str, codes: Codes, threads: int = 1) -> None:
         """Keeps a tensor's codes."""
         data = _core.pack(
-            np.ascontiguousarray(codes.codes),
+            np.ascontiguousarray(codes.levels),
             np.ascontiguousarray(codes.scales),
             codes.format,
             threads,
@@ -65,7 +65,7 @@ class CalibratedSource(Source):
             return self._source.codes(name)
         rows, cols = self.shape(name)
         whole = unpack_codes(self._stored(name, format), format, cols)
-        return Codes(format, whole.codes[:rows], whole.scales[:rows])
+        return Codes(format, whole.levels[:rows], whole.scales[:rows])
 
     def read(self, name: str) -> F32:
         """The numbers of a tensor, or those that its codes stand for."""

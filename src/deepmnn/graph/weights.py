@@ -83,7 +83,7 @@ class Tensor(Expr):
         if codes is not None:
             rows, cols = self.shape
             stored = formats.named(codes.format).stored_cols(cols)
-            self._check(codes.codes.shape, (rows, stored))
+            self._check(codes.levels.shape, (rows, stored))
             self._check(codes.scales.shape, (rows, math.ceil(stored / PANEL_COLS)))
         return codes
 
@@ -119,10 +119,11 @@ class RowMover(Expr):
         parts = [codes for codes in found if codes is not None]
         if len(parts) < len(found) or len({codes.format for codes in parts}) > 1:
             return None
+        format = formats.named(parts[0].format)
         # Rounding zeros gives these scales: a signed maximum of 0 over the first, negative divisor.
         return dataclasses.replace(
             parts[0],
-            codes=self._placed([part.codes for part in parts]),
+            levels=self._placed([part.levels for part in parts], format.zero_level),
             scales=self._placed([part.scales for part in parts], -0.0),
         )
 

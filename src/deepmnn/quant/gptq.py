@@ -9,7 +9,7 @@ that error is the sum over columns of d[k] · r[k]², where r = e U. Column k se
 it only through its target, and rounding the target to the nearest code leaves the least r[k]:
 
     target[k] = w[k] + sum over j < k of e[j] · U[j, k]
-    v[k]      = scale · clip(round_half_even(target[k] / scale))
+    v[k]      = scale · the level nearest to target[k] / scale
     r[k]      = target[k] - v[k]
 
 This is GPTQ (Frantar et al. 2022, arXiv:2210.17323) in the form of LDLQ (Chee et al. 2023,
@@ -29,21 +29,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepmnn.errors import CheckpointError, RequestError
-from deepmnn.formats import F16, F32, I8, PANEL_COLS, PART_COLS, round_up
+from deepmnn.formats import F16, F32, I8, PANEL_COLS, PART_COLS, Codes, Format, named
+from deepmnn.quant.rounding import DIVISORS, nearest
 
 Moments = NDArray[np.float32] | NDArray[np.float64]
 """Second moments of a matrix's inputs, [cols, cols]; sums over tokens do as well as means."""
 
-DIVISORS: dict[int, tuple[float, ...]] = {
-    3: (-4.0, -4.5, -5.0, -5.5, -6.0, 4.0, 4.5, 5.0),
-    4: (-8.0, -8.5, -9.0, -9.5, -10.0, 8.0, 8.5, 9.0),
-    5: (-15.5, -16.0, -16.5, -17.0, -17.5, -18.0, 15.5, 16.0),
-    6: (-30.0, -30.5, -31.0, -31.5, -32.0, -32.5, -33.0, -34.0),
-    8: (-126.0, -128.0, -130.0, 127.0),
-}
-"""Bits → the scales tried: the element of largest magnitude by each of these, in order."""
-
-_SIGNS = np.where(np.random.default_rng(256).random(PANEL_COLS) < 0.5, -1.0, 1.0)
 _RETRIES = 3
 _MORE_DAMPING = 10.0
 _CHUNK_ROWS = 512
@@ -66,19 +57,6 @@ class Feedback:
     upper: F32
     weights: F32
     damping: float
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """A matrix of rotated panels as codes.
-
-    Attributes:
-        codes: int8 [rows, cols].
-        scales: float16 [rows, panels].
-    """
-
-    codes: I8
-    scales: F16
 
 
 def damping_for(tokens: int) -> float:
@@ -119,54 +97,28 @@ def feedback(moments: Moments, damping: float) -> Feedback:
     )
 
 
-def gptq(w: F32, errors: Feedback, bits: int) -> Rounded:
-    """Codes of so many bits for rotated w [rows, cols], which reads inputs with that feedback.
+def gptq(w: F32, errors: Feedback, format: str) -> Codes:
+    """Codes of rotated w [rows, cols], which reads inputs with that feedback.
 
-    The same arguments give the same codes. Raises RequestError for bits without divisors or
+    The same arguments give the same codes. Raises RequestError for a format without codes or
     feedback of other columns, CheckpointError for NaN or infinity in w.
     """
     rows, cols = w.shape
-    if bits not in DIVISORS:
-        raise RequestError(f"codes of {bits} bits", f"one of {', '.join(map(str, DIVISORS))}")
+    storage = named(format)
+    if not storage.is_quantized:
+        raise RequestError(f"codes in format {format!r}", "a format with codes")
     if len(errors.weights) != cols:
         raise RequestError(f"second moments of {len(errors.weights)} columns", f"{cols}")
     if w.size and not (np.isfinite(w.min()) and np.isfinite(w.max())):
         raise CheckpointError("a weight with NaN or infinity", "finite numbers")
-    codes = np.empty((rows, cols), np.int8)
+    levels = np.empty((rows, cols), np.int8)
     scales = np.empty((rows, -(-cols // PANEL_COLS)), np.float16)
-    limit = _FP16_MAX * 2 ** (bits - 1)  # no code stands for more
+    limit = _FP16_MAX * max(storage.levels)  # no code stands for more
     for start in range(0, rows, _CHUNK_ROWS):
         chunk = slice(start, start + _CHUNK_ROWS)
         columns = np.ascontiguousarray(np.clip(w[chunk], -limit, limit).T, np.float32)
-        _round_rows(columns, errors, bits, codes[chunk].T, scales[chunk].T)
-    return Rounded(codes, scales)
-
-
-def rotate_moments(moments: Moments) -> F32:
-    """Second moments of rotated inputs, [stored, stored], from those of the inputs, [cols, cols].
-
-    Inputs are padded with zeros to whole parts.
-    """
-    cols = len(moments)
-    stored = round_up(cols, PART_COLS)
-    padded = np.zeros((stored, stored), np.float32)
-    padded[:cols, :cols] = moments
-    return rotate(rotate(padded).T)  # each side of a symmetric matrix
-
-
-def rotate(x: Moments) -> F32:
-    """Rotates the panels of the last axis, a multiple of 32 columns."""
-    rotated, start = np.empty(x.shape, np.float32), 0
-    for panel in _panels(x.shape[-1]):
-        start = panel.start
-        while start < panel.stop:
-            size = 1 << ((panel.stop - start).bit_length() - 1)
-            signs = _SIGNS[start - panel.start : start - panel.start + size]
-            rotated[..., start : start + size] = x[..., start : start + size] @ (
-                signs[:, None] * _hadamard(size)
-            )
-            start += size
-    return rotated
+        _round_rows(columns, errors, storage, levels[chunk].T, scales[chunk].T)
+    return Codes(format, levels, scales)
 
 
 def _checked_mean(moments: Moments) -> float:
@@ -190,14 +142,6 @@ def _panels(cols: int) -> Iterator[slice]:
         yield slice(start, min(start + PANEL_COLS, cols))
 
 
-def _hadamard(size: int) -> NDArray[np.float64]:
-    """The orthonormal Hadamard matrix of a power of two, in natural order."""
-    matrix: NDArray[np.float64] = np.ones((1, 1))
-    while len(matrix) < size:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]]) / np.sqrt(2)
-    return matrix
-
-
 def _decompose(upper: F32) -> F32:
     """Turns H into U, in place, and returns d: panel by panel, from the last.
 
@@ -219,17 +163,17 @@ def _decompose(upper: F32) -> F32:
     return weights
 
 
-def _round_rows(columns: F32, errors: Feedback, bits: int, codes: I8, scales: F16) -> None:
-    """Fills codes [cols, rows] and scales [panels, rows] for some rows, given as columns."""
+def _round_rows(columns: F32, errors: Feedback, format: Format, levels: I8, scales: F16) -> None:
+    """Fills levels [cols, rows] and scales [panels, rows] for some rows, given as columns."""
     made = np.empty_like(columns)  # the error e of columns that are rounded
     for index, panel in enumerate(_panels(len(columns))):
         w = columns[panel]
         upper, weights = errors.upper[panel, panel], errors.weights[panel]
         fed = errors.upper[: panel.start, panel].T @ made[: panel.start]
         best = w + np.linalg.inv(upper.astype(np.float64)).T.astype(np.float32) @ fed
-        search = _Search(w, w + fed, upper, weights, _scales(best, DIVISORS[bits]), bits)
-        codes[panel], scale = search.best()
-        made[panel] = w - codes[panel] * scale
+        search = _Search(w, w + fed, upper, weights, _scales(best, DIVISORS[format.name]), format)
+        levels[panel], scale = search.best()
+        made[panel] = w - levels[panel] * scale
         scales[index] = scale
 
 
@@ -246,27 +190,27 @@ class _Search:
     """A panel's columns rounded with every scale that is tried, side by side."""
 
     def __init__(
-        self, w: F32, targets: F32, upper: F32, weights: F32, scales: F32, bits: int
+        self, w: F32, targets: F32, upper: F32, weights: F32, scales: F32, format: Format
     ) -> None:
         tries, rows = scales.shape
         self._tries = tries
-        self._upper, self._weights, self._half = upper, weights, np.float32(2 ** (bits - 1))
+        self._upper, self._weights, self._format = upper, weights, format
         self._w, self._scales = np.tile(w, tries), scales.reshape(-1)
         self._inverse = np.divide(
             1, self._scales, out=np.zeros_like(self._scales), where=self._scales != 0
         )
         self._targets = np.tile(targets, tries)
         self._errors = np.empty_like(self._targets)
-        self._codes = np.empty(self._targets.shape, np.int8)
+        self._levels = np.empty(self._targets.shape, np.int8)
         self._cost = np.zeros(tries * rows, np.float32)
 
     def best(self) -> tuple[I8, F32]:
-        """Codes [columns, rows] and scales [rows] of least cost; of equals, those tried first."""
+        """Levels [columns, rows] and scales [rows] of least cost; of equals, those tried first."""
         self._round(0, len(self._targets))
-        columns, rows = len(self._codes), self._cost.size // self._tries
+        columns, rows = len(self._levels), self._cost.size // self._tries
         least = self._cost.reshape(self._tries, rows).argmin(axis=0)
         kept = least * rows + np.arange(rows)
-        return self._codes[:, kept].reshape(columns, rows), self._scales[kept]
+        return self._levels[:, kept].reshape(columns, rows), self._scales[kept]
 
     def _round(self, start: int, stop: int) -> None:
         """Columns start to stop, whose targets have the feedback of all before start."""
@@ -284,10 +228,8 @@ class _Search:
         target = self._targets[column]
         for before in range(start, column):
             target += self._upper[before, column] * self._errors[before]
-        value = target * self._inverse
-        np.rint(value, out=value)
-        np.clip(value, -self._half, self._half - 1, out=value)
-        self._codes[column] = value
+        value = nearest(target * self._inverse, self._format)
+        self._levels[column] = value
         value *= self._scales
         np.subtract(self._w[column], value, out=self._errors[column])
         target -= value

@@ -62,8 +62,10 @@ class Panels:
 def pack(codes: Codes) -> U8:
     """Stored bytes of a quantised matrix, as long as its format says."""
     format = named(codes.format)
-    rows, columns = codes.codes.shape
-    stored = _whole_blocks(codes.codes).view(np.uint8) + np.uint8(format.offset)
+    rows, columns = codes.levels.shape
+    code_of = np.zeros(256, np.uint8)  # by level, as a byte
+    code_of[np.array(format.levels, np.int8).view(np.uint8)] = np.arange(len(format.levels))
+    stored = code_of[_whole_blocks(codes.levels).view(np.uint8)]
     parts = stored.reshape(-1, BLOCK_ROWS, columns // PART_COLS, _QUADS, _QUAD)
     packed = _to_planes(parts.transpose(0, 2, 3, 1, 4), format)  # [blocks, parts, bytes]
     scales = _whole_blocks(codes.scales).reshape(len(packed), BLOCK_ROWS, -1).swapaxes(1, 2)
@@ -128,9 +130,9 @@ def unpack_codes(packed: U8, format: str, cols: int) -> Codes:
         scales.append(views.scales)
     quads = np.concatenate(found, axis=1)  # [blocks, parts, quads, 16, 4]
     stored = quads.transpose(0, 3, 1, 2, 4).reshape(rows, -1)
-    codes = (stored - np.uint8(storage.offset)).view(np.int8)  # wraps to the sign
+    levels = np.array(storage.levels, np.int8)[stored]
     by_row = np.concatenate(scales, axis=1).swapaxes(1, 2).reshape(rows, -1)
-    return Codes(format, codes, by_row)
+    return Codes(format, levels, by_row)
 
 
 def panels(blocks: U8, format: str, cols: int) -> list[Panels]:

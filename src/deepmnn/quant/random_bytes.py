@@ -45,7 +45,7 @@ def draw(weight: Weight, seed: int) -> U8:
 def _shape_scales(views: Panels, format: Format, cols: int) -> None:
     """Turns random bits into scales of one size, of either sign."""
     scales = views.scales.view(np.uint16)
-    deviation = 2 * format.offset / math.sqrt(12)  # of uniform codes
+    deviation = float(np.std(format.levels))  # of uniform codes
     size = np.float16(1 / (math.sqrt(cols) * deviation))
     scales &= _SIGN_AND_JITTER
     scales |= size.view(np.uint16) & ~_SIGN_AND_JITTER

@@ -22,14 +22,10 @@ Source: incoherence by random signs and Hadamard matrices, as in QuIP# (arXiv:24
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from deepmnn.formats import F32, PANEL_COLS, PART_COLS
-
-_T = TypeVar("_T", np.float32, np.float64)
 
 _PI = (
     *(0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
@@ -59,19 +55,9 @@ def unrotate(x: F32) -> F32:
     return out
 
 
-def rotate_moments(h: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Second moments E[x xᵀ] [cols, cols] of rows x → those of the rotated rows, [stored, stored].
-
-    In float64: what is rotated is a sum, not a number of the model.
-    """
-    padding = -len(h) % PART_COLS
-    out = np.pad(np.asarray(h, np.float64), ((0, padding), (0, padding)))
-    for _ in range(2):
-        for columns, signs in _blocks(len(out)):
-            width = len(signs)
-            out[:, columns] = _hadamard(out[:, columns] * signs) / np.sqrt(width)
-        out = np.ascontiguousarray(out.T)
-    return out
+def rotate_moments(moments: F32) -> F32:
+    """Second moments E[x xᵀ] [cols, cols] of rows x → those of rotated rows, [stored, stored]."""
+    return rotate(np.ascontiguousarray(rotate(moments).T))  # both sides of a symmetric matrix
 
 
 def _blocks(cols: int) -> Iterator[tuple[slice, F32]]:
@@ -85,13 +71,9 @@ def _blocks(cols: int) -> Iterator[tuple[slice, F32]]:
 
 
 def _transformed(block: F32) -> F32:
-    return _hadamard(block * np.float32(1 / np.sqrt(block.shape[1])))
-
-
-def _hadamard(block: NDArray[_T]) -> NDArray[_T]:
-    """H x of every row x of a block."""
+    """H (x · (1 / sqrt(n))) of every row x of a block."""
     rows, width = block.shape
-    stride = 1
+    block, stride = block * np.float32(1 / np.sqrt(width)), 1
     with np.errstate(over="ignore", invalid="ignore"):
         while stride < width:
             pairs = block.reshape(rows, -1, 2, stride)

@@ -3,19 +3,22 @@
 All of it is float32 without fused multiply-add. For the rotated columns w of one row of a panel
 (quant/rotation.py) and a scale
 
-    codes = clip(round_half_even(w * (1 / scale)), -offset, offset - 1)  (all 0 when scale is 0)
-    error = sum over columns, in order, of (w - codes * scale)²
+    x      = w * (1 / scale)                                            (0 when scale is 0)
+    levels = the format's nearest to x: where they are all the integers from low to high,
+             clip(round_half_even(x), low, high); else of two equally near ones the higher
+    error  = sum over columns, in order, of (w - levels * scale)²
 
 and of several scales, tried in turn, the first with the least error is kept. They are
 
     m     = the element of w of largest magnitude, sign kept (the first one on ties)
-    scale = float16(m / q) for each q of `divisors`, the magnitude clamped to 65504
+    scale = float16(m / q) for each q of the format's divisors, the magnitude clamped to 65504
 
-A negative q puts the largest magnitude at the longer, negative end of the code range. Where codes
-have few bits it pays to clip the largest numbers: those q are smaller than the range.
+A negative q puts the largest magnitude at the longer, negative end of the levels.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import numpy as np
 
@@ -23,17 +26,17 @@ from deepmnn.errors import RequestError
 from deepmnn.formats import F32, PANEL_COLS, Codes, Format, named
 from deepmnn.quant.rotation import rotate
 
+DIVISORS: dict[str, tuple[float, ...]] = {
+    "w8": (-125.0, -126.0, -127.0, -128.0, -129.0, -130.0, 126.0, 127.0),
+    "w6": (-30.0, -30.5, -31.0, -31.5, -32.0, -32.5, -33.0, -34.0),
+    "w5": (-105.0, -111.0, -117.0, -122.0, -127.0, 108.0, 114.0, 120.0),
+    "w4": (-52.0, -55.0, -58.0, -61.0, -64.0, -67.0, 56.0, 62.0),
+    "w3": (-72.0, -77.0, -81.0, -85.0, -89.0, -93.0, 79.0, 87.0),
+}
+"""What a panel's signed maximum is divided by for the scales that are tried, in order. With few
+levels it pays to clip the largest numbers."""
+
 _FP16_MAX = np.float32(65504.0)
-_SHARES = (-1.0, -1.0625, -1.125, -1.1875, -1.25, -1.375, 0.875, -0.9375)
-_NARROW_BITS = 6
-"""Codes of more bits try two scales: both ends of their range."""
-
-
-def divisors(format: Format) -> tuple[float, ...]:
-    """Of a panel's signed maximum: the scales that are tried, in order."""
-    if format.bits > _NARROW_BITS:
-        return -float(format.offset), float(format.offset - 1)
-    return tuple(share * format.offset for share in _SHARES)
 
 
 def round_to_nearest(w: F32, format: str) -> Codes:
@@ -45,38 +48,62 @@ def round_to_nearest(w: F32, format: str) -> Codes:
     if not storage.is_quantized:
         raise RequestError(f"codes in format {format!r}", "a format with codes")
     rotated = rotate(w)
-    rows, stored = rotated.shape
-    panels = np.pad(rotated, ((0, 0), (0, -stored % PANEL_COLS))).reshape(rows, -1, PANEL_COLS)
-    codes, scales = _least_error(panels, storage)
-    signed = codes.reshape(rows, -1)[:, :stored].astype(np.int8)
-    return Codes(format, signed, scales.astype(np.float16))
+    levels, scales = [], []
+    for start in range(0, rotated.shape[1], PANEL_COLS):
+        found, scale = _least_error(rotated[:, start : start + PANEL_COLS], storage)
+        levels.append(found.astype(np.int8))
+        scales.append(scale.astype(np.float16))
+    return Codes(format, np.concatenate(levels, axis=1), np.stack(scales, axis=1))
 
 
-def _least_error(panels: F32, format: Format) -> tuple[F32, F32]:
-    """The codes of panels [rows, panels, columns] and the scale of each, [rows, panels]."""
-    largest = np.abs(panels).argmax(axis=2)[:, :, None]
-    signed_max = np.take_along_axis(panels, largest, axis=2)[:, :, 0]
-    best, least = np.zeros_like(signed_max), np.full(signed_max.shape, np.inf, np.float32)
-    codes = np.zeros_like(panels)
-    for index, divisor in enumerate(divisors(format)):
+def nearest(x: F32, format: Format) -> F32:
+    """The level of a format that is nearest to each x."""
+    cells = _cells(format)
+    if cells is None:
+        integers: F32 = np.clip(np.rint(x), min(format.levels), max(format.levels))
+        return integers
+    places = np.clip(x * 2 + 256, 0, 511)  # not negative: an integer is then what is below it
+    return cells[places.astype(np.intp)]
+
+
+@cache
+def _cells(format: Format) -> F32 | None:
+    """The nearest level to all of n / 2 - 128 .. (n + 1) / 2 - 128, for each n below 512: borders
+    between integer levels are multiples of a half. None where levels are all the integers of a
+    range.
+    """
+    levels = np.sort(np.array(format.levels, np.float32))
+    if np.all(np.diff(levels) == 1):
+        return None
+    borders = (levels[1:] + levels[:-1]) / 2
+    return levels[np.searchsorted(borders, np.arange(512) / 2 - 128, side="right")]
+
+
+def _least_error(panel: F32, format: Format) -> tuple[F32, F32]:
+    """The levels of a panel [rows, columns] and the scale of each row."""
+    largest = np.abs(panel).argmax(axis=1)[:, None]
+    signed_max = np.take_along_axis(panel, largest, axis=1)[:, 0]
+    best, least = np.zeros_like(signed_max), np.full(len(panel), np.inf, np.float32)
+    levels = np.zeros_like(panel)
+    for index, divisor in enumerate(DIVISORS[format.name]):
         exact = np.clip(signed_max / np.float32(divisor), -_FP16_MAX, _FP16_MAX)
         scales = exact.astype(np.float16).astype(np.float32)
-        trial, error = _rounded(panels, scales[:, :, None], format.offset)
+        trial, error = _rounded(panel, scales[:, None], format)
         better = (error < least) | (index == 0)
         least = np.where(better, error, least)
         best = np.where(better, scales, best)
-        codes = np.where(better[:, :, None], trial, codes)
-    return codes, best
+        levels = np.where(better[:, None], trial, levels)
+    return levels, best
 
 
-def _rounded(panels: F32, scales: F32, offset: int) -> tuple[F32, F32]:
-    """The codes of panels for scales [rows, panels, 1], and their squared error [rows, panels]."""
+def _rounded(panel: F32, scales: F32, format: Format) -> tuple[F32, F32]:
+    """The levels of a panel for scales [rows, 1], and the squared error of each row."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
-        codes = np.clip(np.rint(panels * inverse), -offset, offset - 1)
-        difference = panels - codes * scales
+        levels = nearest(panel * inverse, format)
+        difference = panel - levels * scales
         squares = difference * difference
-        error = np.zeros(squares.shape[:2], np.float32)
-        for column in range(squares.shape[2]):
-            error += squares[:, :, column]
-    return codes, error
+        error = np.zeros(len(panel), np.float32)
+        for column in range(panel.shape[1]):
+            error += squares[:, column]
+    return levels, error

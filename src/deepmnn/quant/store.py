@@ -37,9 +37,9 @@ def store_codes(weight: Weight, codes: Codes, threads: int = 1) -> U8:
     """
     _check_format(weight, codes)
     _check_shapes(weight, codes)
-    _check_bounds(weight, codes)
+    _check_levels(weight, codes)
     return _core.pack(
-        np.ascontiguousarray(codes.codes),
+        np.ascontiguousarray(codes.levels),
         np.ascontiguousarray(codes.scales),
         codes.format,
         threads,
@@ -65,7 +65,7 @@ def _check_shapes(weight: Weight, codes: Codes) -> None:
     rows, cols = weight.matrix_shape
     stored = named(weight.format).stored_cols(cols)
     panels = (rows, round_up(stored, PANEL_COLS) // PANEL_COLS)
-    _check_array(weight, "codes", codes.codes, np.int8, (rows, stored))
+    _check_array(weight, "levels", codes.levels, np.int8, (rows, stored))
     _check_array(weight, "scales", codes.scales, np.float16, panels)
 
 
@@ -79,13 +79,14 @@ def _check_array(
         )
 
 
-def _check_bounds(weight: Weight, codes: Codes) -> None:
-    low, high = -named(weight.format).offset, named(weight.format).offset - 1
-    array = codes.codes
-    if array.size and not low <= array.min() <= array.max() <= high:
+def _check_levels(weight: Weight, codes: Codes) -> None:
+    known = np.zeros(256, bool)  # by level, as a byte
+    known[np.array(named(weight.format).levels, np.int8).view(np.uint8)] = True
+    found = codes.levels[~known[codes.levels.view(np.uint8)]]
+    if found.size:
         raise CheckpointError(
-            f"weight {weight.name!r}: codes from {array.min()} to {array.max()}",
-            f"{low} to {high}",
+            f"weight {weight.name!r}: levels like {found.flat[0]}",
+            f"those of {weight.format}",
             _DAMAGED,
         )
     if not np.isfinite(codes.scales).all():
