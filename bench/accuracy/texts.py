@@ -1,0 +1,90 @@
+"""The text to judge on, and other text to calibrate with, as token ids."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import random
+import statistics
+import sys
+import tarfile
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from pydoc_data.topics import topics
+
+from bench.peers.child import ROOT
+from tokenizers import Tokenizer
+
+from deepmnn.conversion.bundled import CHECKPOINT
+from deepmnn.errors import RequestError
+
+Pieces = list[list[int]]
+SAMPLE_TOKENS = 512
+"""Of a piece of calibration text."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """held_out: judged on. calibration: never judged on."""
+
+    held_out: Sequence[str]
+    calibration: str
+
+    @staticmethod
+    def of(checkpoint: Path, files: Sequence[Path], calibration: Path | None) -> Texts:
+        """The given files, or what suits the checkpoint. Raises RequestError."""
+        arithmetic = checkpoint.resolve() == CHECKPOINT.resolve()
+        own = _problems() if arithmetic else _prose_and_code()
+        held_out = [_read(path) for path in files] or own.held_out
+        return Texts(held_out, _read(calibration) if calibration else own.calibration)
+
+
+def _prose_and_code() -> Texts:
+    """Judged on: Python's manual pages and one module. Calibration: our pages, other modules."""
+    held_out = ("\n\n".join(topics[name] for name in sorted(topics)), inspect.getsource(statistics))
+    pages = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
+    modules = [inspect.getsource(module) for module in (argparse, typing, tarfile)]
+    paragraphs = [part for text in (*pages, *modules) for part in text.split("\n\n")]
+    random.Random(0).shuffle(paragraphs)
+    return Texts(held_out, "\n\n".join(paragraphs))
+
+
+def _problems() -> Texts:
+    """tiny-r1's: held-out problems, and problems like those that it was trained on."""
+    sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tools")]
+    from arithmetic import sample_conversation
+    from small_dense import held_out_texts
+    from tiny_r1_tokenizer import prompt_and_response
+
+    rng = random.Random(1)
+    chats = ("".join(prompt_and_response(sample_conversation(rng))) for _ in range(1000))
+    return Texts(["".join(held_out_texts(120))], "".join(chats))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: {error}", "a file of UTF-8 text") from error
+
+
+def tokenizer_of(checkpoint: Path) -> Tokenizer:
+    """Raises RequestError."""
+    path = checkpoint / "tokenizer.json"
+    if not path.is_file():
+        raise RequestError(f"{checkpoint} has no tokenizer.json", "a Hugging Face checkpoint")
+    return Tokenizer.from_file(str(path))
+
+
+def pieces(tokenizer: Tokenizer, texts: Sequence[str], tokens: int, most: int) -> Pieces:
+    """Up to `most` runs of so many tokens from each text. Raises RequestError without any."""
+    found: Pieces = []
+    for text in texts:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        starts = range(0, len(ids) - tokens + 1, tokens)
+        found += [ids[start : start + tokens] for start in starts[:most]]
+    if not found:
+        raise RequestError(f"no text of {tokens} tokens", "longer text, or fewer --tokens")
+    return found
