@@ -53,14 +53,16 @@ def _prose_and_code() -> Texts:
 
 def _problems() -> Texts:
     """tiny-r1's: held-out problems, and problems like those that it was trained on."""
-    sys.path[:0] = [str(ROOT / "bench"), str(ROOT / "tools")]
-    from arithmetic import sample_conversation
-    from small_dense import held_out_texts
+    sys.path.insert(0, str(ROOT / "tools"))
+    from arithmetic import Conversation, held_out_set, sample_conversation
     from tiny_r1_tokenizer import prompt_and_response
 
-    rng = random.Random(1)
-    chats = ("".join(prompt_and_response(sample_conversation(rng))) for _ in range(1000))
-    return Texts(["".join(held_out_texts(120))], "".join(chats))
+    rng = random.Random(0)
+    problems = held_out_set(per_kind=20)
+    rng.shuffle(problems)
+    judged_on = ("".join(prompt_and_response(Conversation("", (), one))) for one in problems)
+    chats = ("".join(prompt_and_response(sample_conversation(rng))) for _ in range(500))
+    return Texts(["".join(judged_on)], "".join(chats))
 
 
 def _read(path: Path) -> str:
