@@ -83,21 +83,22 @@ class Judge:
             return None
         try:
             model = self.models.of(row.engine, row.recipe)
-            row.stored, row.score = self._judge(row.engine, model)
+            row.stored, row.score = self._judge(row, model)
             return model
         except (ChildError, NotFiniteError, ValueError) as error:
             row.missing = str(error)
             return None
 
-    def _judge(self, name: str, model: Path) -> tuple[Stored, Score]:
+    def _judge(self, row: Row, model: Path) -> tuple[Stored, Score]:
         """Kept from an earlier run where neither model, engine nor text have changed."""
+        name = row.engine
         text = self.pieces.read_bytes() + source_of(name).read_bytes()
         key = zlib.crc32(text + str(self.version(name)).encode())
         kept = model.with_name(f"{model.name}.score-{key:08x}.json")
         if name != OURS and kept.is_file():
             fields = json.loads(kept.read_text())
             return Stored(**fields["stored"]), Score(**fields["score"])
-        self.models.say(f"judging {model.parent.name}")
+        self.models.say(f"judging {row.name}")
         peer, timeout = self.models.peers[name], self.models.timeout
         stored = Stored(**call(peer, "stored", {"model": str(model)}, timeout, None, WORKER))
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
