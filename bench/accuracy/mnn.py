@@ -31,6 +31,9 @@ NOTE = (
 PARAGRAPHS = 128
 """Samples that the exporter's AWQ reads; it skips longer ones than 512 tokens."""
 
+KEPT: list[runtime.MnnSession] = []
+"""Models live as long as the process: the wheel sometimes crashes when it frees one."""
+
 
 def version(source: Path | None) -> str | None:
     packages = ("onnx", "onnxscript", "peft", "sentencepiece", "yaspin", "torch", "transformers")
@@ -67,11 +70,11 @@ def arguments(recipe: str) -> list[str]:
 
 
 def paragraphs(text: Path, folder: Path) -> Path:
-    """A data set as the exporter loads it: a folder with a text file of one sample a line."""
+    """A data set as the exporter loads it, its split "test": a text file, one sample a line."""
     folder.mkdir()
     samples = (" ".join(part.split()) for part in text.read_text(encoding="utf-8").split("\n\n"))
     lines = [sample for sample in samples if 100 < len(sample) < 1000][:PARAGRAPHS]
-    (folder / "train.txt").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "test.txt").write_text("\n".join(lines), encoding="utf-8")
     return folder.resolve()
 
 
@@ -86,6 +89,7 @@ def logits(model: Path, pieces: Pieces, threads: int, source: Path | None) -> It
     import numpy as np
 
     session = runtime.MnnSession(model, threads)
+    KEPT.append(session)
     llm = session._llm
     llm.set_config(json.dumps({"all_logits": True}))
     for ids in pieces:
