@@ -8,12 +8,14 @@ their interpreters and folders.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -31,7 +33,7 @@ from rich.console import Console
 
 from deepmnn import models as architectures
 from deepmnn.conversion.bundled import NAME, bundled_checkpoint
-from deepmnn.errors import DeepmnnError
+from deepmnn.errors import DeepmnnError, RequestError, StorageError
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.source.side_files import read_config
 
@@ -42,6 +44,22 @@ console = Console(stderr=True)
 
 def say(text: str) -> None:
     console.print(text, markup=False, highlight=False)
+
+
+@contextmanager
+def alone(work: Path) -> Iterator[None]:
+    """One run at a time in a directory. Raises RequestError or StorageError."""
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        lock = (work / "lock").open("w")
+    except OSError as error:
+        raise StorageError(f"{work}: {error.strerror}", "a directory to write to") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RequestError(f"another run in {work}", "one at a time, or other --work") from None
+        yield
 
 
 def write_json(path: Path, value: object) -> Path:
@@ -126,9 +144,10 @@ def main(
         find_peers(",".join((OURS, *chosen)), (), ())  # names that do not exist
         directory = bundled_checkpoint() if checkpoint == NAME else Path(checkpoint)
         config = read_config(directory / "config.json")
-        judge = prepare(directory, known, options)
-        report = Report(out, numbers, directory, judge, rows_of(chosen, quant), options)
-        report.run(config["vocab_size"], repeat if speed else 0)
+        with alone(work):
+            judge = prepare(directory, known, options)
+            report = Report(out, numbers, directory, judge, rows_of(chosen, quant), options)
+            report.run(config["vocab_size"], repeat if speed else 0)
     except (DeepmnnError, ChildError) as error:
         console.print(str(error), style="red", markup=False)
         raise typer.Exit(1) from None

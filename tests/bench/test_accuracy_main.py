@@ -12,7 +12,7 @@ from typer.testing import CliRunner, Result
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from bench.accuracy.__main__ import main
+from bench.accuracy.__main__ import alone, main
 
 
 def run(folder: Path, *arguments: str) -> Result:
@@ -51,3 +51,10 @@ def test_what_cannot_be_is_said_in_a_line(tmp_path: Path, arguments: list[str], 
     assert done.exit_code == 1
     assert words in done.output
     assert not (tmp_path / "out").exists()
+
+
+def test_two_runs_do_not_share_a_directory(tmp_path: Path) -> None:
+    with alone(tmp_path / "work"):
+        done = run(tmp_path, "tiny-r1")
+    assert done.exit_code == 1
+    assert "another run" in done.output
