@@ -1,36 +1,92 @@
-"""Texts to judge rounding on: neither calibration samples nor what `tools/train_mixture.py` learns.
-
-`held_out/english.txt` holds chapters of Jane Austen's novels and pages of SQLite's documentation
-(both in the public domain) and of the Rust project's books (MIT, (c) The Rust Project Developers),
-which `tools/make_held_out.py` chose; `held_out/chinese.txt` was written for deepmnn. The code is
-that of modules of Python's own library.
-"""
+"""The text to judge on, and other text to calibrate with, as token ids."""
 
 from __future__ import annotations
 
-import importlib
+import argparse
 import inspect
+import random
+import statistics
+import sys
+import tarfile
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from pydoc_data.topics import topics
 
-MODULES = ("statistics", "fractions", "textwrap", "calendar", "zipfile", "gzip", "sched", "bisect")
-"""`tools/corpus.py` holds them out."""
+from bench.peers.child import ROOT
+from tokenizers import Tokenizer
 
-_FOLDER = Path(__file__).parent / "held_out"
+from deepmnn.conversion.bundled import CHECKPOINT
+from deepmnn.errors import RequestError
+
+Pieces = list[list[int]]
+SAMPLE_TOKENS = 512
+"""Of a piece of calibration text."""
 
 
-def held_out_texts(model: Path | None = None) -> dict[str, str]:
-    """ "english", "python" and "chinese"; and "own", what a model of ours kept out of its training.
+@dataclass(frozen=True)
+class Texts:
+    """held_out: judged on. calibration: never judged on."""
 
-    model: a checkpoint. Where HELDOUT.txt lies beside its directory, as `tools/train_mixture.py`
-    leaves it, its text is "own".
-    """
-    modules = map(importlib.import_module, MODULES)
-    texts = {
-        "english": (_FOLDER / "english.txt").read_text(encoding="utf-8"),
-        "python": "\n\n".join(map(inspect.getsource, modules)),
-        "chinese": (_FOLDER / "chinese.txt").read_text(encoding="utf-8"),
-    }
-    own = model.resolve().parent / "HELDOUT.txt" if model is not None else None
-    if own is not None and own.is_file():
-        texts["own"] = own.read_text(encoding="utf-8")
-    return texts
+    held_out: Sequence[str]
+    calibration: str
+
+    @staticmethod
+    def of(checkpoint: Path, files: Sequence[Path], calibration: Path | None) -> Texts:
+        """The given files, or what suits the checkpoint. Raises RequestError."""
+        arithmetic = checkpoint.resolve() == CHECKPOINT.resolve()
+        own = _problems() if arithmetic else _prose_and_code()
+        held_out = [_read(path) for path in files] or own.held_out
+        return Texts(held_out, _read(calibration) if calibration else own.calibration)
+
+
+def _prose_and_code() -> Texts:
+    """Judged on: Python's manual pages and one module. Calibration: our pages, other modules."""
+    held_out = ("\n\n".join(topics[name] for name in sorted(topics)), inspect.getsource(statistics))
+    pages = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
+    modules = [inspect.getsource(module) for module in (argparse, typing, tarfile)]
+    paragraphs = [part for text in (*pages, *modules) for part in text.split("\n\n")]
+    random.Random(0).shuffle(paragraphs)
+    return Texts(held_out, "\n\n".join(paragraphs))
+
+
+def _problems() -> Texts:
+    """tiny-r1's: held-out problems, and problems like those that it was trained on."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    from arithmetic import Conversation, held_out_set, sample_conversation
+    from tiny_r1_tokenizer import prompt_and_response
+
+    rng = random.Random(0)
+    problems = held_out_set(per_kind=20)
+    rng.shuffle(problems)
+    judged_on = ("".join(prompt_and_response(Conversation("", (), one))) for one in problems)
+    chats = ("".join(prompt_and_response(sample_conversation(rng))) for _ in range(500))
+    return Texts(["".join(judged_on)], "".join(chats))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RequestError(f"{path}: {error}", "a file of UTF-8 text") from error
+
+
+def tokenizer_of(checkpoint: Path) -> Tokenizer:
+    """Raises RequestError."""
+    path = checkpoint / "tokenizer.json"
+    if not path.is_file():
+        raise RequestError(f"{checkpoint} has no tokenizer.json", "a Hugging Face checkpoint")
+    return Tokenizer.from_file(str(path))
+
+
+def pieces(tokenizer: Tokenizer, texts: Sequence[str], tokens: int, most: int) -> Pieces:
+    """Up to `most` runs of so many tokens from each text. Raises RequestError without any."""
+    found: Pieces = []
+    for text in texts:
+        ids = tokenizer.encode(text, add_special_tokens=False).ids
+        starts = range(0, len(ids) - tokens + 1, tokens)
+        found += [ids[start : start + tokens] for start in starts[:most]]
+    if not found:
+        raise RequestError(f"no text of {tokens} tokens", "longer text, or fewer --tokens")
+    return found

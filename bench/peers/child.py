@@ -30,14 +30,21 @@ class ChildError(Exception):
     """A worker failed; the message says how, in one line."""
 
 
-def call(peer: Peer, verb: str, request: dict[str, Any], timeout: float, log: Path | None) -> Any:
+def call(
+    peer: Peer,
+    verb: str,
+    request: dict[str, Any],
+    timeout: float,
+    log: Path | None,
+    worker: str = "bench.peers.worker",
+) -> Any:
     """The worker's answer. Raises ChildError.
 
     timeout: seconds, after which the worker and its children are killed. log: the file for what
-    the worker prints.
+    the worker prints. worker: its module.
     """
     text = json.dumps({"source": peer.source and str(peer.source), **request})
-    command = [peer.python, "-m", "bench.peers.worker", verb, peer.name, text]
+    command = [peer.python, "-m", worker, verb, peer.name, text]
     with open(log, "w+b") if log else tempfile.TemporaryFile() as errors:
         try:
             code, output = _run(command, timeout, errors)

@@ -55,17 +55,22 @@ def libraries(source: Path) -> list[Path]:
 
 
 @functools.cache
-def compile_shim(source: Path) -> ctypes.CDLL:
-    """Compiles ik_llama.c against the headers and libraries of a checkout."""
+def compile_c(file: Path, source: Path) -> ctypes.CDLL:
+    """Compiles a C file against the headers and libraries of a checkout."""
     paths = libraries(source)
     folders = [source / "include", source / "ggml" / "include"]
     with tempfile.TemporaryDirectory() as place:
         made = Path(place) / "peer.so"
-        command = ["cc", "-O2", "-shared", "-fPIC", "-o", str(made), str(SHIM)]
+        command = ["cc", "-O2", "-shared", "-fPIC", "-o", str(made), str(file)]
         command += [f"-I{folder}" for folder in folders]
         command += [part for path in paths for part in (str(path), f"-Wl,-rpath,{path.parent}")]
         subprocess.run(command, check=True)
-        library = ctypes.CDLL(str(made))
+        return ctypes.CDLL(str(made))
+
+
+def compile_shim(source: Path) -> ctypes.CDLL:
+    """Compiles ik_llama.c."""
+    library = compile_c(SHIM, source)
     library.peer_load.restype = ctypes.c_void_p
     library.peer_load.argtypes = (ctypes.c_char_p, ctypes.c_int, ctypes.c_int)
     library.peer_reserve.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int)

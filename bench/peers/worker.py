@@ -13,7 +13,7 @@ import json
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from time import perf_counter
@@ -33,14 +33,15 @@ COLD_TOKENS = 8
 """The prompt of a cold start."""
 
 Json = dict[str, Any]
+Verb = Callable[[str, Json], Any]
 
 
-def main() -> None:
+def main(verbs: Mapping[str, Verb]) -> None:
     """Answers one request."""
     answer = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     verb, name, request = sys.argv[1:]
-    found = VERBS[verb](name, json.loads(request))
+    found = verbs[verb](name, json.loads(request))
     answer.write(json.dumps(found) + "\n")
     answer.flush()
     sys.stderr.flush()
@@ -158,7 +159,7 @@ def _path(text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
 
-VERBS: dict[str, Callable[[str, Json], Any]] = {
+VERBS: dict[str, Verb] = {
     "version": version,
     "exceeds": exceeds,
     "build": build,
@@ -168,4 +169,4 @@ VERBS: dict[str, Callable[[str, Json], Any]] = {
 }
 
 if __name__ == "__main__":
-    main()
+    main(VERBS)

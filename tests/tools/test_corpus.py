@@ -55,7 +55,7 @@ def test_held_out_is_a_matter_of_the_name() -> None:
 
 
 def test_bench_judges_on_what_is_held_out() -> None:
-    path = ROOT / "bench" / "accuracy" / "texts.py"
+    path = ROOT / "bench" / "accuracy" / "held_out_texts.py"
     spec = importlib.util.spec_from_file_location("held_out_texts", path)
     assert spec is not None
     assert spec.loader is not None
@@ -74,7 +74,7 @@ def test_bench_judges_on_what_is_held_out() -> None:
 
 
 def test_a_model_brings_its_own_held_out_text(tmp_path: Path) -> None:
-    path = ROOT / "bench" / "accuracy" / "texts.py"
+    path = ROOT / "bench" / "accuracy" / "held_out_texts.py"
     spec = importlib.util.spec_from_file_location("held_out_texts", path)
     assert spec is not None
     assert spec.loader is not None

@@ -1,0 +1,76 @@
+"""How far a model's next-token distributions are from those of the float32 model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
+ROWS = 64
+"""Tokens scored together: a vocabulary of 129,280 tokens takes 66 MB for them in float64."""
+
+
+@dataclass(frozen=True)
+class Score:
+    """Over every token of every piece.
+
+    mean_kl, kl_99: KL(float32 model || model) in nats, its mean and the value that 99 % of the
+    tokens stay below. same_first: the share of tokens with the same most likely next token.
+    perplexity: of the text itself. tokens: how many.
+    """
+
+    mean_kl: float
+    kl_99: float
+    same_first: float
+    perplexity: float
+    tokens: int
+
+
+class NotFiniteError(Exception):
+    """A model gave logits that are no numbers."""
+
+
+def score(
+    wanted: Iterable[NDArray[np.float32]],
+    found: Iterable[NDArray[np.float32]],
+    pieces: Sequence[Sequence[int]],
+) -> Score:
+    """Compares two models' logits, [tokens, vocab_size] for each piece, read one after another.
+
+    A vocabulary padded in one of the two is cut to the other's. Raises NotFiniteError, or
+    ValueError if shapes do not belong together.
+    """
+    divergences, same, surprises = [], [], []
+    for exact, model, ids in zip(wanted, found, pieces, strict=True):
+        if len(exact) != len(ids) or len(model) != len(ids):
+            raise ValueError(f"{len(exact)} and {len(model)} rows of logits for {len(ids)} tokens")
+        vocab = min(exact.shape[1], model.shape[1])
+        for begin in range(0, len(ids), ROWS):
+            rows = slice(begin, begin + ROWS)
+            log_p = log_probabilities(exact[rows, :vocab])
+            log_q = log_probabilities(model[rows, :vocab])
+            divergences.append((np.exp(log_p) * (log_p - log_q)).sum(axis=1))
+            same.append(log_p.argmax(axis=1) == log_q.argmax(axis=1))
+            following = np.asarray(ids[begin + 1 : begin + ROWS + 1], np.int64)
+            surprises.append(-log_q[np.arange(len(following)), following])
+    kl = np.concatenate(divergences)
+    return Score(
+        mean_kl=float(kl.mean()),
+        kl_99=float(np.quantile(kl, 0.99)),
+        same_first=float(np.concatenate(same).mean()),
+        perplexity=float(np.exp(np.concatenate(surprises).mean())),
+        tokens=len(kl),
+    )
+
+
+def log_probabilities(logits: NDArray[np.float32]) -> F64:
+    """Of each row of logits. Raises NotFiniteError."""
+    if not np.isfinite(logits).all():
+        raise NotFiniteError("its logits are not finite")
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(axis=1, keepdims=True)
+    result: F64 = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    return result
