@@ -68,6 +68,7 @@ def run(options: Options) -> tuple[ConvertReport, ExportReport]:
                 options.quant,
                 options.optimize_level,
                 config=options.config,
+                calibration=False,  # the export rounds anew
                 progress=progress,
             )
         with byte_progress("exporting") as progress:
