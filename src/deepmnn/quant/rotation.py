@@ -94,7 +94,7 @@ def _hadamard(block: NDArray[_T]) -> NDArray[_T]:
     stride = 1
     with np.errstate(over="ignore", invalid="ignore"):
         while stride < width:
-            pairs = block.reshape(rows, -1, 2, stride)
+            pairs = block.reshape(rows, width // (2 * stride), 2, stride)
             block = np.concatenate(
                 [pairs[:, :, :1] + pairs[:, :, 1:], pairs[:, :, :1] - pairs[:, :, 1:]], axis=2
             ).reshape(rows, width)
