@@ -247,7 +247,7 @@ BAD_FIELDS: list[tuple[str, Any]] = [
     ("passes", [{"name": "\x1b", "rewrites": 1, "nodes_before": 3, "nodes_after": 2}]),
     ("recipe", "w8"),
     ("recipe", {"name": "w8"}),
-    ("recipe", {"name": "w8", "rules": [{"pattern": "role:linear", "format": "w5"}]}),
+    ("recipe", {"name": "w8", "rules": [{"pattern": "role:linear", "format": "w7"}]}),
 ]
 
 
