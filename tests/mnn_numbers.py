@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,32 +17,40 @@ from deepmnn.formats import named
 from deepmnn.quant.store import stored_values
 from parity import run_schedule
 
+TABLE = "the embedding table"
+
 
 class Given:
     """The reference backend on what MNN is given, blocks of `block_size` columns (None: as the
     exporter chooses).
 
-    Of other widths a table's blocks are smaller, but matrices are floats: a table that is also a
-    matrix has two values then, and here the matrix's.
+    Rows that no block of 32 columns divides are floats as a matrix, and codes in smaller blocks as
+    a table, so that a head tied to its embedding may have other numbers.
     """
 
     def __init__(self, path: Path, block_size: int | None = None) -> None:
-        self.artifact, self._block = Artifact.open(path), block_size
-        graph = self.artifact.graph()
-        tables = {node.weights[0] for node in graph.nodes if node.op == "embedding"}
-        matrices = {w for node in graph.nodes if node.op != "embedding" for w in node.weights}
-        self._tables = tables - matrices
+        self._artifact, self._block = Artifact.open(path), block_size
+        graph = self._artifact.graph().copy()
+        for node in graph.nodes:
+            if node.op == "embedding":
+                self._table = graph.weights[node.weights[0]]
+                graph.weights[TABLE] = replace(self._table, name=TABLE)
+                node.weights = (TABLE,)
+        read = {name for node in graph.nodes for name in node.weights}
+        self._tied = self._table.name in read
+        graph.weights = {n: weight for n, weight in graph.weights.items() if n in read}
         self.backend = ReferenceBackend(graph, self.read)
 
     def read(self, name: str) -> F32:
-        weight = self.artifact.graph().weights[name]
-        values = stored_values(weight, self.artifact.tensor(name))
+        table = name == TABLE
+        weight = self._table if table else self._artifact.graph().weights[name]
+        values = stored_values(weight, self._artifact.tensor(weight.name))
         if not named(weight.format).is_quantized:
             return values
         bits = code_bits(weight)
-        wanted = None if name in self._tables else self._block
+        wanted = None if table and not self._tied else self._block
         size = math.gcd(weight.shape[1], wanted or BLOCK[bits])
-        if size < LEAST_BLOCK and name not in self._tables:
+        if size < LEAST_BLOCK and not table:
             return values
         codes, scales = round_blocks(values, size, bits)
         return codes * np.repeat(scales.astype(np.float32), size, axis=1)

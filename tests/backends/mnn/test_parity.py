@@ -241,14 +241,15 @@ def test_the_widest_block_that_divides_a_row(tmp_path: Path, width: int) -> None
     assert np.median(token_errors(oracle, backend(folder, "low"))) <= INT8_ACTIVATIONS[0]
 
 
-@pytest.mark.parametrize(("quant", "least", "most"), [("w8", 1e-4, 1e-1), ("w4", 1e-2, 1.0)])
+@pytest.mark.parametrize(("quant", "least", "most"), [("w8", 5e-3, 5e-2), ("w4", 0.1, 0.6)])
 def test_rounding_anew_costs_what_rounding_costs(
     tmp_path: Path, quant: str, least: float, most: float
 ) -> None:
-    """Beside the artifact's own numbers, of a dense model of random weights."""
+    """Beside the artifact's own numbers, of a dense model of random weights: 0.02 and 0.3 were
+    measured.
+    """
     model = tiny("llama", 0, tmp_path / "hf", **WHOLE, head_dim=16)
     artifact, folder = exported(model, quant)
     oracle: Any = Oracle(model.config, load(artifact, "reference"))
     errors = token_errors(oracle, backend(folder))
-    print(quant, errors)
     assert least < np.median(errors) < most
