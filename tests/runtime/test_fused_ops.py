@@ -184,7 +184,7 @@ def mla(heads, rank, nope, rope, v_dim):
 @pytest.mark.parametrize("dtype", NAMES)
 def test_mla_attention(schedule, cache_dtype, form, dtype):
     """The two up-projections are independent random matrices: each form has its own oracle."""
-    graph = one_op(mla(3, 35, 10, 6, 17), 33, dtype, 32)
+    graph = one_op(mla(3, 35, 10, 6, 17), 33, dtype)
     check(f32(graph, "q.weight", "kv.weight"), schedule, cache_dtype, threads=2, mla_form=form)
 
 
@@ -249,7 +249,7 @@ def moe(experts, k, size, shared, routed=None):
 @pytest.mark.parametrize("sizes", [(1, 1, 5), (7, 3, 19), (4, 4, 32), (3, 2, 150)])
 @pytest.mark.parametrize("schedule", ["one by one", "ragged"])
 def test_moe(dtype, shared, sizes, schedule):
-    graph = one_op(moe(*sizes, shared), 33, dtype, 32)
+    graph = one_op(moe(*sizes, shared), 33, dtype)
     check(f32(graph, "router.weight"), schedule, threads=2)
 
 
@@ -260,7 +260,7 @@ def test_moe_quantises_for_its_down_projections(dtype, size, lengths):
     """The same bits as with an expert, never chosen, whose down projection reads floats."""
 
     def graph(floats):
-        graph = one_op(moe(4, 2, size, True, routed=3), 70, dtype, 64)
+        graph = one_op(moe(4, 2, size, True, routed=3), 70, dtype)
         return f32(graph, "3.down") if floats else graph
 
     np.testing.assert_array_equal(

@@ -51,7 +51,7 @@ def test_pointwise(op, width):
 @pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_linear(dtype, width):
-    graph = one_op(lambda b, x: b.linear(x, "y", 37, bias=width % 2 == 0), width, dtype, 32)
+    graph = one_op(lambda b, x: b.linear(x, "y", 37, bias=width % 2 == 0), width, dtype)
     check(graph, threads=2)
 
 
