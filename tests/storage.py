@@ -11,32 +11,18 @@ from deepmnn.quant.rounding import round_to_nearest
 NAMES = [format.name for format in FORMATS.values() if format.is_matrix]
 QUANTIZED_NAMES = [name for name in NAMES if named(name).is_quantized]
 
-MATRICES = [
-    (format.name, group_size)
-    for format in FORMATS.values()
-    if format.is_matrix
-    for group_size in format.group_sizes
-]
-"""(format, group size), each of them."""
 
-QUANTIZED = [(name, group_size) for name, group_size in MATRICES if named(name).is_quantized]
-
-
-def numpy_bytes(w: F32, format: str, group_size: int = 0) -> U8:
+def numpy_bytes(w: F32, format: str) -> U8:
     """Stored bytes of w [rows, cols] (a vector: any shape), by the definitions in numpy."""
     if named(format).is_quantized:
-        return pack(round_to_nearest(w, format, group_size))
+        return pack(round_to_nearest(w, format))
     return pack_floats(w, format)
 
 
-def any_codes(rows: int, cols: int, format: str, group_size: int) -> Codes:
-    """Of a matrix [rows, cols]: random, as no rounding chooses them; of padded columns 0."""
-    storage, rng = named(format), np.random.default_rng([rows, cols, group_size])
-    stored = storage.stored_cols(cols, group_size)
+def any_codes(rows: int, cols: int, format: str) -> Codes:
+    """Of a matrix [rows, cols]: random, as no rounding chooses them."""
+    storage, rng = named(format), np.random.default_rng([rows, cols])
+    stored = storage.stored_cols(cols)
     codes = rng.integers(-storage.offset, storage.offset, (rows, stored)).astype(np.int8)
-    codes[:, cols:] = 0
-    multipliers = None
-    if storage.multipliers:
-        multipliers = rng.integers(-15, 16, (rows, stored // group_size)).astype(np.int8)
     scales = rng.standard_normal((rows, -(-stored // 256))).astype(np.float16)
-    return Codes(format, codes, multipliers, scales, group_size)
+    return Codes(format, codes, scales)

@@ -16,6 +16,7 @@ from deepmnn.errors import ArtifactError, MissingDependencyError, RequestError, 
 from deepmnn.exporters.mnn.cached import exported_model
 from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
+from mnn_numbers import Given
 from parity import relative_error
 from tiny_artifact import tiny_artifact
 
@@ -50,7 +51,7 @@ def test_an_artifact_is_exported_once(artifact: Path, cache: Path) -> None:
     assert reported == []
     assert [path for path in cache.iterdir() if path.is_dir()] == [made]
     assert stamp == made.stat().st_mtime_ns
-    want = deepmnn.load(artifact, "reference").logits(IDS)
+    want = Given(artifact).logits(IDS)
     for model in (first, second):
         assert relative_error(model.logits(IDS), want) < 1e-5
 

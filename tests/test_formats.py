@@ -15,22 +15,26 @@ from deepmnn.graph.weights import Constant
 
 ROWS = [*range(1, 34), 100, 4095, 4096, 151_936]
 COLS = [*range(1, 70), *range(250, 262), *range(510, 517), 1000, 1536, 7168, 18_432]
-CHOSEN_HERE = {"default_group_size"}
-"""The core is told the group size of every weight."""
 
 
 def test_the_core_has_the_same_table() -> None:
-    fields = [dataclasses.asdict(format) for format in FORMATS.values()]
-    shared = [{k: v for k, v in entry.items() if k not in CHOSEN_HERE} for entry in fields]
-    assert _core.formats() == shared
+    assert _core.formats() == [dataclasses.asdict(format) for format in FORMATS.values()]
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
 def test_the_core_has_the_same_sizes(format: Format) -> None:
-    for group_size in format.group_sizes:
-        for rows, cols in itertools.product(ROWS if format.is_matrix else [1], COLS):
-            nbytes = format.nbytes(rows, cols, group_size)
-            assert nbytes == _core.packed_nbytes(format.name, rows, cols, group_size), (rows, cols)
+    for rows, cols in itertools.product(ROWS if format.is_matrix else [1], COLS):
+        nbytes = format.nbytes(rows, cols)
+        assert nbytes == _core.packed_nbytes(format.name, rows, cols), (rows, cols)
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("w8", 8.0625), ("w6", 6.0625), ("w5", 5.0625), ("w4", 4.0625), ("w3", 3.0625), ("bf16", 16)],
+)
+def test_bits_of_a_weight(name: str, bits: float) -> None:
+    """Of whole panels: a code, and a 256th of a scale of 16 bits."""
+    assert named(name).nbytes(64, 1024) * 8 == bits * 64 * 1024
 
 
 def test_positions_are_codes() -> None:
@@ -41,34 +45,23 @@ def test_positions_are_codes() -> None:
 
 def test_what_the_layout_asks_of_a_quantised_format() -> None:
     for format in FORMATS.values():
-        assert format.default_group_size in format.group_sizes
-        assert format.is_quantized == (format.group_sizes != (0,))
+        assert PANEL_COLS % format.columns == 0
+        assert format.is_quantized == (format.columns == PART_COLS)
         if format.is_quantized:
             assert format.offset == 1 << format.bits - 1  # signed codes of all bits
-            assert all(PANEL_COLS % size == size % PART_COLS == 0 for size in format.group_sizes)
-            assert format.multipliers or format.group_sizes == (PANEL_COLS,)
+            planes = list(format.planes())
+            sizes = [bits for bits, _ in planes]
+            assert sum(sizes) == format.bits
+            assert sizes == sorted(set(sizes), reverse=True)
+            assert [shift for _, shift in planes] == [
+                sum(sizes[:index]) for index in range(len(sizes))
+            ]
 
 
-@pytest.mark.parametrize("format", FORMATS.values(), ids=FORMATS)
-def test_group_sizes_by_default_pad_least(format: Format) -> None:
-    for cols in COLS:
-        size = format.group_size(cols)
-        stored = {other: format.stored_cols(cols, other) for other in format.group_sizes}
-        assert size in (format.default_group_size, format.group_sizes[0])
-        assert stored[size] <= stored[format.default_group_size]
-        if stored[format.default_group_size] == min(stored.values()):
-            assert size == format.default_group_size
-
-
-def test_unknown_formats_and_group_sizes_are_request_errors() -> None:
-    for name in ("w5", "", None, ["f32"]):
+def test_unknown_formats_are_request_errors() -> None:
+    for name in ("w7", "", None, ["f32"]):
         with pytest.raises(RequestError, match="weight format"):
             named(name)  # type: ignore[arg-type]
-    with pytest.raises(RequestError, match="group_size 48"):
-        named("w4").nbytes(1, 1, 48)
-    for name in ("f32", "w8"):
-        with pytest.raises(RequestError, match="group_size 64"):
-            named(name).nbytes(1, 1, 64)
 
 
 def test_shapes_of_weights() -> None:

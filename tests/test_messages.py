@@ -176,15 +176,9 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
         "overwrite=True",
         "--overwrite",
     ),
-    "group size": (
-        lambda p: deepmnn.convert(p / "source", p / "o", "w4", group_size=48, random_weights=True),
-        "convert {p}/source {p}/o --quant w4 --group-size 48 --random-weights",
-        "group_size 48",
-        "--group-size 48",
-    ),
     "recipe": (
-        lambda p: deepmnn.convert(p / "source", p / "o", "w5"),
-        "convert {p}/source {p}/o --quant w5",
+        lambda p: deepmnn.convert(p / "source", p / "o", "w7"),
+        "convert {p}/source {p}/o --quant w7",
         "deepmnn.Recipe",
         ".json file",
     ),

@@ -19,8 +19,8 @@ ELSEWHERE_IN_USE = {
 }
 """Ops whose name is also another word: a search cannot tell which is meant."""
 
-RECIPES = {"w8", "w4"}
-"""Formats that a recipe is named after; where a default recipe stands, the recipe is meant."""
+RECIPES = {name for name, format in FORMATS.items() if format.is_quantized}
+"""Each has a recipe of its name; where a default recipe stands, the recipe is meant."""
 DEFAULT_RECIPES = re.compile(r"quant\b|QUANT|SCHEMES|Option\(|recipe")
 
 

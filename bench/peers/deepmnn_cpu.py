@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from deepmnn.engine.kv_cache import BlockTable
 
 TITLE, BUILDER, NEEDS = "deepmnn", "deepmnn_cpu", ""
-SETTINGS = "w4, groups of 64, lm_head too; KV cache int8"
+SETTINGS = "w4, lm_head too; KV cache int8"
 KV_DTYPE = "int8"
-ARTIFACT_VERSION = 3
+ARTIFACT_VERSION = 4
 """Version of what `build` writes: a change to this file rebuilds models kept from before."""
 PASSES = (
     "drop_identities",

@@ -46,7 +46,7 @@ def measure_machine(threads: int) -> Machine:
 
 @dataclass(frozen=True)
 class Costs:
-    """What tokens of a shape cost in w4 with groups of 64.
+    """What tokens of a shape cost in w4.
 
     The two differ in latent attention: decode on the latents reads fewer bytes, prefill with
     expanded keys and values takes fewer multiply-accumulates.

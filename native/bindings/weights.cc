@@ -25,9 +25,9 @@ Weight quantized_shape(const std::string& format, int64_t rows, int64_t cols) {
   return shape;
 }
 
-Matrix<float> numbers(const Array& w) {
-  const Matrix<float> source = matrix<float>(w, "w");
-  if (source.stride != source.cols) reject<float>(w, "w", "C-contiguous");
+Matrix<float> numbers(const Array& array, const char* name = "w") {
+  const Matrix<float> source = matrix<float>(array, name);
+  if (source.stride != source.cols) reject<float>(array, name, "C-contiguous");
   return source;
 }
 
@@ -82,7 +82,7 @@ Bytes pack(const Array& levels, const Array& scales, const std::string& format, 
 
 // The rows of x [n, cols], each rotated as a quantised row is: [n, columns that are stored].
 nb::ndarray<nb::numpy, float> rotate(const Array& x, int64_t threads, const std::string& isa) {
-  const Matrix<float> source = numbers(x);
+  const Matrix<float> source = numbers(x, "x");
   const Kernels& kernels = select_kernels(isa.c_str());
   const int64_t stored = (source.cols + kPartCols - 1) / kPartCols * kPartCols;
   NewArray<float> out({source.rows, stored});

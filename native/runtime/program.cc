@@ -324,7 +324,7 @@ Program parse_program(const uint8_t* data, size_t nbytes) {
   Program program;
   read_header(in, program);
   read_shards(in, program);
-  const uint32_t weights = in.count(45, "weights");
+  const uint32_t weights = in.count(41, "weights");
   for (uint32_t i = 0; i < weights; ++i) program.weights.push_back(read_weight(in, program.shards.size()));
   program.caches.resize(in.count(8, "caches"));
   for (CacheInfo& cache : program.caches) {

@@ -13,8 +13,8 @@ from deepmnn.errors import RequestError
 from deepmnn.exporters.mnn.export import BLOCK_SIZES
 
 FRAMEWORKS = ("TORCH", "SAFETENSORS", "HF")
-BITS = {0: "fp32", 8: "w8", 4: "w4"}
-"""--weightQuantBits → recipe."""
+BITS = {0: "fp32", 8: "w8", 4: "w4"}  # recipes
+"""--weightQuantBits → the recipe that the artifact is made with."""
 
 QUANTIZE_MODES = {"NONE": 0, "WEIGHT_INT8": 8, "W8": 8, "WEIGHT_INT4": 4, "W4": 4}
 """--quantizeMode → --weightQuantBits."""

@@ -53,7 +53,7 @@ def test_a_program_says_what_the_graph_says(model_type, index, level):
         original, location = graph.weights[weight.name], locations[weight.name]
         shape = original.shape if len(original.shape) == 2 else (1, *original.shape)
         assert (weight.rows, weight.cols) == shape
-        assert (weight.format, weight.group_size) == (original.format, original.group_size)
+        assert weight.format == original.format
         assert (weight.shard, weight.offset, weight.nbytes) == dataclasses.astuple(location)
     assert len(program.instructions) == len(graph.nodes)
     for instruction, node in zip(program.instructions, graph.nodes, strict=True):
@@ -102,8 +102,7 @@ def tiny_program():
     x = b.embedding(b.ids, "e", 5, 32)
     b.output(b.select_rows(x, "s"), "logits")
     b.graph.nodes[0].attrs.update(i=-3, f=0.5, s="é", li=(1, -2), lf=(0.5, 2.0))
-    weight = b.graph.weights["e.weight"]
-    weight.format, weight.group_size = "w4", 32
+    b.graph.weights["e.weight"].format = "w4"
     plan = MemoryPlan(
         {"ids": -1, "positions": -1, "e": 64, "logits": -1},
         {"tokens": 192, "context": 0, "rows": 0},
@@ -115,9 +114,9 @@ def test_the_bytes_are_those_of_the_specification():
     graph, plan = tiny_program()
     data = lower(graph, plan, {"e.weight": WeightLocation(0, 128, 320)}, ["w"])
     u32 = struct.Struct("<I").pack
-    expected = b"DMNPROG\0" + u32(2) + text(b"g")
+    expected = b"DMNPROG\0" + u32(3) + text(b"g")
     expected += u32(1) + text(b"w")
-    expected += u32(1) + text(b"e.weight") + b"\4" + struct.pack("<qqIIQQ", 5, 32, 32, 0, 128, 320)
+    expected += u32(1) + text(b"e.weight") + b"\6" + struct.pack("<qqIQQ", 5, 32, 0, 128, 320)
     expected += u32(0)
     expected += u32(4)
     expected += text(b"ids") + b"\1\0" + u32(0) + struct.pack("<q", -1)
@@ -173,8 +172,8 @@ def test_truncated_programs_are_refused():
 
 def test_other_versions_and_wrong_positions_are_refused():
     data = lowered("llama", 0, 0)[2]
-    for version in (1, 3):
-        with pytest.raises(ArtifactError, match=f"version {version}, this deepmnn reads 2"):
+    for version in (1, 2, 4):
+        with pytest.raises(ArtifactError, match=f"version {version}, this deepmnn reads 3"):
             read_program(data[:8] + struct.pack("<I", version) + data[12:])
     program = read_program(data)
     for change, what in (

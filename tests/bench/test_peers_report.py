@@ -151,7 +151,7 @@ def test_the_limit_is_the_slower_of_memory_and_arithmetic() -> None:
     slow = Machine(1e15, 8e11)
     assert limit(costs, slow, Case(128, 16, 64)) == pytest.approx(16 * 8e11 / macs, rel=1e-3)
 
-    bits = 4 + 8 / 64 + 16 / 256  # codes, multipliers of 64 of them, scales of 256
+    bits = 4 + 16 / 256  # codes, and scales of 256 of them
     rows = 2 * layers * hidden // 6 * 2 * 160
     nbytes = (body + head) * bits / 8 + rows
     assert limit(costs, MACHINE, Case(128, 1, 64)) == pytest.approx(50e9 / nbytes, rel=5e-3)

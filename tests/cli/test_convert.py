@@ -29,14 +29,12 @@ def convert(*arguments: object) -> Result:
 
 def test_a_file_with_a_config(files: tuple[Path, Path], tmp_path: Path) -> None:
     weights, config = files
-    result = convert(
-        weights, tmp_path / "out", "--config", config, "--quant", "w4", "--group-size", 32
-    )
+    result = convert(weights, tmp_path / "out", "--config", config, "--quant", "w4")
     assert result.exit_code == 0, result.output
     assert "deepseek_v3" in result.output
     artifact = Artifact.open(tmp_path / "out")
     assert (artifact.path / "config.json").read_bytes() == config.read_bytes()
-    assert {w.group_size for w in artifact.graph().weights.values()} == {0, 32, 256}
+    assert {w.format for w in artifact.graph().weights.values()} == {"vector", "f32", "w4", "w8"}
 
 
 def test_a_file_without_a_config(files: tuple[Path, Path], tmp_path: Path) -> None:
@@ -60,7 +58,7 @@ RECIPE = {
     "name": "mine",
     "rules": [
         {"pattern": "model.layers.0.*", "format": "w8"},
-        {"pattern": "role:expert", "format": "w4", "group_size": 32},
+        {"pattern": "role:expert", "format": "w4"},
         {"pattern": "*", "format": "bf16"},
     ],
 }
@@ -101,10 +99,10 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     assert "as mine" in info(tiny.path, "--quant", file).output
     for command in (
         convert(tiny.path, tmp_path / "2", "--quant", tmp_path),
-        info(tiny.path, "--quant", "w5"),
+        info(tiny.path, "--quant", "w7"),
     ):
         assert command.exit_code == 1
-        assert "one of fp32, bf16, w8, w4" in command.stderr
+        assert "one of fp32, bf16, w8, w6, w5, w4, w3" in command.stderr
         assert command.stderr.count("\n") == 1
     file.write_text(json.dumps(RECIPE | {"rule": []}))
     result = convert(tiny.path, tmp_path / "2", "--quant", file)

@@ -54,10 +54,5 @@ class ConvertedSource(Source):
         if not named(weight.format).is_quantized:
             return None
         rows, cols = weight.shape
-        whole = unpack_codes(
-            self._artifact.tensor(weight.name), weight.format, cols, weight.group_size
-        )
-        multipliers = None if whole.multipliers is None else whole.multipliers[:rows]
-        return Codes(
-            weight.format, whole.codes[:rows], multipliers, whole.scales[:rows], weight.group_size
-        )
+        whole = unpack_codes(self._artifact.tensor(weight.name), weight.format, cols)
+        return Codes(weight.format, whole.codes[:rows], whole.scales[:rows])

@@ -146,7 +146,7 @@ def test_converted_logits(tmp_path: Path, model_type: str, index: int) -> None:
     prompts = prompts_for([9], tiny.config["vocab_size"])
     want = tiny.logits(prompts[0])
     errors = {}
-    for quant in ("fp32", "bf16", "w8", "w4"):
+    for quant in ("fp32", "bf16", "w8", "w6", "w5", "w4", "w3"):
         artifact = Artifact.open(convert(tiny.path, tmp_path / quant, quant).path)
         weights = stored(artifact)
         backend = ReferenceBackend(artifact.graph(), weights.__getitem__)
@@ -262,8 +262,8 @@ def test_nan_in_a_weight(tmp_path: Path) -> None:
 
 def test_impossible_arguments(tmp_path: Path) -> None:
     tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
-    with pytest.raises(RequestError, match="w5"):
-        convert(tiny.path, tmp_path / "out", "w5")
+    with pytest.raises(RequestError, match="w7"):
+        convert(tiny.path, tmp_path / "out", "w7")
     with pytest.raises(RequestError, match="recipe"):
         convert(tiny.path, tmp_path / "out", ["w4"])  # type: ignore[arg-type]
     for seed in (-1, "x", 1.5):
@@ -275,21 +275,6 @@ def test_impossible_arguments(tmp_path: Path) -> None:
         convert(tmp_path / "nothing", tmp_path / "out")
     with pytest.raises(DeepmnnError, match=r"the source .* is "):
         convert(tiny.path, tiny.path, overwrite=True)
-
-
-def test_group_size(tmp_path: Path) -> None:
-    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
-    for size in (32, 64, 128):
-        graph = Artifact.open(
-            convert(tiny.path, tmp_path / str(size), "w4", group_size=size).path
-        ).graph()
-        found = {(w.format, w.group_size) for w in graph.weights.values()}
-        assert found == {("w4", size), ("w8", 256), ("vector", 0)}
-    with pytest.raises(RequestError, match="group_size 48"):
-        convert(tiny.path, tmp_path / "out", "w4", group_size=48)
-    for quant in ("fp32", "bf16", "w8"):
-        with pytest.raises(RequestError, match=rf"group_size 64 for {quant}; expected w4\. w8 has"):
-            convert(tiny.path, tmp_path / "out", quant, group_size=64)
 
 
 @pytest.mark.parametrize("quant", ["fp32", "w8", "w4"])

@@ -120,8 +120,8 @@ def test_another_recipe_is_another_conversion(tiny: TinyModel) -> None:
     renamed = Recipe(own.name, (Rule("*", "w8"),))
     with converted(tiny.path, renamed) as held:
         assert held.path not in paths, "a recipe is its rules, not its name"
-    with pytest.raises(RequestError, match="w5"):
-        converted(tiny.path, "w5")
+    with pytest.raises(RequestError, match="w7"):
+        converted(tiny.path, "w7")
 
 
 def test_what_is_converted_already_is_used_where_it_is(tiny: TinyModel, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ MIXED = Recipe(
     "mixed",
     (
         Rule("model.layers.0.*", "w8"),
-        Rule("role:expert", "w4", 32),
+        Rule("role:expert", "w3"),
         Rule("role:lm_head", "bf16"),
         Rule("role:linear", "w4"),
     ),
@@ -50,8 +50,8 @@ def test_what_is_planned_is_what_is_written(tmp_path: Path, recipe: Recipe, leve
     path = write(made, tmp_path / "out")
     artifact = Artifact.open(path)
     program = read_program((path / "program.bin").read_bytes())
-    assert {w.name: (w.format, w.group_size, w.nbytes) for w in made.weights} == {
-        w.name: (w.format, w.group_size, artifact.tensor(w.name).nbytes)
+    assert {w.name: (w.format, w.nbytes) for w in made.weights} == {
+        w.name: (w.format, artifact.tensor(w.name).nbytes)
         for w in artifact.graph().weights.values()
     }
     assert made.nbytes == sum(artifact.tensor(w.name).nbytes for w in made.weights)
@@ -192,7 +192,7 @@ def test_the_report_of_a_scheme_has_no_scales(tmp_path: Path) -> None:
 
 def test_impossible_plans(tmp_path: Path) -> None:
     tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
-    for arguments in ({"quant": "w5"}, {"optimize_level": 4}, {"group_size": 48}, {"seed": -1}):
+    for arguments in ({"quant": "w7"}, {"optimize_level": 4}, {"seed": -1}):
         with pytest.raises(RequestError):
             plan_conversion(tiny.path, **arguments)
     with pytest.raises(CheckpointError, match="is missing"):
@@ -257,11 +257,11 @@ def test_latent_attention_rounds_its_transposed_matrices_alone(tmp_path: Path, q
     assert read == [n for n in read if "kv_b_proj" in n] != []
 
 
-def test_codes_of_another_format_or_group_size_are_not_taken(tmp_path: Path) -> None:
+def test_codes_of_another_format_are_not_taken(tmp_path: Path) -> None:
     tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
-    first = Artifact.open(convert(tiny.path, tmp_path / "first", "w4", 0, group_size=32).path)
+    first = Artifact.open(convert(tiny.path, tmp_path / "first", "w4", 0).path)
     source = ConvertedSource(first, open_source(tiny.path))
-    for recipe in (RECIPES["w8"], RECIPES["w4"].with_group_size(64), RECIPES["bf16"]):
+    for recipe in (RECIPES["w8"], RECIPES["w5"], RECIPES["bf16"]):
         want = convert(tiny.path, tmp_path / "want", recipe, overwrite=True).path
         path = write(plan(source, recipe), tmp_path / "again", overwrite=True)
         assert weights(path) == weights(want)

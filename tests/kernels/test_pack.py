@@ -15,97 +15,92 @@ from deepmnn.errors import RequestError
 from deepmnn.formats import Codes, named
 from deepmnn.quant.layout import pack, unpack
 from deepmnn.quant.rounding import round_to_nearest
-from storage import MATRICES, QUANTIZED, any_codes, numpy_bytes
+from storage import NAMES, QUANTIZED_NAMES, any_codes, numpy_bytes
 
 SHAPES = [(1, 1), (5, 2), (16, 64), (17, 65), (33, 31), (40, 129), (64, 300), (18, 256), (7, 705)]
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
+@pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
-def test_bytes_equal_the_definition(isa, rng, unaligned, dtype, group_size, rows, cols):
+def test_bytes_equal_the_definition(isa, rng, unaligned, dtype, rows, cols):
     w = unaligned(rng.standard_normal((rows, cols)).astype(np.float32))
-    packed = _core.quantize_pack(w, dtype, group_size, 1, isa)
-    assert packed.nbytes == _core.packed_nbytes(dtype, rows, cols, group_size)
-    assert packed.nbytes == named(dtype).nbytes(rows, cols, group_size)
-    assert np.array_equal(packed, numpy_bytes(w, dtype, group_size))
+    packed = _core.quantize_pack(w, dtype, 1, isa)
+    assert packed.nbytes == _core.packed_nbytes(dtype, rows, cols)
+    assert packed.nbytes == named(dtype).nbytes(rows, cols)
+    assert np.array_equal(packed, numpy_bytes(w, dtype))
 
 
 def extremes(rng):
     yield np.zeros((16, 64), np.float32)
     yield np.full((17, 64), -0.0, np.float32)
-    yield np.full((3, 70), 3.4e38, np.float32)
+    yield np.full((3, 70), 1e37, np.float32)  # scales are at most 65504
     yield (rng.standard_normal((16, 64)) * 1e30).astype(np.float32)
     yield (rng.standard_normal((16, 64)) * 1e-7).astype(np.float32)  # fp16 subnormal scales
     yield (rng.standard_normal((16, 64)) * 1e-40).astype(np.float32)
     yield rng.integers(-8, 8, (32, 128)).astype(np.float32)
-    # Groups whose sizes differ from those of their panel: up to a multiplier of 0.
     yield (rng.standard_normal((16, 700)) * 10.0 ** rng.uniform(-3, 3, (16, 700))).astype(
         np.float32
     )
     scales = np.repeat(10.0 ** rng.uniform(-45, 35, (40, 24)), 32, axis=1)
     yield (rng.standard_normal((40, 768)) * scales).astype(np.float32)
-    yield np.where(rng.random((16, 64)) < 0.5, -1, 1).astype(np.float32)  # ties in the maximum
+    yield np.eye(16, 64, dtype=np.float32)  # rotated: ties in the maximum, of both signs
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
-def test_bytes_equal_the_definition_at_the_extremes(isa, rng, dtype, group_size):
+@pytest.mark.parametrize("dtype", NAMES)
+def test_bytes_equal_the_definition_at_the_extremes(isa, rng, dtype):
     for w in extremes(rng):
-        packed = _core.quantize_pack(w, dtype, group_size, 1, isa)
+        packed = _core.quantize_pack(w, dtype, 1, isa)
         with np.errstate(over="ignore"):
-            assert np.array_equal(packed, numpy_bytes(w, dtype, group_size))
+            assert np.array_equal(packed, numpy_bytes(w, dtype))
 
 
-def quantize(w, format, group_size, threads=1, isa=""):
-    codes, multipliers, scales = _core.quantize(w, format, group_size, threads, isa)
-    return Codes(format, codes, multipliers, scales, group_size)
+def quantize(w, format, threads=1, isa=""):
+    return Codes(format, *_core.quantize(w, format, threads, isa))
 
 
 def pack_in_core(codes, threads=1, isa=""):
-    arrays = codes.codes, codes.multipliers, codes.scales
-    return _core.pack(*arrays, codes.format, codes.group_size, threads, isa)
+    return _core.pack(codes.codes, codes.scales, codes.format, threads, isa)
 
 
 def same_codes(got, want):
-    for name in ("codes", "multipliers", "scales"):
+    for name in ("codes", "scales"):
         ours, theirs = getattr(got, name), getattr(want, name)
-        assert (ours is None) == (theirs is None)
-        if ours is not None:
-            assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-            assert ours.tobytes() == theirs.tobytes(), name
+        assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
+        assert ours.tobytes() == theirs.tobytes(), name
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+@pytest.mark.parametrize("dtype", QUANTIZED_NAMES)
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
-def test_codes_equal_the_definition(isa, rng, unaligned, dtype, group_size, rows, cols):
+def test_codes_equal_the_definition(isa, rng, unaligned, dtype, rows, cols):
     w = unaligned(rng.standard_normal((rows, cols)).astype(np.float32))
-    want = round_to_nearest(w, dtype, group_size)
-    same_codes(quantize(w, dtype, group_size, 1, isa), want)
-    assert np.array_equal(pack_in_core(want, 1, isa), _core.quantize_pack(w, dtype, group_size))
+    want = round_to_nearest(w, dtype)
+    same_codes(quantize(w, dtype, 1, isa), want)
+    assert np.array_equal(pack_in_core(want, 1, isa), _core.quantize_pack(w, dtype))
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
-def test_codes_equal_the_definition_at_the_extremes(isa, rng, dtype, group_size):
+@pytest.mark.parametrize("dtype", QUANTIZED_NAMES)
+def test_codes_equal_the_definition_at_the_extremes(isa, rng, dtype):
     for w in extremes(rng):
         with np.errstate(over="ignore"):
-            want = round_to_nearest(w, dtype, group_size)
-        same_codes(quantize(w, dtype, group_size, 1, isa), want)
+            want = round_to_nearest(w, dtype)
+        same_codes(quantize(w, dtype, 1, isa), want)
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+@pytest.mark.parametrize("dtype", QUANTIZED_NAMES)
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
-def test_any_codes_are_packed_as_numpy_packs_them(isa, dtype, group_size, rows, cols):
-    codes = any_codes(rows, cols, dtype, group_size)
+def test_any_codes_are_packed_as_numpy_packs_them(isa, dtype, rows, cols):
+    codes = any_codes(rows, cols, dtype)
     assert np.array_equal(pack_in_core(codes, 1, isa), pack(codes))
 
 
 @pytest.mark.parametrize("threads", [2, 3, 8])
-@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
-def test_threads_write_the_same_bytes(rng, dtype, group_size, threads):
+@pytest.mark.parametrize("dtype", QUANTIZED_NAMES)
+def test_threads_write_the_same_bytes(rng, dtype, threads):
     w = rng.standard_normal((100, 130)).astype(np.float32)
-    one = _core.quantize_pack(w, dtype, group_size)
-    assert np.array_equal(one, _core.quantize_pack(w, dtype, group_size, threads))
-    codes = quantize(w, dtype, group_size)
-    same_codes(quantize(w, dtype, group_size, threads), codes)
+    one = _core.quantize_pack(w, dtype)
+    assert np.array_equal(one, _core.quantize_pack(w, dtype, threads))
+    codes = quantize(w, dtype)
+    same_codes(quantize(w, dtype, threads), codes)
     assert np.array_equal(pack_in_core(codes, threads), one)
 
 
@@ -119,7 +114,7 @@ w = np.ones((4096, 4096), np.float32)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (14 << 20),) * 2)
 try:
-    _core.quantize_pack(w, "w4", 64, 1024)
+    _core.quantize_pack(w, "w4", 1024)
 except RequestError:
     print("refused")
 """
@@ -133,29 +128,31 @@ def test_more_threads_than_the_system_allows():
     assert run.stdout == "refused\n", run.stderr
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), MATRICES)
+@pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize(("rows", "cols"), SHAPES)
-def test_unpack_and_decode_row(isa, rng, dtype, group_size, rows, cols):
-    packed = numpy_bytes(rng.standard_normal((rows, cols)).astype(np.float32), dtype, group_size)
-    expected = unpack(packed, dtype, rows, cols, group_size)
-    assert np.array_equal(_core.unpack(packed, dtype, rows, cols, group_size), expected)
+def test_unpack_and_decode_row(isa, rng, dtype, rows, cols):
+    packed = numpy_bytes(rng.standard_normal((rows, cols)).astype(np.float32), dtype)
+    expected = unpack(packed, dtype, rows, cols)
+    assert np.array_equal(_core.unpack(packed, dtype, rows, cols), expected)
     for row in {0, rows // 2, rows - 1}:
-        got = kernels.decode_row(packed, dtype, rows, cols, group_size, row, isa)
+        got = kernels.decode_row(packed, dtype, rows, cols, row, isa)
         assert np.array_equal(got, expected[row])
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), [("w8", 256), ("w4", 128)])
-def test_every_fp16_scale_decodes(isa, rng, dtype, group_size):
+@pytest.mark.parametrize("dtype", ["w8", "w3"])
+def test_every_fp16_scale_decodes(isa, dtype):
     """All 65536 half floats, in 4096 panels of one block."""
     cols = 4096 * 256
-    codes = np.ones((16, cols), np.int8)
-    multipliers = rng.integers(-15, 16, (16, cols // group_size)).astype(np.int8)
+    codes = np.zeros((16, cols), np.int8)
+    codes[:, ::256] = -2
     halves = np.arange(65536, dtype=np.uint16).reshape(16, 4096).view(np.float16)
-    quantized = Codes(dtype, codes, multipliers if dtype == "w4" else None, halves, group_size)
-    packed, expected = pack(quantized), quantized.group_scales()
+    packed = pack(Codes(dtype, codes, halves))
+    with np.errstate(invalid="ignore"):
+        expected = halves.astype(np.float32) / -8  # -2 / sqrt(256); column 0 keeps its sign
+        expected[np.isinf(expected)] = np.nan  # times the zeros beside it
     for row in range(16):
-        got = kernels.decode_row(packed, dtype, 16, cols, group_size, row, isa)
-        np.testing.assert_array_equal(got[::group_size], expected[row])
+        got = kernels.decode_row(packed, dtype, 16, cols, row, isa)
+        np.testing.assert_array_equal(got[::256], expected[row])
 
 
 def test_vector_unpacks_to_itself():
@@ -170,7 +167,7 @@ def test_bf16_is_exact_for_bf16_values(rng):
 
 
 W = np.zeros((4, 4), np.float32)
-C, M, S = np.zeros((3, 320), np.int8), np.zeros((3, 5), np.int8), np.zeros((3, 2), np.float16)
+C, S = np.zeros((3, 320), np.int8), np.zeros((3, 2), np.float16)
 
 
 @pytest.mark.parametrize(
@@ -183,36 +180,32 @@ C, M, S = np.zeros((3, 320), np.int8), np.zeros((3, 5), np.int8), np.zeros((3, 2
         (lambda: _core.quantize_pack(W.T[1:], "f32"), "contiguous"),
         (lambda: _core.quantize_pack(W, "q3"), "weight format 'q3'"),
         (lambda: _core.quantize_pack(W[:1], "vector"), "weight format 'vector'"),
-        (lambda: _core.quantize_pack(W, "w4", 48), "group_size 48"),
-        (lambda: _core.quantize_pack(W, "w4"), "group_size 0"),
-        (lambda: _core.quantize_pack(W, "w4", 256), "group_size 256"),
-        (lambda: _core.quantize_pack(W, "w8", 64), "group_size 64"),
-        (lambda: _core.quantize_pack(W, "bf16", 64), "group_size 64"),
-        (lambda: _core.quantize_pack(W, "f32", 0, 0), "threads 0"),
-        (lambda: _core.quantize_pack(W, "f32", 0, 1, "mmx"), "instruction set 'mmx'"),
-        (lambda: _core.quantize(W, "bf16", 0), "weight format 'bf16'"),
-        (lambda: _core.quantize(W, "w4", 48), "group_size 48"),
-        (lambda: _core.quantize(W[:, :2], "w4", 64), "contiguous"),
-        (lambda: _core.quantize(W, "w4", 64, 1025), "threads 1025"),
-        (lambda: _core.pack(C, M, S, "f32", 0), "weight format 'f32'"),
-        (lambda: _core.pack(C, M, S, "w8", 256), "w8 with multipliers"),
-        (lambda: _core.pack(C, None, S, "w4", 64), "w4 without multipliers"),
-        (lambda: _core.pack(C[:, :300], M, S, "w4", 64), "codes is int8 [3, 300]"),
-        (lambda: _core.pack(C[:, ::2], M, S, "w4", 64), "contiguous"),
-        (lambda: _core.pack(C[0], M, S, "w4", 64), "two dimensions"),
-        (lambda: _core.pack(C.view(np.uint8), M, S, "w4", 64), "codes is uint8 "),
-        (lambda: _core.pack(C, M[:2], S, "w4", 64), "multipliers is int8 [2, 5]"),
-        (lambda: _core.pack(C, M, S[:, :1], "w4", 64), "scales is float16 [3, 1]"),
-        (lambda: _core.pack(C, M, S.astype(np.float32), "w4", 64), "scales is float32 "),
-        (lambda: _core.pack(C, M, S.view(np.int16), "w4", 64), "expected float16"),
-        (lambda: _core.pack(C, M, S, "w4", 64, 0), "threads 0"),
-        (lambda: _core.pack(C, M, S, "w4", 64, 1, "mmx"), "instruction set 'mmx'"),
+        (lambda: _core.quantize_pack(W, "f32", 0), "threads 0"),
+        (lambda: _core.quantize_pack(W, "f32", 1, "mmx"), "instruction set 'mmx'"),
+        (lambda: _core.rotate(W.astype(np.float64)), "x is float64 "),
+        (lambda: _core.rotate(W[0]), "x is float32 "),
+        (lambda: _core.rotate(W[:, ::2]), "contiguous"),
+        (lambda: _core.rotate(W, 0), "threads 0"),
+        (lambda: _core.rotate(W, 1, "mmx"), "instruction set 'mmx'"),
+        (lambda: _core.quantize(W, "bf16"), "weight format 'bf16'"),
+        (lambda: _core.quantize(W[:, :2], "w4"), "contiguous"),
+        (lambda: _core.quantize(W, "w4", 1025), "threads 1025"),
+        (lambda: _core.pack(C, S, "f32"), "weight format 'f32'"),
+        (lambda: _core.pack(C[:, :300], S, "w4"), "codes is int8 [3, 300]"),
+        (lambda: _core.pack(C[:, ::2], S, "w4"), "contiguous"),
+        (lambda: _core.pack(C[0], S, "w4"), "two dimensions"),
+        (lambda: _core.pack(C.view(np.uint8), S, "w4"), "codes is uint8 "),
+        (lambda: _core.pack(C, S[:, :1], "w4"), "scales is float16 [3, 1]"),
+        (lambda: _core.pack(C, S.astype(np.float32), "w4"), "scales is float32 "),
+        (lambda: _core.pack(C, S.view(np.int16), "w4"), "expected float16"),
+        (lambda: _core.pack(C, S, "w4", 0), "threads 0"),
+        (lambda: _core.pack(C, S, "w4", 1, "mmx"), "instruction set 'mmx'"),
         (lambda: _core.packed_nbytes("f32", -1, 4), "-1 rows"),
         (lambda: _core.packed_nbytes("f32", 2**40, 2**40), "columns"),
         (lambda: _core.packed_nbytes("vector", 2, 4), "a vector of 2 rows"),
         (lambda: _core.unpack(np.zeros(64, np.uint8), "f32", 1, 4), "packed is uint8 "),
         (lambda: _core.unpack(np.zeros(64, np.int8), "f32", 0, 4), "packed is int8 "),
-        (lambda: kernels.decode_row(np.zeros(256, np.uint8), "f32", 4, 4, 0, 4), "row 4"),
+        (lambda: kernels.decode_row(np.zeros(256, np.uint8), "f32", 4, 4, 4), "row 4"),
     ],
 )
 def test_bad_calls_raise_typed_errors(call, found):

@@ -4,25 +4,27 @@ import numpy as np
 import pytest
 
 from deepmnn._core import kernels
+from deepmnn.quant.rotation import rotate, unrotate
+from dense_rotation import dense_rotation, padded
 
-PANEL, PART = 256, 32
+PANEL = 256
 
 
 def quantize(x):
     """docs/layouts.md, "Activations", in numpy."""
     n, cols = x.shape
     panels = -(-cols // PANEL)
-    padded = np.zeros((n, panels * PANEL), np.float32)
-    padded[:, :cols] = x
-    panelled = padded.reshape(n, panels, PANEL)
+    rows = np.zeros((n, panels * PANEL), np.float32)
+    rotated = rotate(x)
+    rows[:, : rotated.shape[1]] = rotated
+    panelled = rows.reshape(n, panels, PANEL)
     scales = np.abs(panelled).max(axis=2, initial=0) / np.float32(127)
-    usable = scales >= np.finfo(np.float32).tiny
+    usable = (scales >= np.finfo(np.float32).tiny) & np.isfinite(scales)
     inverse = np.where(usable, 1 / np.where(usable, scales, np.float32(1)), np.float32(0))
-    codes = np.rint(panelled * inverse[:, :, None])
+    with np.errstate(invalid="ignore"):
+        codes = np.where(usable[:, :, None], np.rint(panelled * inverse[:, :, None]), 0)
     codes = np.clip(codes, -127, 127).astype(np.int8)
-    sums = codes.sum(axis=2, dtype=np.int32)
-    part_sums = codes.reshape(n, panels * PANEL // PART, PART).sum(axis=2, dtype=np.int32)
-    return codes.reshape(padded.shape), scales, sums, part_sums
+    return codes.reshape(rows.shape), scales, codes.sum(axis=2, dtype=np.int32)
 
 
 def check(x, isa):
@@ -40,6 +42,19 @@ def test_bit_identical_to_numpy(isa, rng, unaligned, cols):
         check(unaligned((rng.standard_normal((n, cols)) * scale).astype(np.float32)), isa)
 
 
+@pytest.mark.parametrize("cols", [32, 224, 300, 601])
+def test_codes_stand_for_the_rotated_row(isa, rng, cols):
+    """To half a scale, by the dense matrix."""
+    x = rng.standard_normal((4, cols)).astype(np.float32)
+    codes, scales, _ = kernels.quantize_rows(x, isa)
+    stored = -(-cols // 32) * 32
+    values = codes[:, :stored] * np.repeat(scales, PANEL, axis=1)[:, :stored]
+    error = np.abs(values - padded(x) @ dense_rotation(cols).T)
+    assert (error <= 0.501 * np.repeat(scales, PANEL, axis=1)[:, :stored]).all()
+    assert not codes[:, stored:].any()
+    assert (np.abs(codes).reshape(4, -1, PANEL).max(axis=2) == 127).all()
+
+
 def test_panels_have_scales_of_their_own(isa, rng):
     x = rng.standard_normal((3, 600)).astype(np.float32)
     x[:, 256:512] *= 1e6
@@ -48,8 +63,11 @@ def test_panels_have_scales_of_their_own(isa, rng):
 
 
 def test_halves_round_to_even(isa):
-    x = np.arange(-127, 127.5, 0.5, dtype=np.float32)[None]
-    x = np.concatenate([np.full((1, 1), 127, np.float32), x], axis=1)[:, :256]
+    """Of rotated numbers, which are exact in blocks of 256 columns."""
+    rotated = np.arange(-127, 127.5, 0.5, dtype=np.float32)[None]
+    rotated = np.concatenate([np.full((1, 1), 127, np.float32), rotated], axis=1)[:, :256]
+    x = unrotate(rotated)
+    assert np.array_equal(rotate(x), rotated)
     check(x, isa)
     codes = kernels.quantize_rows(x, isa)[0][0]
     assert list(codes[1:8]) == [-127, -126, -126, -126, -125, -124, -124]
@@ -61,3 +79,17 @@ def test_zeros_and_the_ends_of_float32(isa):
     x[2, 60] = -1e-45  # the scale underflows to 0
     x[3] = 1e-43 * np.linspace(-1, 1, 64)  # the scale is subnormal: as good as 0
     check(x, isa)
+
+
+@pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf, 3.4e38])
+def test_faults_make_scales_that_are_no_numbers(isa, rng, fault):
+    """Also of sums that overflow; of their panel alone."""
+    x = rng.standard_normal((3, 700)).astype(np.float32)
+    x[1, 256:512] = fault
+    codes, scales, sums = kernels.quantize_rows(x, isa)
+    sound = np.isfinite(scales)
+    assert not sound[1, 1]
+    assert sound.sum() == scales.size - 1
+    assert not codes[1, 256:512].any()
+    assert sums[1, 1] == 0
+    check(np.delete(x, 1, axis=0), isa)

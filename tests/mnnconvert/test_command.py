@@ -130,17 +130,6 @@ def test_flags_reach_the_model(tiny: TinyModel, here: Path, flags: str, error: f
     assert error_to(tiny, mnn_logits("deepseek.config.json")) < error
 
 
-def test_blocks_are_for_4_bits(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """8 bits have theirs, of 256 columns: what is asked for changes nothing but what is said."""
-    models = []
-    for flags in ("", "--weightQuantBlock 32"):
-        assert run(f"{PLAIN} --overwrite --weightQuantBits 8 {flags}") == 0
-        models.append((here / "deepseek.mnn.weight").read_bytes())
-        said = "note: --weightQuantBlock is for 4 bits" in capsys.readouterr().err
-        assert said == bool(flags)
-    assert models[0] == models[1]
-
-
 def test_fp16_halves_the_weights(here: Path) -> None:
     sizes = []
     for flags in ("", "--fp16"):
@@ -151,17 +140,20 @@ def test_fp16_halves_the_weights(here: Path) -> None:
 
 def test_bits_and_blocks_cost_bytes(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model whose rows are whole blocks: what has other sizes is stored as floats."""
-    whole = dict.fromkeys(("hidden_size", "intermediate_size", "kv_lora_rank", "q_lora_rank"), 128)
-    whole |= {"moe_intermediate_size": 128, "v_head_dim": 64, "num_attention_heads": 4}
+    whole = dict.fromkeys(("hidden_size", "intermediate_size", "kv_lora_rank", "q_lora_rank"), 256)
+    whole |= {"moe_intermediate_size": 256, "v_head_dim": 64, "num_attention_heads": 4}
     monkeypatch.setitem(CONFIGS, "deepseek_v2", [CONFIGS["deepseek_v2"][0] | whole])
     tiny_checkpoint("deepseek_v2", 0, here / "hf")
     sizes = []
-    for flags in ("0", "8", "4 --weightQuantBlock 32", "4", "4 --weightQuantBlock 128"):
+    for flags in (
+        *("0", "8 --weightQuantBlock 32", "8", "8 --weightQuantBlock 256"),
+        *("4 --weightQuantBlock 32", "4", "4 --weightQuantBlock 128"),
+    ):
         arguments = "-f HF --modelFile hf --MNNModel deepseek.mnn --overwrite --weightQuantBits"
         assert run(f"{arguments} {flags}") == 0
         sizes.append((here / "deepseek.mnn.weight").stat().st_size)
     assert all(a > b for a, b in pairwise(sizes)), sizes
-    assert sizes[0] > 2.5 * sizes[1] > 3.5 * sizes[4]
+    assert sizes[0] > 2.5 * sizes[2] > 3.5 * sizes[6]
 
 
 def test_optimize_levels(here: Path) -> None:

@@ -1,4 +1,4 @@
-"""The numpy layouts against a byte-by-byte reading of docs/layouts.md, and the core's bytes."""
+"""The numpy layouts against a bit-by-bit reading of docs/layouts.md, and the core's bytes."""
 
 import ml_dtypes
 import numpy as np
@@ -8,71 +8,93 @@ from deepmnn import _core
 from deepmnn.errors import RequestError
 from deepmnn.formats import Codes, named
 from deepmnn.quant.layout import pack, pack_floats, unpack, unpack_codes
+from deepmnn.quant.rotation import unrotate
 from deepmnn.quant.rounding import round_to_nearest
-from storage import MATRICES, QUANTIZED, any_codes, numpy_bytes
+from dense_rotation import dense_rotation
+from storage import NAMES, QUANTIZED_NAMES, any_codes, numpy_bytes
 
 SHAPES = [(1, 1), (3, 7), (16, 64), (17, 65), (33, 31), (40, 200), (5, 129), (18, 256), (7, 700)]
+PLANES = {"w8": (8,), "w6": (4, 2), "w5": (4, 1), "w4": (4,), "w3": (2, 1)}
+"""Bits of the planes of a part, in the order of their bytes."""
 
 
 def values(rows: int, cols: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, rows, cols]).standard_normal((rows, cols), np.float32)
 
 
-def read_element(
-    packed: bytes, dtype: str, cols: int, group_size: int, row: int, col: int
-) -> float:
-    """One element, located by the words of docs/layouts.md."""
+def read_element(packed: bytes, dtype: str, cols: int, row: int, col: int) -> float:
+    """One element of a matrix of floats, located by the words of docs/layouts.md."""
     block, r = divmod(row, 16)
     if dtype == "f32":
         at = block * 16 * cols * 4 + (col * 16 + r) * 4
         return float(np.frombuffer(packed, "<f4", 1, at)[0])
-    if dtype == "bf16":
-        even = cols + cols % 2
-        at = block * 16 * even * 2 + (col // 2) * 64 + r * 4 + (col % 2) * 2
-        return float(np.frombuffer(packed, ml_dtypes.bfloat16, 1, at)[0])
-    size = 32 if named(dtype).bits == 8 else group_size
-    left = -(-cols // size) * size  # columns of the block's panels from here on
-    at = block * nbytes_of_columns(dtype, left, group_size)
-    while col >= 256:
-        at += nbytes_of_columns(dtype, 256, group_size)
-        left, col = left - 256, col - 256
-    width = min(left, 256)
-    end = at + nbytes_of_columns(dtype, width, group_size)
-    scale = float(np.frombuffer(packed, "<f2", 1, end - 32 + 2 * r)[0])
-    if named(dtype).bits == 8:
-        return (packed[at + (col // 4) * 64 + 4 * r + col % 4] - 128) * scale
-    byte = packed[at + (col // 8) * 64 + 4 * r + col % 4]
-    code = byte >> 4 if col % 8 >= 4 else byte & 15
-    group = at + width * 8 + col // group_size * 16
-    multiplier = float(np.frombuffer(packed, "i1", 1, group + r)[0])
-    return (code - (7 if multiplier < 0 else 8)) * abs(multiplier) * scale / 16
+    even = cols + cols % 2
+    at = block * 16 * even * 2 + (col // 2) * 64 + r * 4 + (col % 2) * 2
+    return float(np.frombuffer(packed, ml_dtypes.bfloat16, 1, at)[0])
 
 
-def nbytes_of_columns(dtype: str, columns: int, group_size: int) -> int:
-    """Of 16 rows, whatever the panels they make."""
-    scales = -(-columns // 256) * 32
-    if named(dtype).bits == 8:
-        return columns * 16 + scales
-    return columns * 8 + columns // group_size * 16 + scales
+def read_code(packed: bytes, dtype: str, cols: int, row: int, col: int) -> tuple[int, float]:
+    """(code, scale) of a column that is stored of a quantised matrix, likewise."""
+    bits = sum(PLANES[dtype])
+    stored = -(-cols // 32) * 32
+    block, r = divmod(row, 16)
+    panel, k = divmod(col, 256)
+    at = block * block_nbytes(dtype, stored) + panel * block_nbytes(dtype, 256)
+    width = min(256, stored - 256 * panel)
+    scale = float(np.frombuffer(packed, "<f2", 1, at + width * 2 * bits + 2 * r)[0])
+    part, column = divmod(k, 32)
+    at += part * 64 * bits
+    code = shift = 0
+    for plane in PLANES[dtype]:
+        per_byte = 8 // plane  # columns 4 apart share a byte
+        piece, within = divmod(column, 4 * per_byte)
+        byte = packed[at + piece * 64 + 4 * r + within % 4]
+        code += (byte >> (within // 4 * plane) & ((1 << plane) - 1)) << shift
+        at, shift = at + 64 * plane, shift + plane
+    return code - (1 << bits - 1), scale
 
 
-@pytest.mark.parametrize(("format", "group_size"), MATRICES)
+def block_nbytes(dtype: str, stored: int) -> int:
+    """Of 16 rows and so many stored columns, whatever the panels they make."""
+    return stored * 2 * sum(PLANES[dtype]) + -(-stored // 256) * 32
+
+
+def test_planes_are_listed_for_every_format() -> None:
+    """docs/layouts.md says how a format's bits are cut; a new one adds its line above."""
+    assert {name: tuple(b for b, _ in named(name).planes()) for name in QUANTIZED_NAMES} == PLANES
+
+
+@pytest.mark.parametrize("format", QUANTIZED_NAMES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_layout_is_the_documented_one(shape: tuple[int, int], format: str, group_size: int) -> None:
+def test_layout_is_the_documented_one(shape: tuple[int, int], format: str) -> None:
     rows, cols = shape
-    stored = numpy_bytes(values(rows, cols), format, group_size)
-    assert stored.nbytes == named(format).nbytes(rows, cols, group_size)
+    stored = numpy_bytes(values(rows, cols), format)
+    assert stored.nbytes == named(format).nbytes(rows, cols)
     assert stored.nbytes % 64 == 0
-    if group_size:
-        size = 32 if named(format).bits == 8 else group_size
-        used = nbytes_of_columns(format, -(-cols // size) * size, group_size) * -(-rows // 16)
-        assert 0 <= stored.nbytes - used < 64
-    unpacked = unpack(stored, format, rows, cols, group_size)
+    columns = -(-cols // 32) * 32
+    assert 0 <= stored.nbytes - block_nbytes(format, columns) * -(-rows // 16) < 64
     data = stored.tobytes()
-    expected = [
-        [read_element(data, format, cols, group_size, r, c) for c in range(cols)]
-        for r in range(rows)
-    ]
+    read = [[read_code(data, format, cols, r, c) for c in range(columns)] for r in range(rows)]
+    codes, scales = np.moveaxis(np.array(read), 2, 0)
+    found = unpack_codes(stored, format, cols)
+    np.testing.assert_array_equal(found.codes[:rows], codes)
+    np.testing.assert_array_equal(np.repeat(found.scales[:rows], 256, 1)[:, :columns], scales)
+    rotated = (codes * scales).astype(np.float32)
+    unpacked = unpack(stored, format, rows, cols)
+    np.testing.assert_array_equal(unpacked, unrotate(rotated)[:, :cols])
+    dense = rotated.astype(np.float64) @ dense_rotation(cols)
+    np.testing.assert_allclose(unpacked, dense[:, :cols], rtol=0, atol=3e-6)
+
+
+@pytest.mark.parametrize("format", [name for name in NAMES if name not in QUANTIZED_NAMES])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_layout_of_floats_is_the_documented_one(shape: tuple[int, int], format: str) -> None:
+    rows, cols = shape
+    stored = numpy_bytes(values(rows, cols), format)
+    assert stored.nbytes == named(format).nbytes(rows, cols)
+    data = stored.tobytes()
+    expected = [[read_element(data, format, cols, r, c) for c in range(cols)] for r in range(rows)]
+    unpacked = unpack(stored, format, rows, cols)
     np.testing.assert_array_equal(unpacked, np.array(expected, np.float32))
 
 
@@ -86,66 +108,59 @@ def test_lossless_formats(shape: tuple[int, int]) -> None:
     np.testing.assert_array_equal(vector, w[0])
 
 
-@pytest.mark.parametrize(("format", "group_size"), QUANTIZED)
+@pytest.mark.parametrize("format", QUANTIZED_NAMES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_padding_is_zero(shape: tuple[int, int], format: str, group_size: int) -> None:
+def test_rows_of_padding_are_zero(shape: tuple[int, int], format: str) -> None:
     rows, cols = shape
-    stored = numpy_bytes(values(rows, cols), format, group_size)
-    found = unpack_codes(stored, format, cols, group_size)
-    stored_cols = named(format).stored_cols(cols, group_size)
-    assert found.codes.shape == (-(-rows // 16) * 16, stored_cols)
-    assert not found.codes[:, cols:].any()
+    found = unpack_codes(numpy_bytes(values(rows, cols), format), format, cols)
+    assert found.codes.shape == (-(-rows // 16) * 16, named(format).stored_cols(cols))
     assert not found.codes[rows:].any()
     assert not found.scales[rows:].any()
-    assert found.multipliers is None or not found.multipliers[rows:].any()
 
 
-@pytest.mark.parametrize(("format", "group_size"), QUANTIZED)
+@pytest.mark.parametrize("format", QUANTIZED_NAMES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_codes_come_back(shape: tuple[int, int], format: str, group_size: int) -> None:
-    """And stand for what is unpacked, a float of each group times a code."""
+def test_codes_come_back(shape: tuple[int, int], format: str) -> None:
+    """And what is unpacked are the numbers that they stand for, rotated back."""
     rows, cols = shape
-    rounded = round_to_nearest(values(rows, cols), format, group_size)
-    for codes in (rounded, any_codes(rows, cols, format, group_size)):
+    for codes in (round_to_nearest(values(rows, cols), format), any_codes(rows, cols, format)):
         stored = pack(codes)
-        found = unpack_codes(stored, format, cols, group_size)
-        for want, got in zip(vars(codes).values(), vars(found).values(), strict=True):
-            np.testing.assert_array_equal(got[:rows] if isinstance(got, np.ndarray) else got, want)
-        scales = np.repeat(codes.group_scales(), group_size, axis=1)[:, :cols]
-        unpacked = unpack(stored, format, rows, cols, group_size)
-        np.testing.assert_array_equal(codes.codes[:, :cols] * scales, unpacked)
+        found = unpack_codes(stored, format, cols)
+        assert found.format == format
+        np.testing.assert_array_equal(found.codes[:rows], codes.codes)
+        np.testing.assert_array_equal(found.scales[:rows], codes.scales)
+        scales = np.repeat(codes.scales.astype(np.float32), 256, axis=1)
+        numbers = codes.codes * scales[:, : codes.codes.shape[1]]
+        np.testing.assert_array_equal(codes.values(), numbers)
+        unpacked = unpack(stored, format, rows, cols)
+        np.testing.assert_array_equal(unpacked, unrotate(numbers)[:, :cols])
 
 
-@pytest.mark.parametrize(("format", "group_size"), QUANTIZED)
+@pytest.mark.parametrize("format", QUANTIZED_NAMES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_unpacked_codes_pack_to_the_same_bytes(
-    shape: tuple[int, int], format: str, group_size: int
-) -> None:
+def test_unpacked_codes_pack_to_the_same_bytes(shape: tuple[int, int], format: str) -> None:
     """Whoever rounded them: bytes of the core, and of codes that come from elsewhere."""
     rows, cols = shape
-    rounded = _core.quantize_pack(values(rows, cols, seed=2), format, group_size)
-    for stored in (rounded, pack(any_codes(rows, cols, format, group_size))):
-        found = unpack_codes(stored, format, cols, group_size)
+    rounded = _core.quantize_pack(values(rows, cols, seed=2), format)
+    for stored in (rounded, pack(any_codes(rows, cols, format))):
+        found = unpack_codes(stored, format, cols)
         np.testing.assert_array_equal(pack(found), stored)
-        multipliers = None if found.multipliers is None else found.multipliers[:rows]
-        only = Codes(format, found.codes[:rows], multipliers, found.scales[:rows], group_size)
+        only = Codes(format, found.codes[:rows], found.scales[:rows])
         np.testing.assert_array_equal(pack(only), stored)
 
 
-@pytest.mark.parametrize(("format", "group_size"), MATRICES)
+@pytest.mark.parametrize("format", NAMES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_native_packer_writes_the_same_bytes(
-    shape: tuple[int, int], format: str, group_size: int
-) -> None:
+def test_native_packer_writes_the_same_bytes(shape: tuple[int, int], format: str) -> None:
     w = values(*shape, seed=1)
     w[-1] = 0
     for matrix in (w, np.sign(w), w * 1e-7, w * 1e-12, w * 1e6, np.round(w * 4)):
-        native = _core.quantize_pack(np.asarray(matrix, np.float32), format, group_size, 2)
-        np.testing.assert_array_equal(native, numpy_bytes(matrix, format, group_size))
-        unpacked = _core.unpack(native, format, *shape, group_size)
-        np.testing.assert_array_equal(unpacked, unpack(native, format, *shape, group_size))
+        native = _core.quantize_pack(np.asarray(matrix, np.float32), format, 2)
+        np.testing.assert_array_equal(native, numpy_bytes(matrix, format))
+        unpacked = _core.unpack(native, format, *shape)
+        np.testing.assert_array_equal(unpacked, unpack(native, format, *shape))
 
 
 def test_bytes_of_another_length_are_a_request_error() -> None:
     with pytest.raises(RequestError, match="12 bytes"):
-        unpack(np.zeros(12, np.uint8), "w8", 3, 3, 256)
+        unpack(np.zeros(12, np.uint8), "w8", 3, 3)

@@ -20,6 +20,7 @@ from deepmnn.quant.recipe import (
     read_recipe,
     recipe_of,
 )
+from storage import QUANTIZED_NAMES
 
 ROLES = ("linear", "expert", "latent", "router", "embedding", "lm_head")
 W4 = RECIPES["w4"]
@@ -34,8 +35,8 @@ def graph_of_roles() -> Graph:
     return graph
 
 
-def formats(graph: Graph) -> dict[str, tuple[str, int]]:
-    return {name: (w.format, w.group_size) for name, w in graph.weights.items()}
+def formats(graph: Graph) -> dict[str, str]:
+    return {name: w.format for name, w in graph.weights.items()}
 
 
 def mine(*rules: Rule) -> Recipe:
@@ -45,23 +46,30 @@ def mine(*rules: Rule) -> Recipe:
 @pytest.mark.parametrize(
     ("recipe", "expected"),
     [
-        ("fp32", dict.fromkeys(ROLES, ("f32", 0))),
-        ("bf16", dict.fromkeys(ROLES, ("bf16", 0))),
-        ("w8", dict.fromkeys(ROLES, ("w8", 256))),
-        (
-            "w4",
-            dict.fromkeys(("linear", "expert", "lm_head"), ("w4", 64))
-            | dict.fromkeys(("latent", "embedding"), ("w8", 256)),
+        ("fp32", dict.fromkeys(ROLES, "f32")),
+        ("bf16", dict.fromkeys(ROLES, "bf16")),
+        ("w8", dict.fromkeys(ROLES, "w8")),
+        *(
+            (
+                narrow,
+                dict.fromkeys(("linear", "expert", "lm_head"), narrow)
+                | dict.fromkeys(("latent", "embedding"), "w8"),
+            )
+            for narrow in ("w6", "w5", "w4", "w3")
         ),
     ],
 )
-def test_roles(recipe: str, expected: dict[str, tuple[str, int]]) -> None:
+def test_roles(recipe: str, expected: dict[str, str]) -> None:
     graph = graph_of_roles()
     apply(graph, recipe_of(recipe))
-    vectors = dict.fromkeys(("norm", "bias"), ("vector", 0))
-    assert formats(graph) == expected | vectors | {"router": ("f32", 0)}
+    vectors = dict.fromkeys(("norm", "bias"), "vector")
+    assert formats(graph) == expected | vectors | {"router": "f32"}
     apply(graph, recipe_of("fp32"))  # a recipe leaves nothing of the one before
-    assert formats(graph)["linear"] == ("f32", 0)
+    assert formats(graph)["linear"] == "f32"
+
+
+def test_every_quantised_format_has_a_recipe_of_its_name() -> None:
+    assert {*QUANTIZED_NAMES, "fp32", "bf16"} == RECIPES.keys()
 
 
 def test_tied_lm_head_keeps_the_embeddings_format() -> None:
@@ -80,23 +88,23 @@ def test_tied_lm_head_keeps_the_embeddings_format() -> None:
 
 def test_the_first_rule_that_matches_decides() -> None:
     graph = graph_of_roles()
-    rules = Rule("e*t", "w4", 32), Rule("role:expert", "w8"), Rule("l*", "bf16"), Rule("*", "w8")
+    rules = Rule("e*t", "w4"), Rule("role:expert", "w8"), Rule("l*", "bf16"), Rule("*", "w8")
     apply(graph, mine(*rules))
     found = formats(graph)
-    assert found["expert"] == ("w4", 32)
-    assert found["linear"] == found["latent"] == found["lm_head"] == ("bf16", 0)
-    assert found["embedding"] == ("w8", 256)
-    assert found["router"] == ("f32", 0), "no pattern reaches a router"
-    assert found["norm"] == found["bias"] == ("vector", 0)
+    assert found["expert"] == "w4"
+    assert found["linear"] == found["latent"] == found["lm_head"] == "bf16"
+    assert found["embedding"] == "w8"
+    assert found["router"] == "f32", "no pattern reaches a router"
+    assert found["norm"] == found["bias"] == "vector"
     apply(graph, mine(*reversed(rules)))
-    assert {f for f, _ in formats(graph).values()} == {"w8", "f32", "vector"}
+    assert set(formats(graph).values()) == {"w8", "f32", "vector"}
 
 
 def test_what_no_rule_matches_stays_float32() -> None:
     graph = graph_of_roles()
     apply(graph, mine(Rule("role:expert", "w4")))
-    assert {n: f for n, f in formats(graph).items() if f[0] not in ("f32", "vector")} == {
-        "expert": ("w4", 64)
+    assert {n: f for n, f in formats(graph).items() if f not in ("f32", "vector")} == {
+        "expert": "w4"
     }
 
 
@@ -115,7 +123,7 @@ def test_a_glob_matches_all_tensors_of_a_weight_or_its_name() -> None:
         "MODEL.*": set(),
     }.items():
         apply(graph, mine(Rule(pattern, "w8")))
-        assert {n for n, (f, _) in formats(graph).items() if f == "w8"} == expected, pattern
+        assert {n for n, f in formats(graph).items() if f == "w8"} == expected, pattern
 
 
 def test_names_of_tensors_mean_the_same_at_every_level(tiny_graph: Callable[[], Graph]) -> None:
@@ -149,31 +157,6 @@ def tiny_graph() -> Callable[[], Graph]:
     return lambda: build({"model_type": "deepseek_v3", **CONFIGS["deepseek_v3"][0]})
 
 
-@pytest.mark.parametrize(
-    ("cols", "expected"),
-    [(64, 64), (1, 32), (32, 32), (33, 64), (63, 64), (96, 32), (97, 64), (128, 64), (1536, 64)],
-)
-def test_group_size(cols: int, expected: int) -> None:
-    for name, size in (("w4", expected), ("w8", 256), ("bf16", 0)):
-        graph = Graph("g", weights={"w": Weight("w", Tensor("w", (4, cols)))})
-        apply(graph, mine(Rule("*", name)))
-        assert graph.weights["w"].group_size == size
-
-
-def test_a_group_size_for_a_whole_recipe() -> None:
-    graph = graph_of_roles()
-    recipe = W4.with_group_size(128)
-    apply(graph, recipe)
-    assert formats(graph)["linear"] == ("w4", 128)
-    assert formats(graph)["latent"] == ("w8", 256)
-    assert Recipe.from_json(recipe.to_json(), "x") == recipe != W4
-    with pytest.raises(RequestError, match="group_size 48 for w4"):
-        W4.with_group_size(48)
-    for name in ("fp32", "bf16", "w8"):
-        with pytest.raises(RequestError, match=rf"group_size 64 for {name}; expected w4\. w8 has"):
-            RECIPES[name].with_group_size(64)
-
-
 def test_unknown_recipe_lists_the_choices() -> None:
     for bad in ("q4_k_m", "", None, ["w4"]):
         with pytest.raises(RequestError, match=r"recipe.*" + ", ".join(RECIPES)):
@@ -193,9 +176,9 @@ def test_json_round_trip(recipe: Recipe, tmp_path: Path) -> None:
 
 
 def test_a_recipe_is_a_value() -> None:
-    recipe = mine(Rule("*", "w4", 32))
-    assert recipe == mine(Rule("*", "w4", 32)) != mine(Rule("*", "w4"))
-    assert len({recipe, mine(Rule("*", "w4", 32))}) == 1
+    recipe = mine(Rule("*", "w4"))
+    assert recipe == mine(Rule("*", "w4")) != mine(Rule("*", "w5"))
+    assert len({recipe, mine(Rule("*", "w4"))}) == 1
     with pytest.raises(dataclasses.FrozenInstanceError):
         recipe.name = "other"  # type: ignore[misc]
 
@@ -204,12 +187,9 @@ def test_values_of_a_wrong_type() -> None:
     for make in (
         lambda: Rule(3, "w4"),  # type: ignore[arg-type]
         lambda: Rule("*", ["w4"]),  # type: ignore[arg-type]
-        lambda: Rule("*", "w4", 64.0),  # type: ignore[arg-type]
-        lambda: Rule("*", "w4", "64"),  # type: ignore[arg-type]
         lambda: Recipe(3, ()),  # type: ignore[arg-type]
         lambda: Recipe("x", [Rule("*", "w4")]),  # type: ignore[arg-type]
         lambda: Recipe("x", ("w4",)),  # type: ignore[arg-type]
-        lambda: W4.with_group_size("64"),  # type: ignore[arg-type]
     ):
         with pytest.raises(RequestError):
             make()
@@ -235,14 +215,11 @@ RULE = {"pattern": "*", "format": "w4"}
         ({"name": "x", "rules": [RULE, RULE | {"bits": 4}]}, "rule 2 has the field 'bits'"),
         ({"name": "x", "rules": [{"pattern": "*"}]}, "rule 1 has no field 'format'"),
         ({"name": "x", "rules": [RULE | {"pattern": None}]}, "pattern is None"),
-        ({"name": "x", "rules": [RULE | {"format": "w5"}]}, "rule 1: weight format 'w5'"),
+        ({"name": "x", "rules": [RULE | {"format": "w7"}]}, "rule 1: weight format 'w7'"),
         ({"name": "x", "rules": [RULE | {"format": "vector"}]}, "'vector'; expected one of f32"),
         ({"name": "x", "rules": [RULE | {"pattern": "role:router"}]}, "'role:router'; expected"),
         ({"name": "x", "rules": [RULE | {"pattern": "role:"}]}, "'role:'; expected"),
-        ({"name": "x", "rules": [RULE | {"group_size": 48}]}, "rule 1: group_size 48 for w4"),
-        ({"name": "x", "rules": [RULE | {"group_size": True}]}, "group_size is True"),
-        ({"name": "x", "rules": [RULE | {"group_size": 64.0}]}, r"group_size is 64\.0"),
-        ({"name": "x", "rules": [RULE | {"format": "bf16", "group_size": 64}]}, "64 for bf16"),
+        ({"name": "x", "rules": [RULE | {"group_size": 64}]}, "rule 1 has the field 'group_size'"),
     ],
 )
 def test_json_that_is_no_recipe(fields: Any, message: str, tmp_path: Path) -> None:

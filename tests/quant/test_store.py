@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 
 from deepmnn.errors import CheckpointError, RequestError
-from deepmnn.formats import Codes, named
+from deepmnn.formats import Codes
 from deepmnn.graph.ir import Weight
 from deepmnn.graph.weights import Constant
 from deepmnn.quant.layout import unpack, unpack_codes
+from deepmnn.quant.rotation import unrotate
 from deepmnn.quant.rounding import round_to_nearest
 from deepmnn.quant.store import store, store_codes, stored_values
-from storage import MATRICES, QUANTIZED, numpy_bytes
+from storage import NAMES, QUANTIZED_NAMES, any_codes, numpy_bytes
 
 SHAPES = [(1, 1), (17, 65), (40, 200), (18, 256), (7, 700)]
 
@@ -22,16 +23,14 @@ def values(rows: int, cols: int) -> np.ndarray:
     return np.random.default_rng([rows, cols]).standard_normal((rows, cols), np.float32)
 
 
-@pytest.mark.parametrize(("format", "group_size"), MATRICES)
+@pytest.mark.parametrize("format", NAMES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_numbers_are_stored_as_numpy_stores_them(
-    shape: tuple[int, int], format: str, group_size: int
-) -> None:
-    weight, w = Weight("w", Constant(shape), format=format, group_size=group_size), values(*shape)
+def test_numbers_are_stored_as_numpy_stores_them(shape: tuple[int, int], format: str) -> None:
+    weight, w = Weight("w", Constant(shape), format=format), values(*shape)
     stored = store(weight, w, threads=2)
     assert stored.nbytes == weight.nbytes
-    np.testing.assert_array_equal(stored, numpy_bytes(w, format, group_size))
-    unpacked = unpack(stored, format, *shape, group_size)
+    np.testing.assert_array_equal(stored, numpy_bytes(w, format))
+    unpacked = unpack(stored, format, *shape)
     np.testing.assert_array_equal(stored_values(weight, stored), unpacked)
 
 
@@ -43,7 +42,7 @@ def test_vectors_keep_their_shape() -> None:
 
 
 def test_numbers_must_be_finite() -> None:
-    weight = Weight("w", Constant((2, 64)), format="w4", group_size=64)
+    weight = Weight("w", Constant((2, 64)), format="w4")
     w = values(2, 64)
     assert store(weight, w).nbytes == weight.nbytes
     for bad in (np.nan, np.inf, -np.inf):
@@ -52,26 +51,23 @@ def test_numbers_must_be_finite() -> None:
             store(weight, w)
 
 
-@pytest.mark.parametrize(("format", "group_size"), QUANTIZED)
+@pytest.mark.parametrize("format", QUANTIZED_NAMES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_codes_are_stored_as_they_are(shape: tuple[int, int], format: str, group_size: int) -> None:
+def test_codes_are_stored_as_they_are(shape: tuple[int, int], format: str) -> None:
     """Codes that no rounding to nearest would choose come back, number for number."""
-    weight = Weight("w", Constant(shape), format=format, group_size=group_size)
-    codes = round_to_nearest(values(*shape), format, group_size)
-    shifted = np.maximum(codes.codes, 1 - named(format).offset) - np.int8(1)
-    shifted[:, shape[1] :] = 0
-    codes = replace(codes, codes=shifted)
+    weight, codes = Weight("w", Constant(shape), format=format), any_codes(*shape, format)
     stored = store_codes(weight, codes, threads=2)
     assert stored.nbytes == weight.nbytes
-    np.testing.assert_array_equal(stored_values(weight, stored), codes.values()[:, : shape[1]])
-    found = unpack_codes(stored, format, shape[1], group_size)
+    values = unrotate(codes.values())[:, : shape[1]]
+    np.testing.assert_array_equal(stored_values(weight, stored), values)
+    found = unpack_codes(stored, format, shape[1])
     np.testing.assert_array_equal(found.codes[: shape[0]], codes.codes)
 
 
-WEIGHT = Weight("w", Constant((3, 70)), format="w4", group_size=32)
-CODES = round_to_nearest(values(3, 70), "w4", 32)
-W8 = Weight("w", Constant((3, 70)), format="w8", group_size=256)
-W8_CODES = round_to_nearest(values(3, 70), "w8", 256)
+WEIGHT = Weight("w", Constant((3, 70)), format="w4")
+CODES = round_to_nearest(values(3, 70), "w4")
+W8 = Weight("w", Constant((3, 70)), format="w8")
+W8_CODES = round_to_nearest(values(3, 70), "w8")
 
 
 def changed(codes: Codes, field: str, at: tuple[int, int], number: float) -> Codes:
@@ -83,16 +79,14 @@ def changed(codes: Codes, field: str, at: tuple[int, int], number: float) -> Cod
 @pytest.mark.parametrize(
     ("weight", "codes", "error", "match"),
     [
-        (W8, CODES, RequestError, "codes of w4 in groups of 32; expected w8 in groups of 256"),
-        (WEIGHT, round_to_nearest(values(3, 70), "w4", 64), RequestError, "groups of 64"),
+        (W8, CODES, RequestError, "codes of w4; expected w8"),
         (Weight("w", Constant((3, 70))), CODES, RequestError, "expected f32"),
         (
             Weight("w", Constant((3, 70)), format="bf16"),
-            replace(CODES, format="bf16", group_size=0),
+            replace(CODES, format="bf16"),
             RequestError,
             "codes of bf16",
         ),
-        (replace(WEIGHT, group_size=48), CODES, RequestError, "group_size 48"),
         (
             replace(WEIGHT, expr=Constant((4, 70))),
             CODES,
@@ -123,28 +117,8 @@ def changed(codes: Codes, field: str, at: tuple[int, int], number: float) -> Cod
             CheckpointError,
             r"scales are float16 \[3, 0\]",
         ),
-        (WEIGHT, replace(CODES, multipliers=None), CheckpointError, "expected multipliers"),
-        (
-            W8,
-            replace(W8_CODES, multipliers=CODES.multipliers),
-            CheckpointError,
-            "expected no multipliers",
-        ),
-        (
-            WEIGHT,
-            replace(CODES, multipliers=np.zeros((3, 2), np.int8)),
-            CheckpointError,
-            r"multipliers are int8 \[3, 2\]",
-        ),
         (WEIGHT, changed(CODES, "codes", (1, 2), 8), CheckpointError, "to 8; expected -8 to 7"),
         (WEIGHT, changed(CODES, "codes", (1, 2), -9), CheckpointError, "codes from -9"),
-        (WEIGHT, changed(CODES, "codes", (1, 80), 1), CheckpointError, "padding from 0 to 1"),
-        (
-            WEIGHT,
-            changed(CODES, "multipliers", (2, 1), -16),
-            CheckpointError,
-            "multipliers from -16",
-        ),
         (WEIGHT, changed(CODES, "scales", (0, 0), np.nan), CheckpointError, "NaN"),
         (W8, changed(W8_CODES, "scales", (0, 0), np.inf), CheckpointError, "NaN or infinity"),
     ],

@@ -10,7 +10,7 @@ from program_dir import cpu_of, random_weights, stored
 from deepmnn.backends.reference import ReferenceBackend
 from deepmnn.formats import BLOCK_ROWS, named
 from deepmnn.graph.builder import GraphBuilder
-from deepmnn.graph.ir import Graph, Weight
+from deepmnn.graph.ir import Graph
 from parity import SCHEDULES, prompts_for, relative_error, run_schedule
 
 VOCAB = 41
@@ -28,25 +28,16 @@ INT8_CACHE = 5e-3
 values have 15 bits in the core, but not in the oracle."""
 
 
-def one_op(build: Build, width: int, format: str = "f32", group_size: int = 64) -> Graph:
-    """ids → embedding [tokens, width] → build → head → logits; all but vectors stored as format.
-
-    group_size: where the format has a choice.
-    """
+def one_op(build: Build, width: int, format: str = "f32") -> Graph:
+    """ids → embedding [tokens, width] → build → head → logits; all but vectors stored as format."""
     b = GraphBuilder("one op", prefix="")
     x = b.embedding(b.ids, "embed", VOCAB, width)
     y = b.select_rows(build(b, x), "wanted")
     b.output(b.linear(y, "head", VOCAB), "logits")
     for name, weight in b.graph.weights.items():
         if weight.format != "vector" and name not in ("embed.weight", "head.weight"):
-            store_as(weight, format, group_size)
+            weight.format = format
     return b.graph
-
-
-def store_as(weight: Weight, format: str, group_size: int = 64) -> None:
-    """Gives a matrix a storage format; group_size: where the format has a choice."""
-    sizes = named(format).group_sizes
-    weight.format, weight.group_size = format, group_size if len(sizes) > 1 else sizes[0]
 
 
 def check(

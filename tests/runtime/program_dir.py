@@ -27,7 +27,7 @@ def write_program(graph: Graph, read: Read, directory: Path, reuse: bool = True)
     for name in dict.fromkeys(name for node in graph.nodes for name in node.weights):
         weight = graph.weights[name]
         matrix = read(name).reshape(weight.matrix_shape)
-        data = numpy_bytes(matrix, weight.format, weight.group_size)
+        data = numpy_bytes(matrix, weight.format)
         locations[name] = WeightLocation(0, offset, data.nbytes)
         parts.append(data)
         offset += data.nbytes
@@ -43,8 +43,8 @@ def stored(graph: Graph, read: Read) -> Read:
     def read_stored(name: str) -> F32:
         weight, array = graph.weights[name], read(name)
         rows, cols = weight.matrix_shape
-        data = numpy_bytes(array.reshape(rows, cols), weight.format, weight.group_size)
-        return unpack(data, weight.format, rows, cols, weight.group_size).reshape(array.shape)
+        data = numpy_bytes(array.reshape(rows, cols), weight.format)
+        return unpack(data, weight.format, rows, cols).reshape(array.shape)
 
     return read_stored
 

@@ -2,17 +2,17 @@
 
 import numpy as np
 import pytest
-from one_op import INT8_CACHE, VOCAB, add, ceil_rows, check, one_op, rotary, store_as
+from one_op import INT8_CACHE, VOCAB, add, ceil_rows, check, one_op, rotary
 from program_dir import cpu_of, random_weights
 
 from deepmnn.backends.reference import ReferenceBackend
 from parity import Runner, prompts_for, relative_error, run_schedule
-from storage import NAMES, QUANTIZED, QUANTIZED_NAMES
+from storage import NAMES, QUANTIZED_NAMES
 
 
 def f32(graph, *names):
     for name in names:
-        store_as(graph.weights[name], "f32")
+        graph.weights[name].format = "f32"
     return graph
 
 
@@ -36,7 +36,7 @@ def test_linear_with_several_outputs(dtype, sizes):
         bias = b.weight("bias", (sum(sizes),), "vector")
         return b.concat(list(reversed(add(b, "linear", [x], list(sizes), [w, bias]))), "y")
 
-    check(one_op(build, 40, dtype, 32), threads=3)
+    check(one_op(build, 40, dtype), threads=3)
 
 
 @pytest.mark.parametrize("dtype", NAMES)
@@ -46,7 +46,7 @@ def test_swiglu(dtype, size):
         w = b.weight("gate_up", (2 * ceil_rows(size), b.value(x).width), "linear")
         return add(b, "swiglu", [x], [size], [w], intermediate_size=size)[0]
 
-    check(one_op(build, 70, dtype, 64), threads=2)
+    check(one_op(build, 70, dtype), threads=2)
 
 
 def engine_logits(graph, lengths):
@@ -55,10 +55,10 @@ def engine_logits(graph, lengths):
     return np.concatenate(run_schedule(engine, prompts_for(lengths, VOCAB), [lengths], blocks=400))
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+@pytest.mark.parametrize("dtype", QUANTIZED_NAMES)
 @pytest.mark.parametrize("size", [1, 16, 100, 129, 256, 300, 700])
 @pytest.mark.parametrize("lengths", [(1,), (3,), (300, 7)])
-def test_swiglu_quantises_for_the_linear_that_reads_it(dtype, group_size, size, lengths):
+def test_swiglu_quantises_for_the_linear_that_reads_it(dtype, size, lengths):
     """The same bits as when an instruction stands between the two, so that floats are written."""
 
     def graph(apart):
@@ -69,20 +69,18 @@ def test_swiglu_quantises_for_the_linear_that_reads_it(dtype, group_size, size, 
             other = other or b.silu(x, "other")
             return b.add(b.linear(y, "down", b.value(x).width), other, "sum")
 
-        return one_op(build, 70, dtype, group_size)
+        return one_op(build, 70, dtype)
 
     want = engine_logits(graph(True), lengths)
     np.testing.assert_array_equal(engine_logits(graph(False), lengths), want)
 
 
-@pytest.mark.parametrize(("dtype", "group_size"), QUANTIZED)
+@pytest.mark.parametrize("dtype", QUANTIZED_NAMES)
 @pytest.mark.parametrize("norm", ["rms_norm", "rms_norm of 2 heads", "add_rms_norm"])
 @pytest.mark.parametrize("reader", ["linear", "swiglu"])
 @pytest.mark.parametrize("width", [2, 70, 256, 600])
 @pytest.mark.parametrize("lengths", [(1,), (300, 7)])
-def test_norm_quantises_for_the_product_that_reads_it(
-    dtype, group_size, norm, reader, width, lengths
-):
+def test_norm_quantises_for_the_product_that_reads_it(dtype, norm, reader, width, lengths):
     """The same bits as when an instruction stands between the two, so that floats are written."""
 
     def graph(apart):
@@ -104,7 +102,7 @@ def test_norm_quantises_for_the_product_that_reads_it(
                 y = add(b, "swiglu", [y], [width], [gate_up], intermediate_size=width)[0]
             return b.add(y, other, "sum")
 
-        return one_op(build, width, dtype, group_size)
+        return one_op(build, width, dtype)
 
     want = engine_logits(graph(True), lengths)
     np.testing.assert_array_equal(engine_logits(graph(False), lengths), want)
@@ -186,7 +184,7 @@ def mla(heads, rank, nope, rope, v_dim):
 @pytest.mark.parametrize("dtype", NAMES)
 def test_mla_attention(schedule, cache_dtype, form, dtype):
     """The two up-projections are independent random matrices: each form has its own oracle."""
-    graph = one_op(mla(3, 35, 10, 6, 17), 33, dtype, 32)
+    graph = one_op(mla(3, 35, 10, 6, 17), 33, dtype)
     check(f32(graph, "q.weight", "kv.weight"), schedule, cache_dtype, threads=2, mla_form=form)
 
 
@@ -251,7 +249,7 @@ def moe(experts, k, size, shared, routed=None):
 @pytest.mark.parametrize("sizes", [(1, 1, 5), (7, 3, 19), (4, 4, 32), (3, 2, 150)])
 @pytest.mark.parametrize("schedule", ["one by one", "ragged"])
 def test_moe(dtype, shared, sizes, schedule):
-    graph = one_op(moe(*sizes, shared), 33, dtype, 32)
+    graph = one_op(moe(*sizes, shared), 33, dtype)
     check(f32(graph, "router.weight"), schedule, threads=2)
 
 
@@ -262,7 +260,7 @@ def test_moe_quantises_for_its_down_projections(dtype, size, lengths):
     """The same bits as with an expert, never chosen, whose down projection reads floats."""
 
     def graph(floats):
-        graph = one_op(moe(4, 2, size, True, routed=3), 70, dtype, 64)
+        graph = one_op(moe(4, 2, size, True, routed=3), 70, dtype)
         return f32(graph, "3.down") if floats else graph
 
     np.testing.assert_array_equal(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from one_op import VOCAB, one_op, store_as
+from one_op import VOCAB, one_op
 from program_dir import SHARD, random_weights, write_program
 from test_fused_ops import gqa, moe
 
@@ -64,7 +64,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graph = one_op(both, 272, "w8")
     for name in ("router.weight", "q.weight"):
         if name in graph.weights:
-            store_as(graph.weights[name], "f32")
+            graph.weights[name].format = "f32"
     write_program(graph, random_weights(graph).__getitem__, path)
     return path
 

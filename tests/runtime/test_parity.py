@@ -4,7 +4,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from one_op import store_as
 from program_dir import cpu
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -62,7 +61,7 @@ def test_hidden_states_change_no_bit_of_quantised_logits(tiny, model_type):
         graph = lowered(model, 3, outputs)
         for weight in graph.weights.values():
             if weight.format != "vector":
-                store_as(weight, "w8")
+                weight.format = "w8"
         runs.append(run_schedule(cpu()(graph, model), prompts, steps))
     np.testing.assert_array_equal(*runs)
 
@@ -143,7 +142,7 @@ def test_the_same_numbers_whatever_the_threads(tiny, model_type, dtype):
     graph = lowered(model, 3)
     for weight in graph.weights.values():
         if weight.format != "vector" and weight.role != "router":
-            store_as(weight, dtype, 32)
+            weight.format = dtype
     lengths, steps = SCHEDULES["ragged"]
     prompts = prompts_for(lengths, model.config["vocab_size"])
     runs = [
@@ -164,7 +163,7 @@ def test_the_same_numbers_whatever_the_company(tiny, model_type):
     graph = lowered(model, 3)
     for weight in graph.weights.values():
         if weight.format != "vector":
-            store_as(weight, "w8")
+            weight.format = "w8"
     backend = cpu(threads=2)(graph, model)
     prompts = prompts_for([19, 7, 11], model.config["vocab_size"])
     steps = [(4, 2, 1), (9, 1, 0), (1, 1, 8), (1, 0, 1), (4, 3, 1)]

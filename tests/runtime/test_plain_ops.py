@@ -1,7 +1,7 @@
 """Every plain op of docs/ops.md on the engine against the numpy reference."""
 
 import pytest
-from one_op import check, one_op, rotary, store_as
+from one_op import check, one_op, rotary
 
 from storage import NAMES
 
@@ -51,14 +51,14 @@ def test_pointwise(op, width):
 @pytest.mark.parametrize("dtype", NAMES)
 @pytest.mark.parametrize("width", WIDTHS)
 def test_linear(dtype, width):
-    graph = one_op(lambda b, x: b.linear(x, "y", 37, bias=width % 2 == 0), width, dtype, 32)
+    graph = one_op(lambda b, x: b.linear(x, "y", 37, bias=width % 2 == 0), width, dtype)
     check(graph, threads=2)
 
 
 @pytest.mark.parametrize("dtype", NAMES)
 def test_embedding_decodes_every_format(dtype):
     graph = one_op(lambda b, x: b.silu(x, "y"), 300)
-    store_as(graph.weights["embed.weight"], dtype)
+    graph.weights["embed.weight"].format = dtype
     check(graph)
 
 
@@ -96,15 +96,15 @@ def test_attention_over_gathered_rows(schedule, cache_dtype, heads, kv_heads, di
 @pytest.mark.parametrize("k", [1, 3, 7])
 @pytest.mark.parametrize("dtype", NAMES)
 def test_experts(k, dtype):
-    graph = one_op(experts(k), 33, dtype, 32)
-    store_as(graph.weights["router.weight"], "f32")
+    graph = one_op(experts(k), 33, dtype)
+    graph.weights["router.weight"].format = "f32"
     check(graph, threads=2)
 
 
 def test_experts_of_several_formats():
-    graph = one_op(experts(3), 33, "w4", 32)
+    graph = one_op(experts(3), 33, "w4")
     for name, dtype in [("router", "f32"), ("experts.1.up", "bf16"), ("experts.2.up", "w8")]:
-        store_as(graph.weights[f"{name}.weight"], dtype)
+        graph.weights[f"{name}.weight"].format = dtype
     check(graph, threads=2)
 
 

@@ -43,7 +43,7 @@ OPS = {
 @pytest.mark.parametrize("dtype", ["f32", "w4"])
 @pytest.mark.parametrize("cache_dtype", ["f32", "bf16", "int8"])
 def test_many_pieces(op, dtype, cache_dtype):
-    graph = one_op(OPS[op], WIDTH, dtype, 64)
+    graph = one_op(OPS[op], WIDTH, dtype)
     f32(graph, *(name for name in ("router.weight", "q.weight") if name in graph.weights))
     weights = random_weights(graph).__getitem__
     prompts = prompts_for(LENGTHS, VOCAB)

@@ -20,6 +20,7 @@ from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.graph.weights import F32
 from deepmnn.models import build
 from deepmnn.quant.layout import unpack_codes
+from deepmnn.quant.rotation import unrotate
 from deepmnn.quant.rounding import round_to_nearest
 from deepmnn.source import codecs
 from deepmnn.source.codecs.codec import Codec
@@ -27,13 +28,12 @@ from deepmnn.source.open import open_source
 from deepmnn.source.store import Store
 from tiny_models import CONFIGS
 
-PARTS = ("packed", "multipliers", "scales")
-GROUP = 32
+PARTS = ("packed", "scales")
 
 
 class Nibbles(Codec):
-    """NAME.weight is NAME.packed, int32 [rows, columns / 8], with scales beside it: as AWQ and GPTQ
-    have no tensor of the model's own name, and integers that float32 cannot hold.
+    """NAME.weight is NAME.packed, int32 [rows, columns / 8], rotated and with scales beside it: as
+    AWQ and GPTQ have no tensor of the model's own name, and integers that float32 cannot hold.
     """
 
     scheme = "nibbles"
@@ -55,26 +55,22 @@ class Nibbles(Codec):
         return rows, words * 8
 
     def read(self, name: str) -> F32:
-        return self.codes(name).values()[:, : self.shape(name)[1]]
+        return unrotate(self.codes(name).values())[:, : self.shape(name)[1]]
 
     def codes(self, name: str) -> Codes:
         stem = name.removesuffix("weight")
-        packed, multipliers, scales = (self._store.stored(stem + part) for part in PARTS)
+        packed, scales = (self._store.stored(stem + part) for part in PARTS)
         assert packed.dtype == np.int32
         shifts = np.arange(0, 32, 4, dtype=np.uint32)
         nibbles = packed.view(np.uint32)[:, :, None] >> shifts & 15
         codes = nibbles.reshape(len(packed), -1).astype(np.int8) - np.int8(8)
-        return Codes("w4", codes, multipliers, scales, GROUP)
+        return Codes("w4", codes, scales)
 
 
 def nibbles_of(codes: Codes) -> dict[str, np.ndarray]:
     words = (codes.codes + np.int8(8)).astype(np.uint32).reshape(len(codes.codes), -1, 8)
     packed = (words << np.arange(0, 32, 4, dtype=np.uint32)).sum(axis=2, dtype=np.uint32)
-    return {
-        "packed": packed.view(np.int32),
-        "multipliers": codes.multipliers,
-        "scales": codes.scales,
-    }
+    return {"packed": packed.view(np.int32), "scales": codes.scales}
 
 
 CONFIG = {
@@ -94,7 +90,7 @@ def checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Cod
     for name, shape in tensor_shapes(build(CONFIG)).items():
         values = random.standard_normal(shape, np.float32)
         if "_proj" in name:
-            coded[name] = round_to_nearest(values, "w4", GROUP)
+            coded[name] = round_to_nearest(values, "w4")
             parts = nibbles_of(coded[name])
             raw |= {f"{name.removesuffix('weight')}{part}": a for part, a in parts.items()}
         else:
@@ -114,7 +110,8 @@ def test_a_codecs_tensors_are_the_models(tmp_path: Path, checkpoint: dict[str, C
         assert source.shape(name) == shape
         assert source.sample(name)
         if name in checkpoint:
-            np.testing.assert_array_equal(source.read(name), checkpoint[name].values())
+            values = unrotate(checkpoint[name].values())[:, : shape[1]]
+            np.testing.assert_array_equal(source.read(name), values)
         else:
             assert source.codes(name) is None
     assert "model.layers.0.mlp.up_proj.packed" not in source
@@ -127,13 +124,11 @@ def test_its_codes_reach_the_artifact(
     tmp_path: Path, checkpoint: dict[str, Codes], level: int
 ) -> None:
     """Code by code, whatever was fused: each row of the checkpoint is found in a stored matrix."""
-    artifact = Artifact.open(
-        convert(tmp_path / "hf", tmp_path / "out", "w4", level, group_size=GROUP).path
-    )
+    artifact = Artifact.open(convert(tmp_path / "hf", tmp_path / "out", "w4", level).path)
     found = set()
     for weight in artifact.graph().weights.values():
         if weight.format == "w4":
-            stored = unpack_codes(artifact.tensor(weight.name), "w4", weight.shape[1], GROUP)
+            stored = unpack_codes(artifact.tensor(weight.name), "w4", weight.shape[1])
             found |= set(rows_of(stored))
     expected = {row for codes in checkpoint.values() for row in rows_of(codes)}
     assert expected <= found
@@ -141,10 +136,9 @@ def test_its_codes_reach_the_artifact(
 
 
 def rows_of(codes: Codes) -> list[bytes]:
-    assert codes.multipliers is not None
     return [
         b"".join(part.tobytes() for part in row)
-        for row in zip(codes.codes, codes.multipliers, codes.scales, strict=True)
+        for row in zip(codes.codes, codes.scales, strict=True)
     ]
 
 

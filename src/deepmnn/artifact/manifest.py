@@ -21,6 +21,7 @@ FORMAT = "deepmnn"
 FORMAT_VERSION = 4
 """2: w8 and w4 have a scale for each panel; before, for each group of columns.
 3: program.bin 2: instructions say how weights are read, which caches they write and what they cost.
+4: quantised panels are rotated, codes lie in planes of bits; no groups (program.bin 3).
 """
 MANIFEST = "deepmnn.json"
 GRAPH = "graph.json"

@@ -76,7 +76,7 @@ def _transformed(block: F32) -> F32:
     block, stride = block * np.float32(1 / np.sqrt(width)), 1
     with np.errstate(over="ignore", invalid="ignore"):
         while stride < width:
-            pairs = block.reshape(rows, -1, 2, stride)
+            pairs = block.reshape(rows, width // (2 * stride), 2, stride)
             block = np.concatenate(
                 [pairs[:, :, :1] + pairs[:, :, 1:], pairs[:, :, :1] - pairs[:, :, 1:]], axis=2
             ).reshape(rows, width)

@@ -37,6 +37,7 @@ from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
 from deepmnn.exporters.mnn.names import Names
 from exporters.folders import in_dying_child, tree
+from mnn_numbers import Given
 from parity import relative_error
 from tiny_artifact import tiny_artifact, write_config
 from tiny_models import LLAMA
@@ -100,7 +101,7 @@ def test_both_forms_of_latent_attention_run(artifact: Path, tmp_path: Path, form
     report = export(artifact, tmp_path / form, mla_form=form)
     assert report.mla_form == form
     model = deepmnn.load(report.path, threads=1, mnn=EXACT)
-    want = deepmnn.load(artifact, "reference").logits(IDS)
+    want = Given(artifact).logits(IDS)
     assert relative_error(model.logits(IDS), want) < 1e-5
     width = {"expanded": 2 * 3 * 16, "absorbed": 2 * (18 + 6)}[form]
     assert model.kv_bytes_per_token == 4 * 2 * width

@@ -248,7 +248,7 @@ def read_program(data: bytes) -> Program:
     if version != VERSION:
         raise _damaged(f"format version {version}, this deepmnn reads {VERSION}")
     name, shards = reader.text(), reader.items(reader.text, 4)
-    weights = reader.items(lambda: _read_weight(reader, shards), 45)
+    weights = reader.items(lambda: _read_weight(reader, shards), 41)
     width = partial(reader.number, "I", "a cache's width", 1, MAX_EXTENT)
     caches = dict(reader.items(lambda: (reader.text(), width()), 8))
     buffers = reader.items(lambda: _read_buffer(reader), 18)

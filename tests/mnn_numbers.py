@@ -1,0 +1,59 @@
+"""What an exported model holds, for oracles: the artifact's numbers, rounded to MNN's blocks."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from deepmnn.artifact.reader import Artifact
+from deepmnn.backends.base import F32
+from deepmnn.backends.reference import ReferenceBackend
+from deepmnn.exporters.mnn.blocks import round_blocks
+from deepmnn.exporters.mnn.weights import BLOCK, LEAST_BLOCK, code_bits
+from deepmnn.formats import named
+from deepmnn.quant.store import stored_values
+from parity import run_schedule
+
+TABLE = "the embedding table"
+
+
+class Given:
+    """The reference backend on what MNN is given, blocks of `block_size` columns (None: as the
+    exporter chooses).
+
+    Rows that no block of 32 columns divides are floats as a matrix, and codes in smaller blocks as
+    a table, so that a head tied to its embedding may have other numbers.
+    """
+
+    def __init__(self, path: Path, block_size: int | None = None) -> None:
+        self._artifact, self._block = Artifact.open(path), block_size
+        graph = self._artifact.graph().copy()
+        for node in graph.nodes:
+            if node.op == "embedding":
+                self._table = graph.weights[node.weights[0]]
+                graph.weights[TABLE] = replace(self._table, name=TABLE)
+                node.weights = (TABLE,)
+        read = {name for node in graph.nodes for name in node.weights}
+        self._tied = self._table.name in read
+        graph.weights = {n: weight for n, weight in graph.weights.items() if n in read}
+        self.backend = ReferenceBackend(graph, self.read)
+
+    def read(self, name: str) -> F32:
+        table = name == TABLE
+        weight = self._table if table else self._artifact.graph().weights[name]
+        values = stored_values(weight, self._artifact.tensor(weight.name))
+        if not named(weight.format).is_quantized:
+            return values
+        bits = code_bits(weight)
+        wanted = None if table and not self._tied else self._block
+        size = math.gcd(weight.shape[1], wanted or BLOCK[bits])
+        if size < LEAST_BLOCK and not table:
+            return values
+        codes, scales = round_blocks(values, size, bits)
+        return codes * np.repeat(scales.astype(np.float32), size, axis=1)
+
+    def logits(self, ids: list[int]) -> F32:
+        return run_schedule(self.backend, [ids], [(len(ids),)])[0]
