@@ -23,6 +23,6 @@ def any_codes(rows: int, cols: int, format: str) -> Codes:
     """Of a matrix [rows, cols]: random, as no rounding chooses them."""
     storage, rng = named(format), np.random.default_rng([rows, cols])
     stored = storage.stored_cols(cols)
-    codes = rng.integers(-storage.offset, storage.offset, (rows, stored)).astype(np.int8)
+    levels = rng.choice(np.array(storage.levels, np.int8), (rows, stored))
     scales = rng.standard_normal((rows, -(-stored // 256))).astype(np.float16)
-    return Codes(format, codes, scales)
+    return Codes(format, levels, scales)

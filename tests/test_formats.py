@@ -48,7 +48,9 @@ def test_what_the_layout_asks_of_a_quantised_format() -> None:
         assert PANEL_COLS % format.columns == 0
         assert format.is_quantized == (format.columns == PART_COLS)
         if format.is_quantized:
-            assert format.offset == 1 << format.bits - 1  # signed codes of all bits
+            assert len(set(format.levels)) == 1 << format.bits
+            assert -128 <= min(format.levels) < 0 < max(format.levels) <= 127
+            assert sorted(-1 - level for level in format.levels) == sorted(format.levels)
             planes = list(format.planes())
             sizes = [bits for bits, _ in planes]
             assert sum(sizes) == format.bits

@@ -10,7 +10,7 @@
 namespace deepmnn::DEEPMNN_NS {
 
 // Divisors of a panel's signed maximum that are tried as scales, in this order; the first best is kept. With few levels
-// it pays to clip the largest numbers. A negative one puts the largest magnitude at the longer, negative end.
+// it pays to clip the largest numbers. The least level is one: what codes stood for once rounds to the same again.
 constexpr int kDivisors = 8;
 struct Divisors {
   float v[kDivisors];
@@ -18,9 +18,9 @@ struct Divisors {
 constexpr Divisors divisors_of(int bits) {
   switch (bits) {
     case 3:
-      return {{-72.0f, -77.0f, -81.0f, -85.0f, -89.0f, -93.0f, 79.0f, 87.0f}};
+      return {{-59.0f, -74.0f, -79.0f, -84.0f, -89.0f, -94.0f, 79.0f, 87.0f}};
     case 4:
-      return {{-52.0f, -55.0f, -58.0f, -61.0f, -64.0f, -67.0f, 56.0f, 62.0f}};
+      return {{-54.0f, -51.0f, -57.0f, -60.0f, -63.0f, -66.0f, 56.0f, 62.0f}};
     case 5:
       return {{-105.0f, -111.0f, -117.0f, -122.0f, -127.0f, 108.0f, 114.0f, 120.0f}};
     case 6:

@@ -55,4 +55,4 @@ class ConvertedSource(Source):
             return None
         rows, cols = weight.shape
         whole = unpack_codes(self._artifact.tensor(weight.name), weight.format, cols)
-        return Codes(weight.format, whole.codes[:rows], whole.scales[:rows])
+        return Codes(weight.format, whole.levels[:rows], whole.scales[:rows])

@@ -40,7 +40,7 @@ class Problem:
     def quantized(cls, codes, x):
         """Of codes and scales as they are."""
         packed = pack(codes)
-        return cls(codes.format, packed, unpack(packed, codes.format, *codes.codes.shape), x)
+        return cls(codes.format, packed, unpack(packed, codes.format, *codes.levels.shape), x)
 
     def run(self, isa, epilogue="store", y=None, out_cols=None, **options):
         rows, cols = self.w.shape
@@ -66,7 +66,7 @@ class Problem:
         weight = unpack_codes(self.packed, self.dtype, cols)
         weight_scales = weight.scales[:rows].astype(np.float32)
         integers = np.zeros((rows, codes.shape[1]))
-        integers[:, : weight.codes.shape[1]] = weight.codes[:rows]
+        integers[:, : weight.levels.shape[1]] = weight.levels[:rows]
         shape = scales.shape[1], PANEL
         x, w = (m.reshape(len(m), *shape).swapaxes(0, 1) for m in (codes, integers))
         sums = x.astype(np.float64) @ w.swapaxes(1, 2)
@@ -212,8 +212,8 @@ def ones(rows, cols):
 @pytest.mark.parametrize("n", [1, 2, 3, 9, 20, 40])
 def test_no_saturation_at_the_extremes(isa, dtype, cols, n):
     """Largest weights times largest activations: int16 pairs would overflow if summed naively."""
-    half = named(dtype).offset
-    for code, a in itertools.product((-half, half - 1), (127.0, -127.0)):
+    ends = min(named(dtype).levels), max(named(dtype).levels)
+    for code, a in itertools.product(ends, (127.0, -127.0)):
         codes = np.full((32, cols), code, np.int8)
         x = unrotate(np.full((n, cols), a, np.float32))
         assert (kernels.quantize_rows(x, "scalar")[0] == a).all()
@@ -225,10 +225,10 @@ def test_no_saturation_at_the_extremes(isa, dtype, cols, n):
 @pytest.mark.parametrize("n", [1, 2, 5, 9, 20])
 def test_no_saturation_whatever_lies_beside_what(isa, rng, dtype, n):
     """Runs of codes at either end, of every length, against activations at either end."""
-    half = named(dtype).offset
+    low, high = min(named(dtype).levels), max(named(dtype).levels)
     place = np.arange(256)
     for run in (1, 2, 4, 8, 16, 32, 64):
-        codes = np.where(place // run % 2, -half, half - 1).astype(np.int8)
+        codes = np.where(place // run % 2, low, high).astype(np.int8)
         codes = np.stack([np.roll(codes, -r) for r in range(48)])
         activations = np.where(place // run % 2, -127, 127).astype(np.float32)
         activations = np.stack([np.roll(activations, -i) for i in range(n)])
@@ -242,8 +242,7 @@ def test_no_saturation_whatever_lies_beside_what(isa, rng, dtype, n):
 @pytest.mark.parametrize("n", [*range(1, 14), 17, 24, 30, 65])
 def test_integer_sums_agree_to_the_bit(isa, rng, dtype, cols, n):
     """With all scales 1 the result is the integer sum itself: exact on every instruction set."""
-    half = named(dtype).offset
-    codes = rng.integers(-half, half, (48, cols)).astype(np.int8)
+    codes = rng.choice(np.array(named(dtype).levels, np.int8), (48, cols))
     activations, x = exact_rows(rng, n, cols)
     problem = Problem.quantized(Codes(dtype, codes, ones(48, cols)), x)
     assert np.array_equal(problem.run(isa)[:, :48], activations.astype(np.float64) @ codes.T)
@@ -256,7 +255,7 @@ def test_a_narrow_panel_agrees_to_the_bit(isa, rng, dtype, cols, n):
     """Weights' scales are 1, so all that is rounded is the product with the activations'."""
     codes = any_codes(40, cols, dtype)
     codes = replace(codes, scales=np.ones_like(codes.scales))
-    problem = Problem.quantized(codes, rng.standard_normal((n, codes.codes.shape[1]), np.float32))
+    problem = Problem.quantized(codes, rng.standard_normal((n, codes.levels.shape[1]), np.float32))
     assert np.array_equal(problem.run(isa)[:, :40], problem.expected().astype(np.float32))
 
 

@@ -18,6 +18,14 @@ PLANES = {"w8": (8,), "w6": (4, 2), "w5": (4, 1), "w4": (4,), "w3": (2, 1)}
 """Bits of the planes of a part, in the order of their bytes."""
 
 
+HALVES = {
+    "w5": (2, 7, 12, 17, 22, 27, 33, 39, 45, 51, 58, 66, 75, 86, 100, 121),
+    "w4": (2, 7, 12, 18, 24, 31, 40, 53),
+    "w3": (6, 20, 36, 58),
+}
+"""The levels of docs/layouts.md."""
+
+
 def values(rows: int, cols: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng([seed, rows, cols]).standard_normal((rows, cols), np.float32)
 
@@ -34,7 +42,7 @@ def read_element(packed: bytes, dtype: str, cols: int, row: int, col: int) -> fl
 
 
 def read_code(packed: bytes, dtype: str, cols: int, row: int, col: int) -> tuple[int, float]:
-    """(code, scale) of a column that is stored of a quantised matrix, likewise."""
+    """(level, scale) of a column that is stored of a quantised matrix, likewise."""
     bits = sum(PLANES[dtype])
     stored = -(-cols // 32) * 32
     block, r = divmod(row, 16)
@@ -51,6 +59,9 @@ def read_code(packed: bytes, dtype: str, cols: int, row: int, col: int) -> tuple
         byte = packed[at + piece * 64 + 4 * r + within % 4]
         code += (byte >> (within // 4 * plane) & ((1 << plane) - 1)) << shift
         at, shift = at + 64 * plane, shift + plane
+    if dtype in HALVES:  # the top bit turns the level of the others into -1 - level
+        turned, rest = divmod(code, len(HALVES[dtype]))
+        return (-1 - HALVES[dtype][rest] if turned else HALVES[dtype][rest]), scale
     return code - (1 << bits - 1), scale
 
 
@@ -77,7 +88,7 @@ def test_layout_is_the_documented_one(shape: tuple[int, int], format: str) -> No
     read = [[read_code(data, format, cols, r, c) for c in range(columns)] for r in range(rows)]
     codes, scales = np.moveaxis(np.array(read), 2, 0)
     found = unpack_codes(stored, format, cols)
-    np.testing.assert_array_equal(found.codes[:rows], codes)
+    np.testing.assert_array_equal(found.levels[:rows], codes)
     np.testing.assert_array_equal(np.repeat(found.scales[:rows], 256, 1)[:, :columns], scales)
     rotated = (codes * scales).astype(np.float32)
     unpacked = unpack(stored, format, rows, cols)
@@ -113,8 +124,8 @@ def test_lossless_formats(shape: tuple[int, int]) -> None:
 def test_rows_of_padding_are_zero(shape: tuple[int, int], format: str) -> None:
     rows, cols = shape
     found = unpack_codes(numpy_bytes(values(rows, cols), format), format, cols)
-    assert found.codes.shape == (-(-rows // 16) * 16, named(format).stored_cols(cols))
-    assert not found.codes[rows:].any()
+    assert found.levels.shape == (-(-rows // 16) * 16, named(format).stored_cols(cols))
+    assert (found.levels[rows:] == named(format).zero_level).all()
     assert not found.scales[rows:].any()
 
 
@@ -127,10 +138,10 @@ def test_codes_come_back(shape: tuple[int, int], format: str) -> None:
         stored = pack(codes)
         found = unpack_codes(stored, format, cols)
         assert found.format == format
-        np.testing.assert_array_equal(found.codes[:rows], codes.codes)
+        np.testing.assert_array_equal(found.levels[:rows], codes.levels)
         np.testing.assert_array_equal(found.scales[:rows], codes.scales)
         scales = np.repeat(codes.scales.astype(np.float32), 256, axis=1)
-        numbers = codes.codes * scales[:, : codes.codes.shape[1]]
+        numbers = codes.levels * scales[:, : codes.levels.shape[1]]
         np.testing.assert_array_equal(codes.values(), numbers)
         unpacked = unpack(stored, format, rows, cols)
         np.testing.assert_array_equal(unpacked, unrotate(numbers)[:, :cols])
@@ -145,7 +156,7 @@ def test_unpacked_codes_pack_to_the_same_bytes(shape: tuple[int, int], format: s
     for stored in (rounded, pack(any_codes(rows, cols, format))):
         found = unpack_codes(stored, format, cols)
         np.testing.assert_array_equal(pack(found), stored)
-        only = Codes(format, found.codes[:rows], found.scales[:rows])
+        only = Codes(format, found.levels[:rows], found.scales[:rows])
         np.testing.assert_array_equal(pack(only), stored)
 
 

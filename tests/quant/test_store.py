@@ -61,7 +61,7 @@ def test_codes_are_stored_as_they_are(shape: tuple[int, int], format: str) -> No
     values = unrotate(codes.values())[:, : shape[1]]
     np.testing.assert_array_equal(stored_values(weight, stored), values)
     found = unpack_codes(stored, format, shape[1])
-    np.testing.assert_array_equal(found.codes[: shape[0]], codes.codes)
+    np.testing.assert_array_equal(found.levels[: shape[0]], codes.levels)
 
 
 WEIGHT = Weight("w", Constant((3, 70)), format="w4")
@@ -91,19 +91,19 @@ def changed(codes: Codes, field: str, at: tuple[int, int], number: float) -> Cod
             replace(WEIGHT, expr=Constant((4, 70))),
             CODES,
             CheckpointError,
-            r"codes are int8 \[3, 96\]; expected int8 \[4, 96\]",
+            r"levels are int8 \[3, 96\]; expected int8 \[4, 96\]",
         ),
         (
             replace(WEIGHT, expr=Constant((3, 97))),
             CODES,
             CheckpointError,
-            r"codes are int8 \[3, 96\]; expected int8 \[3, 128\]",
+            r"levels are int8 \[3, 96\]; expected int8 \[3, 128\]",
         ),
         (
             WEIGHT,
-            replace(CODES, codes=CODES.codes.astype(np.int32)),
+            replace(CODES, levels=CODES.levels.astype(np.int32)),
             CheckpointError,
-            "codes are int32",
+            "levels are int32",
         ),
         (
             WEIGHT,
@@ -117,8 +117,8 @@ def changed(codes: Codes, field: str, at: tuple[int, int], number: float) -> Cod
             CheckpointError,
             r"scales are float16 \[3, 0\]",
         ),
-        (WEIGHT, changed(CODES, "codes", (1, 2), 8), CheckpointError, "to 8; expected -8 to 7"),
-        (WEIGHT, changed(CODES, "codes", (1, 2), -9), CheckpointError, "codes from -9"),
+        (WEIGHT, changed(CODES, "levels", (1, 2), 8), CheckpointError, "levels like 8; .*of w4"),
+        (WEIGHT, changed(CODES, "levels", (1, 2), -128), CheckpointError, "levels like -128"),
         (WEIGHT, changed(CODES, "scales", (0, 0), np.nan), CheckpointError, "NaN"),
         (W8, changed(W8_CODES, "scales", (0, 0), np.inf), CheckpointError, "NaN or infinity"),
     ],

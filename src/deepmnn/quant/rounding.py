@@ -30,11 +30,12 @@ DIVISORS: dict[str, tuple[float, ...]] = {
     "w8": (-125.0, -126.0, -127.0, -128.0, -129.0, -130.0, 126.0, 127.0),
     "w6": (-30.0, -30.5, -31.0, -31.5, -32.0, -32.5, -33.0, -34.0),
     "w5": (-105.0, -111.0, -117.0, -122.0, -127.0, 108.0, 114.0, 120.0),
-    "w4": (-52.0, -55.0, -58.0, -61.0, -64.0, -67.0, 56.0, 62.0),
-    "w3": (-72.0, -77.0, -81.0, -85.0, -89.0, -93.0, 79.0, 87.0),
+    "w4": (-54.0, -51.0, -57.0, -60.0, -63.0, -66.0, 56.0, 62.0),
+    "w3": (-59.0, -74.0, -79.0, -84.0, -89.0, -94.0, 79.0, 87.0),
 }
 """What a panel's signed maximum is divided by for the scales that are tried, in order. With few
-levels it pays to clip the largest numbers."""
+levels it pays to clip the largest numbers. The least level is one of them: what codes stood for
+once rounds to the same codes again."""
 
 _FP16_MAX = np.float32(65504.0)
 
@@ -62,8 +63,8 @@ def nearest(x: F32, format: Format) -> F32:
     if cells is None:
         integers: F32 = np.clip(np.rint(x), min(format.levels), max(format.levels))
         return integers
-    places = np.clip(x * 2 + 256, 0, 511)  # not negative: an integer is then what is below it
-    return cells[places.astype(np.intp)]
+    places = np.clip(np.floor(x * 2), -256, 255).astype(np.intp)
+    return cells[places + 256]
 
 
 @cache
