@@ -85,6 +85,9 @@ void Model::check_outputs() {
     if (std::any_of(outputs_.begin(), outputs_.end(), same)) {
       fail_artifact("program.bin: several graph outputs " + output.name, "one");
     }
+    if (std::count(program_.inputs.begin(), program_.inputs.end(), id)) {
+      fail_artifact("program.bin: graph output " + output.name + " is an input", "what an instruction writes");
+    }
     const bool logits = output.name == "logits";
     if (logits && (output.is_int || output.dim != Dim::rows)) {
       fail_artifact("program.bin: graph output logits", "f32 [rows, width]");

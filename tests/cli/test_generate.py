@@ -136,13 +136,14 @@ def test_several_answers_and_their_probabilities(artifact: Path) -> None:
 
 
 def test_penalties_are_flags(artifact: Path) -> None:
+    longer = ["--max-tokens", 60, "--threads", 1]  # enough for a token to come again
     flags = ["--repetition-penalty", 1.7, "--presence-penalty", 2, "--frequency-penalty", 0.5]
     params = deepmnn.SamplingParams(
-        max_tokens=8, repetition_penalty=1.7, presence_penalty=2.0, frequency_penalty=0.5
+        max_tokens=60, repetition_penalty=1.7, presence_penalty=2.0, frequency_penalty=0.5
     )
     wanted = deepmnn.load(artifact, threads=1).generate("Hello", params).text
-    assert good(artifact, "Hello", "--raw", *SHORT, *flags).stdout == wanted + "\n"
-    assert good(artifact, "Hello", "--raw", *SHORT).stdout != wanted + "\n"
+    assert good(artifact, "Hello", "--raw", *longer, *flags).stdout == wanted + "\n"
+    assert good(artifact, "Hello", "--raw", *longer).stdout != wanted + "\n"
 
 
 def test_reasoning_can_be_hidden(reasoner: Path) -> None:

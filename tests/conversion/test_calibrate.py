@@ -97,7 +97,9 @@ def test_codes_are_those_of_gptq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     plan = plan_conversion(tiny.path, "w4")
     source, report = calibrate(plan, samples, tmp_path / "state")
     x = tapped(tiny, samples, tmp_path)
-    assert report.tensors == len(x) == 15 and report.tokens == 180 and not report.scarce
+    assert report.tensors == len(x) == 15
+    assert report.tokens == 180
+    assert not report.scarce
     for name in ("model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.k_proj.weight"):
         moments = rotate_moments(x[name].T @ x[name])
         want = gptq(rotate(tiny.read(name)), feedback(moments, damping_for(180)), "w4")

@@ -162,7 +162,11 @@ def test_report_manifest_and_progress(tmp_path: Path) -> None:
     (tiny.path / "tokenizer.json").write_text('{"any": "thing"}')
     (tiny.path / "notes.txt").write_text("not copied")
     calls: list[tuple[int, int, str]] = []
-    report = convert(tiny.path, tmp_path / "out", "w4", progress=lambda *call: calls.append(call))
+    report = convert(
+        *(tiny.path, tmp_path / "out", "w4"),
+        calibration=False,
+        progress=lambda *call: calls.append(call),
+    )
     artifact = Artifact.open(report.path)
     manifest = artifact.manifest
     order = weight_order(artifact.graph())

@@ -119,9 +119,7 @@ def test_extreme_values(format: str) -> None:
 
 @pytest.mark.parametrize("format", QUANTIZED_NAMES)
 def test_representable_weights_are_exact(format: str) -> None:
-    """The least level is there in every panel, and rotating rounds nothing: blocks are of 256 and 64
-    columns.
-    """
+    """The least level is in every panel; rotating rounds nothing: blocks of 256 and 64 columns."""
     rng = np.random.default_rng(5)
     levels = sorted(named(format).levels)
     codes = rng.choice(np.array(levels, np.float32), (20, 576))

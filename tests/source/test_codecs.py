@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from deepmnn.artifact.reader import Artifact
 from deepmnn.conversion.convert import convert
 from deepmnn.errors import TensorNotFoundError, UnsupportedModelError
-from deepmnn.formats import Codes
+from deepmnn.formats import Codes, named
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.graph.weights import F32
 from deepmnn.models import build
@@ -63,12 +63,14 @@ class Nibbles(Codec):
         assert packed.dtype == np.int32
         shifts = np.arange(0, 32, 4, dtype=np.uint32)
         nibbles = packed.view(np.uint32)[:, :, None] >> shifts & 15
-        codes = nibbles.reshape(len(packed), -1).astype(np.int8) - np.int8(8)
-        return Codes("w4", codes, scales)
+        levels = np.array(named("w4").levels, np.int8)[nibbles.reshape(len(packed), -1)]
+        return Codes("w4", levels, scales)
 
 
 def nibbles_of(codes: Codes) -> dict[str, np.ndarray]:
-    words = (codes.codes + np.int8(8)).astype(np.uint32).reshape(len(codes.codes), -1, 8)
+    order = list(named("w4").levels)
+    nibbles = np.vectorize(order.index, otypes=[np.uint32])(codes.levels)
+    words = nibbles.reshape(len(nibbles), -1, 8)
     packed = (words << np.arange(0, 32, 4, dtype=np.uint32)).sum(axis=2, dtype=np.uint32)
     return {"packed": packed.view(np.int32), "scales": codes.scales}
 
@@ -138,7 +140,7 @@ def test_its_codes_reach_the_artifact(
 def rows_of(codes: Codes) -> list[bytes]:
     return [
         b"".join(part.tobytes() for part in row)
-        for row in zip(codes.codes, codes.scales, strict=True)
+        for row in zip(codes.levels, codes.scales, strict=True)
     ]
 
 

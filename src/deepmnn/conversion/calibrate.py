@@ -31,7 +31,7 @@ from deepmnn.graph.stages import stages
 from deepmnn.graph.tensors import tensors
 from deepmnn.quant.gptq import damping_for, feedback, gptq
 from deepmnn.quant.moments import Moments
-from deepmnn.quant.recipe import RECIPES, apply
+from deepmnn.quant.recipe import DEFAULT, RECIPES, apply
 from deepmnn.quant.rotation import rotate_moments
 
 Progress = Callable[[int, int, str], None]
@@ -51,7 +51,7 @@ _APART = frozenset({"fuse_moe", "fuse_add_norm", "select_rows_early"})
 """Passes that would hide what experts' down-projections multiply, or carry two values from layer
 to layer."""
 _STEP_TOKENS = 2048
-_ENGINE = "w8"
+_ENGINE = DEFAULT
 
 
 @dataclass(frozen=True)
@@ -197,7 +197,9 @@ class _Layer:
         """Rounds the targets and leaves what the next stage reads; → those hardly reached."""
         taps: dict[Tap, list[str]] = {}
         for name in sorted(targets):
-            if not self._source.has(name, formats[name]):
+            stored = self._plan.source.codes(name)  # rounded by somebody else already
+            kept = stored is not None and stored.format == formats[name]
+            if not kept and not self._source.has(name, formats[name]):
                 taps.setdefault(targets[name], []).append(name)
         groups = list(_groups(taps, self._source))
         threads, scarce = _core.available_cores(), []

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from deepmnn.backends.base import I32
-from deepmnn.errors import RequestError
+from deepmnn.errors import RequestError, TokenizerError, Words
 from deepmnn.models import read_config
 from deepmnn.source.source import Source
 from deepmnn.text.samples import COUNT, built_in, read_samples, sample_ids
@@ -49,9 +49,19 @@ class CalibrationSet:
         with tempfile.TemporaryDirectory(prefix="deepmnn-tokenizer-") as folder:
             for name, data in source.side_files().items():
                 (Path(folder) / name).write_bytes(data)
-            tokenizer = Tokenizer(folder)
-            most = min(MAX_TOKENS, config.context_length)
-            found = [sample_ids(sample, tokenizer, most) for sample in samples]
+            try:
+                tokenizer = Tokenizer(folder)
+                most = min(MAX_TOKENS, config.context_length)
+                found = [sample_ids(sample, tokenizer, most) for sample in samples]
+            except TokenizerError as fault:
+                raise TokenizerError(
+                    f"a calibration cannot read text: {str(fault.found).replace(folder + '/', '')}",
+                    fault.expected,
+                    Words(
+                        "Without one: calibration=False rounds each weight to nearest.",
+                        "Without one: --no-calibration rounds each weight to nearest.",
+                    ),
+                ) from None
         ids = [np.array(sample, np.int32) for sample in found if sample]
         largest = max((int(sample.max()) for sample in ids), default=-1)
         if largest < 0 or largest >= config.vocab_size:

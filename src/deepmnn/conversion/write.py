@@ -19,6 +19,7 @@ from deepmnn.graph.ir import Weight
 from deepmnn.graph.serialize import to_json
 from deepmnn.graph.weights import Concat, Expr, Interleave, Tensor, TransposeHeads
 from deepmnn.quant.random_bytes import draw
+from deepmnn.quant.rotation import unrotate
 from deepmnn.quant.store import store, store_codes
 from deepmnn.source.random import RandomSource
 from deepmnn.source.source import Source
@@ -97,9 +98,10 @@ class _Rounded:
 
     def read(self, name: str) -> F32:
         """A matrix."""
+        codes = self._source.codes(name)
+        if codes is not None and codes.format == self._format:
+            return unrotate(codes.values())[:, : self._source.shape(name)[1]]
         w = np.ascontiguousarray(self._source.read(name), np.float32)
-        if self._source.codes(name) is not None:
-            return w  # rounded already
         return _core.unpack(_core.quantize_pack(w, self._format), self._format, *w.shape)
 
 

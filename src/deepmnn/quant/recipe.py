@@ -140,7 +140,7 @@ RECIPES = {
 """The recipes that have names."""
 
 DEFAULT = "w8"
-"""The recipe where none is named: w4 only rounds to nearest (docs/benchmarks.md, Formats)."""
+"""The recipe where none is named: it needs no calibration, and is near to float32."""
 
 
 def recipe_of(quant: str | Recipe) -> Recipe:
