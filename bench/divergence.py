@@ -22,7 +22,7 @@ from deepmnn.measure.predictions import predictions
 from deepmnn.measure.texts import built_in_texts, cut, read_texts
 
 FLOAT = "fp32"
-RECIPES = ("bf16", "w8", "w4")
+RECIPES = ("bf16", "w8", "w6", "w5", "w4", "w3")
 NOTES = """
 KL is the Kullback-Leibler divergence of the next token's distribution from that of the float32
 model, in nats, over every token of every piece; each piece starts a context of its own. Weights

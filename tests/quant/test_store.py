@@ -64,6 +64,19 @@ def test_codes_are_stored_as_they_are(shape: tuple[int, int], format: str) -> No
     np.testing.assert_array_equal(found.levels[: shape[0]], codes.levels)
 
 
+@pytest.mark.parametrize("format", QUANTIZED_NAMES)
+@pytest.mark.parametrize("size", [65600.0, -1e30, 3e38])
+def test_numbers_too_large_for_a_scale_are_refused(format: str, size: float) -> None:
+    w = values(3, 70)
+    w[1, 2] = size
+    weight = Weight("w", Constant((3, 70)), format=format)
+    with pytest.raises(CheckpointError, match=r"'w' has numbers of .*at most 65504 in"):
+        store(weight, w)
+    largest = np.full((3, 70), np.copysign(65504, size), np.float32)
+    found = stored_values(weight, store(weight, largest))
+    np.testing.assert_allclose(found, largest, rtol=0.6)  # w3 is coarse
+
+
 WEIGHT = Weight("w", Constant((3, 70)), format="w4")
 CODES = round_to_nearest(values(3, 70), "w4")
 W8 = Weight("w", Constant((3, 70)), format="w8")

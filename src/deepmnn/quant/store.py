@@ -11,19 +11,30 @@ from deepmnn.formats import F32, PANEL_COLS, U8, Codes, named, round_up
 from deepmnn.graph.ir import Weight
 from deepmnn.quant.layout import pack_floats, unpack
 
+_LARGEST = 65504.0
+"""Of the numbers of a quantised matrix: no rotation of a panel of them needs too large a scale."""
+
 _DAMAGED = "The checkpoint is damaged; download it again."
 
 
 def store(weight: Weight, array: F32, threads: int = 1) -> U8:
     """Stored bytes of a weight whose values are `array`, rounded to nearest where it has codes.
 
-    Raises CheckpointError when a value is not a finite number.
+    Raises CheckpointError when a value is not a finite number, or too large for codes.
     """
-    if array.size and not (np.isfinite(array.min()) and np.isfinite(array.max())):
+    format = named(weight.format)
+    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
+    if not (np.isfinite(low) and np.isfinite(high)):
         raise CheckpointError(
             f"weight {weight.name!r} contains NaN or infinity", "finite numbers", _DAMAGED
         )
-    if not named(weight.format).is_matrix:
+    if format.is_quantized and max(-low, high) > _LARGEST:
+        raise CheckpointError(
+            f"weight {weight.name!r} has numbers of {max(-low, high):.3g}",
+            f"at most {_LARGEST:g} in {format.name}, whose scales are float16",
+            "Keep it in bf16 by a recipe of your own, if it is meant.",
+        )
+    if not format.is_matrix:
         return pack_floats(array, weight.format)
     matrix = np.ascontiguousarray(array, np.float32)
     return _core.quantize_pack(matrix, weight.format, threads)
