@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +11,7 @@ from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.base import F32
 from deepmnn.backends.reference import ReferenceBackend
 from deepmnn.exporters.mnn.blocks import round_blocks
-from deepmnn.exporters.mnn.weights import BLOCK, LEAST_BLOCK, code_bits
-from deepmnn.formats import named
+from deepmnn.exporters.mnn.weights import LEAST_BLOCK, Storing
 from deepmnn.quant.store import stored_values
 from parity import run_schedule
 
@@ -21,15 +19,14 @@ TABLE = "the embedding table"
 
 
 class Given:
-    """The reference backend on what MNN is given, blocks of `block_size` columns (None: as the
-    exporter chooses).
+    """The reference backend on what MNN is given, by `export` with the same arguments.
 
     Rows that no block of 32 columns divides are floats as a matrix, and codes in smaller blocks as
     a table, so that a head tied to its embedding may have other numbers.
     """
 
-    def __init__(self, path: Path, block_size: int | None = None) -> None:
-        self._artifact, self._block = Artifact.open(path), block_size
+    def __init__(self, path: Path, block_size: int | None = None, bits: int | None = None) -> None:
+        self._artifact, self._storing = Artifact.open(path), Storing(bits=bits, block=block_size)
         graph = self._artifact.graph().copy()
         for node in graph.nodes:
             if node.op == "embedding":
@@ -45,11 +42,10 @@ class Given:
         table = name == TABLE
         weight = self._table if table else self._artifact.graph().weights[name]
         values = stored_values(weight, self._artifact.tensor(weight.name))
-        if not named(weight.format).is_quantized:
+        bits = self._storing.bits_of(weight)
+        if not bits:
             return values
-        bits = code_bits(weight)
-        wanted = None if table and not self._tied else self._block
-        size = math.gcd(weight.shape[1], wanted or BLOCK[bits])
+        size = self._storing.block_size(weight)
         if size < LEAST_BLOCK and not table:
             return values
         codes, scales = round_blocks(values, size, bits)

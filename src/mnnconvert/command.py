@@ -34,7 +34,7 @@ def main(arguments: Sequence[str], prog: str = "mnnconvert") -> int:
     floats = "fp16" if options.fp16 else "fp32"
     out.say(
         f"{options.mnn_model}: {report.model_type}, {count(report.parameters)} parameters as "
-        f"{floats if report.quant == 'fp32' else report.quant}"
+        f"{f'{options.bits} bits' if options.bits else floats}"
     )
     out.say(f"next: MNN.llm.create({str(options.mnn_model.with_suffix('.config.json'))!r})")
     if report.unused:
@@ -65,10 +65,9 @@ def run(options: Options) -> tuple[ConvertReport, ExportReport]:
             report = convert(
                 options.model_file,
                 scratch / "artifact",
-                options.quant,
+                "bf16" if options.bits else "fp32",  # the export rounds
                 options.optimize_level,
                 config=options.config,
-                calibration=False,  # the export rounds anew
                 progress=progress,
             )
         with byte_progress("exporting") as progress:
@@ -77,6 +76,7 @@ def run(options: Options) -> tuple[ConvertReport, ExportReport]:
                 target.parent,
                 stem=target.stem,
                 float_dtype="fp16" if options.fp16 else None,
+                bits=options.bits or None,
                 block_size=options.block_size,
                 biz_code=options.biz_code,
                 overwrite=options.overwrite,

@@ -13,8 +13,8 @@ from deepmnn.errors import RequestError
 from deepmnn.exporters.mnn.export import BLOCK_SIZES
 
 FRAMEWORKS = ("TORCH", "SAFETENSORS", "HF")
-BITS = {0: "fp32", 8: "w8", 4: "w4"}  # recipes
-"""--weightQuantBits → the recipe that the artifact is made with."""
+BITS = (0, 8, 4)
+"""Of --weightQuantBits; 0: floats."""
 
 QUANTIZE_MODES = {"NONE": 0, "WEIGHT_INT8": 8, "W8": 8, "WEIGHT_INT4": 4, "W4": 4}
 """--quantizeMode → --weightQuantBits."""
@@ -69,7 +69,7 @@ class Options:
         model_file: weights, or a checkpoint directory.
         mnn_model: the .mnn file to write.
         config: a config.json other than the one beside model_file.
-        quant: the recipe, one of BITS.
+        bits: of the large matrices, one of BITS.
         block_size: columns per scale, as given; None leaves it to the export.
         fp16: whether float weights are stored in half precision.
     """
@@ -77,7 +77,7 @@ class Options:
     model_file: Path
     mnn_model: Path
     config: Path | None
-    quant: str
+    bits: int
     block_size: int | None
     optimize_level: int
     fp16: bool
@@ -112,7 +112,7 @@ def parse(arguments: Sequence[str], prog: str = "mnnconvert") -> Options:
         model_file=model_file,
         mnn_model=mnn_model,
         config=given.config and Path(given.config),
-        quant=BITS[bits],
+        bits=bits,
         block_size=given.weightQuantBlock,
         optimize_level=given.optimizeLevel,
         fp16=given.fp16,

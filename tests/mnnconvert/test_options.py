@@ -30,7 +30,7 @@ def test_the_articles_command() -> None:
         model_file=Path("deepseek.pt"),
         mnn_model=Path("deepseek.mnn"),
         config=None,
-        quant="fp32",
+        bits=0,
         block_size=None,
         optimize_level=3,
         fp16=True,
@@ -48,7 +48,7 @@ def test_all_flags_in_both_spellings() -> None:
         model_file=Path("ds"),
         mnn_model=Path("out/ds.v2.mnn"),
         config=Path("c.json"),
-        quant="w4",
+        bits=4,
         block_size=128,
         optimize_level=0,
         fp16=False,
@@ -60,20 +60,20 @@ def test_all_flags_in_both_spellings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "quant"),
+    ("flags", "bits"),
     [
-        ("", "fp32"),
-        ("--weightQuantBits 0", "fp32"),
-        ("--weightQuantBits 8", "w8"),
-        ("--weightQuantBits 4", "w4"),
-        ("--quantizeMode NONE", "fp32"),
-        ("--quantizeMode WEIGHT_INT8", "w8"),
-        ("--quantizeMode weight_int4", "w4"),
-        ("--quantizeMode W4 --weightQuantBits 4", "w4"),
+        ("", 0),
+        ("--weightQuantBits 0", 0),
+        ("--weightQuantBits 8", 8),
+        ("--weightQuantBits 4", 4),
+        ("--quantizeMode NONE", 0),
+        ("--quantizeMode WEIGHT_INT8", 8),
+        ("--quantizeMode weight_int4", 4),
+        ("--quantizeMode W4 --weightQuantBits 4", 4),
     ],
 )
-def test_quantisation(flags: str, quant: str) -> None:
-    assert parsed(f"{NEEDED} {flags}").quant == quant
+def test_quantisation(flags: str, bits: int) -> None:
+    assert parsed(f"{NEEDED} {flags}").bits == bits
 
 
 @pytest.mark.parametrize("mode", CALIBRATED_MODES)

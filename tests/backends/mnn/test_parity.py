@@ -16,6 +16,7 @@ from deepmnn.backends.base import F32
 from deepmnn.backends.mnn.backend import MnnBackend
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.conversion.convert import convert
+from deepmnn.errors import RequestError
 from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
 from mnn_numbers import Given
@@ -224,6 +225,24 @@ def test_block_sizes(tmp_path: Path, quant: str, size: int) -> None:
     check_parity(
         oracle, lambda *_: backend(tmp_path / "mnn"), tolerance=EXACT, schedules=("chunks",)
     )
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("model_type", ["qwen2", "deepseek_v3"])
+def test_floats_are_rounded_once(tmp_path: Path, model_type: str, bits: int) -> None:
+    """By the export alone, but for routers, from the numbers of the checkpoint."""
+    fields = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4}
+    model = tiny(model_type, 0, tmp_path / "hf", **fields, num_key_value_heads=4)
+    convert(model.path, tmp_path / "artifact", "fp32")
+    export(tmp_path / "artifact", tmp_path / "mnn", bits=bits)
+    oracle: Any = Oracle(model.config, Given(tmp_path / "artifact", bits=bits))
+    check_parity(
+        oracle, lambda *_: backend(tmp_path / "mnn"), tolerance=EXACT, schedules=("chunks",)
+    )
+    errors = token_errors(model, backend(tmp_path / "mnn"))
+    assert 1e-3 < np.median(errors) < (0.05 if bits == 8 else 0.8)
+    with pytest.raises(RequestError, match="bits is 5; expected 4 or 8"):
+        export(tmp_path / "artifact", tmp_path / "other", bits=5)
 
 
 @pytest.mark.parametrize("width", [256, 320, 512, 608])

@@ -8,24 +8,19 @@ import ml_dtypes
 import numpy as np
 
 from deepmnn.exporters.mnn.weights import (
+    Storing,
     WeightFile,
-    code_bits,
     fits_half,
     piece_values,
     pieces,
 )
-from deepmnn.formats import U8, named
+from deepmnn.formats import U8
 from deepmnn.graph.ir import Weight
 
 
-def is_quantised(weight: Weight) -> bool:
-    """Whether the table is stored as codes."""
-    return named(weight.format).is_quantized
-
-
-def file_name(weight: Weight) -> str:
+def file_name(weight: Weight, storing: Storing) -> str:
     """What the table's file is called."""
-    return name_of(code_bits(weight) if is_quantised(weight) else 16)
+    return name_of(storing.bits_of(weight) or 16)
 
 
 def name_of(bits: int) -> str:
@@ -41,9 +36,9 @@ def write_table(weight: Weight, packed: U8, file: WeightFile) -> dict[str, Any]:
     nearer than bf16.
     """
     rows = np.arange(weight.shape[0])
-    if is_quantised(weight):
+    if file.storing.bits_of(weight):
         codes, scales = file.codes(weight, packed, rows)
-        return tie(weight, file.block_size(weight), 0, codes, scales)
+        return tie(weight, file.storing, 0, codes, scales)
     half = not _is_bf16(weight, packed) and fits_half(weight, packed, rows)
     dtype = np.float16 if half else ml_dtypes.bfloat16
     for piece in pieces(rows):
@@ -51,14 +46,14 @@ def write_table(weight: Weight, packed: U8, file: WeightFile) -> dict[str, Any]:
     return {"weight_offset": 0, "quant_bit": 16} if half else {}
 
 
-def tie(weight: Weight, block: int, start: int, codes: int, scales: int) -> dict[str, Any]:
+def tie(weight: Weight, storing: Storing, start: int, codes: int, scales: int) -> dict[str, Any]:
     """The "tie_embeddings" of codes that begin at `start`, followed by their scales."""
     return {
         "weight_offset": start,
         "alpha_offset": start + codes,
         "alpha_size": scales,
-        "quant_bit": code_bits(weight),
-        "quant_block": block,
+        "quant_bit": storing.bits_of(weight),
+        "quant_block": storing.block_size(weight),
         "alpha_dtype": "fp16",
     }
 

@@ -19,7 +19,7 @@ from deepmnn.exporters.mnn.lower import Lowering, choose_mla_form
 from deepmnn.exporters.mnn.mtok import FILE as TOKENIZER
 from deepmnn.exporters.mnn.names import Names
 from deepmnn.exporters.mnn.settings import llm_config, runtime_config, text_side
-from deepmnn.exporters.mnn.weights import WeightFile
+from deepmnn.exporters.mnn.weights import BLOCK, Storing, WeightFile
 from deepmnn.exporters.mnn.writer import FolderWriter
 from deepmnn.formats import U8
 from deepmnn.graph.ir import Graph, Weight
@@ -60,6 +60,7 @@ def export(
     stem: str | None = None,
     mla_form: str = "auto",
     float_dtype: str | None = None,
+    bits: int | None = None,
     block_size: int | None = None,
     biz_code: str = "",
     needs_tokenizer: bool = False,
@@ -80,6 +81,8 @@ def export(
             latents (far smaller), or "auto": expanded while 4096 tokens take at most 3 GiB.
         float_dtype: "fp16" stores matrices of floats in half the bytes, "f32" as they are; None:
             bf16 ones as fp16, float32 ones as they are.
+        bits: rounds matrices of floats, too, but for routers: 4 (the embedding and MLA's
+            up-projections 8) or 8; None: they stay floats.
         block_size: columns of a quantised matrix that share a scale; None: 64 with 4 bits, 128 with
             8, or the largest part of these that divides the columns.
         biz_code: a name stored in the network (MNN's bizCode).
@@ -94,10 +97,13 @@ def export(
     began = time.monotonic()
     if float_dtype not in (None, *FLOAT_DTYPES):
         raise RequestError(f"float_dtype is {float_dtype!r:.40}", " or ".join(FLOAT_DTYPES))
+    if bits not in (None, *BLOCK):
+        raise RequestError(f"bits is {bits!r:.40}", " or ".join(map(str, BLOCK)))
     if block_size not in (None, *BLOCK_SIZES):
         raise RequestError(f"block_size is {block_size!r:.40}", f"one of {BLOCK_SIZES}")
     if stem is not None and not is_plain_name(stem):
         raise RequestError(f"the model's name is {stem!r:.80}", "a file name without directories")
+    storing = Storing(float_dtype == "fp16", bits, block_size)
     runtime()  # that it is missing must not show after all has been written
     artifact = Artifact.open(source)
     graph, names = artifact.graph(), Names(stem)
@@ -107,7 +113,7 @@ def export(
         writer.check_space(artifact.weights_nbytes)
         read = _Reader(artifact, graph, progress)
         with writer.stream(names.weight) as sink:
-            weights = WeightFile(sink, float_dtype == "fp16", block_size)
+            weights = WeightFile(sink, storing)
             context = read_config(artifact.config).context_length
             low = Lowering(graph, read, weights, context, form, biz_code)
             model = low.run()
@@ -175,10 +181,10 @@ def _write_embedding(
 ) -> tuple[str, dict[str, Any], int]:
     """→ the table's own file, "tie_embeddings" of llm_config.json, the file's bytes."""
     if table.name in weights.whole:
-        return "", embedding.tie(table, weights.block_size(table), *weights.whole[table.name]), 0
-    name = names.of(embedding.file_name(table))
+        return "", embedding.tie(table, weights.storing, *weights.whole[table.name]), 0
+    name = names.of(embedding.file_name(table, weights.storing))
     with writer.stream(name) as sink:
-        file = WeightFile(sink)
+        file = WeightFile(sink, weights.storing)
         tied = embedding.write_table(table, read(table.name), file)
     return name, tied, file.position
 

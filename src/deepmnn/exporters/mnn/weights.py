@@ -1,22 +1,22 @@
 """llm.mnn.weight: one file of blobs that the ops of a .mnn model point into.
 
-A quantised matrix is rounded anew, because the artifact's panels are rotated and MNN's are not:
-value = code · scale, one fp16 scale per row and block of columns, which is MNN's symmetric block
-quantisation. Formats of up to 4 bits become 4, the others 8. The blob is
+A quantised matrix is rounded to MNN's symmetric blocks: value = code · scale, one fp16 scale per
+row and block of columns. The artifact's own codes cannot be kept, because its panels are rotated.
+`Storing` says which matrices get how many bits. The blob is
 
     u8 2, then rows and cols (u16, or u32 when one needs it)
     u8 count of code values (0: 256), then the values as int8, ascending
     codes + offset, row by row: a byte each (8 bits), or two to a byte, the first high (4 bits)
     fp16 scales [rows, blocks], then the f32 bias [rows] if there is one
 
-A block is the largest part of BLOCK that divides the columns. Blocks of less than 32 columns are
-not worth their scales: that matrix is stored as the float32 values it stands for. No published
-DeepSeek model has one.
+Blocks of less than 32 columns are not worth their scales: that matrix is stored as the float32
+values it stands for. No published DeepSeek model has one.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -45,20 +45,49 @@ class Writable(Protocol):
         """Appends."""
 
 
+@dataclass(frozen=True)
+class Storing:
+    """How matrices are stored.
+
+    Attributes:
+        half: those of floats, but for routers, as fp16.
+        bits: of those of floats, but for routers, once rounded: 4 (then 8 for the embedding and
+            MLA's up-projections) or 8; None: they stay floats. Quantised ones of up to 4 bits
+            become 4, others 8.
+        block: columns that share a scale; None: as BLOCK says. Or the largest part of these that
+            divides the columns.
+    """
+
+    half: bool = False
+    bits: int | None = None
+    block: int | None = None
+
+    def bits_of(self, weight: Weight) -> int:
+        """Of a code once written, 0 for floats: a byte where a row does not fill whole bytes."""
+        format = named(weight.format)
+        if format.is_quantized:
+            bits = 4 if format.bits <= 4 else 8
+        elif self.bits is None or not format.is_matrix or weight.role == "router":
+            return 0
+        else:
+            bits = 8 if weight.role in ("embedding", "latent") else self.bits
+        return bits if weight.shape[1] % 2 == 0 else 8
+
+    def block_size(self, weight: Weight) -> int:
+        """Columns of a quantised matrix that share a scale once written."""
+        return math.gcd(weight.shape[1], self.block or BLOCK[self.bits_of(weight)])
+
+
 class WeightFile:
     """Appends blobs to a file.
-
-    half: matrices of floats, but for routers, are stored as fp16. block: columns that share a
-    scale, None: as BLOCK says.
 
     whole tells, for a quantised matrix that has been written whole and in order, where its codes
     begin and the bytes of its codes and of its scales.
     """
 
-    def __init__(self, file: Writable, half: bool = False, block: int | None = None) -> None:
+    def __init__(self, file: Writable, storing: Storing = Storing()) -> None:
         self._file = file
-        self._half = half
-        self._block = block
+        self.storing = storing
         self.position = 0
         self.whole: dict[str, tuple[int, int, int]] = {}
 
@@ -69,7 +98,7 @@ class WeightFile:
 
         A negative row is one of zeros.
         """
-        if named(weight.format).is_quantized and self.block_size(weight) >= LEAST_BLOCK:
+        if self.storing.bits_of(weight) and self.storing.block_size(weight) >= LEAST_BLOCK:
             return self._quantised(weight, packed, rows, bias)
         return self._floats(weight, packed, rows, bias)
 
@@ -78,16 +107,12 @@ class WeightFile:
         start = self.position
         return start, self.write(np.ascontiguousarray(values, "<f4"))
 
-    def block_size(self, weight: Weight) -> int:
-        """Columns that share a scale once written."""
-        return math.gcd(weight.shape[1], self._block or BLOCK[code_bits(weight)])
-
     def codes(self, weight: Weight, packed: U8, rows: Rows) -> tuple[int, int]:
         """Writes the codes of rows and then their scales; → the bytes of both."""
-        nbytes, bits, all_scales = 0, code_bits(weight), []
+        nbytes, bits, all_scales = 0, self.storing.bits_of(weight), []
         for piece in pieces(rows):
             values = piece_values(weight, packed, piece)
-            codes, scales = round_blocks(values, self.block_size(weight), bits)
+            codes, scales = round_blocks(values, self.storing.block_size(weight), bits)
             all_scales.append(scales)
             stored = codes.view(np.uint8) + np.uint8(1 << bits - 1)
             nbytes += self.write(stored if bits == 8 else stored[:, ::2] << 4 | stored[:, 1::2])
@@ -103,7 +128,8 @@ class WeightFile:
     def _quantised(
         self, weight: Weight, packed: U8, rows: Rows, bias: F32 | None
     ) -> dict[str, Any]:
-        cols, offset = weight.shape[1], 1 << code_bits(weight) - 1
+        cols, bits = weight.shape[1], self.storing.bits_of(weight)
+        offset = 1 << bits - 1
         start, wide = self.position, max(len(rows), cols) > SHAPE_16_MAX
         self.write(np.array([2], np.uint8))
         self.write(np.array([len(rows), cols], "<u4" if wide else "<u2"))
@@ -118,7 +144,7 @@ class WeightFile:
             "quanParameter": {
                 "type": 1,
                 "quantScale": 1.0,
-                "aMaxOrBits": code_bits(weight),
+                "aMaxOrBits": bits,
                 "readType": 0,
                 "shapeInt32": wide,
                 "scaleStorage": "FP16",
@@ -128,8 +154,8 @@ class WeightFile:
 
     def _floats(self, weight: Weight, packed: U8, rows: Rows, bias: F32 | None) -> dict[str, Any]:
         start = self.position
-        wanted = weight.format == BF16_MATRIX.name or (self._half and weight.role != "router")
-        half = wanted and fits_half(weight, packed, rows)
+        half = self.storing.half and weight.role != "router"
+        half = (half or weight.format == BF16_MATRIX.name) and fits_half(weight, packed, rows)
         for piece in pieces(rows):
             values = piece_values(weight, packed, piece)
             self.write(values.astype("<f2") if half else values)
@@ -138,11 +164,6 @@ class WeightFile:
         if half:
             return {"quanParameter": {"type": 3}, "external": [start, nbytes, 0, bias_nbytes, 0]}
         return {"external": [start, nbytes, bias_nbytes]}
-
-
-def code_bits(weight: Weight) -> int:
-    """Bits of a code once written: a byte where a row of them does not fill whole bytes."""
-    return 4 if named(weight.format).bits <= 4 and weight.shape[1] % 2 == 0 else 8
 
 
 def pieces(rows: Rows) -> list[Rows]:
