@@ -32,7 +32,6 @@ from deepmnn.graph.tensors import tensors
 from deepmnn.quant.gptq import damping_for, feedback, gptq
 from deepmnn.quant.moments import Moments
 from deepmnn.quant.recipe import DEFAULT, RECIPES, apply
-from deepmnn.quant.rotation import rotate_moments
 
 Progress = Callable[[int, int, str], None]
 """Called with (work done, work in all, what)."""
@@ -40,8 +39,10 @@ Progress = Callable[[int, int, str], None]
 LEAST_TOKENS = 64
 """An expert that fewer tokens reach is rounded to nearest."""
 
-MOST_ROWS = 1 << 16
-"""Rows of a dense matrix's inputs that are summed up: more tell little that is new."""
+MOST_ROWS, MOST_NUMBERS, LEAST_ROWS = 1 << 16, 1 << 28, 1 << 14
+"""Rows of a dense matrix's inputs that are summed up, at most, and the numbers in them, but so many
+rows: more tell little that is new, and the widest matrices would take most of the time.
+"""
 
 MOMENTS_NBYTES = 3 << 29
 """Of second moments in memory at a time; a stage runs again for what does not fit."""
@@ -210,7 +211,8 @@ class _Layer:
                     scarce += taps[tap]
                     continue
                 seen = moments.pop(tap)
-                errors = feedback(rotate_moments(seen.total), damping_for(seen.rows))
+                errors = feedback(_rotated(seen.total(), threads), damping_for(seen.rows))
+                del seen
                 for name in taps[tap]:
                     w = np.ascontiguousarray(self._plan.source.read(name), np.float32)
                     codes = gptq(_core.rotate(w, threads), errors, formats[name])
@@ -224,7 +226,6 @@ class _Layer:
     ) -> dict[Tap, Moments]:
         """The second moments of what the taps give, over all samples."""
         moments = {tap: Moments(self._source.shape(taps[tap][0])[1]) for tap in group}
-        stride = -(-self._tokens // MOST_ROWS)
         tokens = max(sum(map(len, batch)) for batch in self._batches)
         directory = self._spool.directory
         stage = Stage(self._graph, self._plan.source, tokens, directory)
@@ -237,7 +238,10 @@ class _Layer:
             outputs = {**given, **stage.run(batch, given)}
             for tap in group:
                 x = tap.rows(outputs)
-                moments[tap].add(x if tap.indices is not None else x[first % stride :: stride])
+                if tap.indices is None:
+                    stride = -(-self._tokens // _most_rows(x.shape[1]))
+                    x = x[-first % stride :: stride]
+                moments[tap].add(x)
             if write:
                 self._spool.append(self._number + 1, self._carried(outputs))
             first += rows
@@ -249,6 +253,17 @@ class _Layer:
     def _carried(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, F32]:
         """What later stages read."""
         return {name: outputs[name] for name in self._spool.names if name in outputs}
+
+
+def _most_rows(cols: int) -> int:
+    """Of the inputs of a dense matrix, to be summed up."""
+    return min(MOST_ROWS, max(LEAST_ROWS, MOST_NUMBERS // cols))
+
+
+def _rotated(moments: F32, threads: int) -> F32:
+    """`rotate_moments`, by the core."""
+    once = _core.rotate(moments, threads)
+    return _core.rotate(np.ascontiguousarray(once.T), threads)
 
 
 def _groups(taps: dict[Tap, list[str]], source: CalibratedSource) -> Iterator[list[Tap]]:
