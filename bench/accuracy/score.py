@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-F64 = NDArray[np.float64]
+from deepmnn.errors import RequestError
+from deepmnn.measure.divergence import Rows
+
 ROWS = 64
 """Tokens scored together: a vocabulary of 129,280 tokens takes 66 MB for them in float64."""
 
@@ -50,12 +52,13 @@ def score(
         vocab = min(exact.shape[1], model.shape[1])
         for begin in range(0, len(ids), ROWS):
             rows = slice(begin, begin + ROWS)
-            log_p = log_probabilities(exact[rows, :vocab])
-            log_q = log_probabilities(model[rows, :vocab])
-            divergences.append((np.exp(log_p) * (log_p - log_q)).sum(axis=1))
-            same.append(log_p.argmax(axis=1) == log_q.argmax(axis=1))
-            following = np.asarray(ids[begin + 1 : begin + ROWS + 1], np.int64)
-            surprises.append(-log_q[np.arange(len(following)), following])
+            reference, judged = Rows(exact[rows, :vocab]), Rows(model[rows, :vocab])
+            try:
+                divergences.append(reference.divergence(judged))
+                surprises.append(judged.surprisal(ids[begin + 1 : begin + ROWS + 1]))
+            except RequestError as error:
+                raise NotFiniteError("its logits are not finite") from error
+            same.append(reference.same_first_choice(judged))
     kl = np.concatenate(divergences)
     return Score(
         mean_kl=float(kl.mean()),
@@ -64,13 +67,3 @@ def score(
         perplexity=float(np.exp(np.concatenate(surprises).mean())),
         tokens=len(kl),
     )
-
-
-def log_probabilities(logits: NDArray[np.float32]) -> F64:
-    """Of each row of logits. Raises NotFiniteError."""
-    if not np.isfinite(logits).all():
-        raise NotFiniteError("its logits are not finite")
-    shifted = logits.astype(np.float64)
-    shifted -= shifted.max(axis=1, keepdims=True)
-    result: F64 = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
-    return result

@@ -10,12 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 
 from bench.accuracy.judged import Task, judged
-from bench.peers.worker import Json, Verb, main
+from bench.peers.worker import Json, Verb, main, path_of
 
 
 def version(name: str, request: Json) -> str | None:
     """What is installed."""
-    return judged(name).version(_path(request["source"]))
+    return judged(name).version(path_of(request["source"]))
 
 
 def build(name: str, request: Json) -> str:
@@ -26,14 +26,14 @@ def build(name: str, request: Json) -> str:
         calibration_text=Path(request["calibration_text"]),
         needed={name: Path(path) for name, path in request["needed"].items()},
         threads=request["threads"],
-        source=_path(request["source"]),
+        source=path_of(request["source"]),
     )
     return judged(name).build(request["recipe"], Path(request["out"]), task)
 
 
 def stored(name: str, request: Json) -> Json:
     """The sizes of the weights."""
-    return asdict(judged(name).stored(Path(request["model"]), _path(request["source"])))
+    return asdict(judged(name).stored(Path(request["model"]), path_of(request["source"])))
 
 
 def logits(name: str, request: Json) -> int:
@@ -41,16 +41,12 @@ def logits(name: str, request: Json) -> int:
     import numpy as np
 
     pieces = json.loads(Path(request["pieces"]).read_text())
-    source, out = _path(request["source"]), Path(request["out"])
+    source, out = path_of(request["source"]), Path(request["out"])
     count = 0
     rows = judged(name).logits(Path(request["model"]), pieces, request["threads"], source)
     for count, found in enumerate(rows, 1):
         np.save(out / f"{count - 1}.npy", np.ascontiguousarray(found, np.float32))
     return count
-
-
-def _path(text: str | None) -> Path | None:
-    return None if text is None else Path(text)
 
 
 VERBS: dict[str, Verb] = {

@@ -50,18 +50,18 @@ def main(verbs: Mapping[str, Verb]) -> None:
 
 def version(name: str, request: Json) -> str | None:
     """The installed version."""
-    return engine(name).version(_path(request["source"]))
+    return engine(name).version(path_of(request["source"]))
 
 
 def exceeds(name: str, request: Json) -> str:
     """Why it cannot be limited to an instruction set."""
-    return engine(name).exceeds(request["isa"], _path(request["source"]))
+    return engine(name).exceeds(request["isa"], path_of(request["source"]))
 
 
 def build(name: str, request: Json) -> str:
     """Builds the model; returns its path inside `out`."""
     out = Path(request["out"])
-    paths = (_path(request["needed"]), _path(request["source"]))
+    paths = (path_of(request["needed"]), path_of(request["source"]))
     return builder(name).build(Path(request["config"]), out, *paths)
 
 
@@ -93,7 +93,7 @@ def cold(name: str, request: Json) -> Json:
 
 def _first_token(name: str, request: Json, prompt: list[int]) -> tuple[Session, float]:
     """The loaded model, and the seconds until the prompt's logits; imports are not timed."""
-    runs, source = engine(name), _path(request["source"])
+    runs, source = engine(name), path_of(request["source"])
     runs.version(source)
     began = perf_counter()
     session = runs.load(Path(request["model"]), request["threads"], source)
@@ -155,7 +155,7 @@ def memory() -> tuple[int, int]:
     return peak, own
 
 
-def _path(text: str | None) -> Path | None:
+def path_of(text: str | None) -> Path | None:
     return None if text is None else Path(text)
 
 

@@ -16,7 +16,7 @@ constexpr int kSplitSums = 1;      // up to this many rows its sums are kept in 
 constexpr int kPanelBlocks = 1;    // output blocks of an unpacked panel
 constexpr int kPanelTileRows = 2;  // input rows per tile of it
 constexpr int kPanelStep = 1;  // vectors of one block that lie together in it: without kStoredPanels kPartCols columns
-constexpr bool kStoredPanels = true;  // panels hold what dot_codes takes, and are read as they are stored, too
+constexpr bool kStoredPanels = true;  // panels are read as they are stored, too
 constexpr bool kFusedFma = false;     // fma rounds once
 constexpr int kVectorRegisters = 8;   // how many F32x16 the registers hold
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from deepmnn.graph.tensors import tensors
 from deepmnn.quant.gptq import damping_for, feedback, gptq
 from deepmnn.quant.moments import Moments
 from deepmnn.quant.recipe import DEFAULT, RECIPES, apply
+from deepmnn.quant.rotation import rotate_moments
 
 Progress = Callable[[int, int, str], None]
 """Called with (work done, work in all, what)."""
@@ -204,6 +206,7 @@ class _Layer:
                 taps.setdefault(targets[name], []).append(name)
         groups = list(_groups(taps, self._source))
         threads, scarce = _core.available_cores(), []
+        rotate = partial(_core.rotate, threads=threads)
         for index, group in enumerate(groups or [[]]):
             moments = self._sum_up(group, taps, write=index == 0 and not last)
             for tap in group:
@@ -211,11 +214,11 @@ class _Layer:
                     scarce += taps[tap]
                     continue
                 seen = moments.pop(tap)
-                errors = feedback(_rotated(seen.total(), threads), damping_for(seen.rows))
+                errors = feedback(rotate_moments(seen.total(), rotate), damping_for(seen.rows))
                 del seen
                 for name in taps[tap]:
                     w = np.ascontiguousarray(self._plan.source.read(name), np.float32)
-                    codes = gptq(_core.rotate(w, threads), errors, formats[name])
+                    codes = gptq(rotate(w), errors, formats[name])
                     self._source.put(name, codes, threads)
         if not last:
             self._spool.commit(self._number + 1)
@@ -258,12 +261,6 @@ class _Layer:
 def _most_rows(cols: int) -> int:
     """Of the inputs of a dense matrix, to be summed up."""
     return min(MOST_ROWS, max(LEAST_ROWS, MOST_NUMBERS // cols))
-
-
-def _rotated(moments: F32, threads: int) -> F32:
-    """`rotate_moments`, by the core."""
-    once = _core.rotate(moments, threads)
-    return _core.rotate(np.ascontiguousarray(once.T), threads)
 
 
 def _groups(taps: dict[Tap, list[str]], source: CalibratedSource) -> Iterator[list[Tap]]:

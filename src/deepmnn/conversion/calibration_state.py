@@ -14,11 +14,10 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from deepmnn.artifact.directory import storage_errors
 from deepmnn.artifact.manifest import FORMAT_VERSION
@@ -29,51 +28,45 @@ from deepmnn.errors import StorageError
 _IDENTITY = "identity"
 
 
-class CalibrationState:
-    """Context manager. Args: what is being written, from which plan, by which samples.
+@contextmanager
+def calibration_state(out: Path, plan: Plan, samples: Sequence[I32]) -> Iterator[Path]:
+    """The directory, for what is written to `out` by a plan and samples; gone when that is done.
 
     Raises StorageError when it cannot be written, or another process calibrates for `out`.
     """
+    directory = out.parent / f".{out.name}.deepmnn-calibration"
+    with storage_errors(directory):
+        directory.mkdir(exist_ok=True)
+        lock = os.open(directory, os.O_RDONLY)
+    try:
+        _lock(lock, directory)
+        _adopt(directory, _identity(plan, samples))
+        yield directory
+        shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        os.close(lock)
 
-    def __init__(self, out: Path, plan: Plan, samples: Sequence[I32]) -> None:
-        self.directory = out.parent / f".{out.name}.deepmnn-calibration"
-        self._identity = _identity(plan, samples)
-        self._lock = -1
 
-    def __enter__(self) -> Self:
-        with storage_errors(self.directory):
-            self.directory.mkdir(exist_ok=True)
-            self._lock = os.open(self.directory, os.O_RDONLY)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(self._lock)
-                raise StorageError(
-                    f"{self.directory} is in use",
-                    "one calibration at a time for each output",
-                    "Wait for the other process, or write elsewhere.",
-                ) from None
-            path = self.directory / _IDENTITY
-            if not path.is_file() or path.read_text() != self._identity:
-                self._clear()
-                path.write_text(self._identity)
-        return self
+def _lock(descriptor: int, directory: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise StorageError(
+            f"{directory} is in use",
+            "one calibration at a time for each output",
+            "Wait for the other process, or write elsewhere.",
+        ) from None
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        os.close(self._lock)
 
-    def discard(self) -> None:
-        """The model is written: the state is not needed any more."""
-        shutil.rmtree(self.directory, ignore_errors=True)
-
-    def _clear(self) -> None:
-        for entry in self.directory.iterdir():
+def _adopt(directory: Path, identity: str) -> None:
+    """Throws away what is there, unless it is of the same plan and samples."""
+    path = directory / _IDENTITY
+    with storage_errors(directory):
+        if path.is_file() and path.read_text() == identity:
+            return
+        for entry in directory.iterdir():
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+        path.write_text(identity)
 
 
 def _identity(plan: Plan, samples: Sequence[I32]) -> str:

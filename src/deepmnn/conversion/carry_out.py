@@ -10,7 +10,7 @@ from deepmnn.artifact.manifest import FORMAT
 from deepmnn.artifact.target import Target
 from deepmnn.conversion.calibrate import Calibration, calibrate
 from deepmnn.conversion.calibration_set import CalibrationSet, has_tokenizer
-from deepmnn.conversion.calibration_state import CalibrationState
+from deepmnn.conversion.calibration_state import calibration_state
 from deepmnn.conversion.plan import Plan
 from deepmnn.conversion.write import Progress, write
 from deepmnn.errors import RequestError, argument
@@ -64,8 +64,7 @@ def carry_out(
         return write(plan, out, overwrite, progress), None
     Target(out, FORMAT, overwrite, plan.source.paths).check()  # not after an hour of calibrating
     samples = calibration.ids(plan.source)
-    with CalibrationState(Path(out), plan, samples) as state:
-        source, report = calibrate(plan, samples, state.directory, progress)
+    with calibration_state(Path(out), plan, samples) as directory:
+        source, report = calibrate(plan, samples, directory, progress)
         path = write(replace(plan, source=source), out, overwrite, progress)
-        state.discard()
     return path, report

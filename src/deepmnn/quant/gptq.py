@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from deepmnn.errors import CheckpointError, RequestError
 from deepmnn.formats import F16, F32, I8, PANEL_COLS, PART_COLS, Codes, Format, named
-from deepmnn.quant.rounding import DIVISORS, nearest
+from deepmnn.quant.rounding import inverse, nearest, scales_to_try
 
 Moments = NDArray[np.float32] | NDArray[np.float64]
 """Second moments of a matrix's inputs, [cols, cols]; sums over tokens do as well as means."""
@@ -171,19 +171,11 @@ def _round_rows(columns: F32, errors: Feedback, format: Format, levels: I8, scal
         upper, weights = errors.upper[panel, panel], errors.weights[panel]
         fed = errors.upper[: panel.start, panel].T @ made[: panel.start]
         best = w + np.linalg.inv(upper.astype(np.float64)).T.astype(np.float32) @ fed
-        search = _Search(w, w + fed, upper, weights, _scales(best, DIVISORS[format.name]), format)
+        largest = np.take_along_axis(best, np.abs(best).argmax(axis=0)[None], axis=0)[0]
+        search = _Search(w, w + fed, upper, weights, scales_to_try(largest, format), format)
         levels[panel], scale = search.best()
         made[panel] = w - levels[panel] * scale
         scales[index] = scale
-
-
-def _scales(targets: F32, divisors: tuple[float, ...]) -> F32:
-    """Scales to be tried for the rows of a panel, [tries, rows]: numbers of float16."""
-    largest = np.abs(targets).argmax(axis=0)[None]
-    signed = np.take_along_axis(targets, largest, axis=0)
-    tried = np.clip(signed / np.array(divisors, np.float32)[:, None], -_FP16_MAX, _FP16_MAX)
-    scales: F32 = tried.astype(np.float16).astype(np.float32)
-    return scales
 
 
 class _Search:
@@ -196,9 +188,7 @@ class _Search:
         self._tries = tries
         self._upper, self._weights, self._format = upper, weights, format
         self._w, self._scales = np.tile(w, tries), scales.reshape(-1)
-        self._inverse = np.divide(
-            1, self._scales, out=np.zeros_like(self._scales), where=self._scales != 0
-        )
+        self._inverse = inverse(self._scales)
         self._targets = np.tile(targets, tries)
         self._errors = np.empty_like(self._targets)
         self._levels = np.empty(self._targets.shape, np.int8)

@@ -23,7 +23,7 @@ from functools import cache
 import numpy as np
 
 from deepmnn.errors import RequestError
-from deepmnn.formats import F32, PANEL_COLS, Codes, Format, named
+from deepmnn.formats import F16, F32, PANEL_COLS, Codes, Format, named
 from deepmnn.quant.rotation import rotate
 
 DIVISORS: dict[str, tuple[float, ...]] = {
@@ -57,6 +57,19 @@ def round_to_nearest(w: F32, format: str) -> Codes:
     return Codes(format, np.concatenate(levels, axis=1), np.stack(scales, axis=1))
 
 
+def scales_to_try(largest: F32, format: Format) -> F32:
+    """Numbers of float16 for panels with these signed maxima [rows]: [tries, rows]."""
+    exact = largest / np.array(DIVISORS[format.name], np.float32)[:, None]
+    halves: F16 = np.clip(exact, -_FP16_MAX, _FP16_MAX).astype(np.float16)
+    return halves.astype(np.float32)
+
+
+def inverse(scales: F32) -> F32:
+    """1 / scales, 0 for those that are 0."""
+    out: F32 = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
+    return out
+
+
 def nearest(x: F32, format: Format) -> F32:
     """The level of a format that is nearest to each x."""
     cells = _cells(format)
@@ -86,9 +99,7 @@ def _least_error(panel: F32, format: Format) -> tuple[F32, F32]:
     signed_max = np.take_along_axis(panel, largest, axis=1)[:, 0]
     best, least = np.zeros_like(signed_max), np.full(len(panel), np.inf, np.float32)
     levels = np.zeros_like(panel)
-    for index, divisor in enumerate(DIVISORS[format.name]):
-        exact = np.clip(signed_max / np.float32(divisor), -_FP16_MAX, _FP16_MAX)
-        scales = exact.astype(np.float16).astype(np.float32)
+    for index, scales in enumerate(scales_to_try(signed_max, format)):
         trial, error = _rounded(panel, scales[:, None], format)
         better = (error < least) | (index == 0)
         least = np.where(better, error, least)
@@ -100,8 +111,7 @@ def _least_error(panel: F32, format: Format) -> tuple[F32, F32]:
 def _rounded(panel: F32, scales: F32, format: Format) -> tuple[F32, F32]:
     """The levels of a panel for scales [rows, 1], and the squared error of each row."""
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
-        levels = nearest(panel * inverse, format)
+        levels = nearest(panel * inverse(scales), format)
         difference = panel - levels * scales
         squares = difference * difference
         error = np.zeros(len(panel), np.float32)

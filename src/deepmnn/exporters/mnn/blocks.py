@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from deepmnn.formats import F16, F32, I8
+from deepmnn.quant.rounding import inverse
 
 _SHARES = (-1.0, -1.0625, -1.125, -1.1875, -1.25, -1.375, 0.875, -0.9375)
 """Of half the code range: what the largest number is divided by, for the scales that are tried."""
@@ -29,5 +30,5 @@ def round_blocks(w: F32, size: int, bits: int) -> tuple[I8, F16]:
 
 
 def _codes(blocks: F32, scales: F32, offset: int) -> F32:
-    inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
-    return np.clip(np.rint(blocks * inverse), -offset, offset - 1)
+    codes: F32 = np.clip(np.rint(blocks * inverse(scales)), -offset, offset - 1)
+    return codes
