@@ -127,6 +127,10 @@ struct Kernels {
   // Quantises n floats to codes, and a scale for every kCacheGroup of them (docs/layouts.md, "Rows of the KV cache").
   void (*quantize_cache)(const float* x, int64_t n, int8_t* codes, float* scales);
 
+  // Rotates heads x [heads, d] in place as the rows of an int8 cache hold them (kernels/rotate_heads.h), and back.
+  void (*rotate_heads)(float* x, int64_t heads, int64_t d);
+  void (*unrotate_heads)(float* x, int64_t heads, int64_t d);
+
   // Rotates rows [n, cols] of floats, each as quantised rows are (kernels/rotation.h), to y [n, stored columns].
   void (*rotate_rows)(const float* x, int64_t n, int64_t cols, float* y);
 

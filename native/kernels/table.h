@@ -10,7 +10,7 @@
 #include "kernels/norm.h"
 #include "kernels/peak.h"
 #include "kernels/quantize_rows.h"
-#include "kernels/rotation.h"
+#include "kernels/rotate_heads.h"
 #include "kernels/rounding.h"
 
 namespace deepmnn::DEEPMNN_NS {
@@ -24,6 +24,8 @@ const Kernels kTable = {
     linear_kernel,
     quantize_rows_kernel,
     quantize_cache_kernel,
+    rotate_heads_kernel,
+    unrotate_heads_kernel,
     rotate_rows_kernel,
     round_panel_kernel,
     pack_panel_kernel,

@@ -110,11 +110,19 @@ float* output(const AttendJob& job, int64_t query) {
   return job.out + query / job.per_token * job.out_token_stride + query % job.per_token * job.out_query_stride;
 }
 
+// A query's output from its sums: values of int8 rows are rotated, and so are weighted sums of them.
+void finish(const Step& step, const AttendShape& shape, const AttendJob& job, int64_t query, const float* acc,
+            float sum) {
+  float* out = output(job, query);
+  step.kernels.scale(acc, 1.0f / sum, shape.v_dim, out);
+  if (job.keys.type == CacheType::int8) step.kernels.unrotate_heads(out, 1, shape.v_dim);
+}
+
 void normalise(const Step& step, const AttendShape& shape, const AttendJob& job, const Item& item,
                const Workspace& work) {
   for (int64_t query = item.first; query < item.last; ++query) {
     const int64_t i = query - item.first;
-    step.kernels.scale(work.acc + i * shape.v_dim, 1.0f / work.max_sum[2 * i + 1], shape.v_dim, output(job, query));
+    finish(step, shape, job, query, work.acc + i * shape.v_dim, work.max_sum[2 * i + 1]);
   }
 }
 
@@ -142,7 +150,7 @@ void merge(const Step& step, const AttendShape& shape, const AttendJob& job, con
     step.kernels.axpy(weight, partials.acc + at(s) * shape.v_dim, shape.v_dim, out);
     sum += weight * part;
   }
-  step.kernels.scale(out, 1.0f / sum, shape.v_dim, out);
+  finish(step, shape, job, query, out, sum);
 }
 
 Workspace take_workspace(Step& step, const AttendShape& shape, int64_t tile, int64_t count) {

@@ -20,7 +20,8 @@ inline CacheRows float_rows(const float* data, int64_t stride) {
   return {reinterpret_cast<const uint8_t*>(data), stride * 4, 0};
 }
 
-// Query j (one every q_stride floats) belongs to new token i = j / per_token and sees the first history + i + 1 rows.
+// Query j (one every q_stride floats), rotated where the rows are, belongs to new token i = j / per_token and sees the
+// first history + i + 1 rows.
 // Its answer goes to out + i * out_token_stride + (j % per_token) * out_query_stride.
 struct AttendJob {
   KeyRows keys;

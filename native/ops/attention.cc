@@ -19,12 +19,19 @@ class CacheOp : public Op {
   void run(Step& step) override {
     const float* x = step.f32(x_);
     const int64_t width = x_.width;
-    for_rows(step, step.n(x_), width,
-             [&](int64_t token, int) { store_row(step, x + token * width, width, entry_, step.slots[token]); });
+    float* rows = step.scratch.take<float>(step.pool.size() * width);
+    for_rows(step, step.n(x_), width, [&](int64_t token, int worker) {
+      float* row = rows + worker * width;
+      std::copy_n(x + token * width, width, row);
+      rotate_heads(step, row, 1, width);
+      store_row(step, row, width, entry_, step.slots[token]);
+    });
     for (int64_t s = 0; s < step.batch.sequences; ++s) {
       float* y = step.f32(y_) + step.context_starts[s] * width;
-      for_rows(step, step.batch.context_lengths[s], width,
-               [&](int64_t row, int) { load_row(step, entry_, step.slot(s, row), width, y + row * width); });
+      for_rows(step, step.batch.context_lengths[s], width, [&](int64_t row, int) {
+        load_row(step, entry_, step.slot(s, row), width, y + row * width);
+        unrotate_heads(step, y + row * width, 1, width);
+      });
     }
   }
 

@@ -1,4 +1,5 @@
-// One row of a cache entry: where it lies, and its conversion to and from float32.
+// One row of a cache entry: where it lies, and its conversion to and from float32. Heads of int8 rows are rotated: who
+// stores a row or multiplies it by queries rotates these first, who loads a row rotates it back.
 #pragma once
 
 #include <cstring>
@@ -19,6 +20,15 @@ inline CacheRows cache_rows(const Step& step, size_t entry, int64_t column) {
     return {cache.data(entry) + column * (cache.type() == CacheType::bf16 ? 2 : 4), cache.row_nbytes(entry)};
   }
   return {cache.data(entry), cache.row_nbytes(entry), column, cache.scales_offset(entry)};
+}
+
+// x [heads, d] of a row or of queries, in place, as rows of this cache hold them, and back. One row may consist of
+// pieces with heads of different sizes.
+inline void rotate_heads(const Step& step, float* x, int64_t heads, int64_t d) {
+  if (step.cache.type() == CacheType::int8) step.kernels.rotate_heads(x, heads, d);
+}
+inline void unrotate_heads(const Step& step, float* x, int64_t heads, int64_t d) {
+  if (step.cache.type() == CacheType::int8) step.kernels.unrotate_heads(x, heads, d);
 }
 
 // x [width of the entry] to its row `slot`.

@@ -29,19 +29,22 @@ class GqaAttention : public GroupedQueryOp {
     const int64_t tokens = step.n(q_), group = heads_ / kv_heads_;
     float* q = step.scratch.take<float>(tokens * q_.width);  // [kv_heads, tokens, group, head_dim]
     const float *q_norm = step.pin_vector(q_norm_), *k_norm = step.pin_vector(k_norm_);
-    float* k_rows = step.scratch.take<float>(step.pool.size() * k_.width);
+    const int64_t width = std::max(k_.width, v_.width);
+    float* rows = step.scratch.take<float>(step.pool.size() * width);
     for_rows(step, tokens, 2 * (q_.width + k_.width), [&](int64_t token, int worker) {
       for (int64_t head = 0; head < heads_; ++head) {
         float* to = q + ((head / group * tokens + token) * group + head % group) * shape_.qk_dim;
         prepare(step, token, step.f32(q_) + token * q_.width + head * shape_.qk_dim, q_norm, to);
       }
-      float* k = k_rows + worker * k_.width;
+      float* row = rows + worker * width;
       for (int64_t head = 0; head < kv_heads_; ++head) {
         const int64_t at = head * shape_.qk_dim;
-        prepare(step, token, step.f32(k_) + token * k_.width + at, k_norm, k + at);
+        prepare(step, token, step.f32(k_) + token * k_.width + at, k_norm, row + at);
       }
-      store_row(step, k, k_.width, k_entry_, step.slots[token]);
-      store_row(step, step.f32(v_) + token * v_.width, v_.width, v_entry_, step.slots[token]);
+      store_row(step, row, k_.width, k_entry_, step.slots[token]);
+      std::copy_n(step.f32(v_) + token * v_.width, v_.width, row);
+      rotate_heads(step, row, kv_heads_, shape_.v_dim);
+      store_row(step, row, v_.width, v_entry_, step.slots[token]);
     });
     const int64_t sequences = step.batch.sequences;
     AttendJob* jobs = step.scratch.take<AttendJob>(sequences * kv_heads_);
@@ -52,6 +55,7 @@ class GqaAttention : public GroupedQueryOp {
   }
 
  private:
+  // One head of a query or key [head_dim], as it meets its like.
   void prepare(const Step& step, int64_t token, const float* x, const float* norm, float* y) const {
     if (norm) {
       step.kernels.rms_norm(x, norm, eps_, shape_.qk_dim, y);
@@ -59,6 +63,7 @@ class GqaAttention : public GroupedQueryOp {
       std::copy_n(x, shape_.qk_dim, y);
     }
     rope_.rotate(step, token, y);
+    rotate_heads(step, y, 1, shape_.qk_dim);
   }
 
   AttendJob job(const Step& step, int64_t s, int64_t kv_head, const float* q) const {

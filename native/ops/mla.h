@@ -3,6 +3,7 @@
 #pragma once
 
 #include "ops/attend.h"
+#include "ops/cache_rows.h"
 #include "ops/rope.h"
 
 namespace deepmnn {
@@ -21,6 +22,16 @@ struct Mla {
 
   int64_t qk_dim() const { return nope + rope_dim; }
   int64_t row_width() const { return rank + rope_dim; }
+
+  // Two heads of a row or a latent query, so that the latents alone, as values, are rotated like their output.
+  void rotate_row(const Step& step, float* row) const {
+    rotate_heads(step, row, 1, rank);
+    rotate_heads(step, row + rank, 1, rope_dim);
+  }
+  void unrotate_row(const Step& step, float* row) const {
+    unrotate_heads(step, row, 1, rank);
+    unrotate_heads(step, row + rank, 1, rope_dim);
+  }
 };
 
 inline int64_t padded_rows(int64_t rows) { return (rows + kBlockRows - 1) / kBlockRows * kBlockRows; }

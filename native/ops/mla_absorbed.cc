@@ -1,4 +1,3 @@
-#include "ops/cache_rows.h"
 #include "ops/gemm.h"
 #include "ops/mla.h"
 
@@ -62,7 +61,7 @@ void run_per_head(Step& step, int64_t heads, const PerHead& p) {
   run_linear(step, tasks, heads);
 }
 
-// [n, heads, rank + rope]: w_uk_t q_nope, then the rotated q_pe.
+// [n, heads, rank + rope]: w_uk_t q_nope, then q_pe after RoPE, as rows of the cache hold their like.
 float* latent_queries(Step& step, const Mla& mla, const Weight& w_uk_t, const Chosen& chosen) {
   const int64_t heads = mla.heads, width = mla.row_width();
   const float* q = step.f32(mla.q);
@@ -75,6 +74,9 @@ float* latent_queries(Step& step, const Mla& mla, const Weight& w_uk_t, const Ch
     }
   });
   run_per_head(step, heads, {w_uk_t, mla.rank, q, mla.qk_dim(), queries, width, chosen.tokens, chosen.n});
+  if (step.cache.type() == CacheType::int8) {
+    for_rows(step, chosen.n * heads, 2 * width, [&](int64_t i, int) { mla.rotate_row(step, queries + i * width); });
+  }
   return queries;
 }
 

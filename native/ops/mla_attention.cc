@@ -1,4 +1,3 @@
-#include "ops/cache_rows.h"
 #include "ops/mla.h"
 #include "ops/ops.h"
 
@@ -56,6 +55,7 @@ class MlaAttention : public Op {
       step.kernels.rms_norm(from, norm, eps_, mla_.rank, row);
       std::copy_n(from + mla_.rank, mla_.rope_dim, row + mla_.rank);
       mla_.rope.rotate(step, token, row + mla_.rank);
+      mla_.rotate_row(step, row);
       store_row(step, row, width, mla_.entry, step.slots[token]);
     });
   }

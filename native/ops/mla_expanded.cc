@@ -1,4 +1,3 @@
-#include "ops/cache_rows.h"
 #include "ops/gemm.h"
 #include "ops/mla.h"
 
@@ -100,6 +99,7 @@ void run_sequence(Step& step, const Mla& mla, Room& room, int64_t sequence) {
   rotate_queries(step, mla, step.batch.sequence_starts[sequence], step.batch.tokens_of(sequence), room.q);
   for_rows(step, context, width, [&](int64_t row, int) {
     load_row(step, mla.entry, step.slot(sequence, row), width, room.rows + row * width);
+    mla.unrotate_row(step, room.rows + row * width);
   });
   if (is_quantized(room.w_uk.format) || is_quantized(room.w_uv.format)) {
     room.latents = quantize(step, room.rows, width, context, mla.rank);
