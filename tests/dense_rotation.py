@@ -1,4 +1,4 @@
-"""The rotation of quantised panels as one dense matrix, from the words of docs/layouts.md."""
+"""Rotations of quantised panels and of cached heads as dense matrices, from docs/layouts.md."""
 
 from __future__ import annotations
 
@@ -52,6 +52,18 @@ def dense_rotation(cols: int) -> NDArray[np.float64]:
             block = hadamard(width) * of_column[at - panel : at - panel + width] / np.sqrt(width)
             matrix[at : at + width, at : at + width] = block
             at += width
+    return matrix
+
+
+def dense_head_rotation(d: int) -> NDArray[np.float64]:
+    """R of x' = R x for a head of d columns in an int8 cache: its blocks one after another."""
+    width = 64 if d % 64 == 0 else 32
+    block = hadamard(width) * signs()[:width] / np.sqrt(width)
+    starts = [*range(0, d - width + 1, width), *([d - width] if d > width and d % width else [])]
+    matrix = np.eye(d)
+    for start in starts:
+        part = slice(start, start + width)
+        matrix[part] = block @ matrix[part]
     return matrix
 
 

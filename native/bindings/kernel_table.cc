@@ -201,6 +201,17 @@ nb::ndarray<nb::numpy, uint16_t> to_bf16(const Array& x, const std::string& isa)
   return out.release();
 }
 
+template <void (*Kernels::*kKernel)(float*, int64_t, int64_t)>
+F32 turned_heads(const Array& x, const std::string& isa) {
+  const Matrix<float> heads = matrix<float>(x, "x");
+  NewArray<float> out({heads.rows, heads.cols});
+  for (int64_t head = 0; head < heads.rows; ++head) {
+    std::copy_n(heads.data + head * heads.stride, heads.cols, out.data() + head * heads.cols);
+  }
+  (table(isa).*kKernel)(out.data(), heads.rows, heads.cols);
+  return out.release();
+}
+
 template <class T>
 void set_cache(Kernels::AttentionTask& task, const Array& k, const Array& v) {
   const Matrix<T> keys = matrix<T>(k, "k"), values = matrix<T>(v, "v");
@@ -306,6 +317,8 @@ void bind_rows(nb::module_& m) {
   m.def("sigmoid", &unary<&Kernels::sigmoid>, "x"_a, "isa"_a = "");
   m.def("softmax", &unary<&Kernels::softmax>, "x"_a, "isa"_a = "");
   m.def("rope", &rope, "x"_a, "cos"_a, "sin"_a, "interleaved"_a, "isa"_a = "");
+  m.def("rotate_heads", &turned_heads<&Kernels::rotate_heads>, "x"_a, "isa"_a = "");
+  m.def("unrotate_heads", &turned_heads<&Kernels::unrotate_heads>, "x"_a, "isa"_a = "");
   m.def("to_bf16", &to_bf16, "x"_a, "isa"_a = "");
   m.def("argmax", &argmax, "x"_a, "isa"_a = "");
   m.def("find_above", &find_above, "x"_a, "begin"_a, "low"_a, "isa"_a = "");

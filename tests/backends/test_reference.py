@@ -19,6 +19,7 @@ from deepmnn.errors import GraphError, RequestError
 from deepmnn.graph.ir import Node
 from deepmnn.graph.signatures import SIGNATURES
 from deepmnn.models import build
+from dense_rotation import dense_head_rotation
 from parity import prompts_for, reference, relative_error, run_schedule
 from tiny_models import TinyModel, tiny_checkpoint
 
@@ -170,9 +171,9 @@ def test_cache_keeps_pages_apart() -> None:
     cache = PagedCache({"a": 3}, blocks=6, block_size=4, dtype="f32")
     first, more = randn(7, 3), randn(3, 3)
     batch = one_batch([5, 2], [5, 2])
-    np.testing.assert_array_equal(cache.append("a", first, batch), first)
+    np.testing.assert_array_equal(cache.append("a", first, batch, (3,)), first)
     batch = replace(one_batch([1, 2], [6, 4]), block_tables=batch.block_tables)
-    got = cache.append("a", more, batch)
+    got = cache.append("a", more, batch, (3,))
     np.testing.assert_array_equal(got, np.concatenate([first[:5], more[:1], first[5:], more[1:]]))
     cache.copy_block(0, 5)
     np.testing.assert_array_equal(cache.entries["a"][5], first[:4])
@@ -182,7 +183,7 @@ def test_bf16_cache_rounds() -> None:
     cache = PagedCache({"a": 3}, blocks=2, block_size=4, dtype="bf16")
     x = randn(4, 3)
     want = x.astype(ml_dtypes.bfloat16).astype(np.float32)
-    np.testing.assert_array_equal(cache.append("a", x, one_batch([4], [4])), want)
+    np.testing.assert_array_equal(cache.append("a", x, one_batch([4], [4]), (3,)), want)
 
 
 def int8_group(x: Any) -> Any:
@@ -191,25 +192,57 @@ def int8_group(x: Any) -> Any:
     return np.rint(x / np.where(scale == 0, 1, scale)) * scale
 
 
-def test_int8_cache_rounds() -> None:
-    cache = PagedCache({"a": 150}, blocks=2, block_size=4, dtype="int8")
-    x = randn(4, 150)
-    x[1, 64:128] = 0
-    got = cache.append("a", x, one_batch([4], [4]))
-    close(got, np.hstack([int8_group(x[:, i : i + 64]) for i in (0, 64, 128)]))
+def dense_row(head: tuple[int, ...], heads: int) -> Any:
+    """The rotation of a row as one matrix."""
+    parts = [dense_head_rotation(d) for _ in range(heads) for d in head]
+    ends = np.cumsum([len(part) for part in parts])
+    matrix = np.zeros((ends[-1], ends[-1]))
+    for end, part in zip(ends, parts, strict=True):
+        matrix[end - len(part) : end, end - len(part) : end] = part
+    return matrix
+
+
+@pytest.mark.parametrize(
+    ("head", "heads"),
+    [((150,), 1), ((50,), 3), ((64,), 3), ((20,), 5), ((80,), 2), ((128, 64), 1), ((35, 6), 1)],
+)
+def test_int8_cache_rounds_rotated_heads(head: tuple[int, ...], heads: int) -> None:
+    width, dense = sum(head) * heads, dense_row(head, heads)
+    cache = PagedCache({"a": width}, blocks=2, block_size=4, dtype="int8")
+    x = randn(4, width)
+    x[1] = 0
+    got, rotated = cache.append("a", x, one_batch([4], [4]), head), x @ dense.T
+    groups = [rotated[:, i : i + 64] for i in range(0, width, 64)]
+    want = np.hstack([int8_group(group) for group in groups]) @ dense
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    steps = np.hstack([np.abs(g).max(1, keepdims=True).repeat(g.shape[1], 1) for g in groups])
+    bound = np.linalg.norm(steps / 254, axis=1)  # each code is off by half a step at most
+    assert (np.linalg.norm(got - x, axis=1) <= bound * 1.001).all()
 
 
 @pytest.mark.parametrize(("heads", "kv_heads"), [(2, 2), (4, 2), (6, 1)])
 def test_queries_of_int8_rows_round(heads: int, kv_heads: int) -> None:
     """The second head of keys has 24 columns of a group."""
     cache = PagedCache({}, blocks=8, block_size=4, dtype="int8")
-    q = randn(10, heads * 40)
+    q, dense = randn(10, heads * 40), dense_head_rotation(40)
     want = np.array(q)
     for head in range(heads):
-        x = q[:, 40 * head : 40 * head + 40]
+        x = q[:, 40 * head : 40 * head + 40] @ dense.T
         parts = np.split(x, [24], axis=1) if head >= heads / kv_heads else [x]
-        want[:, 40 * head : 40 * head + 40] = np.hstack([int8_group(p) for p in parts])
-    close(cache.round_queries(q, heads, kv_heads), want)
+        want[:, 40 * head : 40 * head + 40] = np.hstack([int8_group(p) for p in parts]) @ dense
+    got = cache.round_queries(q, heads, kv_heads, (40,))
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("d", [40, 64, 80, 128])
+def test_an_outlier_of_an_int8_row_leaves_the_others_their_bits(d: int) -> None:
+    x = randn(200, d)
+    x[:, 5] = 80
+    cache = PagedCache({"a": d}, blocks=1, block_size=200, dtype="int8")
+    batch = replace(one_batch([200], [200]), block_tables=np.zeros((1, 1), np.int32))
+    error = np.square(cache.append("a", x, batch, (d,)) - x).mean()
+    as_it_is = np.hstack([int8_group(x[:, i : i + 64]) for i in range(0, d, 64)])
+    assert error < np.square(as_it_is - x).mean() / 9
 
 
 @pytest.fixture(scope="module")

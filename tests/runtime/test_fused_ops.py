@@ -5,8 +5,9 @@ import pytest
 from one_op import INT8_CACHE, VOCAB, add, ceil_rows, check, one_op, rotary
 from program_dir import cpu_of, random_weights
 
+from deepmnn import _core
 from deepmnn.backends.reference import ReferenceBackend
-from parity import Runner, prompts_for, relative_error, run_schedule
+from parity import SCHEDULES, Runner, prompts_for, relative_error, run_schedule
 from storage import NAMES, QUANTIZED_NAMES
 
 
@@ -154,9 +155,53 @@ def test_gqa_attention(schedule, cache_dtype, norms, sizes):
 
 
 @pytest.mark.parametrize("schedule", ["prefill", "one by one", "chunks", "ragged"])
-@pytest.mark.parametrize("sizes", [(1, 1, 2, 1), (6, 2, 18, 7), (12, 2, 64, 80)])
+@pytest.mark.parametrize(
+    "sizes", [(1, 1, 2, 1), (6, 2, 18, 7), (12, 2, 64, 80), (4, 4, 40, 96), (3, 1, 192, 128)]
+)
 def test_gqa_attention_int8_cache(schedule, sizes):
     check(one_op(gqa(*sizes, True), 33), schedule, "int8", tolerance=INT8_CACHE, threads=2)
+
+
+@pytest.mark.parametrize("isa", _core.isas())
+@pytest.mark.parametrize("sizes", [(6, 2, 80, 48), (4, 2, 128, 64)])
+def test_int8_cache_on_every_isa(isa, sizes):
+    check(one_op(gqa(*sizes, False), 33), "chunks", "int8", tolerance=INT8_CACHE, isa=isa)
+    latent = one_op(mla(3, 2 * sizes[2], 10, sizes[3], 17), 33)
+    for form in ("absorbed", "expanded"):
+        check(latent, "chunks", "int8", tolerance=INT8_CACHE, isa=isa, mla_form=form)
+
+
+@pytest.mark.parametrize("dim", [40, 64, 80, 128])
+def test_an_int8_cache_with_outliers(monkeypatch, dim):
+    """Large biases of two columns of the keys, as in Qwen2, and one large column of the values."""
+
+    def build(b, x):
+        q = b.linear(x, "q", 4 * dim)
+        k, v = (b.linear(x, name, 2 * dim, bias=True) for name in "kv")
+        b.graph.caches |= {"keys": 2 * dim, "values": 2 * dim}
+        attrs = {"heads": 4, "kv_heads": 2, "head_dim": dim, "v_head_dim": dim}
+        attrs |= {"k_cache": "keys", "v_cache": "values", "scale": dim**-0.5}
+        attrs |= rotary(dim, False)
+        return add(b, "gqa_attention", [q, k, v, b.positions], [4 * dim], [], **attrs)[0]
+
+    graph = one_op(build, 33)
+    weights = random_weights(graph)
+    for name, columns in (("k.bias", [3, dim // 2 + 7, dim + 9]), ("v.bias", [5, dim + 1])):
+        weights[name][:] = 0
+        weights[name][columns] = 40
+    lengths, steps = SCHEDULES["chunks"]
+    prompts = prompts_for(lengths, VOCAB)
+
+    def logits(backend, dtype):
+        return np.concatenate(run_schedule(backend, prompts, steps, cache_dtype=dtype))
+
+    engine = cpu_of(graph, weights.__getitem__, threads=2)
+    exact = logits(engine, "f32")
+    error = np.abs(logits(engine, "int8") - exact).mean()
+    for turn in ("rotate_heads", "unrotate_heads"):
+        monkeypatch.setattr(f"deepmnn.backends.reference.cache.{turn}", lambda x, head: x)
+    unrotated = ReferenceBackend(graph, weights.__getitem__)
+    assert error < np.abs(logits(unrotated, "int8") - exact).mean() / 2
 
 
 def mla(heads, rank, nope, rope, v_dim):
@@ -190,7 +235,7 @@ def test_mla_attention(schedule, cache_dtype, form, dtype):
 
 @pytest.mark.parametrize("schedule", ["prefill", "one by one", "chunks", "ragged"])
 @pytest.mark.parametrize("form", ["absorbed", "expanded"])
-@pytest.mark.parametrize("sizes", [(3, 35, 10, 6, 17), (5, 64, 32, 8, 16), (16, 128, 32, 64, 32)])
+@pytest.mark.parametrize("sizes", [(3, 35, 10, 6, 17), (5, 80, 32, 8, 16), (16, 128, 32, 64, 32)])
 def test_mla_attention_int8_cache(schedule, form, sizes):
     graph = one_op(mla(*sizes), 33)
     check(graph, schedule, "int8", tolerance=INT8_CACHE, threads=2, mla_form=form)

@@ -1,7 +1,7 @@
 """Every plain op of docs/ops.md on the engine against the numpy reference."""
 
 import pytest
-from one_op import check, one_op, rotary
+from one_op import INT8_CACHE, check, one_op, rotary
 
 from storage import NAMES
 
@@ -81,8 +81,10 @@ def test_rope(interleaved, heads, dim):
 
 
 @pytest.mark.parametrize("schedule", ["prefill", "one by one", "chunks", "ragged"])
-@pytest.mark.parametrize("cache_dtype", ["f32", "bf16"])
-@pytest.mark.parametrize(("heads", "kv_heads", "dim", "v_dim"), [(1, 1, 3, 5), (6, 2, 17, 9)])
+@pytest.mark.parametrize("cache_dtype", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "dim", "v_dim"), [(1, 1, 3, 5), (6, 2, 17, 9), (4, 2, 64, 40)]
+)
 def test_attention_over_gathered_rows(schedule, cache_dtype, heads, kv_heads, dim, v_dim):
     def build(b, x):
         q = b.linear(x, "q", heads * dim)
@@ -90,7 +92,8 @@ def test_attention_over_gathered_rows(schedule, cache_dtype, heads, kv_heads, di
         v = b.cache(b.linear(x, "v", kv_heads * v_dim), "values")
         return b.attention(q, k, v, "y", heads, kv_heads, dim**-0.5)
 
-    check(one_op(build, 33), schedule, cache_dtype, threads=2)
+    tolerance = INT8_CACHE if cache_dtype == "int8" else None
+    check(one_op(build, 33), schedule, cache_dtype, tolerance=tolerance, threads=2)
 
 
 @pytest.mark.parametrize("k", [1, 3, 7])

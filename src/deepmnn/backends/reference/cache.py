@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import ml_dtypes
 import numpy as np
 
 from deepmnn.backends.base import F32, Batch
 from deepmnn.errors import RequestError
+from deepmnn.formats import PART_COLS
+from deepmnn.quant.rotation import rotate, unrotate
 
 _DTYPES = {
     "f32": np.dtype(np.float32),
@@ -19,6 +21,37 @@ _DTYPES = {
 
 INT8_GROUP = 64
 """Columns of an int8 row that share a scale."""
+
+
+def rotate_heads(x: F32, head: Sequence[int]) -> F32:
+    """x [n, any number of heads] rotated as int8 rows are (docs/layouts.md).
+
+    head: columns of the parts of one head; each part is rotated by itself.
+    """
+    heads = np.array(x, np.float32).reshape(-1, sum(head))
+    for block in _blocks(head):
+        heads[:, block] = rotate(heads[:, block])
+    return heads.reshape(x.shape)
+
+
+def unrotate_heads(x: F32, head: Sequence[int]) -> F32:
+    """What `rotate_heads` makes of x, rotated back."""
+    heads = np.array(x, np.float32).reshape(-1, sum(head))
+    for block in reversed(_blocks(head)):
+        heads[:, block] = unrotate(heads[:, block])
+    return heads.reshape(x.shape)
+
+
+def _blocks(head: Sequence[int]) -> list[slice]:
+    """The columns that are rotated together, in order; the last block of a part may lie over another."""
+    blocks = []
+    for end, d in zip(itertools.accumulate(head), head, strict=True):
+        width = INT8_GROUP if d % INT8_GROUP == 0 else PART_COLS
+        starts = list(range(end - d, end - width + 1, width))
+        if d > width and d % width:
+            starts.append(end - width)
+        blocks += [slice(start, start + width) for start in starts]
+    return blocks
 
 
 def int8_round_trip(x: F32, column: int = 0) -> F32:
@@ -59,11 +92,14 @@ class PagedCache:
         for entry in self.entries.values():
             entry[target] = entry[source]
 
-    def append(self, name: str, x: F32, batch: Batch) -> F32:
-        """Writes the step's rows [tokens, width]; → all the sequences see, [context, width]."""
+    def append(self, name: str, x: F32, batch: Batch, head: Sequence[int]) -> F32:
+        """Writes the step's rows [tokens, width]; → all the sequences see, [context, width].
+
+        head: columns of the parts of one head; a row has one head or more.
+        """
         entry = self.entries[name].reshape(-1, x.shape[1])
         if self.dtype == "int8":
-            x = int8_round_trip(x)
+            x = unrotate_heads(int8_round_trip(rotate_heads(x, head)), head)
         seen = []
         for sequence, tokens in enumerate(token_ranges(batch)):
             length = int(batch.context_lengths[sequence])
@@ -74,14 +110,14 @@ class PagedCache:
             seen.append(entry[slots].astype(np.float32))
         return np.concatenate(seen)
 
-    def round_queries(self, q: F32, heads: int, kv_heads: int) -> F32:
+    def round_queries(self, q: F32, heads: int, kv_heads: int, head: Sequence[int]) -> F32:
         """Queries [tokens, heads · d] as they are multiplied with rows [kv_heads · d]."""
         if self.dtype != "int8":
             return q
         group, size = heads // kv_heads, q.shape[1] // heads
-        parts = q.reshape(len(q), kv_heads, group, size)
-        codes = [int8_round_trip(parts[:, head], head * size) for head in range(kv_heads)]
-        return np.stack(codes, axis=1).reshape(q.shape)
+        parts = rotate_heads(q, head).reshape(len(q), kv_heads, group, size)
+        codes = [int8_round_trip(parts[:, i], i * size) for i in range(kv_heads)]
+        return unrotate_heads(np.stack(codes, axis=1).reshape(q.shape), head)
 
 
 def token_ranges(batch: Batch) -> Iterator[slice]:

@@ -5,7 +5,7 @@ Fused ops are written with the plain ones they replace.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,9 +32,12 @@ class Call:
     batch: Batch
     mla_form: str
 
-    def append(self, key: str, x: F32) -> F32:
-        """Appends x to the cache entry named by attribute `key`; returns the context's rows."""
-        return self.cache.append(self.a[key], x, self.batch)
+    def append(self, key: str, x: F32, head: Sequence[int]) -> F32:
+        """Appends x to the cache entry named by attribute `key`; returns the context's rows.
+
+        head: as `PagedCache.append` takes it.
+        """
+        return self.cache.append(self.a[key], x, self.batch, head)
 
     def rope(self, x: F32, positions: I32, heads: int) -> F32:
         """x rotated as the attributes say."""
@@ -51,10 +54,10 @@ def _attention(c: Call) -> F32:
     return nx.attention(q, k, v, c.batch, c.a["heads"], c.a["kv_heads"], c.a["scale"])
 
 
-def _attend_rows(c: Call, q: F32, k: F32, v: F32, kv_heads: int) -> F32:
-    """Attention over the cache's own rows: k and v are what they hold."""
+def _attend_rows(c: Call, q: F32, k: F32, v: F32, kv_heads: int, head: Sequence[int]) -> F32:
+    """Attention over the cache's own rows: k, whose heads are `head`, and v are what they hold."""
     heads = c.a["heads"]
-    q = c.cache.round_queries(q, heads, kv_heads)
+    q = c.cache.round_queries(q, heads, kv_heads, head)
     return nx.attention(q, k, v, c.batch, heads, kv_heads, c.a["scale"])
 
 
@@ -77,20 +80,27 @@ def _gqa_attention(c: Call) -> F32:
         q = nx.rms_norm(q, c.w[0], a["eps"], a["heads"])
         k = nx.rms_norm(k, c.w[1], a["eps"], a["kv_heads"])
     q = c.rope(q, positions, a["heads"])
-    k = c.append("k_cache", c.rope(k, positions, a["kv_heads"]))
-    v = c.append("v_cache", v)
-    return _attend_rows(c, q, k, v, a["kv_heads"])
+    head = (a["head_dim"],)
+    k = c.append("k_cache", c.rope(k, positions, a["kv_heads"]), head)
+    v = c.append("v_cache", v, (a["v_head_dim"],))
+    return _attend_rows(c, q, k, v, a["kv_heads"], head)
 
 
 def _mla_attention(c: Call) -> F32:
     a, heads = c.a, c.a["heads"]
     q, kv, positions = c.x
-    latent, k_pe = nx.split(kv, (a["kv_lora_rank"], a["qk_rope_head_dim"]), 1)
+    row = _latent_row(c)
+    latent, k_pe = nx.split(kv, row, 1)
     latent = nx.rms_norm(latent, c.w[0], a["eps"])
-    rows = c.append("cache", nx.concat([latent, c.rope(k_pe, positions, 1)], 1))
+    rows = c.append("cache", nx.concat([latent, c.rope(k_pe, positions, 1)], 1), row)
     q_nope, q_pe = nx.split(q, (a["qk_nope_head_dim"], a["qk_rope_head_dim"]), heads)
     form = _mla_absorbed if c.mla_form == "absorbed" else _mla_expanded
     return form(c, q_nope, c.rope(q_pe, positions, heads), rows)
+
+
+def _latent_row(c: Call) -> tuple[int, int]:
+    """Columns of the two parts of a cache row."""
+    return c.a["kv_lora_rank"], c.a["qk_rope_head_dim"]
 
 
 def _head_matrices(weight: F32, heads: int, rows: int) -> F32:
@@ -101,7 +111,7 @@ def _head_matrices(weight: F32, heads: int, rows: int) -> F32:
 def _mla_expanded(c: Call, q_nope: F32, q_pe: F32, rows: F32) -> F32:
     """Keys and values rebuilt from the latents."""
     a, heads = c.a, c.a["heads"]
-    latent, k_pe = nx.split(rows, (a["kv_lora_rank"], a["qk_rope_head_dim"]), 1)
+    latent, k_pe = nx.split(rows, _latent_row(c), 1)
     w_uk = _head_matrices(c.w[1], heads, a["qk_nope_head_dim"])
     w_uv = _head_matrices(c.w[3], heads, a["v_head_dim"])
     k_nope = nx.linear(latent, w_uk.reshape(-1, latent.shape[1]))
@@ -119,7 +129,7 @@ def _mla_absorbed(c: Call, q_nope: F32, q_pe: F32, rows: F32) -> F32:
     q_latent = np.einsum("thn,hrn->thr", nx.split_heads(q_nope, heads), w_uk_t)
     q = nx.concat([nx.merge_heads(q_latent), q_pe], heads)
     latent = np.ascontiguousarray(rows[:, :rank])
-    out = _attend_rows(c, q, rows, latent, 1)
+    out = _attend_rows(c, q, rows, latent, 1, _latent_row(c))
     return nx.merge_heads(np.einsum("thr,hvr->thv", nx.split_heads(out, heads), w_uv))
 
 
@@ -158,7 +168,7 @@ OPS: dict[str, Callable[[Call], Array | tuple[Array, ...]]] = {
     "concat": lambda c: nx.concat(c.x, c.a["heads"]),
     "broadcast": lambda c: np.tile(c.x[0], c.a["heads"]),
     "rope": lambda c: c.rope(c.x[0], c.x[1], c.a["heads"]),
-    "cache": lambda c: c.append("cache", c.x[0]),
+    "cache": lambda c: c.append("cache", c.x[0], (c.x[0].shape[1],)),
     "attention": _attention,
     "silu": lambda c: nx.silu(c.x[0]),
     "sigmoid": lambda c: nx.sigmoid(c.x[0]),
