@@ -1,4 +1,5 @@
-// Attention over an int8 cache in integers. Queries are quantised like activations, one scale per group of the cache's
+// Attention over an int8 cache in integers. Here queries, keys, values and outputs are all rotated (rotate_heads.h),
+// which this arithmetic need not know. Queries are quantised like activations, one scale per group of the cache's
 // columns, so a score is a sum over groups of exact int32 products, each times both scales: what w8 does in linear.h.
 // Values keep their codes; weights, relative to the tile's largest, times a key's scale become 15-bit integers, so an
 // output is an exact int32 sum over the tile's keys times one scale per group.

@@ -52,7 +52,7 @@ inline void quantize_rows_kernel(const float* x, int64_t stride, int64_t n, int6
   }
 }
 
-// A row of an int8 cache: a scale for every kCacheGroup columns.
+// A row of an int8 cache, its heads rotated already: a scale for every kCacheGroup columns.
 inline void quantize_cache_kernel(const float* x, int64_t n, int8_t* codes, float* scales) {
   for (int64_t first = 0; first < n; first += kCacheGroup, ++scales) {
     const int64_t end = n - first < kCacheGroup ? n : first + kCacheGroup;

@@ -81,7 +81,7 @@ def test_the_profile_says_what_torch_multiplies(tiny, model_type, index):
 
 @pytest.mark.parametrize(("model_type", "index"), ALL)
 def test_an_int8_cache_is_close(tiny, model_type, index):
-    """Numbers of cached rows and of queries are off by at most 1/254 of the largest of their 64.
+    """Rotated numbers of rows and queries are off by at most 1/254 of the largest of their 64.
 
     The median token, as a random router with near ties sends a few tokens to other experts.
     """

@@ -43,7 +43,10 @@ def unrotate_heads(x: F32, head: Sequence[int]) -> F32:
 
 
 def _blocks(head: Sequence[int]) -> list[slice]:
-    """The columns that are rotated together, in order; the last block of a part may lie over another."""
+    """The columns that are rotated together, in order.
+
+    Where whole blocks do not fill a part, the last one lies over the one before.
+    """
     blocks = []
     for end, d in zip(itertools.accumulate(head), head, strict=True):
         width = INT8_GROUP if d % INT8_GROUP == 0 else PART_COLS
