@@ -45,7 +45,8 @@ LEAST_TOKENS = 64
 
 MOST_ROWS, MOST_NUMBERS, LEAST_ROWS = 1 << 16, 1 << 28, 1 << 14
 """Rows of a dense matrix's inputs that are summed up, at most, and the numbers in them, but so many
-rows: more tell little that is new, and the widest matrices would take most of the time.
+rows: more tell little that is new, and the widest matrices would take most of the time. A model
+without experts, of which each sees a few tokens only, reads no more samples than that.
 """
 
 MOMENTS_NBYTES = 3 << 29
@@ -101,6 +102,8 @@ def calibrate(
     kept = dict.fromkeys([*(name for part in parts for name in part.inputs), *sorted(sums)])
     spool = Spool(directory, {name: graph.values[name].width for name in kept})
     begin, scarce = spool.last(), list[str]()
+    if not any(tap.indices for tap in taps.values()):
+        samples = _some(samples, MOST_ROWS)
     batches = list(_batches(samples))
     formats = _formats(plan)
     for number, part in enumerate(parts):
@@ -123,6 +126,17 @@ def _formats(plan: Plan) -> dict[str, str]:
         if named(weight.format).is_quantized and weight.role != "embedding":
             found.update({tensor.name: weight.format for tensor in tensors(weight.expr)})
     return found
+
+
+def _some(samples: Sequence[I32], tokens: int) -> list[I32]:
+    """As many of the samples as have about so many tokens, evenly spread."""
+    most = min(len(samples), -(-tokens * len(samples) // sum(map(len, samples))))
+    return [sample for index, sample in enumerate(samples) if _is_chosen(index, most, len(samples))]
+
+
+def _is_chosen(index: int, some: int, all: int) -> bool:
+    """Whether something is one of `some` that are evenly spread among `all`."""
+    return (index + 1) * some // all > index * some // all
 
 
 def _batches(samples: Sequence[I32]) -> Iterator[list[I32]]:
@@ -207,7 +221,7 @@ class _Layer:
         produced = {name for node in self._graph.nodes for name in node.outputs}
         wanted = {name for tap in taps for name in tap.read if name in produced}
         chosen = [
-            {tap for tap in taps if self._is_chosen(index, shares[tap])}
+            {tap for tap in taps if _is_chosen(index, shares[tap], self._tokens)}
             for index in range(len(self._batches))
         ]
         graph = cut(self._graph, wanted)
@@ -218,10 +232,6 @@ class _Layer:
                 x = tap.rows(outputs)
                 moments[tap].add(x, self._missing(tap, first, outputs))
         return moments
-
-    def _is_chosen(self, batch: int, tokens: int) -> bool:
-        """Whether a batch is one of those that hold about so many tokens, evenly spread."""
-        return (batch + 1) * tokens // self._tokens > batch * tokens // self._tokens
 
     def _missing(self, tap: Tap, first: int, outputs: Mapping[str, NDArray[Any]]) -> F32 | None:
         """What the sum that a tap's matrix adds to lacks, in the rounded model."""
@@ -242,7 +252,7 @@ class _Layer:
     def _outputs(
         self, graph: Graph, stream: Stream, source: Source, chosen: list[bool] | None = None
     ) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
-        """Runs a part of the stage on chosen batches: (batch, its first row, inputs and outputs)."""
+        """Runs a part of the stage on chosen batches: (batch, its first row, all values)."""
         tokens = max(sum(map(len, batch)) for batch in self._batches)
         stage = Stage(graph, source, tokens, self._spool.directory)
         first = 0
