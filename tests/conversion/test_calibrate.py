@@ -245,7 +245,7 @@ def stop_after(steps: int) -> Callable[[int, int, str], None]:
     return progress
 
 
-@pytest.mark.parametrize("steps", [0, 1, 4, 7])
+@pytest.mark.parametrize("steps", [0, 1, 4, 7, 13, 22])
 def test_a_calibration_that_was_stopped_goes_on(
     checkpoint: Path, tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

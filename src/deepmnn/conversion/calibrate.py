@@ -1,10 +1,13 @@
 """Rounds a model's matrices by what they do to real text, layer by layer (GPTQ).
 
-Samples run through the model as the CPU engine computes it with w8 weights, a stage at a time
-(graph/stages.py): memory holds one layer, and disk what goes from one to the next. What each matrix
-multiplies is summed up as second moments (quant/moments.py), and its numbers are rounded by them
-(quant/gptq.py). A matrix that nothing is known about is rounded to nearest later: the embedding,
-which multiplies nothing, and experts that too few tokens reach.
+Samples run through two models, as the CPU engine computes them with w8 weights, a stage at a time
+(graph/stages.py): the exact one, and the one that is rounded so far. Memory holds one layer, and
+disk what goes from one to the next. Within a layer, matrices are rounded in steps (taps.py). What
+each multiplies in the rounded model is summed up as second moments (quant/moments.py); one that
+adds to the residual stream is changed to make up for what the sum lacks there of the exact model's
+(quant/correction.py); then its numbers are rounded by the moments (quant/gptq.py). A matrix that
+nothing is known about is rounded to nearest later: the embedding, which multiplies nothing, and
+experts that too few tokens reach.
 """
 
 from __future__ import annotations
@@ -96,11 +99,12 @@ def calibrate(
     graph, _ = optimize(plan.naive, _LEVEL, None, _APART)
     apply(graph, RECIPES[_ENGINE])
     taps = find_taps(graph)
-    sums = {tap.sum for tap in taps.values() if tap.sum is not None}
     parts = stages(graph, sorted({name for tap in taps.values() for name in tap.read}))
     source = CalibratedSource(plan.source, directory)
-    kept = dict.fromkeys([*(name for part in parts for name in part.inputs), *sorted(sums)])
-    spool = Spool(directory, {name: graph.values[name].width for name in kept})
+    read = {name for part in parts for name in part.inputs}
+    sums = {tap.sum for tap in taps.values() if tap.sum is not None}
+    spool = Spool(directory, {name: graph.values[name].width for name in sorted(read | sums)})
+    streams: dict[Stream, set[str]] = {"exact": read | sums, "rounded": read}
     begin, scarce = spool.last(), list[str]()
     if not any(tap.indices for tap in taps.values()):
         samples = _some(samples, MOST_ROWS)
@@ -113,7 +117,8 @@ def calibrate(
         if number < begin:  # done before this was stopped; what has no codes was hardly reached
             scarce += [name for name in targets if not source.has(name, formats[name])]
             continue
-        layer = _Layer(part, plan, number, spool, batches, source, progress, (number, len(parts)))
+        place = (number, len(parts))
+        layer = _Layer(part, plan, number, spool, streams, batches, source, progress, place)
         scarce += layer.run(targets, formats, last=number == len(parts) - 1)
     tokens = sum(map(len, samples))
     return source, Calibration(len(samples), tokens, source.count, tuple(scarce))
@@ -160,13 +165,14 @@ class _Layer:
         plan: Plan,
         number: int,
         spool: Spool,
+        streams: Mapping[Stream, set[str]],
         batches: list[list[I32]],
         source: CalibratedSource,
         progress: Progress | None,
         place: tuple[int, int],
     ) -> None:
         self._graph, self._number, self._spool = graph, number, spool
-        self._batches, self._source, self._plan = batches, source, plan
+        self._streams, self._batches, self._source, self._plan = streams, batches, source, plan
         self._progress, self._place = progress, place
         self._tokens = sum(len(sample) for batch in batches for sample in batch)
         self._passes, self._done = 1, 0
@@ -221,7 +227,7 @@ class _Layer:
         produced = {name for node in self._graph.nodes for name in node.outputs}
         wanted = {name for tap in taps for name in tap.read if name in produced}
         chosen = [
-            {tap for tap in taps if _is_chosen(index, shares[tap], self._tokens)}
+            [tap for tap in taps if _is_chosen(index, shares[tap], self._tokens)]
             for index in range(len(self._batches))
         ]
         graph = cut(self._graph, wanted)
@@ -243,11 +249,10 @@ class _Layer:
 
     def _pass_on(self, stream: Stream, source: Source) -> None:
         """Runs all of the stage, and writes what the next one reads."""
-        graph = cut(
-            self._graph, [name for name in self._graph.outputs if name in self._spool.names]
-        )
-        for _, _, outputs in self._outputs(graph, stream, source):
-            self._spool.append(self._number + 1, stream, outputs)
+        graph = cut(self._graph, self._streams[stream].intersection(self._graph.outputs))
+        for _, _, values in self._outputs(graph, stream, source):
+            made = {name: values[name] for name in graph.outputs}
+            self._spool.append(self._number + 1, stream, made)
 
     def _outputs(
         self, graph: Graph, stream: Stream, source: Source, chosen: list[bool] | None = None

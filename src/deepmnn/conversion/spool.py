@@ -32,7 +32,6 @@ class Spool:
 
     def __init__(self, directory: Path, widths: Mapping[str, int]) -> None:
         self.directory = directory
-        self.names = tuple(widths)
         self._widths = widths
         self._order = {name: index for index, name in enumerate(widths)}
 
@@ -66,13 +65,13 @@ class Spool:
             self._part(stage).mkdir()
 
     def append(self, stage: int, stream: Stream, values: Mapping[str, F32]) -> None:
-        """Appends the rows of some samples, of those values that are kept here."""
-        for name in self._order.keys() & values.keys():
+        """Appends the rows of some samples."""
+        for name, value in values.items():
             with (
                 storage_errors(self._part(stage)),
                 open(self._file(self._part(stage), stream, name), "ab") as file,
             ):
-                np.ascontiguousarray(values[name], np.float32).tofile(file)
+                np.ascontiguousarray(value, np.float32).tofile(file)
 
     def commit(self, stage: int) -> None:
         """What a stage reads is complete: what the stage before it read is not needed any more."""
