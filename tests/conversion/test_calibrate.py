@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,17 @@ from byte_tokenizer import write_tokenizer
 from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.base import I32
 from deepmnn.conversion import calibrate as calibrating
-from deepmnn.conversion.calibrate import calibrate, find_taps
+from deepmnn.conversion.calibrate import calibrate
 from deepmnn.conversion.convert import convert, plan_conversion
 from deepmnn.conversion.stage import Stage
+from deepmnn.conversion.taps import find_taps, steps
 from deepmnn.errors import RequestError, StorageError, TokenizerError
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.stages import stages
 from deepmnn.models import build
+from deepmnn.quant.correction import correction
 from deepmnn.quant.gptq import damping_for, feedback, gptq
+from deepmnn.quant.moments import Moments
 from deepmnn.quant.rotation import rotate, rotate_moments
 from deepmnn.quant.store import stored_values
 from parity import prompts_for
@@ -88,26 +93,97 @@ def test_experts_see_the_tokens_that_chose_them(tmp_path: Path) -> None:
         np.testing.assert_allclose(got, want, atol=1e-5 * float(np.abs(want).max(initial=1)))
 
 
-def test_codes_are_those_of_gptq(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With an engine of float weights: the moments are then those of the float model."""
+LAYER = "model.layers.1"
+
+
+def seen_by(tiny: TinyModel, samples: list[I32], modules: Sequence[str]) -> list[np.ndarray]:
+    """What modules of transformers' model read, [tokens, width] each."""
+    found: dict[str, list[torch.Tensor]] = {name: [] for name in modules}
+    named = dict(tiny.model.named_modules())
+    hooks = [
+        named[name].register_forward_pre_hook(
+            lambda _, x, name=name: found[name].append(x[0].reshape(-1, x[0].shape[-1]))
+        )
+        for name in modules
+    ]
+    for sample in samples:
+        tiny.logits(sample.tolist())
+    for hook in hooks:
+        hook.remove()
+    return [torch.cat(rows).numpy() for rows in found.values()]
+
+
+@pytest.mark.parametrize(
+    ("module", "sum", "unrounded"),
+    [
+        (f"{LAYER}.self_attn.k_proj", None, (LAYER, "lm_head")),
+        (f"{LAYER}.mlp.up_proj", None, (f"{LAYER}.mlp", "lm_head")),
+        (
+            f"{LAYER}.self_attn.o_proj",
+            f"{LAYER}.post_attention_layernorm",
+            (f"{LAYER}.self_attn.o_proj", f"{LAYER}.mlp", "lm_head"),
+        ),
+        (f"{LAYER}.mlp.down_proj", "model.norm", (f"{LAYER}.mlp.down_proj", "lm_head")),
+        ("lm_head", None, ("lm_head",)),
+    ],
+)
+def test_codes_are_those_of_gptq_after_rounded_layers(
+    module: str,
+    sum: str | None,
+    unrounded: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With an engine of float weights, inputs are those of transformers' model whose matrices are
+    rounded so far; `sum` reads what the product is added to.
+    """
     monkeypatch.setattr(calibrating, "_ENGINE", "fp32")
     tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
     samples = samples_of((60, 50, 70), 90)
     (tmp_path / "state").mkdir()
-    plan = plan_conversion(tiny.path, "w4")
-    source, report = calibrate(plan, samples, tmp_path / "state")
-    x = tapped(tiny, samples, tmp_path)
-    assert report.tensors == len(x) == 15
-    assert report.tokens == 180
-    assert not report.scarce
-    for name in ("model.layers.1.mlp.down_proj.weight", "model.layers.0.self_attn.k_proj.weight"):
-        moments = rotate_moments(x[name].T @ x[name])
-        want = gptq(rotate(tiny.read(name)), feedback(moments, damping_for(180)), "w4")
-        codes = source.codes(name)
-        assert codes is not None
-        assert codes.format == "w4"
-        # Moments are summed in float32: a code on the edge may fall on the other side.
-        assert np.mean(codes.levels == want.levels) > 0.99
+    source, report = calibrate(plan_conversion(tiny.path, "w4"), samples, tmp_path / "state")
+    assert (report.tensors, report.tokens, report.scarce) == (15, 180, ())
+    modules = [module, sum] if sum else [module]
+    exact = seen_by(tiny, samples, modules)
+    rounded = replace(tiny, model=deepcopy(tiny.model))
+    with torch.no_grad():
+        for key, weight in rounded.model.named_parameters():
+            if source.has(key, "w4") and not key.startswith(unrounded):
+                weight.copy_(torch.from_numpy(source.read(key)))
+    x, *sums = seen_by(rounded, samples, modules)
+    w = tiny.read(f"{module}.weight")
+    if sum:
+        missing = exact[1] - sums[0]
+        assert float(np.square(missing).mean()) > 1e-6
+        seen = Moments(w.shape[1], len(w))
+        seen.add(x, missing)
+        w = w + correction(seen)
+    errors = feedback(rotate_moments(x.T @ x), damping_for(180))
+    want, codes = gptq(rotate(w), errors, "w4"), source.codes(f"{module}.weight")
+    assert codes is not None
+    # Moments are summed in float32: a code on the edge may fall on the other side.
+    assert np.mean(codes.levels == want.levels) > 0.98
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_matrices_are_rounded_after_all_that_they_make_up_for(name: str) -> None:
+    graph, _ = optimize(build(CONFIGS[name][0] | {"model_type": name}), 2, None, APART)
+    taps = find_taps(graph)
+    parts = stages(graph, {value for tap in taps.values() for value in tap.read})
+    *_, layer, head = parts
+    assert steps(head, {"lm_head.weight": taps["lm_head.weight"]}) == {"lm_head.weight": 0}
+    order = steps(layer, {key: tap for key, tap in taps.items() if tap.value in layer.outputs})
+    prefix = f"model.layers.{len(parts) - 2}"
+    short = {
+        key.removeprefix(f"{prefix}.").removesuffix(".weight"): at for key, at in order.items()
+    }
+    ends = [key for key in short if key.endswith("down_proj") and ".experts." not in key]
+    assert all(taps[f"{prefix}.{key}.weight"].sum for key in ("self_attn.o_proj", *ends))
+    attention = max(at for key, at in short.items() if key.startswith("self_attn"))
+    assert attention == short["self_attn.o_proj"]
+    assert attention < min(at for key, at in short.items() if key.startswith("mlp"))
+    for key in ends:
+        assert [other for other, at in short.items() if at >= short[key]] == [key]
 
 
 TEXT = "\n\n".join(["Rivers carry sand, and sand makes stone. " * 30] * 6)
@@ -169,7 +245,7 @@ def stop_after(steps: int) -> Callable[[int, int, str], None]:
     return progress
 
 
-@pytest.mark.parametrize("steps", [0, 1, 4, 7])
+@pytest.mark.parametrize("steps", [0, 1, 4, 7, 13, 22])
 def test_a_calibration_that_was_stopped_goes_on(
     checkpoint: Path, tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

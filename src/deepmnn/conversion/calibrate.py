@@ -1,10 +1,13 @@
 """Rounds a model's matrices by what they do to real text, layer by layer (GPTQ).
 
-Samples run through the model as the CPU engine computes it with w8 weights, a stage at a time
-(graph/stages.py): memory holds one layer, and disk what goes from one to the next. What each matrix
-multiplies is summed up as second moments (quant/moments.py), and its numbers are rounded by them
-(quant/gptq.py). A matrix that nothing is known about is rounded to nearest later: the embedding,
-which multiplies nothing, and experts that too few tokens reach.
+Samples run through two models, as the CPU engine computes them with w8 weights, a stage at a time
+(graph/stages.py): the exact one, and the one that is rounded so far. Memory holds one layer, and
+disk what goes from one to the next. Within a layer, matrices are rounded in steps (taps.py). What
+each multiplies in the rounded model is summed up as second moments (quant/moments.py); one that
+adds to the residual stream is changed to make up for what the sum lacks there of the exact model's
+(quant/correction.py); then its numbers are rounded by the moments (quant/gptq.py). A matrix that
+nothing is known about is rounded to nearest later: the embedding, which multiplies nothing, and
+experts that too few tokens reach.
 """
 
 from __future__ import annotations
@@ -22,18 +25,20 @@ from deepmnn import _core
 from deepmnn.backends.base import I32
 from deepmnn.conversion.calibrated import CalibratedSource
 from deepmnn.conversion.plan import Plan
-from deepmnn.conversion.spool import Spool
+from deepmnn.conversion.spool import Spool, Stream
 from deepmnn.conversion.stage import Stage
+from deepmnn.conversion.taps import Tap, find_taps, steps
 from deepmnn.formats import F32, named
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.levels import optimize
-from deepmnn.graph.signatures import SIGNATURES
-from deepmnn.graph.stages import stages
+from deepmnn.graph.stages import cut, stages
 from deepmnn.graph.tensors import tensors
+from deepmnn.quant.correction import correction
 from deepmnn.quant.gptq import damping_for, feedback, gptq
 from deepmnn.quant.moments import Moments
 from deepmnn.quant.recipe import DEFAULT, RECIPES, apply
 from deepmnn.quant.rotation import rotate_moments
+from deepmnn.source.source import Source
 
 Progress = Callable[[int, int, str], None]
 """Called with (work done, work in all, what)."""
@@ -43,7 +48,8 @@ LEAST_TOKENS = 64
 
 MOST_ROWS, MOST_NUMBERS, LEAST_ROWS = 1 << 16, 1 << 28, 1 << 14
 """Rows of a dense matrix's inputs that are summed up, at most, and the numbers in them, but so many
-rows: more tell little that is new, and the widest matrices would take most of the time.
+rows: more tell little that is new, and the widest matrices would take most of the time. A model
+without experts, of which each sees a few tokens only, reads no more samples than that.
 """
 
 MOMENTS_NBYTES = 3 << 29
@@ -55,29 +61,6 @@ _APART = frozenset({"fuse_moe", "fuse_add_norm", "select_rows_early"})
 to layer."""
 _STEP_TOKENS = 2048
 _ENGINE = DEFAULT
-
-
-@dataclass(frozen=True)
-class Tap:
-    """What a matrix multiplies: rows of a value, with `expert` those that chose it.
-
-    per_choice: the value has a row for each choice.
-    """
-
-    value: str
-    indices: str | None = None
-    expert: int = 0
-    per_choice: bool = False
-
-    def rows(self, outputs: Mapping[str, NDArray[Any]]) -> F32:
-        """Of the values of some samples."""
-        x: F32 = outputs[self.value]
-        if self.indices is None:
-            return x
-        chosen = outputs[self.indices] == self.expert
-        if self.per_choice:
-            return np.asarray(x.reshape(chosen.size, -1)[chosen.reshape(-1)])
-        return np.asarray(x[chosen.any(axis=1)])
 
 
 @dataclass(frozen=True)
@@ -116,12 +99,15 @@ def calibrate(
     graph, _ = optimize(plan.naive, _LEVEL, None, _APART)
     apply(graph, RECIPES[_ENGINE])
     taps = find_taps(graph)
-    wanted = {tap.value for tap in taps.values()} | {tap.indices for tap in taps.values()} - {None}
-    parts = stages(graph, sorted(str(name) for name in wanted))
+    parts = stages(graph, sorted({name for tap in taps.values() for name in tap.read}))
     source = CalibratedSource(plan.source, directory)
-    widths = {name: graph.values[name].width for part in parts for name in part.inputs}
-    spool = Spool(directory, widths)
+    read = {name for part in parts for name in part.inputs}
+    sums = {tap.sum for tap in taps.values() if tap.sum is not None}
+    spool = Spool(directory, {name: graph.values[name].width for name in sorted(read | sums)})
+    streams: dict[Stream, set[str]] = {"exact": read | sums, "rounded": read}
     begin, scarce = spool.last(), list[str]()
+    if not any(tap.indices for tap in taps.values()):
+        samples = _some(samples, MOST_ROWS)
     batches = list(_batches(samples))
     formats = _formats(plan)
     for number, part in enumerate(parts):
@@ -131,29 +117,11 @@ def calibrate(
         if number < begin:  # done before this was stopped; what has no codes was hardly reached
             scarce += [name for name in targets if not source.has(name, formats[name])]
             continue
-        layer = _Layer(part, plan, number, spool, batches, source, progress, (number, len(parts)))
+        place = (number, len(parts))
+        layer = _Layer(part, plan, number, spool, streams, batches, source, progress, place)
         scarce += layer.run(targets, formats, last=number == len(parts) - 1)
     tokens = sum(map(len, samples))
     return source, Calibration(len(samples), tokens, source.count, tuple(scarce))
-
-
-def find_taps(graph: Graph) -> dict[str, Tap]:
-    """Checkpoint tensor → what it multiplies, of every matrix that multiplies an input."""
-    found: dict[str, Tap] = {}
-    for node in graph.nodes:
-        shapes = [graph.weights[name].shape for name in node.weights]
-        readings = SIGNATURES[node.op].readings(shapes)
-        for index, (name, reading) in enumerate(zip(node.weights, readings, strict=True)):
-            if reading == "routed":
-                per_choice = bool(node.attrs["per_choice"])
-                tap = Tap(node.inputs[0], node.inputs[1], index, per_choice)
-            elif reading == "in_order":
-                tap = Tap(node.inputs[0])
-            else:
-                continue
-            for tensor in tensors(graph.weights[name].expr):
-                found[tensor.name] = tap
-    return found
 
 
 def _formats(plan: Plan) -> dict[str, str]:
@@ -163,6 +131,17 @@ def _formats(plan: Plan) -> dict[str, str]:
         if named(weight.format).is_quantized and weight.role != "embedding":
             found.update({tensor.name: weight.format for tensor in tensors(weight.expr)})
     return found
+
+
+def _some(samples: Sequence[I32], tokens: int) -> list[I32]:
+    """As many of the samples as have about so many tokens, evenly spread."""
+    most = min(len(samples), -(-tokens * len(samples) // sum(map(len, samples))))
+    return [sample for index, sample in enumerate(samples) if _is_chosen(index, most, len(samples))]
+
+
+def _is_chosen(index: int, some: int, all: int) -> bool:
+    """Whether something is one of `some` that are evenly spread among `all`."""
+    return (index + 1) * some // all > index * some // all
 
 
 def _batches(samples: Sequence[I32]) -> Iterator[list[I32]]:
@@ -178,7 +157,7 @@ def _batches(samples: Sequence[I32]) -> Iterator[list[I32]]:
 
 
 class _Layer:
-    """One stage, run over all samples."""
+    """One stage, run over all samples by two models: the exact one, and the one rounded so far."""
 
     def __init__(
         self,
@@ -186,76 +165,117 @@ class _Layer:
         plan: Plan,
         number: int,
         spool: Spool,
+        streams: Mapping[Stream, set[str]],
         batches: list[list[I32]],
         source: CalibratedSource,
         progress: Progress | None,
         place: tuple[int, int],
     ) -> None:
         self._graph, self._number, self._spool = graph, number, spool
-        self._batches, self._source, self._plan = batches, source, plan
+        self._streams, self._batches, self._source, self._plan = streams, batches, source, plan
         self._progress, self._place = progress, place
         self._tokens = sum(len(sample) for batch in batches for sample in batch)
+        self._passes, self._done = 1, 0
 
     def run(self, targets: dict[str, Tap], formats: dict[str, str], last: bool) -> list[str]:
         """Rounds the targets and leaves what the next stage reads; → those hardly reached."""
-        taps: dict[Tap, list[str]] = {}
-        for name in sorted(targets):
-            stored = self._plan.source.codes(name)  # rounded by somebody else already
-            kept = stored is not None and stored.format == formats[name]
-            if not kept and not self._source.has(name, formats[name]):
-                taps.setdefault(targets[name], []).append(name)
-        groups = list(_groups(taps, self._source))
-        threads, scarce = _core.available_cores(), []
-        rotate = partial(_core.rotate, threads=threads)
-        for index, group in enumerate(groups or [[]]):
-            moments = self._sum_up(group, taps, write=index == 0 and not last)
-            for tap in group:
-                if tap.indices is not None and moments[tap].rows < LEAST_TOKENS:
-                    scarce += taps[tap]
-                    continue
-                seen = moments.pop(tap)
-                errors = feedback(rotate_moments(seen.total(), rotate), damping_for(seen.rows))
-                del seen
-                for name in taps[tap]:
-                    w = np.ascontiguousarray(self._plan.source.read(name), np.float32)
-                    codes = gptq(rotate(w), errors, formats[name])
-                    self._source.put(name, codes, threads)
+        order, scarce = steps(self._graph, targets), list[str]()
+        self._passes = len(set(order.values())) + 2 * (not last)
         if not last:
+            self._spool.begin(self._number + 1)
+            self._pass_on("exact", self._plan.source)
+        for step in sorted(set(order.values())):
+            taps: dict[Tap, list[str]] = {}
+            for name in sorted(name for name in targets if order[name] == step):
+                stored = self._plan.source.codes(name)  # rounded by somebody else already
+                kept = stored is not None and stored.format == formats[name]
+                if not kept and not self._source.has(name, formats[name]):
+                    taps.setdefault(targets[name], []).append(name)
+            for group in _groups(taps, self._source):
+                moments = self._sum_up({tap: taps[tap] for tap in group})
+                for tap in group:
+                    if tap.indices is not None and moments[tap].rows < LEAST_TOKENS:
+                        scarce += taps[tap]
+                    else:
+                        self._round(taps[tap], moments.pop(tap), formats)
+        if not last:
+            self._pass_on("rounded", self._source)
             self._spool.commit(self._number + 1)
         return scarce
 
-    def _sum_up(
-        self, group: list[Tap], taps: dict[Tap, list[str]], write: bool
-    ) -> dict[Tap, Moments]:
-        """The second moments of what the taps give, over all samples."""
-        moments = {tap: Moments(self._source.shape(taps[tap][0])[1]) for tap in group}
-        tokens = max(sum(map(len, batch)) for batch in self._batches)
-        directory = self._spool.directory
-        stage = Stage(self._graph, self._plan.source, tokens, directory)
-        if write:
-            self._spool.begin(self._number + 1)
-        first = 0
-        for batch in self._batches:
-            rows = sum(map(len, batch))
-            given = self._spool.read(self._number, stage.inputs, first, rows)
-            outputs = {**given, **stage.run(batch, given)}
-            for tap in group:
+    def _round(self, names: list[str], seen: Moments, formats: dict[str, str]) -> None:
+        """Rounds matrices that multiply the same inputs."""
+        threads = _core.available_cores()
+        rotate = partial(_core.rotate, threads=threads)
+        change = correction(seen) if seen.corrects else None
+        errors = feedback(rotate_moments(seen.total(), rotate), damping_for(seen.rows))
+        del seen
+        for name in names:
+            w = np.ascontiguousarray(self._plan.source.read(name), np.float32)
+            if change is not None:
+                w = w + change
+            self._source.put(name, gptq(rotate(w), errors, formats[name]), threads)
+
+    def _sum_up(self, taps: dict[Tap, list[str]]) -> dict[Tap, Moments]:
+        """The second moments of what the taps give in the rounded model, over the samples."""
+        moments, shares = dict[Tap, Moments](), dict[Tap, int]()
+        for tap, names in taps.items():
+            rows, cols = self._source.shape(names[0])
+            moments[tap] = Moments(cols, rows if tap.sum else 0)
+            dense = tap.indices is None
+            shares[tap] = min(self._tokens, _most_rows(cols)) if dense else self._tokens
+        produced = {name for node in self._graph.nodes for name in node.outputs}
+        wanted = {name for tap in taps for name in tap.read if name in produced}
+        chosen = [
+            [tap for tap in taps if _is_chosen(index, shares[tap], self._tokens)]
+            for index in range(len(self._batches))
+        ]
+        graph = cut(self._graph, wanted)
+        for index, first, outputs in self._outputs(
+            graph, "rounded", self._source, [bool(some) for some in chosen]
+        ):
+            for tap in chosen[index]:
                 x = tap.rows(outputs)
-                if tap.indices is None:
-                    stride = -(-self._tokens // _most_rows(x.shape[1]))
-                    x = x[-first % stride :: stride]
-                moments[tap].add(x)
-            if write:
-                self._spool.append(self._number + 1, self._carried(outputs))
-            first += rows
-            if self._progress is not None:
-                done = self._place[0] * self._tokens + first
-                self._progress(done, self._place[1] * self._tokens, f"layer {self._number}")
+                moments[tap].add(x, self._missing(tap, first, outputs))
         return moments
 
-    def _carried(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, F32]:
-        """What later stages read."""
-        return {name: outputs[name] for name in self._spool.names if name in outputs}
+    def _missing(self, tap: Tap, first: int, outputs: Mapping[str, NDArray[Any]]) -> F32 | None:
+        """What the sum that a tap's matrix adds to lacks, in the rounded model."""
+        if tap.sum is None:
+            return None
+        have: F32 = outputs[tap.sum]
+        exact = self._spool.read(self._number + 1, "exact", [tap.sum], first, len(have))
+        return exact[tap.sum] - have
+
+    def _pass_on(self, stream: Stream, source: Source) -> None:
+        """Runs all of the stage, and writes what the next one reads."""
+        graph = cut(self._graph, self._streams[stream].intersection(self._graph.outputs))
+        for _, _, values in self._outputs(graph, stream, source):
+            made = {name: values[name] for name in graph.outputs}
+            self._spool.append(self._number + 1, stream, made)
+
+    def _outputs(
+        self, graph: Graph, stream: Stream, source: Source, chosen: list[bool] | None = None
+    ) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
+        """Runs a part of the stage on chosen batches: (batch, its first row, all values)."""
+        tokens = max(sum(map(len, batch)) for batch in self._batches)
+        stage = Stage(graph, source, tokens, self._spool.directory)
+        first = 0
+        for index, batch in enumerate(self._batches):
+            rows = sum(map(len, batch))
+            if chosen is None or chosen[index]:
+                given = self._spool.read(self._number, stream, stage.inputs, first, rows)
+                yield index, first, {**given, **stage.run(batch, given)}
+            first += rows
+            self._report(first)
+        self._done += 1
+
+    def _report(self, tokens: int) -> None:
+        """So many tokens of this pass are done."""
+        if self._progress is not None:
+            share = min(self._done * self._tokens + tokens, self._passes * self._tokens)
+            done = self._place[0] * self._tokens + share // self._passes
+            self._progress(done, self._place[1] * self._tokens, f"layer {self._number}")
 
 
 def _most_rows(cols: int) -> int:

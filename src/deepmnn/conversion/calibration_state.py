@@ -26,6 +26,8 @@ from deepmnn.conversion.plan import Plan
 from deepmnn.errors import StorageError
 
 _IDENTITY = "identity"
+_VERSION = 2
+"""Of how a calibration goes: a state of another one is thrown away, too."""
 
 
 @contextmanager
@@ -72,7 +74,7 @@ def _adopt(directory: Path, identity: str) -> None:
 def _identity(plan: Plan, samples: Sequence[I32]) -> str:
     source = plan.source
     digest = blake2b(digest_size=16)
-    facts = [FORMAT_VERSION, plan.optimize_level, plan.recipe.to_json(), source.config]
+    facts = [_VERSION, FORMAT_VERSION, plan.optimize_level, plan.recipe.to_json(), source.config]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode("utf-8", "surrogateescape"))
     for name in source.names():
         digest.update(f"{name} {source.shape(name)}".encode("utf-8", "surrogateescape"))
