@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -135,7 +136,7 @@ def export(
                 "format_version": FORMAT_VERSION,
                 "mnn_version": VERSION,
                 "model_type": artifact.manifest["model_type"],
-                "quant": artifact.manifest["quant"],
+                "quant": artifact.manifest["quant"] if bits is None else f"{bits} bits",
                 "optimize_level": artifact.manifest["optimize_level"],
                 "mla_form": form,
                 "vocab_size": low.width(graph.outputs[0]),
@@ -147,6 +148,19 @@ def export(
     path = Path(target) if stem is None else Path(target) / names.model
     seconds = time.monotonic() - began
     return ExportReport(path, weights.position + nbytes, form, ops, text.note, seconds)
+
+
+def check_place(
+    target: str | os.PathLike[str],
+    overwrite: bool,
+    sources: Sequence[Path],
+    stem: str | None = None,
+) -> None:
+    """Raises what `export` raises for a target that it may not write, and for a missing wheel, so
+    that nobody calibrates for an hour first. sources: what is read meanwhile.
+    """
+    FolderWriter(Path(target), Names(stem), overwrite, sources).place.check()
+    runtime()
 
 
 class _Reader:

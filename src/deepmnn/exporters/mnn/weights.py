@@ -22,9 +22,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deepmnn.exporters.mnn.blocks import round_blocks
 from deepmnn.formats import ALIGNMENT, BF16_MATRIX, BLOCK_ROWS, F32, U8, named
 from deepmnn.graph.ir import Weight
+from deepmnn.quant.blocks import round_blocks
 from deepmnn.quant.layout import unpack
 
 Rows = NDArray[np.intp]
