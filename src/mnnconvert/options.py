@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 from deepmnn import __version__
 from deepmnn.errors import RequestError
-from deepmnn.exporters.mnn.export import BLOCK_SIZES
+from deepmnn.exporters.mnn.weights import BLOCK_SIZES
 from deepmnn.text.samples import COUNT
 
 FRAMEWORKS = ("TORCH", "SAFETENSORS", "HF")

@@ -20,7 +20,7 @@ from deepmnn.exporters.mnn.lower import Lowering, choose_mla_form
 from deepmnn.exporters.mnn.mtok import FILE as TOKENIZER
 from deepmnn.exporters.mnn.names import Names
 from deepmnn.exporters.mnn.settings import llm_config, runtime_config, text_side
-from deepmnn.exporters.mnn.weights import BLOCK, Storing, WeightFile
+from deepmnn.exporters.mnn.weights import Storing, WeightFile
 from deepmnn.exporters.mnn.writer import FolderWriter
 from deepmnn.formats import U8
 from deepmnn.graph.ir import Graph, Weight
@@ -30,7 +30,6 @@ from deepmnn.source.json_file import is_plain_name
 from deepmnn.source.side_files import read_side_files
 
 FLOAT_DTYPES = ("f32", "fp16")
-BLOCK_SIZES = (32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -98,10 +97,6 @@ def export(
     began = time.monotonic()
     if float_dtype not in (None, *FLOAT_DTYPES):
         raise RequestError(f"float_dtype is {float_dtype!r:.40}", " or ".join(FLOAT_DTYPES))
-    if bits not in (None, *BLOCK):
-        raise RequestError(f"bits is {bits!r:.40}", " or ".join(map(str, BLOCK)))
-    if block_size not in (None, *BLOCK_SIZES):
-        raise RequestError(f"block_size is {block_size!r:.40}", f"one of {BLOCK_SIZES}")
     if stem is not None and not is_plain_name(stem):
         raise RequestError(f"the model's name is {stem!r:.80}", "a file name without directories")
     storing = Storing(float_dtype == "fp16", bits, block_size)
