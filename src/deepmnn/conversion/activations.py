@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from deepmnn.backends.base import I32
-from deepmnn.conversion.calibrate import Progress, find_taps
+from deepmnn.conversion.calibrate import Progress
 from deepmnn.conversion.plan import Plan
 from deepmnn.conversion.spool import Spool
 from deepmnn.conversion.stage import Stage
+from deepmnn.conversion.taps import find_taps
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.stages import stages
 from deepmnn.quant.observers import Histogram
@@ -52,14 +53,11 @@ def histograms(
         stage, first = Stage(part, plan.source, longest, directory), 0
         spool.begin(number + 1)
         for sample in samples:
-            given = spool.read(number, stage.inputs, first, len(sample))
+            given = spool.read(number, "exact", stage.inputs, first, len(sample))
             outputs = stage.run([sample], given)
             for name in sorted(wanted.intersection(outputs)):
                 found.setdefault(name, Histogram()).add(outputs[name])
-            carried = {**given, **outputs}
-            spool.append(
-                number + 1, {name: carried[name] for name in spool.names if name in carried}
-            )
+            spool.append(number + 1, "exact", {**given, **outputs})
             first += len(sample)
             if progress is not None:
                 done = number * tokens + first

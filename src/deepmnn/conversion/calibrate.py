@@ -20,17 +20,18 @@ from numpy.typing import NDArray
 from deepmnn.backends.base import I32
 from deepmnn.conversion.calibrated import CalibratedSource
 from deepmnn.conversion.plan import Plan
-from deepmnn.conversion.spool import Spool
+from deepmnn.conversion.spool import Spool, Stream
 from deepmnn.conversion.stage import Stage
+from deepmnn.conversion.taps import Tap, find_taps, steps
 from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.levels import optimize
-from deepmnn.graph.signatures import SIGNATURES
-from deepmnn.graph.stages import stages
-from deepmnn.graph.tensors import tensors
+from deepmnn.graph.stages import cut, stages
+from deepmnn.quant.correction import correction
 from deepmnn.quant.moments import Moments
 from deepmnn.quant.recipe import DEFAULT, RECIPES, apply
 from deepmnn.quant.rounder import Panels, Rounder
+from deepmnn.source.source import Source
 
 Progress = Callable[[int, int, str], None]
 """Called with (work done, work in all, what)."""
@@ -52,29 +53,6 @@ _APART = frozenset({"fuse_moe", "fuse_add_norm", "select_rows_early"})
 to layer."""
 _STEP_TOKENS = 2048
 _ENGINE = DEFAULT
-
-
-@dataclass(frozen=True)
-class Tap:
-    """What a matrix multiplies: rows of a value, with `expert` those that chose it.
-
-    per_choice: the value has a row for each choice.
-    """
-
-    value: str
-    indices: str | None = None
-    expert: int = 0
-    per_choice: bool = False
-
-    def rows(self, outputs: Mapping[str, NDArray[Any]]) -> F32:
-        """Of the values of some samples."""
-        x: F32 = outputs[self.value]
-        if self.indices is None:
-            return x
-        chosen = outputs[self.indices] == self.expert
-        if self.per_choice:
-            return np.asarray(x.reshape(chosen.size, -1)[chosen.reshape(-1)])
-        return np.asarray(x[chosen.any(axis=1)])
 
 
 @dataclass(frozen=True)
@@ -116,11 +94,11 @@ def calibrate(
     graph, _ = optimize(plan.naive, _LEVEL, None, _APART)
     apply(graph, RECIPES[_ENGINE])
     taps = find_taps(graph)
-    wanted = {tap.value for tap in taps.values()} | {tap.indices for tap in taps.values()} - {None}
-    parts = stages(graph, sorted(str(name) for name in wanted))
+    sums = {tap.sum for tap in taps.values() if tap.sum is not None}
+    parts = stages(graph, sorted({name for tap in taps.values() for name in tap.read}))
     source = CalibratedSource(plan.source, directory, rounder)
-    widths = {name: graph.values[name].width for part in parts for name in part.inputs}
-    spool = Spool(directory, widths)
+    kept = dict.fromkeys([*(name for part in parts for name in part.inputs), *sorted(sums)])
+    spool = Spool(directory, {name: graph.values[name].width for name in kept})
     begin, scarce = spool.last(), list[str]()
     batches = list(_batches(samples))
     formats = rounder.formats(plan.weights)
@@ -137,25 +115,6 @@ def calibrate(
     return source, Calibration(len(samples), tokens, source.count, tuple(scarce))
 
 
-def find_taps(graph: Graph) -> dict[str, Tap]:
-    """Checkpoint tensor → what it multiplies, of every matrix that multiplies an input."""
-    found: dict[str, Tap] = {}
-    for node in graph.nodes:
-        shapes = [graph.weights[name].shape for name in node.weights]
-        readings = SIGNATURES[node.op].readings(shapes)
-        for index, (name, reading) in enumerate(zip(node.weights, readings, strict=True)):
-            if reading == "routed":
-                per_choice = bool(node.attrs["per_choice"])
-                tap = Tap(node.inputs[0], node.inputs[1], index, per_choice)
-            elif reading == "in_order":
-                tap = Tap(node.inputs[0])
-            else:
-                continue
-            for tensor in tensors(graph.weights[name].expr):
-                found[tensor.name] = tap
-    return found
-
-
 def _batches(samples: Sequence[I32]) -> Iterator[list[I32]]:
     """Samples for a step each: about _STEP_TOKENS tokens."""
     batch: list[I32] = []
@@ -169,7 +128,7 @@ def _batches(samples: Sequence[I32]) -> Iterator[list[I32]]:
 
 
 class _Layer:
-    """One stage, run over all samples."""
+    """One stage, run over all samples by two models: the exact one, and the one rounded so far."""
 
     def __init__(
         self,
@@ -186,68 +145,114 @@ class _Layer:
         self._batches, self._source, self._plan = batches, source, plan
         self._progress, self._place = progress, place
         self._tokens = sum(len(sample) for batch in batches for sample in batch)
+        self._passes, self._done = 1, 0
 
     def run(
         self, targets: dict[str, Tap], formats: dict[str, str], rounder: Rounder, last: bool
     ) -> list[str]:
         """Rounds the targets and leaves what the next stage reads; → those hardly reached."""
-        taps: dict[Tap, list[str]] = {}
-        for name in sorted(targets):
-            stored = self._plan.source.codes(name)  # rounded by somebody else already
-            kept = stored is not None and stored.format == formats[name]
-            if not kept and not self._source.has(name, formats[name]):
-                taps.setdefault(targets[name], []).append(name)
-        groups = list(_groups(taps, self._source))
-        scarce: list[str] = []
-        for index, group in enumerate(groups or [[]]):
-            moments = self._sum_up(group, taps, write=index == 0 and not last)
-            for tap in group:
-                if tap.indices is not None and moments[tap].rows < LEAST_TOKENS:
-                    scarce += taps[tap]
-                    continue
-                seen = moments.pop(tap)
-                errors = rounder.feedback(seen.total(), seen.rows)
-                del seen
-                for name in taps[tap]:
-                    w = np.ascontiguousarray(self._plan.source.read(name), np.float32)
-                    rounded = rounder.round(w, errors, formats[name])
-                    self._source.put(name, formats[name], rounded)
+        order, scarce = steps(self._graph, targets), list[str]()
+        self._passes = len(set(order.values())) + 2 * (not last)
         if not last:
+            self._spool.begin(self._number + 1)
+            self._pass_on("exact", self._plan.source)
+        for step in sorted(set(order.values())):
+            taps: dict[Tap, list[str]] = {}
+            for name in sorted(name for name in targets if order[name] == step):
+                stored = self._plan.source.codes(name)  # rounded by somebody else already
+                kept = stored is not None and stored.format == formats[name]
+                if not kept and not self._source.has(name, formats[name]):
+                    taps.setdefault(targets[name], []).append(name)
+            for group in _groups(taps, self._source):
+                moments = self._sum_up({tap: taps[tap] for tap in group})
+                for tap in group:
+                    if tap.indices is not None and moments[tap].rows < LEAST_TOKENS:
+                        scarce += taps[tap]
+                    else:
+                        self._round(taps[tap], moments.pop(tap), formats, rounder)
+        if not last:
+            self._pass_on("rounded", self._source)
             self._spool.commit(self._number + 1)
         return scarce
 
-    def _sum_up(
-        self, group: list[Tap], taps: dict[Tap, list[str]], write: bool
-    ) -> dict[Tap, Moments]:
-        """The second moments of what the taps give, over all samples."""
-        moments = {tap: Moments(self._source.shape(taps[tap][0])[1]) for tap in group}
-        tokens = max(sum(map(len, batch)) for batch in self._batches)
-        directory = self._spool.directory
-        stage = Stage(self._graph, self._plan.source, tokens, directory)
-        if write:
-            self._spool.begin(self._number + 1)
-        first = 0
-        for batch in self._batches:
-            rows = sum(map(len, batch))
-            given = self._spool.read(self._number, stage.inputs, first, rows)
-            outputs = {**given, **stage.run(batch, given)}
-            for tap in group:
+    def _round(
+        self, names: list[str], seen: Moments, formats: dict[str, str], rounder: Rounder
+    ) -> None:
+        """Rounds matrices that multiply the same inputs."""
+        change = correction(seen) if seen.corrects else None
+        errors = rounder.feedback(seen.total(), seen.rows)
+        del seen
+        for name in names:
+            w = np.ascontiguousarray(self._plan.source.read(name), np.float32)
+            if change is not None:
+                w = w + change
+            self._source.put(name, formats[name], rounder.round(w, errors, formats[name]))
+
+    def _sum_up(self, taps: dict[Tap, list[str]]) -> dict[Tap, Moments]:
+        """The second moments of what the taps give in the rounded model, over the samples."""
+        moments, shares = dict[Tap, Moments](), dict[Tap, int]()
+        for tap, names in taps.items():
+            rows, cols = self._source.shape(names[0])
+            moments[tap] = Moments(cols, rows if tap.sum else 0)
+            dense = tap.indices is None
+            shares[tap] = min(self._tokens, _most_rows(cols)) if dense else self._tokens
+        produced = {name for node in self._graph.nodes for name in node.outputs}
+        wanted = {name for tap in taps for name in tap.read if name in produced}
+        chosen = [
+            {tap for tap in taps if self._is_chosen(index, shares[tap])}
+            for index in range(len(self._batches))
+        ]
+        graph = cut(self._graph, wanted)
+        for index, first, outputs in self._outputs(
+            graph, "rounded", self._source, [bool(some) for some in chosen]
+        ):
+            for tap in chosen[index]:
                 x = tap.rows(outputs)
-                if tap.indices is None:
-                    stride = -(-self._tokens // _most_rows(x.shape[1]))
-                    x = x[-first % stride :: stride]
-                moments[tap].add(x)
-            if write:
-                self._spool.append(self._number + 1, self._carried(outputs))
-            first += rows
-            if self._progress is not None:
-                done = self._place[0] * self._tokens + first
-                self._progress(done, self._place[1] * self._tokens, f"layer {self._number}")
+                moments[tap].add(x, self._missing(tap, first, outputs))
         return moments
 
-    def _carried(self, outputs: Mapping[str, NDArray[Any]]) -> dict[str, F32]:
-        """What later stages read."""
-        return {name: outputs[name] for name in self._spool.names if name in outputs}
+    def _is_chosen(self, batch: int, tokens: int) -> bool:
+        """Whether a batch is one of those that hold about so many tokens, evenly spread."""
+        return (batch + 1) * tokens // self._tokens > batch * tokens // self._tokens
+
+    def _missing(self, tap: Tap, first: int, outputs: Mapping[str, NDArray[Any]]) -> F32 | None:
+        """What the sum that a tap's matrix adds to lacks, in the rounded model."""
+        if tap.sum is None:
+            return None
+        have: F32 = outputs[tap.sum]
+        exact = self._spool.read(self._number + 1, "exact", [tap.sum], first, len(have))
+        return exact[tap.sum] - have
+
+    def _pass_on(self, stream: Stream, source: Source) -> None:
+        """Runs all of the stage, and writes what the next one reads."""
+        graph = cut(
+            self._graph, [name for name in self._graph.outputs if name in self._spool.names]
+        )
+        for _, _, outputs in self._outputs(graph, stream, source):
+            self._spool.append(self._number + 1, stream, outputs)
+
+    def _outputs(
+        self, graph: Graph, stream: Stream, source: Source, chosen: list[bool] | None = None
+    ) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
+        """Runs a part of the stage on chosen batches: (batch, its first row, what it gave)."""
+        tokens = max(sum(map(len, batch)) for batch in self._batches)
+        stage = Stage(graph, source, tokens, self._spool.directory)
+        first = 0
+        for index, batch in enumerate(self._batches):
+            rows = sum(map(len, batch))
+            if chosen is None or chosen[index]:
+                given = self._spool.read(self._number, stream, stage.inputs, first, rows)
+                yield index, first, {**given, **stage.run(batch, given)}
+            first += rows
+            self._report(first)
+        self._done += 1
+
+    def _report(self, tokens: int) -> None:
+        """So many tokens of this pass are done."""
+        if self._progress is not None:
+            share = min(self._done * self._tokens + tokens, self._passes * self._tokens)
+            done = self._place[0] * self._tokens + share // self._passes
+            self._progress(done, self._place[1] * self._tokens, f"layer {self._number}")
 
 
 def _most_rows(cols: int) -> int:

@@ -35,6 +35,11 @@ def stages(graph: Graph, taps: Iterable[str] = ()) -> list[Graph]:
     return parts[::-1]
 
 
+def cut(stage: Graph, wanted: Iterable[str]) -> Graph:
+    """The part of a stage that leads to some of its values, which are its outputs."""
+    return _part(stage, stage.nodes, set(wanted), whole=False)
+
+
 def _groups(nodes: list[Node]) -> Iterator[list[Node]]:
     """Nodes by layer, in order: a node without a layer goes with those before it, but after the
     last layer.
@@ -55,11 +60,11 @@ def _groups(nodes: list[Node]) -> Iterator[list[Node]]:
         yield group
 
 
-def _part(graph: Graph, nodes: list[Node], wanted: set[str]) -> Graph:
-    """The nodes that lead to wanted values, as a graph."""
+def _part(graph: Graph, nodes: list[Node], wanted: set[str], whole: bool = True) -> Graph:
+    """The nodes that lead to wanted values, as a graph; a whole one has all that write caches."""
     needed, kept = set(wanted), []
     for node in reversed(nodes):
-        if needed.intersection(node.outputs) or caches_written(node):
+        if needed.intersection(node.outputs) or (whole and caches_written(node)):
             kept.append(node)
             needed.update(node.inputs)
     kept.reverse()

@@ -1,4 +1,4 @@
-"""Second moments of a matrix's inputs, summed over tokens."""
+"""What a matrix multiplies, summed over tokens: second moments, and what its products miss."""
 
 from __future__ import annotations
 
@@ -11,44 +11,63 @@ _LEAST_ROWS, _MOST_ROWS = 64, 4096
 
 
 class Moments:
-    """The sum of x xᵀ over the rows x of inputs [n, cols], in float32.
+    """The sum of x xᵀ over the rows x of inputs [n, cols], and that of d xᵀ, in float32.
 
-    Rows are brought together before they are multiplied: a product of few rows writes as much
-    memory as one of many.
+    d [missing] is what the product with x should have been more than it is. Rows are brought
+    together before they are multiplied: a product of few rows writes as much memory as one of many.
 
     Attributes:
+        corrects: whether rows come with d.
         rows: how many were added.
     """
 
-    def __init__(self, cols: int) -> None:
+    def __init__(self, cols: int, missing: int = 0) -> None:
         self._total: F32 = np.zeros((cols, cols), np.float32)
-        self._room: F32 = np.empty((min(max(cols // 2, _LEAST_ROWS), _MOST_ROWS), cols), np.float32)
+        self._missed: F32 = np.zeros((missing, cols), np.float32)
+        room = min(max(cols // 2, _LEAST_ROWS), _MOST_ROWS)
+        self._room: F32 = np.empty((room, cols), np.float32)
+        self._missing: F32 = np.empty((room, missing), np.float32)
         self._waiting = 0
+        self.corrects = missing > 0
         self.rows = 0
 
-    def add(self, x: F32) -> None:
-        """Adds rows [n, cols]."""
+    def add(self, x: F32, missing: F32 | None = None) -> None:
+        """Adds rows [n, cols], with those of d where there are any."""
         self.rows += len(x)
-        while len(x):
-            fits = x[: len(self._room) - self._waiting]
-            self._room[self._waiting : self._waiting + len(fits)] = fits
-            self._waiting += len(fits)
-            x = x[len(fits) :]
+        done = 0
+        while done < len(x):
+            fits = min(len(x) - done, len(self._room) - self._waiting)
+            place = slice(self._waiting, self._waiting + fits)
+            self._room[place] = x[done : done + fits]
+            if missing is not None:
+                self._missing[place] = missing[done : done + fits]
+            self._waiting += fits
+            done += fits
             if self._waiting == len(self._room):
                 self._multiply()
 
     def total(self) -> F32:
-        """The sum so far, [cols, cols]. Raises RequestError for inputs with NaN or infinity."""
+        """The sum of x xᵀ so far, [cols, cols]. Raises RequestError for NaN or infinity in it."""
         self._multiply()
-        if not np.isfinite(self._total.diagonal()).all():
+        return self._checked(self._total, self._total.diagonal())
+
+    def missed(self) -> F32:
+        """The sum of d xᵀ so far, [missing, cols]. Raises as `total`."""
+        self._multiply()
+        return self._checked(self._missed, self._missed)
+
+    def _multiply(self) -> None:
+        rows = self._room[: self._waiting]
+        self._total += rows.T @ rows
+        if self.corrects:
+            self._missed += self._missing[: self._waiting].T @ rows
+        self._waiting = 0
+
+    def _checked(self, sums: F32, numbers: F32) -> F32:
+        if not np.isfinite(numbers).all():
             raise RequestError(
                 "activations with NaN or infinity",
                 "finite numbers",
                 "The checkpoint is damaged, or its config.json is another model's.",
             )
-        return self._total
-
-    def _multiply(self) -> None:
-        rows = self._room[: self._waiting]
-        self._total += rows.T @ rows
-        self._waiting = 0
+        return sums
