@@ -139,7 +139,7 @@ def run(options: Options) -> Done:
                 options.block_size,
                 optimize_level=options.optimize_level,
                 config=options.config,
-                calibration=options.calibration if options.bits == 4 else False,
+                calibration=options.calibration,
                 samples=options.samples,
                 progress=progress,
             )

@@ -157,12 +157,8 @@ def _calibration(path: str | None, none: bool, bits: int, full: bool) -> Path | 
         raise RequestError("--calibration and --no-calibration", "one of the two")
     if full and none:
         raise RequestError(f"--quantizeMode {FULL} and --no-calibration", "one of the two")
-    if path is not None and bits != 4 and not full:
-        raise RequestError(
-            "--calibration without codes of 4 bits",
-            f"--weightQuantBits 4, or --quantizeMode {FULL}",
-            "Codes of 8 bits are rounded to nearest.",
-        )
+    if path is not None and not bits:
+        raise RequestError("--calibration alone", "--weightQuantBits with it")
     if none:
         return False
     return None if path is None else Path(path)
@@ -243,7 +239,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     ours.add_argument(
         "--calibration",
         metavar="PATH",
-        help="texts to choose codes of 4 bits by, and for FULL_QUANTIZE; default: deepmnn's",
+        help="texts to round the weights by; default: deepmnn's",
     )
     ours.add_argument(
         "--samples", type=_count, default=COUNT, metavar="N", help="of these, at most; default 500"

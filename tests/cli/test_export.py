@@ -123,9 +123,6 @@ def test_nobody_calibrates_for_nothing(
     assert "converted already" in bad(artifact, tmp_path / "f", "--bits", 4)
     assert "bits is 5" in bad(checkpoint, tmp_path / "f", "--bits", 5)
     assert "block_size is 48" in bad(checkpoint, tmp_path / "f", "--bits", 4, "--block-size", 48)
-    assert "8 bits" in bad(
-        checkpoint, tmp_path / "f", "--bits", 8, "--calibration", tmp_path / "taken" / "file"
-    )
     result = run(artifact, tmp_path / "f", "--no-calibration")
     assert result.exit_code == 2
     assert "--bits 4" in result.stderr

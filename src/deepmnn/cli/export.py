@@ -48,7 +48,7 @@ def export(
         int | None, Option(help="Columns that share a scale; default: 64 of 4 bits, 128 of 8.")
     ] = None,
     calibration: Annotated[
-        Path | None, Option(help="Texts to choose codes of 4 bits by; default: deepmnn's.")
+        Path | None, Option(help="Texts to round the weights by; default: deepmnn's.")
     ] = None,
     samples: Annotated[int, Option(min=1, help="Of the calibration, at most.")] = 500,
     no_calibration: Annotated[
@@ -64,7 +64,7 @@ def export(
     if kind not in TARGETS:
         raise typer.BadParameter(f"--target is {kind!r}, expected {' or '.join(TARGETS)}")
     if bits is None and (calibration or no_calibration):
-        raise typer.BadParameter("a calibration is for --bits 4")
+        raise typer.BadParameter("a calibration is for --bits 4 or 8")
     check, run = TARGETS[kind]
     calibrated = None
     with ExitStack() as stack:

@@ -12,9 +12,10 @@ from deepmnn.artifact.directory import storage_errors
 from deepmnn.formats import F32, U8, Codes
 from deepmnn.quant.rounder import Rounder
 from deepmnn.source.source import Source
+from deepmnn.source.wrapped import WrappedSource
 
 
-class CalibratedSource(Source):
+class CalibratedSource(WrappedSource):
     """Another source, with codes for some of its tensors, as stored bytes in a directory.
 
     A tensor with codes reads as the numbers that the codes stand for: whatever is made of it (the
@@ -27,8 +28,7 @@ class CalibratedSource(Source):
     """
 
     def __init__(self, source: Source, directory: Path, rounder: Rounder) -> None:
-        self.config, self.paths = source.config, source.paths
-        self._source = source
+        super().__init__(source)
         self._directory, self._rounder = directory, rounder
         self._formats: dict[str, str] = {}
 
@@ -67,33 +67,6 @@ class CalibratedSource(Source):
             return self._source.read(name)
         rows, cols = self.shape(name)
         return self._rounder.values(self._stored(name, format), format, (rows, cols))
-
-    def names(self) -> list[str]:
-        """Those of the source, as all that follows."""
-        return self._source.names()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._source
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape."""
-        return self._source.shape(name)
-
-    def sample(self, name: str) -> bytes:
-        """A little of what is stored of a tensor."""
-        return self._source.sample(name)
-
-    def nbytes(self) -> int:
-        """Bytes of all tensors as stored."""
-        return self._source.nbytes()
-
-    def left_out(self) -> list[str]:
-        """Files that would change the model, and are not read."""
-        return self._source.left_out()
-
-    def side_files(self) -> dict[str, bytes]:
-        """config.json and the tokenizer's files."""
-        return self._source.side_files()
 
     def _stored(self, name: str, format: str) -> U8:
         path = self._path(name, format)

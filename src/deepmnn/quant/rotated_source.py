@@ -15,7 +15,7 @@ A norm's weights go into the matrices that read it, and become ones: what remain
 is a division by a length, which R does not change. A rotated model has no large numbers in few
 columns, neither in its weights nor in its activations. So both round well in formats that know no
 rotation. Source: QuaRot (arXiv:2404.00456), with panels' Hadamard matrices. The input of down_proj
-stays as it is: SwiGLU, before it, commutes with no rotation.
+stays as it is: SwiGLU, before it, commutes with no rotation (smoothed_source.py).
 
 A width that is no multiple of 32 is left as it is. So are multi-token-prediction layers, which the
 main model does not read; together with its rotated embedding they would be wrong.
@@ -35,6 +35,7 @@ from deepmnn.models import read_config
 from deepmnn.models.mla import MlaConfig
 from deepmnn.source.source import Source
 from deepmnn.source.tensor_names import EMBEDDING, HEAD
+from deepmnn.source.wrapped import WrappedSource
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _EXPERT = re.compile(r"mlp\.(experts\.\d+|shared_experts)\.")
@@ -56,7 +57,7 @@ _NORMS = frozenset(_READERS.values())
 _WRITERS = frozenset({"self_attn.o_proj", "mlp.down_proj"})
 
 
-class RotatedSource(Source):
+class RotatedSource(WrappedSource):
     """Another source's model, rotated: same config, same tensors, equal logits.
 
     Args:
@@ -64,8 +65,8 @@ class RotatedSource(Source):
     """
 
     def __init__(self, source: Source) -> None:
-        self.config, self.paths = source.config, source.paths
-        self._source, self._model = source, read_config(source.config)
+        super().__init__(source)
+        self._model = read_config(source.config)
         self._threads = _core.available_cores()
 
     def read(self, name: str) -> F32:
@@ -81,33 +82,6 @@ class RotatedSource(Source):
         if found is None or int(found[1]) >= self._model.num_hidden_layers:
             return w
         return self._in_layer(w, f"model.layers.{found[1]}", _EXPERT.sub("mlp.", found[2]))
-
-    def names(self) -> list[str]:
-        """Those of the source, as all that follows."""
-        return self._source.names()
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._source
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """A tensor's shape."""
-        return self._source.shape(name)
-
-    def sample(self, name: str) -> bytes:
-        """A little of what is stored of a tensor of the source."""
-        return self._source.sample(name)
-
-    def nbytes(self) -> int:
-        """Bytes of all tensors as stored."""
-        return self._source.nbytes()
-
-    def left_out(self) -> list[str]:
-        """Files that would change the model, and are not read."""
-        return self._source.left_out()
-
-    def side_files(self) -> dict[str, bytes]:
-        """config.json and the tokenizer's files."""
-        return self._source.side_files()
 
     def _in_layer(self, w: F32, layer: str, part: str) -> F32:
         """A tensor of a layer; part: its module, "mlp" for an expert."""

@@ -22,9 +22,11 @@ from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.rounded import rounded
 from deepmnn.measure.judge import Judgement, judge
 from deepmnn.measure.predictions import predictions
+from deepmnn.quant.smoothed_source import SmoothedSource
 from tiny_models import CONFIGS, checkpoint_of, tiny_checkpoint
 
 CALIBRATION, JUDGED = 60, 20
+WHOLE = {"vocab_size": 271, "hidden_size": 96}
 EXACT = MnnOptions(memory="normal")
 
 
@@ -116,9 +118,11 @@ class _StoppedError(Exception):
 
 
 def stop_after(steps: int) -> Callable[[int, int, str], None]:
+    """Of those in which moments are summed up."""
+
     def progress(done: int, total: int, what: str) -> None:
         nonlocal steps
-        steps -= 1
+        steps -= what.startswith("layer")
         if steps < 0:
             raise _StoppedError
 
@@ -142,15 +146,17 @@ def test_a_calibration_that_was_stopped_goes_on(home: Path, tmp_path: Path) -> N
 
 
 def test_models_that_are_rounded_to_nearest(tmp_path: Path) -> None:
-    """Without a tokenizer, with 8 bits, or on request; a tied head is not rotated either."""
+    """Without a tokenizer, with 8 bits, or on request. A tied head is not rotated either."""
     plain = tiny_checkpoint("llama", 0, tmp_path / "plain")
     with rounded(plain.path, tmp_path / "out", 4) as made:
         assert made.calibration is None
-    tied = checkpoint_of("llama", CONFIGS["llama"][1] | {"vocab_size": 271}, tmp_path / "tied")
+    tied = checkpoint_of("llama", CONFIGS["llama"][1] | WHOLE, tmp_path / "tied")
     write_tokenizer(tied.path)
     for bits, calibration in ((8, None), (4, False)):
-        with rounded(tied.path, tmp_path / "out", bits, calibration=calibration) as made:
+        options = {"calibration": calibration, "samples": 3}
+        with rounded(tied.path, tmp_path / "out", bits, **options) as made:
             assert made.calibration is None
+            assert isinstance(made.plan.source, SmoothedSource) == (bits == 8)
             want, found = tied.logits([3, 5, 8]), deepmnn.load(made.path).logits([3, 5, 8])
             np.testing.assert_allclose(found, want, atol=2e-5 * float(np.abs(want).max()))
     with rounded(tied.path, tmp_path / "out", 4, samples=3) as made:
@@ -162,7 +168,6 @@ def test_models_that_are_rounded_to_nearest(tmp_path: Path) -> None:
     [
         (None, {"calibration": "missing.txt"}, RequestError, "missing.txt"),
         ("", {}, RequestError, "no text"),
-        ("words", {"bits": 8}, RequestError, "codes of 8 bits"),
         ("words", {"samples": 0}, RequestError, "samples"),
         ("words", {"source": "plain"}, TokenizerError, "tokenizer"),
     ],

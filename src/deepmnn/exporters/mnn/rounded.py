@@ -1,9 +1,11 @@
 """A checkpoint on its way to MNN's codes: what is left for `export` is to write them.
 
 The model is rotated, where it can be (quant/rotated_source.py): its activations are rounded to 8
-bits as it runs, its weights now, and neither has large numbers in few columns any more. Codes of 4
-bits are chosen by a calibration (conversion/calibrate.py), codes of 8 are good enough to nearest.
-`export` gets an artifact of the float32 numbers that the codes stand for, and finds the same codes.
+bits as it runs, its weights now, and neither has large numbers in few columns any more. Samples
+show how large the columns are that no rotation reaches, and smooth them (smoothed_source.py).
+Codes of 4 bits are chosen by a calibration (conversion/calibrate.py), codes of 8 are good enough to
+nearest. `export` gets an artifact of the float32 numbers that the codes stand for, and finds the
+same codes.
 """
 
 from __future__ import annotations
@@ -13,26 +15,31 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from deepmnn.artifact.directory import storage_errors
 from deepmnn.artifact.target import real_path
 from deepmnn.artifact.workspace import Workspace
+from deepmnn.conversion.activations import column_sizes
 from deepmnn.conversion.calibrate import Calibration
 from deepmnn.conversion.calibration_set import CalibrationSet, has_tokenizer
 from deepmnn.conversion.carry_out import carry_out, choose
 from deepmnn.conversion.convert import plan_conversion
 from deepmnn.conversion.plan import Plan, plan
 from deepmnn.conversion.write import Progress
-from deepmnn.errors import RequestError, Words
 from deepmnn.exporters.mnn.weights import LEAST_BLOCK, Storing
+from deepmnn.formats import F32
 from deepmnn.graph.ir import Weight
 from deepmnn.graph.levels import MAX_LEVEL
 from deepmnn.quant.blocks import BITS, Blocks
 from deepmnn.quant.rotated_source import RotatedSource, is_rotatable
+from deepmnn.quant.smoothed_source import DOWN, SmoothedSource
 from deepmnn.source.random import RandomSource
 from deepmnn.text.samples import COUNT
 
 _FLOATS = "fp32"
+_SMOOTHING = 32
+"""Samples that tell the sizes of columns."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,7 @@ class Rounded:
     Attributes:
         path: an artifact.
         plan: what it was written by.
-        calibration: what its matrices were rounded by; None: `export` rounds each to nearest.
+        calibration: what codes of 4 bits were chosen by; None: `export` rounds each to nearest.
     """
 
     path: Path
@@ -72,40 +79,46 @@ def rounded(
         target: what `export` is going to write.
         bits, block_size: as `export` has them.
         calibration: a file, True or False, as `convert` has it. None: the set that comes with
-            deepmnn, for codes of 4 bits of a checkpoint with a tokenizer.
+            deepmnn, for a checkpoint with a tokenizer.
         samples: of the calibration, at most.
         progress: called after every step.
 
-    Raises as `convert`, RequestError for a calibration of 8 bits.
+    Raises as `convert`.
     """
     storing = Storing(bits=bits, block=block_size)
     made = plan_conversion(source, _FLOATS, optimize_level, config=config, progress=progress)
+    chosen = _choose(made, calibration, samples)
     if is_rotatable(made.naive):
         made = plan(RotatedSource(made.source), made.recipe, optimize_level)
-    chosen = _choose(made, bits, calibration, samples)
     rounder = Blocks(lambda weight: _block_size(storing, weight))
     place = real_path(target)
     with ExitStack() as stack:
         with storage_errors(place):
-            out = stack.enter_context(Workspace(place)).new / "artifact"
-        path, report = carry_out(made, out, chosen, False, progress, rounder, place)
+            folder = stack.enter_context(Workspace(place)).new
+        if chosen is not None:
+            smoothed = SmoothedSource(made.source, _sizes(made, chosen, folder, progress))
+            made = plan(smoothed, made.recipe, optimize_level)
+        gptq = chosen if rounder.formats(made.weights) else None
+        out = folder / "artifact"
+        path, report = carry_out(made, out, gptq, False, progress, rounder, place)
         yield Rounded(path, made, report)
 
 
 def _choose(
-    made: Plan, bits: int, wanted: str | os.PathLike[str] | bool | None, samples: int
+    made: Plan, wanted: str | os.PathLike[str] | bool | None, samples: int
 ) -> CalibrationSet | None:
-    few = bits == BITS
     if wanted is None:
-        drawn = isinstance(made.source, RandomSource)
-        wanted = few and not drawn and has_tokenizer(made.source)
-    elif wanted is not False and not few:
-        raise RequestError(
-            f"a calibration of codes of {bits} bits",
-            Words(f"bits={BITS}", f"{BITS} bits"),
-            "Codes of 8 bits are rounded to nearest.",
-        )
+        wanted = not isinstance(made.source, RandomSource) and has_tokenizer(made.source)
     return choose(made, wanted, samples)
+
+
+def _sizes(
+    made: Plan, chosen: CalibrationSet, folder: Path, progress: Progress | None
+) -> dict[str, F32]:
+    """Of what down-projections read: a few samples tell."""
+    samples = chosen.ids(made.source)[:_SMOOTHING]
+    with TemporaryDirectory(dir=folder) as directory:
+        return column_sizes(made, f".{DOWN}.weight", samples, Path(directory), progress)
 
 
 def _block_size(storing: Storing, weight: Weight) -> int:
