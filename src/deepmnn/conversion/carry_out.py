@@ -71,6 +71,6 @@ def carry_out(
     rounder = rounder or Panels()
     formats = rounder.formats(plan.weights)
     with calibration_state(state or Path(out), plan, samples, formats) as directory:
-        source, report = calibrate(plan, samples, directory, progress, rounder)
+        source, report = calibrate(plan, samples, directory, progress, rounder=rounder)
         path = write(replace(plan, source=source), out, overwrite, progress)
     return path, report

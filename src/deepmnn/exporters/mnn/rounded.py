@@ -100,7 +100,7 @@ def rounded(
             made = plan(smoothed, made.recipe, optimize_level)
         gptq = chosen if rounder.formats(made.weights) else None
         out = folder / "artifact"
-        path, report = carry_out(made, out, gptq, False, progress, rounder, place)
+        path, report = carry_out(made, out, gptq, progress=progress, rounder=rounder, state=place)
         yield Rounded(path, made, report)
 
 
