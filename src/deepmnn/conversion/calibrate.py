@@ -14,30 +14,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepmnn import _core
 from deepmnn.backends.base import I32
 from deepmnn.conversion.calibrated import CalibratedSource
 from deepmnn.conversion.plan import Plan
 from deepmnn.conversion.spool import Spool, Stream
 from deepmnn.conversion.stage import Stage
 from deepmnn.conversion.taps import Tap, find_taps, steps
-from deepmnn.formats import F32, named
+from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.stages import cut, stages
-from deepmnn.graph.tensors import tensors
 from deepmnn.quant.correction import correction
-from deepmnn.quant.gptq import damping_for, feedback, gptq
 from deepmnn.quant.moments import Moments
 from deepmnn.quant.recipe import DEFAULT, RECIPES, apply
-from deepmnn.quant.rotation import rotate_moments
+from deepmnn.quant.rounder import Panels, Rounder
 from deepmnn.source.source import Source
 
 Progress = Callable[[int, int, str], None]
@@ -84,6 +80,7 @@ def calibrate(
     samples: Sequence[I32],
     directory: Path,
     progress: Progress | None = None,
+    rounder: Rounder | None = None,
 ) -> tuple[CalibratedSource, Calibration]:
     """The plan's source with codes for the matrices that it stores quantised, and what was done.
 
@@ -93,14 +90,16 @@ def calibrate(
         directory: for its state; it exists. A calibration that was stopped and is called again
             with the same arguments goes on where it was.
         progress: called after every step.
+        rounder: what it rounds to; None: the panels of our engine.
 
     Raises CheckpointError, RequestError (activations that are no numbers) or StorageError.
     """
+    rounder = rounder or Panels()
     graph, _ = optimize(plan.naive, _LEVEL, None, _APART)
     apply(graph, RECIPES[_ENGINE])
     taps = find_taps(graph)
     parts = stages(graph, sorted({name for tap in taps.values() for name in tap.read}))
-    source = CalibratedSource(plan.source, directory)
+    source = CalibratedSource(plan.source, directory, rounder)
     read = {name for part in parts for name in part.inputs}
     sums = {tap.sum for tap in taps.values() if tap.sum is not None}
     spool = Spool(directory, {name: graph.values[name].width for name in sorted(read | sums)})
@@ -109,7 +108,7 @@ def calibrate(
     if not any(tap.indices for tap in taps.values()):
         samples = _some(samples, MOST_ROWS)
     batches = list(_batches(samples))
-    formats = _formats(plan)
+    formats = rounder.formats(plan.weights)
     for number, part in enumerate(parts):
         targets = {
             name: tap for name, tap in taps.items() if tap.value in part.outputs and name in formats
@@ -119,18 +118,9 @@ def calibrate(
             continue
         place = (number, len(parts))
         layer = _Layer(part, plan, number, spool, streams, batches, source, progress, place)
-        scarce += layer.run(targets, formats, last=number == len(parts) - 1)
+        scarce += layer.run(targets, formats, rounder, last=number == len(parts) - 1)
     tokens = sum(map(len, samples))
     return source, Calibration(len(samples), tokens, source.count, tuple(scarce))
-
-
-def _formats(plan: Plan) -> dict[str, str]:
-    """Checkpoint tensor → the quantised format that it is stored in; without those looked up."""
-    found: dict[str, str] = {}
-    for weight in plan.weights:
-        if named(weight.format).is_quantized and weight.role != "embedding":
-            found.update({tensor.name: weight.format for tensor in tensors(weight.expr)})
-    return found
 
 
 def _some(samples: Sequence[I32], tokens: int) -> list[I32]:
@@ -177,7 +167,9 @@ class _Layer:
         self._tokens = sum(len(sample) for batch in batches for sample in batch)
         self._passes, self._done = 1, 0
 
-    def run(self, targets: dict[str, Tap], formats: dict[str, str], last: bool) -> list[str]:
+    def run(
+        self, targets: dict[str, Tap], formats: dict[str, str], rounder: Rounder, last: bool
+    ) -> list[str]:
         """Rounds the targets and leaves what the next stage reads; → those hardly reached."""
         order, scarce = steps(self._graph, targets), list[str]()
         self._passes = len(set(order.values())) + 2 * (not last)
@@ -197,24 +189,24 @@ class _Layer:
                     if tap.indices is not None and moments[tap].rows < LEAST_TOKENS:
                         scarce += taps[tap]
                     else:
-                        self._round(taps[tap], moments.pop(tap), formats)
+                        self._round(taps[tap], moments.pop(tap), formats, rounder)
         if not last:
             self._pass_on("rounded", self._source)
             self._spool.commit(self._number + 1)
         return scarce
 
-    def _round(self, names: list[str], seen: Moments, formats: dict[str, str]) -> None:
+    def _round(
+        self, names: list[str], seen: Moments, formats: dict[str, str], rounder: Rounder
+    ) -> None:
         """Rounds matrices that multiply the same inputs."""
-        threads = _core.available_cores()
-        rotate = partial(_core.rotate, threads=threads)
         change = correction(seen) if seen.corrects else None
-        errors = feedback(rotate_moments(seen.total(), rotate), damping_for(seen.rows))
+        errors = rounder.feedback(seen.total(), seen.rows)
         del seen
         for name in names:
             w = np.ascontiguousarray(self._plan.source.read(name), np.float32)
             if change is not None:
                 w = w + change
-            self._source.put(name, gptq(rotate(w), errors, formats[name]), threads)
+            self._source.put(name, formats[name], rounder.round(w, errors, formats[name]))
 
     def _sum_up(self, taps: dict[Tap, list[str]]) -> dict[Tap, Moments]:
         """The second moments of what the taps give in the rounded model, over the samples."""

@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -31,8 +31,12 @@ _VERSION = 2
 
 
 @contextmanager
-def calibration_state(out: Path, plan: Plan, samples: Sequence[I32]) -> Iterator[Path]:
+def calibration_state(
+    out: Path, plan: Plan, samples: Sequence[I32], formats: Mapping[str, str]
+) -> Iterator[Path]:
     """The directory, for what is written to `out` by a plan and samples; gone when that is done.
+
+    formats: tensor → what it is rounded to.
 
     Raises StorageError when it cannot be written, or another process calibrates for `out`.
     """
@@ -42,7 +46,7 @@ def calibration_state(out: Path, plan: Plan, samples: Sequence[I32]) -> Iterator
         lock = os.open(directory, os.O_RDONLY)
     try:
         _lock(lock, directory)
-        _adopt(directory, _identity(plan, samples))
+        _adopt(directory, _identity(plan, samples, formats))
         yield directory
         shutil.rmtree(directory, ignore_errors=True)
     finally:
@@ -71,10 +75,11 @@ def _adopt(directory: Path, identity: str) -> None:
         path.write_text(identity)
 
 
-def _identity(plan: Plan, samples: Sequence[I32]) -> str:
+def _identity(plan: Plan, samples: Sequence[I32], formats: Mapping[str, str]) -> str:
     source = plan.source
     digest = blake2b(digest_size=16)
-    facts = [_VERSION, FORMAT_VERSION, plan.optimize_level, plan.recipe.to_json(), source.config]
+    recipe = plan.recipe.to_json()
+    facts = [_VERSION, FORMAT_VERSION, plan.optimize_level, recipe, source.config, formats]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode("utf-8", "surrogateescape"))
     for name in source.names():
         digest.update(f"{name} {source.shape(name)}".encode("utf-8", "surrogateescape"))

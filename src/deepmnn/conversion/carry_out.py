@@ -15,6 +15,7 @@ from deepmnn.conversion.plan import Plan
 from deepmnn.conversion.write import Progress, write
 from deepmnn.errors import RequestError, argument
 from deepmnn.formats import named
+from deepmnn.quant.rounder import Panels, Rounder
 from deepmnn.source.random import RandomSource
 
 _GOOD_BITS = 8
@@ -54,17 +55,22 @@ def carry_out(
     calibration: CalibrationSet | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    rounder: Rounder | None = None,
+    state: Path | None = None,
 ) -> tuple[Path, Calibration | None]:
     """Writes the artifact of a plan; → its path, and what its weights were rounded by.
 
-    A calibration that is interrupted leaves its state beside `out`; the same conversion, asked for
-    again, goes on with it. Raises as `write` and `CalibrationSet.ids`.
+    A calibration that is interrupted leaves its state beside `out`, or beside `state`; the same
+    conversion, asked for again, goes on with it. rounder: that of the calibration; None: the panels
+    of our engine. Raises as `write` and `CalibrationSet.ids`.
     """
     if calibration is None:
         return write(plan, out, overwrite, progress), None
     Target(out, FORMAT, overwrite, plan.source.paths).check()  # not after an hour of calibrating
     samples = calibration.ids(plan.source)
-    with calibration_state(Path(out), plan, samples) as directory:
-        source, report = calibrate(plan, samples, directory, progress)
+    rounder = rounder or Panels()
+    formats = rounder.formats(plan.weights)
+    with calibration_state(state or Path(out), plan, samples, formats) as directory:
+        source, report = calibrate(plan, samples, directory, progress, rounder=rounder)
         path = write(replace(plan, source=source), out, overwrite, progress)
     return path, report

@@ -49,12 +49,14 @@ class Moments:
     def total(self) -> F32:
         """The sum of x xᵀ so far, [cols, cols]. Raises RequestError for NaN or infinity in it."""
         self._multiply()
-        return self._checked(self._total, self._total.diagonal())
+        check_finite(self._total.diagonal())
+        return self._total
 
     def missed(self) -> F32:
         """The sum of d xᵀ so far, [missing, cols]. Raises as `total`."""
         self._multiply()
-        return self._checked(self._missed, self._missed)
+        check_finite(self._missed)
+        return self._missed
 
     def _multiply(self) -> None:
         rows = self._room[: self._waiting]
@@ -63,11 +65,12 @@ class Moments:
             self._missed += self._missing[: self._waiting].T @ rows
         self._waiting = 0
 
-    def _checked(self, sums: F32, numbers: F32) -> F32:
-        if not np.isfinite(numbers).all():
-            raise RequestError(
-                "activations with NaN or infinity",
-                "finite numbers",
-                "The checkpoint is damaged, or its config.json is another model's.",
-            )
-        return sums
+
+def check_finite(numbers: F32) -> None:
+    """Raises RequestError for NaN or infinity among activations, or their sums."""
+    if not np.isfinite(numbers).all():
+        raise RequestError(
+            "activations with NaN or infinity",
+            "finite numbers",
+            "The checkpoint is damaged, or its config.json is another model's.",
+        )
