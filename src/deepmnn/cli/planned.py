@@ -10,9 +10,13 @@ from typing import TYPE_CHECKING
 from deepmnn.cli.console import count, file_size, out, table
 
 if TYPE_CHECKING:
-    from deepmnn.conversion.calibrate import Calibration
+    from deepmnn.conversion.budget import Search
+    from deepmnn.conversion.carry_out import Converted
     from deepmnn.conversion.plan import Plan
     from deepmnn.graph.ir import Weight
+
+_POINTS = 8
+"""Of a curve that are shown, less one."""
 
 _SHOWN = 3
 """So many of the tensors that nothing reads are named."""
@@ -37,16 +41,40 @@ def print_facts(plan: Plan) -> None:
     out.print(f"  nodes  {plan.nodes_level_0} -> {plan.nodes} ({fewer:.0%} fewer)")
 
 
-def print_calibration(calibration: Calibration) -> None:
-    """What the weights were rounded by, and what nearly no text reached."""
+def print_calibration(done: Converted) -> None:
+    """What the weights were rounded by, how well, and what nearly no text reached."""
+    calibration, found = done.calibration, done.held_out
+    if calibration is None:
+        return
     tokens, samples = count(calibration.tokens), calibration.samples
     out.print(f"  rounded by {samples} samples, {tokens} tokens: {calibration.tensors} matrices")
+    if found is not None:
+        out.print(
+            f"  KL {found.mean:.4f} ± {found.mean_error:.4f} from the checkpoint's predictions on "
+            f"{count(found.tokens)} other tokens, first choice the same at "
+            f"{found.same_first_choice:.1%}"
+        )
     if calibration.scarce:
         out.say(
             f"  {len(calibration.scarce)} matrices of experts that hardly a token reached are "
             f"rounded to nearest: {calibration.scarce[0]}, ...",
             "yellow",
         )
+    if done.search is not None:
+        print_search(done.search, done.plan.parameters)
+
+
+def print_search(search: Search, parameters: int) -> None:
+    """A budget's curve, some points of it."""
+    made = table("divergence for bytes, predicted", "bits", "bytes", "KL")
+    points = search.points
+    shown = {round(index * (len(points) - 1) / _POINTS) for index in range(_POINTS + 1)}
+    chosen = [points[index] for index in sorted(shown)]
+    for point in sorted({*chosen, search.chosen}, key=lambda point: point.nbytes):
+        mark = "  <- taken" if point == search.chosen else ""
+        bits = f"{8 * point.nbytes / parameters:.2f}"
+        made.add_row(bits, file_size(point.nbytes), f"{point.kl:.4f}{mark}")
+    out.print(made)
 
 
 def _compared(nbytes: int, stored: int) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from deepmnn.artifact.directory import storage_errors
 from deepmnn.artifact.manifest import FORMAT_VERSION
 from deepmnn.backends.base import I32
+from deepmnn.conversion.budget import Budget
 from deepmnn.conversion.plan import Plan
 from deepmnn.errors import StorageError
 
@@ -29,7 +30,9 @@ _IDENTITY = "identity"
 
 
 @contextmanager
-def calibration_state(out: Path, plan: Plan, samples: Sequence[I32]) -> Iterator[Path]:
+def calibration_state(
+    out: Path, plan: Plan, samples: Sequence[I32], budget: Budget | None = None
+) -> Iterator[Path]:
     """The directory, for what is written to `out` by a plan and samples; gone when that is done.
 
     Raises StorageError when it cannot be written, or another process calibrates for `out`.
@@ -40,7 +43,7 @@ def calibration_state(out: Path, plan: Plan, samples: Sequence[I32]) -> Iterator
         lock = os.open(directory, os.O_RDONLY)
     try:
         _lock(lock, directory)
-        _adopt(directory, _identity(plan, samples))
+        _adopt(directory, _identity(plan, samples, budget))
         yield directory
         shutil.rmtree(directory, ignore_errors=True)
     finally:
@@ -69,10 +72,10 @@ def _adopt(directory: Path, identity: str) -> None:
         path.write_text(identity)
 
 
-def _identity(plan: Plan, samples: Sequence[I32]) -> str:
+def _identity(plan: Plan, samples: Sequence[I32], budget: Budget | None) -> str:
     source = plan.source
     digest = blake2b(digest_size=16)
-    facts = [FORMAT_VERSION, plan.optimize_level, plan.recipe.to_json(), source.config]
+    facts = [FORMAT_VERSION, plan.optimize_level, plan.recipe.to_json(), source.config, budget]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode("utf-8", "surrogateescape"))
     for name in source.names():
         digest.update(f"{name} {source.shape(name)}".encode("utf-8", "surrogateescape"))
