@@ -10,8 +10,8 @@ import numpy as np
 from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.base import F32
 from deepmnn.backends.reference import ReferenceBackend
-from deepmnn.exporters.mnn.blocks import round_blocks
 from deepmnn.exporters.mnn.weights import LEAST_BLOCK, Storing
+from deepmnn.quant.blocks import round_blocks
 from deepmnn.quant.store import stored_values
 from parity import run_schedule
 

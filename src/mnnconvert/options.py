@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 
 from deepmnn import __version__
 from deepmnn.errors import RequestError
-from deepmnn.exporters.mnn.export import BLOCK_SIZES
+from deepmnn.exporters.mnn.weights import BLOCK_SIZES
+from deepmnn.text.samples import COUNT
 
 FRAMEWORKS = ("TORCH", "SAFETENSORS", "HF")
 BITS = (0, 8, 4)
@@ -19,8 +20,8 @@ BITS = (0, 8, 4)
 QUANTIZE_MODES = {"NONE": 0, "WEIGHT_INT8": 8, "W8": 8, "WEIGHT_INT4": 4, "W4": 4}
 """--quantizeMode → --weightQuantBits."""
 
-CALIBRATED_MODES = ("FULL_QUANTIZE", "FULL_INT8", "INT8", "MIXED", "MIXED_PRECISION", "KL", "EMA")
-"""Modes that fix the scales of activations, for which sample inputs must be run."""
+FULL = "FULL_QUANTIZE"
+"""The mode that runs samples whatever the bits, and checks the result."""
 
 REFUSED = {
     "weightQuantAsymmetric": "weights are quantised symmetrically: leave it out",
@@ -71,6 +72,10 @@ class Options:
         config: a config.json other than the one beside model_file.
         bits: of the large matrices, one of BITS.
         block_size: columns per scale, as given; None leaves it to the export.
+        calibration: a file of texts; True: the set that comes with deepmnn; False: none; None: that
+            set where it helps.
+        samples: of the calibration, at most.
+        full: whether ranges of activations are taken from the samples, and the loss is measured.
         fp16: whether float weights are stored in half precision.
     """
 
@@ -79,6 +84,9 @@ class Options:
     config: Path | None
     bits: int
     block_size: int | None
+    calibration: Path | bool | None
+    samples: int
+    full: bool
     optimize_level: int
     fp16: bool
     biz_code: str
@@ -105,7 +113,7 @@ def parse(arguments: Sequence[str], prog: str = "mnnconvert") -> Options:
         )
     if mnn_model.suffix != ".mnn":
         raise RequestError(f"--MNNModel {mnn_model}", "a name that ends with .mnn")
-    bits = _bits(given.weightQuantBits, given.quantizeMode)
+    bits, full = _bits(given.weightQuantBits, given.quantizeMode)
     if given.weightQuantBlock is not None and not bits:
         raise RequestError("--weightQuantBlock alone", "--weightQuantBits with it")
     return Options(
@@ -114,6 +122,9 @@ def parse(arguments: Sequence[str], prog: str = "mnnconvert") -> Options:
         config=given.config and Path(given.config),
         bits=bits,
         block_size=given.weightQuantBlock,
+        calibration=_calibration(given.calibration, given.no_calibration, bits, full),
+        samples=given.samples,
+        full=full,
         optimize_level=given.optimizeLevel,
         fp16=given.fp16,
         biz_code=given.bizCode,
@@ -121,24 +132,46 @@ def parse(arguments: Sequence[str], prog: str = "mnnconvert") -> Options:
     )
 
 
-def _bits(bits: int | None, mode: str | None) -> int:
-    """Bits of the weights, 0 for floats, from the two flags that say so."""
+def _bits(bits: int | None, mode: str | None) -> tuple[int, bool]:
+    """Bits of the weights, 0 for floats, from the two flags that say so; whether mode is FULL."""
     if mode is None:
-        return bits or 0
-    if mode.upper() in CALIBRATED_MODES:
-        raise RequestError(
-            f"--quantizeMode {mode} needs calibration on sample inputs, which there is not yet",
-            f"weights only: one of {', '.join(QUANTIZE_MODES)}",
-            "Use --weightQuantBits 8 or 4.",
-        )
+        return bits or 0, False
+    if mode.upper() == FULL:
+        if bits == 0:
+            raise RequestError(f"--quantizeMode {mode} and --weightQuantBits 0", "8 or 4 bits")
+        return bits or 8, True
     if mode.upper() not in QUANTIZE_MODES:
-        raise RequestError(f"--quantizeMode {mode}", f"one of {', '.join(QUANTIZE_MODES)}")
+        known = ", ".join((*QUANTIZE_MODES, FULL))
+        raise RequestError(f"--quantizeMode {mode}", f"one of {known}")
     wanted = QUANTIZE_MODES[mode.upper()]
     if bits is not None and bits != wanted:
         raise RequestError(
             f"--quantizeMode {mode} and --weightQuantBits {bits}", "two flags that agree"
         )
-    return wanted
+    return wanted, False
+
+
+def _calibration(path: str | None, none: bool, bits: int, full: bool) -> Path | bool | None:
+    """Raises RequestError for samples that nothing would read."""
+    if path is not None and none:
+        raise RequestError("--calibration and --no-calibration", "one of the two")
+    if full and none:
+        raise RequestError(f"--quantizeMode {FULL} and --no-calibration", "one of the two")
+    if path is not None and bits != 4 and not full:
+        raise RequestError(
+            "--calibration without codes of 4 bits",
+            f"--weightQuantBits 4, or --quantizeMode {FULL}",
+            "Codes of 8 bits are rounded to nearest.",
+        )
+    if none:
+        return False
+    return None if path is None else Path(path)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is no positive integer")
+    return int(text)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -185,13 +218,13 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     )
     add("--fp16", action="store_true", help="store float weights in half precision")
     add(
-        "--weightQuantBits",
+        *("--weightQuantBits", "--bits"),
         type=int,
         choices=sorted(BITS),
         help="bits of the large matrices; 0 (default) leaves them float",
     )
     add(
-        "--weightQuantBlock",
+        *("--weightQuantBlock", "--block-size"),
         type=int,
         choices=BLOCK_SIZES,
         help="columns that share a scale; default 64 with 4 bits, 128 with 8",
@@ -204,7 +237,19 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     ours.add_argument(
         "--quantizeMode",
         metavar="MODE",
-        help=f"{', '.join(QUANTIZE_MODES)}; modes that need calibration are refused",
+        help=f"{', '.join(QUANTIZE_MODES)}: bits of the weights; {FULL}: 8 bits (or those of "
+        "--weightQuantBits), ranges of activations from samples, and a check of the loss",
+    )
+    ours.add_argument(
+        "--calibration",
+        metavar="PATH",
+        help="texts to choose codes of 4 bits by, and for FULL_QUANTIZE; default: deepmnn's",
+    )
+    ours.add_argument(
+        "--samples", type=_count, default=COUNT, metavar="N", help="of these, at most; default 500"
+    )
+    ours.add_argument(
+        "--no-calibration", action="store_true", help="round every weight to the nearest number"
     )
     for name in REFUSED:
         add(f"--{name}", nargs="?", action=_Refuse, help=argparse.SUPPRESS)

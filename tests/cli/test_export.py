@@ -9,10 +9,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from byte_tokenizer import write_tokenizer
 from deepmnn.cli import app
+from deepmnn.conversion import carry_out
 from deepmnn.conversion.convert import convert
 from exporters.folders import change_json
 from tiny_artifact import tiny_artifact
+from tiny_models import CONFIGS, checkpoint_of
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +85,47 @@ def test_what_it_refuses(artifact: Path, tmp_path: Path) -> None:
     assert "missing" in bad(tmp_path / "none", tmp_path / "f")
     assert "the source" in bad(artifact, artifact, "--overwrite")
     assert not (tmp_path / "f").exists()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With a tokenizer of bytes, and rows of whole blocks."""
+    fields = {"vocab_size": 271, "hidden_size": 96, "intermediate_size": 64, "head_dim": 32}
+    path = tmp_path_factory.mktemp("checkpoint") / "hf"
+    checkpoint_of("llama", CONFIGS["llama"][0] | fields, path)
+    write_tokenizer(path)
+    return path
+
+
+@pytest.mark.parametrize("kind", ["mnn", "android"])
+def test_a_checkpoint_is_calibrated(checkpoint: Path, tmp_path: Path, kind: str) -> None:
+    flags = ("--target", kind, "--bits", 4, "--block-size", 32, "--samples", 3)
+    result = run(checkpoint, tmp_path / "f", *flags)
+    assert result.exit_code == 0, result.output
+    assert re.search(r"rounded by 3 samples, 768 tokens: 15 matrices", result.stdout)
+    assert list(tmp_path.iterdir()) == [tmp_path / "f"]
+    folder = tmp_path / "f" if kind == "mnn" else tmp_path / "f" / "f"
+    assert json.loads((folder / "deepmnn.json").read_text())["quant"] == "4 bits"
+    plain = run(checkpoint, tmp_path / "g", *flags, "--no-calibration")
+    assert "rounded by" not in plain.stdout
+
+
+def test_nobody_calibrates_for_nothing(
+    checkpoint: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the export would refuse is refused first."""
+    monkeypatch.setattr(carry_out, "calibrate", None)
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "file").touch()
+    for kind in ("mnn", "android"):
+        message = bad(checkpoint, tmp_path / "taken", "--bits", 4, "--target", kind)
+        assert "already exists" in message
+    assert "converted already" in bad(artifact, tmp_path / "f", "--bits", 4)
+    assert "bits is 5" in bad(checkpoint, tmp_path / "f", "--bits", 5)
+    assert "block_size is 48" in bad(checkpoint, tmp_path / "f", "--bits", 4, "--block-size", 48)
+    assert "8 bits" in bad(
+        checkpoint, tmp_path / "f", "--bits", 8, "--calibration", tmp_path / "taken" / "file"
+    )
+    result = run(artifact, tmp_path / "f", "--no-calibration")
+    assert result.exit_code == 2
+    assert "--bits 4" in result.stderr

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from deepmnn.errors import RequestError
-from mnnconvert.options import CALIBRATED_MODES, REFUSED, Options, parse
+from mnnconvert.options import REFUSED, Options, parse
 
 NEEDED = "-f TORCH --modelFile deepseek.pt --MNNModel deepseek.mnn"
 THEIRS = (
@@ -32,6 +32,9 @@ def test_the_articles_command() -> None:
         config=None,
         bits=0,
         block_size=None,
+        calibration=None,
+        samples=500,
+        full=False,
         optimize_level=3,
         fp16=True,
         biz_code="DS",
@@ -50,6 +53,9 @@ def test_all_flags_in_both_spellings() -> None:
         config=Path("c.json"),
         bits=4,
         block_size=128,
+        calibration=None,
+        samples=500,
+        full=False,
         optimize_level=0,
         fp16=False,
         biz_code="",
@@ -76,10 +82,33 @@ def test_quantisation(flags: str, bits: int) -> None:
     assert parsed(f"{NEEDED} {flags}").bits == bits
 
 
-@pytest.mark.parametrize("mode", CALIBRATED_MODES)
-def test_modes_that_need_calibration(mode: str) -> None:
-    with pytest.raises(RequestError, match=f"{mode} needs calibration.*weightQuantBits"):
-        parsed(f"{NEEDED} --quantizeMode {mode}")
+@pytest.mark.parametrize(
+    ("flags", "bits", "calibration", "samples"),
+    [
+        ("--quantizeMode FULL_QUANTIZE", 8, None, 500),
+        ("--quantizeMode full_quantize --weightQuantBits 4 --samples 9", 4, None, 9),
+        ("--quantizeMode FULL_QUANTIZE --calibration a.jsonl", 8, Path("a.jsonl"), 500),
+    ],
+)
+def test_full_quantisation(flags: str, bits: int, calibration: Path | None, samples: int) -> None:
+    found = parsed(f"{NEEDED} {flags}")
+    assert found.full
+    assert (found.bits, found.calibration, found.samples) == (bits, calibration, samples)
+
+
+@pytest.mark.parametrize(
+    ("flags", "calibration"),
+    [
+        ("--bits 4 --block-size 32", None),
+        ("--weightQuantBits 4 --no-calibration", False),
+        ("--weightQuantBits 8 --no-calibration", False),
+        ("--quantizeMode W4 --calibration a.txt", Path("a.txt")),
+    ],
+)
+def test_calibration(flags: str, calibration: Path | bool | None) -> None:
+    found = parsed(f"{NEEDED} {flags}")
+    assert not found.full
+    assert found.calibration == calibration
 
 
 @pytest.mark.parametrize("flag", REFUSED)
@@ -109,6 +138,12 @@ def test_mnnconverts_own_flags_are_all_known() -> None:
             "agree",
         ),
         ("-f TORCH --modelFile a.pt --MNNModel a.mnn --weightQuantBlock 64", "weightQuantBits"),
+        ("-f TORCH --modelFile a.pt --MNNModel a.mnn --quantizeMode KL", "FULL_QUANTIZE"),
+        (f"{NEEDED} --quantizeMode FULL_QUANTIZE --weightQuantBits 0", "8 or 4 bits"),
+        (f"{NEEDED} --quantizeMode FULL_QUANTIZE --no-calibration", "one of the two"),
+        (f"{NEEDED} --bits 4 --calibration a.txt --no-calibration", "one of the two"),
+        (f"{NEEDED} --bits 8 --calibration a.txt", "8 bits are rounded to nearest"),
+        (f"{NEEDED} --calibration a.txt", "without codes of 4 bits"),
     ],
 )
 def test_requests_that_make_no_sense(arguments: str, message: str) -> None:
@@ -133,6 +168,7 @@ def test_a_file_where_a_directory_belongs(tmp_path: Path) -> None:
         "-f TORCH --modelFile a.pt --MNNModel a.mnn --optimizeLevel x",
         "-f TORCH --modelFile a.pt --MNNModel a.mnn --weightQuantBits 3",
         "-f TORCH --modelFile a.pt --MNNModel a.mnn --weightQuantBlock 48",
+        "-f TORCH --modelFile a.pt --MNNModel a.mnn --samples 0",
         "-f TORCH --modelFile a.pt --MNNModel a.mnn --biz DS",
     ],
 )

@@ -12,7 +12,14 @@ from typer import Argument, Option
 
 from deepmnn.cli import options
 from deepmnn.cli.console import file_size, out
-from deepmnn.cli.planned import print_calibration, print_facts, print_leftovers, print_plan
+from deepmnn.cli.planned import (
+    print_calibration,
+    print_divergence,
+    print_facts,
+    print_leftovers,
+    print_plan,
+    print_search,
+)
 from deepmnn.cli.progress import work_progress
 from deepmnn.errors import RequestError
 
@@ -87,7 +94,12 @@ def convert(
         done = carry_out(plan, target, chosen, budget, overwrite, progress)
     out.say(str(done.path), "bold green")
     print_facts(done.plan)
-    print_calibration(done)
+    if done.calibration is not None:
+        print_calibration(done.calibration)
+    if done.held_out is not None:
+        print_divergence(done.held_out)
+    if done.search is not None:
+        print_search(done.search, done.plan.parameters)
     out.print(f"  took   {time.monotonic() - began:.1f} s, peak memory {file_size(_peak_rss())}")
     print_leftovers(plan)
 

@@ -11,9 +11,10 @@ from deepmnn.cli.console import count, file_size, out, table
 
 if TYPE_CHECKING:
     from deepmnn.conversion.budget import Search
-    from deepmnn.conversion.carry_out import Converted
+    from deepmnn.conversion.calibrate import Calibration
     from deepmnn.conversion.plan import Plan
     from deepmnn.graph.ir import Weight
+    from deepmnn.quant.divergence import Divergence
 
 _POINTS = 8
 """Of a curve that are shown, less one."""
@@ -41,27 +42,25 @@ def print_facts(plan: Plan) -> None:
     out.print(f"  nodes  {plan.nodes_level_0} -> {plan.nodes} ({fewer:.0%} fewer)")
 
 
-def print_calibration(done: Converted) -> None:
-    """What the weights were rounded by, how well, and what nearly no text reached."""
-    calibration, found = done.calibration, done.held_out
-    if calibration is None:
-        return
+def print_calibration(calibration: Calibration) -> None:
+    """What the weights were rounded by, and what nearly no text reached."""
     tokens, samples = count(calibration.tokens), calibration.samples
     out.print(f"  rounded by {samples} samples, {tokens} tokens: {calibration.tensors} matrices")
-    if found is not None:
-        out.print(
-            f"  KL {found.mean:.4f} ± {found.mean_error:.4f} from the checkpoint's predictions on "
-            f"{count(found.tokens)} other tokens, first choice the same at "
-            f"{found.same_first_choice:.1%}"
-        )
     if calibration.scarce:
         out.say(
             f"  {len(calibration.scarce)} matrices of experts that hardly a token reached are "
             f"rounded to nearest: {calibration.scarce[0]}, ...",
             "yellow",
         )
-    if done.search is not None:
-        print_search(done.search, done.plan.parameters)
+
+
+def print_divergence(found: Divergence) -> None:
+    """How far predictions are from the checkpoint's."""
+    out.say(
+        f"  KL {found.mean:.4f} ± {found.mean_error:.4f} from the checkpoint on "
+        f"{count(found.tokens)} other tokens, first choice the same at "
+        f"{found.same_first_choice:.1%}"
+    )
 
 
 def print_search(search: Search, parameters: int) -> None:

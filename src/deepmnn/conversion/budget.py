@@ -12,7 +12,8 @@ import json
 import math
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from hashlib import blake2b
@@ -34,6 +35,7 @@ from deepmnn.graph.tensors import tensors
 from deepmnn.quant.divergence import Divergence
 from deepmnn.quant.recipe import DEFAULT, RECIPES, Recipe, Rule
 from deepmnn.quant.rotation import rotate
+from deepmnn.quant.rounder import Nearest
 from deepmnn.quant.rounding import round_to_nearest
 from deepmnn.quant.search import Assignment, Choice, assignments, within_bytes, within_cost
 
@@ -46,11 +48,10 @@ ATTEMPTS = 4
 _GOOD_ENOUGH = 0.85
 """A divergence that is at least this share of the one asked for wastes few bytes."""
 
-_FIRST_FACTOR = 0.5
-"""What calibrated rounding is expected to leave of a predicted divergence, before any is measured.
-"""
+_COSTS = "costs.json"
+_SURVEY = 8
+"""One of so many samples tells how much calibrated rounding gains where."""
 
-_SENSITIVITIES = "sensitivities.json"
 _LEAST = 0.01
 
 _ERRORS = 2.0
@@ -174,8 +175,8 @@ class _Fit:
         self._base, self._budget, self._samples = base, budget, samples
         self._directory, self._progress = directory, progress
         self._judge = HeldOut(base, held_out, self._made("held-out"), progress)
-        self._sensitivities = self._measured()
-        self._sizes = _sizes(base, self._sensitivities)
+        self._costs = self._measured()
+        self._sizes = _sizes(base, self._costs)
 
     def run(self) -> Rounded:
         """What `fit` returns."""
@@ -202,23 +203,24 @@ class _Fit:
         """The fewest bytes with so much divergence, at most."""
         exact = self._judge.divergence(self._base, self._base.source)
         tried = [(self._base, exact)]
-        factor, spread, best = _FIRST_FACTOR, exact.mean_error / exact.mean, None
+        base, factor, best = exact.mean, 1.0, None
+        spread = exact.mean_error / exact.mean
         for _ in range(ATTEMPTS):
-            room = most / (1 + _ERRORS * spread) - exact.mean
-            found = self._least_bytes(room / factor)
+            aim = most / (1 + _ERRORS * spread)
+            found = self._least_bytes((aim - base) / factor)
             made = self._planned(found)
             if any(made.recipe == earlier.recipe for earlier, _ in tried):
                 break
-            fitted = self._rounded(made, found, exact.mean, factor)
+            fitted = self._rounded(made, found, base, factor)
             got = self._judge.divergence(made, fitted.plan.source)
             tried.append((made, got))
             if got.mean + _ERRORS * got.mean_error <= most:
                 if best is None or fitted.plan.nbytes < best.plan.nbytes:
                     best = replace(fitted, divergence=got)
-                if got.mean >= _GOOD_ENOUGH * most / (1 + _ERRORS * spread):
+                if got.mean >= _GOOD_ENOUGH * aim:
                     break
-            factor = max(got.mean - exact.mean, _LEAST * exact.mean) / max(found.cost, 1e-30)
-            spread = got.mean_error / got.mean
+            spread, base = got.mean_error / got.mean, min(base, got.mean)
+            factor = max(got.mean - base, _LEAST * base) / max(found.cost, 1e-30)
         if best is None:
             raise _unmet(most, [(self._base, exact), *tried])
         return best
@@ -242,7 +244,7 @@ class _Fit:
         ]
         added = {
             part.patterns[0]: factor * self._cost(part, found.formats[part.patterns[0]])
-            for part in self._sensitivities
+            for part in self._costs
         }
         search = Search(tuple(points), Point(made.nbytes, base + factor * found.cost), added)
         return Rounded(replace(made, source=source), calibration, None, search)
@@ -251,7 +253,7 @@ class _Fit:
         """A conversion with these formats."""
         rules = [
             Rule(pattern, found.formats[part.patterns[0]])
-            for part in self._sensitivities
+            for part in self._costs
             for pattern in part.patterns
         ]
         recipe = Recipe(self._budget.name, (*rules, *RECIPES[DEFAULT].rules))
@@ -263,38 +265,56 @@ class _Fit:
                 Choice(format, self._sizes[part, format], self._cost(part, format))
                 for format in CANDIDATES
             ]
-            for part in self._sensitivities
+            for part in self._costs
         }
 
     def _cost(self, part: Part, format: str) -> float:
-        return self._sensitivities[part] * squared_error(format)
+        return self._costs[part] * squared_error(format)
 
     def _fixed(self) -> int:
         """Bytes of what is no part's: vectors, routers, layers that are kept unused."""
-        return self._base.nbytes - sum(self._sizes[part, DEFAULT] for part in self._sensitivities)
+        return self._base.nbytes - sum(self._sizes[part, DEFAULT] for part in self._costs)
 
     def _measured(self) -> dict[Part, float]:
-        """The sensitivities, computed or, after an interruption, read again."""
-        path = self._directory / _SENSITIVITIES
+        """What each part adds to the divergence, for a rounding error that is as large as its
+        numbers: measured, or, after an interruption, read again.
+        """
+        path = self._directory / _COSTS
         found = parts(self._base.naive)
         with storage_errors(path):
             if path.is_file():
                 return dict(zip(found, json.loads(path.read_text()), strict=True))
-        directory = self._made("copies")
         pieces = [sample[:SAMPLE_TOKENS] for sample in self._samples[:SAMPLES]]
-        measured = sensitivities(self._base, pieces, directory, self._progress)
-        shutil.rmtree(directory, ignore_errors=True)
-        part = path.with_suffix(".part")
+        with self._fresh("copies") as directory:
+            made = sensitivities(self._base, pieces, directory, self._progress)
+        few = self._samples[: max(len(self._samples) // _SURVEY, 1)]
+        with self._fresh("survey") as directory:
+            _, survey = calibrate(self._base, few, directory, self._progress, Nearest())
+        costs = {part: made[part] * _gain(part, survey.gains) for part in found}
+        written = path.with_suffix(".part")
         with storage_errors(path):
-            part.write_text(json.dumps([measured[part] for part in found]))
-            part.replace(path)
-        return measured
+            written.write_text(json.dumps(list(costs.values())))
+            written.replace(path)
+        return costs
+
+    @contextmanager
+    def _fresh(self, name: str) -> Iterator[Path]:
+        """An empty directory, for as long as it is needed."""
+        shutil.rmtree(self._directory / name, ignore_errors=True)
+        yield self._made(name)
+        shutil.rmtree(self._directory / name, ignore_errors=True)
 
     def _made(self, name: str) -> Path:
         directory = self._directory / name
         with storage_errors(directory):
             directory.mkdir(exist_ok=True)
         return directory
+
+
+def _gain(part: Part, gains: Mapping[str, float]) -> float:
+    """Of a part's matrices that a survey reached: the mean; without any, 1."""
+    found = [gains[name] for name in sorted(part.tensors) if name in gains]
+    return float(np.mean(found)) if found else 1.0
 
 
 def _sizes(base: Plan, found: Iterable[Part]) -> dict[tuple[Part, str], int]:

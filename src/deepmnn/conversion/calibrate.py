@@ -10,30 +10,27 @@ which multiplies nothing, and experts that too few tokens reach.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepmnn import _core
 from deepmnn.backends.base import I32
 from deepmnn.conversion.calibrated import CalibratedSource
 from deepmnn.conversion.plan import Plan
 from deepmnn.conversion.spool import Spool
 from deepmnn.conversion.stage import Stage
-from deepmnn.formats import F32, named
+from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.signatures import SIGNATURES
 from deepmnn.graph.stages import stages
 from deepmnn.graph.tensors import tensors
-from deepmnn.quant.gptq import damping_for, feedback, gptq
 from deepmnn.quant.moments import Moments
 from deepmnn.quant.recipe import DEFAULT, RECIPES, apply
-from deepmnn.quant.rotation import rotate_moments
+from deepmnn.quant.rounder import Panels, Rounder
 
 Progress = Callable[[int, int, str], None]
 """Called with (work done, work in all, what)."""
@@ -88,12 +85,15 @@ class Calibration:
         samples, tokens: how much text.
         tensors: that were rounded by it.
         scarce: tensors of experts that fewer than LEAST_TOKENS tokens reached: rounded to nearest.
+        gains: tensor → what is left of its outputs' squared error, as far as their second moments
+            tell, of the tensors that this call rounded.
     """
 
     samples: int
     tokens: int
     tensors: int
     scarce: tuple[str, ...]
+    gains: Mapping[str, float] = field(default_factory=dict)
 
 
 def calibrate(
@@ -101,6 +101,7 @@ def calibrate(
     samples: Sequence[I32],
     directory: Path,
     progress: Progress | None = None,
+    rounder: Rounder | None = None,
 ) -> tuple[CalibratedSource, Calibration]:
     """The plan's source with codes for the matrices that it stores quantised, and what was done.
 
@@ -110,20 +111,22 @@ def calibrate(
         directory: for its state; it exists. A calibration that was stopped and is called again
             with the same arguments goes on where it was.
         progress: called after every step.
+        rounder: what it rounds to; None: the panels of our engine.
 
     Raises CheckpointError, RequestError (activations that are no numbers) or StorageError.
     """
+    rounder = rounder or Panels()
     graph, _ = optimize(plan.naive, _LEVEL, None, _APART)
     apply(graph, RECIPES[_ENGINE])
     taps = find_taps(graph)
     wanted = {tap.value for tap in taps.values()} | {tap.indices for tap in taps.values()} - {None}
     parts = stages(graph, sorted(str(name) for name in wanted))
-    source = CalibratedSource(plan.source, directory)
+    source = CalibratedSource(plan.source, directory, rounder)
     widths = {name: graph.values[name].width for part in parts for name in part.inputs}
     spool = Spool(directory, widths)
-    begin, scarce = spool.last(), list[str]()
+    begin, scarce, gains = spool.last(), list[str](), dict[str, float]()
     batches = list(_batches(samples))
-    formats = _formats(plan)
+    formats = rounder.formats(plan.weights)
     for number, part in enumerate(parts):
         targets = {
             name: tap for name, tap in taps.items() if tap.value in part.outputs and name in formats
@@ -132,9 +135,10 @@ def calibrate(
             scarce += [name for name in targets if not source.has(name, formats[name])]
             continue
         layer = _Layer(part, plan, number, spool, batches, source, progress, (number, len(parts)))
-        scarce += layer.run(targets, formats, last=number == len(parts) - 1)
+        scarce += layer.run(targets, formats, rounder, last=number == len(parts) - 1)
+        gains |= layer.gains
     tokens = sum(map(len, samples))
-    return source, Calibration(len(samples), tokens, source.count, tuple(scarce))
+    return source, Calibration(len(samples), tokens, source.count, tuple(scarce), gains)
 
 
 def find_taps(graph: Graph) -> dict[str, Tap]:
@@ -153,15 +157,6 @@ def find_taps(graph: Graph) -> dict[str, Tap]:
                 continue
             for tensor in tensors(graph.weights[name].expr):
                 found[tensor.name] = tap
-    return found
-
-
-def _formats(plan: Plan) -> dict[str, str]:
-    """Checkpoint tensor → the quantised format that it is stored in; without those looked up."""
-    found: dict[str, str] = {}
-    for weight in plan.weights:
-        if named(weight.format).is_quantized and weight.role != "embedding":
-            found.update({tensor.name: weight.format for tensor in tensors(weight.expr)})
     return found
 
 
@@ -195,8 +190,11 @@ class _Layer:
         self._batches, self._source, self._plan = batches, source, plan
         self._progress, self._place = progress, place
         self._tokens = sum(len(sample) for batch in batches for sample in batch)
+        self.gains: dict[str, float] = {}
 
-    def run(self, targets: dict[str, Tap], formats: dict[str, str], last: bool) -> list[str]:
+    def run(
+        self, targets: dict[str, Tap], formats: dict[str, str], rounder: Rounder, last: bool
+    ) -> list[str]:
         """Rounds the targets and leaves what the next stage reads; → those hardly reached."""
         taps: dict[Tap, list[str]] = {}
         for name in sorted(targets):
@@ -205,8 +203,7 @@ class _Layer:
             if not kept and not self._source.has(name, formats[name]):
                 taps.setdefault(targets[name], []).append(name)
         groups = list(_groups(taps, self._source))
-        threads, scarce = _core.available_cores(), []
-        rotate = partial(_core.rotate, threads=threads)
+        scarce: list[str] = []
         for index, group in enumerate(groups or [[]]):
             moments = self._sum_up(group, taps, write=index == 0 and not last)
             for tap in group:
@@ -214,12 +211,13 @@ class _Layer:
                     scarce += taps[tap]
                     continue
                 seen = moments.pop(tap)
-                errors = feedback(rotate_moments(seen.total(), rotate), damping_for(seen.rows))
+                errors = rounder.feedback(seen.total(), seen.rows)
                 del seen
                 for name in taps[tap]:
                     w = np.ascontiguousarray(self._plan.source.read(name), np.float32)
-                    codes = gptq(rotate(w), errors, formats[name])
-                    self._source.put(name, codes, threads)
+                    rounded = rounder.round(w, errors, formats[name])
+                    self._source.put(name, formats[name], rounded)
+                    self.gains[name] = errors.gain
         if not last:
             self._spool.commit(self._number + 1)
         return scarce

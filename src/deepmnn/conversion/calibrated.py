@@ -8,10 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from deepmnn import _core
 from deepmnn.artifact.directory import storage_errors
 from deepmnn.formats import F32, U8, Codes
-from deepmnn.quant.layout import unpack_codes
+from deepmnn.quant.rounder import Rounder
 from deepmnn.source.source import Source
 
 
@@ -24,28 +23,23 @@ class CalibratedSource(Source):
     Args:
         source: the one that is calibrated.
         directory: of the codes; it exists.
+        rounder: what makes them, and knows what they stand for.
     """
 
-    def __init__(self, source: Source, directory: Path) -> None:
+    def __init__(self, source: Source, directory: Path, rounder: Rounder) -> None:
         self.config, self.paths = source.config, source.paths
         self._source = source
-        self._directory = directory
+        self._directory, self._rounder = directory, rounder
         self._formats: dict[str, str] = {}
 
-    def put(self, name: str, codes: Codes, threads: int = 1) -> None:
-        """Keeps a tensor's codes."""
-        data = _core.pack(
-            np.ascontiguousarray(codes.levels),
-            np.ascontiguousarray(codes.scales),
-            codes.format,
-            threads,
-        )
-        path = self._path(name, codes.format)
+    def put(self, name: str, format: str, stored: U8) -> None:
+        """Keeps a tensor's codes, as the rounder stores them."""
+        path = self._path(name, format)
         part = path.with_suffix(".part")
         with storage_errors(path):
-            part.write_bytes(data.data)
+            part.write_bytes(stored.data)
             os.replace(part, path)
-        self._formats[name] = codes.format
+        self._formats[name] = format
 
     @property
     def count(self) -> int:
@@ -64,15 +58,15 @@ class CalibratedSource(Source):
         if format is None:
             return self._source.codes(name)
         rows, cols = self.shape(name)
-        whole = unpack_codes(self._stored(name, format), format, cols)
-        return Codes(format, whole.levels[:rows], whole.scales[:rows])
+        return self._rounder.codes(self._stored(name, format), format, (rows, cols))
 
     def read(self, name: str) -> F32:
         """The numbers of a tensor, or those that its codes stand for."""
         format = self._formats.get(name)
         if format is None:
             return self._source.read(name)
-        return _core.unpack(self._stored(name, format), format, *self.shape(name))
+        rows, cols = self.shape(name)
+        return self._rounder.values(self._stored(name, format), format, (rows, cols))
 
     def names(self) -> list[str]:
         """Those of the source, as all that follows."""

@@ -22,7 +22,6 @@ from pathlib import Path
 from deepmnn.artifact.directory import storage_errors
 from deepmnn.artifact.manifest import FORMAT_VERSION
 from deepmnn.backends.base import I32
-from deepmnn.conversion.budget import Budget
 from deepmnn.conversion.plan import Plan
 from deepmnn.errors import StorageError
 
@@ -31,9 +30,11 @@ _IDENTITY = "identity"
 
 @contextmanager
 def calibration_state(
-    out: Path, plan: Plan, samples: Sequence[I32], budget: Budget | None = None
+    out: Path, plan: Plan, samples: Sequence[I32], *others: object
 ) -> Iterator[Path]:
     """The directory, for what is written to `out` by a plan and samples; gone when that is done.
+
+    others: what else the state depends on, with a `repr` that says all.
 
     Raises StorageError when it cannot be written, or another process calibrates for `out`.
     """
@@ -43,7 +44,7 @@ def calibration_state(
         lock = os.open(directory, os.O_RDONLY)
     try:
         _lock(lock, directory)
-        _adopt(directory, _identity(plan, samples, budget))
+        _adopt(directory, _identity(plan, samples, others))
         yield directory
         shutil.rmtree(directory, ignore_errors=True)
     finally:
@@ -72,10 +73,11 @@ def _adopt(directory: Path, identity: str) -> None:
         path.write_text(identity)
 
 
-def _identity(plan: Plan, samples: Sequence[I32], budget: Budget | None) -> str:
+def _identity(plan: Plan, samples: Sequence[I32], others: Sequence[object]) -> str:
     source = plan.source
     digest = blake2b(digest_size=16)
-    facts = [FORMAT_VERSION, plan.optimize_level, plan.recipe.to_json(), source.config, budget]
+    recipe = plan.recipe.to_json()
+    facts = [FORMAT_VERSION, plan.optimize_level, recipe, source.config, repr(others)]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode("utf-8", "surrogateescape"))
     for name in source.names():
         digest.update(f"{name} {source.shape(name)}".encode("utf-8", "surrogateescape"))

@@ -20,6 +20,7 @@ from deepmnn.conversion.write import Progress, write
 from deepmnn.errors import RequestError, argument
 from deepmnn.formats import named
 from deepmnn.quant.divergence import Divergence
+from deepmnn.quant.rounder import Panels, Rounder
 from deepmnn.source.random import RandomSource
 
 _GOOD_BITS = 8
@@ -85,12 +86,15 @@ def carry_out(
     budget: Budget | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    rounder: Rounder | None = None,
+    state: Path | None = None,
 ) -> Converted:
     """Writes the artifact of a plan.
 
-    A calibration that is interrupted leaves its state beside `out`; the same conversion, asked for
-    again, goes on with it. Raises RequestError for a budget without a calibration, or of too few
-    samples, and as `write`, `CalibrationSet.ids` and `fit`.
+    A calibration that is interrupted leaves its state beside `out`, or beside `state`; the same
+    conversion, asked for again, goes on with it. rounder: that of the calibration; None: the panels
+    of our engine. Raises RequestError for a budget without a calibration, or of too few samples,
+    and as `write`, `CalibrationSet.ids` and `fit`.
     """
     if calibration is None:
         if budget is not None:
@@ -104,11 +108,14 @@ def carry_out(
         raise RequestError(
             f"a budget with {len(samples)} samples", f"at least {SHARE}, of which one judges"
         )
-    with calibration_state(Path(out), plan, [*samples, *held_out], budget) as directory:
+    rounder = rounder or Panels()
+    depends = (rounder.formats(plan.weights), budget)
+    text = [*samples, *held_out]
+    with calibration_state(state or Path(out), plan, text, *depends) as directory:
         if budget is not None:
             made = fit(plan, budget, samples, held_out, directory, progress)
         else:
-            made = _rounded(plan, samples, held_out, directory, progress)
+            made = _rounded(plan, samples, held_out, directory, progress, rounder)
         path = write(made.plan, out, overwrite, progress)
     return Converted(path, made.plan, made.calibration, made.divergence, made.search)
 
@@ -119,9 +126,10 @@ def _rounded(
     held_out: Sequence[I32],
     directory: Path,
     progress: Progress | None,
+    rounder: Rounder,
 ) -> Rounded:
     """By a plan's own formats."""
-    source, calibration = calibrate(plan, samples, directory, progress)
+    source, calibration = calibrate(plan, samples, directory, progress, rounder)
     divergence = None
     if held_out:
         divergence = HeldOut(plan, held_out, directory, progress).divergence(plan, source)

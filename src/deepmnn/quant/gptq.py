@@ -15,9 +15,10 @@ it only through its target, and rounding the target to the nearest code leaves t
 This is GPTQ (Frantar et al. 2022, arXiv:2210.17323) in the form of LDLQ (Chee et al. 2023,
 arXiv:2307.13304): the same codes, without the inverse of H.
 
-A panel gets its scale when its turn comes. Of the numbers that would be best for it by then, could
-they be any, the one of largest magnitude is divided by some divisors. All columns of the panel are
-rounded with each of these scales, and each row keeps the one with the least sum of d[k] · r[k]².
+Columns that share a scale get it when their turn comes. Of the numbers that would be best for them
+by then, could they be any, the one of largest magnitude is divided by some divisors. All of these
+columns are rounded with each of these scales, and each row keeps the one with the least sum of
+d[k] · r[k]².
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from numpy.typing import NDArray
 
 from deepmnn.errors import CheckpointError, RequestError
 from deepmnn.formats import F16, F32, I8, PANEL_COLS, PART_COLS, Codes, Format, named
-from deepmnn.quant.rounding import inverse, nearest, scales_to_try
+from deepmnn.quant.rounding import DIVISORS, inverse, nearest, scales_to_try
 
 Moments = NDArray[np.float32] | NDArray[np.float64]
 """Second moments of a matrix's inputs, [cols, cols]; sums over tokens do as well as means."""
@@ -57,6 +58,21 @@ class Feedback:
     upper: F32
     weights: F32
     damping: float
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What a row may be rounded to.
+
+    Attributes:
+        format: its levels.
+        columns: that share a scale.
+        divisors: of a largest magnitude, for the scales that are tried.
+    """
+
+    format: Format
+    columns: int
+    divisors: tuple[float, ...]
 
 
 def damping_for(tokens: int) -> float:
@@ -103,22 +119,30 @@ def gptq(w: F32, errors: Feedback, format: str) -> Codes:
     The same arguments give the same codes. Raises RequestError for a format without codes or
     feedback of other columns, CheckpointError for NaN or infinity in w.
     """
-    rows, cols = w.shape
     storage = named(format)
     if not storage.is_quantized:
         raise RequestError(f"codes in format {format!r}", "a format with codes")
+    grid = Grid(storage, PANEL_COLS, DIVISORS[format])
+    return Codes(format, *round_to_grid(w, errors, grid))
+
+
+def round_to_grid(w: F32, errors: Feedback, grid: Grid) -> tuple[I8, F16]:
+    """Levels [rows, cols] of w, which reads inputs with that feedback, and the scale of each row
+    and run of `grid.columns`. Raises as `gptq`.
+    """
+    rows, cols = w.shape
     if len(errors.weights) != cols:
         raise RequestError(f"second moments of {len(errors.weights)} columns", f"{cols}")
     if w.size and not (np.isfinite(w.min()) and np.isfinite(w.max())):
         raise CheckpointError("a weight with NaN or infinity", "finite numbers")
     levels = np.empty((rows, cols), np.int8)
-    scales = np.empty((rows, -(-cols // PANEL_COLS)), np.float16)
-    limit = _FP16_MAX * max(storage.levels)  # no code stands for more
+    scales = np.empty((rows, -(-cols // grid.columns)), np.float16)
+    limit = _FP16_MAX * max(grid.format.levels)  # no code stands for more
     for start in range(0, rows, _CHUNK_ROWS):
         chunk = slice(start, start + _CHUNK_ROWS)
         columns = np.ascontiguousarray(np.clip(w[chunk], -limit, limit).T, np.float32)
-        _round_rows(columns, errors, storage, levels[chunk].T, scales[chunk].T)
-    return Codes(format, levels, scales)
+        _round_rows(columns, errors, grid, levels[chunk].T, scales[chunk].T)
+    return levels, scales
 
 
 def _checked_mean(moments: Moments) -> float:
@@ -137,9 +161,9 @@ def _checked_mean(moments: Moments) -> float:
     return float(diagonal.mean())
 
 
-def _panels(cols: int) -> Iterator[slice]:
-    for start in range(0, cols, PANEL_COLS):
-        yield slice(start, min(start + PANEL_COLS, cols))
+def _panels(cols: int, size: int = PANEL_COLS) -> Iterator[slice]:
+    for start in range(0, cols, size):
+        yield slice(start, min(start + size, cols))
 
 
 def _decompose(upper: F32) -> F32:
@@ -163,16 +187,17 @@ def _decompose(upper: F32) -> F32:
     return weights
 
 
-def _round_rows(columns: F32, errors: Feedback, format: Format, levels: I8, scales: F16) -> None:
+def _round_rows(columns: F32, errors: Feedback, grid: Grid, levels: I8, scales: F16) -> None:
     """Fills levels [cols, rows] and scales [panels, rows] for some rows, given as columns."""
     made = np.empty_like(columns)  # the error e of columns that are rounded
-    for index, panel in enumerate(_panels(len(columns))):
+    for index, panel in enumerate(_panels(len(columns), grid.columns)):
         w = columns[panel]
         upper, weights = errors.upper[panel, panel], errors.weights[panel]
         fed = errors.upper[: panel.start, panel].T @ made[: panel.start]
         best = w + np.linalg.inv(upper.astype(np.float64)).T.astype(np.float32) @ fed
         largest = np.take_along_axis(best, np.abs(best).argmax(axis=0)[None], axis=0)[0]
-        search = _Search(w, w + fed, upper, weights, scales_to_try(largest, format), format)
+        tries = scales_to_try(largest, grid.divisors)
+        search = _Search(w, w + fed, upper, weights, tries, grid.format)
         levels[panel], scale = search.best()
         made[panel] = w - levels[panel] * scale
         scales[index] = scale

@@ -18,6 +18,7 @@ A negative q puts the largest magnitude at the longer, negative end of the level
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 import numpy as np
@@ -57,9 +58,9 @@ def round_to_nearest(w: F32, format: str) -> Codes:
     return Codes(format, np.concatenate(levels, axis=1), np.stack(scales, axis=1))
 
 
-def scales_to_try(largest: F32, format: Format) -> F32:
-    """Numbers of float16 for panels with these signed maxima [rows]: [tries, rows]."""
-    exact = largest / np.array(DIVISORS[format.name], np.float32)[:, None]
+def scales_to_try(largest: F32, divisors: Sequence[float]) -> F32:
+    """Numbers of float16 for columns with these signed maxima [rows]: [tries, rows]."""
+    exact = largest / np.array(divisors, np.float32)[:, None]
     halves: F16 = np.clip(exact, -_FP16_MAX, _FP16_MAX).astype(np.float16)
     return halves.astype(np.float32)
 
@@ -99,7 +100,7 @@ def _least_error(panel: F32, format: Format) -> tuple[F32, F32]:
     signed_max = np.take_along_axis(panel, largest, axis=1)[:, 0]
     best, least = np.zeros_like(signed_max), np.full(len(panel), np.inf, np.float32)
     levels = np.zeros_like(panel)
-    for index, scales in enumerate(scales_to_try(signed_max, format)):
+    for index, scales in enumerate(scales_to_try(signed_max, DIVISORS[format.name])):
         trial, error = _rounded(panel, scales[:, None], format)
         better = (error < least) | (index == 0)
         least = np.where(better, error, least)

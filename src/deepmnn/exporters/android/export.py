@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from deepmnn.artifact.directory import storage_errors
 from deepmnn.artifact.manifest import MANIFEST, TEMP_MARK
 from deepmnn.artifact.target import OVERWRITE, Target, check_apart, check_name, real_path
+from deepmnn.backends.mnn.wheel import runtime
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import StorageError
 from deepmnn.exporters.android.chat_app import check_folder, phone_name
@@ -26,6 +28,8 @@ def export_android(
     target: str | os.PathLike[str],
     *,
     mla_form: str = "auto",
+    bits: int | None = None,
+    block_size: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ExportReport:
@@ -37,18 +41,14 @@ def export_android(
 
     Raises as `export`, and ArtifactError when MNN's chat app would not take the folder.
     """
-    place = real_path(target)
-    name = phone_name(place.name)
-    folder, project = place / ("model" if name == PROJECT else name), place / PROJECT
-    with storage_errors(place):
-        _check_place(place, folder, overwrite)
-        check_apart(place, [Path(source)])
-        for part in (Target(folder, FORMAT, overwrite), project_target(project, overwrite)):
-            part.check()
+    check_android(target, overwrite, [Path(source)])
+    folder, project = _places(real_path(target))
     report = export(
         source,
         folder,
         mla_form=mla_form,
+        bits=bits,
+        block_size=block_size,
         needs_tokenizer=True,
         overwrite=overwrite,
         progress=progress,
@@ -57,6 +57,26 @@ def export_android(
     context = read_config(MnnFolder.open(folder).config).context_length
     write_project(project, folder.name, min(context, CONTEXT), overwrite)
     return report
+
+
+def check_android(target: str | os.PathLike[str], overwrite: bool, sources: Sequence[Path]) -> None:
+    """Raises what `export_android` raises for a target that it may not write, and for a missing
+    wheel. sources: what is read meanwhile.
+    """
+    place = real_path(target)
+    folder, project = _places(place)
+    with storage_errors(place):
+        _check_place(place, folder, overwrite)
+        check_apart(place, sources)
+        for part in (Target(folder, FORMAT, overwrite), project_target(project, overwrite)):
+            part.check()
+    runtime()
+
+
+def _places(place: Path) -> tuple[Path, Path]:
+    """The model's folder and the project."""
+    name = phone_name(place.name)
+    return place / ("model" if name == PROJECT else name), place / PROJECT
 
 
 def _check_place(place: Path, folder: Path, overwrite: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from deepmnn.exporters.mnn.lower import Lowering, choose_mla_form
 from deepmnn.exporters.mnn.mtok import FILE as TOKENIZER
 from deepmnn.exporters.mnn.names import Names
 from deepmnn.exporters.mnn.settings import llm_config, runtime_config, text_side
-from deepmnn.exporters.mnn.weights import BLOCK, Storing, WeightFile
+from deepmnn.exporters.mnn.weights import Storing, WeightFile
 from deepmnn.exporters.mnn.writer import FolderWriter
 from deepmnn.formats import U8
 from deepmnn.graph.ir import Graph, Weight
@@ -29,7 +30,6 @@ from deepmnn.source.json_file import is_plain_name
 from deepmnn.source.side_files import read_side_files
 
 FLOAT_DTYPES = ("f32", "fp16")
-BLOCK_SIZES = (32, 64, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -97,10 +97,6 @@ def export(
     began = time.monotonic()
     if float_dtype not in (None, *FLOAT_DTYPES):
         raise RequestError(f"float_dtype is {float_dtype!r:.40}", " or ".join(FLOAT_DTYPES))
-    if bits not in (None, *BLOCK):
-        raise RequestError(f"bits is {bits!r:.40}", " or ".join(map(str, BLOCK)))
-    if block_size not in (None, *BLOCK_SIZES):
-        raise RequestError(f"block_size is {block_size!r:.40}", f"one of {BLOCK_SIZES}")
     if stem is not None and not is_plain_name(stem):
         raise RequestError(f"the model's name is {stem!r:.80}", "a file name without directories")
     storing = Storing(float_dtype == "fp16", bits, block_size)
@@ -135,7 +131,7 @@ def export(
                 "format_version": FORMAT_VERSION,
                 "mnn_version": VERSION,
                 "model_type": artifact.manifest["model_type"],
-                "quant": artifact.manifest["quant"],
+                "quant": artifact.manifest["quant"] if bits is None else f"{bits} bits",
                 "optimize_level": artifact.manifest["optimize_level"],
                 "mla_form": form,
                 "vocab_size": low.width(graph.outputs[0]),
@@ -147,6 +143,19 @@ def export(
     path = Path(target) if stem is None else Path(target) / names.model
     seconds = time.monotonic() - began
     return ExportReport(path, weights.position + nbytes, form, ops, text.note, seconds)
+
+
+def check_place(
+    target: str | os.PathLike[str],
+    overwrite: bool,
+    sources: Sequence[Path],
+    stem: str | None = None,
+) -> None:
+    """Raises what `export` raises for a target that it may not write, and for a missing wheel, so
+    that nobody calibrates for an hour first. sources: what is read meanwhile.
+    """
+    FolderWriter(Path(target), Names(stem), overwrite, sources).place.check()
+    runtime()
 
 
 class _Reader:

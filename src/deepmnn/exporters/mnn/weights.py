@@ -22,9 +22,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deepmnn.exporters.mnn.blocks import round_blocks
+from deepmnn.errors import RequestError
 from deepmnn.formats import ALIGNMENT, BF16_MATRIX, BLOCK_ROWS, F32, U8, named
 from deepmnn.graph.ir import Weight
+from deepmnn.quant.blocks import round_blocks
 from deepmnn.quant.layout import unpack
 
 Rows = NDArray[np.intp]
@@ -33,6 +34,9 @@ _CHUNK_ROWS = 4096
 LEAST_BLOCK = 32
 BLOCK = {4: 64, 8: 128}
 """Columns that share a scale, by the bits of a code, where nothing else is asked for."""
+
+BLOCK_SIZES = (32, 64, 128, 256)
+"""Those that may be asked for."""
 
 _FP16_MAX = 65504.0
 SHAPE_16_MAX = 0xFFFF
@@ -56,11 +60,19 @@ class Storing:
             become 4, others 8.
         block: columns that share a scale; None: as BLOCK says. Or the largest part of these that
             divides the columns.
+
+    Raises RequestError for bits, or columns, that there are none of.
     """
 
     half: bool = False
     bits: int | None = None
     block: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.bits not in (None, *BLOCK):
+            raise RequestError(f"bits is {self.bits!r:.40}", " or ".join(map(str, BLOCK)))
+        if self.block not in (None, *BLOCK_SIZES):
+            raise RequestError(f"block_size is {self.block!r:.40}", f"one of {BLOCK_SIZES}")
 
     def bits_of(self, weight: Weight) -> int:
         """Of a code once written, 0 for floats: a byte where a row does not fill whole bytes."""
