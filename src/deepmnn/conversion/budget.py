@@ -175,6 +175,7 @@ class _Fit:
         self._base, self._budget, self._samples = base, budget, samples
         self._directory, self._progress = directory, progress
         self._judge = HeldOut(base, held_out, self._made("held-out"), progress)
+        self._widest = self._judge.divergence(base, base.source)
         self._costs = self._measured()
         self._sizes = _sizes(base, self._costs)
 
@@ -194,14 +195,14 @@ class _Fit:
             found = within_bytes(self._choices(), limit - self._fixed())
             made = self._planned(found)
             if made.nbytes <= most:
-                done = self._rounded(made, found)
+                done = self._rounded(made, found, self._widest.mean, 1.0)
                 divergence = self._judge.divergence(made, done.plan.source)
                 return replace(done, divergence=divergence)
             limit -= made.nbytes - most  # a fused matrix can take more bytes than its parts
 
     def _within_kl(self, most: float) -> Rounded:
         """The fewest bytes with so much divergence, at most."""
-        exact = self._judge.divergence(self._base, self._base.source)
+        exact = self._widest
         tried = [(self._base, exact)]
         base, factor, best = exact.mean, 1.0, None
         spread = exact.mean_error / exact.mean
