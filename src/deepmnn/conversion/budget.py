@@ -82,7 +82,8 @@ class Budget:
                 "one of target_kl, target_bpw and max_bytes",
             )
         for name, value in given.items():
-            if not isinstance(value, int | float) or not 0 < value < math.inf:
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 < value < math.inf:
                 raise RequestError(f"a budget with {name} {value!r:.40}", "a positive number")
 
     @property
@@ -190,6 +191,14 @@ class _Fit:
 
     def _within_bytes(self, most: int) -> Rounded:
         """The least divergence in so many bytes."""
+        least = self._fixed() + next(assignments(self._choices())).nbytes
+        if least > most:
+            bits = 8 * least / self._base.parameters
+            raise RequestError(
+                f"a budget of {most:,} bytes",
+                f"at least {least:,} for this model ({bits:.2f} bits a weight), "
+                f"all matrices in {CANDIDATES[-1]}",
+            )
         limit = most
         while True:
             found = within_bytes(self._choices(), limit - self._fixed())

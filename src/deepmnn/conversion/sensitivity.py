@@ -111,13 +111,14 @@ def _products(node: Node) -> list[tuple[str, ...]]:
     return [(name,) for name in node.weights]
 
 
-class _Noisy:
+class Noisy:
     """A source with noise in some tensors, the same whenever it is read."""
 
     def __init__(self, source: TensorSource, names: frozenset[str], noise: float) -> None:
         self._source, self.names, self._noise = source, names, noise
 
     def read(self, name: str) -> F32:
+        """A tensor."""
         w = self._source.read(name)
         if name not in self.names:
             return w
@@ -147,8 +148,8 @@ class _Copies:
         self._graphs, self._source, self._samples = graphs, plan.source, samples
         self._directory, self._progress, self._done = directory, progress, 0
         self._parts = parts(plan.naive)
-        self._noisy = [_Noisy(plan.source, part.tensors, NOISE) for part in self._parts]
-        self._noisy.append(_Noisy(plan.source, _read(graphs[0]), _CONTROL))
+        self._noisy = [Noisy(plan.source, part.tensors, NOISE) for part in self._parts]
+        self._noisy.append(Noisy(plan.source, self._parts[0].tensors, _CONTROL))
         first = [self._touched(graph) for graph in graphs]
         started = [len(set().union(*first[: index + 1])) for index in range(len(graphs))]
         self._total = sum(started) + len(graphs)
