@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepmnn.errors import RequestError
-from deepmnn.measure.divergence import Rows
+from deepmnn.quant.divergence import Rows
 
 ROWS = 64
 """Tokens scored together: a vocabulary of 129,280 tokens takes 66 MB for them in float64."""

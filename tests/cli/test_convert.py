@@ -1,16 +1,17 @@
 """`deepmnn convert`: PyTorch files, recipes, dry runs; what `info` says of a checkpoint."""
 
-import json
 import os
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from deepmnn.artifact.reader import Artifact
-from deepmnn.cli import app
+from deepmnn.cli import app, options
+from deepmnn.errors import RequestError
 from tiny_models import tiny_checkpoint
 
 
@@ -81,9 +82,9 @@ def test_a_dry_run_prints_what_would_be_written_and_writes_nothing(tmp_path: Pat
 
 def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     tiny = tiny_checkpoint("deepseek_v3", 0, tmp_path / "hf")
-    file = tmp_path / "mine.json"
-    file.write_text(json.dumps(RECIPE))
-    result = convert(tiny.path, tmp_path / "out", "--quant", file)
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump(RECIPE))
+    result = convert(tiny.path, tmp_path / "out", "--recipe", file)
     assert result.exit_code == 0, result.output
     assert "parameters as mine" in result.output
     artifact = Artifact.open(tmp_path / "out")
@@ -104,10 +105,43 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
         assert command.exit_code == 1
         assert "one of fp32, bf16, w8, w6, w5, w4, w3" in command.stderr
         assert command.stderr.count("\n") == 1
-    file.write_text(json.dumps(RECIPE | {"rule": []}))
-    result = convert(tiny.path, tmp_path / "2", "--quant", file)
+    file.write_text(yaml.safe_dump(RECIPE | {"rule": []}))
+    result = convert(tiny.path, tmp_path / "2", "--recipe", file)
     assert (result.exit_code, "has the field 'rule'" in result.stderr) == (1, True)
     assert not (tmp_path / "2").exists()
+    written = (tmp_path / "out" / "recipe.yaml").read_text()
+    assert yaml.safe_load(written) == RECIPE
+    both = convert(tiny.path, tmp_path / "2", "--recipe", file, "--quant", "w4")
+    assert (both.exit_code, "--quant and --recipe" in both.stderr) == (1, True)
+    other = convert(tiny.path, tmp_path / "2", "--recipe", tmp_path / "mine.json")
+    assert (other.exit_code, "ends with .yaml" in other.stderr) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--max-bytes", "3GB", "--target-kl", "0.1"), "--target-kl and --max-bytes"),
+        (("--max-bytes", "3 gigs"), "--max-bytes '3 gigs'; expected bytes, as in 3GiB"),
+        (("--max-bytes", "0"), "positive"),
+        (("--target-bpw", "4.5", "--quant", "w4"), "--quant and --target-bpw"),
+        (("--target-kl", "0.1", "--no-calibration"), "without a calibration"),
+    ],
+)
+def test_budgets_that_make_no_sense(flags: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    result = convert(tiny.path, tmp_path / "out", *flags)
+    assert (result.exit_code, message in result.stderr) == (1, True), result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_have_units() -> None:
+    for text, size in {
+        "12": 12, "1.5KB": 1500, "3GiB": 3 << 30, "700 MB": 700_000_000, "2TiB": 2 << 40,
+    }.items():  # fmt: skip
+        assert options.nbytes(text, "x") == size
+    for text in ("", "GB", "-1", "1e9", "1kb", "1PB", "9" * 99):
+        with pytest.raises(RequestError, match="as in 3GiB"):
+            options.nbytes(text, "x")
 
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ FORMAT_VERSION = 4
 MANIFEST = "deepmnn.json"
 GRAPH = "graph.json"
 PROGRAM = "program.bin"
+RECIPE = "recipe.yaml"
 CONFIG = "config.json"
 REQUIRED = (CONFIG, GRAPH, PROGRAM)
 TEMP_MARK = ".deepmnn-tmp-"

@@ -12,8 +12,16 @@ from typer import Argument, Option
 
 from deepmnn.cli import options
 from deepmnn.cli.console import file_size, out
-from deepmnn.cli.planned import print_calibration, print_facts, print_leftovers, print_plan
+from deepmnn.cli.planned import (
+    print_calibration,
+    print_divergence,
+    print_facts,
+    print_leftovers,
+    print_plan,
+    print_search,
+)
 from deepmnn.cli.progress import work_progress
+from deepmnn.errors import RequestError
 
 
 def convert(
@@ -23,7 +31,19 @@ def convert(
     target: Annotated[Path, Argument(metavar="OUT", help="Directory to write.")],
     quant: Annotated[
         str | None,
-        Option(help="fp32, bf16, w8, w6, w5, w4, w3, or a recipe in a .json file; default: w8."),
+        Option(help="fp32, bf16, w8, w6, w5, w4 or w3; default: w8."),
+    ] = None,
+    recipe: Annotated[
+        Path | None, Option(help="A .yaml file: of your own, or what a conversion has written.")
+    ] = None,
+    target_kl: Annotated[
+        float | None, Option(help="The fewest bytes with so much divergence at most, 0.02 say.")
+    ] = None,
+    target_bpw: Annotated[
+        float | None, Option(help="The least divergence in so many bits for each weight.")
+    ] = None,
+    max_bytes: Annotated[
+        str | None, Option(help="The least divergence in so many bytes: 3GiB, 700MB.")
     ] = None,
     optimize_level: Annotated[int, Option(min=0, max=3, help="Graph optimisation.")] = 3,
     config: Annotated[
@@ -48,14 +68,18 @@ def convert(
 ) -> None:
     """Convert and quantise a checkpoint."""
     from deepmnn.conversion.carry_out import carry_out, choose
-    from deepmnn.conversion.convert import plan_conversion
-    from deepmnn.quant.recipe import DEFAULT, read_recipe
+    from deepmnn.conversion.convert import chosen_budget, plan_conversion
+    from deepmnn.quant.recipe import DEFAULT
+    from deepmnn.quant.recipe_file import read_recipe
 
     began = time.monotonic()
+    named = _one_of(quant, recipe)
+    most = None if max_bytes is None else options.nbytes(max_bytes, "--max-bytes")
+    budget = chosen_budget(named, target_kl, target_bpw, most)
     with options.preparing() as progress:  # a checkpoint of the hub is downloaded
         plan = plan_conversion(
             source,
-            read_recipe(quant or DEFAULT),
+            read_recipe(named or DEFAULT),
             optimize_level,
             config=config,
             random_weights=random_weights,
@@ -65,15 +89,32 @@ def convert(
     if dry_run:
         print_plan(plan)
         return
-    chosen = choose(plan, False if no_calibration else calibration, samples)
+    chosen = choose(plan, False if no_calibration else calibration, samples, budget)
     with work_progress("converting") as progress:
-        path, calibrated = carry_out(plan, target, chosen, overwrite, progress)
-    out.say(str(path), "bold green")
-    print_facts(plan)
-    if calibrated is not None:
-        print_calibration(calibrated)
+        done = carry_out(plan, target, chosen, budget, overwrite, progress)
+    out.say(str(done.path), "bold green")
+    print_facts(done.plan)
+    if done.calibration is not None:
+        print_calibration(done.calibration)
+    if done.held_out is not None:
+        print_divergence(done.held_out)
+    if done.search is not None:
+        print_search(done.search, done.plan.parameters)
     out.print(f"  took   {time.monotonic() - began:.1f} s, peak memory {file_size(_peak_rss())}")
     print_leftovers(plan)
+
+
+def _one_of(quant: str | None, recipe: Path | None) -> str | None:
+    """A recipe's name or file. Raises RequestError."""
+    from deepmnn.quant.recipe_file import SUFFIXES
+
+    if recipe is None:
+        return quant
+    if quant is not None:
+        raise RequestError("--quant and --recipe", "one of them")
+    if recipe.suffix not in SUFFIXES:
+        raise RequestError(f"--recipe {recipe}", f"a file that ends with {' or '.join(SUFFIXES)}")
+    return str(recipe)
 
 
 def _peak_rss() -> int:

@@ -84,7 +84,7 @@ def _print_artifact(artifact: Artifact) -> None:
 def _print_checkpoint(path: Path, quant: str) -> None:
     """What converting it would give; config.json alone is enough."""
     from deepmnn.conversion.convert import plan_conversion
-    from deepmnn.quant.recipe import read_recipe
+    from deepmnn.quant.recipe_file import read_recipe
     from deepmnn.source.open import has_weights
 
     plan = plan_conversion(path, read_recipe(quant), random_weights=not has_weights(path))

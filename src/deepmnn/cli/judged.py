@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from deepmnn.api.llm import LLM
-    from deepmnn.measure.divergence import Divergence
     from deepmnn.measure.judge import Judgement, Perplexity
     from deepmnn.measure.predictions import Predict
     from deepmnn.measure.texts import Text
+    from deepmnn.quant.divergence import Divergence
 
 TORCH = "torch"
 """The reference's backend that is none of deepmnn's."""

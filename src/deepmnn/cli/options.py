@@ -8,6 +8,7 @@ the fields' names, types, defaults and metadata.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -22,6 +23,7 @@ from deepmnn.api.options import LoadOptions
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.cli.console import err
 from deepmnn.cli.progress import byte_progress
+from deepmnn.errors import RequestError
 from deepmnn.text.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -171,7 +173,7 @@ def _load_options(flags: dict[str, Any]) -> LoadOptions:
     mnn = _take(MnnOptions, flags)
     given = _take(LoadOptions, flags)
     if "quant" in given:
-        from deepmnn.quant.recipe import read_recipe
+        from deepmnn.quant.recipe_file import read_recipe
 
         given["quant"] = read_recipe(given["quant"])
     return LoadOptions(**given, mnn=MnnOptions(**mnn) if mnn else None)
@@ -186,3 +188,18 @@ def _take(kind: type[Any], flags: dict[str, Any]) -> dict[str, Any]:
     """Takes the fields of a dataclass out of flags; those that were given."""
     found = {field.name: flags.pop(field.name, None) for field in fields(kind)}
     return {name: value for name, value in found.items() if value not in (None, [])}
+
+
+_UNITS = {"": 1} | {
+    f"{prefix}{unit}B": base**power
+    for unit, base in (("", 1000), ("i", 1024))
+    for power, prefix in enumerate("KMGT", 1)
+}
+
+
+def nbytes(text: str, what: str) -> int:
+    """Bytes of "3GiB", "700MB" or "123456". Raises RequestError."""
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]i?B|)", text.strip(), re.ASCII)
+    if found is None:
+        raise RequestError(f"{what} {text!r:.40}", "bytes, as in 3GiB, 700MB or 123456")
+    return int(float(found[1]) * _UNITS[found[2]])

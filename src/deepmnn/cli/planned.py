@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING
 from deepmnn.cli.console import count, file_size, out, table
 
 if TYPE_CHECKING:
+    from deepmnn.conversion.budget import Search
     from deepmnn.conversion.calibrate import Calibration
     from deepmnn.conversion.plan import Plan
     from deepmnn.graph.ir import Weight
+    from deepmnn.quant.divergence import Divergence
+
+_POINTS = 8
+"""Of a curve that are shown, less one."""
 
 _SHOWN = 3
 """So many of the tensors that nothing reads are named."""
@@ -47,6 +52,28 @@ def print_calibration(calibration: Calibration) -> None:
             f"rounded to nearest: {calibration.scarce[0]}, ...",
             "yellow",
         )
+
+
+def print_divergence(found: Divergence) -> None:
+    """How far predictions are from the checkpoint's."""
+    out.say(
+        f"  KL {found.mean:.4f} ± {found.mean_error:.4f} from the checkpoint on "
+        f"{count(found.tokens)} other tokens, first choice the same at "
+        f"{found.same_first_choice:.1%}"
+    )
+
+
+def print_search(search: Search, parameters: int) -> None:
+    """A budget's curve, some points of it."""
+    made = table("divergence for bytes, predicted", "bits", "bytes", "KL")
+    points = search.points
+    shown = {round(index * (len(points) - 1) / _POINTS) for index in range(_POINTS + 1)}
+    chosen = [points[index] for index in sorted(shown)]
+    for point in sorted({*chosen, search.chosen}, key=lambda point: point.nbytes):
+        mark = "  <- taken" if point == search.chosen else ""
+        bits = f"{8 * point.nbytes / parameters:.2f}"
+        made.add_row(bits, file_size(point.nbytes), f"{point.kl:.4f}{mark}")
+    out.print(made)
 
 
 def _compared(nbytes: int, stored: int) -> str:

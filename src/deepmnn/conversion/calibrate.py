@@ -13,7 +13,7 @@ experts that too few tokens reach.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from deepmnn.backends.base import I32
 from deepmnn.conversion.calibrated import CalibratedSource
+from deepmnn.conversion.forward import batches
 from deepmnn.conversion.plan import Plan
 from deepmnn.conversion.spool import Spool, Stream
 from deepmnn.conversion.stage import Stage
@@ -55,7 +56,6 @@ _LEVEL = 2
 _APART = frozenset({"fuse_moe", "fuse_add_norm", "select_rows_early"})
 """Passes that would hide what experts' down-projections multiply, or carry two values from layer
 to layer."""
-_STEP_TOKENS = 2048
 _ENGINE = DEFAULT
 
 
@@ -67,12 +67,15 @@ class Calibration:
         samples, tokens: how much text.
         tensors: that were rounded by it.
         scarce: tensors of experts that fewer than LEAST_TOKENS tokens reached: rounded to nearest.
+        gains: tensor → what is left of its outputs' squared error, as far as their second moments
+            tell, of the tensors that this call rounded.
     """
 
     samples: int
     tokens: int
     tensors: int
     scarce: tuple[str, ...]
+    gains: Mapping[str, float] = field(default_factory=dict)
 
 
 def calibrate(
@@ -104,10 +107,10 @@ def calibrate(
     sums = {tap.sum for tap in taps.values() if tap.sum is not None}
     spool = Spool(directory, {name: graph.values[name].width for name in sorted(read | sums)})
     streams: dict[Stream, set[str]] = {"exact": read | sums, "rounded": read}
-    begin, scarce = spool.last(), list[str]()
+    begin, scarce, gains = spool.last(), list[str](), dict[str, float]()
     if not any(tap.indices for tap in taps.values()):
         samples = _some(samples, MOST_ROWS)
-    batches = list(_batches(samples))
+    cut_up = list(batches(samples))
     formats = rounder.formats(plan.weights)
     for number, part in enumerate(parts):
         targets = {
@@ -117,10 +120,11 @@ def calibrate(
             scarce += [name for name in targets if not source.has(name, formats[name])]
             continue
         place = (number, len(parts))
-        layer = _Layer(part, plan, number, spool, streams, batches, source, progress, place)
+        layer = _Layer(part, plan, number, spool, streams, cut_up, source, progress, place)
         scarce += layer.run(targets, formats, rounder, last=number == len(parts) - 1)
+        gains |= layer.gains
     tokens = sum(map(len, samples))
-    return source, Calibration(len(samples), tokens, source.count, tuple(scarce))
+    return source, Calibration(len(samples), tokens, source.count, tuple(scarce), gains)
 
 
 def _some(samples: Sequence[I32], tokens: int) -> list[I32]:
@@ -132,18 +136,6 @@ def _some(samples: Sequence[I32], tokens: int) -> list[I32]:
 def _is_chosen(index: int, some: int, all: int) -> bool:
     """Whether something is one of `some` that are evenly spread among `all`."""
     return (index + 1) * some // all > index * some // all
-
-
-def _batches(samples: Sequence[I32]) -> Iterator[list[I32]]:
-    """Samples for a step each: about _STEP_TOKENS tokens."""
-    batch: list[I32] = []
-    for sample in samples:
-        if batch and sum(map(len, batch)) + len(sample) > _STEP_TOKENS:
-            yield batch
-            batch = []
-        batch.append(sample)
-    if batch:
-        yield batch
 
 
 class _Layer:
@@ -166,6 +158,7 @@ class _Layer:
         self._progress, self._place = progress, place
         self._tokens = sum(len(sample) for batch in batches for sample in batch)
         self._passes, self._done = 1, 0
+        self.gains: dict[str, float] = {}
 
     def run(
         self, targets: dict[str, Tap], formats: dict[str, str], rounder: Rounder, last: bool
@@ -207,6 +200,7 @@ class _Layer:
             if change is not None:
                 w = w + change
             self._source.put(name, formats[name], rounder.round(w, errors, formats[name]))
+            self.gains[name] = errors.gain
 
     def _sum_up(self, taps: dict[Tap, list[str]]) -> dict[Tap, Moments]:
         """The second moments of what the taps give in the rounded model, over the samples."""

@@ -14,7 +14,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from hashlib import blake2b
 from pathlib import Path
@@ -32,11 +32,11 @@ _VERSION = 2
 
 @contextmanager
 def calibration_state(
-    out: Path, plan: Plan, samples: Sequence[I32], formats: Mapping[str, str]
+    out: Path, plan: Plan, samples: Sequence[I32], *others: object
 ) -> Iterator[Path]:
     """The directory, for what is written to `out` by a plan and samples; gone when that is done.
 
-    formats: tensor → what it is rounded to.
+    others: what else the state depends on, with a `repr` that says all.
 
     Raises StorageError when it cannot be written, or another process calibrates for `out`.
     """
@@ -46,7 +46,7 @@ def calibration_state(
         lock = os.open(directory, os.O_RDONLY)
     try:
         _lock(lock, directory)
-        _adopt(directory, _identity(plan, samples, formats))
+        _adopt(directory, _identity(plan, samples, others))
         yield directory
         shutil.rmtree(directory, ignore_errors=True)
     finally:
@@ -75,11 +75,11 @@ def _adopt(directory: Path, identity: str) -> None:
         path.write_text(identity)
 
 
-def _identity(plan: Plan, samples: Sequence[I32], formats: Mapping[str, str]) -> str:
+def _identity(plan: Plan, samples: Sequence[I32], others: Sequence[object]) -> str:
     source = plan.source
     digest = blake2b(digest_size=16)
     recipe = plan.recipe.to_json()
-    facts = [_VERSION, FORMAT_VERSION, plan.optimize_level, recipe, source.config, formats]
+    facts = [_VERSION, FORMAT_VERSION, plan.optimize_level, recipe, source.config, repr(others)]
     digest.update(json.dumps(facts, sort_keys=True, default=str).encode("utf-8", "surrogateescape"))
     for name in source.names():
         digest.update(f"{name} {source.shape(name)}".encode("utf-8", "surrogateescape"))

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deepmnn.artifact.manifest import FORMAT
 from deepmnn.artifact.target import Target
+from deepmnn.backends.base import I32
+from deepmnn.conversion.budget import Budget, Rounded, Search, fit
 from deepmnn.conversion.calibrate import Calibration, calibrate
 from deepmnn.conversion.calibration_set import CalibrationSet, has_tokenizer
 from deepmnn.conversion.calibration_state import calibration_state
+from deepmnn.conversion.held_out import SHARE, HeldOut, split
 from deepmnn.conversion.plan import Plan
 from deepmnn.conversion.write import Progress, write
 from deepmnn.errors import RequestError, argument
 from deepmnn.formats import named
+from deepmnn.quant.divergence import Divergence
 from deepmnn.quant.rounder import Panels, Rounder
 from deepmnn.source.random import RandomSource
 
@@ -23,12 +28,15 @@ _GOOD_BITS = 8
 
 
 def choose(
-    plan: Plan, wanted: str | os.PathLike[str] | bool | None, samples: int
+    plan: Plan,
+    wanted: str | os.PathLike[str] | bool | None,
+    samples: int,
+    budget: Budget | None = None,
 ) -> CalibrationSet | None:
     """The calibration of a conversion, None for rounding to nearest.
 
-    wanted: a file; True: the set that comes with deepmnn; False: none; None: that set where codes
-    have few bits and the checkpoint has a tokenizer.
+    wanted: a file; True: the set that comes with deepmnn; False: none; None: that set where there
+    is a budget, or codes have few bits and the checkpoint has a tokenizer.
 
     Raises RequestError for random weights, which nothing has been said about, and for samples below
     1.
@@ -36,6 +44,8 @@ def choose(
     if type(samples) is not int or samples < 1:
         raise RequestError(argument("samples", f" is {samples!r:.40}"), "a positive integer")
     drawn = isinstance(plan.source, RandomSource)
+    if wanted is None and budget is not None:
+        wanted = True
     if wanted is None:
         few = any(
             named(weight.format).is_quantized and named(weight.format).bits < _GOOD_BITS
@@ -49,28 +59,78 @@ def choose(
     return CalibrationSet(None if wanted is True else Path(wanted), samples)
 
 
+@dataclass(frozen=True)
+class Converted:
+    """What a plan became.
+
+    Attributes:
+        path: the artifact.
+        plan: that was written; a budget changes its recipe.
+        calibration: what the weights were rounded by; None: each to the nearest number.
+        held_out: how far its predictions are from the checkpoint's, on samples that nothing was
+            rounded by; None without calibration, or of too few samples.
+        search: what a budget weighed.
+    """
+
+    path: Path
+    plan: Plan
+    calibration: Calibration | None = None
+    held_out: Divergence | None = None
+    search: Search | None = None
+
+
 def carry_out(
     plan: Plan,
     out: str | os.PathLike[str],
     calibration: CalibrationSet | None = None,
+    budget: Budget | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
     rounder: Rounder | None = None,
     state: Path | None = None,
-) -> tuple[Path, Calibration | None]:
-    """Writes the artifact of a plan; → its path, and what its weights were rounded by.
+) -> Converted:
+    """Writes the artifact of a plan.
 
     A calibration that is interrupted leaves its state beside `out`, or beside `state`; the same
     conversion, asked for again, goes on with it. rounder: that of the calibration; None: the panels
-    of our engine. Raises as `write` and `CalibrationSet.ids`.
+    of our engine. Raises RequestError for a budget without a calibration, or of too few samples,
+    and as `write`, `CalibrationSet.ids` and `fit`.
     """
     if calibration is None:
-        return write(plan, out, overwrite, progress), None
+        if budget is not None:
+            raise RequestError(
+                "a budget without a calibration", "samples, which formats are chosen by"
+            )
+        return Converted(write(plan, out, overwrite, progress), plan)
     Target(out, FORMAT, overwrite, plan.source.paths).check()  # not after an hour of calibrating
-    samples = calibration.ids(plan.source)
+    samples, held_out = split(calibration.ids(plan.source))
+    if budget is not None and not held_out:
+        raise RequestError(
+            f"a budget with {len(samples)} samples", f"at least {SHARE}, of which one judges"
+        )
     rounder = rounder or Panels()
-    formats = rounder.formats(plan.weights)
-    with calibration_state(state or Path(out), plan, samples, formats) as directory:
-        source, report = calibrate(plan, samples, directory, progress, rounder=rounder)
-        path = write(replace(plan, source=source), out, overwrite, progress)
-    return path, report
+    depends = (rounder.formats(plan.weights), budget)
+    text = [*samples, *held_out]
+    with calibration_state(state or Path(out), plan, text, *depends) as directory:
+        if budget is not None:
+            made = fit(plan, budget, samples, held_out, directory, progress)
+        else:
+            made = _rounded(plan, samples, held_out, directory, progress, rounder)
+        path = write(made.plan, out, overwrite, progress)
+    return Converted(path, made.plan, made.calibration, made.divergence, made.search)
+
+
+def _rounded(
+    plan: Plan,
+    samples: Sequence[I32],
+    held_out: Sequence[I32],
+    directory: Path,
+    progress: Progress | None,
+    rounder: Rounder,
+) -> Rounded:
+    """By a plan's own formats."""
+    source, calibration = calibrate(plan, samples, directory, progress, rounder)
+    divergence = None
+    if held_out:
+        divergence = HeldOut(plan, held_out, directory, progress).divergence(plan, source)
+    return Rounded(replace(plan, source=source), calibration, divergence)

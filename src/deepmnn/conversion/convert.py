@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from deepmnn import models
+from deepmnn.conversion.budget import Budget, Search
 from deepmnn.conversion.calibrate import Calibration
 from deepmnn.conversion.carry_out import carry_out, choose
 from deepmnn.conversion.plan import Plan, plan
 from deepmnn.conversion.write import Progress
+from deepmnn.errors import RequestError, Words
 from deepmnn.graph.levels import MAX_LEVEL, PassResult
 from deepmnn.graph.tensors import tensor_shapes
+from deepmnn.quant.divergence import Divergence
 from deepmnn.quant.recipe import DEFAULT, Recipe, recipe_of
 from deepmnn.source.hub import fetched
 from deepmnn.source.open import open_source
@@ -37,6 +40,9 @@ class ConvertReport:
         dropped: weights that config.json promises and the checkpoint lacks (unused MTP layers).
         unused: tensors that the checkpoint has and the model does not read.
         calibration: what the weights were rounded by; None: each to the nearest number.
+        held_out: how far its predictions are from the checkpoint's, on samples of the calibration
+            that nothing was rounded by.
+        search: what a budget weighed.
         seconds: time taken.
     """
 
@@ -53,16 +59,21 @@ class ConvertReport:
     dropped: tuple[str, ...]
     unused: tuple[str, ...]
     calibration: Calibration | None
+    held_out: Divergence | None
+    search: Search | None
     seconds: float
 
 
 def convert(
     source: str | os.PathLike[str],
     out: str | os.PathLike[str],
-    quant: str | Recipe = DEFAULT,
+    quant: str | Recipe | None = None,
     optimize_level: int = MAX_LEVEL,
     *,
     config: str | os.PathLike[str] | None = None,
+    target_kl: float | None = None,
+    target_bpw: float | None = None,
+    max_bytes: int | None = None,
     calibration: str | os.PathLike[str] | bool | None = None,
     samples: int = COUNT,
     random_weights: bool = False,
@@ -80,8 +91,12 @@ def convert(
             OWNER/NAME or OWNER/NAME@REVISION, which is downloaded; with random_weights a directory
             with config.json, or that file itself, is enough.
         out: the directory to create.
-        quant: "w8", "w6", "w5", "w4", "w3", "bf16" or "fp32", or a recipe of your own
-            (quant/recipe.py).
+        quant: "w8" (the default), "w6", "w5", "w4", "w3", "bf16" or "fp32", or a recipe of your
+            own (quant/recipe.py). Instead, one of
+        target_kl: the fewest bytes whose predictions diverge so much on held-out text, at most: a
+            mean in nats, 0.02 say.
+        target_bpw: the least divergence in so many bits for each number of the model.
+        max_bytes: the least divergence in so many bytes of weights.
         optimize_level: 0 (the graph as the paper writes it) to 3.
         config: a config.json, or its directory, to use instead of the one beside the weights.
         calibration: what to round the weights by: a file of texts or conversations
@@ -100,19 +115,21 @@ def convert(
     StorageError.
     """
     began = time.monotonic()
+    budget = chosen_budget(quant, target_kl, target_bpw, max_bytes)
     made = plan_conversion(
         source,
-        quant,
+        quant or DEFAULT,
         optimize_level,
         config=config,
         random_weights=random_weights,
         seed=seed,
         progress=progress,
     )
-    chosen = choose(made, calibration, samples)
-    path, calibrated = carry_out(made, out, chosen, overwrite, progress)
+    chosen = choose(made, calibration, samples, budget)
+    done = carry_out(made, out, chosen, budget, overwrite, progress)
+    made = done.plan
     return ConvertReport(
-        path=path,
+        path=done.path,
         model_type=made.model_type,
         quant=made.recipe.name,
         optimize_level=optimize_level,
@@ -124,9 +141,31 @@ def convert(
         passes=made.passes,
         dropped=made.dropped,
         unused=made.unused,
-        calibration=calibrated,
+        calibration=done.calibration,
+        held_out=done.held_out,
+        search=done.search,
         seconds=time.monotonic() - began,
     )
+
+
+def chosen_budget(
+    quant: str | Recipe | None,
+    target_kl: float | None,
+    target_bpw: float | None,
+    max_bytes: int | None,
+) -> Budget | None:
+    """What was asked for, None for a recipe. Raises RequestError for more than one wish."""
+    given = {"target_kl": target_kl, "target_bpw": target_bpw, "max_bytes": max_bytes}
+    wishes = [name for name, value in given.items() if value is not None]
+    if not wishes:
+        return None
+    if quant is not None or len(wishes) > 1:
+        both = ["quant"] * (quant is not None) + wishes
+        raise RequestError(
+            Words(" and ".join(both), " and ".join("--" + w.replace("_", "-") for w in both)),
+            "one of them: the formats follow from it",
+        )
+    return Budget(target_kl, target_bpw, max_bytes)
 
 
 def plan_conversion(

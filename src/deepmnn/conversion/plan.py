@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from deepmnn import models
@@ -97,8 +98,9 @@ def plan(source: Source, recipe: Recipe, optimize_level: int = MAX_LEVEL) -> Pla
     naive = models.build(_untied(source))
     dropped = _match(naive, source)
     shapes = tensor_shapes(naive)
-    graph, passes = optimize(naive, optimize_level, source)
-    apply(graph, recipe)
+    graph, passes = optimize(
+        naive, optimize_level, source, choose_formats=partial(apply, recipe=recipe)
+    )
     weights = weight_order(graph)
     shards = plan_shards((weight.name, weight.nbytes) for weight in weights)
     return Plan(

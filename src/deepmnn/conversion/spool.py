@@ -65,8 +65,9 @@ class Spool:
             self._part(stage).mkdir()
 
     def append(self, stage: int, stream: Stream, values: Mapping[str, F32]) -> None:
-        """Appends the rows of some samples."""
-        for name, value in values.items():
+        """Appends the rows of some samples; a value that no stage reads is left out."""
+        for name in self._widths.keys() & values.keys():
+            value = values[name]
             with (
                 storage_errors(self._part(stage)),
                 open(self._file(self._part(stage), stream, name), "ab") as file,

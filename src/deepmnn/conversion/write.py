@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from deepmnn import _core, formats
-from deepmnn.artifact.manifest import GRAPH, PROGRAM
+from deepmnn.artifact.manifest import GRAPH, PROGRAM, RECIPE
 from deepmnn.artifact.writer import ArtifactWriter
 from deepmnn.backends.cpu.lower import lower
 from deepmnn.conversion.plan import Plan
@@ -19,6 +19,7 @@ from deepmnn.graph.ir import Weight
 from deepmnn.graph.serialize import to_json
 from deepmnn.graph.weights import Concat, Expr, Interleave, Tensor, TransposeHeads
 from deepmnn.quant.random_bytes import draw
+from deepmnn.quant.recipe_file import to_yaml
 from deepmnn.quant.rotation import unrotate
 from deepmnn.quant.store import store, store_codes
 from deepmnn.source.random import RandomSource
@@ -46,6 +47,7 @@ def write(
         names = [shard.file for shard in plan.shards]
         writer.add_file(PROGRAM, lower(plan.graph, plan.memory, plan.locations, names))
         writer.add_file(GRAPH, to_json(plan.graph).encode())
+        writer.add_file(RECIPE, to_yaml(plan.recipe).encode())
         for name, data in plan.source.side_files().items():
             writer.add_file(name, data)
         total, done, threads = plan.nbytes, 0, _core.available_cores()

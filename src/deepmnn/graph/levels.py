@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -29,6 +30,8 @@ from deepmnn.graph.verify import verify
 from deepmnn.graph.weights import TensorSource
 
 MAX_LEVEL = 3
+_CLEAN_UPS = 1
+"""The level whose passes do not look at formats."""
 
 _PASSES: tuple[tuple[int, ModuleType], ...] = (
     (1, drop_identities),
@@ -64,6 +67,7 @@ def optimize(
     level: int,
     source: TensorSource | None = None,
     disabled: frozenset[str] = frozenset(),
+    choose_formats: Callable[[Graph], None] | None = None,
 ) -> tuple[Graph, list[PassResult]]:
     """The graph at an optimisation level, and what each pass did; `graph` is not touched.
 
@@ -72,6 +76,8 @@ def optimize(
         level: 0 to 3.
         source: finds weights of equal content too, when given.
         disabled: names of passes to leave out.
+        choose_formats: gives the weights their formats, in place: when equal ones have become one,
+            and before fusion, which joins only weights of one format.
 
     Raises RequestError for an unknown level or pass name, CheckpointError when `source` and the
     graph disagree.
@@ -81,17 +87,27 @@ def optimize(
         raise RequestError(f"no pass is called {unknown[0]!r}", f"one of {', '.join(pass_names())}")
     optimized = graph.copy()
     verify(optimized)
-    results: list[PassResult] = []
-    for module in _modules(level):
-        if _name(module) in disabled:
-            continue
-        before = len(optimized.nodes)
-        arguments = (source,) if module is share_weights else ()
-        rewrites = module.run(optimized, *arguments)
-        if rewrites:
-            verify(optimized)
-        results.append(PassResult(_name(module), rewrites, before, len(optimized.nodes)))
+    clean_ups = _modules(min(level, _CLEAN_UPS))
+    fusions = _modules(level)[len(clean_ups) :]
+    results = [
+        _run(optimized, module, source) for module in clean_ups if _name(module) not in disabled
+    ]
+    if choose_formats is not None:
+        choose_formats(optimized)
+    results += [
+        _run(optimized, module, source) for module in fusions if _name(module) not in disabled
+    ]
     return optimized, results
+
+
+def _run(graph: Graph, module: ModuleType, source: TensorSource | None) -> PassResult:
+    """Runs a pass on a graph, in place."""
+    before = len(graph.nodes)
+    arguments = (source,) if module is share_weights else ()
+    rewrites = module.run(graph, *arguments)
+    if rewrites:
+        verify(graph)
+    return PassResult(_name(module), rewrites, before, len(graph.nodes))
 
 
 def _modules(level: int) -> list[ModuleType]:

@@ -14,8 +14,8 @@ from deepmnn.engine.engine import Engine
 from deepmnn.engine.kv_cache import BlockTable
 from deepmnn.engine.scheduler import Span
 from deepmnn.errors import ContextLengthError, RequestError
-from deepmnn.measure.divergence import Rows
 from deepmnn.measure.predictions import ROWS
+from deepmnn.quant.divergence import Rows
 
 if TYPE_CHECKING:
     from deepmnn.api.llm import LLM

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from deepmnn.backends.base import F32
 from deepmnn.errors import RequestError
-from deepmnn.measure.divergence import (
+from deepmnn.measure.predictions import Predict
+from deepmnn.quant.divergence import (
     F64,
     Divergence,
     Rows,
     standard_error,
 )
-from deepmnn.measure.predictions import Predict
 
 
 @dataclass(frozen=True)

@@ -59,6 +59,13 @@ class Feedback:
     weights: F32
     damping: float
 
+    @property
+    def gain(self) -> float:
+        """Squared error of the outputs that feedback leaves, as a share of what rounding to nearest
+        makes with inputs of these moments.
+        """
+        return float(self.weights.mean())
+
 
 @dataclass(frozen=True)
 class Grid:

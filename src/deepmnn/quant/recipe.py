@@ -2,14 +2,14 @@
 
 A recipe is an ordered list of rules, pattern → format; the first that matches a weight decides.
 
-    {"name": "mine", "rules": [
-        {"pattern": "model.layers.0.*", "format": "w8"},
-        {"pattern": "role:expert", "format": "w4"},
-        {"pattern": "*", "format": "bf16"}]}
+    model.layers.0.*  w8
+    role:expert       w4
+    *                 bf16
 
 "role:expert" matches a role (graph/ir.py); anything else is a glob, which matches a weight by its
-name in the graph, or by the names of all the checkpoint tensors that it is made of, so that
-"model.layers.0.*" means the same whatever is fused. What no rule matches stays float32.
+name in the graph, or by the names of all the checkpoint tensors that it is made of. Weights get
+their formats before any are fused, and only those of one format are. What no rule matches stays
+float32. quant/recipe_file.py reads and writes recipes.
 
 Not a recipe's choice: vectors are stored raw, and routers float32, for a wrong choice of experts
 costs far more than the bytes. A matrix that an embedding looks up gets one format under every name
@@ -21,7 +21,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any
 
 from deepmnn import formats
@@ -30,7 +29,7 @@ from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.signatures import weights_read
 from deepmnn.graph.tensors import tensors
 from deepmnn.graph.weights import Expr
-from deepmnn.source.json_file import KINDS, read_object
+from deepmnn.source.json_file import KINDS
 
 ROLES = ("linear", "expert", "latent", "embedding", "lm_head")
 """Those whose format a recipe chooses."""
@@ -151,16 +150,9 @@ def recipe_of(quant: str | Recipe) -> Recipe:
         raise RequestError(
             f"quantisation recipe {quant!r:.80}",
             f"one of {', '.join(RECIPES)}",
-            Words("One of your own is a deepmnn.Recipe.", "One of your own is a .json file."),
+            Words("One of your own is a deepmnn.Recipe.", "One of your own is a .yaml file."),
         )
     return RECIPES[quant]
-
-
-def read_recipe(quant: str) -> Recipe:
-    """A recipe by its name, or from a .json file. Raises RequestError."""
-    if not quant.endswith(".json"):
-        return recipe_of(quant)
-    return Recipe.from_json(read_object(Path(quant), RequestError), quant)
 
 
 def apply(graph: Graph, recipe: Recipe) -> None:

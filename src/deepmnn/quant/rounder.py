@@ -76,3 +76,11 @@ class Panels:
         rows, cols = shape
         whole = unpack_codes(stored, format, cols)
         return Codes(format, whole.levels[:rows], whole.scales[:rows])
+
+
+class Nearest(Panels):
+    """The same, each number rounded to nearest: for a pass that only wants the moments."""
+
+    def round(self, w: F32, errors: Feedback, format: str) -> U8:
+        """Without the feedback."""
+        return _core.quantize_pack(w, format)

@@ -100,8 +100,8 @@ def rounded(
             made = plan(smoothed, made.recipe, optimize_level)
         gptq = chosen if rounder.formats(made.weights) else None
         out = folder / "artifact"
-        path, report = carry_out(made, out, gptq, progress=progress, rounder=rounder, state=place)
-        yield Rounded(path, made, report)
+        done = carry_out(made, out, gptq, progress=progress, rounder=rounder, state=place)
+        yield Rounded(done.path, made, done.calibration)
 
 
 def _choose(

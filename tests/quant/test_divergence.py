@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 
 from deepmnn.errors import RequestError
-from deepmnn.measure.divergence import Divergence, Rows, divergence, standard_error
+from deepmnn.quant.divergence import Divergence, Rows, divergence, standard_error
 
 SHAPES = [(1, 2), (3, 7), (40, 5000), (2, 129_280)]
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from deepmnn.backends.base import F32
 from deepmnn.errors import RequestError
+from deepmnn.formats import F32
 
 F64 = NDArray[np.float64]
 

@@ -1,0 +1,364 @@
+"""Formats for every part of a model under a budget: of bytes, or of divergence.
+
+What a part adds to the divergence is known from noise (sensitivity.py); what it adds in a format
+follows from the square of that format's rounding error. Calibrated rounding does better than that,
+by a factor that is measured: the model is rounded, its divergence on held-out text is compared with
+what was predicted, and the formats are chosen anew until the budget holds.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import blake2b
+from pathlib import Path
+
+import numpy as np
+
+from deepmnn.artifact.directory import storage_errors
+from deepmnn.backends.base import I32
+from deepmnn.conversion.calibrate import Calibration, calibrate
+from deepmnn.conversion.forward import Progress
+from deepmnn.conversion.held_out import HeldOut
+from deepmnn.conversion.plan import Plan, plan
+from deepmnn.conversion.sensitivity import SAMPLE_TOKENS, SAMPLES, Part, parts, sensitivities
+from deepmnn.errors import RequestError, argument
+from deepmnn.formats import FORMATS, PANEL_COLS, named
+from deepmnn.graph.levels import optimize
+from deepmnn.graph.tensors import tensors
+from deepmnn.quant.divergence import Divergence
+from deepmnn.quant.recipe import DEFAULT, RECIPES, Recipe, Rule
+from deepmnn.quant.rotation import rotate
+from deepmnn.quant.rounder import Nearest
+from deepmnn.quant.rounding import round_to_nearest
+from deepmnn.quant.search import Assignment, Choice, assignments, within_bytes, within_cost
+
+CANDIDATES = tuple(made.name for made in FORMATS.values() if made.is_quantized)
+"""The formats that a part may get."""
+
+ATTEMPTS = 4
+"""So often a model is rounded to meet a divergence, at most."""
+
+_GOOD_ENOUGH = 0.85
+"""A divergence that is at least this share of the one asked for wastes few bytes."""
+
+_COSTS = "costs.json"
+_SURVEY = 8
+"""One of so many samples tells how much calibrated rounding gains where."""
+
+_LEAST = 0.01
+
+_ERRORS = 2.0
+"""Standard errors of a measured divergence that must lie within the one asked for, too."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a converted model may cost. Exactly one is given.
+
+    Attributes:
+        kl: mean divergence of the next token from the checkpoint's on held-out text, in nats.
+        bits_per_weight: bytes of the artifact's weights, times 8, for each number of the model.
+        max_bytes: bytes of the artifact's weights.
+
+    Raises RequestError for none, several, or what is no positive number.
+    """
+
+    kl: float | None = None
+    bits_per_weight: float | None = None
+    max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        given = {name: value for name, value in vars(self).items() if value is not None}
+        if len(given) != 1:
+            raise RequestError(
+                f"a budget with {' and '.join(given) or 'nothing'}",
+                "one of target_kl, target_bpw and max_bytes",
+            )
+        for name, value in given.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or not 0 < value < math.inf:
+                raise RequestError(f"a budget with {name} {value!r:.40}", "a positive number")
+
+    @property
+    def name(self) -> str:
+        """For the recipe that meets it."""
+        if self.kl is not None:
+            return f"target-kl {self.kl:g}"
+        if self.bits_per_weight is not None:
+            return f"target-bpw {self.bits_per_weight:g}"
+        return f"max-bytes {self.max_bytes}"
+
+
+@dataclass(frozen=True)
+class Point:
+    """Formats for a whole model: bytes of its weights, and the divergence that is predicted."""
+
+    nbytes: int
+    kl: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a budget search found out.
+
+    Attributes:
+        points: the best there are for their bytes, from the fewest bytes on.
+        chosen: the one that was taken, its divergence as predicted.
+        parts: pattern → what that part adds to the divergence as chosen, predicted.
+    """
+
+    points: tuple[Point, ...]
+    chosen: Point
+    parts: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A model whose weights are rounded.
+
+    Attributes:
+        plan: whose source has the calibrated codes.
+        calibration: what they were rounded by.
+        divergence: on held-out text, where there is any.
+        search: what a budget weighed.
+    """
+
+    plan: Plan
+    calibration: Calibration
+    divergence: Divergence | None = None
+    search: Search | None = None
+
+
+def fit(
+    plan: Plan,
+    budget: Budget,
+    samples: Sequence[I32],
+    held_out: Sequence[I32],
+    directory: Path,
+    progress: Progress | None = None,
+) -> Rounded:
+    """Chooses formats and rounds the weights.
+
+    Args:
+        plan: of the conversion; its formats do not matter.
+        budget: to meet.
+        samples: token ids to round by.
+        held_out: token ids to judge by.
+        directory: for the state; it exists. A search that was stopped and is called again with the
+            same arguments goes on where it was.
+        progress: called after every step.
+
+    Raises RequestError when no formats meet the budget, with what the best ones cost, and as
+    `calibrate`.
+    """
+    return _Fit(plan, budget, samples, held_out, directory, progress).run()
+
+
+class _Fit:
+    """`fit`, at work."""
+
+    def __init__(
+        self,
+        base: Plan,
+        budget: Budget,
+        samples: Sequence[I32],
+        held_out: Sequence[I32],
+        directory: Path,
+        progress: Progress | None,
+    ) -> None:
+        self._base, self._budget, self._samples = base, budget, samples
+        self._directory, self._progress = directory, progress
+        self._judge = HeldOut(base, held_out, self._made("held-out"), progress)
+        self._widest = self._judge.divergence(base, base.source)
+        self._costs = self._measured()
+        self._sizes = _sizes(base, self._costs)
+
+    def run(self) -> Rounded:
+        """What `fit` returns."""
+        if self._budget.kl is not None:
+            return self._within_kl(self._budget.kl)
+        if self._budget.max_bytes is not None:
+            return self._within_bytes(self._budget.max_bytes)
+        assert self._budget.bits_per_weight is not None
+        return self._within_bytes(int(self._budget.bits_per_weight * self._base.parameters / 8))
+
+    def _within_bytes(self, most: int) -> Rounded:
+        """The least divergence in so many bytes."""
+        least = self._fixed() + next(assignments(self._choices())).nbytes
+        if least > most:
+            bits = 8 * least / self._base.parameters
+            raise RequestError(
+                f"a budget of {most:,} bytes",
+                f"at least {least:,} for this model ({bits:.2f} bits a weight), "
+                f"all matrices in {CANDIDATES[-1]}",
+            )
+        limit = most
+        while True:
+            found = within_bytes(self._choices(), limit - self._fixed())
+            made = self._planned(found)
+            if made.nbytes <= most:
+                done = self._rounded(made, found, self._widest.mean, 1.0)
+                divergence = self._judge.divergence(made, done.plan.source)
+                return replace(done, divergence=divergence)
+            limit -= made.nbytes - most  # a fused matrix can take more bytes than its parts
+
+    def _within_kl(self, most: float) -> Rounded:
+        """The fewest bytes with so much divergence, at most."""
+        exact = self._widest
+        tried = [(self._base, exact)]
+        base, factor, best = exact.mean, 1.0, None
+        spread = exact.mean_error / exact.mean
+        for _ in range(ATTEMPTS):
+            aim = most / (1 + _ERRORS * spread)
+            found = self._least_bytes((aim - base) / factor)
+            made = self._planned(found)
+            if any(made.recipe == earlier.recipe for earlier, _ in tried):
+                break
+            fitted = self._rounded(made, found, base, factor)
+            got = self._judge.divergence(made, fitted.plan.source)
+            tried.append((made, got))
+            if got.mean + _ERRORS * got.mean_error <= most:
+                if best is None or fitted.plan.nbytes < best.plan.nbytes:
+                    best = replace(fitted, divergence=got)
+                if got.mean >= _GOOD_ENOUGH * aim:
+                    break
+            spread, base = got.mean_error / got.mean, min(base, got.mean)
+            factor = max(got.mean - base, _LEAST * base) / max(found.cost, 1e-30)
+        if best is None:
+            raise _unmet(most, [(self._base, exact), *tried])
+        return best
+
+    def _least_bytes(self, cost: float) -> Assignment:
+        """Of so much cost at most, or the best there is."""
+        choices = self._choices()
+        *_, widest = assignments(choices)
+        return within_cost(choices, max(cost, widest.cost))
+
+    def _rounded(
+        self, made: Plan, found: Assignment, base: float = 0, factor: float = 1
+    ) -> Rounded:
+        """The weights of a plan, rounded and judged."""
+        digest = blake2b(json.dumps(made.recipe.to_json()).encode(), digest_size=8).hexdigest()
+        directory = self._made(f"rounded-{digest}")
+        source, calibration = calibrate(made, self._samples, directory, self._progress)
+        points = [
+            Point(point.nbytes + self._fixed(), base + factor * point.cost)
+            for point in assignments(self._choices())
+        ]
+        added = {
+            part.patterns[0]: factor * self._cost(part, found.formats[part.patterns[0]])
+            for part in self._costs
+        }
+        search = Search(tuple(points), Point(made.nbytes, base + factor * found.cost), added)
+        return Rounded(replace(made, source=source), calibration, None, search)
+
+    def _planned(self, found: Assignment) -> Plan:
+        """A conversion with these formats."""
+        rules = [
+            Rule(pattern, found.formats[part.patterns[0]])
+            for part in self._costs
+            for pattern in part.patterns
+        ]
+        recipe = Recipe(self._budget.name, (*rules, *RECIPES[DEFAULT].rules))
+        return plan(self._base.source, recipe, self._base.optimize_level)
+
+    def _choices(self) -> dict[str, list[Choice]]:
+        return {
+            part.patterns[0]: [
+                Choice(format, self._sizes[part, format], self._cost(part, format))
+                for format in CANDIDATES
+            ]
+            for part in self._costs
+        }
+
+    def _cost(self, part: Part, format: str) -> float:
+        return self._costs[part] * squared_error(format)
+
+    def _fixed(self) -> int:
+        """Bytes of what is no part's: vectors, routers, layers that are kept unused."""
+        return self._base.nbytes - sum(self._sizes[part, DEFAULT] for part in self._costs)
+
+    def _measured(self) -> dict[Part, float]:
+        """What each part adds to the divergence, for a rounding error that is as large as its
+        numbers: measured, or, after an interruption, read again.
+        """
+        path = self._directory / _COSTS
+        found = parts(self._base.naive)
+        with storage_errors(path):
+            if path.is_file():
+                return dict(zip(found, json.loads(path.read_text()), strict=True))
+        pieces = [sample[:SAMPLE_TOKENS] for sample in self._samples[:SAMPLES]]
+        with self._fresh("copies") as directory:
+            made = sensitivities(self._base, pieces, directory, self._progress)
+        few = self._samples[: max(len(self._samples) // _SURVEY, 1)]
+        with self._fresh("survey") as directory:
+            _, survey = calibrate(self._base, few, directory, self._progress, Nearest())
+        costs = {part: made[part] * _gain(part, survey.gains) for part in found}
+        written = path.with_suffix(".part")
+        with storage_errors(path):
+            written.write_text(json.dumps(list(costs.values())))
+            written.replace(path)
+        return costs
+
+    @contextmanager
+    def _fresh(self, name: str) -> Iterator[Path]:
+        """An empty directory, for as long as it is needed."""
+        shutil.rmtree(self._directory / name, ignore_errors=True)
+        yield self._made(name)
+        shutil.rmtree(self._directory / name, ignore_errors=True)
+
+    def _made(self, name: str) -> Path:
+        directory = self._directory / name
+        with storage_errors(directory):
+            directory.mkdir(exist_ok=True)
+        return directory
+
+
+def _gain(part: Part, gains: Mapping[str, float]) -> float:
+    """Of a part's matrices that a survey reached: the mean; without any, 1."""
+    found = [gains[name] for name in sorted(part.tensors) if name in gains]
+    return float(np.mean(found)) if found else 1.0
+
+
+def _sizes(base: Plan, found: Iterable[Part]) -> dict[tuple[Part, str], int]:
+    """Bytes of each part in each format, as the plan's graph has it: MLA's up-projection three
+    times, say.
+    """
+    graph, _ = optimize(base.naive, base.optimize_level, None, frozenset({"fuse_linears"}))
+    owners = {name: part for part in found for name in part.tensors}
+    sizes = Counter[tuple[Part, str]]()
+    for weight in graph.weights.values():
+        names = [tensor.name for tensor in tensors(weight.expr)]
+        if weight.name not in graph.kept and names and names[0] in owners:
+            rows, cols = weight.shape
+            for format in CANDIDATES:
+                sizes[owners[names[0]], format] += named(format).nbytes(rows, cols)
+    return sizes
+
+
+@cache
+def squared_error(format: str) -> float:
+    """Of rounding numbers of a normal distribution, relative to their square."""
+    w = np.random.default_rng(0).standard_normal((64, 4 * PANEL_COLS), np.float32)
+    error = rotate(w) - round_to_nearest(w, format).values()
+    return float(np.mean(error * error))
+
+
+def _unmet(most: float, tried: Sequence[tuple[Plan, Divergence]]) -> RequestError:
+    """With what was reached, as a table."""
+    rows = [
+        f"    {found.mean:.4f} ± {found.mean_error:.4f} with {made.nbytes:,} bytes"
+        for made, found in tried
+    ]
+    return RequestError(
+        argument("target_kl", f" {most:g} is not met on held-out text"),
+        "what was reached:\n" + "\n".join(rows),
+        "Ask for a larger divergence, or store the weights as bf16.",
+    )
