@@ -241,6 +241,7 @@ DEEPMNN_INLINE void store_u8(uint8_t* p, U8x64 a) {
   _mm256_storeu_si256(q + 1, a.hi);
 }
 DEEPMNN_INLINE U8x64 operator|(U8x64 a, U8x64 b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
+DEEPMNN_INLINE I32x16 lanes_of(U8x64 a) { return {a.lo, a.hi}; }
 template <int kCount, int kTo>
 DEEPMNN_INLINE __m256i move_bits_half(__m256i a, int from) {
   const __m256i there = from == kTo  ? a
