@@ -20,6 +20,11 @@ constexpr int64_t panel_nbytes(int64_t cols) {
   return cols * kBlockRows * info_of(kFormat).bits / 8;
 }
 
+template <int kLevelBits>
+DEEPMNN_INLINE F32x16 to_levels(I32x16 codes) {
+  return to_float(codes - splat_i32(1 << (kLevelBits - 1)));
+}
+
 // Columns k, k + 1, ... of the panel at w: numbers, or levels before they are scaled.
 template <Format kFormat>
 DEEPMNN_INLINE void read_columns(const uint8_t* w, int64_t k, F32x16 (&out)[kStepCols<kFormat>]) {
@@ -31,12 +36,11 @@ DEEPMNN_INLINE void read_columns(const uint8_t* w, int64_t k, F32x16 (&out)[kSte
     out[1] = from_bits(pair & splat_i32(-65536));
   } else {
     using Of = Codec<kFormat>;
-    const int part = static_cast<int>(k / kPartCols);
-    const I32x16 four = lanes_of(Of::vector(w + part * Of::kPartBytes, static_cast<int>(k % kPartCols / 4)));
-    DEEPMNN_UNROLL
-    for (int j = 0; j < 4; ++j) {
-      out[j] = to_float((shift_right(four, 8 * j) & splat_i32(255)) - splat_i32(1 << (Of::kLevelBits - 1)));
-    }
+    const U8x64 codes = Of::vector(w + k / kPartCols * Of::kPartBytes, static_cast<int>(k % kPartCols / 4));
+    out[0] = to_levels<Of::kLevelBits>(every_fourth<0>(codes));
+    out[1] = to_levels<Of::kLevelBits>(every_fourth<1>(codes));
+    out[2] = to_levels<Of::kLevelBits>(every_fourth<2>(codes));
+    out[3] = to_levels<Of::kLevelBits>(every_fourth<3>(codes));
   }
 }
 
@@ -107,42 +111,72 @@ void float_rows(LinearTask task, int64_t row) {
   });
 }
 
-// Column k and those after it of kRows sums of rows, each row of W times a number of x.
+// Rows of W whose inputs are scaled together, for a panel at a time.
+constexpr int64_t kScaledRows = 256;
+template <int kRows>
+struct Scaled {
+  alignas(64) float v[kRows][kScaledRows];
+};
+
+// Of rows of W from `first` on: the inputs times the panel's scales; w is the panel in their first block.
 template <Format kFormat, int kRows>
-DEEPMNN_INLINE void sum_columns(const LinearTask& task, const float* const (&x)[kRows], const uint8_t* w, int64_t cols,
-                                int64_t k, float (*y)[kPanelCols]) {
+DEEPMNN_INLINE void scale_inputs(const LinearTask& task, int64_t row, int64_t first, const uint8_t* w, int64_t cols,
+                                 Scaled<kRows>& out) {
   const int64_t block_bytes = block_nbytes(kFormat, task.weight.cols);
-  StepSums<kFormat, kRows> acc;
-  clear(acc);
-  for (int64_t at = 0; at < task.weight.rows; at += kBlockRows, w += block_bytes) {
-    const int64_t n = task.weight.rows - at < kBlockRows ? task.weight.rows - at : kBlockRows;
-    F32x16 columns[kStepCols<kFormat>];
-    read_columns<kFormat>(w, k, columns);
+  for (int64_t at = 0; at < kScaledRows && first + at < task.weight.rows; at += kBlockRows, w += block_bytes) {
+    const int64_t left = task.weight.rows - first - at, n = left < kBlockRows ? left : kBlockRows;
     const F32x16 scale = panel_scale<kFormat>(w, cols);
-    DEEPMNN_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const F32x16 scaled = load(x[r] + at, n) * scale;
-      DEEPMNN_UNROLL
-      for (int j = 0; j < kStepCols<kFormat>; ++j) acc.v[j][r] = fma(columns[j], scaled, acc.v[j][r]);
+      const Rows& rows = task.rows;
+      const float* x = rows.x + (rows.index ? rows.index[row + r] : row + r) * rows.stride;
+      store(out.v[r] + at, load(x + first + at, n) * scale);
     }
   }
-  DEEPMNN_UNROLL
-  for (int r = 0; r < kRows; ++r) {
-    DEEPMNN_UNROLL
-    for (int j = 0; j < kStepCols<kFormat>; ++j) y[r][k + j] = sum(acc.v[j][r]);
+}
+
+// Adds to y [kRows, kPanelCols] the panel's columns, each summed over `blocks` blocks with their inputs: 16 columns at
+// a time, whose sums are brought together in a vector.
+template <Format kFormat, int kRows>
+DEEPMNN_INLINE void add_columns(const uint8_t* w, int64_t block_bytes, int64_t blocks, int64_t cols,
+                                const Scaled<kRows>& x, float (*y)[kPanelCols]) {
+  for (int64_t first = 0; first < cols; first += 16) {
+    F32x16 of_column[kRows][16];
+    for (int64_t k = 0; k < 16; k += kStepCols<kFormat>) {
+      StepSums<kFormat, kRows> acc;
+      clear(acc);
+      const uint8_t* at = w;
+      for (int64_t block = 0; block < blocks && first + k < cols; ++block, at += block_bytes) {
+        F32x16 columns[kStepCols<kFormat>];
+        read_columns<kFormat>(at, first + k, columns);
+        DEEPMNN_UNROLL
+        for (int r = 0; r < kRows; ++r) {
+          const F32x16 scaled = load(x.v[r] + block * kBlockRows);
+          DEEPMNN_UNROLL
+          for (int j = 0; j < kStepCols<kFormat>; ++j) acc.v[j][r] = fma(columns[j], scaled, acc.v[j][r]);
+        }
+      }
+      DEEPMNN_UNROLL
+      for (int j = 0; j < kStepCols<kFormat>; ++j) {
+        DEEPMNN_UNROLL
+        for (int r = 0; r < kRows; ++r) of_column[r][k + j] = acc.v[j][r];
+      }
+    }
+    for (int r = 0; r < kRows; ++r) store(y[r] + first, load(y[r] + first) + sums(of_column[r]));
   }
 }
 
 // Input rows [row, row + kRows) times all blocks, transposed. What comes out of a quantised matrix is rotated.
 template <Format kFormat, int kRows>
 void float_rows_transposed(const LinearTask& task, int64_t row) {
-  const float* x[kRows];
-  for (int r = 0; r < kRows; ++r) {
-    x[r] = task.rows.x + (task.rows.index ? task.rows.index[row + r] : row + r) * task.rows.stride;
-  }
+  const int64_t block_bytes = block_nbytes(kFormat, task.weight.cols);
   for_panels<kFormat>(task.weight, [&](const uint8_t* w, int64_t first, int64_t cols, int64_t left) {
-    alignas(64) float y[kRows][kPanelCols];
-    for (int64_t k = 0; k < cols; k += kStepCols<kFormat>) sum_columns<kFormat, kRows>(task, x, w, cols, k, y);
+    alignas(64) float y[kRows][kPanelCols] = {};
+    for (int64_t at = 0; at < task.weight.rows; at += kScaledRows, w += kScaledRows / kBlockRows * block_bytes) {
+      const int64_t rows = task.weight.rows - at < kScaledRows ? task.weight.rows - at : kScaledRows;
+      Scaled<kRows> x;
+      scale_inputs<kFormat, kRows>(task, row, at, w, cols, x);
+      add_columns<kFormat, kRows>(w, block_bytes, (rows + kBlockRows - 1) / kBlockRows, cols, x, y);
+    }
     for (int r = 0; r < kRows; ++r) {
       if constexpr (is_quantized(kFormat)) unrotate_panel(y[r], cols);
       __builtin_memcpy(task.y + (row + r) * task.y_stride + first, y[r], static_cast<uint64_t>(left) * sizeof(float));
