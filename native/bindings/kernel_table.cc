@@ -134,7 +134,8 @@ F32 float_linear(const Array& x, const Array& packed, const std::string& format,
   LinearTask task;
   task.weight = weight_shape(format, rows, cols);
   task.weight.data = vector<uint8_t>(packed, "packed", packed_nbytes(task.weight.format, rows, cols));
-  if (input.cols != (transposed ? rows : cols)) throw Error("request", "x does not fit W; expected one column for each");
+  if (input.cols != (transposed ? rows : cols))
+    throw Error("request", "x does not fit W; expected one column for each");
   if (index) task.rows.index = vector<int32_t>(*index, "index");
   task.rows.n = index ? size(*index) : input.rows;
   if (index) check_index(task.rows.index, task.rows.n, input.rows);

@@ -10,7 +10,9 @@ namespace deepmnn::DEEPMNN_NS {
 
 // Columns that one step reads of a block, and input rows of a tile: a step's sums fill half the registers.
 template <Format kFormat>
-constexpr int kStepCols = is_quantized(kFormat) ? 4 : kFormat == Format::bf16 ? 2 : 1;
+constexpr int kStepCols = is_quantized(kFormat)     ? 4
+                          : kFormat == Format::bf16 ? 2
+                                                    : 1;
 constexpr int kFloatRows = kVectorRegisters / 8;
 
 // Bytes of a panel of `cols` stored columns of a block, scales included. Floats have panels, too, without scales.
@@ -198,29 +200,11 @@ void float_tiles(const LinearTask& task) {
   }
 }
 
-template <bool kTransposed>
-void float_product(const LinearTask& task) {
-  switch (task.weight.format) {
-    case Format::f32:
-      return float_tiles<Format::f32, kTransposed>(task);
-    case Format::bf16:
-      return float_tiles<Format::bf16, kTransposed>(task);
-    case Format::w8:
-      return float_tiles<Format::w8, kTransposed>(task);
-    case Format::w6:
-      return float_tiles<Format::w6, kTransposed>(task);
-    case Format::w5:
-      return float_tiles<Format::w5, kTransposed>(task);
-    case Format::w4:
-      return float_tiles<Format::w4, kTransposed>(task);
-    case Format::w3:
-      return float_tiles<Format::w3, kTransposed>(task);
-    case Format::vector:
-      return;  // not a matrix
-  }
+inline void float_linear_kernel(const LinearTask& task) {
+  with_format(task.weight.format, [&](auto format) { float_tiles<format.value, false>(task); });
 }
-
-inline void float_linear_kernel(const LinearTask& task) { float_product<false>(task); }
-inline void float_linear_transposed_kernel(const LinearTask& task) { float_product<true>(task); }
+inline void float_linear_transposed_kernel(const LinearTask& task) {
+  with_format(task.weight.format, [&](auto format) { float_tiles<format.value, true>(task); });
+}
 
 }  // namespace deepmnn::DEEPMNN_NS

@@ -121,8 +121,8 @@ struct Kernels {
   // y columns of output blocks [begin, end); a block is 16 columns of y (for swiglu: of one gate/up pair).
   void (*linear)(const LinearTask& task, int64_t begin, int64_t end);
 
-  // The same without rounding activations: y = W x, or for the other y = transposed(W) x, of rows of floats (out_cols are
-  // W's rows, or its columns; no bias, no epilogue). See kernels/float_linear.h.
+  // The same without rounding activations: y = W x, or for the other y = transposed(W) x, of rows of floats (out_cols
+  // are W's rows, or its columns; no bias, no epilogue). See kernels/float_linear.h.
   void (*float_linear)(const LinearTask& task);
   void (*float_linear_transposed)(const LinearTask& task);
 

@@ -17,9 +17,9 @@ struct Mla {
   int64_t v_dim = 0;
   float scale = 1.0f;
   Rope rope;
-  size_t entry = 0;              // cache entry
-  Buffer q, y;                   // [tokens, heads, nope + rope] → [tokens, heads, v]
-  WeightRef w_uk, w_uv;          // per head [nope, rank], [v, rank], padded to whole blocks
+  size_t entry = 0;      // cache entry
+  Buffer q, y;           // [tokens, heads, nope + rope] → [tokens, heads, v]
+  WeightRef w_uk, w_uv;  // per head [nope, rank], [v, rank], padded to whole blocks
 
   int64_t qk_dim() const { return nope + rope_dim; }
   int64_t row_width() const { return rank + rope_dim; }

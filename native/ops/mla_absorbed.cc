@@ -54,9 +54,8 @@ LinearTask task_of(const PerHead& p, int64_t heads, int64_t head, int64_t first)
 void run_per_head(Step& step, int64_t heads, const PerHead& p) {
   const auto kernel = p.transposed ? step.kernels.float_linear_transposed : step.kernels.float_linear;
   const int64_t pieces = (p.n + kRowsAtOnce - 1) / kRowsAtOnce;
-  step.pool.run(heads * pieces, [&](int64_t item, int) {
-    kernel(task_of(p, heads, item / pieces, item % pieces * kRowsAtOnce));
-  });
+  step.pool.run(heads * pieces,
+                [&](int64_t item, int) { kernel(task_of(p, heads, item / pieces, item % pieces * kRowsAtOnce)); });
 }
 
 // [n, heads, rank + rope]: transposed(w_uk) q_nope, then the rotated q_pe.
