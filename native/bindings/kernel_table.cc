@@ -127,6 +127,37 @@ F32 linear(const Array& x, const Array& packed, const std::string& format, int64
   return out.release();
 }
 
+// W x, or transposed(W) x, for rows of x.
+F32 float_linear(const Array& x, const Array& packed, const std::string& format, int64_t rows, int64_t cols,
+                 bool transposed, const std::optional<Array>& index, const std::string& isa) {
+  const Matrix<float> input = matrix<float>(x, "x");
+  LinearTask task;
+  task.weight = weight_shape(format, rows, cols);
+  task.weight.data = vector<uint8_t>(packed, "packed", packed_nbytes(task.weight.format, rows, cols));
+  if (input.cols != (transposed ? rows : cols))
+    throw Error("request", "x does not fit W; expected one column for each");
+  if (index) task.rows.index = vector<int32_t>(*index, "index");
+  task.rows.n = index ? size(*index) : input.rows;
+  if (index) check_index(task.rows.index, task.rows.n, input.rows);
+  task.rows.x = input.data;
+  task.rows.stride = input.stride;
+  task.out_cols = task.y_stride = transposed ? cols : rows;
+  NewArray<float> out({task.rows.n, task.out_cols});
+  task.y = out.data();
+  {
+    const nb::gil_scoped_release release;
+    transposed ? table(isa).float_linear_transposed(task) : table(isa).float_linear(task);
+  }
+  return out.release();
+}
+
+F32 round_row(const Array& x, const std::string& isa) {
+  const float* data = vector<float>(x, "x");
+  NewArray<float> out({size(x)});
+  table(isa).round_row(data, size(x), out.data());
+  return out.release();
+}
+
 F32 decode_row(const Array& packed, const std::string& format, int64_t rows, int64_t cols, int64_t row,
                const std::string& isa) {
   Weight weight = weight_shape(format, rows, cols);
@@ -333,7 +364,10 @@ void bind_kernel_table(nanobind::module_& parent) {
   nanobind::module_ m = parent.def_submodule("kernels", "The kernel table, for tests.");
   m.def("linear", &deepmnn::linear, "x"_a, "packed"_a, "format"_a, "rows"_a, "cols"_a, "y"_a, "out_cols"_a,
         "epilogue"_a, "bias"_a.none(), "index"_a.none(), "begin"_a, "end"_a, "isa"_a = "");
+  m.def("float_linear", &deepmnn::float_linear, "x"_a, "packed"_a, "format"_a, "rows"_a, "cols"_a, "transposed"_a,
+        "index"_a.none(), "isa"_a = "");
   m.def("quantize_rows", &deepmnn::quantize_rows, "x"_a, "isa"_a = "");
+  m.def("round_row", &deepmnn::round_row, "x"_a, "isa"_a = "");
   m.def("decode_row", &deepmnn::decode_row, "packed"_a, "format"_a, "rows"_a, "cols"_a, "row"_a, "isa"_a = "");
   m.def("attention", &deepmnn::attention, "q"_a, "k"_a, "v"_a, "scale"_a, "limits"_a, "acc"_a, "max_sum"_a,
         "isa"_a = "", "form"_a = "strips", "width"_a = 0, "k_column"_a = 0, "v_column"_a = 0);

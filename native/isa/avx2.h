@@ -241,6 +241,13 @@ DEEPMNN_INLINE void store_u8(uint8_t* p, U8x64 a) {
   _mm256_storeu_si256(q + 1, a.hi);
 }
 DEEPMNN_INLINE U8x64 operator|(U8x64 a, U8x64 b) { return {_mm256_or_si256(a.lo, b.lo), _mm256_or_si256(a.hi, b.hi)}; }
+template <int kByte>
+DEEPMNN_INLINE I32x16 every_fourth(U8x64 a) {
+  constexpr int kZeros = -256;  // of these three bytes
+  const __m128i order = _mm_setr_epi32(kZeros + kByte, kZeros + kByte + 4, kZeros + kByte + 8, kZeros + kByte + 12);
+  const __m256i twice = _mm256_broadcastsi128_si256(order);
+  return {_mm256_shuffle_epi8(a.lo, twice), _mm256_shuffle_epi8(a.hi, twice)};
+}
 template <int kCount, int kTo>
 DEEPMNN_INLINE __m256i move_bits_half(__m256i a, int from) {
   const __m256i there = from == kTo  ? a

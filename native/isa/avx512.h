@@ -170,6 +170,12 @@ DEEPMNN_INLINE void store_f16(void* p, F32x16 a) {
 DEEPMNN_INLINE U8x64 load_u8(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
 DEEPMNN_INLINE void store_u8(uint8_t* p, U8x64 a) { _mm512_storeu_si512(p, a.v); }
 DEEPMNN_INLINE U8x64 operator|(U8x64 a, U8x64 b) { return {_mm512_or_si512(a.v, b.v)}; }
+template <int kByte>
+DEEPMNN_INLINE I32x16 every_fourth(U8x64 a) {
+  constexpr int kZeros = -256;  // of these three bytes
+  const __m128i order = _mm_setr_epi32(kZeros + kByte, kZeros + kByte + 4, kZeros + kByte + 8, kZeros + kByte + 12);
+  return {_mm512_shuffle_epi8(a.v, _mm512_broadcast_i32x4(order))};
+}
 template <int kCount, int kTo>
 DEEPMNN_INLINE U8x64 move_bits(U8x64 a, int from) {
   const __m512i there = from == kTo  ? a.v

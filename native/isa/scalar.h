@@ -247,6 +247,11 @@ DEEPMNN_INLINE U8x64 operator|(const U8x64& a, const U8x64& b) {
   for (int i = 0; i < 64; ++i) r.v[i] = a.v[i] | b.v[i];
   return r;
 }
+// Lane i: byte 4 i + kByte.
+template <int kByte>
+DEEPMNN_INLINE I32x16 every_fourth(const U8x64& a) {
+  return i32_lanes([&](int i) { return a.v[4 * i + kByte]; });
+}
 // Of every byte kCount bits, from bit `from` on, at bit kTo; the others are 0.
 template <int kCount, int kTo>
 DEEPMNN_INLINE U8x64 move_bits(const U8x64& a, int from) {

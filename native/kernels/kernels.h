@@ -121,8 +121,16 @@ struct Kernels {
   // y columns of output blocks [begin, end); a block is 16 columns of y (for swiglu: of one gate/up pair).
   void (*linear)(const LinearTask& task, int64_t begin, int64_t end);
 
+  // The same without rounding activations: y = W x, or for the other y = transposed(W) x, of rows of floats (out_cols
+  // are W's rows, or its columns; no bias, no epilogue). See kernels/float_linear.h.
+  void (*float_linear)(const LinearTask& task);
+  void (*float_linear_transposed)(const LinearTask& task);
+
   // Quantises rows [n, cols] (stride floats apart) to the first n rows of out.
   void (*quantize_rows)(const float* x, int64_t stride, int64_t n, int64_t cols, const QuantizedRows& out);
+
+  // What the quantised form of a row x [cols] stands for, to y.
+  void (*round_row)(const float* x, int64_t cols, float* y);
 
   // Quantises n floats to codes, and a scale for every kCacheGroup of them (docs/layouts.md, "Rows of the KV cache").
   void (*quantize_cache)(const float* x, int64_t n, int8_t* codes, float* scales);

@@ -179,25 +179,36 @@ void linear_blocks(const LinearTask& task, int64_t begin, int64_t end) {
   }
 }
 
-inline void linear_kernel(const LinearTask& task, int64_t begin, int64_t end) {
-  switch (task.weight.format) {
+template <Format kFormat>
+struct FormatIs {
+  static constexpr Format value = kFormat;
+};
+
+// Calls function(FormatIs<format>{}) for a format of matrices.
+template <class Function>
+DEEPMNN_INLINE void with_format(Format format, Function&& function) {
+  switch (format) {
     case Format::f32:
-      return linear_blocks<Format::f32>(task, begin, end);
+      return function(FormatIs<Format::f32>{});
     case Format::bf16:
-      return linear_blocks<Format::bf16>(task, begin, end);
+      return function(FormatIs<Format::bf16>{});
     case Format::w8:
-      return linear_blocks<Format::w8>(task, begin, end);
+      return function(FormatIs<Format::w8>{});
     case Format::w6:
-      return linear_blocks<Format::w6>(task, begin, end);
+      return function(FormatIs<Format::w6>{});
     case Format::w5:
-      return linear_blocks<Format::w5>(task, begin, end);
+      return function(FormatIs<Format::w5>{});
     case Format::w4:
-      return linear_blocks<Format::w4>(task, begin, end);
+      return function(FormatIs<Format::w4>{});
     case Format::w3:
-      return linear_blocks<Format::w3>(task, begin, end);
+      return function(FormatIs<Format::w3>{});
     case Format::vector:
       return;  // not a matrix
   }
+}
+
+inline void linear_kernel(const LinearTask& task, int64_t begin, int64_t end) {
+  with_format(task.weight.format, [&](auto format) { linear_blocks<format.value>(task, begin, end); });
 }
 
 }  // namespace deepmnn::DEEPMNN_NS

@@ -30,12 +30,24 @@ DEEPMNN_INLINE float scale_of(const float* x, int64_t n) {
   return largest / 127.0f;
 }
 
-// A panel, of which the first n (1 .. kPanelCols) columns exist.
+// To nearest of the numbers with 8 bits, as in bfloat16. Two ways to compute a panel differ in the last bits of its
+// numbers. They give the same scale so, and the same codes, unless one of them lies right at a boundary; and a panel
+// that was rounded before is found again.
+DEEPMNN_INLINE float rounded_scale(float scale) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &scale, sizeof(bits));
+  if (bits < 0x7f800000) bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;  // else it is none, and stays so
+  __builtin_memcpy(&scale, &bits, sizeof(bits));
+  return scale;
+}
+
+// A panel, of which the first n (1 .. kPanelCols) columns exist. The largest code is 127 whichever way the scale was
+// rounded.
 DEEPMNN_INLINE void quantize_panel(const float* x, int64_t n, int8_t* codes, PanelHead& head) {
   const int64_t cols = (n + kPartCols - 1) / kPartCols * kPartCols;
   alignas(64) float rotated[kPanelCols];
   rotate_panel(x, n, rotated);
-  head.scale = scale_of(rotated, cols);
+  head.scale = rounded_scale(scale_of(rotated, cols));
   const float inverse = inverse_of(head.scale);
   for (int64_t i = 0; i < cols; i += 16) store_i8(codes + i, quantize_16(load(rotated + i), inverse));
   __builtin_memset(codes + cols, 0, static_cast<uint64_t>(kPanelCols - cols));
@@ -49,6 +61,21 @@ inline void quantize_rows_kernel(const float* x, int64_t stride, int64_t n, int6
       const int64_t left = cols - first < kPanelCols ? cols - first : kPanelCols;
       quantize_panel(x + row * stride + first, left, to.codes, *to.heads);
     }
+  }
+}
+
+// What the quantised form of a row [cols] stands for.
+inline void round_row_kernel(const float* x, int64_t cols, float* y) {
+  for (int64_t first = 0; first < cols; first += kPanelCols) {
+    const int64_t left = cols - first < kPanelCols ? cols - first : kPanelCols;
+    const int64_t stored = (left + kPartCols - 1) / kPartCols * kPartCols;
+    alignas(64) int8_t codes[kPanelCols];
+    alignas(64) float values[kPanelCols];
+    PanelHead head;
+    quantize_panel(x + first, left, codes, head);
+    for (int64_t i = 0; i < stored; i += 16) store(values + i, to_float(widen_i8(codes + i)) * splat(head.scale));
+    unrotate_panel(values, stored);
+    __builtin_memcpy(y + first, values, static_cast<uint64_t>(left) * sizeof(float));
   }
 }
 

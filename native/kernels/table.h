@@ -3,6 +3,7 @@
 
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
+#include "kernels/float_linear.h"
 #include "kernels/kernels.h"
 #include "kernels/layout.h"
 #include "kernels/linear.h"
@@ -22,7 +23,10 @@ extern const Kernels kTable;
 const Kernels kTable = {
     DEEPMNN_TEXT(DEEPMNN_NS),
     linear_kernel,
+    float_linear_kernel,
+    float_linear_transposed_kernel,
     quantize_rows_kernel,
+    round_row_kernel,
     quantize_cache_kernel,
     rotate_heads_kernel,
     unrotate_heads_kernel,

@@ -1,5 +1,7 @@
 // Multi-head latent attention (arXiv:2405.04434): what its two forms share. Both read the same cache, one row
-// [latent, rotated key] per token, and the same weights.
+// [latent, rotated key] per token, and the same weights. Both compute the same numbers, up to the last bits of a float:
+// where w_uk or w_uv is quantised, latents are rounded to int8 before they are cached, which is how the expanded form
+// multiplies them, and what the absorbed form multiplies (queries, sums of latents) is not rounded.
 #pragma once
 
 #include "ops/attend.h"
@@ -16,12 +18,14 @@ struct Mla {
   int64_t v_dim = 0;
   float scale = 1.0f;
   Rope rope;
-  size_t entry = 0;              // cache entry
-  Buffer q, y;                   // [tokens, heads, nope + rope] → [tokens, heads, v]
-  WeightRef w_uk, w_uk_t, w_uv;  // per head [nope, rank], [rank, nope], [v, rank], padded to whole blocks
+  size_t entry = 0;      // cache entry
+  Buffer q, y;           // [tokens, heads, nope + rope] → [tokens, heads, v]
+  WeightRef w_uk, w_uv;  // per head [nope, rank], [v, rank], padded to whole blocks
 
   int64_t qk_dim() const { return nope + rope_dim; }
   int64_t row_width() const { return rank + rope_dim; }
+  // Whether the expanded form multiplies latents that are rounded.
+  bool quantized() const { return is_quantized(w_uk.format) || is_quantized(w_uv.format); }
 
   // Two heads of a row or a latent query, so that the latents alone, as values, are rotated like their output.
   void rotate_row(const Step& step, float* row) const {

@@ -1,4 +1,4 @@
-#include "ops/gemm.h"
+#include "ops/cache_rows.h"
 #include "ops/mla.h"
 
 namespace deepmnn {
@@ -21,11 +21,15 @@ Chosen choose(Step& step, const int64_t* sequences, int64_t count) {
   return chosen;
 }
 
-// Per head one task y[:, head] = W_head x[:, head], where x is [n, heads, weight.cols of x_width] and y [n, heads,
-// out of y_width]. tokens: rows of x, null: the first n.
+constexpr int64_t kRowsAtOnce = 16;  // tokens of one head that a thread takes
+
+// Per head y[:, head] = W_head x[:, head], or its transposed matrix times x. x is [n, heads, x_width], of which the
+// matrix reads the first columns, and y [n, heads, y_width], of which it writes the first. tokens: rows of x, null: the
+// first n.
 struct PerHead {
   const Weight& weight;
-  int64_t out;
+  int64_t rows;  // of one head
+  bool transposed;
   const float* x;
   int64_t x_width;
   float* y;
@@ -34,35 +38,28 @@ struct PerHead {
   int64_t n;
 };
 
-void run_per_head(Step& step, int64_t heads, const PerHead& p) {
-  LinearTask* tasks = step.scratch.take<LinearTask>(heads);
-  QuantizedRows quantized;  // [heads, n]
-  if (is_quantized(p.weight.format)) {
-    quantized = take_quantized(step, heads * p.n, p.weight.cols);
-    for_rows(step, heads * p.n, p.weight.cols, [&](int64_t row, int) {
-      const int64_t head = row / p.n, i = row % p.n;
-      const float* x = p.x + ((p.tokens ? p.tokens[i] : i) * heads + head) * p.x_width;
-      step.kernels.quantize_rows(x, p.x_width, 1, p.weight.cols, quantized.from(row));
-    });
-  }
-  for (int64_t head = 0; head < heads; ++head) {
-    LinearTask task;
-    task.weight = head_matrix(p.weight, head, p.out);
-    task.rows.n = p.n;
-    task.rows.x = p.x + head * p.x_width;
-    task.rows.stride = heads * p.x_width;
-    task.rows.index = p.tokens;
-    if (is_quantized(p.weight.format)) task.rows.quantized = quantized.from(head * p.n);
-    task.y = p.y + head * p.y_width;
-    task.y_stride = heads * p.y_width;
-    task.out_cols = p.out;
-    tasks[head] = task;
-  }
-  run_linear(step, tasks, heads);
+LinearTask task_of(const PerHead& p, int64_t heads, int64_t head, int64_t first) {
+  LinearTask task;
+  task.weight = head_matrix(p.weight, head, p.rows);
+  task.rows.n = std::min(kRowsAtOnce, p.n - first);
+  task.rows.stride = heads * p.x_width;
+  task.rows.x = p.x + head * p.x_width + (p.tokens ? 0 : first * task.rows.stride);
+  task.rows.index = p.tokens ? p.tokens + first : nullptr;
+  task.y_stride = heads * p.y_width;
+  task.y = p.y + head * p.y_width + first * task.y_stride;
+  task.out_cols = p.transposed ? p.weight.cols : p.rows;
+  return task;
 }
 
-// [n, heads, rank + rope]: w_uk_t q_nope, then q_pe after RoPE, as rows of the cache hold their like.
-float* latent_queries(Step& step, const Mla& mla, const Weight& w_uk_t, const Chosen& chosen) {
+void run_per_head(Step& step, int64_t heads, const PerHead& p) {
+  const auto kernel = p.transposed ? step.kernels.float_linear_transposed : step.kernels.float_linear;
+  const int64_t pieces = (p.n + kRowsAtOnce - 1) / kRowsAtOnce;
+  step.pool.run(heads * pieces,
+                [&](int64_t item, int) { kernel(task_of(p, heads, item / pieces, item % pieces * kRowsAtOnce)); });
+}
+
+// [n, heads, rank + rope]: transposed(w_uk) q_nope, then q_pe after RoPE, as rows of the cache hold their like.
+float* latent_queries(Step& step, const Mla& mla, const Weight& w_uk, const Chosen& chosen) {
   const int64_t heads = mla.heads, width = mla.row_width();
   const float* q = step.f32(mla.q);
   float* queries = step.scratch.take<float>(chosen.n * heads * width);
@@ -73,7 +70,7 @@ float* latent_queries(Step& step, const Mla& mla, const Weight& w_uk_t, const Ch
       mla.rope.rotate(step, chosen.tokens[i], to);
     }
   });
-  run_per_head(step, heads, {w_uk_t, mla.rank, q, mla.qk_dim(), queries, width, chosen.tokens, chosen.n});
+  run_per_head(step, heads, {w_uk, mla.nope, true, q, mla.qk_dim(), queries, width, chosen.tokens, chosen.n});
   if (step.cache.type() == CacheType::int8) {
     for_rows(step, chosen.n * heads, 2 * width, [&](int64_t i, int) { mla.rotate_row(step, queries + i * width); });
   }
@@ -84,8 +81,8 @@ float* latent_queries(Step& step, const Mla& mla, const Weight& w_uk_t, const Ch
 
 void run_absorbed(Step& step, const Mla& mla, const int64_t* sequences, int64_t count) {
   const Chosen chosen = choose(step, sequences, count);
-  const Weight w_uk_t = step.pin(mla.w_uk_t), w_uv = step.pin(mla.w_uv);
-  const float* queries = latent_queries(step, mla, w_uk_t, chosen);
+  const Weight w_uk = step.pin(mla.w_uk), w_uv = step.pin(mla.w_uv);
+  const float* queries = latent_queries(step, mla, w_uk, chosen);
   float* latents = step.scratch.take<float>(chosen.n * mla.heads * mla.rank);
   AttendJob* jobs = step.scratch.take<AttendJob>(count);
   int64_t first = 0;
@@ -111,7 +108,7 @@ void run_absorbed(Step& step, const Mla& mla, const int64_t* sequences, int64_t 
   const bool all = chosen.n == step.batch.tokens;
   float* y = step.f32(mla.y);
   float* out = all ? y : step.scratch.take<float>(chosen.n * mla.y.width);
-  run_per_head(step, mla.heads, {w_uv, mla.v_dim, latents, mla.rank, out, mla.v_dim, nullptr, chosen.n});
+  run_per_head(step, mla.heads, {w_uv, mla.v_dim, false, latents, mla.rank, out, mla.v_dim, nullptr, chosen.n});
   if (all) return;
   for_rows(step, chosen.n, mla.y.width, [&](int64_t i, int) {
     std::copy_n(out + i * mla.y.width, mla.y.width, y + chosen.tokens[i] * mla.y.width);

@@ -7,7 +7,7 @@ namespace {
 class MlaAttention : public Op {
  public:
   explicit MlaAttention(const OpSpec& spec) {
-    spec.require_counts(3, 1, 4);
+    spec.require_counts(3, 1, 3);
     mla_.heads = spec.int_attr("heads", 1, kMaxExtentAttr);
     mla_.rank = spec.int_attr("kv_lora_rank", 1, kMaxExtentAttr);
     mla_.nope = spec.int_attr("qk_nope_head_dim", 1, kMaxExtentAttr);
@@ -23,8 +23,7 @@ class MlaAttention : public Op {
     mla_.entry = spec.cache(0, mla_.row_width());
     norm_ = spec.vector(0, mla_.rank);
     mla_.w_uk = spec.matrix(1, mla_.heads * padded_rows(mla_.nope), mla_.rank);
-    mla_.w_uk_t = spec.matrix(2, mla_.heads * padded_rows(mla_.rank), mla_.nope);
-    mla_.w_uv = spec.matrix(3, mla_.heads * padded_rows(mla_.v_dim), mla_.rank);
+    mla_.w_uv = spec.matrix(2, mla_.heads * padded_rows(mla_.v_dim), mla_.rank);
   }
 
   void run(Step& step) override {
@@ -34,7 +33,7 @@ class MlaAttention : public Op {
     int64_t* expanded = step.scratch.take<int64_t>(sequences);
     int64_t n_absorbed = 0, n_expanded = 0;
     for (int64_t s = 0; s < sequences; ++s) {
-      if (wants_expanded(step, step.batch.tokens_of(s))) {
+      if (wants_expanded(step, s)) {
         expanded[n_expanded++] = s;
       } else {
         absorbed[n_absorbed++] = s;
@@ -49,10 +48,12 @@ class MlaAttention : public Op {
     const float *kv = step.f32(kv_), *norm = step.pin_vector(norm_);
     const int64_t width = mla_.row_width();
     float* rows = step.scratch.take<float>(step.pool.size() * width);
+    const bool rounded = mla_.quantized() && step.cache.type() != CacheType::int8;  // which rounds them itself
     for_rows(step, step.n(kv_), 2 * width, [&](int64_t token, int worker) {
       const float* from = kv + token * width;
       float* row = rows + worker * width;
       step.kernels.rms_norm(from, norm, eps_, mla_.rank, row);
+      if (rounded) step.kernels.round_row(row, mla_.rank, row);
       std::copy_n(from + mla_.rank, mla_.rope_dim, row + mla_.rank);
       mla_.rope.rotate(step, token, row + mla_.rank);
       mla_.rotate_row(step, row);
@@ -61,11 +62,14 @@ class MlaAttention : public Op {
   }
 
   // Absorbed, a query costs 2 rank + rope for each key, expanded nope + rope + v; but then each key costs
-  // rank (nope + v) to rebuild.
-  bool wants_expanded(const Step& step, int64_t new_tokens) const {
+  // rank (nope + v) to rebuild. That is what a new token costs absorbed, too: only the cached ones count.
+  bool wants_expanded(const Step& step, int64_t sequence) const {
     if (step.mla_form != MlaForm::automatic) return step.mla_form == MlaForm::expanded;
+    const double tokens = static_cast<double>(step.batch.tokens_of(sequence));
+    const double history = static_cast<double>(step.batch.history(sequence));
     const double saved = static_cast<double>(2 * mla_.rank - mla_.nope - mla_.v_dim);
-    return static_cast<double>(new_tokens) * saved > static_cast<double>(mla_.rank) * (mla_.nope + mla_.v_dim);
+    return tokens * saved * (history + (tokens + 1) / 2) >
+           history * static_cast<double>(mla_.rank) * static_cast<double>(mla_.nope + mla_.v_dim);
   }
 
   Mla mla_;

@@ -101,7 +101,7 @@ void run_sequence(Step& step, const Mla& mla, Room& room, int64_t sequence) {
     load_row(step, mla.entry, step.slot(sequence, row), width, room.rows + row * width);
     mla.unrotate_row(step, room.rows + row * width);
   });
-  if (is_quantized(room.w_uk.format) || is_quantized(room.w_uv.format)) {
+  if (mla.quantized()) {
     room.latents = quantize(step, room.rows, width, context, mla.rank);
   }
   for (int64_t first = 0; first < mla.heads; first += room.group) {

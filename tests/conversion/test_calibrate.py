@@ -30,7 +30,6 @@ from deepmnn.quant.correction import correction
 from deepmnn.quant.gptq import damping_for, feedback, gptq
 from deepmnn.quant.moments import Moments
 from deepmnn.quant.rotation import rotate, rotate_moments
-from deepmnn.quant.store import stored_values
 from parity import prompts_for
 from tiny_models import CONFIGS, TinyModel, checkpoint_of, tiny_checkpoint
 
@@ -299,30 +298,6 @@ def test_experts_that_few_tokens_reach_are_rounded_to_nearest(
             assert np.array_equal(*stored), weight.name
         elif weight.role in ("linear", "lm_head") and "layers.2" not in weight.name:
             assert not np.array_equal(*stored), weight.name
-
-
-def test_both_forms_of_mla_round_from_the_same_numbers(checkpoint: Path, tmp_path: Path) -> None:
-    """What is stored transposed differs from the other by a second rounding alone."""
-    for calibration in (False, tmp_path / "text.txt"):
-        convert(checkpoint, tmp_path / "out", "w8", calibration=calibration, overwrite=True)
-        artifact = Artifact.open(tmp_path / "out")
-        for layer in range(2):
-            names = [name for name in artifact.graph().weights if f"layers.{layer}." in name]
-            uk, uk_t = (
-                next(name for name in names if name.endswith(end)) for end in ("w_uk", "w_uk_t")
-            )
-            config = CONFIGS["deepseek_v3"][0]
-            heads, nope, rank = (
-                config[key] for key in ("num_attention_heads", "qk_nope_head_dim", "kv_lora_rank")
-            )
-            weights_of = artifact.graph().weights
-            a = stored_values(weights_of[uk], artifact.tensor(uk)).reshape(heads, -1, rank)[
-                :, :nope
-            ]
-            b = stored_values(weights_of[uk_t], artifact.tensor(uk_t)).reshape(heads, -1, nope)
-            b = b[:, :rank].transpose(0, 2, 1)
-            largest = np.abs(a).max()
-            assert np.abs(a - b).max() < 0.006 * largest
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from deepmnn.graph.weights import (
     PadHeads,
     Slice,
     Tensor,
-    TransposeHeads,
 )
 from deepmnn.quant.rounding import round_to_nearest
 from deepmnn.quant.store import store, store_codes
@@ -128,8 +127,6 @@ def test_no_codes_where_numbers_must_be_computed_or_parts_differ() -> None:
         Concat((a, w8)),
         Concat((a, w5)),
         Concat((a, Constant((2, 64)))),
-        TransposeHeads(a, 2),
-        PadHeads(TransposeHeads(a, 2), 2),
     ):
         assert expr.codes(source) is None, expr
 

@@ -104,15 +104,23 @@ def test_latent_attention_costs_what_its_two_forms_multiply() -> None:
     assert found.whole_context_macs == layers * 3 * (16 + 8 + 32)
     assert found.expand_macs == layers * 3 * 64 * (16 + 32)
     dense = found.macs(1, 0, 0)
-    # The core makes rows whole from 39 new tokens on: 39 * (2 * 64 - 48) > 64 * 48.
-    for tokens in (1, 38):
-        pairs = tokens * (tokens + 1) / 2
-        wanted = tokens * dense + pairs * found.context_macs + found.macs(0, 0, 1)
-        assert found.prefill_macs([tokens], 512) == pytest.approx(wanted)
-    for tokens in (39, 500):
+    for tokens in (1, 39, 500):  # a prompt's rows are new: making them whole costs no more
         pairs = tokens * (tokens + 1) / 2
         wanted = tokens * dense + pairs * found.whole_context_macs + found.macs(0, 0, 1)
         assert found.prefill_macs([tokens], 512) == pytest.approx(wanted)
+
+
+def test_few_tokens_after_many_are_absorbed() -> None:
+    """The core makes rows whole where n * 80 * (history + (n + 1) / 2) > history * 64 * 48."""
+    found, layers = workload(LATENT, 3), LATENT["num_hidden_layers"]
+    assert 34 * 80 * (200 + 17.5) < 200 * 64 * 48 < 36 * 80 * (200 + 18.5)
+    for tokens, whole in ((34, False), (36, True)):
+        spans = found.prefill_macs([200 + tokens], 200) - found.prefill_macs([200], 200)
+        seen = tokens * (200 + (tokens + 1) / 2)
+        wanted = found.macs(tokens, 0, 0) + seen * found.context_macs
+        if whole:
+            wanted += 200 * found.expand_macs - seen * layers * 3 * 80
+        assert spans == pytest.approx(wanted)
 
 
 def test_a_chunk_makes_its_whole_history_whole_again() -> None:

@@ -10,6 +10,13 @@ from dense_rotation import dense_rotation, padded
 PANEL = 256
 
 
+def bfloat16(x):
+    """Rounded to 8 bits, or to a multiple of the least subnormal number; halves to even."""
+    wide = x.astype(np.float64)
+    step = np.maximum(np.frexp(wide)[1], -125) - 8
+    return np.ldexp(np.rint(np.ldexp(wide, -step)), step).astype(np.float32)
+
+
 def quantize(x):
     """docs/layouts.md, "Activations", in numpy."""
     n, cols = x.shape
@@ -18,7 +25,7 @@ def quantize(x):
     rotated = rotate(x)
     rows[:, : rotated.shape[1]] = rotated
     panelled = rows.reshape(n, panels, PANEL)
-    scales = np.abs(panelled).max(axis=2, initial=0) / np.float32(127)
+    scales = bfloat16(np.abs(panelled).max(axis=2, initial=0) / np.float32(127))
     usable = (scales >= np.finfo(np.float32).tiny) & np.isfinite(scales)
     inverse = np.where(usable, 1 / np.where(usable, scales, np.float32(1)), np.float32(0))
     with np.errstate(invalid="ignore"):
@@ -71,6 +78,27 @@ def test_halves_round_to_even(isa):
     check(x, isa)
     codes = kernels.quantize_rows(x, isa)[0][0]
     assert list(codes[1:8]) == [-127, -126, -126, -126, -125, -124, -124]
+
+
+@pytest.mark.parametrize("cols", [1, 31, 64, 100, 256, 700])
+def test_a_rounded_row(isa, rng, unaligned, cols):
+    """It is what its codes stand for, and rounding it once more, or a row as near to it as bfloat16
+    is, finds the same codes and scales.
+    """
+    x = rng.standard_normal(cols).astype(np.float32) * np.float32(10.0 ** rng.integers(-5, 5))
+    codes, scales, _ = quantize(x[None])
+    stored = -(-cols // 32) * 32
+    values = codes.astype(np.float32) * np.repeat(scales, PANEL, axis=1)
+    rounded = kernels.round_row(unaligned(x), isa)
+    wanted = unrotate(np.ascontiguousarray(values[:, :stored]))[0, :cols]
+    if cols == stored:
+        np.testing.assert_array_equal(rounded, wanted)
+    np.testing.assert_allclose(rounded, wanted, rtol=0, atol=1e-5 * np.abs(x).max())
+    if cols % 32 == 0 or cols % 256 == 0:
+        for again in (rounded, bfloat16(rounded)):
+            got = kernels.quantize_rows(again[None], isa)
+            assert np.array_equal(got[0], codes)
+            assert np.array_equal(got[1], scales)
 
 
 def test_zeros_and_the_ends_of_float32(isa):

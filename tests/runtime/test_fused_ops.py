@@ -212,7 +212,6 @@ def mla(heads, rank, nope, rope, v_dim):
         weights = [
             b.weight("kv_a_norm", (rank,), "vector"),
             b.weight("w_uk", (heads * ceil_rows(nope), rank), "latent"),
-            b.weight("w_uk_t", (heads * ceil_rows(rank), nope), "latent"),
             b.weight("w_uv", (heads * ceil_rows(v_dim), rank), "latent"),
         ]
         sizes = {"heads": heads, "kv_lora_rank": rank, "qk_nope_head_dim": nope}
@@ -228,7 +227,6 @@ def mla(heads, rank, nope, rope, v_dim):
 @pytest.mark.parametrize("form", ["absorbed", "expanded"])
 @pytest.mark.parametrize("dtype", NAMES)
 def test_mla_attention(schedule, cache_dtype, form, dtype):
-    """The two up-projections are independent random matrices: each form has its own oracle."""
     graph = one_op(mla(3, 35, 10, 6, 17), 33, dtype)
     check(f32(graph, "q.weight", "kv.weight"), schedule, cache_dtype, threads=2, mla_form=form)
 

@@ -7,20 +7,17 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
-
 from deepmnn import _core, formats
 from deepmnn.artifact.manifest import GRAPH, PROGRAM, RECIPE
 from deepmnn.artifact.writer import ArtifactWriter
 from deepmnn.backends.cpu.lower import lower
 from deepmnn.conversion.plan import Plan
-from deepmnn.formats import BLOCK_ROWS, F32, U8
+from deepmnn.formats import BLOCK_ROWS, U8
 from deepmnn.graph.ir import Weight
 from deepmnn.graph.serialize import to_json
-from deepmnn.graph.weights import Concat, Expr, Interleave, Tensor, TransposeHeads
+from deepmnn.graph.weights import Concat, Interleave, Tensor
 from deepmnn.quant.random_bytes import draw
 from deepmnn.quant.recipe_file import to_yaml
-from deepmnn.quant.rotation import unrotate
 from deepmnn.quant.store import store, store_codes
 from deepmnn.source.random import RandomSource
 from deepmnn.source.source import Source
@@ -79,43 +76,15 @@ def _stored(weight: Weight, source: Source, threads: int) -> U8:
         codes = weight.expr.codes(source)
         if codes and codes.format == weight.format:
             return store_codes(weight, codes, threads)
-        if _is_transposed(weight.expr):
-            return store(weight, weight.expr.read(_Rounded(source, weight.format)), threads)
     return store(weight, weight.expr.read(source), threads)
-
-
-def _is_transposed(expr: Expr) -> bool:
-    return isinstance(expr, TransposeHeads) or any(map(_is_transposed, expr.children()))
-
-
-class _Rounded:
-    """A source's matrices as the numbers that they are rounded to in a format.
-
-    MLA's up-projection is stored twice, as it is and transposed. Both must stand for the same
-    numbers, or a prompt and the tokens after it would be computed with different models.
-    """
-
-    def __init__(self, source: Source, format: str) -> None:
-        self._source, self._format = source, format
-
-    def read(self, name: str) -> F32:
-        """A matrix."""
-        codes = self._source.codes(name)
-        if codes is not None and codes.format == self._format:
-            return unrotate(codes.values())[:, : self._source.shape(name)[1]]
-        w = np.ascontiguousarray(self._source.read(name), np.float32)
-        return _core.unpack(_core.quantize_pack(w, self._format), self._format, *w.shape)
 
 
 def _is_drawable(weight: Weight) -> bool:
     """Whether random stored bytes are as good as stored random numbers.
 
-    Not where zero rows inside the matrix matter, and not for the MLA projections, of which several
-    are made of one tensor.
+    Not where zero rows inside the matrix matter.
     """
     expr = weight.expr
-    if weight.role == "latent":
-        return False
     if isinstance(expr, Interleave):
         return expr.parts[0].shape[0] % BLOCK_ROWS == 0
     return isinstance(expr, Tensor | Concat)

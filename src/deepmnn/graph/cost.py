@@ -56,11 +56,11 @@ def grouped_attention(c: Call) -> Cost:
 
 
 def latent_attention(c: Call) -> Cost:
-    """w_uk_t and w_uv move queries to the latents and answers back; w_uk makes rows whole."""
+    """w_uk and w_uv move queries to the latents and answers back, or make rows whole."""
     heads, rank, rope = c.a["heads"], c.a["kv_lora_rank"], c.a["qk_rope_head_dim"]
     content = c.a["qk_nope_head_dim"] + c.a["v_head_dim"]
     return Cost(
-        row=_macs(c.w[2:]),
+        row=_macs(c.w),
         context=heads * (2 * rank + rope),
         whole_context=heads * (content + rope),
         expand=heads * rank * content,

@@ -34,7 +34,6 @@ class Signature:
         rows: pattern of inputs and outputs ("tcc>t"); empty: all the same.
         attrs: name → kind, a key of KINDS or the choices a string has, separated by "|".
         matrices: how its matrices are read; vectors are read whole.
-        not_in_decode: positions of weights that a decode step leaves alone.
         cost: what it multiplies.
         is_view: whether its output is its input's data, which does not move.
     """
@@ -46,7 +45,6 @@ class Signature:
     rows: str = ""
     attrs: dict[str, str] = field(default_factory=dict)
     matrices: Reading = "in_order"
-    not_in_decode: tuple[int, ...] = ()
     cost: cost.CostRule = cost.every_matrix
     is_view: bool = False
 
@@ -161,12 +159,8 @@ def _mla_attention(c: Call) -> Iterator[Check]:
     a, heads, rank = c.a, c.a["heads"], c.a["kv_lora_rank"]
     nope, rope, v = a["qk_nope_head_dim"], a["qk_rope_head_dim"], a["v_head_dim"]
     yield from _widths(c, (heads * (nope + rope), rank + rope, 1), (heads * v,))
-    uk, uk_t, uv = (
-        (heads * padded(nope), rank),
-        (heads * padded(rank), nope),
-        (heads * padded(v), rank),
-    )
-    yield "weight shapes", c.w, ((rank,), uk, uk_t, uv)
+    uk, uv = (heads * padded(nope), rank), (heads * padded(v), rank)
+    yield "weight shapes", c.w, ((rank,), uk, uv)
     yield "frequencies", 2 * len(a["inv_freq"]), rope
     yield f"width of cache {a['cache']!r}", c.caches.get(a["cache"]), rank + rope
 
@@ -302,7 +296,7 @@ SIGNATURES: dict[str, Signature] = {
         "ffi",
         "f",
         _mla_attention,
-        "vmmm",
+        "vmm",
         rows="ttt>t",
         attrs={
             "heads": "size",
@@ -315,7 +309,6 @@ SIGNATURES: dict[str, Signature] = {
             **_ROPE,
             "cache": "cache",
         },
-        not_in_decode=(1,),  # w_uk, which makes keys whole
         cost=cost.latent_attention,
     ),
     "route": Signature(

@@ -175,23 +175,6 @@ class Slice(RowMover):
 
 
 @dataclass(frozen=True)
-class TransposeHeads(Expr):
-    """Of x [heads * rows, cols]: every head's matrix transposed, [heads * cols, rows]."""
-
-    x: Expr
-    heads: int
-
-    @property
-    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
-        rows, cols = self.x.shape
-        return (self.heads * cols, rows // self.heads)
-
-    def read(self, source: TensorSource) -> F32:
-        per_head = _by_head(self.x.read(source), self.heads)
-        return np.ascontiguousarray(per_head.transpose(0, 2, 1)).reshape(self.shape)
-
-
-@dataclass(frozen=True)
 class PadHeads(RowMover):
     """Of x [heads * rows, cols]: every head's rows padded with zeros to whole blocks of 16.
 

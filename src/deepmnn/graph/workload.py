@@ -123,11 +123,8 @@ class Workload:
         The form of latent attention is chosen as native/ops/mla_attention.cc does.
         """
         seen = history + (tokens + 1) / 2
-        macs = self.macs(tokens, seen, 0)
-        saved = tokens * (self.context_macs - self.whole_context_macs)
-        if saved > self.expand_macs:
-            macs += history * self.expand_macs - saved * seen
-        return macs
+        saved = tokens * (self.context_macs - self.whole_context_macs) * seen
+        return self.macs(tokens, seen, 0) + min(history * self.expand_macs - saved, 0)
 
 
 def _decode_nbytes(graph: Graph, node: Node, call: Call) -> Counter[Reading]:
@@ -135,6 +132,5 @@ def _decode_nbytes(graph: Graph, node: Node, call: Call) -> Counter[Reading]:
     signature, nbytes = SIGNATURES[node.op], Counter[Reading]()
     for position, reading in enumerate(signature.readings(call.w)):
         weight = graph.weights[node.weights[position]]
-        if position not in signature.not_in_decode:
-            nbytes[reading] += weight.nbytes // (weight.shape[0] if reading == "looked_up" else 1)
+        nbytes[reading] += weight.nbytes // (weight.shape[0] if reading == "looked_up" else 1)
     return nbytes

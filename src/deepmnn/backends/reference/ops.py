@@ -113,7 +113,7 @@ def _mla_expanded(c: Call, q_nope: F32, q_pe: F32, rows: F32) -> F32:
     a, heads = c.a, c.a["heads"]
     latent, k_pe = nx.split(rows, _latent_row(c), 1)
     w_uk = _head_matrices(c.w[1], heads, a["qk_nope_head_dim"])
-    w_uv = _head_matrices(c.w[3], heads, a["v_head_dim"])
+    w_uv = _head_matrices(c.w[2], heads, a["v_head_dim"])
     k_nope = nx.linear(latent, w_uk.reshape(-1, latent.shape[1]))
     v = nx.linear(latent, w_uv.reshape(-1, latent.shape[1]))
     k = nx.concat([k_nope, np.tile(k_pe, heads)], heads)
@@ -124,9 +124,9 @@ def _mla_expanded(c: Call, q_nope: F32, q_pe: F32, rows: F32) -> F32:
 def _mla_absorbed(c: Call, q_nope: F32, q_pe: F32, rows: F32) -> F32:
     """Queries moved into the latent space: one key, the cache row; one value, its latent."""
     a, heads, rank = c.a, c.a["heads"], c.a["kv_lora_rank"]
-    w_uk_t = _head_matrices(c.w[2], heads, rank)
-    w_uv = _head_matrices(c.w[3], heads, a["v_head_dim"])
-    q_latent = np.einsum("thn,hrn->thr", nx.split_heads(q_nope, heads), w_uk_t)
+    w_uk = _head_matrices(c.w[1], heads, a["qk_nope_head_dim"])
+    w_uv = _head_matrices(c.w[2], heads, a["v_head_dim"])
+    q_latent = np.einsum("thn,hnr->thr", nx.split_heads(q_nope, heads), w_uk)
     q = nx.concat([nx.merge_heads(q_latent), q_pe], heads)
     latent = np.ascontiguousarray(rows[:, :rank])
     out = _attend_rows(c, q, rows, latent, 1, _latent_row(c))

@@ -99,7 +99,7 @@ def _expanded(low: Lowering, node: Node, q: int, k_pe: int, latent: int) -> None
         a[key] for key in ("heads", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
     )
     name = f"/{node.name}"
-    w_uk, w_uv = node.weights[1], node.weights[3]
+    w_uk, w_uv = node.weights[1], node.weights[2]
     k_rows = _per_head(np.arange(nope), heads, padded(nope))
     k_nope = low.linear(low.model, latent, (w_uk, k_rows, None), name + ".k")
     k_nope = low.model.reshape(low.model.unpack(k_nope), (1, -1, heads, nope))
@@ -125,7 +125,7 @@ def _absorbed(low: Lowering, node: Node, q: int, k_pe: int, latent: int) -> None
     shape = _Heads(heads, 1, rank + pe, rank)
     out = _attend(low, node, (q, k, _widened(low, latent, rank, rank + pe)), shape)
     latent_out = model.reshape(_cut(low, out, shape), (1, -1, heads, rank))
-    w_uv = low.values(node.weights[3]).reshape(heads, -1, rank)[:, :v].transpose(0, 2, 1)
+    w_uv = low.values(node.weights[2]).reshape(heads, -1, rank)[:, :v].transpose(0, 2, 1)
     out = _per_head_matmul(low, latent_out, w_uv)
     low.set_plain(node.outputs[0], model.reshape(out, (-1, heads * v)))
 

@@ -10,7 +10,7 @@
 
 kv_b holds, per head, the key half W_UK and the value half W_UV (DeepSeek-V2, arXiv:2405.04434,
 section 2.1): q·(W_UK c) = (W_UKᵀ q)·c, so the query moves to the latent space instead of every
-cached latent moving to the head's. The op keeps the three matrices that its two forms need.
+cached latent moving to the head's. Both forms of the op read the two halves as they are.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 from deepmnn.graph.ir import Attr, Graph, Node
 from deepmnn.graph.rewrite import Rewrite, View, add_weight, apply
-from deepmnn.graph.weights import PadHeads, Slice, TransposeHeads
+from deepmnn.graph.weights import PadHeads, Slice
 
 
 @dataclass(frozen=True)
@@ -165,10 +165,9 @@ def _fuse(
         "cache": latents.cache.attrs["cache"],
     }
     kv_b = graph.weights[expansion.kv_b.weights[0]]
-    stem, key = kv_b.name.removesuffix(".weight"), Slice(kv_b.expr, 0, nope, heads)
+    stem = kv_b.name.removesuffix(".weight")
     halves = {
-        "w_uk": PadHeads(key, heads),
-        "w_uk_t": PadHeads(TransposeHeads(key, heads), heads),
+        "w_uk": PadHeads(Slice(kv_b.expr, 0, nope, heads), heads),
         "w_uv": PadHeads(Slice(kv_b.expr, nope, nope + value, heads), heads),
     }
     up = [
