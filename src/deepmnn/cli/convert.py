@@ -42,6 +42,9 @@ def convert(
     overwrite: Annotated[
         bool, Option(help="Replace an unchanged earlier conversion in OUT.")
     ] = False,
+    no_report: Annotated[
+        bool, Option("--no-report", help="Write no report.html and report.json.")
+    ] = False,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Print what would be written, and write nothing.")
     ] = False,
@@ -49,6 +52,7 @@ def convert(
     """Convert and quantise a checkpoint."""
     from deepmnn.conversion.carry_out import carry_out, choose
     from deepmnn.conversion.convert import plan_conversion
+    from deepmnn.conversion.report.recorder import HTML, Recorder
     from deepmnn.quant.recipe import DEFAULT, read_recipe
 
     began = time.monotonic()
@@ -66,14 +70,17 @@ def convert(
         print_plan(plan)
         return
     chosen = choose(plan, False if no_calibration else calibration, samples)
+    report = None if no_report else Recorder(plan)
     with work_progress("converting") as progress:
-        path, calibrated = carry_out(plan, target, chosen, overwrite, progress)
+        path, calibrated = carry_out(plan, target, chosen, overwrite, progress, report)
     out.say(str(path), "bold green")
     print_facts(plan)
     if calibrated is not None:
         print_calibration(calibrated)
     out.print(f"  took   {time.monotonic() - began:.1f} s, peak memory {file_size(_peak_rss())}")
     print_leftovers(plan)
+    if report is not None:
+        out.say(f"  report {path / HTML}")
 
 
 def _peak_rss() -> int:

@@ -22,6 +22,7 @@ from deepmnn import _core
 from deepmnn.backends.base import I32
 from deepmnn.conversion.calibrated import CalibratedSource
 from deepmnn.conversion.plan import Plan
+from deepmnn.conversion.report.observed import Observed
 from deepmnn.conversion.spool import Spool
 from deepmnn.conversion.stage import Stage
 from deepmnn.formats import F32, named
@@ -101,6 +102,7 @@ def calibrate(
     samples: Sequence[I32],
     directory: Path,
     progress: Progress | None = None,
+    observed: Observed | None = None,
 ) -> tuple[CalibratedSource, Calibration]:
     """The plan's source with codes for the matrices that it stores quantised, and what was done.
 
@@ -110,6 +112,7 @@ def calibrate(
         directory: for its state; it exists. A calibration that was stopped and is called again
             with the same arguments goes on where it was.
         progress: called after every step.
+        observed: looks at what matrices multiply.
 
     Raises CheckpointError, RequestError (activations that are no numbers) or StorageError.
     """
@@ -118,6 +121,8 @@ def calibrate(
     taps = find_taps(graph)
     wanted = {tap.value for tap in taps.values()} | {tap.indices for tap in taps.values()} - {None}
     parts = stages(graph, sorted(str(name) for name in wanted))
+    if observed is not None:
+        observed.expect(taps)
     source = CalibratedSource(plan.source, directory)
     widths = {name: graph.values[name].width for part in parts for name in part.inputs}
     spool = Spool(directory, widths)
@@ -131,7 +136,8 @@ def calibrate(
         if number < begin:  # done before this was stopped; what has no codes was hardly reached
             scarce += [name for name in targets if not source.has(name, formats[name])]
             continue
-        layer = _Layer(part, plan, number, spool, batches, source, progress, (number, len(parts)))
+        place = (number, len(parts))
+        layer = _Layer(part, plan, number, spool, batches, source, progress, place, observed)
         scarce += layer.run(targets, formats, last=number == len(parts) - 1)
     tokens = sum(map(len, samples))
     return source, Calibration(len(samples), tokens, source.count, tuple(scarce))
@@ -190,10 +196,11 @@ class _Layer:
         source: CalibratedSource,
         progress: Progress | None,
         place: tuple[int, int],
+        observed: Observed | None,
     ) -> None:
         self._graph, self._number, self._spool = graph, number, spool
         self._batches, self._source, self._plan = batches, source, plan
-        self._progress, self._place = progress, place
+        self._progress, self._place, self._observed = progress, place, observed
         self._tokens = sum(len(sample) for batch in batches for sample in batch)
 
     def run(self, targets: dict[str, Tap], formats: dict[str, str], last: bool) -> list[str]:
@@ -208,7 +215,7 @@ class _Layer:
         threads, scarce = _core.available_cores(), []
         rotate = partial(_core.rotate, threads=threads)
         for index, group in enumerate(groups or [[]]):
-            moments = self._sum_up(group, taps, write=index == 0 and not last)
+            moments = self._sum_up(group, taps, index == 0, write=index == 0 and not last)
             for tap in group:
                 if tap.indices is not None and moments[tap].rows < LEAST_TOKENS:
                     scarce += taps[tap]
@@ -220,12 +227,14 @@ class _Layer:
                     w = np.ascontiguousarray(self._plan.source.read(name), np.float32)
                     codes = gptq(rotate(w), errors, formats[name])
                     self._source.put(name, codes, threads)
+        if self._observed is not None:
+            self._observed.keep(self._number)
         if not last:
             self._spool.commit(self._number + 1)
         return scarce
 
     def _sum_up(
-        self, group: list[Tap], taps: dict[Tap, list[str]], write: bool
+        self, group: list[Tap], taps: dict[Tap, list[str]], observe: bool, write: bool
     ) -> dict[Tap, Moments]:
         """The second moments of what the taps give, over all samples."""
         moments = {tap: Moments(self._source.shape(taps[tap][0])[1]) for tap in group}
@@ -238,7 +247,10 @@ class _Layer:
         for batch in self._batches:
             rows = sum(map(len, batch))
             given = self._spool.read(self._number, stage.inputs, first, rows)
-            outputs = {**given, **stage.run(batch, given)}
+            made = stage.run(batch, given)
+            if observe and self._observed is not None:
+                self._observed.add(made, first)
+            outputs = {**given, **made}
             for tap in group:
                 x = tap.rows(outputs)
                 if tap.indices is None:

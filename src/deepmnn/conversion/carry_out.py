@@ -12,6 +12,9 @@ from deepmnn.conversion.calibrate import Calibration, calibrate
 from deepmnn.conversion.calibration_set import CalibrationSet, has_tokenizer
 from deepmnn.conversion.calibration_state import calibration_state
 from deepmnn.conversion.plan import Plan
+from deepmnn.conversion.report.facts import CalibrationFacts
+from deepmnn.conversion.report.observed import Observed
+from deepmnn.conversion.report.recorder import Recorder
 from deepmnn.conversion.write import Progress, write
 from deepmnn.errors import RequestError, argument
 from deepmnn.formats import named
@@ -54,17 +57,23 @@ def carry_out(
     calibration: CalibrationSet | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    report: Recorder | None = None,
 ) -> tuple[Path, Calibration | None]:
     """Writes the artifact of a plan; → its path, and what its weights were rounded by.
+
+    report: made of the same plan; it is written with the artifact.
 
     A calibration that is interrupted leaves its state beside `out`; the same conversion, asked for
     again, goes on with it. Raises as `write` and `CalibrationSet.ids`.
     """
     if calibration is None:
-        return write(plan, out, overwrite, progress), None
+        return write(plan, out, overwrite, progress, report), None
     Target(out, FORMAT, overwrite, plan.source.paths).check()  # not after an hour of calibrating
     samples = calibration.ids(plan.source)
     with calibration_state(Path(out), plan, samples) as directory:
-        source, report = calibrate(plan, samples, directory, progress)
-        path = write(replace(plan, source=source), out, overwrite, progress)
-    return path, report
+        observed = Observed(directory, sum(map(len, samples))) if report is not None else None
+        source, calibrated = calibrate(plan, samples, directory, progress, observed)
+        if report is not None and observed is not None:
+            report.calibrated(CalibrationFacts(**vars(calibrated)), observed)
+        path = write(replace(plan, source=source), out, overwrite, progress, report)
+    return path, calibrated

@@ -13,6 +13,7 @@ from deepmnn import models
 from deepmnn.conversion.calibrate import Calibration
 from deepmnn.conversion.carry_out import carry_out, choose
 from deepmnn.conversion.plan import Plan, plan
+from deepmnn.conversion.report.recorder import HTML, Recorder
 from deepmnn.conversion.write import Progress
 from deepmnn.graph.levels import MAX_LEVEL, PassResult
 from deepmnn.graph.tensors import tensor_shapes
@@ -37,6 +38,7 @@ class ConvertReport:
         dropped: weights that config.json promises and the checkpoint lacks (unused MTP layers).
         unused: tensors that the checkpoint has and the model does not read.
         calibration: what the weights were rounded by; None: each to the nearest number.
+        report: the page that shows all this and more (docs/report.md); None: it was not wanted.
         seconds: time taken.
     """
 
@@ -53,6 +55,7 @@ class ConvertReport:
     dropped: tuple[str, ...]
     unused: tuple[str, ...]
     calibration: Calibration | None
+    report: Path | None
     seconds: float
 
 
@@ -68,6 +71,7 @@ def convert(
     random_weights: bool = False,
     seed: int = 0,
     overwrite: bool = False,
+    report: bool = True,
     progress: Progress | None = None,
 ) -> ConvertReport:
     """Converts a checkpoint to an artifact that `deepmnn.load` runs.
@@ -93,6 +97,7 @@ def convert(
             in their stored form, so another optimisation level is another model.
         seed: of the random weights.
         overwrite: replaces an artifact at `out`.
+        report: writes report.html and report.json with the artifact.
         progress: called with (bytes done, bytes in all, what) while a checkpoint is downloaded,
             and after each weight that is converted.
 
@@ -110,7 +115,8 @@ def convert(
         progress=progress,
     )
     chosen = choose(made, calibration, samples)
-    path, calibrated = carry_out(made, out, chosen, overwrite, progress)
+    recorder = Recorder(made) if report else None
+    path, calibrated = carry_out(made, out, chosen, overwrite, progress, recorder)
     return ConvertReport(
         path=path,
         model_type=made.model_type,
@@ -125,6 +131,7 @@ def convert(
         dropped=made.dropped,
         unused=made.unused,
         calibration=calibrated,
+        report=path / HTML if report else None,
         seconds=time.monotonic() - began,
     )
 

@@ -1,0 +1,141 @@
+"""Collects the facts of a conversion while it is done, and writes the report's two files."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from deepmnn import __version__
+from deepmnn.conversion.plan import Plan
+from deepmnn.conversion.report.facts import (
+    ActivationFacts,
+    CalibrationFacts,
+    ExpertFacts,
+    Facts,
+    LayerFacts,
+    Search,
+    WeightFacts,
+    layer_of,
+)
+from deepmnn.conversion.report.observed import Observed
+from deepmnn.conversion.report.page import page
+from deepmnn.conversion.report.rounding import Rounding, relative
+from deepmnn.formats import F32, F32_MATRIX, U8, named
+from deepmnn.graph.ir import Weight
+from deepmnn.graph.tensors import tensors
+from deepmnn.source.random import RandomSource
+
+HTML = "report.html"
+JSON = "report.json"
+
+
+class Recorder:
+    """Of one conversion.
+
+    Args:
+        plan: what is written.
+        search: what a search under a budget found before.
+    """
+
+    def __init__(self, plan: Plan, search: Search | None = None) -> None:
+        self._plan, self._search = plan, search or Search()
+        self._rounding = Rounding()
+        self._calibration: CalibrationFacts | None = None
+        self._activations: tuple[ActivationFacts, ...] = ()
+        self._experts: tuple[ExpertFacts, ...] = ()
+        self._output_errors: dict[int, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._last = time.monotonic()
+
+    def calibrated(self, facts: CalibrationFacts, observed: Observed) -> None:
+        """The calibration is done."""
+        self._calibration = facts
+        self._activations, self._experts = observed.activations(), observed.experts()
+        self._output_errors = observed.output_errors()
+        self.took("calibrating")
+
+    def stored(self, weight: Weight, numbers: F32 | None, data: U8) -> None:
+        """A weight is stored as these bytes; numbers: what was rounded, where it is at hand."""
+        format = named(weight.format)
+        if isinstance(self._plan.source, RandomSource) or not format.is_matrix:
+            return
+        if format != F32_MATRIX:
+            if numbers is None or self._calibration is not None:  # those may be rounded already
+                numbers = weight.expr.read(self._plan.source)
+            self._rounding.add(weight, numbers, data)
+
+    def took(self, what: str) -> None:
+        """What was done since the last call, or since the beginning."""
+        now = time.monotonic()
+        self._seconds[what] = now - self._last
+        self._last = now
+
+    def files(self) -> dict[str, bytes]:
+        """The report's files, when all weights are stored."""
+        self.took("writing")
+        facts = self.facts()
+        return {JSON: facts.to_json(), HTML: page(facts).encode()}
+
+    def facts(self) -> Facts:
+        """All that is known."""
+        plan = self._plan
+        weights = tuple(map(self._weight, plan.weights))
+        return Facts(
+            deepmnn_version=__version__,
+            source=Path(plan.source.paths[0]).name if plan.source.paths else "",
+            model_type=plan.model_type,
+            quant=plan.recipe.name,
+            recipe=plan.recipe.to_json(),
+            optimize_level=plan.optimize_level,
+            parameters=plan.parameters,
+            source_nbytes=plan.source.nbytes(),
+            nbytes=plan.nbytes,
+            nodes_level_0=plan.nodes_level_0,
+            nodes=plan.nodes,
+            dropped=plan.dropped,
+            unused=plan.unused,
+            passes=plan.passes,
+            layers=self._layers(weights),
+            weights=weights,
+            levels=self._rounding.levels(),
+            calibration=self._calibration,
+            activations=self._activations,
+            experts=self._experts,
+            search=self._search.points,
+            seconds=dict(self._seconds),
+        )
+
+    def _weight(self, weight: Weight) -> WeightFacts:
+        found = self._rounding.found.get(weight.name)
+        added = [self._search.kl.get(tensor.name) for tensor in tensors(weight.expr)]
+        known = [kl for kl in added if kl is not None]
+        return WeightFacts(
+            weight.name,
+            weight.role,
+            weight.format,
+            layer_of(weight.name),
+            weight.shape,
+            weight.nbytes,
+            None if found is None else relative([found]),
+            sum(known) if known else None,
+        )
+
+    def _layers(self, weights: tuple[WeightFacts, ...]) -> tuple[LayerFacts, ...]:
+        by_layer: dict[int | None, list[WeightFacts]] = defaultdict(list)
+        for weight in weights:
+            by_layer[weight.layer].append(weight)
+        order = sorted(by_layer, key=lambda layer: (layer is None, layer or 0))
+        return tuple(self._layer(layer, by_layer[layer]) for layer in order)
+
+    def _layer(self, layer: int | None, weights: list[WeightFacts]) -> LayerFacts:
+        nbytes: dict[str, int] = defaultdict(int)
+        for weight in weights:
+            nbytes[weight.format] += weight.nbytes
+        found = self._rounding.found
+        errors = [found[weight.name] for weight in weights if weight.name in found]
+        known = [kl for name, kl in self._search.kl.items() if layer_of(name) == layer]
+        output = None if layer is None else self._output_errors.get(layer)
+        return LayerFacts(
+            layer, dict(nbytes), relative(errors), output, sum(known) if known else None
+        )
