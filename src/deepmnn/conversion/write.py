@@ -55,7 +55,7 @@ def write(
             numbers, stored = _stored(weight, plan.source, threads)
             writer.write_weight(weight.name, stored)
             if report is not None:
-                report.stored(weight, numbers, stored)
+                report.stored(weight, numbers if plan.source is report.source else None, stored)
             done += stored.nbytes
             if progress is not None:
                 progress(done, total, weight.name)

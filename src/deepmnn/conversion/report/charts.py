@@ -11,6 +11,13 @@ WIDTH, HEIGHT = 360.0, 200.0
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52.0, 8.0, 10.0, 30.0
 _LEAST_STEP = 34.0
 """Between labels of an axis."""
+_DIGITS = (
+    (1,),
+    (1, 3),
+    (1, 2, 5),
+    (1, 1.5, 2, 3, 5, 7),
+    (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8, 9),
+)
 
 
 @dataclass(frozen=True)
@@ -39,21 +46,7 @@ class Scale:
 
     def ticks(self) -> list[float]:
         """Round numbers between the ends."""
-        if self.is_log:
-            first, last = (math.log10(end) for end in (self.low, self.high))
-            powers = range(math.floor(first), math.ceil(last) + 1)
-            for digits in (1,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 4, 5, 6, 7, 8, 9):
-                found = [m * 10.0**n for n in powers for m in digits]
-                found = [tick for tick in found if self.low <= tick <= self.high]
-                if len(found) > 2:
-                    break
-            return found[:: -(-len(found) // 6) or 1]
-        rough = (self.high - self.low) / 5
-        if rough <= 0:
-            return [self.low]
-        power = 10.0 ** math.floor(math.log10(rough))
-        step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * (1 - 1e-9))
-        return [step * n for n in range(math.ceil(self.low / step), int(self.high / step) + 1)]
+        return (_log_ticks if self.is_log else _ticks)(self.low, self.high)
 
 
 @dataclass(frozen=True)
@@ -213,6 +206,25 @@ def _grid(
             parts.append(_text(x(tick), HEIGHT - _BOTTOM + 14, name, "middle"))
     parts.append(f'<path class="axis" d="M{_n(x.begin)} {_n(y.begin)}H{_n(x.end)}"/>')
     return "".join(parts)
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    rough = (high - low) / 5
+    if rough <= 0:
+        return [low]
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 5, 10) if power * m >= rough * (1 - 1e-9))
+    return [step * n for n in range(math.ceil(low / step), int(high / step) + 1)]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    """Powers of ten; in a narrow range, other round numbers too."""
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    for digits in _DIGITS:
+        found = [m * 10.0**n for n in powers for m in digits if low <= m * 10.0**n <= high]
+        if len(found) > 2:
+            break
+    return found[:: max(1, -(-len(found) // 6))]
 
 
 def _layer_ticks(layers: int) -> list[tuple[float, str]]:

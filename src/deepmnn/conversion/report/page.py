@@ -298,7 +298,7 @@ def _figure(activation: ActivationFacts, named: bool) -> str:
     ]
     place = "" if activation.layer is None else f"layer {activation.layer}, "
     label = f"Histogram of {activation.name}"
-    drawn = charts.histogram(activation.bars, marks, ("0", f"{activation.largest:.3g}"), label)
+    drawn = charts.histogram(activation.bars, marks, ("0", _plain(activation.largest)), label)
     beyond = ' class="beyond"' if activation.is_beyond else ""
     reader = f"{_reader(activation)}, " if named else ""
     kl = f"{reader}{place}KL {activation.ranges['kl'].divergence:.2g}"
@@ -428,7 +428,7 @@ def _percent(share: float) -> str:
 
 
 def _plain(value: float) -> str:
-    return f"{value:.2g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
 
 
 def _short_size(nbytes: float) -> str:

@@ -34,12 +34,16 @@ class Recorder:
     """Of one conversion.
 
     Args:
-        plan: what is written.
+        plan: what is written, of the checkpoint as it is.
         search: what a search under a budget found before.
+
+    Attributes:
+        source: what stored weights are compared with.
     """
 
     def __init__(self, plan: Plan, search: Search | None = None) -> None:
         self._plan, self._search = plan, search or Search()
+        self.source = plan.source
         self._rounding = Rounding()
         self._calibration: CalibrationFacts | None = None
         self._activations: tuple[ActivationFacts, ...] = ()
@@ -56,14 +60,12 @@ class Recorder:
         self.took("calibrating")
 
     def stored(self, weight: Weight, numbers: F32 | None, data: U8) -> None:
-        """A weight is stored as these bytes; numbers: what was rounded, where it is at hand."""
+        """A weight is stored as these bytes; numbers: what the source has, if it is at hand."""
         format = named(weight.format)
-        if isinstance(self._plan.source, RandomSource) or not format.is_matrix:
+        if isinstance(self.source, RandomSource) or not format.is_matrix or format == F32_MATRIX:
             return
-        if format != F32_MATRIX:
-            if numbers is None or self._calibration is not None:  # those may be rounded already
-                numbers = weight.expr.read(self._plan.source)
-            self._rounding.add(weight, numbers, data)
+        exact = weight.expr.read(self.source) if numbers is None else numbers
+        self._rounding.add(weight, exact, data)
 
     def took(self, what: str) -> None:
         """What was done since the last call, or since the beginning."""
