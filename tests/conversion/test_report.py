@@ -17,10 +17,13 @@ import deepmnn
 from byte_tokenizer import write_tokenizer
 from deepmnn.artifact.reader import Artifact
 from deepmnn.conversion import calibrate as calibrating
+from deepmnn.conversion.calibrate import Tap
 from deepmnn.conversion.carry_out import carry_out
 from deepmnn.conversion.convert import convert, plan_conversion
-from deepmnn.conversion.report.facts import Point, Search, layer_of
+from deepmnn.conversion.report.facts import ExpertFacts, Point, Search, layer_of
+from deepmnn.conversion.report.observed import Observed
 from deepmnn.conversion.report.recorder import HTML, JSON, Recorder
+from deepmnn.errors import StorageError
 from deepmnn.formats import named
 from deepmnn.graph.tensors import tensors
 from deepmnn.quant.layout import unpack_codes
@@ -234,6 +237,38 @@ def test_the_same_conversion_gives_the_same_report_even_if_it_was_stopped(
     assert without_times(tmp_path / "a") == without_times(tmp_path / "b")
     assert without_times(tmp_path / "a") == without_times(tmp_path / "c")
     assert set(facts_of(tmp_path / "a")["seconds"]) == {"calibrating", "writing"}
+
+
+def test_what_is_kept_of_a_stage_grows(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    x = {name: random.standard_normal((50, 8)).astype(np.float32) for name in "ab"}
+    exact, rounded = (random.standard_normal((2, 9, 4)).astype(np.float32) for _ in range(2))
+    taps = {
+        f"layers.3.{name}.weight": Tap(name, "layers.3.chosen", expert)
+        for expert, name in enumerate("ab")
+    }
+    observed = Observed(tmp_path, 50)
+    observed.expect(taps)
+    observed.add({"a": x["a"], "other": x["b"]}, 0)
+    observed.keep(3)
+    again = Observed(tmp_path, 50)  # as after a stop
+    again.expect(taps)
+    again.add({"b": x["b"][:20], "layers.3.chosen": np.zeros((20, 1), np.int32)}, 0)
+    again.add({"b": x["b"][20:], "layers.3.chosen": np.ones((30, 1), np.int32)}, 20)
+    for index in range(2):
+        again.compare({"out": exact[index]}, {"out": rounded[index]})
+    again.keep(3)
+    for found in again.activations():
+        assert (found.layer, found.count) == (3, 400)
+        assert found.readers == (f"layers.3.{found.name}.weight",)
+        assert found.largest == np.abs(x[found.name]).max()
+    assert [found.name for found in again.activations()] == ["a", "b"]
+    assert again.experts() == (ExpertFacts(3, (20, 30)),)
+    error = np.linalg.norm(rounded - exact) / np.linalg.norm(exact)
+    assert again.output_errors() == {3: pytest.approx(float(error), rel=1e-6)}
+    (tmp_path / "observed-0003.json").write_text("{")
+    with pytest.raises(StorageError, match=r"observed-0003\.json"):
+        again.activations()
 
 
 def test_a_report_is_part_of_the_model(tiny: TinyModel, tmp_path: Path) -> None:

@@ -49,7 +49,7 @@ class LayerFacts:
         nbytes: format → stored bytes.
         weight_error: as of a weight, of all its matrices together.
         output_error: root mean square of the error of what it gives to the next layer, as a share
-            of that; None without a calibration that computes both.
+            of that; None without a calibration.
         kl: sum of its weights', where a search has found out.
     """
 

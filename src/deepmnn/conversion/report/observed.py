@@ -1,12 +1,13 @@
 """What matrices multiply while a model is calibrated: histograms, and the experts' tokens.
 
-Facts of a stage go into the calibration's directory as soon as it is done, so that one that was
-stopped and goes on has them all.
+Facts go into the calibration's directory before the codes that follow from the same values, so
+that a calibration that was stopped and goes on has them all.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
@@ -51,8 +52,7 @@ class Observed:
         self._directory, self._tokens = directory, tokens
         self._readers: dict[str, list[str]] = {}
         self._experts: dict[str, int] = {}
-        self._histograms: dict[str, Histogram] = {}
-        self._chosen: dict[str, NDArray[np.int64]] = {}
+        self._clear()
 
     def expect(self, taps: Mapping[str, Tap]) -> None:
         """Says what to look at: checkpoint tensor → what it multiplies."""
@@ -72,41 +72,53 @@ class Observed:
                 stride = -(-self._tokens * x.shape[1] // _NUMBERS)
                 self._histograms.setdefault(name, Histogram()).add(x[-first % stride :: stride])
 
-    def keep(self, stage: int, output_error: float | None = None) -> None:
-        """The stage is done: its facts go to disk.
+    def compare(
+        self, exact: Mapping[str, NDArray[Any]], rounded: Mapping[str, NDArray[Any]]
+    ) -> None:
+        """What a stage gives to the next one in the exact model, and in the rounded one."""
+        for name, x in exact.items():
+            self._squares += float(np.square(x, dtype=np.float64).sum())
+            self._errors += float(np.square(rounded[name] - x, dtype=np.float64).sum())
 
-        output_error: root mean square of the error of what it gives to the next one, as a share.
-        """
+    def keep(self, stage: int) -> None:
+        """What was seen of a stage since the last call goes to disk, with what is there."""
         path = self._directory / f"observed-{stage:04d}.json"
-        facts = {
-            "activations": [asdict(self._activation(name)) for name in sorted(self._histograms)],
-            "experts": [self._expert(name) for name in sorted(self._chosen)],
-            "output_error": output_error,
-        }
+        facts: dict[str, Any] = {"activations": {}, "experts": {}, "output_error": None}
+        if path.is_file():
+            facts = read_object(path, StorageError)
+        facts["activations"] |= {name: asdict(self._activation(name)) for name in self._histograms}
+        facts["experts"] |= {name: found.tolist() for name, found in self._chosen.items()}
+        if self._squares:
+            facts["output_error"] = math.sqrt(self._errors / self._squares)
         part = path.with_suffix(".part")
         with storage_errors(path):
             part.write_text(json.dumps(facts))
             os.replace(part, path)
-        self._histograms, self._chosen = {}, {}
+        self._clear()
 
     def activations(self) -> tuple[ActivationFacts, ...]:
-        """Of all stages that are done."""
-        return tuple(
-            _activation(found) for _, kept in self._kept() for found in kept["activations"]
-        )
+        """Of all stages."""
+        found = (kept["activations"] for _, kept in self._kept())
+        return tuple(_activation(each[name]) for each in found for name in sorted(each))
 
     def experts(self) -> tuple[ExpertFacts, ...]:
-        """Of all stages that are done."""
+        """Of all stages."""
+        found = (kept["experts"] for _, kept in self._kept())
         return tuple(
-            ExpertFacts(found["layer"], tuple(found["tokens"]))
-            for _, kept in self._kept()
-            for found in kept["experts"]
+            ExpertFacts(layer_of(name), tuple(each[name]))
+            for each in found
+            for name in sorted(each)
         )
 
     def output_errors(self) -> dict[int, float]:
         """Stage → error of what it gives to the next one, where that was computed."""
         errors = {stage: kept["output_error"] for stage, kept in self._kept()}
         return {stage: error for stage, error in errors.items() if error is not None}
+
+    def _clear(self) -> None:
+        self._histograms: dict[str, Histogram] = {}
+        self._chosen: dict[str, NDArray[np.int64]] = {}
+        self._squares = self._errors = 0.0
 
     def _kept(self) -> Iterator[tuple[int, dict[str, Any]]]:
         for path in sorted(self._directory.glob("observed-????.json")):
@@ -118,9 +130,6 @@ class Observed:
         bars, layer = _bars(histogram), layer_of(readers[0])
         figures = (histogram.count, histogram.zeros, histogram.largest, bars, ranges)
         return ActivationFacts(name, layer, tuple(sorted(readers)), *figures)
-
-    def _expert(self, name: str) -> dict[str, Any]:
-        return {"layer": layer_of(name), "tokens": self._chosen[name].tolist()}
 
 
 def _bars(histogram: Histogram) -> tuple[int, ...]:
