@@ -20,7 +20,7 @@ from deepmnn.conversion import calibrate as calibrating
 from deepmnn.conversion.calibrate import Tap
 from deepmnn.conversion.carry_out import carry_out
 from deepmnn.conversion.convert import convert, plan_conversion
-from deepmnn.conversion.report.facts import ExpertFacts, Point, Search, layer_of
+from deepmnn.conversion.report.facts import ExpertFacts, Judged, Point, Search, layer_of
 from deepmnn.conversion.report.observed import Observed
 from deepmnn.conversion.report.recorder import HTML, JSON, Recorder
 from deepmnn.errors import StorageError
@@ -304,23 +304,24 @@ def test_random_weights_have_no_errors(tmp_path: Path) -> None:
 def test_what_a_search_found(tiny: TinyModel, tmp_path: Path) -> None:
     plan = plan_conversion(tiny.path, "w4")
     names = [tensor.name for weight in plan.weights for tensor in tensors(weight.expr)]
-    kl = {name: 0.001 * (index + 1) for index, name in enumerate(dict.fromkeys(names))}
-    points = tuple(
-        Point(3 + n, 1000 * n, math.inf if n == 0 else 0.5**n, n == 4) for n in range(30)
-    )
-    carry_out(plan, tmp_path / "out", report=Recorder(plan, Search(points, kl)))
+    parts = {name: 0.001 * (index + 1) for index, name in enumerate(dict.fromkeys(names))}
+    points = tuple(Point(1000 * n, math.inf if n == 0 else 0.5**n) for n in range(30))
+    report = Recorder(plan.source)
+    report.searched(Search(points, points[4], parts))
+    report.judged(Judged(1000, 0.0123, 0.2, 0.95))
+    carry_out(plan, tmp_path / "out", report=report)
     facts = facts_of(tmp_path / "out")
-    assert facts["search"][0]["kl"] is None  # infinite
-    assert [point["chosen"] for point in facts["search"]].index(True) == 4
+    assert facts["search"]["points"][0]["kl"] is None  # infinite
+    assert facts["search"]["chosen"] == {"nbytes": 4000, "kl": 0.0625}
+    assert facts["judged"]["kl"] == 0.0123
     for layer in facts["layers"]:
-        want = sum(v for name, v in kl.items() if layer_of(name) == layer["layer"])
+        want = sum(kl for name, kl in parts.items() if layer_of(name) == layer["layer"])
         assert layer["kl"] == pytest.approx(want, rel=1e-4)
-    for weight, found in zip(plan.weights, facts["weights"], strict=True):
-        want = sum(kl[tensor.name] for tensor in tensors(weight.expr))
-        assert found["kl"] == pytest.approx(want, rel=1e-4)
     page = (tmp_path / "out" / HTML).read_text()
     assert page.count('class="fill chosen"') == 1
     assert page.count('<tr class="chosen">') == 1
+    assert "<b>0.0123</b><span>KL divergence on held-out text" in page
+    assert f"<td>{names[-1]}</td>" in page
 
 
 def test_fp32_has_nothing_to_round(tmp_path: Path) -> None:

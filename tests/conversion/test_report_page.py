@@ -20,9 +20,11 @@ from deepmnn.conversion.report.facts import (
     CalibrationFacts,
     ExpertFacts,
     Facts,
+    Judged,
     LayerFacts,
     LevelFacts,
     Point,
+    Search,
     WeightFacts,
 )
 from deepmnn.conversion.report.page import page
@@ -117,12 +119,17 @@ def facts(name: str = "plain", layers: int = 3) -> Facts:
         unused=(name,),
         passes=(PassResult(name, 1, 9, 4),),
         layers=tuple(LayerFacts(n, {"w4": 100, "vector": 3}, 0.1, 0.02, 0.001) for n in shown),
-        weights=tuple(WeightFacts(name, name, "w4", n, (3, 4), 64, 0.1, 0.01) for n in shown),
+        weights=tuple(WeightFacts(name, name, "w4", n, (3, 4), 64, 0.1) for n in shown),
         levels=(LevelFacts("w3", (-58, 0, 58), -60.0, 60.0, (1, 5, 0)),),
         calibration=CalibrationFacts(3, 100, 7, (name,)),
         activations=tuple(activation(name, n, kl) for n in shown for kl in (0.001, math.inf)),
         experts=tuple(ExpertFacts(n, (0, 3, 9)) for n in shown),
-        search=tuple(Point(3.0 + n, 100 * n, 0.1 / (n + 1), n == 1) for n in range(layers)),
+        judged=Judged(10, 0.1, 0.2, 0.9),
+        search=Search(
+            tuple(Point(100 * n, 0.1 / (n + 1)) for n in range(layers)),
+            Point(100, 0.05),
+            {name: 0.1},
+        ),
         seconds={name: 1.0},
     )
 
@@ -151,13 +158,14 @@ def test_facts_that_are_not_known_are_not_shown() -> None:
         dropped=(),
         unused=(),
         passes=(),
-        weights=tuple(replace(weight, error=None, kl=None) for weight in full.weights),
+        weights=tuple(replace(weight, error=None) for weight in full.weights),
         layers=tuple(LayerFacts(n, {"f32": 9}, None, None, None) for n in range(3)),
         levels=(),
         calibration=None,
         activations=(),
         experts=(),
-        search=(),
+        judged=None,
+        search=None,
         seconds={},
     )
     parsed = checked(page(bare))
@@ -168,10 +176,10 @@ def test_facts_that_are_not_known_are_not_shown() -> None:
 
 def test_degenerate_numbers() -> None:
     """Zeros, infinities and equal numbers on every axis."""
-    points = (Point(4.0, 1, math.inf), Point(4.0, 1, 0.0, True), Point(4.0, 1, 0.0))
+    search = Search((Point(1, math.inf), Point(1, 0.0), Point(1, 0.0)), Point(1, 0.0), {})
     zero = replace(activation("a", 0, 0.0), largest=0.0, bars=(0, 0))
     layers = tuple(LayerFacts(n, {"w8": 0}, 0.0, 0.0, 0.0) for n in range(2))
-    checked(page(replace(facts(), search=points, activations=(zero,), layers=layers)))
+    checked(page(replace(facts(), search=search, activations=(zero,), layers=layers)))
 
 
 def test_a_page_of_a_real_conversion(tmp_path: Path) -> None:
@@ -180,7 +188,7 @@ def test_a_page_of_a_real_conversion(tmp_path: Path) -> None:
     save_file(load_file(weights) | {HOSTILE[0]: torch.zeros(2)}, weights)
     rules = (Rule(HOSTILE[1], "w3"), Rule("*", "w4"))
     plan = plan_conversion(tiny.path, Recipe(HOSTILE[1], rules))
-    parsed = checked(page(Recorder(plan).facts()))
+    parsed = checked(page(Recorder(plan.source).facts(plan)))
     assert HOSTILE[0] in parsed.text
     assert HOSTILE[1] in parsed.text
 

@@ -70,7 +70,7 @@ def convert(
         print_plan(plan)
         return
     chosen = choose(plan, False if no_calibration else calibration, samples)
-    report = None if no_report else Recorder(plan)
+    report = None if no_report else Recorder(plan.source)
     with work_progress("converting") as progress:
         path, calibrated = carry_out(plan, target, chosen, overwrite, progress, report)
     out.say(str(path), "bold green")

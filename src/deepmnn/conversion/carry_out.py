@@ -61,7 +61,7 @@ def carry_out(
 ) -> tuple[Path, Calibration | None]:
     """Writes the artifact of a plan; → its path, and what its weights were rounded by.
 
-    report: made of the same plan; it is written with the artifact.
+    report: made of the plan's source; it is written with the artifact.
 
     A calibration that is interrupted leaves its state beside `out`; the same conversion, asked for
     again, goes on with it. Raises as `write` and `CalibrationSet.ids`.

@@ -115,7 +115,7 @@ def convert(
         progress=progress,
     )
     chosen = choose(made, calibration, samples)
-    recorder = Recorder(made) if report else None
+    recorder = Recorder(made.source) if report else None
     path, calibrated = carry_out(made, out, chosen, overwrite, progress, recorder)
     return ConvertReport(
         path=path,

@@ -59,7 +59,7 @@ def write(
             done += stored.nbytes
             if progress is not None:
                 progress(done, total, weight.name)
-        for name, data in report.files().items() if report is not None else ():
+        for name, data in report.files(plan).items() if report is not None else ():
             writer.add_file(name, data)
         writer.commit(
             {

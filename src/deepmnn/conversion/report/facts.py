@@ -28,7 +28,6 @@ class WeightFacts:
         nbytes: stored bytes.
         error: root mean square of what rounding changed, as a share of that of the numbers;
             measured on some rows. None where there was nothing to compare with.
-        kl: what rounding it adds to the model's KL divergence, where a search has found out.
     """
 
     name: str
@@ -38,7 +37,6 @@ class WeightFacts:
     shape: tuple[int, ...]
     nbytes: int
     error: float | None = None
-    kl: float | None = None
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class LayerFacts:
         weight_error: as of a weight, of all its matrices together.
         output_error: root mean square of the error of what it gives to the next layer, as a share
             of that; None without a calibration.
-        kl: sum of its weights', where a search has found out.
+        kl: what rounding it adds to the model's KL divergence, where a search has predicted it.
     """
 
     layer: int | None
@@ -125,20 +123,27 @@ class CalibrationFacts:
 
 
 @dataclass(frozen=True)
-class Point:
-    """A choice of formats for all weights that a search under a budget looked at.
+class Judged:
+    """How far predictions are from the checkpoint's on text that nothing was rounded by.
 
     Attributes:
-        kl: the KL divergence that it predicts.
-        chosen: whether it was taken.
-        measured: the KL divergence on held-out text, where it was measured.
+        tokens: how many were predicted.
+        kl, kl_99: mean KL divergence in nats, and what 99 % of the tokens are below.
+        same_first_choice: share of the tokens whose most likely next one is the same.
     """
 
-    bits_per_weight: float
+    tokens: int
+    kl: float
+    kl_99: float
+    same_first_choice: float
+
+
+@dataclass(frozen=True)
+class Point:
+    """Formats for a whole model: bytes of its weights, and the KL divergence that is predicted."""
+
     nbytes: int
     kl: float
-    chosen: bool = False
-    measured: float | None = None
 
 
 @dataclass(frozen=True)
@@ -146,12 +151,14 @@ class Search:
     """A search under a budget.
 
     Attributes:
-        points: the best choices it found, from the fewest bytes on.
-        kl: checkpoint tensor → what rounding it as chosen adds to the KL divergence.
+        points: the best there are for their bytes, from the fewest bytes on.
+        chosen: the one that was taken.
+        parts: pattern of a recipe → what that part adds to the KL divergence as chosen, predicted.
     """
 
-    points: tuple[Point, ...] = ()
-    kl: Mapping[str, float] = field(default_factory=dict)
+    points: tuple[Point, ...]
+    chosen: Point
+    parts: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -184,18 +191,18 @@ class Facts:
     calibration: CalibrationFacts | None = None
     activations: tuple[ActivationFacts, ...] = ()
     experts: tuple[ExpertFacts, ...] = ()
-    search: tuple[Point, ...] = ()
+    judged: Judged | None = None
+    search: Search | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
-    @property
-    def bits_per_weight(self) -> float:
-        """Stored bits for each number that the model reads from the checkpoint."""
-        return 8 * self.nbytes / max(self.parameters, 1)
+    def bits_per_weight(self, nbytes: int) -> float:
+        """Bits of stored weights for each number that the model reads from the checkpoint."""
+        return 8 * nbytes / max(self.parameters, 1)
 
     def to_json(self) -> bytes:
         """report.json. Numbers have six digits; what is infinite is null."""
         head = {"format": "deepmnn-report", "format_version": FORMAT_VERSION}
-        fields = {**head, **asdict(self), "bits_per_weight": self.bits_per_weight}
+        fields = {**head, **asdict(self), "bits_per_weight": self.bits_per_weight(self.nbytes)}
         return (json.dumps(_rounded(fields), allow_nan=False) + "\n").encode()
 
 

@@ -13,7 +13,7 @@ from importlib.resources import files
 
 from deepmnn.conversion.report import charts, page_calibration, pieces
 from deepmnn.conversion.report.charts import Bar, Line, escaped
-from deepmnn.conversion.report.facts import Facts, LayerFacts, WeightFacts
+from deepmnn.conversion.report.facts import Facts, LayerFacts, Search, WeightFacts
 from deepmnn.formats import named
 from deepmnn.source.sizes import file_size
 
@@ -47,7 +47,7 @@ def page(facts: Facts) -> str:
 def _head(facts: Facts, title: str) -> str:
     figures = [
         (file_size(facts.nbytes), "of weights"),
-        (f"{facts.bits_per_weight:.2f}", "bits per weight"),
+        (f"{facts.bits_per_weight(facts.nbytes):.2f}", "bits per weight"),
         (pieces.count(facts.parameters), "parameters"),
     ]
     if facts.source_nbytes:
@@ -57,6 +57,10 @@ def _head(facts: Facts, title: str) -> str:
     errors = [layer.weight_error for layer in facts.layers if layer.weight_error is not None]
     if errors:
         figures.append((pieces.percent(max(errors)), "largest weight error of a layer"))
+    if facts.judged:
+        same = pieces.percent(facts.judged.same_first_choice)
+        figures.append((f"{facts.judged.kl:.3g}", "KL divergence on held-out text"))
+        figures.append((same, "of its tokens have the same first choice"))
     if facts.calibration:
         figures.append((pieces.count(facts.calibration.tokens), "tokens of calibration"))
     cards = "".join(f"<div><b>{escaped(b)}</b><span>{escaped(s)}</span></div>" for b, s in figures)
@@ -65,42 +69,44 @@ def _head(facts: Facts, title: str) -> str:
 
 
 def _search(facts: Facts) -> str:
-    if not facts.search:
+    if facts.search is None or not facts.search.points:
         return ""
-    points = [
-        (
-            point.bits_per_weight,
-            point.kl,
-            f"{point.bits_per_weight:.3f} bits, {file_size(point.nbytes)}, KL {point.kl:.4g}",
-            point.chosen,
-        )
-        for point in facts.search
-    ]
+    search, points = facts.search, facts.search.points
+    bits = [facts.bits_per_weight(point.nbytes) for point in points]
     drawn = charts.curve(
-        points,
+        [
+            (
+                each,
+                point.kl,
+                f"{each:.3f} bits, {file_size(point.nbytes)}, KL {point.kl:.4g}",
+                point == search.chosen,
+            )
+            for each, point in zip(bits, points, strict=True)
+        ],
         "Predicted KL divergence by bits per weight",
         (lambda bits: f"{bits:g}", lambda kl: f"{kl:g}"),
         ("bits per weight", "predicted KL"),
     )
+    chosen = [index for index, point in enumerate(points) if point == search.chosen]
+    shown = _spread(len(points), chosen)
     rows = [
-        (
-            f"{point.bits_per_weight:.3f}",
-            file_size(point.nbytes),
-            f"{point.kl:.4g}",
-            "" if point.measured is None else f"{point.measured:.4g}",
-        )
-        for point in facts.search
+        (f"{bits[index]:.3f}", file_size(points[index].nbytes), f"{points[index].kl:.4g}")
+        for index in shown
     ]
-    shown = _spread(len(rows), [i for i, point in enumerate(facts.search) if point.chosen])
-    table = pieces.table(
-        ("bits per weight", "size", "predicted KL", "measured KL"),
-        [rows[i] for i in shown],
-        {n: "chosen" for n, i in enumerate(shown) if facts.search[i].chosen},
-    )
+    styles = {number: "chosen" for number, index in enumerate(shown) if index in chosen}
+    table = pieces.table(("bits per weight", "size", "predicted KL"), rows, styles)
     words = "Each point is the best choice of formats for its size; the marked one was taken."
-    return pieces.section(
-        "Size against accuracy", words, f'<div class="pair">{pieces.card("", drawn)}{table}</div>'
-    )
+    body = f'<div class="pair">{pieces.card("", drawn)}{table}</div>{_parts(search)}'
+    return pieces.section("Size against accuracy", words, body)
+
+
+def _parts(search: Search) -> str:
+    order = sorted(search.parts.items(), key=lambda part: (-part[1], part[0]))
+    rows = [(pattern, f"{kl:.3g}") for pattern, kl in order[: pieces.SHOWN]]
+    if not rows:
+        return ""
+    table = pieces.table(("part of the recipe", "predicted KL"), rows)
+    return f"<details><summary>What adds most, as chosen</summary>{table}</details>"
 
 
 def _layers(facts: Facts) -> str:
@@ -165,30 +171,20 @@ def _sizes(facts: Facts) -> str:
 
 
 def _worst(weights: Sequence[WeightFacts]) -> str:
-    known = [weight for weight in weights if weight.kl is not None]
-    measured = [weight for weight in weights if weight.error is not None]
-    if not measured and not known:
+    measured = [(weight.error, weight) for weight in weights if weight.error is not None]
+    if not measured:
         return ""
-    if known:
-        order = sorted(known, key=lambda weight: (-(weight.kl or 0), weight.name))
-    else:
-        order = sorted(measured, key=lambda weight: (-(weight.error or 0), weight.name))
+    measured.sort(key=lambda pair: (-pair[0], pair[1].name))
     rows = [
-        (
-            weight.name,
-            weight.format,
-            file_size(weight.nbytes),
-            "" if weight.error is None else pieces.percent(weight.error),
-            *([f"{weight.kl:.3g}"] if known and weight.kl is not None else []),
-        )
-        for weight in order[: pieces.SHOWN]
+        (weight.name, weight.format, file_size(weight.nbytes), pieces.percent(error))
+        for error, weight in measured[: pieces.SHOWN]
     ]
-    columns = ("weight", "stored as", "size", "error", *(["KL"] if known else []))
     words = (
         "The error is the root mean square of what rounding changed, over that of the numbers. "
         "A calibration makes it larger where that makes outputs better."
     )
-    return pieces.section("Weights that lose most", words, pieces.table(columns, rows))
+    table = pieces.table(("weight", "stored as", "size", "error"), rows)
+    return pieces.section("Weights that lose most", words, table)
 
 
 def _levels(facts: Facts) -> str:

@@ -13,6 +13,7 @@ from deepmnn.conversion.report.facts import (
     CalibrationFacts,
     ExpertFacts,
     Facts,
+    Judged,
     LayerFacts,
     Search,
     WeightFacts,
@@ -23,8 +24,8 @@ from deepmnn.conversion.report.page import page
 from deepmnn.conversion.report.rounding import Rounding, relative
 from deepmnn.formats import F32, F32_MATRIX, U8, named
 from deepmnn.graph.ir import Weight
-from deepmnn.graph.tensors import tensors
 from deepmnn.source.random import RandomSource
+from deepmnn.source.source import Source
 
 HTML = "report.html"
 JSON = "report.json"
@@ -33,22 +34,19 @@ JSON = "report.json"
 class Recorder:
     """Of one conversion.
 
-    Args:
-        plan: what is written, of the checkpoint as it is.
-        search: what a search under a budget found before.
-
     Attributes:
-        source: what stored weights are compared with.
+        source: the checkpoint as it is, which stored weights are compared with.
     """
 
-    def __init__(self, plan: Plan, search: Search | None = None) -> None:
-        self._plan, self._search = plan, search or Search()
-        self.source = plan.source
+    def __init__(self, source: Source) -> None:
+        self.source = source
         self._rounding = Rounding()
         self._calibration: CalibrationFacts | None = None
         self._activations: tuple[ActivationFacts, ...] = ()
         self._experts: tuple[ExpertFacts, ...] = ()
         self._output_errors: dict[int, float] = {}
+        self._judged: Judged | None = None
+        self._search: Search | None = None
         self._seconds: dict[str, float] = {}
         self._last = time.monotonic()
 
@@ -58,6 +56,14 @@ class Recorder:
         self._activations, self._experts = observed.activations(), observed.experts()
         self._output_errors = observed.output_errors()
         self.took("calibrating")
+
+    def judged(self, found: Judged) -> None:
+        """The rounded model was compared with the checkpoint."""
+        self._judged = found
+
+    def searched(self, search: Search) -> None:
+        """Formats were chosen under a budget."""
+        self._search = search
 
     def stored(self, weight: Weight, numbers: F32 | None, data: U8) -> None:
         """A weight is stored as these bytes; numbers: what the source has, if it is at hand."""
@@ -73,15 +79,14 @@ class Recorder:
         self._seconds[what] = now - self._last
         self._last = now
 
-    def files(self) -> dict[str, bytes]:
-        """The report's files, when all weights are stored."""
+    def files(self, plan: Plan) -> dict[str, bytes]:
+        """The report's files, when all weights of a plan are stored."""
         self.took("writing")
-        facts = self.facts()
+        facts = self.facts(plan)
         return {JSON: facts.to_json(), HTML: page(facts).encode()}
 
-    def facts(self) -> Facts:
-        """All that is known."""
-        plan = self._plan
+    def facts(self, plan: Plan) -> Facts:
+        """All that is known of a plan and what became of it."""
         weights = tuple(map(self._weight, plan.weights))
         return Facts(
             deepmnn_version=__version__,
@@ -104,14 +109,13 @@ class Recorder:
             calibration=self._calibration,
             activations=self._activations,
             experts=self._experts,
-            search=self._search.points,
+            judged=self._judged,
+            search=self._search,
             seconds=dict(self._seconds),
         )
 
     def _weight(self, weight: Weight) -> WeightFacts:
         found = self._rounding.found.get(weight.name)
-        added = [self._search.kl.get(tensor.name) for tensor in tensors(weight.expr)]
-        known = [kl for kl in added if kl is not None]
         return WeightFacts(
             weight.name,
             weight.role,
@@ -120,7 +124,6 @@ class Recorder:
             weight.shape,
             weight.nbytes,
             None if found is None else relative([found]),
-            sum(known) if known else None,
         )
 
     def _layers(self, weights: tuple[WeightFacts, ...]) -> tuple[LayerFacts, ...]:
@@ -136,7 +139,8 @@ class Recorder:
             nbytes[weight.format] += weight.nbytes
         found = self._rounding.found
         errors = [found[weight.name] for weight in weights if weight.name in found]
-        known = [kl for name, kl in self._search.kl.items() if layer_of(name) == layer]
+        parts = self._search.parts if self._search else {}
+        known = [kl for pattern, kl in parts.items() if layer_of(pattern) == layer]
         output = None if layer is None else self._output_errors.get(layer)
         return LayerFacts(
             layer, dict(nbytes), relative(errors), output, sum(known) if known else None
