@@ -38,6 +38,17 @@ def test_a_file_with_a_config(files: tuple[Path, Path], tmp_path: Path) -> None:
     assert {w.format for w in artifact.graph().weights.values()} == {"vector", "f32", "w4", "w8"}
 
 
+def test_it_ends_with_where_the_report_is(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    out = tmp_path / "a long directory's name, longer than a terminal is wide [bold] or so it is"
+    result = convert(tiny.path, out)
+    assert result.output.splitlines()[-1] == f"  report {out / 'report.html'}"
+    assert (out / "report.html").is_file()
+    result = convert(tiny.path, tmp_path / "without", "--no-report")
+    assert "report" not in result.output
+    assert not list((tmp_path / "without").glob("report.*"))
+
+
 def test_a_file_without_a_config(files: tuple[Path, Path], tmp_path: Path) -> None:
     result = convert(files[0], tmp_path / "out")
     assert result.exit_code == 1

@@ -4,6 +4,7 @@ config.json, tokenizer files, ...     as the checkpoint has them
 graph.json                            the graph (graph/serialize.py)
 program.bin                           the graph lowered for the C++ core (docs/program.md)
 model-0000i-of-0000N.safetensors      weights in kernel layout, U8 tensors, 64-byte aligned
+report.html, report.json              what the conversion did (docs/report.md), unless left out
 deepmnn.json                          the manifest: versions, recipe, passes, sizes, checksums
 """
 

@@ -62,6 +62,9 @@ def convert(
     overwrite: Annotated[
         bool, Option(help="Replace an unchanged earlier conversion in OUT.")
     ] = False,
+    no_report: Annotated[
+        bool, Option("--no-report", help="Write no report.html and report.json.")
+    ] = False,
     dry_run: Annotated[
         bool, Option("--dry-run", help="Print what would be written, and write nothing.")
     ] = False,
@@ -69,6 +72,7 @@ def convert(
     """Convert and quantise a checkpoint."""
     from deepmnn.conversion.carry_out import carry_out, choose
     from deepmnn.conversion.convert import chosen_budget, plan_conversion
+    from deepmnn.conversion.report.recorder import HTML, Recorder
     from deepmnn.quant.recipe import DEFAULT
     from deepmnn.quant.recipe_file import read_recipe
 
@@ -90,8 +94,9 @@ def convert(
         print_plan(plan)
         return
     chosen = choose(plan, False if no_calibration else calibration, samples, budget)
+    report = None if no_report else Recorder(plan.source)
     with work_progress("converting") as progress:
-        done = carry_out(plan, target, chosen, budget, overwrite, progress)
+        done = carry_out(plan, target, chosen, budget, overwrite, progress, report)
     out.say(str(done.path), "bold green")
     print_facts(done.plan)
     if done.calibration is not None:
@@ -102,6 +107,8 @@ def convert(
         print_search(done.search, done.plan.parameters)
     out.print(f"  took   {time.monotonic() - began:.1f} s, peak memory {file_size(_peak_rss())}")
     print_leftovers(plan)
+    if report is not None:
+        out.say(f"  report {done.path / HTML}")
 
 
 def _one_of(quant: str | None, recipe: Path | None) -> str | None:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from deepmnn.cli.console import count, file_size, out, table
 
 if TYPE_CHECKING:
-    from deepmnn.conversion.budget import Search
     from deepmnn.conversion.calibrate import Calibration
     from deepmnn.conversion.plan import Plan
+    from deepmnn.conversion.report.facts import Search
     from deepmnn.graph.ir import Weight
     from deepmnn.quant.divergence import Divergence
 

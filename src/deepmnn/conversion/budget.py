@@ -27,6 +27,8 @@ from deepmnn.conversion.calibrate import Calibration, calibrate
 from deepmnn.conversion.forward import Progress
 from deepmnn.conversion.held_out import HeldOut
 from deepmnn.conversion.plan import Plan, plan
+from deepmnn.conversion.report.facts import Point, Search
+from deepmnn.conversion.report.observed import Observed
 from deepmnn.conversion.sensitivity import SAMPLE_TOKENS, SAMPLES, Part, parts, sensitivities
 from deepmnn.errors import RequestError, argument
 from deepmnn.formats import FORMATS, PANEL_COLS, named
@@ -97,41 +99,20 @@ class Budget:
 
 
 @dataclass(frozen=True)
-class Point:
-    """Formats for a whole model: bytes of its weights, and the divergence that is predicted."""
-
-    nbytes: int
-    kl: float
-
-
-@dataclass(frozen=True)
-class Search:
-    """What a budget search found out.
-
-    Attributes:
-        points: the best there are for their bytes, from the fewest bytes on.
-        chosen: the one that was taken, its divergence as predicted.
-        parts: pattern → what that part adds to the divergence as chosen, predicted.
-    """
-
-    points: tuple[Point, ...]
-    chosen: Point
-    parts: dict[str, float]
-
-
-@dataclass(frozen=True)
 class Rounded:
     """A model whose weights are rounded.
 
     Attributes:
         plan: whose source has the calibrated codes.
         calibration: what they were rounded by.
+        observed: what was seen meanwhile, where that was wanted.
         divergence: on held-out text, where there is any.
         search: what a budget weighed.
     """
 
     plan: Plan
     calibration: Calibration
+    observed: Observed | None
     divergence: Divergence | None = None
     search: Search | None = None
 
@@ -143,6 +124,7 @@ def fit(
     held_out: Sequence[I32],
     directory: Path,
     progress: Progress | None = None,
+    observe: bool = False,
 ) -> Rounded:
     """Chooses formats and rounds the weights.
 
@@ -154,11 +136,12 @@ def fit(
         directory: for the state; it exists. A search that was stopped and is called again with the
             same arguments goes on where it was.
         progress: called after every step.
+        observe: looks at activations, for a report.
 
     Raises RequestError when no formats meet the budget, with what the best ones cost, and as
     `calibrate`.
     """
-    return _Fit(plan, budget, samples, held_out, directory, progress).run()
+    return _Fit(plan, budget, samples, held_out, directory, progress, observe).run()
 
 
 class _Fit:
@@ -172,7 +155,9 @@ class _Fit:
         held_out: Sequence[I32],
         directory: Path,
         progress: Progress | None,
+        observe: bool,
     ) -> None:
+        self._observe = observe
         self._base, self._budget, self._samples = base, budget, samples
         self._directory, self._progress = directory, progress
         self._judge = HeldOut(base, held_out, self._made("held-out"), progress)
@@ -247,7 +232,11 @@ class _Fit:
         """The weights of a plan, rounded and judged."""
         digest = blake2b(json.dumps(made.recipe.to_json()).encode(), digest_size=8).hexdigest()
         directory = self._made(f"rounded-{digest}")
-        source, calibration = calibrate(made, self._samples, directory, self._progress)
+        tokens = sum(map(len, self._samples))
+        observed = Observed(directory, tokens) if self._observe else None
+        source, calibration = calibrate(
+            made, self._samples, directory, self._progress, None, observed
+        )
         points = [
             Point(point.nbytes + self._fixed(), base + factor * point.cost)
             for point in assignments(self._choices())
@@ -257,7 +246,7 @@ class _Fit:
             for part in self._costs
         }
         search = Search(tuple(points), Point(made.nbytes, base + factor * found.cost), added)
-        return Rounded(replace(made, source=source), calibration, None, search)
+        return Rounded(replace(made, source=source), calibration, observed, None, search)
 
     def _planned(self, found: Assignment) -> Plan:
         """A conversion with these formats."""

@@ -24,6 +24,7 @@ from deepmnn.backends.base import I32
 from deepmnn.conversion.calibrated import CalibratedSource
 from deepmnn.conversion.forward import batches
 from deepmnn.conversion.plan import Plan
+from deepmnn.conversion.report.observed import Observed
 from deepmnn.conversion.spool import Spool, Stream
 from deepmnn.conversion.stage import Stage
 from deepmnn.conversion.taps import Tap, find_taps, steps
@@ -84,6 +85,7 @@ def calibrate(
     directory: Path,
     progress: Progress | None = None,
     rounder: Rounder | None = None,
+    observed: Observed | None = None,
 ) -> tuple[CalibratedSource, Calibration]:
     """The plan's source with codes for the matrices that it stores quantised, and what was done.
 
@@ -94,6 +96,7 @@ def calibrate(
             with the same arguments goes on where it was.
         progress: called after every step.
         rounder: what it rounds to; None: the panels of our engine.
+        observed: looks at what matrices multiply, and at what layers give.
 
     Raises CheckpointError, RequestError (activations that are no numbers) or StorageError.
     """
@@ -102,6 +105,8 @@ def calibrate(
     apply(graph, RECIPES[_ENGINE])
     taps = find_taps(graph)
     parts = stages(graph, sorted({name for tap in taps.values() for name in tap.read}))
+    if observed is not None:
+        observed.expect(taps)
     source = CalibratedSource(plan.source, directory, rounder)
     read = {name for part in parts for name in part.inputs}
     sums = {tap.sum for tap in taps.values() if tap.sum is not None}
@@ -120,7 +125,9 @@ def calibrate(
             scarce += [name for name in targets if not source.has(name, formats[name])]
             continue
         place = (number, len(parts))
-        layer = _Layer(part, plan, number, spool, streams, cut_up, source, progress, place)
+        layer = _Layer(
+            part, plan, number, spool, streams, cut_up, source, progress, place, observed
+        )
         scarce += layer.run(targets, formats, rounder, last=number == len(parts) - 1)
         gains |= layer.gains
     tokens = sum(map(len, samples))
@@ -152,10 +159,11 @@ class _Layer:
         source: CalibratedSource,
         progress: Progress | None,
         place: tuple[int, int],
+        observed: Observed | None,
     ) -> None:
         self._graph, self._number, self._spool = graph, number, spool
         self._streams, self._batches, self._source, self._plan = streams, batches, source, plan
-        self._progress, self._place = progress, place
+        self._progress, self._place, self._observed = progress, place, observed
         self._tokens = sum(len(sample) for batch in batches for sample in batch)
         self._passes, self._done = 1, 0
         self.gains: dict[str, float] = {}
@@ -223,6 +231,11 @@ class _Layer:
             for tap in chosen[index]:
                 x = tap.rows(outputs)
                 moments[tap].add(x, self._missing(tap, first, outputs))
+            if self._observed is not None:
+                seen = {name for tap in chosen[index] for name in (tap.value, tap.indices) if name}
+                self._observed.add({name: outputs[name] for name in sorted(seen)}, first)
+        if self._observed is not None:
+            self._observed.keep(self._number)
         return moments
 
     def _missing(self, tap: Tap, first: int, outputs: Mapping[str, NDArray[Any]]) -> F32 | None:
@@ -236,9 +249,15 @@ class _Layer:
     def _pass_on(self, stream: Stream, source: Source) -> None:
         """Runs all of the stage, and writes what the next one reads."""
         graph = cut(self._graph, self._streams[stream].intersection(self._graph.outputs))
-        for _, _, values in self._outputs(graph, stream, source):
+        for _, first, values in self._outputs(graph, stream, source):
             made = {name: values[name] for name in graph.outputs}
             self._spool.append(self._number + 1, stream, made)
+            if self._observed is not None and stream == "rounded":
+                rows = len(next(iter(made.values())))
+                exact = self._spool.read(self._number + 1, "exact", list(made), first, rows)
+                self._observed.compare(exact, made)
+        if self._observed is not None:
+            self._observed.keep(self._number)
 
     def _outputs(
         self, graph: Graph, stream: Stream, source: Source, chosen: list[bool] | None = None

@@ -10,12 +10,15 @@ from pathlib import Path
 from deepmnn.artifact.manifest import FORMAT
 from deepmnn.artifact.target import Target
 from deepmnn.backends.base import I32
-from deepmnn.conversion.budget import Budget, Rounded, Search, fit
+from deepmnn.conversion.budget import Budget, Rounded, fit
 from deepmnn.conversion.calibrate import Calibration, calibrate
 from deepmnn.conversion.calibration_set import CalibrationSet, has_tokenizer
 from deepmnn.conversion.calibration_state import calibration_state
 from deepmnn.conversion.held_out import SHARE, HeldOut, split
 from deepmnn.conversion.plan import Plan
+from deepmnn.conversion.report.facts import CalibrationFacts, Judged, Search
+from deepmnn.conversion.report.observed import Observed
+from deepmnn.conversion.report.recorder import Recorder
 from deepmnn.conversion.write import Progress, write
 from deepmnn.errors import RequestError, argument
 from deepmnn.formats import named
@@ -86,22 +89,25 @@ def carry_out(
     budget: Budget | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    report: Recorder | None = None,
     rounder: Rounder | None = None,
     state: Path | None = None,
 ) -> Converted:
     """Writes the artifact of a plan.
 
     A calibration that is interrupted leaves its state beside `out`, or beside `state`; the same
-    conversion, asked for again, goes on with it. rounder: that of the calibration; None: the panels
-    of our engine. Raises RequestError for a budget without a calibration, or of too few samples,
-    and as `write`, `CalibrationSet.ids` and `fit`.
+    conversion, asked for again, goes on with it. report: made of the plan's source; it is written
+    with the artifact. rounder: that of the calibration; None: the panels of our engine.
+
+    Raises RequestError for a budget without a calibration, or of too few samples, and as `write`,
+    `CalibrationSet.ids` and `fit`.
     """
     if calibration is None:
         if budget is not None:
             raise RequestError(
                 "a budget without a calibration", "samples, which formats are chosen by"
             )
-        return Converted(write(plan, out, overwrite, progress), plan)
+        return Converted(write(plan, out, overwrite, progress, report), plan)
     Target(out, FORMAT, overwrite, plan.source.paths).check()  # not after an hour of calibrating
     samples, held_out = split(calibration.ids(plan.source))
     if budget is not None and not held_out:
@@ -113,10 +119,14 @@ def carry_out(
     text = [*samples, *held_out]
     with calibration_state(state or Path(out), plan, text, *depends) as directory:
         if budget is not None:
-            made = fit(plan, budget, samples, held_out, directory, progress)
+            made = fit(plan, budget, samples, held_out, directory, progress, report is not None)
         else:
-            made = _rounded(plan, samples, held_out, directory, progress, rounder)
-        path = write(made.plan, out, overwrite, progress)
+            made = _rounded(
+                plan, samples, held_out, directory, progress, rounder, report is not None
+            )
+        if report is not None:
+            _record(made, report)
+        path = write(made.plan, out, overwrite, progress, report)
     return Converted(path, made.plan, made.calibration, made.divergence, made.search)
 
 
@@ -127,10 +137,25 @@ def _rounded(
     directory: Path,
     progress: Progress | None,
     rounder: Rounder,
+    observe: bool,
 ) -> Rounded:
     """By a plan's own formats."""
-    source, calibration = calibrate(plan, samples, directory, progress, rounder)
+    observed = Observed(directory, sum(map(len, samples))) if observe else None
+    source, calibration = calibrate(plan, samples, directory, progress, rounder, observed)
     divergence = None
     if held_out:
         divergence = HeldOut(plan, held_out, directory, progress).divergence(plan, source)
-    return Rounded(replace(plan, source=source), calibration, divergence)
+    return Rounded(replace(plan, source=source), calibration, observed, divergence)
+
+
+def _record(made: Rounded, report: Recorder) -> None:
+    """What a report says of weights that were rounded."""
+    done, found = made.calibration, made.divergence
+    facts = CalibrationFacts(done.samples, done.tokens, done.tensors, done.scarce)
+    assert made.observed is not None
+    report.calibrated(facts, made.observed)
+    if found is not None:
+        judged = (found.tokens, found.mean, found.percentile_99, found.same_first_choice)
+        report.judged(Judged(*judged))
+    if made.search is not None:
+        report.searched(made.search)

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from deepmnn import models
-from deepmnn.conversion.budget import Budget, Search
+from deepmnn.conversion.budget import Budget
 from deepmnn.conversion.calibrate import Calibration
 from deepmnn.conversion.carry_out import carry_out, choose
 from deepmnn.conversion.plan import Plan, plan
+from deepmnn.conversion.report.facts import Search
+from deepmnn.conversion.report.recorder import HTML, Recorder
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import RequestError, Words
 from deepmnn.graph.levels import MAX_LEVEL, PassResult
@@ -43,6 +45,7 @@ class ConvertReport:
         held_out: how far its predictions are from the checkpoint's, on samples of the calibration
             that nothing was rounded by.
         search: what a budget weighed.
+        report: the page that shows all this and more (docs/report.md); None: it was not wanted.
         seconds: time taken.
     """
 
@@ -61,6 +64,7 @@ class ConvertReport:
     calibration: Calibration | None
     held_out: Divergence | None
     search: Search | None
+    report: Path | None
     seconds: float
 
 
@@ -79,6 +83,7 @@ def convert(
     random_weights: bool = False,
     seed: int = 0,
     overwrite: bool = False,
+    report: bool = True,
     progress: Progress | None = None,
 ) -> ConvertReport:
     """Converts a checkpoint to an artifact that `deepmnn.load` runs.
@@ -108,6 +113,7 @@ def convert(
             in their stored form, so another optimisation level is another model.
         seed: of the random weights.
         overwrite: replaces an artifact at `out`.
+        report: writes report.html and report.json with the artifact.
         progress: called with (bytes done, bytes in all, what) while a checkpoint is downloaded,
             and after each weight that is converted.
 
@@ -126,7 +132,8 @@ def convert(
         progress=progress,
     )
     chosen = choose(made, calibration, samples, budget)
-    done = carry_out(made, out, chosen, budget, overwrite, progress)
+    recorder = Recorder(made.source) if report else None
+    done = carry_out(made, out, chosen, budget, overwrite, progress, recorder)
     made = done.plan
     return ConvertReport(
         path=done.path,
@@ -144,6 +151,7 @@ def convert(
         calibration=done.calibration,
         held_out=done.held_out,
         search=done.search,
+        report=done.path / HTML if report else None,
         seconds=time.monotonic() - began,
     )
 

@@ -12,7 +12,8 @@ from deepmnn.artifact.manifest import GRAPH, PROGRAM, RECIPE
 from deepmnn.artifact.writer import ArtifactWriter
 from deepmnn.backends.cpu.lower import lower
 from deepmnn.conversion.plan import Plan
-from deepmnn.formats import BLOCK_ROWS, U8
+from deepmnn.conversion.report.recorder import Recorder
+from deepmnn.formats import BLOCK_ROWS, F32, U8
 from deepmnn.graph.ir import Weight
 from deepmnn.graph.serialize import to_json
 from deepmnn.graph.weights import Concat, Interleave, Tensor
@@ -31,8 +32,9 @@ def write(
     out: str | os.PathLike[str],
     overwrite: bool = False,
     progress: Progress | None = None,
+    report: Recorder | None = None,
 ) -> Path:
-    """Writes the artifact that was planned; returns its path.
+    """Writes the artifact that was planned, with a report when there is one; returns its path.
 
     Needs memory for one weight at a time. Written to a temporary directory and renamed when
     complete: interrupted at any moment it leaves nothing that loads.
@@ -49,11 +51,15 @@ def write(
             writer.add_file(name, data)
         total, done, threads = plan.nbytes, 0, _core.available_cores()
         for weight in plan.weights:
-            stored = _stored(weight, plan.source, threads)
+            numbers, stored = _stored(weight, plan.source, threads)
             writer.write_weight(weight.name, stored)
+            if report is not None:
+                report.stored(weight, numbers if plan.source is report.source else None, stored)
             done += stored.nbytes
             if progress is not None:
                 progress(done, total, weight.name)
+        for name, data in report.files(plan).items() if report is not None else ():
+            writer.add_file(name, data)
         writer.commit(
             {
                 "model_type": plan.model_type,
@@ -68,15 +74,19 @@ def write(
     return Path(out)
 
 
-def _stored(weight: Weight, source: Source, threads: int) -> U8:
-    """A weight's bytes: drawn, or of the codes that the source has, or else of rounded numbers."""
+def _stored(weight: Weight, source: Source, threads: int) -> tuple[F32 | None, U8]:
+    """A weight's bytes: drawn, or of the codes that the source has, or else of rounded numbers.
+
+    Those numbers come first, where they were read.
+    """
     if formats.named(weight.format).is_quantized:
         if isinstance(source, RandomSource) and _is_drawable(weight):
-            return draw(weight, source.seed)
+            return None, draw(weight, source.seed)
         codes = weight.expr.codes(source)
         if codes and codes.format == weight.format:
-            return store_codes(weight, codes, threads)
-    return store(weight, weight.expr.read(source), threads)
+            return None, store_codes(weight, codes, threads)
+    numbers = weight.expr.read(source)
+    return numbers, store(weight, numbers, threads)
 
 
 def _is_drawable(weight: Weight) -> bool:

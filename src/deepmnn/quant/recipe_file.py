@@ -45,7 +45,7 @@ def to_yaml(recipe: Recipe) -> str:
     text: str = yaml.safe_dump(
         recipe.to_json(), sort_keys=False, default_flow_style=None, allow_unicode=True, width=10_000
     )
-    return f"# deepmnn convert CHECKPOINT OUT --recipe THIS_FILE\n{text}"
+    return f"# Stores a checkpoint's weights as here when a conversion is given this file.\n{text}"
 
 
 class _Loader(yaml.SafeLoader):

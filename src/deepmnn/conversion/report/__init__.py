@@ -1,0 +1,1 @@
+"""The report of a conversion: what is stored, and what rounding did to it."""
