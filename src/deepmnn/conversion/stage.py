@@ -48,7 +48,8 @@ class Stage:
             program = lower(graph, plan_memory(graph, reuse=True), locations, [_SHARD])
             (Path(folder) / PROGRAM).write_bytes(program)
             self._model = _core.Model(folder)
-        self._cache = self._model.new_cache(2 * -(-tokens // _BLOCK_SIZE) + 1, _BLOCK_SIZE)
+        self._blocks = -(-tokens // _BLOCK_SIZE)
+        self._cache = self._model.new_cache(self._blocks, _BLOCK_SIZE)
 
     @property
     def inputs(self) -> list[str]:
@@ -70,6 +71,8 @@ class Stage:
             blocks = -(-length // _BLOCK_SIZE)
             table[:blocks] = np.arange(first, first + blocks)
             first += blocks
+        if first > self._blocks:  # short samples leave room in theirs
+            self._blocks, self._cache = first, self._model.new_cache(first, _BLOCK_SIZE)
         return self._model.run(
             self._cache,
             np.concatenate(samples).astype(np.int32),
