@@ -185,6 +185,18 @@ def test_matrices_are_rounded_after_all_that_they_make_up_for(name: str) -> None
         assert [other for other, at in short.items() if at >= short[key]] == [key]
 
 
+@pytest.mark.parametrize(("name", "read"), [("llama", 3), ("deepseek_v3", 12)])
+def test_only_models_with_experts_read_more_than_is_summed_up(
+    name: str, read: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(calibrating, "MOST_ROWS", 60)
+    tiny = tiny_checkpoint(name, 0, tmp_path / "hf")
+    (tmp_path / "state").mkdir()
+    samples = samples_of([20] * 12, 90)
+    _, report = calibrate(plan_conversion(tiny.path, "w4"), samples, tmp_path / "state")
+    assert (report.samples, report.tokens) == (read, 20 * read)
+
+
 TEXT = "\n\n".join(["Rivers carry sand, and sand makes stone. " * 30] * 6)
 
 
