@@ -180,7 +180,7 @@ CASES: dict[str, tuple[Callable[[Path], object], str, str, str]] = {
         lambda p: deepmnn.convert(p / "source", p / "o", "w7"),
         "convert {p}/source {p}/o --quant w7",
         "deepmnn.Recipe",
-        ".json file",
+        ".yaml file",
     ),
     "no config": (
         lambda p: deepmnn.convert(p / "bare", p / "o"),
