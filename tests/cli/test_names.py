@@ -53,7 +53,7 @@ def test_a_hub_name_is_downloaded_and_converted_once(hub: FakeHub, home: Path) -
     answer, told = said("generate", "acme/tiny", QUESTION)
     assert "**42**" in answer
     assert "downloading acme/tiny, 8.4 MB, to " in told
-    assert f"converting acme/tiny to w8, 4.4 MB, once: {home}/tiny-w8-" in told
+    assert f"converting acme/tiny to w8, 4.3 MB, once: {home}/tiny-w8-" in told
     asked = len(hub.asked)
     answer, told = said("generate", "acme/tiny", QUESTION)
     assert "**42**" in answer
@@ -106,13 +106,12 @@ def test_a_checkpoint_directory_with_a_recipe(tmp_path: Path) -> None:
         result = run("generate", CHECKPOINT, QUESTION, "--quant", quant)
         assert result.exit_code == 0, result.output
         assert f"converting tiny-r1 to {quant}" in result.stderr
-    (tmp_path / "mine.json").write_text(
-        '{"name": "m", "rules": [{"pattern": "*", "format": "w8"}]}'
-    )
-    result = run("generate", CHECKPOINT, QUESTION, "--quant", tmp_path / "mine.json")
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("name: m\nrules:\n- {pattern: '*', format: w8}\n")
+    result = run("generate", CHECKPOINT, QUESTION, "--quant", recipe)
     assert "**42**" in result.stdout
     assert {entry.facts["recipe"] for entry in entries()} == {"w4", "fp32", "m"}
-    assert run("generate", CHECKPOINT, QUESTION, "--quant", tmp_path / "none.json").exit_code == 1
+    assert run("generate", CHECKPOINT, QUESTION, "--quant", tmp_path / "none.yaml").exit_code == 1
 
 
 def test_an_empty_cache() -> None:

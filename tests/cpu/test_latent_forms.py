@@ -8,12 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from deepmnn.measure.divergence import divergence
 
 import deepmnn
 from deepmnn import LLM, SamplingParams
 from deepmnn.conversion.bundled import CHECKPOINT
 from deepmnn.conversion.convert import convert
+from deepmnn.quant.divergence import divergence
 from deepmnn.quant.recipe import RECIPES
 
 QUESTIONS = 40

@@ -43,7 +43,7 @@ def test_the_loss_is_what_transformers_says(
     assert run(tmp_path / "r1.mnn", *flags) == 0
     said = capsys.readouterr().out
     assert f"parameters as {bits} bits" in said
-    assert ("rounded by 20 samples" in said) == (bits == 4)
+    assert ("rounded by 18 samples" in said) == (bits == 4)  # two are held out
     # Of each layer: what q_a and kv_a, q_b, kv_b and o read, the router and gates, down; the head.
     assert re.search(r"ranges of \d\d activations by 20 samples, \d+ tokens: KL of each", said)
     found = re.search(r"on 200 held-out tokens: loss (.*) nats, (.*); KL (.*) from .* (.*)%", said)

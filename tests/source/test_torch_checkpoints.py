@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deepmnn.conversion.convert import convert
+from deepmnn.conversion.report.recorder import HTML, JSON
 from deepmnn.errors import CheckpointError, ConfigError, TensorNotFoundError
 from deepmnn.source.open import open_source
 from tiny_models import CONFIGS, tiny_checkpoint
@@ -127,8 +128,9 @@ def test_a_name_with_and_without_prefix(tmp_path: Path) -> None:
 
 
 def weights(path: Path) -> dict[str, bytes]:
-    """What an artifact is made of, but for the manifest's date of birth: its files."""
-    files = {p.name: p.read_bytes() for p in path.iterdir() if p.name != "deepmnn.json"}
+    """What an artifact is made of, but for times, in its manifest and its report: its files."""
+    timed = {"deepmnn.json", HTML, JSON}
+    files = {p.name: p.read_bytes() for p in path.iterdir() if p.name not in timed}
     assert any(name.endswith(".safetensors") for name in files)
     return files
 
