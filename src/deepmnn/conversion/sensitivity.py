@@ -152,7 +152,8 @@ class _Copies:
         self._noisy.append(Noisy(plan.source, self._parts[0].tensors, _CONTROL))
         first = [self._touched(graph) for graph in graphs]
         started = [len(set().union(*first[: index + 1])) for index in range(len(graphs))]
-        self._total = sum(started) + len(graphs)
+        passes = sum(started[:-1]) + len(graphs) - 1
+        self._total = passes + len(samples) * len(self._noisy)
         self._clean = new_spool(directory / "clean", graphs)
         places = [directory / str(index) for index in range(len(self._noisy))]
         self._spools = [new_spool(place, graphs) for place in places]
@@ -206,6 +207,7 @@ class _Copies:
                 stage = touched.get(index, reference)
                 own = spool if index in self._started else self._clean
                 sums[index] += clean.divergence(predicted(own, stage, sample)).sum()
+                self._report("predictions")
             tokens += len(sample[::_STRIDE])
             first += len(sample)
         found: list[float] = (sums / tokens).tolist()
@@ -223,9 +225,13 @@ class _Copies:
         spool.begin(number + 1)
         spool.append(number + 1, STREAM, outputs)
         spool.commit(number + 1)
+        self._report(f"layer {number}")
+
+    def _report(self, what: str) -> None:
+        """One step more is done."""
         self._done += 1
         if self._progress is not None:
-            self._progress(self._done, self._total, f"sensitivities, layer {number}")
+            self._progress(self._done, self._total, f"sensitivities, {what}")
 
 
 def _read(graph: Graph) -> frozenset[str]:
