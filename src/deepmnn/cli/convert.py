@@ -58,7 +58,7 @@ def convert(
         bool, Option("--no-calibration", help="Round every weight to the nearest number.")
     ] = False,
     random_weights: Annotated[bool, Option(help="Make the weights up; needs no tensors.")] = False,
-    seed: Annotated[int, Option(min=0, help="Of the random weights.")] = 0,
+    seed: Annotated[int, Option(min=0, help="Of the random weights, and of the samples.")] = 0,
     overwrite: Annotated[
         bool, Option(help="Replace an unchanged earlier conversion in OUT.")
     ] = False,
@@ -93,7 +93,8 @@ def convert(
     if dry_run:
         print_plan(plan)
         return
-    chosen = choose(plan, False if no_calibration else calibration, samples, budget)
+    wanted = False if no_calibration else calibration
+    chosen = choose(plan, wanted, samples, budget, seed)
     report = None if no_report else Recorder(plan.source)
     with work_progress("converting") as progress:
         done = carry_out(plan, target, chosen, budget, overwrite, progress, report)

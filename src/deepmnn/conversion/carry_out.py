@@ -35,11 +35,12 @@ def choose(
     wanted: str | os.PathLike[str] | bool | None,
     samples: int,
     budget: Budget | None = None,
+    seed: int = 0,
 ) -> CalibrationSet | None:
     """The calibration of a conversion, None for rounding to nearest.
 
     wanted: a file; True: the set that comes with deepmnn; False: none; None: that set where there
-    is a budget, or codes have few bits and the checkpoint has a tokenizer.
+    is a budget, or codes have few bits and the checkpoint has a tokenizer. seed: of the samples.
 
     Raises RequestError for random weights, which nothing has been said about, and for samples below
     1.
@@ -59,7 +60,7 @@ def choose(
         raise RequestError("a calibration of random weights", "a checkpoint with weights")
     if wanted is False:
         return None
-    return CalibrationSet(None if wanted is True else Path(wanted), samples)
+    return CalibrationSet(None if wanted is True else Path(wanted), samples, seed)
 
 
 @dataclass(frozen=True)

@@ -111,7 +111,7 @@ def convert(
         samples: of the calibration, at most.
         random_weights: weights drawn at random, for benchmarks; quantised, most of them are drawn
             in their stored form, so another optimisation level is another model.
-        seed: of the random weights.
+        seed: of the random weights; of which samples are taken, in which order, and held out.
         overwrite: replaces an artifact at `out`.
         report: writes report.html and report.json with the artifact.
         progress: called with (bytes done, bytes in all, what) while a checkpoint is downloaded,
@@ -131,7 +131,7 @@ def convert(
         seed=seed,
         progress=progress,
     )
-    chosen = choose(made, calibration, samples, budget)
+    chosen = choose(made, calibration, samples, budget, seed)
     recorder = Recorder(made.source) if report else None
     done = carry_out(made, out, chosen, budget, overwrite, progress, recorder)
     made = done.plan
