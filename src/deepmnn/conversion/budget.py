@@ -51,8 +51,8 @@ _GOOD_ENOUGH = 0.85
 """A divergence that is at least this share of the one asked for wastes few bytes."""
 
 _COSTS = "costs.json"
-_SURVEY = 8
-"""One of so many samples tells how much calibrated rounding gains where."""
+_SURVEY_SAMPLES = 24
+"""So many tell how much calibrated rounding gains where."""
 
 _LEAST = 0.01
 
@@ -286,7 +286,7 @@ class _Fit:
         pieces = [sample[:SAMPLE_TOKENS] for sample in self._samples[:SAMPLES]]
         with self._fresh("copies") as directory:
             made = sensitivities(self._base, pieces, directory, self._progress)
-        few = self._samples[: max(len(self._samples) // _SURVEY, 1)]
+        few = self._samples[:_SURVEY_SAMPLES]
         with self._fresh("survey") as directory:
             _, survey = calibrate(self._base, few, directory, self._progress, Nearest())
         costs = {part: made[part] * _gain(part, survey.gains) for part in found}
