@@ -29,7 +29,7 @@ from deepmnn.conversion.stage import Stage
 from deepmnn.formats import F32, PANEL_COLS
 from deepmnn.graph.ir import Graph, Node
 from deepmnn.graph.levels import optimize
-from deepmnn.graph.signatures import weights_read
+from deepmnn.graph.signatures import SIGNATURES, weights_read
 from deepmnn.graph.tensors import tensors
 from deepmnn.graph.weights import TensorSource
 from deepmnn.quant.divergence import Rows
@@ -72,7 +72,7 @@ def parts(naive: Graph) -> list[Part]:
     embeddings = weights_read(graph, "looked_up")
     found: dict[frozenset[str], Part] = {}
     for node in graph.nodes:
-        for names in _products(node):
+        for names in _products(graph, node):
             weights = [graph.weights[name] for name in names]
             role = "embedding" if weights[0].name in embeddings else weights[0].role
             if role not in ROLES:
@@ -102,13 +102,14 @@ def sensitivities(
     return _Copies(graphs, plan, samples, directory, progress).run()
 
 
-def _products(node: Node) -> list[tuple[str, ...]]:
-    """A node's weights, those that are to have one format together."""
-    if node.op == "moe":
-        return [node.weights[0::2], node.weights[1::2]]
-    if node.op == "expert_linear":
-        return [node.weights]
-    return [(name,) for name in node.weights]
+def _products(graph: Graph, node: Node) -> list[list[str]]:
+    """A node's weights, those that are to have one format together: the experts of one shape."""
+    if SIGNATURES[node.op].matrices != "routed":
+        return [[name] for name in node.weights]
+    found: dict[tuple[int, ...], list[str]] = {}
+    for name in node.weights:
+        found.setdefault(graph.weights[name].shape, []).append(name)
+    return list(found.values())
 
 
 class Noisy:
