@@ -144,7 +144,7 @@ def test_a_search_that_was_stopped_goes_on(checkpoint: Path, tmp_path: Path) -> 
 
     converted(checkpoint, tmp_path / "watched", target_bpw=bits, progress=watch)
     in_all = len(steps)
-    for stop[0] in (in_all // 5, in_all // 2):
+    for stop[0] in (in_all // 5, 4 * in_all // 5):
         steps.clear()
         with pytest.raises(KeyboardInterrupt):
             converted(checkpoint, tmp_path / "out", target_bpw=bits, progress=watch)
