@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from safetensors.numpy import load_file, save_file
 
 import deepmnn
 from byte_tokenizer import write_tokenizer
@@ -105,6 +107,32 @@ def test_a_divergence_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> No
 def test_bytes_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"at least .* all matrices in w3"):
         converted(checkpoint, tmp_path / "out", max_bytes=1000)
+    with pytest.raises(RequestError, match=r"target-bpw 1e-09, 0 bytes"):
+        converted(checkpoint, tmp_path / "out", target_bpw=1e-9)
+
+
+def test_more_bytes_than_there_can_be_are_w8(checkpoint: Path, tmp_path: Path) -> None:
+    made = converted(checkpoint, tmp_path / "out", target_bpw=1e308)
+    assert made.nbytes == pytest.approx(uniform(checkpoint)["w8"], rel=0.02)
+
+
+def test_a_model_that_predicts_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    """All logits are 0, whatever the formats."""
+    copy = tmp_path / "hf"
+    shutil.copytree(checkpoint, copy)
+    tensors = load_file(copy / "model.safetensors")
+    tensors["model.norm.weight"][:] = 0
+    save_file(tensors, copy / "model.safetensors")
+    text = checkpoint.parent / "text.txt"
+    made = convert(copy, tmp_path / "out", calibration=text, samples=20, target_kl=0.1)
+    assert made.held_out is not None
+    assert made.held_out.mean == 0
+
+
+def test_few_held_out_tokens_judge_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a"}\n' * 16)
+    with pytest.raises(RequestError, match="4 held-out tokens"):
+        convert(checkpoint, tmp_path / "out", calibration=tmp_path / "a.jsonl", target_kl=0.1)
 
 
 @pytest.mark.parametrize(

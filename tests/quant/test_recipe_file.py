@@ -27,6 +27,9 @@ def test_names_and_endings(tmp_path: Path) -> None:
     path = tmp_path / "mine.yml"
     path.write_text("name: mine\nrules:\n- {pattern: role:linear, format: w5}\n")
     assert read_recipe(str(path)) == Recipe("mine", (Rule("role:linear", "w5"),))
+    for name in ("4.5", "2024-01-01", "0x" + "f" * 70, "!!bool zz"):
+        path.write_text(f"name: {name}\nrules: []\n")
+        assert read_recipe(str(path)) == Recipe(name.removeprefix("!!bool "), ()), "all are texts"
     path.write_text('\ufeff{"name": "mine", "rules": []}')
     assert read_recipe(str(path)) == Recipe("mine", ())
     with pytest.raises(RequestError) as fault:
@@ -42,16 +45,19 @@ BOMB = "a: &a [1, 2]\n" + "\n".join(f"b{i}: [*a, *a]" for i in range(3))
     [
         ("", "is None"),
         ("name: mine\n", "no field 'rules'"),
-        ("name: 4.5\nrules: []\n", "name is 4.5"),
+        ("name: [4.5]\nrules: []\n", "name is"),
         ("name: mine\nrules: [\n", "not valid YAML"),
         ("name: mine\nname: other\nrules: []\n", "not valid YAML: a key is there twice"),
         ("name: mine\nrules:\n- {pattern: a, pattern: b, format: w4}\n", "there twice"),
         (BOMB, "not valid YAML: it has an alias"),
         ("[" * 5000 + "]" * 5000, "nested too deeply"),
         ("{[a]: b}", "not valid YAML|is a key"),
-        ("!!python/object/apply:os.system [ls]", "not valid YAML"),
+        ("!!python/object/apply:os.system [ls]", "the recipe is .'ls'"),
+        ("!!map [x]", "the recipe is"),
+        ("name: mine\nrules: !!int ''\n", "rules is ''"),
+        ("name: " + "9" * 9000 + "\nrules: []\n", "1 to 80"),
+        ("name: m\nrules:\n" + "- {pattern: a, format: w4}\n" * 10_001, "10001 rules"),
         ("--- 1\n--- 2\n", "not valid YAML"),
-        ("name: 2024-01-01\nrules: []\n", "name is"),
         ("name: mine\nrules:\n- {pattern: '*', format: w7}\n", "rule 1: weight format 'w7'"),
     ],
 )

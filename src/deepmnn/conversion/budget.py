@@ -55,6 +55,8 @@ _SURVEY_SAMPLES = 24
 """So many tell how much calibrated rounding gains where."""
 
 _LEAST = 0.01
+_TINY = 1e-30
+_MOST_BYTES = 1 << 62
 
 _ERRORS = 2.0
 """Standard errors of a measured divergence that must lie within the one asked for, too."""
@@ -160,30 +162,41 @@ class _Fit:
         self._observe = observe
         self._base, self._budget, self._samples = base, budget, samples
         self._directory, self._progress = directory, progress
+        self._parts = parts(base.naive)
+        self._sizes = _sizes(base, self._parts)
+        if budget.kl is None:
+            self._check_bytes()
         self._judge = HeldOut(base, held_out, self._made("held-out"), progress)
         self._widest = self._judge.divergence(base, base.source)
         self._costs = self._measured()
-        self._sizes = _sizes(base, self._costs)
 
     def run(self) -> Rounded:
         """What `fit` returns."""
         if self._budget.kl is not None:
             return self._within_kl(self._budget.kl)
-        if self._budget.max_bytes is not None:
-            return self._within_bytes(self._budget.max_bytes)
-        assert self._budget.bits_per_weight is not None
-        return self._within_bytes(int(self._budget.bits_per_weight * self._base.parameters / 8))
+        return self._within_bytes(self._most_bytes())
 
-    def _within_bytes(self, most: int) -> Rounded:
-        """The least divergence in so many bytes."""
-        least = self._fixed() + next(assignments(self._choices())).nbytes
+    def _most_bytes(self) -> int:
+        """What a budget of bytes, or bits, comes to."""
+        if self._budget.max_bytes is not None:
+            return self._budget.max_bytes
+        bits = self._budget.bits_per_weight or 0.0
+        return int(min(bits * self._base.parameters / 8, _MOST_BYTES))
+
+    def _check_bytes(self) -> None:
+        """Refuses what no formats can meet, before hours of work."""
+        sizes = (min(self._sizes[part, name] for name in CANDIDATES) for part in self._parts)
+        least, most = self._fixed() + sum(sizes), self._most_bytes()
         if least > most:
             bits = 8 * least / self._base.parameters
             raise RequestError(
-                f"a budget of {most:,} bytes",
+                f"a budget of {self._budget.name}, {most:,} bytes",
                 f"at least {least:,} for this model ({bits:.2f} bits a weight), "
                 f"all matrices in {CANDIDATES[-1]}",
             )
+
+    def _within_bytes(self, most: int) -> Rounded:
+        """The least divergence in so many bytes."""
         limit = most
         while True:
             found = within_bytes(self._choices(), limit - self._fixed())
@@ -199,7 +212,7 @@ class _Fit:
         exact = self._widest
         tried = [(self._base, exact)]
         base, factor, best = exact.mean, 1.0, None
-        spread = exact.mean_error / exact.mean
+        spread = _spread(exact)
         for _ in range(ATTEMPTS):
             aim = most / (1 + _ERRORS * spread)
             found = self._least_bytes((aim - base) / factor)
@@ -214,8 +227,8 @@ class _Fit:
                     best = replace(fitted, divergence=got)
                 if got.mean >= _GOOD_ENOUGH * aim:
                     break
-            spread, base = got.mean_error / got.mean, min(base, got.mean)
-            factor = max(got.mean - base, _LEAST * base) / max(found.cost, 1e-30)
+            spread, base = _spread(got), min(base, got.mean)
+            factor = max(got.mean - base, _LEAST * base, _TINY) / max(found.cost, _TINY)
         if best is None:
             raise _unmet(most, [(self._base, exact), *tried])
         return best
@@ -272,14 +285,14 @@ class _Fit:
 
     def _fixed(self) -> int:
         """Bytes of what is no part's: vectors, routers, layers that are kept unused."""
-        return self._base.nbytes - sum(self._sizes[part, DEFAULT] for part in self._costs)
+        return self._base.nbytes - sum(self._sizes[part, DEFAULT] for part in self._parts)
 
     def _measured(self) -> dict[Part, float]:
         """What each part adds to the divergence, for a rounding error that is as large as its
         numbers: measured, or, after an interruption, read again.
         """
         path = self._directory / _COSTS
-        found = parts(self._base.naive)
+        found = self._parts
         with storage_errors(path):
             if path.is_file():
                 return dict(zip(found, json.loads(path.read_text()), strict=True))
@@ -308,6 +321,11 @@ class _Fit:
         with storage_errors(directory):
             directory.mkdir(exist_ok=True)
         return directory
+
+
+def _spread(found: Divergence) -> float:
+    """The standard error of a mean, relative to it."""
+    return found.mean_error / found.mean if found.mean > 0 else 0.0
 
 
 def _gain(part: Part, gains: Mapping[str, float]) -> float:

@@ -26,6 +26,7 @@ from deepmnn.quant.divergence import Divergence
 from deepmnn.quant.rounder import Panels, Rounder
 from deepmnn.source.random import RandomSource
 
+_LEAST_HELD_OUT = 100
 _GOOD_BITS = 8
 """Codes of so many bits are good enough when each is rounded to nearest."""
 
@@ -116,7 +117,9 @@ def carry_out(
             f"a budget with {len(samples)} samples", f"at least {SHARE}, of which one judges"
         )
     rounder = rounder or Panels()
-    depends = (rounder.formats(plan.weights), budget)
+    if budget is not None and budget.kl is not None:
+        _check_tokens(sum(map(len, held_out)))
+    depends = (rounder.formats(plan.weights), budget is not None)
     text = [*samples, *held_out]
     with calibration_state(state or Path(out), plan, text, *depends) as directory:
         if budget is not None:
@@ -129,6 +132,16 @@ def carry_out(
             _record(made, report)
         path = write(made.plan, out, overwrite, progress, report)
     return Converted(path, made.plan, made.calibration, made.divergence, made.search)
+
+
+def _check_tokens(count: int) -> None:
+    """Refuses held-out samples that are too short to say how far predictions are."""
+    if count < _LEAST_HELD_OUT:
+        raise RequestError(
+            f"{count} held-out tokens to judge a divergence by",
+            f"at least {_LEAST_HELD_OUT}",
+            "Give more samples, or longer ones.",
+        )
 
 
 def _rounded(

@@ -22,6 +22,7 @@ from deepmnn.graph.levels import MAX_LEVEL, PassResult
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.quant.divergence import Divergence
 from deepmnn.quant.recipe import DEFAULT, Recipe, recipe_of
+from deepmnn.quant.recipe_file import SUFFIXES
 from deepmnn.source.hub import fetched
 from deepmnn.source.open import open_source
 from deepmnn.source.random import RandomWeights, Shapes
@@ -168,9 +169,12 @@ def chosen_budget(
     if not wishes:
         return None
     if quant is not None or len(wishes) > 1:
-        both = ["quant"] * (quant is not None) + wishes
+        if quant is not None:
+            is_file = isinstance(quant, str) and quant.endswith(SUFFIXES)
+            wishes.insert(0, "recipe" if is_file else "quant")
+        flags = ["--" + wish.replace("_", "-") for wish in wishes]
         raise RequestError(
-            Words(" and ".join(both), " and ".join("--" + w.replace("_", "-") for w in both)),
+            Words(" and ".join(wishes), " and ".join(flags)),
             "one of them: the formats follow from it",
         )
     return Budget(target_kl, target_bpw, max_bytes)

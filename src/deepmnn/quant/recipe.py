@@ -37,6 +37,7 @@ ROLES = ("linear", "expert", "latent", "embedding", "lm_head")
 MATRICES = tuple(made.name for made in formats.FORMATS.values() if made.is_matrix)
 _ROLE = "role:"
 _MAX_NAME = 80
+_MAX_RULES = 10_000
 _MAX_PATTERN = 500
 """A longer one could take minutes to match."""
 
@@ -96,6 +97,8 @@ class Recipe:
             )
         if not isinstance(self.rules, tuple) or not all(isinstance(r, Rule) for r in self.rules):
             raise RequestError(f"rules are {self.rules!r:.80}", "a tuple of Rule")
+        if len(self.rules) > _MAX_RULES:
+            raise RequestError(f"a recipe with {len(self.rules)} rules", f"at most {_MAX_RULES}")
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""

@@ -48,9 +48,10 @@ def to_yaml(recipe: Recipe) -> str:
     return f"# Stores a checkpoint's weights as here when a conversion is given this file.\n{text}"
 
 
-class _Loader(yaml.SafeLoader):
-    """Without what a recipe does not need and a file could do harm with: anchors, which let a few
-    bytes stand for any number of values, deep nesting, and keys that are there twice.
+class _Loader(yaml.BaseLoader):
+    """Texts, lists and objects, whatever their tags. Without what a file could do harm with:
+    anchors, which let a few bytes stand for any number of values, deep nesting, and keys that are
+    there twice.
     """
 
     _depth = 0
@@ -68,7 +69,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         """An object."""
-        keys = [key.value for key, _ in node.value]
+        pairs = node.value if isinstance(node, yaml.MappingNode) else []
+        keys = [key.value for key, _ in pairs]
         if len(set(map(str, keys))) < len(keys):
             raise yaml.YAMLError(f"a key is there twice: {', '.join(map(str, keys))[:80]}")
         return super().construct_mapping(node, deep)
