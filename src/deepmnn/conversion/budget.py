@@ -239,10 +239,8 @@ class _Fit:
         *_, widest = assignments(choices)
         return within_cost(choices, max(cost, widest.cost))
 
-    def _rounded(
-        self, made: Plan, found: Assignment, base: float = 0, factor: float = 1
-    ) -> Rounded:
-        """The weights of a plan, rounded and judged."""
+    def _rounded(self, made: Plan, found: Assignment, base: float, factor: float) -> Rounded:
+        """A plan's weights, rounded; base + factor · cost is the divergence that is expected."""
         digest = blake2b(json.dumps(made.recipe.to_json()).encode(), digest_size=8).hexdigest()
         directory = self._made(f"rounded-{digest}")
         tokens = sum(map(len, self._samples))
