@@ -202,4 +202,5 @@ def storage_errors(path: Path, doing: str = "written") -> Iterator[None]:
         yield
     except OSError as fault:
         hint = HINTS.get(fault.errno or 0, "")
-        raise StorageError(f"{path} cannot be {doing}: {fault.strerror}", "", hint) from None
+        reason = fault.strerror or fault  # numpy gives no number when a disk is full
+        raise StorageError(f"{path} cannot be {doing}: {reason}", "", hint) from None
