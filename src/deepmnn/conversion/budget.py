@@ -51,6 +51,9 @@ _GOOD_ENOUGH = 0.85
 """A divergence that is at least this share of the one asked for wastes few bytes."""
 
 _COSTS = "costs.json"
+_OTHERS = "w4"
+"""The recipe for what no part holds: layers that are kept unused (multi-token prediction)."""
+
 _SURVEY_SAMPLES = 24
 """So many tell how much calibrated rounding gains where."""
 
@@ -164,6 +167,8 @@ class _Fit:
         self._directory, self._progress = directory, progress
         self._parts = parts(base.naive)
         self._sizes = _sizes(base, self._parts)
+        others = plan(base.source, RECIPES[_OTHERS], base.optimize_level)
+        self._kept = _kept_nbytes(others)
         if budget.kl is None:
             self._check_bytes()
         self._judge = HeldOut(base, held_out, self._made("held-out"), progress)
@@ -266,7 +271,7 @@ class _Fit:
             for part in self._costs
             for pattern in part.patterns
         ]
-        recipe = Recipe(self._budget.name, (*rules, *RECIPES[DEFAULT].rules))
+        recipe = Recipe(self._budget.name, (*rules, *RECIPES[_OTHERS].rules))
         return plan(self._base.source, recipe, self._base.optimize_level)
 
     def _choices(self) -> dict[str, list[Choice]]:
@@ -283,7 +288,8 @@ class _Fit:
 
     def _fixed(self) -> int:
         """Bytes of what is no part's: vectors, routers, layers that are kept unused."""
-        return self._base.nbytes - sum(self._sizes[part, DEFAULT] for part in self._parts)
+        parts = sum(self._sizes[part, DEFAULT] for part in self._parts)
+        return self._base.nbytes - parts - _kept_nbytes(self._base) + self._kept
 
     def _measured(self) -> dict[Part, float]:
         """What each part adds to the divergence, for a rounding error that is as large as its
@@ -319,6 +325,11 @@ class _Fit:
         with storage_errors(directory):
             directory.mkdir(exist_ok=True)
         return directory
+
+
+def _kept_nbytes(plan: Plan) -> int:
+    """Bytes of the layers that no node reads."""
+    return sum(plan.graph.weights[name].nbytes for name in plan.graph.kept)
 
 
 def _spread(found: Divergence) -> float:
