@@ -114,7 +114,7 @@ def test_nobody_calibrates_for_nothing(
     checkpoint: Path, artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the export would refuse is refused first."""
-    monkeypatch.setattr(carry_out, "calibrate", None)
+    monkeypatch.setattr(carry_out, "rounded", None)
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "file").touch()
     for kind in ("mnn", "android"):

@@ -190,7 +190,7 @@ def test_held_out_divergence_is_that_of_the_artifact(checkpoint: Path, tmp_path:
     plan = plan_conversion(checkpoint, "w4")
     samples = [np.array(ids, np.int32) for ids in prompts_for((30, 50), 250)]
     (tmp_path / "state").mkdir()
-    found = HeldOut(plan, samples, tmp_path / "state").divergence(plan, plan.source)
+    found = HeldOut(plan, samples, tmp_path / "state").divergence(plan)
     convert(checkpoint, tmp_path / "w4", "w4", calibration=False)
     exact, rounded = deepmnn.load(checkpoint, quant="fp32"), deepmnn.load(tmp_path / "w4")
     want = np.concatenate(

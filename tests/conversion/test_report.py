@@ -177,7 +177,7 @@ def test_activations_are_what_torch_sees(
         samples.extend(ids)
         return calibrate(plan, ids, *rest)
 
-    monkeypatch.setattr("deepmnn.conversion.carry_out.calibrate", spy)
+    monkeypatch.setattr("deepmnn.conversion.rounded.calibrate", spy)
     convert(tiny.path, tmp_path / "out", "w8", calibration=tmp_path / "text.txt")
     facts, seen = facts_of(tmp_path / "out"), seen_by_torch(tiny, samples)
     tokens = sum(map(len, samples))

@@ -15,22 +15,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepmnn.backends.base import I32
-from deepmnn.conversion.calibrate import LEAST_TOKENS, Progress
+from deepmnn.conversion.calibrate import LEAST_TOKENS, tapped_graph
+from deepmnn.conversion.forward import Progress, new_spool, run_stage
 from deepmnn.conversion.plan import Plan
-from deepmnn.conversion.spool import Spool
-from deepmnn.conversion.stage import Stage
 from deepmnn.conversion.taps import find_taps
 from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph
-from deepmnn.graph.levels import optimize
 from deepmnn.graph.stages import stages
 from deepmnn.quant.moments import check_finite
 from deepmnn.quant.observers import Histogram
-from deepmnn.quant.recipe import DEFAULT, RECIPES, apply
-
-_LEVEL = 2
-_APART = frozenset({"fuse_moe", "fuse_add_norm", "select_rows_early"})
-"""As in a calibration."""
 
 
 def histograms(
@@ -46,7 +39,7 @@ def histograms(
 
     Raises RequestError for activations that are no numbers, CheckpointError or StorageError.
     """
-    graph = _graph(plan)
+    graph = tapped_graph(plan)
     wanted = {tap.value for tap in find_taps(graph).values()}
     found: dict[str, Histogram] = {}
     for outputs in _runs(graph, wanted, plan, samples, directory, progress):
@@ -67,7 +60,7 @@ def column_sizes(
     Experts that fewer than LEAST_TOKENS tokens reach are left out. Arguments and errors as of
     `histograms`.
     """
-    graph = _graph(plan)
+    graph = tapped_graph(plan)
     taps = {name: tap for name, tap in find_taps(graph).items() if part in name}
     sums, rows = dict[str, Any](), dict.fromkeys(taps, 0)
     wanted = {name for tap in taps.values() for name in (tap.value, tap.indices) if name}
@@ -82,12 +75,6 @@ def column_sizes(
     return {name: np.sqrt(sums[name] / rows[name]).astype(np.float32) for name in enough}
 
 
-def _graph(plan: Plan) -> Graph:
-    graph, _ = optimize(plan.naive, _LEVEL, None, _APART)
-    apply(graph, RECIPES[DEFAULT])
-    return graph
-
-
 def _runs(
     graph: Graph,
     wanted: set[str],
@@ -98,19 +85,13 @@ def _runs(
 ) -> Iterator[Mapping[str, NDArray[Any]]]:
     """What every stage gives for every sample."""
     parts = stages(graph, sorted(wanted))
-    widths = {name: graph.values[name].width for part in parts for name in part.inputs}
-    spool = Spool(directory, widths)
-    longest, tokens = max(map(len, samples)), sum(map(len, samples))
+    spool = new_spool(directory, parts)
+    steps = [[sample] for sample in samples]
+    done, work = 0, len(parts) * sum(map(len, samples))
     for number, part in enumerate(parts):
-        stage, first = Stage(part, plan.source, longest, directory), 0
-        spool.begin(number + 1)
-        for sample in samples:
-            given = spool.read(number, "exact", stage.inputs, first, len(sample))
-            outputs = stage.run([sample], given)
+        passed = run_stage(part, number, plan.source, steps, spool)
+        for sample, outputs in zip(samples, passed, strict=True):
             yield outputs
-            spool.append(number + 1, "exact", {**given, **outputs})
-            first += len(sample)
+            done += len(sample)
             if progress is not None:
-                done = number * tokens + first
-                progress(done, len(parts) * tokens, f"activations of layer {number}")
-        spool.commit(number + 1)
+                progress(done, work, f"activations of layer {number}")

@@ -23,12 +23,12 @@ import numpy as np
 
 from deepmnn.artifact.directory import storage_errors
 from deepmnn.backends.base import I32
-from deepmnn.conversion.calibrate import Calibration, calibrate
+from deepmnn.conversion.calibrate import calibrate
 from deepmnn.conversion.forward import Progress
 from deepmnn.conversion.held_out import HeldOut
 from deepmnn.conversion.plan import Plan, plan
 from deepmnn.conversion.report.facts import Point, Search
-from deepmnn.conversion.report.observed import Observed
+from deepmnn.conversion.rounded import Rounded, rounded
 from deepmnn.conversion.sensitivity import SAMPLE_TOKENS, SAMPLES, Part, parts, sensitivities
 from deepmnn.errors import RequestError, argument
 from deepmnn.formats import FORMATS, PANEL_COLS, named
@@ -103,25 +103,6 @@ class Budget:
         return f"max-bytes {self.max_bytes}"
 
 
-@dataclass(frozen=True)
-class Rounded:
-    """A model whose weights are rounded.
-
-    Attributes:
-        plan: whose source has the calibrated codes.
-        calibration: what they were rounded by.
-        observed: what was seen meanwhile, where that was wanted.
-        divergence: on held-out text, where there is any.
-        search: what a budget weighed.
-    """
-
-    plan: Plan
-    calibration: Calibration
-    observed: Observed | None
-    divergence: Divergence | None = None
-    search: Search | None = None
-
-
 def fit(
     plan: Plan,
     budget: Budget,
@@ -172,7 +153,7 @@ class _Fit:
         if budget.kl is None:
             self._check_bytes()
         self._judge = HeldOut(base, held_out, self._made("held-out"), progress)
-        self._widest = self._judge.divergence(base, base.source)
+        self._widest = self._judge.divergence(base)
         self._costs = self._measured()
 
     def run(self) -> Rounded:
@@ -208,7 +189,7 @@ class _Fit:
             made = self._planned(found)
             if made.nbytes <= most:
                 done = self._rounded(made, found, self._widest.mean, 1.0)
-                divergence = self._judge.divergence(made, done.plan.source)
+                divergence = self._judge.divergence(done.plan)
                 return replace(done, divergence=divergence)
             limit -= made.nbytes - most  # a fused matrix can take more bytes than its parts
 
@@ -225,7 +206,7 @@ class _Fit:
             if any(made.recipe == earlier.recipe for earlier, _ in tried):
                 break
             fitted = self._rounded(made, found, base, factor)
-            got = self._judge.divergence(made, fitted.plan.source)
+            got = self._judge.divergence(fitted.plan)
             tried.append((made, got))
             if got.mean + _ERRORS * got.mean_error <= most:
                 if best is None or fitted.plan.nbytes < best.plan.nbytes:
@@ -248,11 +229,7 @@ class _Fit:
         """A plan's weights, rounded; base + factor · cost is the divergence that is expected."""
         digest = blake2b(json.dumps(made.recipe.to_json()).encode(), digest_size=8).hexdigest()
         directory = self._made(f"rounded-{digest}")
-        tokens = sum(map(len, self._samples))
-        observed = Observed(directory, tokens) if self._observe else None
-        source, calibration = calibrate(
-            made, self._samples, directory, self._progress, None, observed
-        )
+        done = rounded(made, self._samples, directory, self._progress, observe=self._observe)
         points = [
             Point(point.nbytes + self._fixed(), base + factor * point.cost)
             for point in assignments(self._choices())
@@ -262,7 +239,7 @@ class _Fit:
             for part in self._costs
         }
         search = Search(tuple(points), Point(made.nbytes, base + factor * found.cost), added)
-        return Rounded(replace(made, source=source), calibration, observed, None, search)
+        return replace(done, search=search)
 
     def _planned(self, found: Assignment) -> Plan:
         """A conversion with these formats."""

@@ -12,7 +12,7 @@ experts that too few tokens reach.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from deepmnn.backends.base import I32
 from deepmnn.conversion.calibrated import CalibratedSource
-from deepmnn.conversion.forward import batches
+from deepmnn.conversion.forward import APART, LEVEL, Progress, batches
 from deepmnn.conversion.plan import Plan
 from deepmnn.conversion.report.observed import Observed
 from deepmnn.conversion.spool import Spool, Stream
@@ -38,9 +38,6 @@ from deepmnn.quant.recipe import DEFAULT, RECIPES, apply
 from deepmnn.quant.rounder import Panels, Rounder
 from deepmnn.source.source import Source
 
-Progress = Callable[[int, int, str], None]
-"""Called with (work done, work in all, what)."""
-
 LEAST_TOKENS = 64
 """An expert that fewer tokens reach is rounded to nearest."""
 
@@ -53,10 +50,8 @@ without experts, of which each sees a few tokens only, reads no more samples tha
 MOMENTS_NBYTES = 3 << 29
 """Of second moments in memory at a time; a stage runs again for what does not fit."""
 
-_LEVEL = 2
-_APART = frozenset({"fuse_moe", "fuse_add_norm", "select_rows_early"})
-"""Passes that would hide what experts' down-projections multiply, or carry two values from layer
-to layer."""
+_APART = APART | {"fuse_moe"}
+"""Passes that would hide what experts' down-projections multiply, too."""
 _ENGINE = DEFAULT
 
 
@@ -101,8 +96,7 @@ def calibrate(
     Raises CheckpointError, RequestError (activations that are no numbers) or StorageError.
     """
     rounder = rounder or Panels()
-    graph, _ = optimize(plan.naive, _LEVEL, None, _APART)
-    apply(graph, RECIPES[_ENGINE])
+    graph = tapped_graph(plan)
     taps = find_taps(graph)
     parts = stages(graph, sorted({name for tap in taps.values() for name in tap.read}))
     if observed is not None:
@@ -132,6 +126,15 @@ def calibrate(
         gains |= layer.gains
     tokens = sum(map(len, samples))
     return source, Calibration(len(samples), tokens, source.count, tuple(scarce), gains)
+
+
+def tapped_graph(plan: Plan) -> Graph:
+    """The model as the engine runs it while it is looked at: with w8 weights, and with every value
+    that a matrix multiplies.
+    """
+    graph, _ = optimize(plan.naive, LEVEL, None, _APART)
+    apply(graph, RECIPES[_ENGINE])
+    return graph
 
 
 def _some(samples: Sequence[I32], tokens: int) -> list[I32]:

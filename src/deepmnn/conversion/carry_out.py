@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deepmnn.artifact.manifest import FORMAT
 from deepmnn.artifact.target import Target
-from deepmnn.backends.base import I32
-from deepmnn.conversion.budget import Budget, Rounded, fit
-from deepmnn.conversion.calibrate import Calibration, calibrate
+from deepmnn.conversion.budget import Budget, fit
+from deepmnn.conversion.calibrate import Calibration
 from deepmnn.conversion.calibration_set import CalibrationSet, has_tokenizer
 from deepmnn.conversion.calibration_state import calibration_state
 from deepmnn.conversion.held_out import SHARE, HeldOut, split
 from deepmnn.conversion.plan import Plan
 from deepmnn.conversion.report.facts import CalibrationFacts, Judged, Search
-from deepmnn.conversion.report.observed import Observed
 from deepmnn.conversion.report.recorder import Recorder
+from deepmnn.conversion.rounded import Rounded, rounded
 from deepmnn.conversion.write import Progress, write
 from deepmnn.errors import RequestError, argument
 from deepmnn.formats import named
@@ -125,9 +123,10 @@ def carry_out(
         if budget is not None:
             made = fit(plan, budget, samples, held_out, directory, progress, report is not None)
         else:
-            made = _rounded(
-                plan, samples, held_out, directory, progress, rounder, report is not None
-            )
+            made = rounded(plan, samples, directory, progress, rounder, report is not None)
+            if held_out:
+                judge = HeldOut(plan, held_out, directory, progress)
+                made = replace(made, divergence=judge.divergence(made.plan))
         if report is not None:
             _record(made, report)
         path = write(made.plan, out, overwrite, progress, report)
@@ -142,24 +141,6 @@ def _check_tokens(count: int) -> None:
             f"at least {_LEAST_HELD_OUT}",
             "Give more samples, or longer ones.",
         )
-
-
-def _rounded(
-    plan: Plan,
-    samples: Sequence[I32],
-    held_out: Sequence[I32],
-    directory: Path,
-    progress: Progress | None,
-    rounder: Rounder,
-    observe: bool,
-) -> Rounded:
-    """By a plan's own formats."""
-    observed = Observed(directory, sum(map(len, samples))) if observe else None
-    source, calibration = calibrate(plan, samples, directory, progress, rounder, observed)
-    divergence = None
-    if held_out:
-        divergence = HeldOut(plan, held_out, directory, progress).divergence(plan, source)
-    return Rounded(replace(plan, source=source), calibration, observed, divergence)
 
 
 def _record(made: Rounded, report: Recorder) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from deepmnn.artifact.directory import storage_errors
 from deepmnn.backends.base import I32
@@ -21,7 +24,7 @@ Progress = Callable[[int, int, str], None]
 """Called with (work done, work in all, what)."""
 
 LEVEL = 2
-_APART = frozenset({"fuse_add_norm", "select_rows_early"})
+APART = frozenset({"fuse_add_norm", "select_rows_early"})
 """Passes that carry two values from layer to layer."""
 STEP_TOKENS = 2048
 STREAM: Stream = "exact"
@@ -30,7 +33,7 @@ STREAM: Stream = "exact"
 
 def staged(naive: Graph, recipe: Recipe) -> list[Graph]:
     """The stages of a model whose weights are stored by a recipe; the last one gives logits."""
-    graph, _ = optimize(naive, LEVEL, None, _APART, partial(apply, recipe=recipe))
+    graph, _ = optimize(naive, LEVEL, None, APART, partial(apply, recipe=recipe))
     return stages(graph, graph.outputs)
 
 
@@ -51,19 +54,36 @@ def forward(
         progress: called after every stage.
     """
     spool = new_spool(directory, graphs)
-    tokens = max(sum(map(len, batch)) for batch in batches(samples))
+    steps = list(batches(samples))
     for number in range(spool.last(), len(graphs) - 1):
-        stage = Stage(graphs[number], source, tokens, directory)
-        spool.begin(number + 1)
-        first = 0
-        for batch in batches(samples):
-            given = read(spool, number, stage, batch, first)
-            spool.append(number + 1, STREAM, stage.run(batch, given))
-            first += sum(map(len, batch))
-        spool.commit(number + 1)
+        for _ in run_stage(graphs[number], number, source, steps, spool):
+            pass
         if progress is not None:
             progress(number + 1, len(graphs), f"layer {number}")
     return spool
+
+
+def run_stage(
+    graph: Graph, number: int, source: TensorSource, steps: Sequence[Sequence[I32]], spool: Spool
+) -> Iterator[dict[str, NDArray[Any]]]:
+    """What a stage gives, step by step; the spool has what it reads, and gets what the next does.
+
+    Args:
+        graph: the stage, and its number.
+        source: of the weights.
+        steps: the samples, those of a step together.
+        spool: of `new_spool`.
+    """
+    tokens = max(sum(map(len, step)) for step in steps)
+    stage = Stage(graph, source, tokens, spool.directory)
+    spool.begin(number + 1)
+    first = 0
+    for step in steps:
+        outputs = stage.run(step, read(spool, number, stage, step, first))
+        yield outputs
+        spool.append(number + 1, STREAM, outputs)
+        first += sum(map(len, step))
+    spool.commit(number + 1)
 
 
 def new_spool(directory: Path, graphs: Sequence[Graph]) -> Spool:

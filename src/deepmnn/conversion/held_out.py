@@ -17,7 +17,6 @@ from deepmnn.backends.base import I32
 from deepmnn.conversion.forward import Progress, forward, read, staged
 from deepmnn.conversion.plan import Plan
 from deepmnn.conversion.stage import Stage
-from deepmnn.graph.weights import TensorSource
 from deepmnn.quant.divergence import Divergence, Rows
 from deepmnn.quant.recipe import RECIPES
 
@@ -57,15 +56,15 @@ class HeldOut:
             self._graphs, self._source, self._samples, directory / "float32", progress
         )
 
-    def divergence(self, plan: Plan, source: TensorSource) -> Divergence:
-        """How far the predictions of a plan's model are, its weights read from `source`."""
+    def divergence(self, plan: Plan) -> Divergence:
+        """How far the predictions of a plan's model are, its weights stored as it says."""
         graphs = staged(plan.naive, plan.recipe)
         directory = self._directory / "rounded"
         shutil.rmtree(directory, ignore_errors=True)  # of another recipe
-        found = forward(graphs, source, self._samples, directory, self._progress)
+        found = forward(graphs, plan.source, self._samples, directory, self._progress)
         tokens = max(map(len, self._samples))
         exact = Stage(self._graphs[-1], self._source, tokens, self._directory)
-        rounded = Stage(graphs[-1], source, tokens, self._directory)
+        rounded = Stage(graphs[-1], plan.source, tokens, self._directory)
         last, (logits,) = len(graphs) - 1, graphs[-1].outputs
         divergences, same, first = [], [], 0
         for sample in self._samples:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,9 +21,8 @@ from deepmnn.artifact.directory import storage_errors
 from deepmnn.artifact.target import real_path
 from deepmnn.artifact.workspace import Workspace
 from deepmnn.conversion.activations import column_sizes
-from deepmnn.conversion.calibrate import Calibration
 from deepmnn.conversion.calibration_set import CalibrationSet, has_tokenizer
-from deepmnn.conversion.carry_out import carry_out, choose
+from deepmnn.conversion.carry_out import Converted, carry_out, choose
 from deepmnn.conversion.convert import plan_conversion
 from deepmnn.conversion.plan import Plan, plan
 from deepmnn.conversion.write import Progress
@@ -42,21 +41,6 @@ _SMOOTHING = 32
 """Samples that tell the sizes of columns."""
 
 
-@dataclass(frozen=True)
-class Rounded:
-    """What `export` is to read.
-
-    Attributes:
-        path: an artifact.
-        plan: what it was written by.
-        calibration: what codes of 4 bits were chosen by; None: `export` rounds each to nearest.
-    """
-
-    path: Path
-    plan: Plan
-    calibration: Calibration | None
-
-
 @contextmanager
 def rounded(
     source: str | os.PathLike[str],
@@ -69,8 +53,10 @@ def rounded(
     calibration: str | os.PathLike[str] | bool | None = None,
     samples: int = COUNT,
     progress: Progress | None = None,
-) -> Iterator[Rounded]:
+) -> Iterator[Converted]:
     """A checkpoint for an `export` with these bits and block size; gone when that is done.
+
+    Its plan is of the model before codes of 4 bits were chosen.
 
     Takes four bytes of disk for each weight meanwhile, in a temporary directory beside the target.
 
@@ -101,7 +87,7 @@ def rounded(
         gptq = chosen if rounder.formats(made.weights) else None
         out = folder / "artifact"
         done = carry_out(made, out, gptq, progress=progress, rounder=rounder, state=place)
-        yield Rounded(done.path, made, done.calibration)
+        yield replace(done, plan=made)
 
 
 def _choose(
