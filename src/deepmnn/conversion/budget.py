@@ -51,7 +51,7 @@ _GOOD_ENOUGH = 0.85
 """A divergence that is at least this share of the one asked for wastes few bytes."""
 
 _COSTS = "costs.json"
-_OTHERS = "w4"
+_OTHERS = next(name for name in CANDIDATES if named(name).bits == 4)
 """The recipe for what no part holds: layers that are kept unused (multi-token prediction)."""
 
 _SURVEY_SAMPLES = 24
