@@ -91,6 +91,13 @@ def test_a_dry_run_prints_what_would_be_written_and_writes_nothing(tmp_path: Pat
         assert line in info(tiny.path).output
 
 
+def test_a_dry_run_shows_no_formats_that_a_budget_would_not_choose(tmp_path: Path) -> None:
+    result = convert("nothing here", tmp_path / "out", "--dry-run", "--target-kl", "0.02")
+    assert result.exit_code == 1
+    assert "--dry-run and a budget" in result.stderr
+    assert "a recipe" in result.stderr
+
+
 def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     tiny = tiny_checkpoint("deepseek_v3", 0, tmp_path / "hf")
     file = tmp_path / "mine.yaml"

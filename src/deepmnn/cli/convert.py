@@ -80,6 +80,11 @@ def convert(
     named = _one_of(quant, recipe)
     most = None if max_bytes is None else options.nbytes(max_bytes, "--max-bytes")
     budget = chosen_budget(named, target_kl, target_bpw, most)
+    if dry_run and budget is not None:
+        raise RequestError(
+            "--dry-run and a budget",
+            "a recipe: what a budget chooses is found by running the model",
+        )
     with options.preparing() as progress:  # a checkpoint of the hub is downloaded
         plan = plan_conversion(
             source,
