@@ -47,8 +47,8 @@ CANDIDATES = tuple(made.name for made in FORMATS.values() if made.is_quantized)
 ATTEMPTS = 4
 """So often a model is rounded to meet a divergence, before the widest formats are taken."""
 
-_GOOD_ENOUGH = 0.85
-"""A divergence that is at least this share of the one asked for wastes few bytes."""
+_GOOD_ENOUGH = 0.75
+"""Formats that add at least this share of the divergence that they may add waste few bytes."""
 
 _COSTS = "costs.json"
 _OTHERS = next(name for name in CANDIDATES if named(name).bits == 4)
@@ -216,7 +216,7 @@ class _Fit:
             if got.mean + _ERRORS * got.mean_error <= most:
                 if best is None or fitted.plan.nbytes < best.plan.nbytes:
                     best = replace(fitted, divergence=got)
-                if got.mean >= _GOOD_ENOUGH * aim:
+                if got.mean - base >= _GOOD_ENOUGH * (aim - base):
                     break
                 enough = max(enough, found.cost)
             else:
