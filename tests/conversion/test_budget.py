@@ -111,6 +111,7 @@ def test_a_divergence_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> No
         converted(checkpoint, tmp_path / "out", target_kl=1e-9)
     assert "bytes" in str(fault.value)
     assert not (tmp_path / "out").exists()
+    assert (tmp_path / ".out.deepmnn-calibration" / "costs.json").is_file()  # for another budget
 
 
 def test_bytes_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:
@@ -118,6 +119,7 @@ def test_bytes_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:
         converted(checkpoint, tmp_path / "out", max_bytes=1000)
     with pytest.raises(RequestError, match=r"target-bpw 1e-09, 0 bytes"):
         converted(checkpoint, tmp_path / "out", target_bpw=1e-9)
+    assert not (tmp_path / ".out.deepmnn-calibration").exists()
 
 
 def test_more_bytes_than_there_can_be_are_w8(checkpoint: Path, tmp_path: Path) -> None:

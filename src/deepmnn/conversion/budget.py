@@ -61,6 +61,9 @@ _LEAST = 0.01
 _TINY = 1e-30
 _MOST_BYTES = 1 << 62
 
+_ARGUMENTS = {"kl": "target_kl", "bits_per_weight": "target_bpw", "max_bytes": "max_bytes"}
+"""What fields of a budget are called by who asks for one."""
+
 _ERRORS = 2.0
 """Standard errors of a measured divergence that must lie within the one asked for, too."""
 
@@ -91,7 +94,9 @@ class Budget:
         for name, value in given.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 < value < math.inf:
-                raise RequestError(f"a budget with {name} {value!r:.40}", "a positive number")
+                raise RequestError(
+                    argument(_ARGUMENTS[name], f" is {value!r:.40}"), "a positive number"
+                )
 
     @property
     def name(self) -> str:

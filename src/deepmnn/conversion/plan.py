@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from deepmnn import models
@@ -18,7 +17,7 @@ from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.levels import MAX_LEVEL, PassResult, optimize
 from deepmnn.graph.passes.memory_plan import MemoryPlan, plan_memory
 from deepmnn.graph.tensors import tensor_shapes, tensors
-from deepmnn.quant.recipe import Recipe, apply
+from deepmnn.quant.recipe import Recipe, Rule, apply
 from deepmnn.source.source import Source
 from deepmnn.source.tensor_names import EMBEDDING, HEAD
 
@@ -50,6 +49,7 @@ class Plan:
         dropped: weights that config.json promises and the source lacks (unused MTP layers).
         unused: what the source has and the model does not read: adapters, then tensors of layers
             that it does read (biases, say), then others.
+        idle: patterns of the recipe that choose no weight's format; roles are left out.
     """
 
     source: Source
@@ -65,6 +65,7 @@ class Plan:
     parameters: int
     dropped: tuple[str, ...]
     unused: tuple[str, ...]
+    idle: tuple[str, ...]
 
     @property
     def model_type(self) -> str:
@@ -98,8 +99,12 @@ def plan(source: Source, recipe: Recipe, optimize_level: int = MAX_LEVEL) -> Pla
     naive = models.build(_untied(source))
     dropped = _match(naive, source)
     shapes = tensor_shapes(naive)
+    used: set[Rule] = set()
     graph, passes = optimize(
-        naive, optimize_level, source, choose_formats=partial(apply, recipe=recipe)
+        naive,
+        optimize_level,
+        source,
+        choose_formats=lambda graph: used.update(apply(graph, recipe)),
     )
     weights = weight_order(graph)
     shards = plan_shards((weight.name, weight.nbytes) for weight in weights)
@@ -117,6 +122,7 @@ def plan(source: Source, recipe: Recipe, optimize_level: int = MAX_LEVEL) -> Pla
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         dropped=dropped,
         unused=_unused(source, shapes),
+        idle=tuple(r.pattern for r in recipe.rules if not (r.is_role or r in used)),
     )
 
 
