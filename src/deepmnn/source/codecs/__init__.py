@@ -40,13 +40,13 @@ def codec_of(
         codec = kind.recognise(quantization, store)
         if codec is not None:
             return codec
-    check_scheme(UNSAID, store.names())
-    if quantization is not None:
-        schemes = dict.fromkeys([*(kind.scheme for kind in CODECS), *METHODS])
-        raise UnsupportedModelError(
-            "these weights are already quantised "
-            f"(quant_method {quantization.get('quant_method')!r:.80})",
-            f"{', '.join(schemes)} or unquantised weights",
-            "Convert from the original checkpoint.",
-        )
-    return None
+    if quantization is None:
+        check_scheme(UNSAID, store.names())
+        return None
+    schemes = dict.fromkeys([*(kind.scheme for kind in CODECS), *METHODS])
+    raise UnsupportedModelError(
+        "these weights are already quantised "
+        f"(quant_method {quantization.get('quant_method')!r:.80})",
+        f"{', '.join(schemes)} or unquantised weights",
+        "Convert from the original checkpoint.",
+    )

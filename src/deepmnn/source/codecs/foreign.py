@@ -101,8 +101,6 @@ UNSAID = (
             (", sparse", (".compressed", ".bitmask")),
         )
     ),
-    Scheme("bitsandbytes int8", (".SCB",), _DEQUANTIZE),
-    Scheme("bitsandbytes 4-bit", (".quant_map",), _DEQUANTIZE),
 )
 """What is read where config.json, or a file beside it, says that it is this and how."""
 

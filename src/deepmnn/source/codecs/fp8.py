@@ -112,12 +112,17 @@ def _parts(store: Store) -> dict[str, tuple[str, ...]]:
     """Every FP8 weight → itself, and the tensors that are called as if they belonged to it."""
     found: dict[str, tuple[str, ...]] = {}
     for name in store.names():
-        if store.dtype(name) in FP8:
+        if store.dtype(name) in FP8 and not _is_scale(name, store):
             others = [name + suffix for suffix in _SUFFIXES + _UNREAD]
             if name.endswith(".weight"):
                 others += [name.removesuffix(".weight") + suffix for suffix in _BESIDE]
             found[name] = (name, *(other for other in others if other in store))
     return found
+
+
+def _is_scale(name: str, store: Store) -> bool:
+    """Whether an FP8 tensor is called as if it were the scales of another."""
+    return any(name.removesuffix(suffix) in store for suffix in _SUFFIXES if name.endswith(suffix))
 
 
 def block_size(quantization: Mapping[str, Any]) -> Block | None:
