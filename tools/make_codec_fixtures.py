@@ -39,11 +39,13 @@ class Case:
         config: quantization_config.
         quantise: what the library does.
         shape: of the matrix.
+        exact: the library multiplies once, so that its numbers are known by a checksum.
     """
 
     config: dict[str, Any]
     quantise: Quantise
     shape: tuple[int, int] = (32, 96)
+    exact: bool = True
 
 
 def main() -> None:
@@ -70,7 +72,11 @@ def write_matrices(path: Path, cases: dict[str, Case]) -> None:
         parts, values = case.quantise(weight.half().float())
         tensors |= {f"{name}.{part}": each.contiguous() for part, each in parts.items()}
         configs[name] = case.config
-        sums[name] = hashlib.sha256(values.float().contiguous().numpy().tobytes()).hexdigest()
+        values = values.float() + 0.0  # no zeros below zero
+        sums[name] = hashlib.sha256(values.contiguous().numpy().tobytes()).hexdigest()
+        if not case.exact:
+            sums[name] = ""
+            tensors[f"{name}.expected"] = values.contiguous()
         error = (values - weight).abs().max() / weight.abs().max()
         print(f"{name}: {sums[name][:12]}, {error:.3f} off, {sorted(parts)}")
         assert error < 0.6, "the library's numbers are not near those it was given"
@@ -158,7 +164,7 @@ def write_model(path: Path, model_type: str, case: Case, kept: bool) -> None:
     print(f"{path.name}: logits {error:.1e} off")
     source = open_source(path)
     for name, tensor in numbers.items():
-        assert (source.read(name) == tensor.numpy()).all(), name
+        np.testing.assert_allclose(source.read(name), tensor.numpy(), rtol=3e-7, err_msg=name)
     assert error < 1e-4
     shutil.rmtree(plain)
     if not kept:
@@ -334,7 +340,7 @@ def bitsandbytes() -> Iterator[tuple[str, Case]]:
         return quantise
 
     common = {"quant_method": "bitsandbytes", "llm_int8_skip_modules": ["lm_head"]}
-    yield "int8", Case(common | {"load_in_8bit": True}, int8)
+    yield "int8", Case(common | {"load_in_8bit": True}, int8, (16, 48), exact=False)
     for kind in ("nf4", "fp4"):
         config = common | {"load_in_4bit": True, "bnb_4bit_quant_type": kind}
         yield kind, Case(config, four(kind, False), (32, 64))

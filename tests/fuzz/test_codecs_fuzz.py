@@ -39,7 +39,8 @@ def cases(scheme: str) -> dict[str, tuple[dict[str, Any], dict[str, Tensor]]]:
         begin, end = (start + offset for offset in item["data_offsets"])
         case = name.split(".")[0]
         layer = name.replace(case, "layer", 1)
-        found[case][1][layer] = (item["dtype"], item["shape"], data[begin:end])
+        if not name.endswith(".expected"):
+            found[case][1][layer] = (item["dtype"], item["shape"], data[begin:end])
     return found
 
 
@@ -95,8 +96,7 @@ def read_all(path: Path, config: Any, tensors: Mapping[str, Tensor]) -> bool:
             assert values.shape == shape
             assert values.dtype == np.float32
             source.sample(name)
-    except DeepmnnError as error:
-        assert str(error)
+    except DeepmnnError:
         return False
     return True
 

@@ -301,6 +301,30 @@ def test_a_huge_block_takes_no_memory(tmp_path: Path) -> None:
     assert read.shape == (40, 77)
 
 
+@pytest.mark.parametrize("case", ["W8A8", "FP8, rows"])
+def test_sparse_and_quantised(tmp_path: Path, case: str) -> None:
+    """As sparse-24-bitmask stores the codes of int-quantized and float-quantized."""
+    state, config = damaged(case, {})
+    codes = state["w.weight"].view(torch.int8).clone()
+    codes[:, 1::2] = 0
+    state["w.weight"] = codes.view(state["w.weight"].dtype)
+    dense = open_source(write(tmp_path / "dense", state, config)).read("w.weight")
+    mask = np.packbits(codes.numpy() != 0, axis=1, bitorder="little")
+    state |= {
+        "w.compressed": codes[codes != 0].view(state.pop("w.weight").dtype),
+        "w.bitmask": torch.from_numpy(mask),
+        "w.shape": torch.tensor([[codes.shape[0]], [codes.shape[1]]]),
+    }
+    config["sparsity_config"] = {"format": "sparse-24-bitmask"}
+    source = open_source(write(tmp_path / "sparse", state, config))
+    assert source.names() == ["w.weight"]
+    np.testing.assert_array_equal(source.read("w.weight"), dense, strict=True)
+    state["w.compressed"] = state["w.compressed"][1:].clone()
+    source = open_source(write(tmp_path / "sparse", state, config))
+    with pytest.raises(CheckpointError, match=r"the ones in 'w\.bitmask'"):
+        source.read("w.weight")
+
+
 def test_only_the_kv_cache_is_quantised(tmp_path: Path) -> None:
     """Plain weights, and scales that nothing needs: read as they are."""
     config = {

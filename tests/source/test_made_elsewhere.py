@@ -16,13 +16,20 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from deepmnn.artifact.reader import Artifact
+from deepmnn.backends.reference import ReferenceBackend
+from deepmnn.conversion.convert import convert, plan_conversion
 from deepmnn.models import build
+from deepmnn.quant.store import stored_values
 from deepmnn.source.open import open_source
 from parity import reference, relative_error, run_schedule
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FILES = sorted(FIXTURES.glob("*.safetensors"))
 MODELS = sorted(path.parent for path in FIXTURES.glob("*/logits.npy"))
+Expected = str | np.ndarray[Any, Any]
+"""The checksum of a library's numbers, or the numbers."""
+
 IDS = [3, 1, 4, 1, 5, 9, 2, 6, 5, 3, 5, 8, 9, 7, 9, 31]
 
 
@@ -34,19 +41,31 @@ def cases() -> list[tuple[Path, str]]:
     return found
 
 
-def checkpoint(path: Path, file: Path, case: str) -> tuple[dict[str, Any], str]:
-    """A checkpoint of one case in a file: its quantization_config, and its numbers' checksum."""
+def checkpoint(path: Path, file: Path, case: str) -> tuple[dict[str, Any], Expected]:
+    """A checkpoint of one case in a file: its quantization_config, and the library's numbers."""
     state = {
         name.replace(case, "layer", 1): tensor
         for name, tensor in load_file(file).items()
         if name.startswith(case + ".")
     }
+    numbers = state.pop("layer.expected", None)
     save_file(state, path / "model.safetensors")
     with safe_open(file, "np") as opened:
         metadata = opened.metadata()
     config = json.loads(metadata["configs"])[case]
     (path / "config.json").write_text(json.dumps({"quantization_config": config}))
-    return config, json.loads(metadata["sha256"])[case]
+    checksum = json.loads(metadata["sha256"])[case]
+    return config, checksum if numbers is None else numbers.numpy()
+
+
+def check(values: np.ndarray[Any, Any], expected: Expected) -> None:
+    """That numbers are the library's, bit for bit where it multiplies once."""
+    assert values.dtype == np.float32
+    if isinstance(expected, str):
+        data = np.ascontiguousarray(values + np.float32(0)).tobytes()  # no zeros below zero
+        assert hashlib.sha256(data).hexdigest() == expected
+    else:
+        np.testing.assert_allclose(values, expected, rtol=2.5e-7)
 
 
 def test_every_library_left_some() -> None:
@@ -62,13 +81,12 @@ def test_every_library_left_some() -> None:
 
 @pytest.mark.parametrize(("file", "case"), cases(), ids=lambda value: getattr(value, "stem", value))
 def test_the_librarys_numbers_bit_for_bit(tmp_path: Path, file: Path, case: str) -> None:
-    _, checksum = checkpoint(tmp_path, file, case)
+    _, expected = checkpoint(tmp_path, file, case)
     source = open_source(tmp_path)
     assert source.names() == ["layer.weight"]
     values = source.read("layer.weight")
     assert values.shape == source.shape("layer.weight")
-    assert values.dtype == np.float32
-    assert hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest() == checksum
+    check(values, expected)
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda path: path.name)
@@ -76,6 +94,18 @@ def test_whole_models_give_the_logits_of_the_librarys_numbers(model: Path) -> No
     source = open_source(model)
     config = json.loads((model / "config.json").read_text())
     got = run_schedule(reference(build(config), source), [IDS], [(len(IDS),)])[0]
+    assert relative_error(got, np.load(model / "logits.npy")) <= 1e-4
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda path: path.name)
+def test_whole_models_are_converted(tmp_path: Path, model: Path) -> None:
+    """Nothing is left over, and what is written has the logits of what was read."""
+    assert plan_conversion(model).unused == ()
+    artifact = Artifact.open(convert(model, tmp_path / "out", "fp32", 0).path)
+    graph = artifact.graph()
+    weights = {w.name: stored_values(w, artifact.tensor(w.name)) for w in graph.weights.values()}
+    backend = ReferenceBackend(graph, weights.__getitem__)
+    got = run_schedule(backend, [IDS], [(len(IDS),)])[0]
     assert relative_error(got, np.load(model / "logits.npy")) <= 1e-4
 
 
@@ -92,15 +122,14 @@ def test_settings_in_a_file_beside(
 ) -> None:
     """As AutoGPTQ, AutoAWQ and ModelOpt left them before config.json had them."""
     fixture = FIXTURES / f"{scheme}.safetensors"
-    config, checksum = checkpoint(tmp_path, fixture, cases_of(fixture)[0])
+    config, expected = checkpoint(tmp_path, fixture, cases_of(fixture)[0])
     del config["quant_method"]
     settings: dict[str, Any] = {renamed.get(key, key): value for key, value in config.items()}
     if scheme == "modelopt":
         settings = {"producer": {"name": "modelopt"}, "quantization": settings}
     (tmp_path / file).write_text(json.dumps(settings))
     (tmp_path / "config.json").write_text("{}")
-    values = open_source(tmp_path).read("layer.weight")
-    assert hashlib.sha256(np.ascontiguousarray(values).tobytes()).hexdigest() == checksum
+    check(open_source(tmp_path).read("layer.weight"), expected)
 
 
 def cases_of(fixture: Path) -> list[str]:
@@ -112,10 +141,9 @@ def test_a_file_of_weights_finds_its_settings(tmp_path: Path) -> None:
     fixture = FIXTURES / "gptq.safetensors"
     (tmp_path / "settings").mkdir()
     (tmp_path / "weights").mkdir()
-    config, checksum = checkpoint(tmp_path / "weights", fixture, cases_of(fixture)[0])
+    config, expected = checkpoint(tmp_path / "weights", fixture, cases_of(fixture)[0])
     shutil.move(tmp_path / "weights" / "config.json", tmp_path / "settings" / "config.json")
     (tmp_path / "settings" / "config.json").write_text("{}")
     (tmp_path / "settings" / "quantize_config.json").write_text(json.dumps(config))
     source = open_source(tmp_path / "weights" / "model.safetensors", tmp_path / "settings")
-    values = np.ascontiguousarray(source.read("layer.weight"))
-    assert hashlib.sha256(values.tobytes()).hexdigest() == checksum
+    check(source.read("layer.weight"), expected)

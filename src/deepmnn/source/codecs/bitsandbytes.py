@@ -22,7 +22,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from deepmnn.errors import CheckpointError
+from deepmnn.errors import CheckpointError, shown
 from deepmnn.graph.weights import F32
 from deepmnn.source.codecs.checks import RE_DOWNLOAD, check_dtype, check_part, finite, matrix
 from deepmnn.source.codecs.coded import Coded, MatrixCodec
@@ -40,6 +40,7 @@ _ROW = 0
 """The only order of int8 codes that is still written: that of the matrix."""
 
 _MOST_JSON = 1 << 12
+_LARGE = 1e30
 
 
 class Bitsandbytes(MatrixCodec):
@@ -179,12 +180,15 @@ class Bitsandbytes(MatrixCodec):
         if nested not in self._store:
             return finite(absmax, self._store.read(absmax))
         offset = state.get("nested_offset")
-        if not isinstance(offset, float | int):
+        if not isinstance(offset, float | int) or not abs(offset) < _LARGE:
             raise CheckpointError(
-                f"the quant_state of {name!r:.200} has nested_offset {offset!r:.80}", "a number"
+                f"the quant_state of {name!r:.200} has nested_offset {shown(offset)}",
+                "a number",
+                RE_DOWNLOAD,
             )
         codes = self._store.stored(absmax)
         scales = self._store.read(name + ".nested_quant_map")[codes]
         size = min(state["nested_blocksize"], len(codes))
         of_blocks = self._store.read(nested).repeat(size)[: len(codes)]
-        return finite(nested, scales * of_blocks + np.float32(offset))
+        with np.errstate(over="ignore", invalid="ignore"):
+            return finite(nested, scales * of_blocks + np.float32(offset))

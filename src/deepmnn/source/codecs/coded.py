@@ -47,9 +47,10 @@ class Coded:
             codes: NDArray[Any] = self.codes[part]
             numbers = values[part]
             numbers[...] = codes if self.levels is None else self.levels[codes]
-            if self.zeros is not None:
-                numbers -= self._spread(self.zeros, part)
-            numbers *= self._spread(self.scales, part)
+            with np.errstate(over="ignore", invalid="ignore"):  # codes of FP8 may be NaN
+                if self.zeros is not None:
+                    numbers -= self._spread(self.zeros, part)
+                numbers *= self._spread(self.scales, part)
         return values
 
     def _spread(self, of_groups: F32, rows: slice) -> F32:

@@ -96,7 +96,8 @@ class Modelopt(MatrixCodec):
         scale = finite(stem + _SCALE, scale.squeeze() if scale.ndim > 2 else scale)
         if stem + _SCALE_2 in store:
             check_part(store, stem + _SCALE_2, FLOATS, (), (1,))
-            scale = finite(stem + _SCALE_2, scale * store.read(stem + _SCALE_2).reshape(()))
+            with np.errstate(over="ignore", invalid="ignore"):
+                scale = finite(stem + _SCALE_2, scale * store.read(stem + _SCALE_2).reshape(()))
         elif store.dtype(stem + _SCALE) == "F8_E4M3":
             store.shape(stem + _SCALE_2)  # raises: it is missing
         scales, group_size = spread_scales(stem + _SCALE, scale, shape, _BLOCKS)
