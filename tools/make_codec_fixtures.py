@@ -3,10 +3,10 @@
     PYTHONPATH=src:tests python tools/make_codec_fixtures.py SCHEME OUT
 
 in an environment with the scheme's library (they clash with each other, and with what the tests
-need): gptqmodel 7.7, autoawq 0.2.9, bitsandbytes 0.50, nvidia-modelopt 0.47, compressed-tensors
-0.10.2 for what newer versions of it no longer write. OUT/SCHEME.safetensors holds small matrices,
-and what the library makes of them again as a sha256 of float32; OUT/SCHEME-MODEL_TYPE a whole tiny
-model with the logits of transformers on those numbers.
+need): gptqmodel 7.7, autoawq 0.2.9, bitsandbytes 0.50, nvidia-modelopt 0.47, hqq 0.2.8, and
+compressed-tensors 0.10.2 for what newer versions of it no longer write. OUT/SCHEME.safetensors
+holds small matrices, and what the library makes of them again: a sha256 of float32, or the numbers.
+OUT/SCHEME-MODEL_TYPE is a whole tiny model with the logits of transformers on those numbers.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def write_matrices(path: Path, cases: dict[str, Case]) -> None:
             tensors[f"{name}.expected"] = values.contiguous()
         error = (values - weight).abs().max() / weight.abs().max()
         print(f"{name}: {sums[name][:12]}, {error:.3f} off, {sorted(parts)}")
-        assert error < 0.6, "the library's numbers are not near those it was given"
+        assert error < 1, "the library's numbers are not near those it was given"
     metadata = {"configs": json.dumps(configs), "sha256": json.dumps(sums)}
     save_file(tensors, path, metadata)
 
@@ -388,6 +388,36 @@ def modelopt() -> Iterator[tuple[str, Case]]:
     yield "FP8", Case(config("FP8"), fp8(lambda w: w.abs().amax() / 448))
 
 
+def hqq() -> Iterator[tuple[str, Case]]:
+    _bare("hqq", "hqq.core")
+    _stub("termcolor", colored=lambda words, *_: words)
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    def layer(bits: int, size: int, axis: int, as_float: bool = False) -> Quantise:
+        def quantise(weight: torch.Tensor) -> tuple[State, torch.Tensor]:
+            linear = torch.nn.Linear(weight.shape[1], len(weight), bias=False)
+            linear.weight.data = weight
+            config = BaseQuantizeConfig(
+                nbits=bits, group_size=size, axis=axis, view_as_float=as_float
+            )
+            made = HQQLinear(linear, config, compute_dtype=torch.float32, device="cpu")
+            state = {name: torch.as_tensor(each) for name, each in made.state_dict().items()}
+            return state, made.dequantize()
+
+        return quantise
+
+    config = {"quant_method": "hqq", "quant_config": {}, "skip_modules": ["lm_head"]}
+    yield "4 bits", Case(config, layer(4, 32, 1))
+    yield "4 bits, groups across rows", Case(config, layer(4, 64, 1), (32, 80))
+    yield "4 bits, axis 0", Case(config, layer(4, 32, 0))
+    yield "4 bits, as floats", Case(config, layer(4, 32, 1, as_float=True))
+    yield "8 bits", Case(config, layer(8, 96, 1))
+    yield "3 bits", Case(config, layer(3, 32, 1))
+    yield "3 bits, axis 0", Case(config, layer(3, 32, 0))
+    yield "2 bits", Case(config, layer(2, 16, 1))
+    yield "1 bit", Case(config, layer(1, 8, 1))
+
+
 def compressed() -> Iterator[tuple[str, Case]]:
     from compressed_tensors.compressors import BaseCompressor
     from compressed_tensors.compressors.quantized_compressors.pack_quantized import (
@@ -429,6 +459,7 @@ SCHEMES: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "awq": awq,
     "bitsandbytes": bitsandbytes,
     "modelopt": modelopt,
+    "hqq": hqq,
     "compressed": compressed,
 }
 WHOLE = {
@@ -437,6 +468,7 @@ WHOLE = {
     "awq": ("qwen2", "groups of 32"),
     "bitsandbytes": ("deepseek_v2", "nf4, twice"),
     "modelopt": ("deepseek_v3", "NVFP4"),
+    "hqq": ("qwen2", "4 bits"),
 }
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def read_all(path: Path, config: Any, tensors: Mapping[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("scheme", ["gptq", "awq", "bitsandbytes", "modelopt", "compressed"])
+@pytest.mark.parametrize("scheme", ["gptq", "awq", "bitsandbytes", "modelopt", "hqq", "compressed"])
 def test_damaged_checkpoints(tmp_path: Path, scheme: str, count: int) -> None:
     rng = np.random.default_rng(zlib.crc32(scheme.encode()))
     sound = list(cases(scheme).values())

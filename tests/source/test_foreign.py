@@ -152,7 +152,6 @@ SCHEMES: dict[str, tuple[Callable[[str, torch.Tensor], State], dict[str, Any], s
         {METHOD: {"quant_method": "mxfp4"}},
         "MXFP4 of gpt-oss",
     ),
-    "HQQ": (parts("W_q", "scale", "zero", "nbits"), {}, "HQQ"),
     "AQLM": (parts("codes", "codebooks", "scales"), {}, "AQLM"),
     "VPTQ": (parts("centroids", "indices", "weight_scale"), {}, "VPTQ"),
     "QuIP#": (parts("Qidxs", "SU", "SV"), {}, "QuIP#"),

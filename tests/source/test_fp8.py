@@ -164,7 +164,7 @@ def test_a_config_left_from_before(tmp_path: Path) -> None:
     np.testing.assert_array_equal(checkpoint.read("w"), weight.float().numpy())
 
 
-@pytest.mark.parametrize("method", ["quark", "eetq", "hqq", "fbgemm_fp8", None, 3])
+@pytest.mark.parametrize("method", ["quark", "eetq", "aqlm", "fbgemm_fp8", None, 3])
 def test_other_quantisations_are_refused(tmp_path: Path, method: Any) -> None:
     path = save(tmp_path, {"w": torch.ones(2)}, {"quant_method": method})
     with pytest.raises(UnsupportedModelError, match=r"already quantised|quant_method is 3"):

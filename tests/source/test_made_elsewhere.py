@@ -74,9 +74,10 @@ def test_every_library_left_some() -> None:
         "bitsandbytes",
         "compressed",
         "gptq",
+        "hqq",
         "modelopt",
     }
-    assert len(MODELS) == 4
+    assert len(MODELS) == 5
 
 
 @pytest.mark.parametrize(("file", "case"), cases(), ids=lambda value: getattr(value, "stem", value))

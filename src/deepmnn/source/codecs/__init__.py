@@ -14,11 +14,20 @@ from deepmnn.source.codecs.compressed_tensors import CompressedTensors
 from deepmnn.source.codecs.foreign import UNREAD, UNSAID, check_scheme
 from deepmnn.source.codecs.fp8 import METHODS, Fp8
 from deepmnn.source.codecs.gptq import Gptq
+from deepmnn.source.codecs.hqq import Hqq
 from deepmnn.source.codecs.modelopt import Modelopt
 from deepmnn.source.codecs.settings import quantization_of
 from deepmnn.source.store import Store
 
-CODECS: tuple[type[Codec], ...] = (Gptq, Awq, CompressedTensors, Modelopt, Bitsandbytes, Fp8)
+CODECS: tuple[type[Codec], ...] = (
+    Gptq,
+    Awq,
+    CompressedTensors,
+    Modelopt,
+    Bitsandbytes,
+    Hqq,
+    Fp8,
+)
 """The schemes that are read, in the order they are tried."""
 
 

@@ -53,7 +53,6 @@ UNREAD = (
     ),
     Scheme("ModelOpt AWQ", (".pre_quant_scale",)),
     Scheme("MXFP4 of gpt-oss", ("_blocks", "_scales"), _DEQUANTIZE),
-    Scheme("HQQ", (".W_q",), _DEQUANTIZE),
     Scheme("AQLM", (".codebooks", ".codes")),
     Scheme("VPTQ", (".centroids", ".indices")),
     Scheme("QuIP#", (".Qidxs",)),
