@@ -293,6 +293,15 @@ def test_configs_that_are_refused(tmp_path: Path, case: str) -> None:
         open_source(write(tmp_path / "hf", {"x": torch.ones(2)}, config))
 
 
+@pytest.mark.parametrize("g_idx", [torch.full((96,), -1), torch.arange(96) // 32])
+def test_a_g_idx_in_order_changes_nothing(tmp_path: Path, g_idx: torch.Tensor) -> None:
+    state, config = damaged(INT4, {})
+    want = open_source(write(tmp_path / "hf", state, config)).read("w.weight")
+    state["w.weight_g_idx"] = g_idx.int()
+    read = open_source(write(tmp_path / "hf", state, config)).read("w.weight")
+    np.testing.assert_array_equal(read, want, strict=True)
+
+
 def test_a_huge_block_takes_no_memory(tmp_path: Path) -> None:
     state, config = damaged("FP8, rows", {"weight_scale": torch.ones(1, 3)})
     weights = config["config_groups"]["group_0"]["weights"]

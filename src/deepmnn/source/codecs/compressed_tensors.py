@@ -177,17 +177,14 @@ class CompressedTensors(MatrixCodec):
         bits = self._bits_of(name, shape[1])
         codes = unpack_bits(self._store.stored(name), bits, shape[1])
         scale = finite(stem + "weight_scale", self._scale(stem, FLOATS))
-        order = None
-        if stem + "weight_g_idx" in self._store:
-            order, size = self._order(stem, shape, scale)
-            scales, group_size = (scale, size)
-        else:
-            scales, group_size = self._spread(stem, scale, shape)
         zeros = np.full((1, 1), 1 << (bits - 1), np.float32)
         if (zero_point := stem + "weight_zero_point") in self._store:
             zeros = self._packed_zeros(zero_point, shape[0], bits, scale)
-            zeros, _ = self._spread(stem, zeros, shape) if order is None else (zeros, 0)
-        return Coded(codes, scales, group_size, zeros, order)
+        if stem + "weight_g_idx" in self._store:
+            order, group_size = self._order(stem, shape, scale)
+            return Coded(codes, scale, group_size, zeros, order)
+        scales, group_size = self._spread(stem, scale, shape)
+        return Coded(codes, scales, group_size, self._spread(stem, zeros, shape)[0])
 
     def _naive(self, stem: str, shape: tuple[int, int]) -> Coded:
         """A byte for each weight: int8 or FP8."""
@@ -247,8 +244,8 @@ class CompressedTensors(MatrixCodec):
             raise UnsupportedModelError(
                 f"tensor {name!r:.200} has {words} words for {cols} columns",
                 f"codes of {told} bits, as config_groups in config.json say, without gaps",
-                "Check config.json. Versions of compressed-tensors before 0.15 leave gaps between "
-                "codes of 3, 5, 6 and 7 bits: quantise again with a newer one.",
+                "Check config.json. Older versions of compressed-tensors (0.10 is one) leave gaps "
+                "between codes of 3, 5, 6 and 7 bits: quantise again with a newer one.",
             )
         return fitting.pop()
 
