@@ -177,14 +177,16 @@ class CompressedTensors(MatrixCodec):
         bits = self._bits_of(name, shape[1])
         codes = unpack_bits(self._store.stored(name), bits, shape[1])
         scale = finite(stem + "weight_scale", self._scale(stem, FLOATS))
-        zeros = np.full((1, 1), 1 << (bits - 1), np.float32)
-        if (zero_point := stem + "weight_zero_point") in self._store:
-            zeros = self._packed_zeros(zero_point, shape[0], bits, scale)
         if stem + "weight_g_idx" in self._store:
+            scales = scale
             order, group_size = self._order(stem, shape, scale)
-            return Coded(codes, scale, group_size, zeros, order)
-        scales, group_size = self._spread(stem, scale, shape)
-        return Coded(codes, scales, group_size, self._spread(stem, zeros, shape)[0])
+        else:
+            order = None
+            scales, group_size = self._spread(stem, scale, shape)
+        zeros = np.full((1, 1), 1 << (bits - 1), np.float32)
+        if stem + "weight_zero_point" in self._store:
+            zeros = self._packed_zeros(stem, shape, bits, scale)
+        return Coded(codes, scales, group_size, zeros, order)
 
     def _naive(self, stem: str, shape: tuple[int, int]) -> Coded:
         """A byte for each weight: int8 or FP8."""
@@ -278,14 +280,16 @@ class CompressedTensors(MatrixCodec):
             return None, self._spread(stem, scale, shape)[1]
         return group_order(name, g_idx, scale.shape[1])
 
-    def _packed_zeros(self, name: str, rows: int, bits: int, scale: F32) -> F32:
-        """[rows, groups], packed along the rows; those of a whole tensor are one int8."""
+    def _packed_zeros(self, stem: str, shape: tuple[int, int], bits: int, scale: F32) -> F32:
+        """[rows, groups], packed along the rows; those that are not packed are int8."""
+        name = stem + "weight_zero_point"
         if self._store.dtype(name) == "I8":
             check_part(self._store, name, ("I8",), scale.shape)
-            return self._store.read(name) + np.float32(1 << (bits - 1))
+            zeros = self._store.read(name) + np.float32(1 << (bits - 1))
+            return self._spread(stem, zeros, shape)[0]
         groups = scale.shape[1] if scale.ndim == 2 else 1
-        check_part(self._store, name, PACKED, (-(-rows * bits // 32), groups))
-        return unpack_bits(self._store.stored(name).T, bits, rows).T.astype(np.float32)
+        check_part(self._store, name, PACKED, (-(-shape[0] * bits // 32), groups))
+        return unpack_bits(self._store.stored(name).T, bits, shape[0]).T.astype(np.float32)
 
 
 def _weights_of(group: object) -> Mapping[str, Any]:
