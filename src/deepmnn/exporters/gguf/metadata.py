@@ -27,6 +27,9 @@ _SOFTMAX, _SIGMOID = 1, 2
 _LITE_LAYERS = (26, 27)
 """deepseek2 models with so many layers have no q_lora_rank, whatever their metadata says."""
 
+_NO_BIAS = ("deepseek", "qwen3")
+"""Architectures that read no attn_output.bias."""
+
 
 @dataclass(frozen=True)
 class Metadata:
@@ -65,7 +68,7 @@ def metadata(architecture: str, config: ModelConfig) -> Metadata:
 
 def _attention(architecture: str, config: ModelConfig) -> dict[str, Value]:
     dim = head_dim(config)
-    if architecture == "deepseek" and getattr(config, "attention_bias", False):
+    if architecture in _NO_BIAS and getattr(config, "attention_bias", False):
         raise _other("attention_bias is true", "false", architecture)
     rope_type = config.rope_parameters.rope_type
     if rope_type == "llama3" and architecture != "llama":

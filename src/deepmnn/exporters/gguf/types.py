@@ -9,7 +9,7 @@ from types import ModuleType
 
 import numpy as np
 
-from deepmnn.errors import MissingDependencyError, Words
+from deepmnn.errors import MissingDependencyError
 from deepmnn.exporters.exported import LARGEST_F16, check_numbers
 from deepmnn.exporters.gguf.tensors import GgufTensor
 from deepmnn.formats import F32, U8
@@ -41,9 +41,8 @@ def library() -> ModuleType:
         import gguf
     except ImportError:
         raise MissingDependencyError(
-            "the package gguf is not installed",
-            "",
-            Words("Install it: pip install gguf", "Install it: pip install gguf"),
+            "the package gguf, which writes GGUF files, is not installed",
+            hint="Run: pip install gguf",
         ) from None
     module: ModuleType = gguf
     return module
