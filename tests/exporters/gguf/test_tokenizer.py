@@ -121,14 +121,26 @@ def sentencepiece(path: Path) -> Tokenizer:
 def test_sentencepiece(tmp_path: Path) -> None:
     """Of two pairs llama.cpp joins the one whose token scores higher: that of the earlier merge."""
     tokenizer = sentencepiece(tmp_path)
-    fields = vocabulary(tokenizer, 270, {}, frozenset({2})).fields
+    made = vocabulary(tokenizer, 270, {}, frozenset({2}))
+    fields = made.fields
     assert (fields["ggml.model"], fields["ggml.pre"]) == ("llama", "default")
     scores = dict(zip(fields["ggml.tokens"], fields["ggml.scores"], strict=True))
     assert scores["▁t"] > scores["he"] > scores["▁the"] > scores["▁then"]
     types = dict(zip(fields["ggml.tokens"], fields["ggml.token_type"], strict=True))
     assert [types[t] for t in ("<unk>", "<s>", "<0x41>", "he", "[PAD269]")] == [2, 3, 6, 1, 5]
     assert fields["ggml.add_space_prefix"] is True
+    assert not made.notes
     assert fields["ggml.add_bos_token"] is True
+
+
+def test_pairs_that_only_llama_cpp_joins(tmp_path: Path) -> None:
+    """he is a token, so llama.cpp joins h and e; here no merge does."""
+    sentencepiece(tmp_path)
+    spec = json.loads((tmp_path / "tokenizer.json").read_text())
+    merges = [merge for merge in spec["model"]["merges"] if merge not in ("h e", ["h", "e"])]
+    change_json(tmp_path / "tokenizer.json", model={**spec["model"], "merges": merges})
+    (note,) = vocabulary(Tokenizer(tmp_path), 280, {}, frozenset()).notes
+    assert "llama.cpp joins pieces that this model's merges do not" in note
 
 
 def test_no_tokenizer() -> None:

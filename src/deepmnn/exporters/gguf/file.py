@@ -13,13 +13,14 @@ import struct
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
-from deepmnn.artifact.directory import DirectoryWriter, storage_errors
+from deepmnn.artifact.directory import DirectoryWriter, Sink, storage_errors
 from deepmnn.artifact.renames import locked, rename_new, sync_directory
 from deepmnn.artifact.target import CHOOSE, OVERWRITE, check_apart, check_name, real_path
 from deepmnn.artifact.workspace import Workspace
-from deepmnn.errors import StorageError
+from deepmnn.errors import ArtifactError, StorageError
 from deepmnn.exporters.gguf.types import library
 
 SUFFIX = ".gguf"
@@ -92,6 +93,23 @@ class GgufFile(DirectoryWriter):
     def __init__(self, place: GgufPlace) -> None:
         super().__init__(place)
         self._name = place.path.name
+        self._sink: Sink | None = None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._sink is not None:
+            self._sink.abandon()
+        super().__exit__(kind, value, trace)
+
+    @property
+    def _open_sink(self) -> Sink:
+        if self._sink is None:
+            raise ArtifactError("the file has no header yet", "begin, before its tensors")
+        return self._sink
 
     def begin(self, writer: Any, nbytes: int) -> None:
         """Writes the header.
@@ -105,19 +123,19 @@ class GgufFile(DirectoryWriter):
         header = _header(writer)
         self.check_space(len(header) + nbytes)
         self._sink = self.open(self._name)
-        self._sink.write(header)
+        self._open_sink.write(header)
 
-    def write(self, data: Any) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Appends bytes of a tensor. Raises StorageError."""
-        self._sink.write(data)
+        self._open_sink.write(data)
 
     def pad(self, nbytes: int) -> None:
         """Fills up a tensor of so many bytes."""
-        self._sink.write(bytes(-nbytes % library().GGUF_DEFAULT_ALIGNMENT))
+        self._open_sink.write(bytes(-nbytes % library().GGUF_DEFAULT_ALIGNMENT))
 
     def finish(self) -> None:
         """Writes the checksum, and the file gets its name. Raises StorageError."""
-        crc = self._sink.finish()["crc32"]
+        crc = self._open_sink.finish()["crc32"]
         path = self.temp / self._name
         with storage_errors(path), path.open("r+b") as file:
             file.seek(_AT)

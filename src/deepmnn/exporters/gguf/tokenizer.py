@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import tokenizers
+
 from deepmnn.errors import TokenizerError, shown
 from deepmnn.exporters.gguf.pre_tokenizer import TEXTS, find_pre
 from deepmnn.text.tokenizer import Tokenizer
@@ -121,6 +123,8 @@ def _byte_level(
         )
     tokens, types = _tokens(tokenizer, vocab_size)
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    if not merges:  # llama.cpp wants one: no piece has two characters before there is a merge
+        merges = ["-- --"]
     made.fields |= {
         "ggml.model": "gpt2",
         "ggml.pre": pre.name,
@@ -149,15 +153,43 @@ def _sentencepiece(
         last = 0.0 if types[index] != _NORMAL else -float(len(ranks))
         other = _UNUSED_SCORE if types[index] == _UNUSED else _ADDED_SCORE
         scores.append(ranks.get(token, last) if plain else other)
-    prefixed = tokenizer.library.encode("a", add_special_tokens=False).tokens[:1] != ["a"]
+    pieces = tokenizer.library.encode("a", add_special_tokens=False).tokens
+    wrong = _other_ids(tokenizer, spec, dict(zip(tokens, scores, strict=True)))
+    if wrong:
+        made.notes.append(
+            "llama.cpp joins pieces that this model's merges do not, and gives other token ids on "
+            f"{wrong} of {len(TEXTS)} texts"
+        )
     made.fields |= {
         "ggml.model": "llama",
         "ggml.pre": "default",
         "ggml.tokens": tokens,
         "ggml.scores": scores,
         "ggml.token_type": types,
-        "ggml.add_space_prefix": prefixed,
+        "ggml.add_space_prefix": pieces[0].startswith("▁") if pieces else False,
     }
+
+
+def _other_ids(tokenizer: Tokenizer, spec: Mapping[str, Any], scores: Mapping[str, float]) -> int:
+    """On how many texts other ids come out where, as in llama.cpp, all neighbours are joined that
+    make a token, the highest score first.
+    """
+    pairs = [
+        (scores[token], token[:cut], token[cut:])
+        for token in spec["model"]["vocab"]
+        for cut in range(1, len(token))
+        if token[:cut] in scores and token[cut:] in scores and not _BYTE_TOKEN.fullmatch(token)
+    ]
+    pairs.sort(key=lambda pair: -pair[0])
+    merges = [[left, right] for _, left, right in pairs]
+    model = {**spec["model"], "merges": merges, "ignore_merges": False}
+    joined = tokenizers.Tokenizer.from_str(json.dumps({**spec, "model": model}))
+
+    def ids(library: tokenizers.Tokenizer, text: str) -> list[int]:
+        found: list[int] = library.encode(text, add_special_tokens=False).ids
+        return found
+
+    return sum(ids(joined, text) != ids(tokenizer.library, text) for text in TEXTS)
 
 
 def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]]:
@@ -178,7 +210,7 @@ def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
             tokens.append(f"[PAD{index}]")
             types.append(_UNUSED)
     for text in tokens:
-        if "\0" in text or not _is_text(text):
+        if not _is_text(text):
             raise TokenizerError(f"the tokenizer has the token {shown(text)}", "a text", _HINT)
     return tokens, types
 
