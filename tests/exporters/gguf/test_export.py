@@ -14,6 +14,7 @@ import pytest
 import torch
 import transformers
 from safetensors.numpy import load_file, save_file
+from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 from byte_tokenizer import R1_TEMPLATE, write_tokenizer
 from deepmnn.conversion.convert import convert
@@ -34,6 +35,7 @@ gguf = pytest.importorskip("gguf")
 
 EVEN: Config = {"hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4}
 EVEN |= {"num_key_value_heads": 2, "head_dim": 16}
+IDS = [(11 * n) % 97 for n in range(40)]
 
 
 def exported(model: Path, out: Path, **options: Any) -> Exported:
@@ -61,13 +63,18 @@ def numbers(tensor: Any) -> np.ndarray:
 def test_transformers_reads_it(model_type: str, index: int, tmp_path: Path) -> None:
     tiny = tiny_checkpoint(model_type, index, tmp_path / "hf")
     exported(tmp_path / "hf", tmp_path / "model.gguf", type="F32")
-    loaded = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, gguf_file="model.gguf", dtype=torch.float32, attn_implementation="eager"
-    )
-    ids = [(11 * n) % 97 for n in range(40)]
+    path = str(tmp_path / "model.gguf")
+    fields = load_gguf_checkpoint(path)["config"]
+    config = transformers.AutoConfig.for_model(**fields)
+    loaded = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    tensors = load_gguf_checkpoint(path, return_tensors=True, model_to_load=loaded)["tensors"]
+    missing, unexpected = loaded.load_state_dict(tensors, strict=False)
+    assert not unexpected
+    assert missing == (["lm_head.weight"] if index == 1 else [])
+    loaded.tie_weights()
     with torch.no_grad():
-        found = loaded(input_ids=torch.tensor([ids])).logits[0].numpy()
-    assert np.abs(found - tiny.logits(ids)).max() < 1e-4
+        found = loaded.float()(input_ids=torch.tensor([IDS])).logits[0].numpy()
+    assert np.abs(found - tiny.logits(IDS)).max() < 1e-4
 
 
 def test_latent_attention_and_experts(tmp_path: Path) -> None:
@@ -149,7 +156,7 @@ def test_yarn_of_latent_attention(
     what the model has.
     """
     scaling = YARN | {"rope_theta": 1e4, "mscale": mscale, "mscale_all_dim": mscale_all_dim}
-    tiny_checkpoint("deepseek_v3", 1, tmp_path / "hf")
+    tiny_checkpoint("deepseek_v3", 0, tmp_path / "hf")
     rope = {key: value for key, value in scaling.items() if value is not None}
     change_json(tmp_path / "hf" / "config.json", rope_parameters=rope)
     exported(tmp_path / "hf", tmp_path / "m.gguf")

@@ -30,7 +30,7 @@ def stems(arch: int) -> set[str]:
 
 
 def keys() -> set[str]:
-    groups = (getattr(gguf.Keys, name) for name in dir(gguf.Keys))
+    groups = [group for group in vars(gguf.Keys).values() if isinstance(group, type)]
     values = (value for group in groups for value in vars(group).values())
     return {value for value in values if isinstance(value, str)}
 
