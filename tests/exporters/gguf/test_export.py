@@ -65,6 +65,8 @@ def test_transformers_reads_it(model_type: str, index: int, tmp_path: Path) -> N
     exported(tmp_path / "hf", tmp_path / "model.gguf", type="F32")
     path = str(tmp_path / "model.gguf")
     fields = load_gguf_checkpoint(path)["config"]
+    if model_type == "qwen3":  # which transformers forgets
+        fields["head_dim"] = read(tmp_path / "model.gguf")[0]["qwen3.attention.key_length"]
     config = transformers.AutoConfig.for_model(**fields)
     loaded = transformers.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     tensors = load_gguf_checkpoint(path, return_tensors=True, model_to_load=loaded)["tensors"]
@@ -326,21 +328,19 @@ def test_what_may_be_replaced(even: TinyModel, tmp_path: Path) -> None:
 
 
 def test_a_killed_export_leaves_nothing_half_written(even: TinyModel, tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
+    path, other = tmp_path / "m.gguf", tmp_path / "other" / "m.gguf"
     exported(even.path, path, type="F16")
-    old = path.read_bytes()
-    exported(even.path, tmp_path / "new.gguf")
-    new = (tmp_path / "new.gguf").read_bytes().replace(b"new", b"m")
+    exported(even.path, other)
+    old, new = path.read_bytes(), other.read_bytes()
     calls, finished = 0, False
     while not finished:
         finished = in_dying_child(lambda: exported(even.path, path, overwrite=True), calls)
-        found = path.read_bytes()
-        assert found == old or len(found) == len(new) - 2
-        assert finished or calls < 40
-        calls += 1
-    assert calls > 3
+        assert path.read_bytes() in (old, new)
+        assert calls < 60
+        calls += 2
+    assert path.read_bytes() == new
     exported(even.path, path, overwrite=True)
-    assert sorted(tree(tmp_path)) == ["m.gguf", "new.gguf"]
+    assert sorted(tree(tmp_path)) == ["m.gguf", "other/m.gguf"]
 
 
 def test_a_full_disk(even: TinyModel, tmp_path: Path) -> None:
