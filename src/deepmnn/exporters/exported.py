@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from deepmnn.conversion.plan import unused
 from deepmnn.errors import CheckpointError, RequestError, argument, shown
 from deepmnn.formats import F32
+from deepmnn.source.source import Source
 
 LARGEST_F16 = 65504.0
 
@@ -56,3 +58,15 @@ def check_numbers(name: str, numbers: F32, largest: float, type: str) -> None:
             f"at most {largest:g} in {type}",
             "Choose a type with the range of bf16.",
         )
+
+
+def unread(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """A note on what is not written, since the model does not read it; none where there is nothing.
+
+    shapes: of the tensors that it reads.
+    """
+    left = unused(source, shapes)
+    if not left:
+        return []
+    others = f" and {len(left) - 1} more" if len(left) > 1 else ""
+    return [f"left out, since the model does not read it: {left[0]}{others}"]

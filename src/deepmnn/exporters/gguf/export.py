@@ -12,7 +12,7 @@ from typing import Any
 from deepmnn.conversion.plan import naive_graph
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import CheckpointError
-from deepmnn.exporters.exported import Exported, check_type
+from deepmnn.exporters.exported import Exported, check_type, unread
 from deepmnn.exporters.gguf.file import GgufFile, GgufPlace
 from deepmnn.exporters.gguf.metadata import Value, metadata
 from deepmnn.exporters.gguf.names import architecture
@@ -65,7 +65,8 @@ def export_gguf(
     writer = gguf.GGUFWriter(None, name)
     for key, value in keys.items():
         _add(writer, key, value)
-    tensors = gguf_tensors(name, config, tensor_shapes(graph))
+    shapes = tensor_shapes(graph)
+    tensors = gguf_tensors(name, config, shapes)
     encoders = {tensor.name: Encoder(type_of(tensor, type)) for tensor in tensors}
     total = _add_infos(writer, tensors, encoders)
     done = 0
@@ -77,7 +78,7 @@ def export_gguf(
             if progress is not None:
                 progress(done, total, tensor.name)
         file.finish()
-    notes = [*facts.notes, *text.notes]
+    notes = [*facts.notes, *text.notes, *unread(source, shapes)]
     if graph.kept:
         notes.append("multi-token-prediction layers are left out")
     contents = f"{len(tensors)} tensors, {type}"

@@ -24,9 +24,9 @@ import numpy as np
 from deepmnn.artifact.directory import DirectoryWriter
 from deepmnn.artifact.shards import Shard, plan_shards
 from deepmnn.artifact.target import Target
-from deepmnn.conversion.plan import naive_graph, unused
+from deepmnn.conversion.plan import naive_graph
 from deepmnn.conversion.write import Progress
-from deepmnn.exporters.exported import LARGEST_F16, Exported, check_numbers, check_type
+from deepmnn.exporters.exported import LARGEST_F16, Exported, check_numbers, check_type, unread
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.source.codecs.foreign import BLOCKS
 from deepmnn.source.open import EXPORTED
@@ -167,10 +167,7 @@ def _config(source: Source, shapes: Mapping[str, tuple[int, ...]], chosen: Type)
 
 
 def _note(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> str:
-    notes = []
-    left = unused(source, shapes)
-    if left:
-        notes.append(f"{len(left)} tensors that the model does not read are left out: {left[0]}, …")
+    notes = unread(source, shapes)
     if "auto_map" in source.config and source.config["model_type"] == "deepseek":
         notes.append(
             "transformers needs configuration_deepseek.py and modeling_deepseek.py, which "
