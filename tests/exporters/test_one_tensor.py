@@ -42,5 +42,5 @@ def test_one_tensor_at_a_time(kind: str, tmp_path: Path) -> None:
             export_hf(watched, tmp_path / "out", type="fp32")
         else:
             export_gguf(watched, tmp_path / "out.gguf")
-    assert len(watched.given) > 80
+    assert len(watched.given) > 50
     assert watched.most <= 1
