@@ -199,7 +199,7 @@ def test_types(even: TinyModel, type: str, tmp_path: Path) -> None:
     }[type]  # fmt: skip
     head = tensors["output.weight"]
     wide = type if type in ("BF16", "F16", "F32") else "Q8_0"
-    assert (head.tensor_type.name, tensors["token_embd.weight"].tensor_type.name) == (wide, wide)
+    assert (head.tensor_type.name, tensors["token_embd.weight"].tensor_type.name) == (wide, type)
     up = tensors["blk.1.ffn_up.weight"]
     assert up.tensor_type.name == type
     assert all(t.tensor_type.name == "F32" for n, t in tensors.items() if "norm" in n)
@@ -218,6 +218,15 @@ def test_rows_of_no_whole_blocks_are_f16(tmp_path: Path) -> None:
     assert down.tensor_type.name == "F16"
     assert np.array_equal(down.data, tiny.read("model.layers.0.mlp.down_proj.weight").astype("f2"))
     assert tensors["blk.0.attn_q.bias"].tensor_type.name == "F32"
+
+
+def test_a_head_that_is_the_embedding(tmp_path: Path) -> None:
+    checkpoint_of("llama", CONFIGS["llama"][1] | EVEN, tmp_path / "hf")
+    exported(tmp_path / "hf", tmp_path / "m.gguf", type="Q4_0")
+    _, tensors = read(tmp_path / "m.gguf")
+    assert "output.weight" not in tensors
+    assert tensors["token_embd.weight"].tensor_type.name == "Q8_0"
+    assert tensors["blk.0.attn_q.weight"].tensor_type.name == "Q4_0"
 
 
 def test_a_converted_model(even: TinyModel, tmp_path: Path) -> None:

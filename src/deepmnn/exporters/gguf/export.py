@@ -18,7 +18,7 @@ from deepmnn.exporters.gguf.metadata import Value, metadata
 from deepmnn.exporters.gguf.names import architecture
 from deepmnn.exporters.gguf.tensors import GgufTensor, gguf_tensors
 from deepmnn.exporters.gguf.tokenizer import Vocabulary, vocabulary
-from deepmnn.exporters.gguf.types import DEFAULT, FILE_TYPES, Encoder, library, type_of
+from deepmnn.exporters.gguf.types import DEFAULT, FILE_TYPES, Encoder, encoders, library
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.models import read_config
 from deepmnn.source.source import Source
@@ -67,13 +67,13 @@ def export_gguf(
         _add(writer, key, value)
     shapes = tensor_shapes(graph)
     tensors = gguf_tensors(name, config, shapes)
-    encoders = {tensor.name: Encoder(type_of(tensor, type)) for tensor in tensors}
-    total = _add_infos(writer, tensors, encoders)
+    encoder_of = encoders(tensors, type)
+    total = _add_infos(writer, tensors, encoder_of)
     done = 0
     with GgufFile(place) as file:
         file.begin(writer, total)
         for tensor in tensors:
-            nbytes = _write(file, tensor, encoders[tensor.name], source)
+            nbytes = _write(file, tensor, encoder_of[tensor.name], source)
             done += nbytes
             if progress is not None:
                 progress(done, total, tensor.name)
@@ -129,12 +129,14 @@ def _add(writer: Any, key: str, value: Value | list[Any]) -> None:
             writer.add_array(key, value)
 
 
-def _add_infos(writer: Any, tensors: Sequence[GgufTensor], encoders: Mapping[str, Encoder]) -> int:
+def _add_infos(
+    writer: Any, tensors: Sequence[GgufTensor], encoder_of: Mapping[str, Encoder]
+) -> int:
     """Names, shapes and types of the tensors; → bytes of all."""
     gguf = library()
     total = 0
     for tensor in tensors:
-        encoder = encoders[tensor.name]
+        encoder = encoder_of[tensor.name]
         nbytes = encoder.nbytes(tensor.shape)
         kind = gguf.GGMLQuantizationType[encoder.type]
         writer.add_tensor_info(tensor.name, tensor.shape, None, nbytes, raw_dtype=kind)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -28,8 +28,7 @@ FILE_TYPES = {
 """What --type may be → general.file_type, as gguf's LlamaFileType calls it."""
 
 _FLOATS = ("F32", "F16", "BF16")
-_WIDE = ("token_embd.weight", "output.weight")
-"""Get Q8_0 where the others get fewer bits: what a small table saves costs more than elsewhere."""
+_HEAD, _TABLE = "output.weight", "token_embd.weight"
 
 _PIECE = 1 << 22
 """Numbers that are encoded together."""
@@ -48,12 +47,19 @@ def library() -> ModuleType:
     return module
 
 
-def type_of(tensor: GgufTensor, wanted: str) -> str:
-    """The type of a tensor in a file of the type `wanted`.
+def encoders(tensors: Sequence[GgufTensor], wanted: str) -> dict[str, Encoder]:
+    """The encoder of every tensor in a file of the type `wanted`, by the tensor's name.
 
     As llama.cpp's converter has it: vectors, norms, biases and routers stay float32, and a row that
-    is not whole blocks gets F16.
+    is not whole blocks gets F16. The head, which may be the embedding's table, gets Q8_0 where the
+    others get fewer bits, as llama.cpp's quantiser gives it more than them.
     """
+    names = [tensor.name for tensor in tensors]
+    head = _HEAD if _HEAD in names else _TABLE
+    return {tensor.name: Encoder(_type(tensor, wanted, head)) for tensor in tensors}
+
+
+def _type(tensor: GgufTensor, wanted: str, head: str) -> str:
     small = len(tensor.shape) == 1 or tensor.name.endswith(("_norm.weight", ".bias"))
     if small or tensor.name.endswith(".ffn_gate_inp.weight"):
         return "F32"
@@ -62,7 +68,7 @@ def type_of(tensor: GgufTensor, wanted: str) -> str:
     block, _ = library().GGML_QUANT_SIZES[library().GGMLQuantizationType[wanted]]
     if tensor.shape[-1] % block:
         return "F16"
-    return "Q8_0" if tensor.name in _WIDE else wanted
+    return "Q8_0" if tensor.name == head else wanted
 
 
 @dataclass(frozen=True)
