@@ -49,5 +49,5 @@ def test_the_bundled_model(tmp_path: Path) -> None:
         export_gguf(source, tmp_path / "f16.gguf", type="F16")
     ids = np.random.default_rng(1).integers(3, 512, 300).tolist()
     (found,) = logits(tmp_path / "f16.gguf", [ids], 1, Path(os.environ["LLAMA_CPP"]))
-    with deepmnn.load(CHECKPOINT, quant="fp32") as model, model.session() as session:
+    with deepmnn.load(CHECKPOINT, quant="fp32").session() as session:
         assert divergence(session.logits(ids), found).mean() < 1e-3
