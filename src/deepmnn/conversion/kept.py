@@ -16,14 +16,17 @@ import json
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
 from deepmnn.artifact import cache
 from deepmnn.artifact.cache import Hold
-from deepmnn.artifact.manifest import FORMAT_VERSION, MANIFEST, read_manifest
+from deepmnn.artifact.manifest import FORMAT_VERSION, read_manifest
 from deepmnn.artifact.reader import Artifact
+from deepmnn.artifact.restored import RestoredSource
 from deepmnn.conversion import bundled
 from deepmnn.conversion.bundled import NAME, bundled_checkpoint
 from deepmnn.conversion.carry_out import carry_out, choose
@@ -34,9 +37,10 @@ from deepmnn.graph.levels import MAX_LEVEL
 from deepmnn.quant.recipe import DEFAULT, Recipe, recipe_of
 from deepmnn.source import hub
 from deepmnn.source.hub import HubName
-from deepmnn.source.open import has_weights
+from deepmnn.source.open import has_weights, is_converted, open_source
 from deepmnn.source.side_files import CONFIG, SIDE_FILES
 from deepmnn.source.sizes import file_size
+from deepmnn.source.source import Source
 from deepmnn.text.samples import COUNT
 
 _SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".jinja", ".model", ".txt")
@@ -76,11 +80,7 @@ def converted(
         return _keep(_Local(NAME, bundled_checkpoint()), recipe, progress)
     named = HubName.parse(name) if isinstance(name, str) else None
     if named is None:
-        raise ArtifactError(
-            f"{name!s:.200} is missing, and no name of the Hugging Face hub",
-            "a converted model, a checkpoint, or OWNER/NAME on the hub",
-            "Check the path, or convert a checkpoint first.",
-        )
+        raise unknown(name)
     return _earlier(named, recipe) or _keep(_Snapshot.of(named, progress), recipe, progress)
 
 
@@ -96,9 +96,41 @@ def described(name: str | os.PathLike[str]) -> Path:
     return snapshot or hub.fetched(name, only_config=True)
 
 
+@contextmanager
+def original(name: str | os.PathLike[str], progress: Progress | None = None) -> Iterator[Source]:
+    """The model of that name, under the tensor names of Hugging Face: a checkpoint as it is, a
+    converted model as the checkpoint that it was made of. Nothing is converted.
+
+    progress: called while a checkpoint of the hub is downloaded.
+
+    Raises ArtifactError (the name means nothing, or its directory is no model), and as
+    `open_source` and `hub.download`.
+    """
+    path = Path(name)
+    if not os.path.lexists(name):
+        named = HubName.parse(name) if isinstance(name, str) else None
+        if name != NAME and named is None:
+            raise unknown(name)
+        if named is None:
+            path = bundled_checkpoint()
+        else:
+            path = hub.local_snapshot(named) or hub.download(named, progress=progress)
+    with cache.hold(path):
+        yield open_source(path) if is_checkpoint(path) else RestoredSource(Artifact.open(path))
+
+
+def unknown(name: str | os.PathLike[str]) -> ArtifactError:
+    """For a name that is neither a path's nor one of the hub's."""
+    return ArtifactError(
+        f"{name!s:.200} is missing, and no name of the Hugging Face hub",
+        "a converted model, a checkpoint, or OWNER/NAME on the hub",
+        "Check the path, or convert a checkpoint first.",
+    )
+
+
 def is_checkpoint(path: Path) -> bool:
     """Whether a path is something to convert, sound or not."""
-    if (path / MANIFEST).exists():
+    if is_converted(path):
         return False
     return path.is_file() or (path / CONFIG).is_file() or has_weights(path)
 

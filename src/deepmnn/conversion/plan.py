@@ -96,8 +96,7 @@ def plan(source: Source, recipe: Recipe, optimize_level: int = MAX_LEVEL) -> Pla
     Raises ConfigError, RequestError (the level), TensorNotFoundError or CheckpointError (tensors
     that do not fit config.json).
     """
-    naive = models.build(_untied(source))
-    dropped = _match(naive, source)
+    naive, dropped = naive_graph(source)
     shapes = tensor_shapes(naive)
     used: set[Rule] = set()
     graph, passes = optimize(
@@ -121,9 +120,19 @@ def plan(source: Source, recipe: Recipe, optimize_level: int = MAX_LEVEL) -> Pla
         memory=plan_memory(graph, reuse=optimize_level >= MEMORY_REUSE_LEVEL),
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         dropped=dropped,
-        unused=_unused(source, shapes),
+        unused=unused(source, shapes),
         idle=tuple(r.pattern for r in recipe.rules if not (r.is_role or r in used)),
     )
+
+
+def naive_graph(source: Source) -> tuple[Graph, tuple[str, ...]]:
+    """The graph of a source as the model file builds it, every tensor's presence and shape checked;
+    and the weights that config.json promises and the source lacks.
+
+    Raises ConfigError, TensorNotFoundError or CheckpointError.
+    """
+    naive = models.build(untied(source))
+    return naive, _match(naive, source)
 
 
 def weight_order(graph: Graph) -> list[Weight]:
@@ -134,7 +143,7 @@ def weight_order(graph: Graph) -> list[Weight]:
     return [graph.weights[name] for name in dict.fromkeys([*read, *graph.kept])]
 
 
-def _untied(source: Source) -> dict[str, Any]:
+def untied(source: Source) -> dict[str, Any]:
     """config.json's fields, without tie_word_embeddings where the head is another matrix.
 
     Libraries write the head beside the embedding that it is tied to; but if both are there and
@@ -157,7 +166,7 @@ def _are_equal(source: Source, first: str, second: str) -> bool:
     return digests[0] == digests[1]
 
 
-def _unused(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+def unused(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     """What the model does not read, what changes it most first."""
     read = {name.rpartition(".")[0] for name in shapes}
     tied = HEAD not in shapes

@@ -8,7 +8,7 @@ from pathlib import Path
 from deepmnn.errors import CheckpointError
 from deepmnn.source import weight_files
 from deepmnn.source.checkpoint import Checkpoint
-from deepmnn.source.json_file import parse_object
+from deepmnn.source.json_file import parse_object, read_object
 from deepmnn.source.random import RandomSource, RandomWeights
 from deepmnn.source.side_files import (
     CONFIG,
@@ -19,6 +19,10 @@ from deepmnn.source.side_files import (
 )
 from deepmnn.source.source import Source
 from deepmnn.source.store import Store
+
+_MANIFEST = "deepmnn.json"
+EXPORTED = "deepmnn-hf"
+"""The format in the manifest of a checkpoint that deepmnn wrote (exporters/hf/)."""
 
 
 def open_source(
@@ -42,7 +46,7 @@ def open_source(
         config_file = config_path(source, config or source)
         fields = read_config(config_file)
         return RandomSource(random.shapes_of(fields), random.seed, fields, source, config_file)
-    if os.path.lexists(source / "deepmnn.json"):
+    if is_converted(source):
         raise CheckpointError(
             f"{source} is a converted model", "a checkpoint", "Use the original checkpoint."
         )
@@ -53,6 +57,17 @@ def open_source(
     check_tokenizer(source, config_file)
     store = Store(source, tied=fields.get("tie_word_embeddings") is True)
     return Checkpoint((source, config_file), fields, files, store)
+
+
+def is_converted(path: Path) -> bool:
+    """Whether a directory has a manifest of ours that does not speak of a checkpoint."""
+    manifest = path / _MANIFEST
+    if not os.path.lexists(manifest):
+        return False
+    try:
+        return read_object(manifest, CheckpointError).get("format") != EXPORTED
+    except CheckpointError:
+        return True
 
 
 def has_weights(path: str | os.PathLike[str]) -> bool:
