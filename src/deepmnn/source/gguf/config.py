@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from deepmnn.errors import CheckpointError, UnsupportedModelError, shown
+from deepmnn.source.gguf.contents import Contents
 from deepmnn.source.gguf.rope import rope_scaling
-from deepmnn.source.gguf.splits import Contents
 from deepmnn.source.gguf.tensor import Tensor
 
 _SOFTMAX, _SIGMOID = 1, 2
