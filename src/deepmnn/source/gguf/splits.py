@@ -14,7 +14,7 @@ SUFFIX = ".gguf"
 MAX_PARTS = 1 << 12
 
 _PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
-_OTHERS = re.compile(r"\..*|mmproj.*|.*mmproj.*\.gguf|.*imatrix.*|.*lora.*", re.IGNORECASE)
+_OTHERS = re.compile(r"\..*|.*(mmproj|imatrix).*|(.*[-_.])?lora[-_.].*", re.IGNORECASE)
 """Files that are no language model: vision projectors, importance matrices, adapters."""
 
 
