@@ -161,12 +161,7 @@ def tokenizer_files(metadata: Mapping[str, Any], path: object) -> dict[str, byte
 def _byte_level(vocabulary: Vocabulary) -> tuple[Json, Json]:
     """A BPE of bytes, written as ByteLevel's letters."""
     pre = _pre_tokenizer(vocabulary)
-    merges = _list(vocabulary.metadata, "merges", str, vocabulary.path)
-    for merge in merges:
-        if merge.count(" ") != 1:
-            raise CheckpointError(
-                f"{vocabulary.path}: the merge {shown(merge)} has no two parts", "LEFT RIGHT"
-            )
+    merges = _stored_merges(vocabulary)
     ids = vocabulary.ids()
     level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
     split = [*pre.parts, {**level, "use_regex": pre.use_regex}]
@@ -177,7 +172,7 @@ def _byte_level(vocabulary: Vocabulary) -> tuple[Json, Json]:
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": split},
         "post_processor": None,
         "decoder": {**level, "use_regex": True},
-        "model": _bpe(ids, [merge.split(" ") for merge in merges], pre.ignore_merges),
+        "model": _bpe(ids, merges, pre.ignore_merges),
     }
     return _finished(vocabulary, spec, named, pre.adds_bos)
 
@@ -218,8 +213,21 @@ def _sentence_piece(vocabulary: Vocabulary) -> tuple[Json, Json]:
     return _finished(vocabulary, spec, named, True)
 
 
+def _stored_merges(vocabulary: Vocabulary) -> list[list[str]]:
+    """The file's merges, in pairs."""
+    merges = _list(vocabulary.metadata, "merges", str, vocabulary.path)
+    for merge in merges:
+        if merge.count(" ") != 1:
+            raise CheckpointError(
+                f"{vocabulary.path}: the merge {shown(merge)} has no two parts", "LEFT RIGHT"
+            )
+    return [merge.split(" ") for merge in merges]
+
+
 def _merges(vocabulary: Vocabulary, ids: Mapping[str, int]) -> list[list[str]]:
-    """Every pair of tokens that is a token, the best score first."""
+    """Those of the file, or every pair of tokens that is a token, the best score first."""
+    if "tokenizer.ggml.merges" in vocabulary.metadata:
+        return _stored_merges(vocabulary)
     scores = vocabulary.metadata.get("tokenizer.ggml.scores")
     if not isinstance(scores, np.ndarray) or len(scores) < len(vocabulary.tokens):
         raise CheckpointError(
