@@ -26,7 +26,7 @@ from deepmnn.errors import RequestError
 
 def convert(
     source: Annotated[
-        str, Argument(help="Checkpoint directory, PyTorch file, or OWNER/NAME on the hub.")
+        str, Argument(help="Checkpoint directory, GGUF or PyTorch file, or OWNER/NAME on the hub.")
     ],
     target: Annotated[Path, Argument(metavar="OUT", help="Directory to write.")],
     quant: Annotated[
