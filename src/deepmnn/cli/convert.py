@@ -26,7 +26,10 @@ from deepmnn.errors import RequestError
 
 def convert(
     source: Annotated[
-        str, Argument(help="Checkpoint directory, PyTorch file, tiny-r1, or OWNER/NAME on the hub.")
+        str,
+        Argument(
+            help="Checkpoint directory, GGUF or PyTorch file, tiny-r1, or OWNER/NAME on the hub."
+        ),
     ],
     target: Annotated[Path, Argument(metavar="OUT", help="Directory to write.")],
     quant: Annotated[

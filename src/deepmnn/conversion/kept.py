@@ -4,7 +4,8 @@ A name is read in this order:
 
 1. a path that exists: a converted model as it is; a checkpoint, converted once;
 2. "tiny-r1", the model that comes with the package;
-3. OWNER/NAME or OWNER/NAME@REVISION of the Hugging Face hub: fetched, then converted once.
+3. OWNER/NAME or OWNER/NAME@REVISION of the Hugging Face hub, with :FILE.gguf behind it where it has
+   several GGUF models: fetched, then converted once.
 
 A conversion is found again by its source (of a path: the names, sizes and times of its files; of
 the hub: the commit), its recipe, its level and the version of the artifact's format.
@@ -36,6 +37,7 @@ from deepmnn.errors import ArtifactError, CheckpointError, RequestError, Words
 from deepmnn.graph.levels import MAX_LEVEL
 from deepmnn.quant.recipe import DEFAULT, Recipe, recipe_of
 from deepmnn.source import hub
+from deepmnn.source.gguf.splits import files_of
 from deepmnn.source.hub import HubName
 from deepmnn.source.open import has_weights, is_converted, open_source
 from deepmnn.source.side_files import CONFIG, SIDE_FILES
@@ -43,7 +45,10 @@ from deepmnn.source.sizes import file_size
 from deepmnn.source.source import Source
 from deepmnn.text.samples import COUNT
 
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".jinja", ".model", ".txt")
+_SUFFIXES = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf"),
+    *(".json", ".jinja", ".model", ".txt"),
+)
 """Files of a checkpoint's directory that may change what a conversion writes."""
 
 log = logging.getLogger("deepmnn")
@@ -93,7 +98,9 @@ def described(name: str | os.PathLike[str]) -> Path:
         return bundled_checkpoint()
     named = HubName.parse(name) if isinstance(name, str) and not os.path.lexists(name) else None
     snapshot = None if named is None else hub.local_snapshot(named)
-    return snapshot or hub.fetched(name, only_config=True)
+    if named is not None and snapshot is not None:
+        return named.within(snapshot)
+    return hub.fetched(name, only_config=True)
 
 
 @contextmanager
@@ -162,7 +169,7 @@ class _Local:
         """Changes when a file does that a conversion reads. Raises CheckpointError."""
         single = self.path.is_file()
         folder = self.path.parent if single else self.path
-        wanted = {self.path.name, CONFIG, *SIDE_FILES}
+        wanted = {*(part.name for part in files_of(self.path)), CONFIG, *SIDE_FILES}
         try:
             found = [
                 [entry.name, entry.stat().st_size, entry.stat().st_mtime_ns]
@@ -186,26 +193,28 @@ class _Snapshot:
     source: str
     repo: str
     commit: str
+    file: str | None
 
     @classmethod
     def of(cls, named: HubName, progress: Progress | None) -> _Snapshot:
         """What the hub's cache has under that name, or else what the hub has."""
         directory = hub.local_snapshot(named) or hub.download(named, progress=progress)
-        return cls(str(named), named.repo, directory.name)
+        return cls(str(named), named.repo, directory.name, named.file)
 
     @property
     def label(self) -> str:
-        """The repository's name without its owner."""
-        return self.repo.split("/")[1]
+        """The repository's name without its owner, or the file's."""
+        return self.repo.split("/")[1] if self.file is None else Path(self.file).stem
 
     @property
     def identity(self) -> list[object]:
-        """The commit."""
-        return [self.repo, self.commit]
+        """The commit, and the file."""
+        return [self.repo, self.commit, *([] if self.file is None else [self.file])]
 
     def fetch(self, progress: Progress | None) -> Path:
         """Downloads what is not here."""
-        return hub.download(HubName(self.repo, self.commit), progress=progress)
+        named = HubName(self.repo, self.commit, self.file)
+        return named.within(hub.download(named, progress=progress))
 
 
 def _keep(source: _Local | _Snapshot, quant: Recipe | None, progress: Progress | None) -> Hold:

@@ -8,6 +8,8 @@ from pathlib import Path
 from deepmnn.errors import CheckpointError
 from deepmnn.source import weight_files
 from deepmnn.source.checkpoint import Checkpoint
+from deepmnn.source.gguf.source import GgufSource
+from deepmnn.source.gguf.splits import gguf_of, models_in
 from deepmnn.source.json_file import parse_object, read_object
 from deepmnn.source.random import RandomSource, RandomWeights
 from deepmnn.source.side_files import (
@@ -33,9 +35,11 @@ def open_source(
     """Opens a model to convert.
 
     Args:
-        path: a directory with weights of one of the kinds in weight_files.py, or a file of such;
-            with `random` a directory with config.json, or that file itself, is enough.
-        config: config.json, or its directory; by default the one beside the weights.
+        path: a directory with weights of one of the kinds in weight_files.py or with one GGUF
+            model, or a file of such; with `random` a directory with config.json, or that file
+            itself, is enough.
+        config: config.json, or its directory; by default the one beside the weights, or what a GGUF
+            file says itself.
         random: draws the weights instead of reading any.
 
     Raises CheckpointError (nothing readable there, damaged files, a tokenizer that is not in
@@ -50,6 +54,9 @@ def open_source(
         raise CheckpointError(
             f"{source} is a converted model", "a checkpoint", "Use the original checkpoint."
         )
+    gguf = None if weight_files.has_weights(source) else gguf_of(source)
+    if gguf is not None:
+        return GgufSource(gguf, None if config is None else config_path(gguf, config))
     weight_files.check_path(source)
     config_file = config_path(source, config)
     files = read_side_files(source, config_file)
@@ -72,4 +79,7 @@ def is_converted(path: Path) -> bool:
 
 def has_weights(path: str | os.PathLike[str]) -> bool:
     """Whether `open_source` finds weights there, sound or not."""
-    return weight_files.has_weights(Path(path))
+    source = Path(path)
+    if weight_files.has_weights(source):
+        return True
+    return bool(models_in(source)) if os.path.isdir(source) else gguf_of(source) is not None
