@@ -28,7 +28,7 @@ from deepmnn.conversion.plan import naive_graph
 from deepmnn.conversion.write import Progress
 from deepmnn.exporters.exported import LARGEST_F16, Exported, check_numbers, check_type, unread
 from deepmnn.graph.tensors import tensor_shapes
-from deepmnn.source.codecs.foreign import BLOCKS
+from deepmnn.source.codecs.settings import BLOCKS
 from deepmnn.source.open import EXPORTED
 from deepmnn.source.side_files import CONFIG
 from deepmnn.source.source import Source
