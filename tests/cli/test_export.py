@@ -121,8 +121,8 @@ def test_nobody_calibrates_for_nothing(
         message = bad(checkpoint, tmp_path / "taken", "--bits", 4, "--target", kind)
         assert "already exists" in message
     assert "converted already" in bad(artifact, tmp_path / "f", "--bits", 4)
-    assert "bits is 5" in bad(checkpoint, tmp_path / "f", "--bits", 5)
-    assert "block_size is 48" in bad(checkpoint, tmp_path / "f", "--bits", 4, "--block-size", 48)
+    assert "--bits is 5" in bad(checkpoint, tmp_path / "f", "--bits", 5)
+    assert "--block-size is 48" in bad(checkpoint, tmp_path / "f", "--bits", 4, "--block-size", 48)
     result = run(artifact, tmp_path / "f", "--no-calibration")
     assert result.exit_code == 2
     assert "--bits 4" in result.stderr

@@ -133,7 +133,7 @@ class RestoredSource(Source):
     def _differs(self, found: str, expected: str) -> ArtifactError:
         return ArtifactError(
             f"{self._artifact.path} has {found}",
-            f"{expected}, as this version of deepmnn makes of its config.json",
+            f"{expected}, as this version makes of its config.json",
             _FROM_CHECKPOINT,
         )
 

@@ -330,7 +330,7 @@ def test_what_may_be_replaced(even: TinyModel, tmp_path: Path) -> None:
             exported(even.path, path, overwrite=True)
     for other in (b"", b"GGUF" + bytes(100), b"mine"):
         path.write_bytes(other)
-        with pytest.raises(StorageError, match="no GGUF file that deepmnn wrote"):
+        with pytest.raises(StorageError, match="no GGUF file of ours"):
             exported(even.path, path, overwrite=True)
         assert path.read_bytes() == other
     assert os.listdir(tmp_path) == ["m.gguf"]

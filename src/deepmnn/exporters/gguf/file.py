@@ -60,7 +60,7 @@ class GgufPlace:
         found = _stored_checksum(self.path)
         if found is None:
             raise StorageError(
-                f"{self.path} already exists and is no GGUF file that deepmnn wrote",
+                f"{self.path} already exists and is no GGUF file of ours",
                 "a new file",
                 CHOOSE,
             )

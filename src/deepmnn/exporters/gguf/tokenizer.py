@@ -35,9 +35,7 @@ _LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<pad>|<mask>", re.DOTALL)
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
 _ADDED_SCORE, _UNUSED_SCORE = -1000.0, -10000.0
-_HINT = (
-    "Export with --target hf, or take the tokenizer's files away and run the model by token ids."
-)
+_HINT = "Take the tokenizer's files away and run the model by token ids, or export another form."
 
 
 @dataclass
