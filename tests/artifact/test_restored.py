@@ -119,7 +119,7 @@ def test_what_other_passes_made_is_refused(tmp_path: Path) -> None:
 
 
 def refused(path: Path, what: str) -> None:
-    with pytest.raises(ArtifactError, match="as this version of deepmnn makes") as error:
+    with pytest.raises(ArtifactError, match="as this version makes") as error:
         RestoredSource(Artifact.open(path))
     assert what in str(error.value)
     assert "checkpoint" in str(error.value.hint)
