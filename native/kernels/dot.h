@@ -215,17 +215,4 @@ DEEPMNN_INLINE void dot_panels(const uint8_t* w, int64_t cols, const Row* rows, 
   }
 }
 
-// Dot products of the blocks at w with `rows`, in any layout; integers take one block.
-template <Format kFormat, int kBlocks, int kRows>
-DEEPMNN_INLINE void dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, const Row* rows,
-                        Tile<kBlocks, kRows>& out) {
-  if constexpr (kFormat == Format::f32) {
-    dot_f32(w, block_bytes, weight, rows, out);
-  } else if constexpr (kFormat == Format::bf16) {
-    dot_bf16(w, block_bytes, weight, rows, out);
-  } else {
-    dot_panels<kFormat>(w, weight.cols, rows, out);
-  }
-}
-
 }  // namespace deepmnn::DEEPMNN_NS
