@@ -43,6 +43,10 @@ class CodeSource(TensorSource, Protocol):
         """The tensor's codes; None when it has none. Raises TensorNotFoundError."""
         ...
 
+    def kept_format(self, name: str) -> str | None:
+        """The kept format that they are in; None for another, or none. Raises as `codes`."""
+        ...
+
 
 class Expr(ABC):
     """A lazily evaluated float32 tensor."""
@@ -55,6 +59,10 @@ class Expr(ABC):
 
     def codes(self, source: CodeSource) -> Codes | KeptCodes | None:
         """The same as codes, exactly; None when the source has none or numbers must be computed."""
+        return None
+
+    def kept_format(self, source: CodeSource) -> str | None:
+        """The kept format that `codes` gives, without reading any; None for another, or none."""
         return None
 
     def children(self) -> Iterator[Expr]:
@@ -84,6 +92,9 @@ class Tensor(Expr):
             for field, expected in codes.fields(rows, cols).items():
                 self._check(getattr(codes, field).shape, expected.shape)
         return codes
+
+    def kept_format(self, source: CodeSource) -> str | None:
+        return source.kept_format(self.name)
 
     def _check(self, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
         if found != expected:
@@ -122,6 +133,10 @@ class RowMover(Expr):
             for name, field in parts[0].fields(*self.shape).items()
         }
         return dataclasses.replace(parts[0], **arrays)
+
+    def kept_format(self, source: CodeSource) -> str | None:
+        found = {child.kept_format(source) for child in self.children()}
+        return found.pop() if len(found) == 1 else None
 
     def _placed(self, parts: list[NDArray[np.generic]], field: Field) -> NDArray[np.generic]:
         out = np.empty(field.shape, field.dtype)
