@@ -56,12 +56,14 @@ constexpr FormatInfo floats(const char* name, int32_t bits, int32_t columns) {
   return {name, bits, columns, 0, 0, {}, 0, GroupScale::f16, GroupShift::none};
 }
 // Levels `low` and those after it.
-constexpr FormatInfo kept(const char* name, int32_t bits, int32_t low, int32_t group, GroupScale scale, GroupShift shift) {
+constexpr FormatInfo kept(const char* name, int32_t bits, int32_t low, int32_t group, GroupScale scale,
+                          GroupShift shift) {
   return {name, bits, 32, bits, low, {}, group, scale, shift};
 }
 // Twice the numbers of FP4, of 5 bits.
-constexpr FormatInfo kMxfp4{"mxfp4", 4,  32, 5, 0, {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12},
-                            32,      GroupScale::e8m0, GroupShift::none};
+constexpr FormatInfo kMxfp4{
+    "mxfp4",         4, 32, 5, 0, {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12}, 32, GroupScale::e8m0,
+    GroupShift::none};
 
 // Where a normal distribution is rounded with the least squared error (Lloyd 1982, Max 1960), in integers: the numbers
 // of a rotated panel are nearly normal.

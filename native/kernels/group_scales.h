@@ -35,7 +35,9 @@ struct ScaleReader {
   int64_t groups;
 
   ScaleReader(const uint8_t* at, const FormatInfo& info, int64_t cols)
-      : format(info), scale_factor(splat(1.0f)), shift_factor(splat(1.0f)),
+      : format(info),
+        scale_factor(splat(1.0f)),
+        shift_factor(splat(1.0f)),
         groups((cols + info.group - 1) / info.group) {
     if (format.scale == GroupScale::u8 || format.scale == GroupScale::i8) scale_factor = load_f16(take(at, 2));
     if (format.shift == GroupShift::u8) shift_factor = load_f16(take(at, 2));
@@ -46,7 +48,8 @@ struct ScaleReader {
   DEEPMNN_INLINE F32x16 scale(int64_t g) const {
     if (format.scale == GroupScale::f16) return load_f16(scales + g * 2 * kBlockRows);
     const uint8_t* at = scales + g * kBlockRows;
-    return format.scale == GroupScale::e8m0 ? load_e8m0(at) : load_bytes(at, format.scale == GroupScale::i8) * scale_factor;
+    return format.scale == GroupScale::e8m0 ? load_e8m0(at)
+                                            : load_bytes(at, format.scale == GroupScale::i8) * scale_factor;
   }
   // What is added to a level.
   DEEPMNN_INLINE F32x16 low(int64_t g) const {

@@ -22,11 +22,38 @@ constexpr int kEndVectors = info_of(kFormat).group == 16 ? 4 : 8;
 template <Format kFormat>
 constexpr int32_t kTaken = Codec<kFormat>::kOffset == 0 ? 1 << (Codec<kFormat>::kLevelBits - 1) : 0;
 
+// The groups of a format: a power of two of columns, so that nothing is divided.
+struct GroupShape {
+  explicit GroupShape(const FormatInfo& info)
+      : columns(info.group), shift(__builtin_ctz(static_cast<uint32_t>(info.group))), sums(sums_of(info.group)) {}
+  DEEPMNN_INLINE bool end_at(int64_t column) const { return (column & (columns - 1)) == 0; }
+  DEEPMNN_INLINE int64_t of(int64_t column) const { return column >> shift; }
+
+  int64_t columns;
+  int shift;
+  int64_t sums;  // where a plain panel has theirs
+};
+
+// Where the sums of a row over all panels are: in a tile, or in memory.
+template <int kRows>
+struct RowOf {
+  Tile<1, kRows>& tile;
+  int row;
+  DEEPMNN_INLINE F32x16 operator()(int) const { return tile.v[0][row]; }
+  DEEPMNN_INLINE void operator()(int, F32x16 sum) const { tile.v[0][row] = sum; }
+};
+template <int kBlocks>
+struct RowAt {
+  float (*at)[kBlockRows];
+  DEEPMNN_INLINE F32x16 operator()(int b) const { return load(at[b]); }
+  DEEPMNN_INLINE void operator()(int b, F32x16 sum) const { store(at[b], sum); }
+};
+
 // The sums of kRows rows and kBlocks blocks over a panel.
 template <int kBlocks, int kRows>
 struct KeptSums {
   IntTile<kBlocks, kRows> running;
-  Tile<kBlocks, kRows> groups, outliers;
+  Tile<kBlocks, kRows> groups;
 
   DEEPMNN_INLINE void start() {
     DEEPMNN_UNROLL
@@ -37,13 +64,14 @@ struct KeptSums {
     clear(groups);
   }
 
-  // Group g of `group` columns ends before column `end`.
+  // The group before column `end` ends.
   template <Format kFormat>
-  DEEPMNN_INLINE void end_group(int64_t g, int64_t group, int64_t end, const GroupScales* scales,
+  DEEPMNN_INLINE void end_group(int64_t end, const GroupShape& shape, const GroupScales* scales,
                                 const QuantizedRows& rows) {
+    const int64_t g = shape.of(end - 1);
     DEEPMNN_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const F32x16 x = splat(rows.plain[r].sums[sums_of(group) + g]);
+      const F32x16 x = splat(rows.plain[r].sums[shape.sums + g]);
       DEEPMNN_UNROLL
       for (int b = 0; b < kBlocks; ++b) {
         I32x16 sum = running.v[b][r];
@@ -57,31 +85,31 @@ struct KeptSums {
     }
   }
 
-  // vector(v, b): the codes of quad v of the panel in block b.
-  template <Format kFormat, class Vectors>
-  DEEPMNN_INLINE void add_outliers(int64_t group, const GroupScales* scales, const QuantizedRows& rows,
-                                   const Vectors& vector) {
-    clear(outliers);
+  // Adds row r of the panel to y(b). vector(quad, b): the codes of a quad of the panel in block b.
+  template <Format kFormat, class Vectors, class Sum>
+  DEEPMNN_INLINE void add_row(int r, const GroupShape& shape, const GroupScales* scales, const QuantizedRows& rows,
+                              const Vectors& vector, const Sum& y) const {
+    const PlainPanel& plain = rows.plain[r];
+    F32x16 outliers[kBlocks];
     DEEPMNN_UNROLL
-    for (int r = 0; r < kRows; ++r) {
-      for (int i = 0; i < kOutliers; ++i) {
-        const int64_t quad = rows.plain[r].quads[i], g = quad * 4 / group;
-        const int8_t* high = rows.plain[r].outliers[i];
-        DEEPMNN_UNROLL
-        for (int b = 0; b < kBlocks; ++b) {
-          DotRun<Codec<kFormat>::kLevelBits> run;
-          run.start(splat_i32(kTaken<kFormat> * (high[0] + high[1] + high[2] + high[3])));
-          run.add(vector(quad, b), high);
-          outliers.v[b][r] = fma(to_float(run.sum()), load(scales[b].scale[g]), outliers.v[b][r]);
-        }
+    for (int b = 0; b < kBlocks; ++b) outliers[b] = splat(0.0f);
+    DEEPMNN_UNROLL
+    for (int i = 0; i < kOutliers; ++i) {
+      const int64_t quad = plain.quads[i], g = shape.of(4 * quad);
+      const int8_t* high = plain.outliers[i];
+      const I32x16 start = splat_i32(kTaken<kFormat> ? kTaken<kFormat> * (high[0] + high[1] + high[2] + high[3]) : 0);
+      DEEPMNN_UNROLL
+      for (int b = 0; b < kBlocks; ++b) {
+        DotRun<Codec<kFormat>::kLevelBits> run;
+        run.start(start);
+        run.add(vector(quad, b), high);
+        outliers[b] = fma(to_float(run.sum()), load(scales[b].scale[g]), outliers[b]);
       }
     }
-  }
-
-  DEEPMNN_INLINE F32x16 add_to(F32x16 y, int b, int r, const QuantizedRows& rows) const {
-    const float scale = rows.heads[r].scale;
-    y = fma(groups.v[b][r], splat(scale), y);
-    return fma(outliers.v[b][r], splat(scale * static_cast<float>(kOutlierStep)), y);
+    const F32x16 fine = splat(rows.heads[r].scale);
+    const F32x16 coarse = splat(rows.heads[r].scale * static_cast<float>(kOutlierStep));
+    DEEPMNN_UNROLL
+    for (int b = 0; b < kBlocks; ++b) y(b, fma(outliers[b], coarse, fma(groups.v[b][r], fine, y(b))));
   }
 };
 
@@ -117,7 +145,7 @@ DEEPMNN_INLINE U8x64 any_vector(const uint8_t* part, int64_t v) {
 
 // One panel of one block, as it is stored at w, with kRows rows.
 template <Format kFormat, int kRows>
-DEEPMNN_INLINE void stored_panel(const uint8_t* w, int64_t cols, int64_t group, const GroupScales& scales,
+DEEPMNN_INLINE void stored_panel(const uint8_t* w, int64_t cols, const GroupShape& shape, const GroupScales& scales,
                                  const QuantizedRows& rows, KeptSums<1, kRows>& sums) {
   using Of = Codec<kFormat>;
   constexpr int kCount = kRows <= kSplitSums ? 2 : 1;
@@ -133,7 +161,7 @@ DEEPMNN_INLINE void stored_panel(const uint8_t* w, int64_t cols, int64_t group, 
     for (int r = 0; r < kRows; ++r) {
       sums.running.v[0][r] = kCount == 2 ? acc[0].v[0][r] + acc[kCount - 1].v[0][r] : acc[0].v[0][r];
     }
-    sums.template end_group<kFormat>((column - 1) / group, group, column, &scales, rows);
+    sums.template end_group<kFormat>(column, shape, &scales, rows);
   };
   const uint8_t* at = w;
   for (int64_t column = 0; column < cols; column += kPartCols, at += Of::kPartBytes) {
@@ -144,17 +172,15 @@ DEEPMNN_INLINE void stored_panel(const uint8_t* w, int64_t cols, int64_t group, 
       end(column + kPartCols / 2);
       add_stored<kFormat, kEndVectors<kFormat>>(at, rows.codes + column, acc);
     }
-    if ((column + kPartCols) % group == 0 || column + kPartCols == cols) end(column + kPartCols);
+    if (shape.end_at(column + kPartCols) || column + kPartCols == cols) end(column + kPartCols);
   }
-  sums.template add_outliers<kFormat>(group, &scales, rows, [&](int64_t quad, int) {
-    return any_vector<kFormat>(w + quad / kPartVectors * Of::kPartBytes, quad % kPartVectors);
-  });
 }
 
 // One block, read as one stream.
 template <Format kFormat, int kRows>
 void dot_kept(const uint8_t* w, const Weight& weight, QuantizedRows rows, Tile<1, kRows>& out) {
   const FormatInfo& info = info_of(weight.format);
+  const GroupShape shape(info);
   clear(out);
   for (int64_t left = stored_cols(kFormat, weight.cols); left > 0; left -= kPanelCols, rows = rows.from_panel(1)) {
     const int64_t cols = left < kPanelCols ? left : kPanelCols;
@@ -162,39 +188,37 @@ void dot_kept(const uint8_t* w, const Weight& weight, QuantizedRows rows, Tile<1
     GroupScales scales;
     read_group_scales(scales_at, info, cols, scales);
     KeptSums<1, kRows> sums;
-    stored_panel<kFormat>(w, cols, info.group, scales, rows, sums);
+    stored_panel<kFormat>(w, cols, shape, scales, rows, sums);
+    const auto vector = [&](int64_t quad, int) {
+      return any_vector<kFormat>(w + quad / kPartVectors * Codec<kFormat>::kPartBytes, quad % kPartVectors);
+    };
     DEEPMNN_UNROLL
-    for (int r = 0; r < kRows; ++r) out.v[0][r] = sums.add_to(out.v[0][r], 0, r, rows);
+    for (int r = 0; r < kRows; ++r)
+      sums.template add_row<kFormat>(r, shape, &scales, rows, vector, RowOf<kRows>{out, r});
     w = scales_at + kBlockRows * scales_nbytes(info, cols);
   }
 }
 
-// kEndVectors vectors of an unpacked panel, from vector `first` on, with rows.
+// kEndVectors vectors of an unpacked panel, which begin at w, with rows whose codes begin at a.
 template <Format kFormat, int kBlocks, int kRows>
-DEEPMNN_INLINE void add_unpacked(const Panel<kBlocks>& panel, int64_t first, const QuantizedRows& rows,
-                                 IntTile<kBlocks, kRows>& acc) {
+DEEPMNN_INLINE void add_unpacked(const uint8_t* w, const int8_t* a, IntTile<kBlocks, kRows>& acc) {
   using Run = DotRun<Codec<kFormat>::kLevelBits>;
   constexpr int kStep = kPanelStep < kEndVectors<kFormat> ? kPanelStep : kEndVectors<kFormat>;
   constexpr int kMost = Run::kMost < kStep ? Run::kMost : kStep;
+  static_assert(kStep == kPanelStep || kStep == kEndVectors<kFormat>, "they lie in whole steps, or in one");
   DEEPMNN_UNROLL
-  for (int s = 0; s < kEndVectors<kFormat>; s += kStep) {
-    U8x64 codes[kStep == 1 ? kBlocks : 1];
-    if constexpr (kStep == 1) {
-      DEEPMNN_UNROLL
-      for (int b = 0; b < kBlocks; ++b) codes[b] = load_u8(panel.vector(first + s, b));
-    }
+  for (int s = 0; s < kEndVectors<kFormat>; s += kStep, w += kStep * kBlocks * 64, a += 4 * kStep) {
     DEEPMNN_UNROLL
     for (int r = 0; r < kRows; ++r) {
-      const int8_t* a = rows.codes + r * kPanelCols + 4 * (first + s);
       DEEPMNN_UNROLL
       for (int b = 0; b < kBlocks; ++b) {
         DEEPMNN_UNROLL
-        for (int i = 0; i < kStep; i += kMost) {
+        for (int first = 0; first < kStep; first += kMost) {
           Run run;
           run.start(acc.v[b][r]);
           DEEPMNN_UNROLL
-          for (int v = i; v < i + kMost; ++v) {
-            run.add(kStep == 1 ? codes[b] : load_u8(panel.vector(first + s + v, b)), a + 4 * v);
+          for (int v = first; v < first + kMost; ++v) {
+            run.add(load_u8(w + (b * kPanelStep + v) * 64), a + r * kPanelCols + 4 * v);
           }
           acc.v[b][r] = run.sum();
         }
@@ -205,23 +229,30 @@ DEEPMNN_INLINE void add_unpacked(const Panel<kBlocks>& panel, int64_t first, con
 
 // One panel with the first kRows of `rows`.
 template <Format kFormat, int kBlocks, int kRows>
-void kept_tile(const Panel<kBlocks>& panel, int64_t cols, int64_t group, const GroupScales* scales,
+void kept_tile(const Panel<kBlocks>& panel, int64_t cols, const GroupShape& shape, const GroupScales* scales,
                const QuantizedRows& rows, float (*to)[kBlocks][kBlockRows]) {
   KeptSums<kBlocks, kRows> sums;
   sums.start();
   constexpr int64_t kEndCols = 4 * kEndVectors<kFormat>;
-  int64_t g = 0;
-  for (int64_t end = kEndCols; end <= cols; end += kEndCols) {
-    add_unpacked<kFormat, kBlocks, kRows>(panel, (end - kEndCols) / 4, rows, sums.running);
-    if (end % group && end < cols) continue;
-    sums.template end_group<kFormat>(g++, group, end, scales, rows);
+  const auto add = [&](int64_t column) {
+    add_unpacked<kFormat, kBlocks, kRows>(panel.vector(column / 4, 0), rows.codes + column, sums.running);
+  };
+  if (shape.columns == kEndCols) {  // a loop of its own: with a condition in it, GCC copies all accumulators
+    for (int64_t end = kEndCols; end <= cols; end += kEndCols) {
+      add(end - kEndCols);
+      sums.template end_group<kFormat>(end, shape, scales, rows);
+    }
+  } else {
+    for (int64_t first = 0; first < cols; first += shape.columns) {
+      const int64_t end = first + shape.columns < cols ? first + shape.columns : cols;
+      for (int64_t column = first; column < end; column += kEndCols) add(column);
+      sums.template end_group<kFormat>(end, shape, scales, rows);
+    }
   }
-  sums.template add_outliers<kFormat>(group, scales, rows,
-                                      [&](int64_t quad, int b) { return load_u8(panel.vector(quad, b)); });
+  const auto vector = [&](int64_t quad, int b) { return load_u8(panel.vector(quad, b)); };
   DEEPMNN_UNROLL
   for (int r = 0; r < kRows; ++r) {
-    DEEPMNN_UNROLL
-    for (int b = 0; b < kBlocks; ++b) store(to[r][b], sums.add_to(load(to[r][b]), b, r, rows));
+    sums.template add_row<kFormat>(r, shape, scales, rows, vector, RowAt<kBlocks>{to[r]});
   }
 }
 
@@ -231,6 +262,7 @@ template <Format kFormat, int kBlocks>
 void kept_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, QuantizedRows rows, int64_t n,
               Sums<kBlocks>& sums) {
   const FormatInfo& info = info_of(weight.format);
+  const GroupShape shape(info);
   __builtin_memset(sums.v, 0, static_cast<uint64_t>(n) * sizeof(sums.v[0]));
   Panel<kBlocks> panel;
   GroupScales scales[kBlocks];
@@ -242,7 +274,7 @@ void kept_dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, Quant
     w += nbytes + kBlockRows * scales_nbytes(info, cols);
     for (int64_t tile = 0; tile < tiles.count; ++tile) {
       with_count<1, kKeptTileRows>(tiles.size(tile), [&](auto count) {
-        kept_tile<kFormat, kBlocks, count.value>(panel, cols, info.group, scales, rows.from(tiles.first(tile)),
+        kept_tile<kFormat, kBlocks, count.value>(panel, cols, shape, scales, rows.from(tiles.first(tile)),
                                                  sums.v + tiles.first(tile));
       });
     }

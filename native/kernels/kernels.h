@@ -35,7 +35,7 @@ struct PanelHead {
 
 // The quads (4 neighbouring columns) of a panel with the largest numbers have codes of 16 bits in a row that kept
 // formats read: it is not rotated, and so a few columns may be far larger than the rest.
-constexpr int kOutliers = 4;
+constexpr int kOutliers = 3;
 constexpr int32_t kOutlierStep = 128;  // a number is scale * (code + this * its outlier's code)
 
 // And what only kept formats need, besides.

@@ -102,8 +102,8 @@ inline void scale_kept_codes(const uint8_t* w, const FormatInfo& format, const i
     store(minima, reader.minimum(g));
     const int64_t end = (g + 1) * format.group < cols ? (g + 1) * format.group : cols;
     for (int64_t k = g * format.group; k < end; ++k) {
-      const float level = has_table(format) ? static_cast<float>(format.levels[codes[k]])
-                                            : static_cast<float>(codes[k]) + lows[lane];
+      const float level =
+          has_table(format) ? static_cast<float>(format.levels[codes[k]]) : static_cast<float>(codes[k]) + lows[lane];
       y[k] = level * scales[lane] + minima[lane];
     }
   }

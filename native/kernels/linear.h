@@ -227,8 +227,8 @@ DEEPMNN_INLINE void with_format(Format format, Function&& function) {
   }
 }
 
-// The same for a kept format, as one of those that have the same codes: scales and groups are not known to a kernel when
-// it is compiled.
+// The same for a kept format, as one of those that have the same codes: scales and groups are not known to a kernel
+// when it is compiled.
 template <class Function>
 DEEPMNN_INLINE void with_kept_format(Format format, Function&& function) {
   const FormatInfo& info = info_of(format);

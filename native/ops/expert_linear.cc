@@ -64,7 +64,7 @@ class ExpertLinear : public Op {
   bool per_choice_;
   Buffer x_, indices_, y_;
   std::vector<uint32_t> experts_;  // ids of their weights
-  ReadForms forms_;  // of all experts
+  ReadForms forms_;                // of all experts
 };
 
 class Combine : public Op {

@@ -109,7 +109,7 @@ class Moe : public Op {
   int64_t top_k_, size_;
   Buffer x_, indices_, weights_, shared_, y_;
   bool has_shared_;
-  std::vector<uint32_t> experts_;  // ids of each expert's gate_up and down
+  std::vector<uint32_t> experts_;         // ids of each expert's gate_up and down
   ReadForms gate_up_forms_, down_forms_;  // of all experts
 };
 
