@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 import numpy as np
 from numpy.typing import NDArray
 
-from deepmnn.formats import F32, PANEL_COLS, KeptCodes, named
+from deepmnn.formats import F32, PANEL_COLS, KeptCodes, named, round_up
 from deepmnn.source.source import Source
 from deepmnn.source.wrapped import WrappedSource
 
@@ -43,20 +43,19 @@ def kept_codes(w: F32, format: str) -> KeptCodes:
     groups = storage.groups
     assert groups is not None
     levels, (rows, cols) = np.array(storage.levels), w.shape
-    padded = np.pad(w, ((0, 0), (0, -cols % groups.columns)))
+    columns = storage.stored_cols(cols)
+    padded = np.pad(w, ((0, 0), (0, round_up(columns, groups.columns) - cols)))
     split = padded.reshape(rows, -1, groups.columns).astype(np.float64)
     low, high = np.minimum(split.min(axis=2), 0), np.maximum(split.max(axis=2), 0)
     size = (high - low) / levels.max() if groups.shift else np.maximum(-low, high) / levels.max()
     size = np.maximum(size, 1e-6)
-    columns = storage.stored_cols(cols)
-    count = -(-columns // groups.columns)
-    scales, factor = _stored(size[:, :count], groups.scale, groups.columns)
+    scales, factor = _stored(size, groups.scale, groups.columns)
     factors = [] if factor is None else [factor]
     shifts = None
     if groups.shift == "zero":
-        shifts = np.rint(-low / size).astype(np.uint8)[:, :count]
+        shifts = np.rint(-low / size).astype(np.uint8)
     elif groups.shift:
-        shifts, factor = _stored(-low[:, :count], groups.shift, groups.columns)
+        shifts, factor = _stored(-low, groups.shift, groups.columns)
         shifts = -shifts if factor is None else shifts
         factors += [] if factor is None else [-factor]
     none = KeptCodes.of(
@@ -67,7 +66,6 @@ def kept_codes(w: F32, format: str) -> KeptCodes:
         np.stack(factors, axis=2).reshape(rows, -1) if factors else None,
     )
     step = none.group_scales()[:, :, None]
-    split = split[:, :count]
     if groups.shift == "zero":
         wanted = split / step + none.shifts[:, :, None].astype(float)
     else:
