@@ -245,3 +245,36 @@ def test_numbers_are_those_of_the_gguf_package(format: str, kind: str) -> None:
     np.testing.assert_array_equal(
         _core.unpack(stored, format, 24, 320), gguf.quants.dequantize(data, kind)
     )
+
+
+def test_numbers_of_super_blocks_are_those_of_the_gguf_package() -> None:
+    """Q4_K, of random bytes: 6-bit scales and minima, times two factors of a panel."""
+    gguf = pytest.importorskip("gguf")
+    rows, panels = 20, 3
+    data = np.random.default_rng(0).integers(0, 256, (rows, panels, 144), np.uint8)
+    data[:, :, 1] &= 0x3F  # factors that are numbers
+    data[:, :, 3] &= 0x3F
+    scales, minima = gguf.quants.Q4_K.get_scale_min(data[:, :, 4:16].reshape(-1, 12))
+    nibbles = data[:, :, 16:].reshape(rows, panels, 4, 1, 32)
+    codes = np.concatenate([nibbles & 15, nibbles >> 4], axis=3).reshape(rows, 256 * panels)
+    factors = np.ascontiguousarray(data[:, :, :4]).view(np.float16) * np.float16([1, -1])
+    kept = KeptCodes.of(
+        "q4_k",
+        codes,
+        scales.reshape(rows, -1).astype(np.uint8),
+        minima.reshape(rows, -1).astype(np.uint8),
+        factors.reshape(rows, -1),
+    )
+    wanted = gguf.quants.dequantize(data.reshape(rows, -1), gguf.GGMLQuantizationType.Q4_K)
+    np.testing.assert_array_equal(_core.unpack(pack(kept), "q4_k", *codes.shape), wanted)
+
+
+def test_numbers_of_mxfp4_are_those_of_the_gguf_package() -> None:
+    gguf = pytest.importorskip("gguf")
+    data = np.random.default_rng(0).integers(0, 256, (24, 10, 17), np.uint8)
+    data[:, :, 0] %= 250  # 255 is no number, and so is 12 times the largest
+    codes = np.concatenate([data[:, :, 1:] & 15, data[:, :, 1:] >> 4], axis=2).reshape(24, 320)
+    kept = KeptCodes.of("mxfp4", codes, data[:, :, 0])
+    wanted = gguf.quants.dequantize(data.reshape(24, -1), gguf.GGMLQuantizationType.MXFP4)
+    np.testing.assert_array_equal(_core.unpack(pack(kept), "mxfp4", 24, 320), wanted)
+    np.testing.assert_array_equal(kept.values(), wanted)
