@@ -135,12 +135,21 @@ DEEPMNN_INLINE void add_stored(const uint8_t* w, const int8_t* a, IntTile<1, kRo
   }
 }
 
-// Vector v of a part, v not known when this is compiled.
+// Vector v of a part, v not known when this is compiled: branches would often be predicted wrong.
 template <Format kFormat>
 DEEPMNN_INLINE U8x64 any_vector(const uint8_t* part, int64_t v) {
-  U8x64 found = Codec<kFormat>::vector(part, 0);
-  with_count<0, kPartVectors - 1>(v, [&](auto count) { found = Codec<kFormat>::vector(part, count.value); });
-  return found;
+  constexpr int kBits = Codec<kFormat>::kBits;
+  if constexpr (kBits == 8) return load_u8(part + v * 64);
+  const auto plane = [&](const uint8_t* at, int bits) {
+    const int64_t shared = 8 / bits;
+    const I32x16 bytes = shift_right(load_i32(at + v / shared * 64), static_cast<int>(v % shared) * bits);
+    return bytes & splat_i32(((1 << bits) - 1) * 0x01010101);
+  };
+  I32x16 codes = plane(part, 4);
+  if constexpr (kBits > 4 && kBits < 8) codes = codes + shift_left(plane(part + 256, kBits - 4), 4);
+  alignas(64) uint8_t bytes[64];
+  store(reinterpret_cast<float*>(bytes), from_bits(codes));
+  return Codec<kFormat>::levels(load_u8(bytes));
 }
 
 // One panel of one block, as it is stored at w, with kRows rows.
