@@ -61,8 +61,8 @@ $(VENV)/.installed: $(VENV)/bin/python $(NATIVE)
 $(VENV)/.test: $(VENV)/.installed
 	@$(SAY) "Installing PyTorch, which the tests compare with (a large download)" -- \
 		$(PIP) torch==2.13.0
-	@$(SAY) "Installing MNN, transformers and pytest, and compiling what has changed" -- \
-		$(PIP) -v --no-build-isolation --editable ".[mnn,torch,test]"
+	@$(SAY) "Installing MNN, transformers, gguf and pytest, and compiling what has changed" -- \
+		$(PIP) -v --no-build-isolation --editable ".[mnn,torch,gguf,test]"
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.installed

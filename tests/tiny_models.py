@@ -176,6 +176,10 @@ class TinyModel:
             out = self.model(input_ids=torch.tensor([list(ids)]), output_hidden_states=True)
         return np.asarray(out.hidden_states[-1][0], np.float32)
 
+    def names(self) -> list[str]:
+        """The tensors of the checkpoint."""
+        return list(self._tensors)
+
     def read(self, name: str) -> F32:
         """A tensor of the checkpoint: what `deepmnn.graph.weights.TensorSource` asks for."""
         return np.asarray(self._tensors[name], np.float32)

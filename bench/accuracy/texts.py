@@ -5,20 +5,19 @@ from __future__ import annotations
 import argparse
 import inspect
 import random
-import statistics
 import sys
 import tarfile
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pydoc_data.topics import topics
 
 from bench.peers.child import ROOT
 from tokenizers import Tokenizer
 
 from deepmnn.conversion.bundled import CHECKPOINT
 from deepmnn.errors import RequestError
+from deepmnn.measure.texts import built_in_texts
 
 Pieces = list[list[int]]
 SAMPLE_TOKENS = 512
@@ -36,14 +35,19 @@ class Texts:
     def of(checkpoint: Path, files: Sequence[Path], calibration: Path | None) -> Texts:
         """The given files, or what suits the checkpoint. Raises RequestError."""
         arithmetic = checkpoint.resolve() == CHECKPOINT.resolve()
-        own = _problems() if arithmetic else _prose_and_code()
+        own = _problems() if arithmetic else _prose_and_code(checkpoint)
         held_out = [_read(path) for path in files] or own.held_out
         return Texts(held_out, _read(calibration) if calibration else own.calibration)
 
 
-def _prose_and_code() -> Texts:
-    """Judged on: Python's manual pages and one module. Calibration: our pages, other modules."""
-    held_out = ("\n\n".join(topics[name] for name in sorted(topics)), inspect.getsource(statistics))
+def _prose_and_code(checkpoint: Path) -> Texts:
+    """Judged on: what `deepmnn eval` judges on, and what a model kept out of its training, where
+    `tools/train_mixture.py` left it beside the model. Calibration: our pages, modules of Python.
+    """
+    held_out = ["".join(map(str, texts)) for texts in built_in_texts()]
+    own = checkpoint.resolve().parent / "HELDOUT.txt"
+    if own.is_file():
+        held_out.append(_read(own))
     pages = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))]
     modules = [inspect.getsource(module) for module in (argparse, typing, tarfile)]
     paragraphs = [part for text in (*pages, *modules) for part in text.split("\n\n")]

@@ -91,6 +91,40 @@ def test_a_dry_run_prints_what_would_be_written_and_writes_nothing(tmp_path: Pat
         assert line in info(tiny.path).output
 
 
+def test_a_dry_run_shows_no_formats_that_a_budget_would_not_choose(tmp_path: Path) -> None:
+    result = convert("nothing here", tmp_path / "out", "--dry-run", "--target-kl", "0.02")
+    assert result.exit_code == 1
+    assert "--dry-run and a budget" in result.stderr
+    assert "a recipe" in result.stderr
+
+
+def test_no_calibration_and_one_exclude_each_other(tmp_path: Path) -> None:
+    result = convert("tiny-r1", tmp_path / "out", "--no-calibration", "--calibration", "x.txt")
+    assert result.exit_code == 1
+    assert "--no-calibration and --calibration" in result.stderr
+
+
+def test_the_bundled_model_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = convert("tiny-r1", "out", "--dry-run")
+    assert result.exit_code == 0, result.output
+    assert "deepseek_v3" in result.output
+    Path("tiny-r1").mkdir()  # a path that exists is a path
+    assert convert("tiny-r1", "out", "--dry-run").exit_code == 1
+
+
+def test_rules_that_choose_nothing_are_named(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("deepseek_v3", 0, tmp_path / "hf")
+    rules = [*RECIPE["rules"], {"pattern": "model.layer.0.*", "format": "w4"}]
+    file = tmp_path / "mine.yaml"
+    file.write_text(yaml.safe_dump({"name": "mine", "rules": rules}))
+    result = convert(tiny.path, tmp_path / "out", "--recipe", file, "--dry-run")
+    assert "rules of the recipe that choose no format: model.layer.0.*" in result.output
+    file.write_text(yaml.safe_dump(RECIPE))
+    result = convert(tiny.path, tmp_path / "out", "--recipe", file, "--dry-run")
+    assert "choose no format" not in result.output
+
+
 def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
     tiny = tiny_checkpoint("deepseek_v3", 0, tmp_path / "hf")
     file = tmp_path / "mine.yaml"

@@ -78,7 +78,7 @@ def test_a_note_goes_to_stderr(tmp_path: Path) -> None:
 def test_what_it_refuses(artifact: Path, tmp_path: Path) -> None:
     result = run(artifact, tmp_path / "f", "--target", "ios")
     assert result.exit_code == 2
-    assert "mnn or android" in re.sub(r"[\s│]+", " ", result.stderr)
+    assert "mnn or android or hf or gguf" in re.sub(r"[\s│]+", " ", result.stderr)
     assert run(artifact).exit_code == 2
     assert "auto or expanded or absorbed" in bad(artifact, tmp_path / "f", "--mla", "latent")
     assert "expected weights" in bad(artifact.parent / "source", tmp_path / "f")
@@ -121,8 +121,50 @@ def test_nobody_calibrates_for_nothing(
         message = bad(checkpoint, tmp_path / "taken", "--bits", 4, "--target", kind)
         assert "already exists" in message
     assert "converted already" in bad(artifact, tmp_path / "f", "--bits", 4)
-    assert "bits is 5" in bad(checkpoint, tmp_path / "f", "--bits", 5)
-    assert "block_size is 48" in bad(checkpoint, tmp_path / "f", "--bits", 4, "--block-size", 48)
+    assert "--bits is 5" in bad(checkpoint, tmp_path / "f", "--bits", 5)
+    assert "--block-size is 48" in bad(checkpoint, tmp_path / "f", "--bits", 4, "--block-size", 48)
     result = run(artifact, tmp_path / "f", "--no-calibration")
     assert result.exit_code == 2
     assert "--bits 4" in result.stderr
+
+
+def test_other_programs(checkpoint: Path, artifact: Path, tmp_path: Path) -> None:
+    """From a checkpoint, which is not converted, and from a converted model."""
+    result = run(checkpoint, tmp_path / "hf", "--target", "hf", "--type", "fp32")
+    assert result.exit_code == 0, result.output
+    path, size, took = result.stdout.splitlines()
+    assert path == str(tmp_path / "hf")
+    assert re.fullmatch(r"  size   \d+\.\d kB, 21 tensors, float32", size)
+    assert re.fullmatch(r"  took   \d+\.\d s", took)
+    assert "--overwrite" in bad(artifact, tmp_path / "hf", "--target", "hf")
+    result = run(artifact, tmp_path / "hf", "--target", "hf", "--overwrite")
+    assert "bfloat16" in result.stdout
+    assert "missing" in bad(tmp_path / "none", tmp_path / "f", "--target", "hf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hf"]
+
+
+def test_gguf(checkpoint: Path, artifact: Path, tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    for model in (checkpoint, artifact):
+        flags = ("--target", "gguf", "--type", "q4_0", "--overwrite")
+        result = run(model, tmp_path / "m.gguf", *flags)
+        assert result.exit_code == 0, result.output
+        assert "tensors, Q4_0" in result.stdout
+        assert (tmp_path / "m.gguf").read_bytes()[:4] == b"GGUF"
+    assert "type is 'Q4_K'" in bad(
+        artifact, tmp_path / "n.gguf", "--target", "gguf", "--type", "Q4_K"
+    )
+    assert "ends in .gguf" in bad(artifact, tmp_path / "n", "--target", "gguf")
+
+
+def test_options_of_other_targets(artifact: Path, tmp_path: Path) -> None:
+    for flags, said in (
+        (("--type", "bf16"), "--type is for --target hf or gguf, not mnn"),
+        (("--target", "hf", "--mla", "absorbed"), "--mla is for --target mnn or android, not hf"),
+        (("--target", "gguf", "--bits", 4), "--bits is for --target mnn or android, not gguf"),
+        (("--target", "hf", "--no-calibration"), "--no-calibration is for"),
+    ):
+        result = run(artifact, tmp_path / "f", *flags)
+        assert result.exit_code == 2
+        assert said in re.sub(r"[\s│]+", " ", result.stderr)
+    assert not (tmp_path / "f").exists()

@@ -97,11 +97,21 @@ def test_a_divergence_is_met_with_fewer_bytes_than_w8(checkpoint: Path, tmp_path
     assert np.isfinite(loaded.logits([1, 2, 3])).all()
 
 
+def test_a_divergence_that_only_the_widest_formats_meet(checkpoint: Path, tmp_path: Path) -> None:
+    w8 = converted(checkpoint, tmp_path / "w8", quant="w8").held_out
+    assert w8 is not None
+    most = 1.1 * (w8.mean + 2 * w8.mean_error)
+    made = converted(checkpoint, tmp_path / "out", target_kl=most)
+    assert made.held_out is not None
+    assert made.held_out.mean + 2 * made.held_out.mean_error <= most
+
+
 def test_a_divergence_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match="1e-09 is not met") as fault:
         converted(checkpoint, tmp_path / "out", target_kl=1e-9)
     assert "bytes" in str(fault.value)
     assert not (tmp_path / "out").exists()
+    assert (tmp_path / ".out.deepmnn-calibration" / "costs.json").is_file()  # for another budget
 
 
 def test_bytes_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:
@@ -109,6 +119,7 @@ def test_bytes_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:
         converted(checkpoint, tmp_path / "out", max_bytes=1000)
     with pytest.raises(RequestError, match=r"target-bpw 1e-09, 0 bytes"):
         converted(checkpoint, tmp_path / "out", target_bpw=1e-9)
+    assert not (tmp_path / ".out.deepmnn-calibration").exists()
 
 
 def test_more_bytes_than_there_can_be_are_w8(checkpoint: Path, tmp_path: Path) -> None:

@@ -56,16 +56,6 @@ def compressed_int8(stem: str, w: torch.Tensor) -> State:
     return {f"{stem}.weight": int8(w), f"{stem}.weight_scale": torch.ones(len(w), 1)}
 
 
-def nf4(stem: str, w: torch.Tensor) -> State:
-    name = f"{stem}.weight"
-    return {
-        name: ints(w.numel() // 2, 1, dtype=torch.uint8),
-        f"{name}.absmax": torch.ones(w.numel() // 64),
-        f"{name}.quant_map": torch.ones(16),
-        f"{name}.quant_state.bitsandbytes__nf4": ints(8, dtype=torch.uint8),
-    }
-
-
 def mlx(stem: str, w: torch.Tensor) -> State:
     rows, cols = w.shape
     return {
@@ -109,60 +99,59 @@ def parts(*names: str) -> Callable[[str, torch.Tensor], State]:
 
 METHOD = "quantization_config"
 SCHEMES: dict[str, tuple[Callable[[str, torch.Tensor], State], dict[str, Any], str]] = {
-    "GPTQ": (gptq, {METHOD: {"quant_method": "gptq", "bits": 4}}, "GPTQ"),
-    "GPTQ, unsaid": (gptq, {}, "GPTQ"),
-    "AWQ": (awq, {METHOD: {"quant_method": "awq", "bits": 4}}, "AWQ"),
-    "AWQ, unsaid": (awq, {}, "AWQ"),
-    "int8 of bitsandbytes": (
-        lambda s, w: {f"{s}.weight": int8(w), f"{s}.SCB": w.abs().amax(1)},
-        {METHOD: {"quant_method": "bitsandbytes", "load_in_8bit": True}},
-        r"bitsandbytes int8.*dequantize\(\)",
+    "GPTQ, unsaid": (gptq, {}, "GPTQ.*quantize_config.json"),
+    "GPTQ, another format": (
+        gptq,
+        {METHOD: {"quant_method": "gptq", "bits": 4, "checkpoint_format": "marlin"}},
+        "'marlin'.*gptq_v2",
     ),
-    "int8 of bitsandbytes, unsaid": (
-        lambda s, w: {f"{s}.weight": int8(w), f"{s}.SCB": w.abs().amax(1)},
-        {},
-        "bitsandbytes int8",
+    "GPTQ of an old Marlin": (
+        gptq,
+        {METHOD: {"quant_method": "gptq", "bits": 4, "is_marlin_format": True}},
+        "'marlin'",
     ),
-    "NF4": (nf4, {METHOD: {"quant_method": "bitsandbytes"}}, "bitsandbytes 4-bit"),
-    "NF4, unsaid": (nf4, {}, r"bitsandbytes 4-bit.*dequantize\(\)"),
+    "AWQ, unsaid": (awq, {}, "AWQ.*quant_config.json"),
+    "AWQ, another layout": (
+        awq,
+        {METHOD: {"quant_method": "awq", "bits": 4, "version": "gemv_fast"}},
+        "layout 'gemv_fast'.*version gemm",
+    ),
     "MLX": (mlx, {"quantization": {"group_size": 64, "bits": 4}}, "MLX.*--dequantize"),
     "MLX, said twice": (mlx, {"quantization": {"bits": 4}, METHOD: {"bits": 4}}, "MLX"),
     "MLX, unsaid": (mlx, {}, "MLX"),
-    "int8 of compressed-tensors": (
-        compressed_int8,
-        {METHOD: {"quant_method": "compressed-tensors", "format": "int-quantized"}},
-        "compressed-tensors",
-    ),
-    "int8 of compressed-tensors, as before": (
-        compressed_int8,
-        {"compression_config": {"quant_method": "compressed-tensors"}},
-        "compressed-tensors",
-    ),
     "int8 of compressed-tensors, unsaid": (compressed_int8, {}, "I8.*quantised.*weight_scale"),
-    "packed compressed-tensors": (
-        packed,
-        {METHOD: {"quant_method": "compressed-tensors", "format": "pack-quantized"}},
-        "compressed-tensors",
-    ),
-    "packed compressed-tensors, unsaid": (packed, {}, "compressed-tensors"),
-    "sparse compressed-tensors": (
+    "packed compressed-tensors, unsaid": (packed, {}, "compressed-tensors.*config.json"),
+    "sparse compressed-tensors, unsaid": (
         parts("bitmask", "compressed", "row_offsets", "shape"),
         {},
         "compressed-tensors, sparse",
     ),
-    "NVFP4 of ModelOpt": (nvfp4, {METHOD: {"quant_method": "modelopt"}}, "ModelOpt NVFP4"),
-    "NVFP4 of ModelOpt, unsaid": (nvfp4, {}, "ModelOpt NVFP4"),
-    "NVFP4 of compressed-tensors": (
+    "marlin of compressed-tensors": (
+        packed,
+        {METHOD: {"quant_method": "compressed-tensors", "format": "marlin-24"}},
+        "format marlin-24 .compressed-tensors",
+    ),
+    "NVFP4 of ModelOpt, unsaid": (nvfp4, {}, "ModelOpt NVFP4.*hf_quant_config.json"),
+    "NVFP4 of compressed-tensors, unsaid": (
         parts("weight_packed", "weight_scale", "weight_global_scale"),
-        {METHOD: {"quant_method": "compressed-tensors"}},
+        {},
         "NVFP4",
     ),
     "AWQ of ModelOpt": (
         lambda s, w: {f"{s}.weight": w, f"{s}.pre_quant_scale": torch.ones(w.shape[1])},
-        {},
+        {METHOD: {"quant_method": "modelopt"}},
         "ModelOpt AWQ",
     ),
-    "HQQ": (parts("W_q", "scale", "zero", "nbits"), {}, "HQQ"),
+    "AWQ of ModelOpt, by its config": (
+        nvfp4,
+        {METHOD: {"quant_method": "modelopt", "quant_algo": "NVFP4_AWQ"}},
+        "quant_algo NVFP4_AWQ",
+    ),
+    "MXFP4 of gpt-oss": (
+        parts("gate_up_proj_blocks", "gate_up_proj_scales"),
+        {METHOD: {"quant_method": "mxfp4"}},
+        "MXFP4 of gpt-oss",
+    ),
     "AQLM": (parts("codes", "codebooks", "scales"), {}, "AQLM"),
     "VPTQ": (parts("centroids", "indices", "weight_scale"), {}, "VPTQ"),
     "QuIP#": (parts("Qidxs", "SU", "SV"), {}, "QuIP#"),
@@ -174,6 +163,11 @@ SCHEMES: dict[str, tuple[Callable[[str, torch.Tensor], State], dict[str, Any], s
         lambda s, w: {f"{s}.weight": int8(w), f"{s}.weight_scales": torch.ones(len(w))},
         {METHOD: {"quant_method": "eetq"}},
         "quantised .quant_method 'eetq'",
+    ),
+    "AutoRound": (
+        gptq,
+        {METHOD: {"quant_method": "auto-round", "bits": 4}},
+        "quantised .quant_method 'auto-round'",
     ),
     "a LoRA that is not merged": (lora, {}, "adapter.*merge_and_unload"),
     "unknown integers": (lambda s, w: {f"{s}.weight": int8(w)}, {}, "stored as I8.*quantised"),
@@ -198,17 +192,7 @@ SCHEMES: dict[str, tuple[Callable[[str, torch.Tensor], State], dict[str, Any], s
     "rotated compressed-tensors": (
         lambda s, w: {f"{s}.weight": w.to(FP8), f"{s}.weight_scale": torch.ones(1)},
         {METHOD: {"quant_method": "compressed-tensors", "transform_config": {"R1": {}}}},
-        "rotated .compressed-tensors",
-    ),
-    "24-sparse compressed-tensors": (
-        lambda s, w: {f"{s}.weight": w},
-        {
-            "compression_config": {
-                "quant_method": "compressed-tensors",
-                "sparsity_config": {"format": "sparse-24-bitmask"},
-            }
-        },
-        "sparse .compressed-tensors",
+        "rotated weights .compressed-tensors",
     ),
 }
 
@@ -253,7 +237,7 @@ def test_refused_by_name(tmp_path: Path, checkpoint: Path, kind: str, case: str)
 
 @pytest.mark.parametrize(
     ("file", "word"),
-    [("quantize_config.json", "GPTQ"), ("hf_quant_config.json", "ModelOpt")],
+    [("quantize_config.json", "gptq"), ("quant_config.json", "awq")],
 )
 def test_a_file_beside_the_config_names_the_scheme(checkpoint: Path, file: str, word: str) -> None:
     state = quantise(checkpoint, lambda s, w: {f"{s}.weight": int8(w)})

@@ -195,3 +195,51 @@ def test_hub_names(text: str, repo: str, revision: str | None) -> None:
 )
 def test_no_hub_names(text: str) -> None:
     assert HubName.parse(text) is None
+
+
+Q4, Q8 = "model-Q4_K_M.gguf", "model-Q8_0.gguf"
+LARGE = [f"BF16/model-BF16-{part:05}-of-00003.gguf" for part in (1, 2, 3)]
+
+
+def test_a_gguf_file_is_fetched_alone(site: FakeHub) -> None:
+    put(site, *SMALL, *SAFETENSORS, Q4, Q8, *LARGE)
+    named = HubName.parse(f"owner/name:{Q4}")
+    assert named == HubName("owner/name", None, Q4)
+    path = fetched(f"owner/name:{Q4}")
+    assert (path.name, found(path.parent)) == (Q4, {Q4})
+    assert hub.local_snapshot(named) == path.parent
+    assert hub.local_snapshot(HubName("owner/name", site.commit, Q8)) is None
+    large = fetched(f"owner/name@main:{LARGE[1]}", only_config=True)
+    assert large == path.parent / LARGE[1]
+    assert found(path.parent) == {Q4, *LARGE}, "all of its parts"
+    assert hub.local_snapshot(HubName("owner/name", None, LARGE[0])) == path.parent
+    (path.parent / LARGE[2]).unlink()
+    assert hub.local_snapshot(HubName("owner/name", None, LARGE[0])) is None
+    assert found(download(NAME)) >= SMALL | SAFETENSORS, "without a name the others are meant"
+
+
+def test_a_repository_of_gguf_files(site: FakeHub) -> None:
+    put(site, "README.md", "mmproj-model-f16.gguf", Q4)
+    assert found(download(NAME)) == {Q4}, "its only model"
+    put(site, Q8, *LARGE)
+    choices = rf"holds 3 GGUF models; expected one of owner/name:{LARGE[0]}, owner/name:{Q4}"
+    with pytest.raises(CheckpointError, match=choices):
+        download(NAME)
+    with pytest.raises(CheckpointError, match=rf"has no other\.gguf; expected one of .*:{Q8}"):
+        download(HubName("owner/name", None, "other.gguf"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "owner/name:",
+        "owner/name:Q4_K_M",
+        "owner/name:../a.gguf",
+        "owner/name:/a.gguf",
+        "owner/name:a//b.gguf",
+        "owner/model.gguf",
+        "owner/name:a.gguf:b.gguf\n",
+    ],
+)
+def test_what_names_no_gguf_file(text: str) -> None:
+    assert HubName.parse(text) is None

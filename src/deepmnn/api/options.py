@@ -123,8 +123,8 @@ class LoadOptions:
     quant: str | Recipe | None = field(
         default=None,
         metadata={
-            "help": "Recipe of a checkpoint that is converted at first use: w8 (the default), w4, "
-            "bf16, fp32, or a .json file.",
+            "help": "Recipe of a checkpoint that is converted at first use: w8 (the default), w6, "
+            "w5, w4, w3, bf16, fp32, or a .yaml file.",
             "type": object,  # quant/recipe.py knows what a recipe is
             "expected": "a recipe's name or a deepmnn.Recipe",
         },

@@ -26,7 +26,10 @@ from deepmnn.errors import RequestError
 
 def convert(
     source: Annotated[
-        str, Argument(help="Checkpoint directory, PyTorch file, or OWNER/NAME on the hub.")
+        str,
+        Argument(
+            help="Checkpoint directory, GGUF or PyTorch file, tiny-r1, or OWNER/NAME on the hub."
+        ),
     ],
     target: Annotated[Path, Argument(metavar="OUT", help="Directory to write.")],
     quant: Annotated[
@@ -72,6 +75,7 @@ def convert(
     """Convert and quantise a checkpoint."""
     from deepmnn.conversion.carry_out import carry_out, choose
     from deepmnn.conversion.convert import chosen_budget, plan_conversion
+    from deepmnn.conversion.held_out import SHARE
     from deepmnn.conversion.report.recorder import HTML, Recorder
     from deepmnn.quant.recipe import DEFAULT
     from deepmnn.quant.recipe_file import read_recipe
@@ -80,6 +84,13 @@ def convert(
     named = _one_of(quant, recipe)
     most = None if max_bytes is None else options.nbytes(max_bytes, "--max-bytes")
     budget = chosen_budget(named, target_kl, target_bpw, most)
+    if no_calibration and calibration is not None:
+        raise RequestError("--no-calibration and --calibration", "one of them")
+    if dry_run and budget is not None:
+        raise RequestError(
+            "--dry-run and a budget",
+            "a recipe: what a budget chooses is found by running the model",
+        )
     with options.preparing() as progress:  # a checkpoint of the hub is downloaded
         plan = plan_conversion(
             source,
@@ -104,6 +115,8 @@ def convert(
         print_calibration(done.calibration)
     if done.held_out is not None:
         print_divergence(done.held_out)
+    elif done.calibration is not None:
+        out.say(f"  judged by nothing: fewer than {SHARE} samples hold none out", "yellow")
     if done.search is not None:
         print_search(done.search, done.plan.parameters)
     out.print(f"  took   {time.monotonic() - began:.1f} s, peak memory {file_size(_peak_rss())}")

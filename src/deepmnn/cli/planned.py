@@ -45,7 +45,8 @@ def print_facts(plan: Plan) -> None:
 def print_calibration(calibration: Calibration) -> None:
     """What the weights were rounded by, and what nearly no text reached."""
     tokens, samples = count(calibration.tokens), calibration.samples
-    out.print(f"  rounded by {samples} samples, {tokens} tokens: {calibration.tensors} matrices")
+    words = "1 sample" if samples == 1 else f"{samples} samples"
+    out.print(f"  rounded by {words}, {tokens} tokens: {calibration.tensors} matrices")
     if calibration.scarce:
         out.say(
             f"  {len(calibration.scarce)} matrices of experts that hardly a token reached are "
@@ -101,7 +102,9 @@ def print_weights(weights: Iterable[Weight]) -> None:
 
 
 def print_leftovers(plan: Plan) -> None:
-    """Warns of weights that the checkpoint lacks, and of tensors that the model does not read."""
+    """Warns of weights that the checkpoint lacks, of tensors that the model does not read, and of
+    rules that match none.
+    """
     lines = []
     if plan.dropped:
         lines.append(
@@ -111,5 +114,8 @@ def print_leftovers(plan: Plan) -> None:
     if plan.unused:
         shown = ", ".join(plan.unused[:_SHOWN]) + (", …" if len(plan.unused) > _SHOWN else "")
         lines.append(f"{len(plan.unused)} tensors of the checkpoint are not read: {shown}")
+    if plan.idle:
+        shown = ", ".join(plan.idle[:_SHOWN]) + (", …" if len(plan.idle) > _SHOWN else "")
+        lines.append(f"rules of the recipe that choose no format: {shown}")
     for line in lines:
         out.say(f"  {line}", "yellow")

@@ -15,7 +15,7 @@ def pull(
     repo: Annotated[
         str,
         Argument(
-            metavar="OWNER/NAME[@REVISION]",
+            metavar="OWNER/NAME[@REVISION][:FILE.gguf]",
             help="For example deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B.",
         ),
     ],
@@ -27,11 +27,12 @@ def pull(
     """Download a checkpoint from the Hugging Face hub."""
     from deepmnn.source.hub import HubName, download
 
-    name = HubName.parse(repo if revision is None else f"{repo}@{revision}")
+    base, colon, file = repo.partition(":")
+    name = HubName.parse(repo if revision is None else f"{base}@{revision}{colon}{file}")
     if name is None:
         raise BadParameter(f"{repo!r} is no name on the hub, expected OWNER/NAME")
     with options.preparing() as progress:
-        path = download(name, directory, progress)
+        path = name.within(download(name, directory, progress))
     out.say(str(path))
     following = f"deepmnn chat {name}" if directory is None else f"deepmnn convert {path} OUT"
     out.say(f"next: {following}", "dim")

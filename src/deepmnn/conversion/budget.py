@@ -45,10 +45,10 @@ CANDIDATES = tuple(made.name for made in FORMATS.values() if made.is_quantized)
 """The formats that a part may get."""
 
 ATTEMPTS = 4
-"""So often a model is rounded to meet a divergence, at most."""
+"""So often a model is rounded to meet a divergence, before the widest formats are taken."""
 
-_GOOD_ENOUGH = 0.85
-"""A divergence that is at least this share of the one asked for wastes few bytes."""
+_GOOD_ENOUGH = 0.75
+"""Formats that add at least this share of the divergence that they may add waste few bytes."""
 
 _COSTS = "costs.json"
 _OTHERS = next(name for name in CANDIDATES if named(name).bits == 4)
@@ -60,6 +60,9 @@ _SURVEY_SAMPLES = 24
 _LEAST = 0.01
 _TINY = 1e-30
 _MOST_BYTES = 1 << 62
+
+_ARGUMENTS = {"kl": "target_kl", "bits_per_weight": "target_bpw", "max_bytes": "max_bytes"}
+"""What fields of a budget are called by who asks for one."""
 
 _ERRORS = 2.0
 """Standard errors of a measured divergence that must lie within the one asked for, too."""
@@ -91,7 +94,9 @@ class Budget:
         for name, value in given.items():
             number = isinstance(value, int | float) and not isinstance(value, bool)
             if not number or not 0 < value < math.inf:
-                raise RequestError(f"a budget with {name} {value!r:.40}", "a positive number")
+                raise RequestError(
+                    argument(_ARGUMENTS[name], f" is {value!r:.40}"), "a positive number"
+                )
 
     @property
     def name(self) -> str:
@@ -194,30 +199,42 @@ class _Fit:
             limit -= made.nbytes - most  # a fused matrix can take more bytes than its parts
 
     def _within_kl(self, most: float) -> Rounded:
-        """The fewest bytes with so much divergence, at most."""
+        """The fewest bytes with so much divergence, at most: where the line through what was
+        measured says, between costs that were seen to be enough and too much; in the end the
+        widest formats.
+        """
         exact = self._widest
         tried = [(self._base, exact)]
         base, factor, best = exact.mean, 1.0, None
-        spread = _spread(exact)
-        for _ in range(ATTEMPTS):
+        spread, enough, too_much = _spread(exact), 0.0, math.inf
+        for attempt in range(ATTEMPTS + 1):
             aim = most / (1 + _ERRORS * spread)
-            found = self._least_bytes((aim - base) / factor)
-            made = self._planned(found)
-            if any(made.recipe == earlier.recipe for earlier, _ in tried):
+            between = math.sqrt(too_much * (enough or too_much / 4))
+            found = self._least_bytes(min((aim - base) / factor, between))
+            if best is None and (attempt == ATTEMPTS or self._was_tried(found, tried)):
+                found = self._least_bytes(0.0)
+            if (attempt == ATTEMPTS and best is not None) or self._was_tried(found, tried):
                 break
-            fitted = self._rounded(made, found, base, factor)
+            fitted = self._rounded(self._planned(found), found, base, factor)
             got = self._judge.divergence(fitted.plan)
-            tried.append((made, got))
+            tried.append((fitted.plan, got))
             if got.mean + _ERRORS * got.mean_error <= most:
                 if best is None or fitted.plan.nbytes < best.plan.nbytes:
                     best = replace(fitted, divergence=got)
-                if got.mean >= _GOOD_ENOUGH * aim:
+                if got.mean - base >= _GOOD_ENOUGH * (aim - base):
                     break
+                enough = max(enough, found.cost)
+            else:
+                too_much = min(too_much, found.cost)
             spread, base = _spread(got), min(base, got.mean)
             factor = max(got.mean - base, _LEAST * base, _TINY) / max(found.cost, _TINY)
         if best is None:
-            raise _unmet(most, [(self._base, exact), *tried])
+            raise _unmet(most, tried)
         return best
+
+    def _was_tried(self, found: Assignment, tried: Sequence[tuple[Plan, Divergence]]) -> bool:
+        recipe = self._planned(found).recipe
+        return any(recipe == plan.recipe for plan, _ in tried)
 
     def _least_bytes(self, cost: float) -> Assignment:
         """Of so much cost at most, or the best there is."""

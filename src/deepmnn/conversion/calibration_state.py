@@ -5,7 +5,7 @@
         *.codes         rounded tensors (calibrated.py)
         stage-0004/     what the next stage reads (spool.py)
 
-It is locked while in use, and removed when the model is written.
+It is locked while in use, and removed when the model is written or its numbers are refused.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from deepmnn.artifact.directory import storage_errors
 from deepmnn.artifact.manifest import FORMAT_VERSION
 from deepmnn.backends.base import I32
 from deepmnn.conversion.plan import Plan
-from deepmnn.errors import StorageError
+from deepmnn.errors import CheckpointError, RequestError, StorageError
 
 _IDENTITY = "identity"
 _VERSION = 2
@@ -49,6 +49,13 @@ def calibration_state(
         _adopt(directory, _identity(plan, samples, others))
         yield directory
         shutil.rmtree(directory, ignore_errors=True)
+    except CheckpointError:  # with this state it would be met again
+        shutil.rmtree(directory, ignore_errors=True)
+        raise
+    except RequestError:  # what was found serves another budget
+        if os.listdir(directory) == [_IDENTITY]:
+            shutil.rmtree(directory, ignore_errors=True)
+        raise
     finally:
         os.close(lock)
 

@@ -18,7 +18,7 @@ from deepmnn.conversion.report.facts import CalibrationFacts, Judged, Search
 from deepmnn.conversion.report.recorder import Recorder
 from deepmnn.conversion.rounded import Rounded, rounded
 from deepmnn.conversion.write import Progress, write
-from deepmnn.errors import RequestError, argument
+from deepmnn.errors import RequestError, Words, argument
 from deepmnn.formats import named
 from deepmnn.quant.divergence import Divergence
 from deepmnn.quant.rounder import Panels, Rounder
@@ -105,7 +105,9 @@ def carry_out(
     if calibration is None:
         if budget is not None:
             raise RequestError(
-                "a budget without a calibration", "samples, which formats are chosen by"
+                "a budget without a calibration",
+                "samples, which formats are chosen by",
+                Words("Leave calibration away.", "Leave --no-calibration away."),
             )
         return Converted(write(plan, out, overwrite, progress, report), plan)
     Target(out, FORMAT, overwrite, plan.source.paths).check()  # not after an hour of calibrating

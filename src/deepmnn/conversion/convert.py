@@ -11,6 +11,7 @@ from typing import Any
 
 from deepmnn import models
 from deepmnn.conversion.budget import Budget
+from deepmnn.conversion.bundled import NAME, bundled_checkpoint
 from deepmnn.conversion.calibrate import Calibration
 from deepmnn.conversion.carry_out import carry_out, choose
 from deepmnn.conversion.plan import Plan, plan
@@ -93,9 +94,9 @@ def convert(
     complete: interrupted at any moment it leaves nothing that loads.
 
     Args:
-        source: a checkpoint directory, a PyTorch file (.pt, .pth, .bin, .ckpt), or the hub's
-            OWNER/NAME or OWNER/NAME@REVISION, which is downloaded; with random_weights a directory
-            with config.json, or that file itself, is enough.
+        source: a checkpoint directory, a PyTorch file (.pt, .pth, .bin, .ckpt), "tiny-r1", or the
+            hub's OWNER/NAME or OWNER/NAME@REVISION, which is downloaded; with random_weights a
+            directory with config.json, or that file itself, is enough.
         out: the directory to create.
         quant: "w8" (the default), "w6", "w5", "w4", "w3", "bf16" or "fp32", or a recipe of your
             own (quant/recipe.py). Instead, one of
@@ -196,7 +197,8 @@ def plan_conversion(
     """
     recipe = recipe_of(quant)
     random = RandomWeights(_shapes, seed)  # a wrong seed is refused even where nothing is drawn
-    path = fetched(source, only_config=random_weights, progress=progress)
+    bundled = source == NAME and not os.path.lexists(source)
+    path = bundled_checkpoint() if bundled else fetched(source, random_weights, progress)
     opened = open_source(path, config, random if random_weights else None)
     return plan(opened, recipe, optimize_level)
 

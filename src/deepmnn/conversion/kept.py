@@ -4,7 +4,8 @@ A name is read in this order:
 
 1. a path that exists: a converted model as it is; a checkpoint, converted once;
 2. "tiny-r1", the model that comes with the package;
-3. OWNER/NAME or OWNER/NAME@REVISION of the Hugging Face hub: fetched, then converted once.
+3. OWNER/NAME or OWNER/NAME@REVISION of the Hugging Face hub, with :FILE.gguf behind it where it has
+   several GGUF models: fetched, then converted once.
 
 A conversion is found again by its source (of a path: the names, sizes and times of its files; of
 the hub: the commit), its recipe, its level and the version of the artifact's format.
@@ -16,14 +17,17 @@ import json
 import logging
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 
 from deepmnn.artifact import cache
 from deepmnn.artifact.cache import Hold
-from deepmnn.artifact.manifest import FORMAT_VERSION, MANIFEST, read_manifest
+from deepmnn.artifact.manifest import FORMAT_VERSION, read_manifest
 from deepmnn.artifact.reader import Artifact
+from deepmnn.artifact.restored import RestoredSource
 from deepmnn.conversion import bundled
 from deepmnn.conversion.bundled import NAME, bundled_checkpoint
 from deepmnn.conversion.carry_out import carry_out, choose
@@ -33,13 +37,18 @@ from deepmnn.errors import ArtifactError, CheckpointError, RequestError, Words
 from deepmnn.graph.levels import MAX_LEVEL
 from deepmnn.quant.recipe import DEFAULT, Recipe, recipe_of
 from deepmnn.source import hub
+from deepmnn.source.gguf.splits import files_of
 from deepmnn.source.hub import HubName
-from deepmnn.source.open import has_weights
+from deepmnn.source.open import has_weights, is_converted, open_source
 from deepmnn.source.side_files import CONFIG, SIDE_FILES
 from deepmnn.source.sizes import file_size
+from deepmnn.source.source import Source
 from deepmnn.text.samples import COUNT
 
-_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".json", ".jinja", ".model", ".txt")
+_SUFFIXES = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf"),
+    *(".json", ".jinja", ".model", ".txt"),
+)
 """Files of a checkpoint's directory that may change what a conversion writes."""
 
 log = logging.getLogger("deepmnn")
@@ -76,11 +85,7 @@ def converted(
         return _keep(_Local(NAME, bundled_checkpoint()), recipe, progress)
     named = HubName.parse(name) if isinstance(name, str) else None
     if named is None:
-        raise ArtifactError(
-            f"{name!s:.200} is missing, and no name of the Hugging Face hub",
-            "a converted model, a checkpoint, or OWNER/NAME on the hub",
-            "Check the path, or convert a checkpoint first.",
-        )
+        raise unknown(name)
     return _earlier(named, recipe) or _keep(_Snapshot.of(named, progress), recipe, progress)
 
 
@@ -93,12 +98,46 @@ def described(name: str | os.PathLike[str]) -> Path:
         return bundled_checkpoint()
     named = HubName.parse(name) if isinstance(name, str) and not os.path.lexists(name) else None
     snapshot = None if named is None else hub.local_snapshot(named)
-    return snapshot or hub.fetched(name, only_config=True)
+    if named is not None and snapshot is not None:
+        return named.within(snapshot)
+    return hub.fetched(name, only_config=True)
+
+
+@contextmanager
+def original(name: str | os.PathLike[str], progress: Progress | None = None) -> Iterator[Source]:
+    """The model of that name, under the tensor names of Hugging Face: a checkpoint as it is, a
+    converted model as the checkpoint that it was made of. Nothing is converted.
+
+    progress: called while a checkpoint of the hub is downloaded.
+
+    Raises ArtifactError (the name means nothing, or its directory is no model), and as
+    `open_source` and `hub.download`.
+    """
+    path = Path(name)
+    if not os.path.lexists(name):
+        named = HubName.parse(name) if isinstance(name, str) else None
+        if name != NAME and named is None:
+            raise unknown(name)
+        if named is None:
+            path = bundled_checkpoint()
+        else:
+            path = hub.local_snapshot(named) or hub.download(named, progress=progress)
+    with cache.hold(path):
+        yield open_source(path) if is_checkpoint(path) else RestoredSource(Artifact.open(path))
+
+
+def unknown(name: str | os.PathLike[str]) -> ArtifactError:
+    """For a name that is neither a path's nor one of the hub's."""
+    return ArtifactError(
+        f"{name!s:.200} is missing, and no name of the Hugging Face hub",
+        "a converted model, a checkpoint, or OWNER/NAME on the hub",
+        "Check the path, or convert a checkpoint first.",
+    )
 
 
 def is_checkpoint(path: Path) -> bool:
     """Whether a path is something to convert, sound or not."""
-    if (path / MANIFEST).exists():
+    if is_converted(path):
         return False
     return path.is_file() or (path / CONFIG).is_file() or has_weights(path)
 
@@ -130,7 +169,7 @@ class _Local:
         """Changes when a file does that a conversion reads. Raises CheckpointError."""
         single = self.path.is_file()
         folder = self.path.parent if single else self.path
-        wanted = {self.path.name, CONFIG, *SIDE_FILES}
+        wanted = {*(part.name for part in files_of(self.path)), CONFIG, *SIDE_FILES}
         try:
             found = [
                 [entry.name, entry.stat().st_size, entry.stat().st_mtime_ns]
@@ -154,26 +193,28 @@ class _Snapshot:
     source: str
     repo: str
     commit: str
+    file: str | None
 
     @classmethod
     def of(cls, named: HubName, progress: Progress | None) -> _Snapshot:
         """What the hub's cache has under that name, or else what the hub has."""
         directory = hub.local_snapshot(named) or hub.download(named, progress=progress)
-        return cls(str(named), named.repo, directory.name)
+        return cls(str(named), named.repo, directory.name, named.file)
 
     @property
     def label(self) -> str:
-        """The repository's name without its owner."""
-        return self.repo.split("/")[1]
+        """The repository's name without its owner, or the file's."""
+        return self.repo.split("/")[1] if self.file is None else Path(self.file).stem
 
     @property
     def identity(self) -> list[object]:
-        """The commit."""
-        return [self.repo, self.commit]
+        """The commit, and the file."""
+        return [self.repo, self.commit, *([] if self.file is None else [self.file])]
 
     def fetch(self, progress: Progress | None) -> Path:
         """Downloads what is not here."""
-        return hub.download(HubName(self.repo, self.commit), progress=progress)
+        named = HubName(self.repo, self.commit, self.file)
+        return named.within(hub.download(named, progress=progress))
 
 
 def _keep(source: _Local | _Snapshot, quant: Recipe | None, progress: Progress | None) -> Hold:

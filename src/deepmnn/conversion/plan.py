@@ -7,7 +7,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from deepmnn import models
@@ -19,7 +18,7 @@ from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.levels import MAX_LEVEL, PassResult, optimize
 from deepmnn.graph.passes.memory_plan import MemoryPlan, plan_memory
 from deepmnn.graph.tensors import tensor_shapes, tensors
-from deepmnn.quant.recipe import Recipe, apply
+from deepmnn.quant.recipe import Recipe, Rule, apply
 from deepmnn.source.source import Source
 from deepmnn.source.tensor_names import EMBEDDING, HEAD
 
@@ -53,6 +52,7 @@ class Plan:
         dropped: weights that config.json promises and the source lacks (unused MTP layers).
         unused: what the source has and the model does not read: adapters, then tensors of layers
             that it does read (biases, say), then others.
+        idle: patterns of the recipe that choose no weight's format; roles are left out.
     """
 
     source: Source
@@ -68,6 +68,7 @@ class Plan:
     parameters: int
     dropped: tuple[str, ...]
     unused: tuple[str, ...]
+    idle: tuple[str, ...]
 
     @property
     def model_type(self) -> str:
@@ -101,14 +102,16 @@ def plan(
     Raises ConfigError, RequestError (the level), TensorNotFoundError or CheckpointError (tensors
     that do not fit config.json).
     """
-    naive = models.build(_untied(source))
-    dropped = _match(naive, source)
+    naive, dropped = naive_graph(source)
     shapes = tensor_shapes(naive)
+    used: set[Rule] = set()
     graph, passes = optimize(
         naive,
         optimize_level,
         source,
-        choose_formats=partial(_choose_formats, recipe=recipe, source=source if keep else None),
+        choose_formats=lambda graph: used.update(
+            _choose_formats(graph, recipe, source if keep else None)
+        ),
     )
     weights = weight_order(graph)
     shards = plan_shards((weight.name, weight.nbytes) for weight in weights)
@@ -125,16 +128,17 @@ def plan(
         memory=plan_memory(graph, reuse=optimize_level >= MEMORY_REUSE_LEVEL),
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         dropped=dropped,
-        unused=_unused(source, shapes),
+        unused=unused(source, shapes),
+        idle=tuple(r.pattern for r in recipe.rules if not (r.is_role or r in used)),
     )
 
 
-def _choose_formats(graph: Graph, recipe: Recipe, source: Source | None) -> None:
-    """Those of the recipe, and for what a source keeps the source's.
+def _choose_formats(graph: Graph, recipe: Recipe, source: Source | None) -> set[Rule]:
+    """Those of the recipe, and for what a source keeps the source's; the rules that chose one.
 
     MLA's up-projections are multiplied in two ways, which only our own formats are.
     """
-    apply(graph, recipe)
+    used = apply(graph, recipe)
     for weight in graph.weights.values():
         chosen = named(weight.format)
         if source is None or weight.role not in _KEPT_ROLES or not chosen.is_quantized:
@@ -142,6 +146,17 @@ def _choose_formats(graph: Graph, recipe: Recipe, source: Source | None) -> None
         kept = weight.expr.kept_format(source)
         if kept is not None and named(kept).bits <= chosen.bits:
             weight.format = kept
+    return used
+
+
+def naive_graph(source: Source) -> tuple[Graph, tuple[str, ...]]:
+    """The graph of a source as the model file builds it, every tensor's presence and shape checked;
+    and the weights that config.json promises and the source lacks.
+
+    Raises ConfigError, TensorNotFoundError or CheckpointError.
+    """
+    naive = models.build(untied(source))
+    return naive, _match(naive, source)
 
 
 def weight_order(graph: Graph) -> list[Weight]:
@@ -152,7 +167,7 @@ def weight_order(graph: Graph) -> list[Weight]:
     return [graph.weights[name] for name in dict.fromkeys([*read, *graph.kept])]
 
 
-def _untied(source: Source) -> dict[str, Any]:
+def untied(source: Source) -> dict[str, Any]:
     """config.json's fields, without tie_word_embeddings where the head is another matrix.
 
     Libraries write the head beside the embedding that it is tied to; but if both are there and
@@ -175,7 +190,7 @@ def _are_equal(source: Source, first: str, second: str) -> bool:
     return digests[0] == digests[1]
 
 
-def _unused(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
+def unused(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
     """What the model does not read, what changes it most first."""
     read = {name.rpartition(".")[0] for name in shapes}
     tied = HEAD not in shapes

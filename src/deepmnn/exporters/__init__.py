@@ -1,1 +1,1 @@
-"""A converted model in the formats of others: MNN's folder, and a phone's project around it."""
+"""A model in the formats of others: MNN's folder and a phone's project, Hugging Face, GGUF."""

@@ -67,7 +67,7 @@ def optimize(
     level: int,
     source: TensorSource | None = None,
     disabled: frozenset[str] = frozenset(),
-    choose_formats: Callable[[Graph], None] | None = None,
+    choose_formats: Callable[[Graph], object] | None = None,
 ) -> tuple[Graph, list[PassResult]]:
     """The graph at an optimisation level, and what each pass did; `graph` is not touched.
 

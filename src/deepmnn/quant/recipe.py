@@ -67,9 +67,14 @@ class Rule:
             expected = f"one of {', '.join(MATRICES)}"
             raise RequestError(f"weight format {self.format!r:.80}", expected)
 
+    @property
+    def is_role(self) -> bool:
+        """Whether it names a role, which a model may lack."""
+        return self.pattern.startswith(_ROLE)
+
     def matches(self, weight: Weight, role: str) -> bool:
         """Whether a weight with that role gets this rule's format."""
-        if self.pattern.startswith(_ROLE):
+        if self.is_role:
             return self.pattern == _ROLE + role
         if fnmatchcase(weight.name, self.pattern):
             return True
@@ -160,24 +165,27 @@ def recipe_of(quant: str | Recipe) -> Recipe:
     return RECIPES[quant]
 
 
-def apply(graph: Graph, recipe: Recipe) -> None:
-    """Sets the format of every weight of the graph, in place."""
+def apply(graph: Graph, recipe: Recipe) -> set[Rule]:
+    """Sets the format of every weight of the graph, in place; the rules that chose one."""
     embeddings = _embeddings(graph)
+    used = set()
     for weight in graph.weights.values():
         looked_up = embeddings.get(weight.expr)
         if weight.role == "vector" or len(weight.shape) == 1:
             weight.format = formats.VECTOR.name
         elif looked_up is not None:
-            _store(weight, recipe, looked_up, "embedding")
+            used.add(_store(weight, recipe, looked_up, "embedding"))
         else:
-            _store(weight, recipe, weight, weight.role)
+            used.add(_store(weight, recipe, weight, weight.role))
+    return used
 
 
-def _store(weight: Weight, recipe: Recipe, matched: Weight, role: str) -> None:
+def _store(weight: Weight, recipe: Recipe, matched: Weight, role: str) -> Rule:
     """Gives a matrix the format of the rule that `matched` finds."""
     rules = () if role == "router" else recipe.rules
     rule = next((rule for rule in rules if rule.matches(matched, role)), UNMATCHED)
     weight.format = rule.format
+    return rule
 
 
 def _embeddings(graph: Graph) -> dict[Expr, Weight]:

@@ -10,7 +10,7 @@ from deepmnn.errors import UnsupportedModelError
 from deepmnn.formats import Codes, KeptCodes
 from deepmnn.graph.weights import F32
 from deepmnn.source.codecs import codec_of
-from deepmnn.source.codecs.foreign import described
+from deepmnn.source.codecs.settings import described
 from deepmnn.source.entry import FLOATS
 from deepmnn.source.source import Source
 from deepmnn.source.store import Store
@@ -41,7 +41,9 @@ class Checkpoint(Source):
         self.config = config
         self._files = files
         self._store = store
-        self._codec = codec_of(config, store)
+        home = self.path if os.path.isdir(self.path) else self.path.parent
+        self._directories = (home, paths[1].parent)
+        self._codec = codec_of(config, store, self._directories)
         self._parts = {} if self._codec is None else self._codec.parts()
         belonging = {part for parts in self._parts.values() for part in parts}
         plain = [name for name in store.names() if name not in belonging]
@@ -106,7 +108,7 @@ class Checkpoint(Source):
             return
         stem = name.removesuffix("weight")
         beside = [n for n in self._store.names() if n.startswith(stem) and n != name][:3]
-        known = described(self.config, self.path if os.path.isdir(self.path) else self.path.parent)
+        known = described(self.config, self._directories)
         raise UnsupportedModelError(
             f"tensor {name!r:.200} is stored as {dtype}: codes of a quantised model, not numbers"
             + (f" ({known})" if known else "")

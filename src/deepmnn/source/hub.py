@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from deepmnn.errors import CheckpointError, DeepmnnError, StorageError
+from deepmnn.source.gguf.splits import SUFFIX, models_of, part_names
+from deepmnn.source.json_file import is_plain_name
 from deepmnn.source.side_files import CONFIG
 from deepmnn.source.sizes import file_size
 
@@ -21,7 +23,8 @@ FILES = ("*.json", "*.jinja", "tokenizer.model", "merges.txt")
 """Files that a conversion needs beside the weights."""
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-"""Weight files, best first: only the first kind that a repository has is fetched."""
+"""Weight files, best first: only the first kind that a repository has is fetched. A repository that
+has none of them may have a GGUF model."""
 
 Progress = Callable[[int, int, str], None]
 
@@ -31,30 +34,43 @@ EVERY = 1.0
 log = logging.getLogger("deepmnn")
 
 
-_PATH_ENDINGS = (".mnn", ".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json")
+_PATH_ENDINGS = (".mnn", ".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json", SUFFIX)
 """What ends so is the path of a file, mistyped perhaps."""
 
 
 @dataclass(frozen=True)
 class HubName:
-    """A repository of the hub: OWNER/NAME, or OWNER/NAME@REVISION.
+    """A repository of the hub: OWNER/NAME, or OWNER/NAME@REVISION; with :FILE.gguf behind it one
+    GGUF model of several.
 
     revision: a branch, tag or commit; None is the repository's main branch.
+    file: of the model, or the first of its parts; None: the repository's only model.
     """
 
     repo: str
     revision: str | None = None
+    file: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> HubName | None:
         """What the text names, if it has the form of a hub name."""
-        match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", text, re.ASCII)
+        name, _, file = text.partition(":")
+        match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", name, re.ASCII)
         if match is None or match[1].endswith(_PATH_ENDINGS):
             return None
-        return cls(match[1], match[2])
+        if ":" not in text:
+            return cls(match[1], match[2])
+        if not file.endswith(SUFFIX) or not all(map(is_plain_name, file.split("/"))):
+            return None
+        return cls(match[1], match[2], file)
+
+    def within(self, directory: Path) -> Path:
+        """The model, in a directory that has the repository's files."""
+        return directory if self.file is None else directory / self.file
 
     def __str__(self) -> str:
-        return self.repo if self.revision is None else f"{self.repo}@{self.revision}"
+        name = self.repo if self.revision is None else f"{self.repo}@{self.revision}"
+        return name if self.file is None else f"{name}:{self.file}"
 
 
 def fetched(
@@ -63,20 +79,24 @@ def fetched(
     """The path of a source: itself, or of a hub name what is downloaded, unless a file is called
     like that.
 
-    only_config: config.json is enough. progress: as of `download`.
+    only_config: config.json is enough, unless a GGUF file is named, which has its own.
+    progress: as of `download`.
 
     Raises as `download`.
     """
     name = HubName.parse(source) if isinstance(source, str) else None
     if name is None or os.path.lexists(source):
         return Path(source)
-    return download_config(name) if only_config else download(name, progress=progress)
+    if only_config and name.file is None:
+        return download_config(name)
+    return name.within(download(name, progress=progress))
 
 
 def download(
     name: HubName, directory: Path | None = None, progress: Progress | None = None
 ) -> Path:
-    """The checkpoint's directory: `directory`, or a snapshot in the hub's own cache.
+    """The directory with the repository's files that a conversion needs: `directory`, or a snapshot
+    in the hub's own cache.
 
     What is there already is not fetched again. Without a network an earlier snapshot will do.
 
@@ -91,7 +111,7 @@ def download(
     here = local_snapshot(name) if directory is None else None
     try:
         commit, files = _listing(name)
-        sizes = missing = _wanted(files)
+        sizes = missing = _wanted(name, files)
         if directory is None:
             missing = {file: n for file, n in sizes.items() if not _is_here(name, commit, file)}
             if here is not None and here.name == commit and not missing:
@@ -108,6 +128,8 @@ def download(
                     tqdm_class=None if progress is None else _silent(),
                 )
             )
+    except DeepmnnError:
+        raise
     except Exception as error:  # the hub library raises its own, the network's and the system's
         if here is not None and _is_network(error):
             log.info("the hub cannot be reached: using the copy of %s in %s", name, here)
@@ -134,27 +156,30 @@ def download_config(name: HubName) -> Path:
 
 
 def local_snapshot(name: HubName) -> Path | None:
-    """The directory with weights that the hub's cache has under that name; it is called like the
+    """The directory with the model that the hub's cache has under that name; it is called like the
     commit. The network is not asked.
     """
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        found = try_to_load_from_cache(name.repo, CONFIG, revision=name.revision)
+        parts = [CONFIG] if name.file is None else part_names(name.file)
+        found = [try_to_load_from_cache(name.repo, part, revision=name.revision) for part in parts]
     except HFValidationError:
         return None
-    directory = Path(found).parent if isinstance(found, str) else None
-    return directory if directory and _matching(os.listdir(directory), WEIGHTS) else None
+    if not all(isinstance(path, str) for path in found):
+        return None
+    directory = Path(str(found[0])).parents[parts[0].count("/")]
+    whole = name.file is not None or _matching(os.listdir(directory), WEIGHTS)
+    return directory if whole else None
 
 
 def _listing(name: HubName) -> tuple[str, dict[str, int]]:
-    """The commit, and file → bytes of what lies in no folder of the repository."""
+    """The commit, and file → bytes."""
     from huggingface_hub import HfApi
 
     info = HfApi().model_info(name.repo, revision=name.revision, files_metadata=True)
-    files = {file.rfilename: file.size or 0 for file in info.siblings or []}
-    return info.sha or "", {file: size for file, size in files.items() if "/" not in file}
+    return info.sha or "", {file.rfilename: file.size or 0 for file in info.siblings or []}
 
 
 def _is_here(name: HubName, commit: str, file: str) -> bool:
@@ -163,10 +188,31 @@ def _is_here(name: HubName, commit: str, file: str) -> bool:
     return isinstance(try_to_load_from_cache(name.repo, file, revision=commit), str)
 
 
-def _wanted(files: dict[str, int]) -> dict[str, int]:
-    """The files that a conversion needs, and their bytes."""
-    weights = next((kind for kind in WEIGHTS if _matching(files, (kind,))), WEIGHTS[0])
-    return {name: files[name] for name in _matching(files, (*FILES, weights))}
+def _wanted(name: HubName, files: dict[str, int]) -> dict[str, int]:
+    """The files that a conversion needs, and their bytes. What lies in folders is other editions of
+    the model, unless a GGUF file there is named.
+
+    Raises CheckpointError when it is not clear which GGUF model is meant.
+    """
+    models = models_of(files)
+    if name.file is not None:
+        parts = part_names(name.file)
+        if not files.keys() >= set(parts):
+            raise CheckpointError(f"{name.repo} has no {name.file}", _choices(name, models))
+        return {part: files[part] for part in parts}
+    top = {file: size for file, size in files.items() if "/" not in file}
+    kind = next((kind for kind in WEIGHTS if _matching(top, (kind,))), None)
+    if kind is not None or not models:
+        return {file: top[file] for file in _matching(top, (*FILES, kind or WEIGHTS[0]))}
+    if len(models) > 1 or "/" in models[0]:
+        raise CheckpointError(f"{name} holds {len(models)} GGUF models", _choices(name, models))
+    return {file: top[file] for file in (*part_names(models[0]), CONFIG) if file in top}
+
+
+def _choices(name: HubName, models: list[str]) -> str:
+    """The names of its models."""
+    names = [f"{HubName(name.repo, name.revision)}:{model}" for model in models]
+    return f"one of {', '.join(names)}" if names else "a repository with GGUF files"
 
 
 def _matching(files: Iterable[str], patterns: Iterable[str]) -> list[str]:

@@ -300,7 +300,7 @@ def _read(kind: Kind, file: Path) -> Tensors:
 
 
 def _kinds() -> str:
-    return ", ".join(kind.name for kind in KINDS)
+    return ", ".join([*(kind.name for kind in KINDS), "GGUF (*.gguf)"])
 
 
 # --------------------------------------------------------------------------------- no weights

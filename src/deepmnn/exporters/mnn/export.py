@@ -52,6 +52,12 @@ class ExportReport:
     note: str
     seconds: float
 
+    @property
+    def contents(self) -> str:
+        """What is in it, in a few words."""
+        form = f", latent attention {self.mla_form}" if self.mla_form else ""
+        return f"{self.ops} MNN ops{form}"
+
 
 def export(
     source: str | os.PathLike[str],

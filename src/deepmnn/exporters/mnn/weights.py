@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from deepmnn.errors import RequestError
+from deepmnn.errors import RequestError, argument
 from deepmnn.formats import ALIGNMENT, BF16_MATRIX, BLOCK_ROWS, F32, U8, named
 from deepmnn.graph.ir import Weight
 from deepmnn.quant.blocks import round_blocks
@@ -70,9 +70,13 @@ class Storing:
 
     def __post_init__(self) -> None:
         if self.bits not in (None, *BLOCK):
-            raise RequestError(f"bits is {self.bits!r:.40}", " or ".join(map(str, BLOCK)))
+            raise RequestError(
+                argument("bits", f" is {self.bits!r:.40}"), " or ".join(map(str, BLOCK))
+            )
         if self.block not in (None, *BLOCK_SIZES):
-            raise RequestError(f"block_size is {self.block!r:.40}", f"one of {BLOCK_SIZES}")
+            raise RequestError(
+                argument("block_size", f" is {self.block!r:.40}"), f"one of {BLOCK_SIZES}"
+            )
 
     def bits_of(self, weight: Weight) -> int:
         """Of a code once written, 0 for floats: a byte where a row does not fill whole bytes."""

@@ -1,44 +1,48 @@
-"""FP8 weights with scales, as DeepSeek, compressed-tensors, ModelOpt and FBGEMM store them.
+"""FP8 weights with scales, as DeepSeek and FBGEMM store them, and others without a word of it.
 
 A weight [rows, cols] in e4m3 or e5m2 comes with scales by which it is multiplied: one for the whole
 tensor, one for each row [rows] or [rows, 1], or one for each block of the matrix
 [ceil(rows / block rows), ceil(cols / block cols)], ragged at the lower and right edges
 (weight_dequant in DeepSeek-V3's inference/kernel.py). The block size stands in config.json:
-quantization_config.weight_block_size, or weights.block_structure of compressed-tensors' groups.
-What the scales are called differs, what they mean does not (transformers renames all of them to
-weight_scale_inv, which in spite of its name is a factor, too).
+quantization_config.weight_block_size. What the scales are called differs, what they mean does not
+(transformers renames all of them to weight_scale_inv, which in spite of its name is a factor, too).
+compressed_tensors.py and modelopt.py have such weights among others.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, Self
 
 import numpy as np
 
 from deepmnn.errors import CheckpointError, TensorNotFoundError, UnsupportedModelError
 from deepmnn.graph.weights import F32
-from deepmnn.source.codecs.codec import Codec
+from deepmnn.source.codecs.checks import finite
+from deepmnn.source.codecs.coded import Coded, MatrixCodec
+from deepmnn.source.codecs.packing import FP8_LEVELS
 from deepmnn.source.entry import FLOATS
 from deepmnn.source.store import Store
 
-FP8 = ("F8_E4M3", "F8_E5M2")
-METHODS = ("fp8", "compressed-tensors", "modelopt", "fbgemm_fp8")
+FP8 = tuple(FP8_LEVELS)
+METHODS = ("fp8", "fbgemm_fp8")
 """Values of quant_method whose FP8 weights are these."""
 
 SCALE_SUFFIX = "_scale_inv"
 DEFAULT_BLOCK = (128, 128)
+SCALES = (*FLOATS, "F8_E8M0")
+"""Types of scales. Those of F8_E8M0 (scale_fmt ue8m0) are powers of two."""
+
+Block = tuple[int, int]
 
 _SUFFIXES = (SCALE_SUFFIX, "_scale")
 _BESIDE = (".scale", ".qscale_weight")
 _UNREAD = ("_zero_point", "_scale_2", "_global_scale", "_g_idx", "_offset")
 """What would change the numbers, if a scheme had it."""
 
-_SCALE_DTYPES = (*FLOATS, "F8_E8M0")
 
-
-class Fp8(Codec):
+class Fp8(MatrixCodec):
     """FP8 weights and their scales, whether config.json speaks of them or not.
 
     Args:
@@ -48,7 +52,7 @@ class Fp8(Codec):
 
     scheme = "fp8"
 
-    def __init__(self, store: Store, block: tuple[int, int] | None) -> None:
+    def __init__(self, store: Store, block: Block | None) -> None:
         self._store = store
         self._block = block
         self._parts = _parts(store)
@@ -71,15 +75,17 @@ class Fp8(Codec):
         self._scale_of(name)
         return self._store.shape(name)
 
-    def read(self, name: str) -> F32:
-        """The weight times its scales.
-
-        Raises TensorNotFoundError, CheckpointError, or UnsupportedModelError when it is not clear
-        what they mean.
+    def coded(self, name: str) -> Coded:
+        """Raises TensorNotFoundError, CheckpointError, or UnsupportedModelError when it is not
+        clear what the scales mean.
         """
         scale = self._scale_of(name)
         block = self._block or (DEFAULT_BLOCK if scale.endswith(SCALE_SUFFIX) else None)
-        return dequantize(name, self._store.read(name), scale, self._store.read(scale), block)
+        return coded_fp8(self._store, name, scale, [] if block is None else [block])
+
+    def read(self, name: str) -> F32:
+        """What the codes stand for, in any number of dimensions."""
+        return super().read(name).reshape(self._store.shape(name))
 
     def _scale_of(self, name: str) -> str:
         """The tensor of scales: one, of floats, and nothing else that would change the numbers."""
@@ -92,7 +98,7 @@ class Fp8(Codec):
                 "download it again, or convert from the original checkpoint.",
             )
         dtypes = {scale: self._store.dtype(scale) for scale in scales}
-        if len(scales) > 1 or not set(dtypes.values()) <= set(_SCALE_DTYPES):
+        if len(scales) > 1 or not set(dtypes.values()) <= set(SCALES):
             found = ", ".join(f"{scale!r:.200} ({dtype})" for scale, dtype in dtypes.items())
             raise UnsupportedModelError(
                 f"the FP8 weight {name!r:.200} comes with {found}",
@@ -106,7 +112,7 @@ def _parts(store: Store) -> dict[str, tuple[str, ...]]:
     """Every FP8 weight → itself, and the tensors that are called as if they belonged to it."""
     found: dict[str, tuple[str, ...]] = {}
     for name in store.names():
-        if store.dtype(name) in FP8:
+        if store.dtype(name) in FP8 and not _is_scale(name, store):
             others = [name + suffix for suffix in _SUFFIXES + _UNREAD]
             if name.endswith(".weight"):
                 others += [name.removesuffix(".weight") + suffix for suffix in _BESIDE]
@@ -114,7 +120,12 @@ def _parts(store: Store) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def block_size(quantization: Mapping[str, Any]) -> tuple[int, int] | None:
+def _is_scale(name: str, store: Store) -> bool:
+    """Whether an FP8 tensor is called as if it were the scales of another."""
+    return any(name.removesuffix(suffix) in store for suffix in _SUFFIXES if name.endswith(suffix))
+
+
+def block_size(quantization: Mapping[str, Any]) -> Block | None:
     """Rows and columns that share a scale; None where there are no blocks, or of unknown size.
 
     DeepSeek's own configs (quant_method "fp8") that do not say have 128 × 128, as in transformers.
@@ -122,18 +133,12 @@ def block_size(quantization: Mapping[str, Any]) -> tuple[int, int] | None:
     """
     own = quantization.get("quant_method", Fp8.scheme) == Fp8.scheme
     default = list(DEFAULT_BLOCK) if own else None
-    field, block = "weight_block_size", quantization.get("weight_block_size", default)
-    if block is None and isinstance(groups := quantization.get("config_groups"), dict):
-        found = [_group_block(group) for group in groups.values()]
-        blocks = [one for one in found if one is not None]
-        if blocks:
-            field, block = "config_groups", blocks[0]
-        if any(other != block for other in blocks):
-            raise UnsupportedModelError(
-                f"quantization_config.config_groups has blocks {blocks!r:.80}", "one size"
-            )
-    if block is None:
-        return None
+    block = quantization.get("weight_block_size", default)
+    return None if block is None else checked_block(block, "weight_block_size")
+
+
+def checked_block(block: object, field: str) -> Block:
+    """A block's rows and columns. Raises UnsupportedModelError."""
     if (
         not isinstance(block, list)
         or len(block) != 2
@@ -145,44 +150,49 @@ def block_size(quantization: Mapping[str, Any]) -> tuple[int, int] | None:
     return block[0], block[1]
 
 
-def _group_block(group: object) -> object:
-    """The block of one of compressed-tensors' groups, None where it has none."""
-    weights = group.get("weights") if isinstance(group, dict) else None
-    if not isinstance(weights, dict):
-        return None
-    if weights.get("strategy") == "group":
-        return [1, weights.get("group_size")]
-    return weights.get("block_structure")
-
-
-def dequantize(
-    name: str, weight: F32, scale_name: str, scale: F32, block: tuple[int, int] | None
-) -> F32:
-    """Multiplies a weight by its scales, in place; returns weight.
+def coded_fp8(store: Store, name: str, scale_name: str, blocks: Collection[Block]) -> Coded:
+    """An FP8 tensor as codes; what has not two dimensions is one row.
 
     Raises CheckpointError when the scales do not fit the weight.
     """
+    codes = store.stored(name)
+    levels = FP8_LEVELS[store.dtype(name)]
+    codes = codes if codes.ndim == 2 else codes.reshape(1, -1)
+    scale = finite(scale_name, store.read(scale_name))
+    scales, group_size = spread_scales(scale_name, scale, store.shape(name), blocks)
+    return Coded(codes.view(np.uint8), scales, group_size, levels=levels)
+
+
+def spread_scales(
+    scale_name: str, scale: F32, shape: tuple[int, ...], blocks: Collection[Block]
+) -> tuple[F32, int]:
+    """The scales of a weight as `Coded` has them, and the columns that share one.
+
+    Args:
+        scale: one, one for each row, or one for each block.
+        shape: of the weight.
+        blocks: sizes that config.json speaks of. A group of columns is a block of one row.
+
+    Raises CheckpointError when the scales do not fit the weight, or fit it in several ways.
+    """
+    cols = shape[1] if len(shape) == 2 else max(1, math.prod(shape))
     if scale.size == 1:
-        weight *= np.float32(scale.item())
-        return weight
-    rows = weight.shape[0] if weight.ndim == 2 else -1
+        return scale.reshape(1, 1), cols
+    rows = shape[0] if len(shape) == 2 else -1
     if scale.shape in ((rows,), (rows, 1)):
-        weight *= scale.reshape(rows, 1)
-        return weight
-    fits = weight.ndim == 2 and block is not None and scale.shape == _blocks(weight.shape, block)
-    if block is None or not fits:
-        blocks = f"blocks of {list(block)}" if block else "blocks, of which it says nothing"
+        return scale.reshape(rows, 1), cols
+    fitting = {block for block in blocks if len(shape) == 2 and scale.shape == _grid(shape, block)}
+    if len(fitting) != 1:
+        sizes = " or ".join(str(list(block)) for block in dict.fromkeys(blocks))
         raise CheckpointError(
             f"{scale_name!r:.200} has shape {list(scale.shape)}",
-            f"scales for a weight {list(weight.shape)}: one, one for each row, or {blocks}",
-            "Check quantization_config.weight_block_size in config.json.",
+            f"scales for a weight {list(shape)}: one, one for each row, or "
+            + (f"blocks of {sizes}" if sizes else "blocks, of which it says nothing"),
+            "Check quantization_config in config.json.",
         )
-    high, wide = block
-    for i, scales in enumerate(scale):
-        columns = scales.repeat(min(wide, weight.shape[1]))[: weight.shape[1]]
-        weight[i * high : (i + 1) * high] *= columns
-    return weight
+    high, wide = fitting.pop()
+    return scale if high == 1 else scale.repeat(min(high, rows), axis=0)[:rows], wide
 
 
-def _blocks(shape: tuple[int, ...], block: tuple[int, int]) -> tuple[int, ...]:
+def _grid(shape: tuple[int, ...], block: Block) -> tuple[int, ...]:
     return tuple(math.ceil(n / size) for n, size in zip(shape, block, strict=True))

@@ -1,0 +1,155 @@
+"""A converted model as the checkpoint that it was made of."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from deepmnn import formats, models
+from deepmnn.artifact.manifest import CONFIG
+from deepmnn.artifact.reader import Artifact
+from deepmnn.errors import ArtifactError, TensorNotFoundError
+from deepmnn.formats import F32
+from deepmnn.graph.ir import Graph, Node, Weight
+from deepmnn.graph.levels import optimize
+from deepmnn.graph.origins import row_origins
+from deepmnn.graph.tensors import tensor_shapes, tensors
+from deepmnn.graph.weights import Expr
+from deepmnn.quant.recipe import Recipe, apply
+from deepmnn.quant.store import stored_values
+from deepmnn.source.side_files import read_side_files
+from deepmnn.source.source import Source
+
+_EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
+_FROM_CHECKPOINT = "Start from the checkpoint that it was converted from."
+
+
+class RestoredSource(Source):
+    """Tensors under Hugging Face's names and in their shapes, with the numbers that the converted
+    model computes with: rounded, but no longer rotated, fused or split.
+
+    graph.json does not say what weights are made of. The passes do: they run once more on the graph
+    of config.json, whose weights are expressions, and give node for node the stored graph.
+
+    Needs memory for one stored weight and one tensor.
+
+    Raises ArtifactError when the passes of this version make another graph.
+    """
+
+    def __init__(self, artifact: Artifact) -> None:
+        self.paths = (artifact.path,)
+        self.config = _untied(artifact)
+        self._artifact = artifact
+        naive = models.build(self.config)
+        if not artifact.graph().kept:  # the checkpoint came without these layers
+            for name in naive.kept:
+                del naive.weights[name]
+            naive.kept = []
+        self._shapes = tensor_shapes(naive)
+        self._parts: dict[str, list[tuple[Weight, Expr]]] = {name: [] for name in self._shapes}
+        for weight, expr in self._origins(naive):
+            for name in {tensor.name for tensor in tensors(expr)}:
+                self._parts[name].append((weight, expr))
+        self._last: tuple[str, F32] = ("", np.empty(0, np.float32))
+
+    def names(self) -> list[str]:
+        """Every tensor that the model reads."""
+        return list(self._shapes)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._shapes
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """A tensor's shape. Raises TensorNotFoundError."""
+        if name not in self._shapes:
+            raise TensorNotFoundError(f"{self._artifact.path} holds no tensor {name!r:.200}")
+        return self._shapes[name]
+
+    def read(self, name: str) -> F32:
+        """A tensor's numbers. Raises TensorNotFoundError or ArtifactError."""
+        out = np.empty(self.shape(name), np.float32)
+        missing = np.ones(len(out), bool)
+        for weight, expr in self._parts[name]:
+            rows, places = row_origins(expr)[name]
+            out[places] = self._values(weight)[rows]
+            missing[places] = False
+        if missing.any():
+            raise ArtifactError(
+                f"{self._artifact.path} holds {len(out) - missing.sum()} of {len(out)} rows of "
+                f"{name!r:.200}",
+                "all of them",
+                _FROM_CHECKPOINT,
+            )
+        return out
+
+    def sample(self, name: str) -> bytes:
+        """The first numbers. Raises as `read`."""
+        return self.read(name).reshape(-1)[:16].tobytes()
+
+    def nbytes(self) -> int:
+        """Bytes of all stored weights."""
+        return self._artifact.weights_nbytes
+
+    def side_files(self) -> dict[str, bytes]:
+        """Those that the manifest lists."""
+        path = self._artifact.path
+        found = read_side_files(path, path / CONFIG, ArtifactError)
+        return {name: data for name, data in found.items() if name in self._artifact.text_files}
+
+    def _values(self, weight: Weight) -> F32:
+        """A stored weight's numbers; the last matrix is kept, for those that were fused into it."""
+        if self._last[0] == weight.name:
+            return self._last[1]
+        values = stored_values(weight, self._artifact.tensor(weight.name))
+        if formats.named(weight.format).is_matrix:
+            self._last = weight.name, values
+        return values
+
+    def _origins(self, naive: Graph) -> list[tuple[Weight, Expr]]:
+        """Every stored weight, with what it is made of."""
+        stored, manifest = self._artifact.graph(), self._artifact.manifest
+        recipe = Recipe.from_json(manifest["recipe"], "recipe", ArtifactError)
+        made, _ = optimize(
+            naive, manifest["optimize_level"], choose_formats=partial(apply, recipe=recipe)
+        )
+        pairs = [(name, name) for name in stored.kept]
+        if len(made.nodes) != len(stored.nodes) or made.kept != stored.kept:
+            raise self._differs(f"{len(stored.nodes)} nodes", f"{len(made.nodes)}")
+        for ours, theirs in zip(made.nodes, stored.nodes, strict=True):
+            if _facts(ours) != _facts(theirs):
+                raise self._differs(f"the node {_facts(theirs)}", f"{_facts(ours)}")
+            # Weights of equal content are stored once, under the name of the first.
+            pairs += zip(ours.weights, theirs.weights, strict=True)
+        found: dict[str, tuple[Weight, Expr]] = {}
+        for ours_name, name in pairs:
+            weight, expr = stored.weights[name], made.weights[ours_name].expr
+            if weight.shape != expr.shape:
+                raise self._differs(f"{name!r:.200} {list(weight.shape)}", f"{list(expr.shape)}")
+            found[ours_name] = weight, expr
+        return list(found.values())
+
+    def _differs(self, found: str, expected: str) -> ArtifactError:
+        return ArtifactError(
+            f"{self._artifact.path} has {found}",
+            f"{expected}, as this version makes of its config.json",
+            _FROM_CHECKPOINT,
+        )
+
+
+def _facts(node: Node) -> tuple[str, str, int]:
+    return node.op, node.name, len(node.weights)
+
+
+def _untied(artifact: Artifact) -> dict[str, Any]:
+    """config.json's fields, without tie_word_embeddings where the head is another matrix."""
+    weights = artifact.graph().weights
+    if artifact.config.get("tie_word_embeddings") is not True or not {_EMBEDDING, _HEAD} <= {
+        *weights
+    }:
+        return artifact.config
+    same_format = weights[_EMBEDDING].format == weights[_HEAD].format
+    if same_format and np.array_equal(artifact.tensor(_EMBEDDING), artifact.tensor(_HEAD)):
+        return artifact.config
+    return artifact.config | {"tie_word_embeddings": False}

@@ -1,0 +1,1 @@
+"""Any model → a GGUF file for llama.cpp."""

@@ -1,0 +1,159 @@
+"""A source → one GGUF file that llama.cpp runs."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from deepmnn.conversion.plan import naive_graph
+from deepmnn.conversion.write import Progress
+from deepmnn.errors import CheckpointError
+from deepmnn.exporters.exported import Exported, check_type, unread
+from deepmnn.exporters.gguf.file import GgufFile, GgufPlace
+from deepmnn.exporters.gguf.metadata import Value, metadata
+from deepmnn.exporters.gguf.names import architecture
+from deepmnn.exporters.gguf.tensors import GgufTensor, gguf_tensors
+from deepmnn.exporters.gguf.tokenizer import Vocabulary, vocabulary
+from deepmnn.exporters.gguf.types import DEFAULT, FILE_TYPES, Encoder, encoders, library
+from deepmnn.graph.tensors import tensor_shapes
+from deepmnn.models import read_config
+from deepmnn.source.source import Source
+from deepmnn.text.generation_config import GenerationConfig
+from deepmnn.text.text_files import TextFiles
+from deepmnn.text.tokenizer import FILE as TOKENIZER
+from deepmnn.text.tokenizer import Tokenizer
+
+
+def export_gguf(
+    source: Source,
+    target: str | os.PathLike[str],
+    *,
+    type: str = DEFAULT,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Writes a model as one GGUF file.
+
+    Needs memory for one tensor of the source. Written under another name and renamed when complete.
+
+    Args:
+        source: the model (conversion/kept.py opens one by any name).
+        target: the file to create, which ends in .gguf.
+        type: one of FILE_TYPES; of some tensors only (types.py).
+        overwrite: replaces an earlier export.
+        progress: called after each tensor.
+
+    Raises UnsupportedModelError (what llama.cpp does not compute), RequestError (the type),
+    TokenizerError, MissingDependencyError (the gguf package), CheckpointError, ConfigError or
+    StorageError.
+    """
+    began = time.monotonic()
+    type = check_type(type, FILE_TYPES)
+    gguf = library()
+    name = architecture(source.config.get("model_type"))
+    config = read_config(source.config)
+    facts = metadata(name, config)
+    graph, _ = naive_graph(source)
+    text = _vocabulary(source, config.vocab_size)
+    place = GgufPlace(target, overwrite, source.paths)
+    keys = _general(place.path, type) | {f"{name}.{key}": v for key, v in facts.fields.items()}
+    keys |= {f"tokenizer.{key}": value for key, value in text.fields.items()}
+    writer = gguf.GGUFWriter(None, name)
+    for key, value in keys.items():
+        _add(writer, key, value)
+    shapes = tensor_shapes(graph)
+    tensors = gguf_tensors(name, config, shapes)
+    encoder_of = encoders(tensors, type)
+    total = _add_infos(writer, tensors, encoder_of)
+    done = 0
+    with GgufFile(place) as file:
+        file.begin(writer, total)
+        for tensor in tensors:
+            nbytes = _write(file, tensor, encoder_of[tensor.name], source)
+            done += nbytes
+            if progress is not None:
+                progress(done, total, tensor.name)
+        file.finish()
+    notes = [*facts.notes, *text.notes, *unread(source, shapes)]
+    if graph.kept:
+        notes.append("multi-token-prediction layers are left out")
+    contents = f"{len(tensors)} tensors, {type}"
+    return Exported(place.path, total, contents, "; ".join(notes), time.monotonic() - began)
+
+
+def check_gguf(target: str | os.PathLike[str], overwrite: bool, sources: Sequence[Path]) -> None:
+    """Raises what `export_gguf` raises for a target that it may not write, and for a missing
+    package.
+    """
+    library()
+    GgufPlace(target, overwrite, sources).check()
+
+
+def _general(path: Path, type: str) -> dict[str, Value]:
+    gguf = library()
+    return {
+        "general.type": "model",
+        "general.name": path.stem,
+        "general.file_type": int(gguf.LlamaFileType[FILE_TYPES[type]]),
+        "general.quantization_version": int(gguf.GGML_QUANT_VERSION),
+    }
+
+
+def _vocabulary(source: Source, vocab_size: int) -> Vocabulary:
+    files = source.side_files()
+    with tempfile.TemporaryDirectory(prefix="deepmnn-tokenizer-") as folder:
+        for name, data in files.items():
+            (Path(folder) / name).write_bytes(data)
+        texts = TextFiles(folder)
+        tokenizer = Tokenizer(texts) if TOKENIZER in files else None
+        ends = GenerationConfig.read(texts, source.config).eos_ids
+        return vocabulary(tokenizer, vocab_size, source.config, ends)
+
+
+def _add(writer: Any, key: str, value: Value | list[Any]) -> None:
+    """A key with the type that llama.cpp expects of its values."""
+    match value:
+        case bool():
+            writer.add_bool(key, value)
+        case int():
+            writer.add_uint32(key, value)
+        case float():
+            writer.add_float32(key, value)
+        case str():
+            writer.add_string(key, value)
+        case list():
+            writer.add_array(key, value)
+
+
+def _add_infos(
+    writer: Any, tensors: Sequence[GgufTensor], encoder_of: Mapping[str, Encoder]
+) -> int:
+    """Names, shapes and types of the tensors; → bytes of all."""
+    gguf = library()
+    total = 0
+    for tensor in tensors:
+        encoder = encoder_of[tensor.name]
+        nbytes = encoder.nbytes(tensor.shape)
+        kind = gguf.GGMLQuantizationType[encoder.type]
+        writer.add_tensor_info(tensor.name, tensor.shape, None, nbytes, raw_dtype=kind)
+        total += nbytes
+    return total
+
+
+def _write(file: GgufFile, tensor: GgufTensor, encoder: Encoder, source: Source) -> int:
+    """Streams a tensor; → its bytes. Raises CheckpointError."""
+    written = 0
+    for numbers in tensor.pieces(source):
+        for data in encoder.encode(tensor.name, numbers):
+            file.write(data.data)
+            written += data.nbytes
+    if written != encoder.nbytes(tensor.shape):
+        raise CheckpointError(
+            f"{tensor.name} has {written} bytes", f"{encoder.nbytes(tensor.shape)}"
+        )
+    file.pad(written)
+    return written

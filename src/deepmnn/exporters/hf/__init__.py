@@ -1,0 +1,1 @@
+"""Any model → a plain Hugging Face directory."""

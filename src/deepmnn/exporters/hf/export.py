@@ -1,0 +1,180 @@
+"""A source → a Hugging Face directory that transformers and vLLM load.
+
+config.json, tokenizer files, ...       as the source has them; config.json names the new dtype
+model.safetensors                       the tensors that the model reads; or, in larger models,
+model-0000i-of-0000N.safetensors        shards of them, and
+model.safetensors.index.json            which tensor lies in which
+deepmnn.json                            what was written, so that only that is ever replaced
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from deepmnn.artifact.directory import DirectoryWriter
+from deepmnn.artifact.shards import Shard, plan_shards
+from deepmnn.artifact.target import Target
+from deepmnn.conversion.plan import naive_graph
+from deepmnn.conversion.write import Progress
+from deepmnn.exporters.exported import LARGEST_F16, Exported, check_numbers, check_type, unread
+from deepmnn.graph.tensors import tensor_shapes
+from deepmnn.source.codecs.settings import BLOCKS
+from deepmnn.source.open import EXPORTED
+from deepmnn.source.side_files import CONFIG
+from deepmnn.source.source import Source
+from deepmnn.source.tensor_names import HEAD
+
+FORMAT_VERSION = 1
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DEFAULT = "bf16"
+
+_FLOAT32 = ".e_score_correction_bias"
+"""Ends the names of tensors that DeepSeek publishes in float32, and libraries keep so."""
+
+
+@dataclass(frozen=True)
+class Type:
+    """How numbers are stored.
+
+    Attributes:
+        dtype: of numpy.
+        code: in safetensors' words.
+        torch_dtype: in config.json's words.
+        largest: what it holds.
+    """
+
+    dtype: np.dtype[Any]
+    code: str
+    torch_dtype: str
+    largest: float
+
+
+_BF16_MAX = (2 - 2**-7) * 2.0**127
+TYPES = {
+    "bf16": Type(np.dtype(ml_dtypes.bfloat16), "BF16", "bfloat16", _BF16_MAX),
+    "fp16": Type(np.dtype("<f2"), "F16", "float16", LARGEST_F16),
+    "fp32": Type(np.dtype("<f4"), "F32", "float32", math.inf),
+}
+"""What --type may be."""
+
+
+def export_hf(
+    source: Source,
+    target: str | os.PathLike[str],
+    *,
+    type: str = DEFAULT,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Writes a model as a plain Hugging Face directory.
+
+    Needs memory for one tensor. Written to a temporary directory and renamed when complete.
+
+    Args:
+        source: the model (conversion/kept.py opens one by any name).
+        target: the directory to create.
+        type: "bf16", "fp16" or "fp32". Numbers are rounded to nearest.
+        overwrite: replaces an earlier export.
+        progress: called after each tensor.
+
+    Raises RequestError (the type), CheckpointError, ConfigError or StorageError.
+    """
+    began = time.monotonic()
+    chosen = TYPES[check_type(type, TYPES)]
+    shapes = tensor_shapes(naive_graph(source)[0])
+    sizes = {n: math.prod(shape) * _type(n, chosen).dtype.itemsize for n, shape in shapes.items()}
+    shards = plan_shards(sizes.items())
+    if len(shards) == 1:
+        shards[0].file = SINGLE
+    total = sum(sizes.values())
+    with DirectoryWriter(Target(target, EXPORTED, overwrite, source.paths)) as writer:
+        writer.check_space(total)
+        done = 0
+        for shard in shards:
+            with writer.stream(shard.file) as sink:
+                sink.write(_header(shard, shapes, chosen))
+                for name, nbytes in shard.weights:
+                    sink.write(_stored(source, name, _type(name, chosen)))
+                    done += nbytes
+                    if progress is not None:
+                        progress(done, total, name)
+        if len(shards) > 1:
+            writer.add_file(INDEX, _index(shards, total))
+        files = source.side_files() | {CONFIG: _config(source, shapes, chosen)}
+        for name, data in files.items():
+            writer.add_file(name, data)
+        writer.commit({"format": EXPORTED, "format_version": FORMAT_VERSION})
+    contents = f"{len(shapes)} tensors, {chosen.torch_dtype}"
+    note = _note(source, shapes)
+    return Exported(Path(target), total, contents, note, time.monotonic() - began)
+
+
+def check_hf(target: str | os.PathLike[str], overwrite: bool, sources: Sequence[Path]) -> None:
+    """Raises what `export_hf` raises for a target that it may not write."""
+    Target(target, EXPORTED, overwrite, sources).check()
+
+
+def _type(name: str, chosen: Type) -> Type:
+    """The type of one tensor."""
+    return TYPES["fp32"] if name.endswith(_FLOAT32) else chosen
+
+
+def _header(shard: Shard, shapes: Mapping[str, tuple[int, ...]], chosen: Type) -> bytes:
+    """safetensors' length and JSON, padded so that numbers are aligned."""
+    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, nbytes in shard.weights:
+        offsets = [position, position + nbytes]
+        code = _type(name, chosen).code
+        fields[name] = {"dtype": code, "shape": list(shapes[name]), "data_offsets": offsets}
+        position += nbytes
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _stored(source: Source, name: str, type: Type) -> memoryview:
+    """A tensor's bytes. Raises CheckpointError."""
+    numbers = source.read(name)
+    check_numbers(name, numbers, type.largest, type.torch_dtype)
+    return np.ascontiguousarray(numbers.astype(type.dtype)).reshape(-1).view(np.uint8).data
+
+
+def _index(shards: Sequence[Shard], total: int) -> bytes:
+    weight_map = {name: shard.file for shard in shards for name, _ in shard.weights}
+    return _json({"metadata": {"total_size": total}, "weight_map": weight_map})
+
+
+def _config(source: Source, shapes: Mapping[str, tuple[int, ...]], chosen: Type) -> bytes:
+    """config.json of unquantised weights. It names no code that is not here (auto_map)."""
+    gone = {*BLOCKS, "dtype", "torch_dtype", "auto_map"}
+    fields = {name: value for name, value in source.config.items() if name not in gone}
+    if fields.get("tie_word_embeddings") is True and HEAD in shapes:
+        fields["tie_word_embeddings"] = False
+    model = "".join(part.title() for part in str(fields["model_type"]).split("_"))
+    fields.setdefault("architectures", [f"{model}ForCausalLM"])
+    return _json(fields | {"torch_dtype": chosen.torch_dtype})
+
+
+def _note(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> str:
+    notes = unread(source, shapes)
+    if "auto_map" in source.config and source.config["model_type"] == "deepseek":
+        notes.append(
+            "transformers needs configuration_deepseek.py and modeling_deepseek.py, which "
+            "are no part of this; vLLM does not"
+        )
+    return "; ".join(notes)
+
+
+def _json(fields: Mapping[str, Any]) -> bytes:
+    return json.dumps(fields, indent=2, ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,80 @@
+"""Names and keys against the tables of the gguf package."""
+
+from __future__ import annotations
+
+import pytest
+
+from deepmnn.errors import UnsupportedModelError
+from deepmnn.exporters.gguf.metadata import metadata
+from deepmnn.exporters.gguf.names import ARCHITECTURES, architecture, tensor_name
+from deepmnn.exporters.gguf.tensors import gguf_tensors
+from deepmnn.graph.tensors import tensor_shapes
+from deepmnn.models import build, model_types, read_config
+from tiny_models import ALL, CONFIGS
+
+gguf = pytest.importorskip("gguf")
+
+ARCHES = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+
+REFUSED = {("qwen3", 2), ("deepseek", 2), ("deepseek_v2", 3), ("deepseek_v3", 2)}
+"""With biases, or a mixture, that llama.cpp does not have."""
+
+
+def config_of(model_type: str, index: int) -> dict[str, object]:
+    return {"model_type": model_type, **CONFIGS[model_type][index]}
+
+
+def stems(arch: int) -> set[str]:
+    """Every tensor that llama.cpp knows in an architecture, of layer 0 where it has layers."""
+    return {gguf.TENSOR_NAMES[kind].format(bid=0) for kind in gguf.MODEL_TENSORS[arch]}
+
+
+def keys() -> set[str]:
+    groups = [group for group in vars(gguf.Keys).values() if isinstance(group, type)]
+    values = (value for group in groups for value in vars(group).values())
+    return {value for value in values if isinstance(value, str)}
+
+
+def test_every_model_has_an_architecture() -> None:
+    assert set(ARCHITECTURES) == set(model_types())
+    assert set(ARCHITECTURES.values()) <= ARCHES.keys()
+    for found in ("gemma3", None, 3):
+        with pytest.raises(UnsupportedModelError, match="no name in GGUF"):
+            architecture(found)
+
+
+@pytest.mark.parametrize(("model_type", "index"), ALL)
+def test_every_tensor_is_one_of_the_architecture(model_type: str, index: int) -> None:
+    fields = config_of(model_type, index)
+    shapes = tensor_shapes(build(fields))
+    name = architecture(model_type)
+    known = stems(ARCHES[name])
+    tensors = gguf_tensors(name, read_config(fields), shapes)
+    assert len({tensor.name for tensor in tensors}) == len(tensors)
+    for tensor in tensors:
+        parts = tensor.name.split(".")
+        if parts[0] == "blk":
+            parts[1] = "0"
+        stem, suffix = ".".join(parts[:-1]), parts[-1]
+        assert stem in known, tensor.name
+        assert suffix in ("weight", "bias")
+
+
+@pytest.mark.parametrize(("model_type", "index"), ALL)
+def test_every_key_is_one_of_ggufs(model_type: str, index: int) -> None:
+    name = architecture(model_type)
+    config = read_config(config_of(model_type, index))
+    if (model_type, index) in REFUSED:
+        with pytest.raises(UnsupportedModelError, match=r"llama\.cpp does not compute"):
+            metadata(name, config)
+        return
+    found = metadata(name, config)
+    patterns = keys()
+    for key in found.fields:
+        assert "{arch}." + key in patterns, key
+
+
+def test_a_tensor_without_a_name() -> None:
+    for name in ("model.layers.0.self_attn.sinks", "model.visual.weight"):
+        with pytest.raises(UnsupportedModelError, match=name):
+            tensor_name(name)
