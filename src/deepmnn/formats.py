@@ -348,17 +348,21 @@ class KeptCodes:
         """
         format = named(self.format)
         assert format.groups is not None
-        groups, stored = format.groups, self.codes.shape[1]
-        scales, shifts = self.group_scales(), self.group_shifts()
-        levels = np.array(format.levels, np.int16)[self.codes].astype(np.float32)
-        by_column = np.arange(stored) // groups.columns
+        groups = format.groups
+        values: F32 = np.array(format.levels, np.float32).take(self.codes)
         with np.errstate(invalid="ignore", over="ignore"):  # damaged scales
             if groups.shift == "zero":
-                levels -= self.shifts.astype(np.float32)[:, by_column]
-            levels *= scales[:, by_column]
+                values -= self._by_column(self.shifts.astype(np.float32))
+            values *= self._by_column(self.group_scales())
             if groups.shift in ("f16", "u8"):
-                levels += shifts[:, by_column]
-        return levels
+                values += self._by_column(self.group_shifts())
+        return values
+
+    def _by_column(self, numbers: F32) -> F32:
+        """Numbers of groups, [rows, groups], for each column."""
+        groups = named(self.format).groups
+        assert groups is not None
+        return np.repeat(numbers, groups.columns, axis=1)[:, : self.codes.shape[1]]
 
     def group_scales(self) -> F32:
         """[rows, groups], float32."""
