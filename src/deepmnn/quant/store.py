@@ -95,7 +95,9 @@ def _check_kept(weight: Weight, codes: KeptCodes) -> None:
             f"{bits} bits in {weight.format}",
             _DAMAGED,
         )
-    if not (np.isfinite(codes.group_scales()).all() and np.isfinite(codes.group_shifts()).all()):
+    with np.errstate(over="ignore", invalid="ignore"):
+        largest = codes.group_scales() * np.float32(max(map(abs, named(codes.format).levels)))
+    if not (np.isfinite(largest).all() and np.isfinite(codes.group_shifts()).all()):
         raise CheckpointError(
             f"weight {weight.name!r}: scales with NaN or infinity", "finite numbers", _DAMAGED
         )
