@@ -18,6 +18,7 @@ from deepmnn.backends.cpu.backend import CpuBackend
 from deepmnn.backends.reference import ReferenceBackend
 from deepmnn.conversion.calibration_set import CalibrationSet
 from deepmnn.conversion.carry_out import choose
+from deepmnn.conversion.convert import convert
 from deepmnn.conversion.plan import Plan, plan
 from deepmnn.conversion.write import write
 from deepmnn.errors import CheckpointError
@@ -198,23 +199,43 @@ def test_scaled_codes_are_numbers(tmp_path: Path) -> None:
     np.testing.assert_array_equal(scaled.read(), plain.read() / 2)
 
 
+def with_tokenizer(path: Path, store: Store) -> Path:
+    """A file of a llama that reads bytes."""
+    fields = CONFIGS["llama"][0] | MODELS["llama"] | {"vocab_size": 264}
+    tiny = checkpoint_of("llama", fields, path / "hf")
+    write_tokenizer(path / "tokenizer")
+    spec = json.loads((path / "tokenizer" / "tokenizer.json").read_text())
+    spec["model"]["vocab"]["ab"] = 263
+    spec["model"]["merges"] = ["a b"]  # a list without any is not written
+    write_gguf(tiny, path / "model.gguf", store, tokenizer=tokenizer_keys(spec, "default"))
+    return path / "model.gguf"
+
+
 @pytest.mark.parametrize(("kind", "starts"), [(Q.Q4_0, False), (Q.MXFP4, False), (Q.Q6_K, True)])
-def test_only_what_is_rounded_again_is_calibrated(
+def test_a_calibration_starts_only_where_something_is_rounded(
     tmp_path: Path, kind: GGMLQuantizationType, starts: bool
 ) -> None:
-    tiny = model_of("llama", tmp_path / "hf")
-    write_tokenizer(tmp_path / "tokenizer")
-    spec = json.loads((tmp_path / "tokenizer" / "tokenizer.json").read_text())
-    spec["model"]["vocab"]["ab"] = 1000
-    spec["model"]["merges"] = ["a b"]  # a file without any is none
+    path = with_tokenizer(tmp_path, lambda name, values: Q.F32 if values.ndim == 1 else kind)
+    assert choose(planned(path, "w8"), None, 8) is None
+    assert isinstance(choose(planned(path, "w4"), None, 8), CalibrationSet) == starts
 
-    def store(name: str, values: F32) -> GGMLQuantizationType:
-        return Q.F32 if values.ndim == 1 else kind
 
-    write_gguf(tiny, tmp_path / "model.gguf", store, tokenizer=tokenizer_keys(spec, "default"))
-    assert choose(planned(tmp_path / "model.gguf", "w8"), None, 8) is None
-    chosen = choose(planned(tmp_path / "model.gguf", "w4"), None, 8)
-    assert isinstance(chosen, CalibrationSet) == starts
+def test_a_calibration_rounds_only_what_has_more_bits(tmp_path: Path) -> None:
+    """Q6_K of a Q4_K_M file, converted to w4."""
+    path = with_tokenizer(tmp_path, q4_k_m)
+    source = open_source(path)
+    formats = [source.kept_format(name) for name in source.names()]
+    report = convert(path, tmp_path / "out", "w4", samples=2, report=False)
+    assert report.calibration is not None
+    assert report.calibration.tensors == formats.count("q6_k") > 0
+    artifact = Artifact.open(tmp_path / "out")
+    stored = artifact.graph().weights
+    assert {weight.format for weight in stored.values()} == {"vector", "w4", "q4_k"}
+    for weight in planned(path, "w4").weights:
+        assert stored[weight.name].format == weight.format
+        if weight.format == "q4_k":
+            found = stored_values(weight, artifact.tensor(weight.name))
+            np.testing.assert_array_equal(found, weight.expr.read(source))
 
 
 @pytest.mark.parametrize("kind", [Q.Q4_1, Q.Q5_K, Q.MXFP4])
