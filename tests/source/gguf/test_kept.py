@@ -254,15 +254,13 @@ def test_scales_that_are_no_numbers_are_refused(tmp_path: Path, kind: GGMLQuanti
 
 @pytest.mark.parametrize(
     "shape",
-    [(4096, 14336), (128256, 4096), (1024, 4096), (151936, 896), (1408, 2048), (7168, 18432)],
+    [(4096, 14336), (128256, 4096), (1024, 4096), (151936, 1536), (1408, 2048), (7168, 18432)],
 )
 @pytest.mark.parametrize("kind", KEPT)
 def test_stored_weights_are_as_small_as_the_file(
     kind: GGMLQuantizationType, shape: tuple[int, int]
 ) -> None:
-    """Of Llama 3 8B, Qwen 2.5 0.5B, DeepSeek-V2-Lite and V3."""
+    """Of Llama 3 8B, Qwen 2.5 1.5B, DeepSeek-V2-Lite and V3."""
     block, nbytes = GGML_QUANT_SIZES[kind]
-    if shape[1] % block:
-        pytest.skip("llama.cpp stores it in another type")
     ours = FORMATS[kind.name.lower()].nbytes(*shape)
     assert ours <= 1.03 * shape[0] * shape[1] // block * nbytes
