@@ -95,7 +95,7 @@ def _check_kept(weight: Weight, codes: KeptCodes) -> None:
             f"{bits} bits in {weight.format}",
             _DAMAGED,
         )
-    with np.errstate(over="ignore", invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # a power of two may be finite by itself
         largest = codes.group_scales() * np.float32(max(map(abs, named(codes.format).levels)))
     if not (np.isfinite(largest).all() and np.isfinite(codes.group_shifts()).all()):
         raise CheckpointError(
