@@ -17,6 +17,7 @@ import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter
 
 from deepmnn.backends.base import F32
+from gguf_blocks import encoded
 from tiny_models import TinyModel
 
 ARCHITECTURES = {
@@ -60,7 +61,7 @@ def write_gguf(
     stored = {}
     for name, values in _tensors(tiny, split_kv, fuse_qkv):
         kind = store(name, values)
-        data = gguf.quantize(np.ascontiguousarray(values), kind)
+        data = encoded(values, kind)
         writer.add_tensor(name, data, raw_dtype=kind)
         stored[name] = np.asarray(gguf.dequantize(data, kind)).reshape(values.shape)
     writer.write_header_to_file()
@@ -68,6 +69,24 @@ def write_gguf(
     writer.write_tensors_to_file()
     writer.close()
     return stored
+
+
+def write_floats(
+    tiny: TinyModel, stored: dict[str, F32], path: Path, rope: dict[str, Any] | None = None
+) -> Path:
+    """A file of these numbers. rope: instead of the config's; with keys of floats, too."""
+    architecture = ARCHITECTURES[tiny.config["model_type"]]
+    writer = GGUFWriter(path, architecture)
+    add_config(writer, tiny.config | ({} if rope is None else {"rope_parameters": rope}))
+    for key in (key for key in rope or {} if "." in key):
+        writer.add_float32(f"{architecture}.{key}", (rope or {})[key])
+    for name, values in stored.items():
+        writer.add_tensor(name, values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
 
 
 def _add(writer: GGUFWriter, key: str, value: Any) -> None:

@@ -37,6 +37,23 @@ def test_bits_of_a_weight(name: str, bits: float) -> None:
     assert named(name).nbytes(64, 1024) * 8 == bits * 64 * 1024
 
 
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        *[("q8_0", 8.5), ("q4_0", 4.5), ("q4_1", 5), ("q5_0", 5.5), ("q5_1", 6)],
+        *[("q4_k", 4.5), ("q5_k", 5.5), ("q6_k", 6.5625), ("mxfp4", 4.25)],
+        *[("int4_g32", 4 + 20 / 32), ("int4_g64", 4 + 20 / 64), ("int4_g128", 4 + 20 / 128)],
+        *[("int8_g32", 8.5), ("int8_g64", 8.25), ("int8_g128", 8.125), ("int8", 8), ("int4", 4)],
+    ],
+)
+def test_kept_formats_take_hardly_more_than_the_files(name: str, file: float) -> None:
+    """file: bits of a number there; AWQ and GPTQ have zero points of 4 bits, and scales of a row
+    are as good as nothing.
+    """
+    bits = named(name).nbytes(64, 1024) * 8 / (64 * 1024)
+    assert file <= bits <= 1.03 * file
+
+
 def test_positions_are_codes() -> None:
     """program.bin stores a format's code, and a reader finds its name there."""
     assert [format.code for format in FORMATS.values()] == list(range(len(FORMATS)))
@@ -46,7 +63,11 @@ def test_positions_are_codes() -> None:
 def test_what_the_layout_asks_of_a_quantised_format() -> None:
     for format in FORMATS.values():
         assert PANEL_COLS % format.columns == 0
-        assert format.is_quantized == (format.columns == PART_COLS)
+        assert (format.is_quantized or format.is_kept) == (format.columns == PART_COLS)
+        if format.is_kept:
+            assert len(format.levels) == 1 << format.bits
+            assert format.groups is not None
+            assert PANEL_COLS % format.groups.columns == 0
         if format.is_quantized:
             assert len(set(format.levels)) == 1 << format.bits
             assert -128 <= min(format.levels) < 0 < max(format.levels) <= 127

@@ -30,6 +30,16 @@ nb::list formats() {
       levels.append(level_of(format, i));
     }
     entry["levels"] = nb::tuple(levels);
+    entry["groups"] = nb::none();
+    if (is_kept(static_cast<Format>(code))) {
+      constexpr const char* scales[] = {"f16", "u8", "i8", "e8m0"};
+      constexpr const char* shifts[] = {"", "f16", "u8", "zero"};
+      nb::dict groups;
+      groups["columns"] = format.group;
+      groups["scale"] = scales[static_cast<int>(format.scale)];
+      groups["shift"] = shifts[static_cast<int>(format.shift)];
+      entry["groups"] = groups;
+    }
     table.append(entry);
   }
   return table;

@@ -33,11 +33,12 @@ Epilogue parse_epilogue(const std::string& name) {
 // Activations in the form that quantised weights read.
 class Quantized {
  public:
-  Quantized(const Matrix<float>& x, const Kernels& kernels) {
+  Quantized(const Matrix<float>& x, const Kernels& kernels, bool plain) {
     const int64_t panels = panel_count(x.cols) * x.rows;
     codes_.resize(static_cast<size_t>(panels * kPanelCols));
     heads_.resize(static_cast<size_t>(panels));
-    rows_ = {codes_.data(), heads_.data(), x.rows};
+    if (plain) plain_.resize(static_cast<size_t>(panels));
+    rows_ = {codes_.data(), heads_.data(), x.rows, plain ? plain_.data() : nullptr};
     kernels.quantize_rows(x.data, x.stride, x.rows, x.cols, rows_);
   }
   const QuantizedRows& rows() const { return rows_; }
@@ -45,13 +46,14 @@ class Quantized {
  private:
   std::vector<int8_t> codes_;
   std::vector<PanelHead> heads_;
+  std::vector<PlainPanel> plain_;
   QuantizedRows rows_;
 };
 
 // Codes [n, panels * 256], scales and sums [n, panels].
 auto quantize_rows(const Array& x, const std::string& isa) {
   const Matrix<float> input = matrix<float>(x, "x");
-  const Quantized quantized(input, table(isa));
+  const Quantized quantized(input, table(isa), false);
   const int64_t panels = panel_count(input.cols);
   NewArray<int8_t> codes({input.rows, panels * kPanelCols});
   NewArray<float> scales({input.rows, panels});
@@ -117,7 +119,8 @@ F32 linear(const Array& x, const Array& packed, const std::string& format, int64
   std::vector<float> floats;
   std::optional<Quantized> quantized;
   if (is_quantized(task.weight.format)) {
-    quantized.emplace(index ? gathered(input, task.rows.index, task.rows.n, floats) : input, kernels);
+    quantized.emplace(index ? gathered(input, task.rows.index, task.rows.n, floats) : input, kernels,
+                      is_kept(task.weight.format));
     task.rows.quantized = quantized->rows();
   }
   {

@@ -21,7 +21,9 @@ int64_t nbytes(const Weight& w) { return packed_nbytes(w.format, w.rows, w.cols)
 
 Weight quantized_shape(const std::string& format, int64_t rows, int64_t cols) {
   const Weight shape = weight_shape(format, rows, cols);
-  if (!is_quantized(shape.format)) throw Error("request", "weight format '" + format + "'; expected one with codes");
+  if (!is_quantized(shape.format) || is_kept(shape.format)) {
+    throw Error("request", "weight format '" + format + "'; expected one that numbers are rounded to");
+  }
   return shape;
 }
 
@@ -98,7 +100,9 @@ nb::ndarray<nb::numpy, float> rotate(const Array& x, int64_t threads, const std:
 Bytes quantize_pack(const Array& w, const std::string& format, int64_t threads, const std::string& isa) {
   const Matrix<float> source = numbers(w);
   const Weight shape = weight_shape(format, source.rows, source.cols);
-  if (shape.format == Format::vector) throw Error("request", "weight format 'vector'; expected one of matrices");
+  if (shape.format == Format::vector || is_kept(shape.format)) {
+    throw Error("request", "weight format '" + format + "'; expected one of matrices that numbers are rounded to");
+  }
   const Kernels& kernels = select_kernels(isa.c_str());
   NewArray<uint8_t> out({nbytes(shape)});
   each_block(shape, threads,

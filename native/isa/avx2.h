@@ -15,6 +15,7 @@ constexpr int kStreamRows = 4;
 constexpr int kSplitSums = 1;
 constexpr int kPanelBlocks = 1;
 constexpr int kPanelTileRows = 4;
+constexpr int kKeptTileRows = 4;
 constexpr int kPanelStep = 8;
 constexpr bool kStoredPanels = false;
 constexpr bool kFusedFma = true;

@@ -20,6 +20,7 @@ constexpr int kStreamRows = 3;
 constexpr int kSplitSums = 3;
 constexpr int kPanelBlocks = 4;
 constexpr int kPanelTileRows = 6;
+constexpr int kKeptTileRows = 3;
 constexpr int kPanelStep = 1;
 constexpr bool kStoredPanels = true;
 constexpr bool kFusedFma = true;

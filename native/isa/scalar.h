@@ -15,6 +15,7 @@ constexpr int kStreamRows = 2;     // up to this many rows an integer one reads 
 constexpr int kSplitSums = 1;      // up to this many rows its sums are kept in two parts
 constexpr int kPanelBlocks = 1;    // output blocks of an unpacked panel
 constexpr int kPanelTileRows = 2;  // input rows per tile of it
+constexpr int kKeptTileRows = 2;   // the same for kept formats
 constexpr int kPanelStep = 1;  // vectors of one block that lie together in it: without kStoredPanels kPartCols columns
 constexpr bool kStoredPanels = true;  // panels are read as they are stored, too
 constexpr bool kFusedFma = false;     // fma rounds once

@@ -102,14 +102,20 @@ struct Codec {
   static constexpr int kOffset = kDotOffset<kLevelBits>;  // what DotRun leaves to take off, of every level
   static constexpr int kPartBytes = static_cast<int>(part_nbytes(kFormat));
 
+  // The levels of codes of up to 4 bits, less the least number of kLevelBits; other codes as they are.
+  static DEEPMNN_INLINE U8x64 levels(U8x64 codes) {
+    constexpr FormatInfo kInfo = info_of(kFormat);
+    if constexpr (has_table(kInfo) && kBits <= 4) {
+      static constexpr LevelTable kTable = level_table(kInfo);
+      return lookup(kTable.v, codes);
+    }
+    return codes;
+  }
   // Vector v of the part at `part`: levels, less the least number of kLevelBits.
   static DEEPMNN_INLINE U8x64 vector(const uint8_t* part, int v) {
     constexpr FormatInfo kInfo = info_of(kFormat);
-    if constexpr (!has_table(kInfo)) {
-      return code(part, v);
-    } else if constexpr (kBits <= 4) {
-      static constexpr LevelTable kTable = level_table(kInfo);
-      return lookup(kTable.v, code(part, v));
+    if constexpr (!has_table(kInfo) || kBits <= 4) {
+      return levels(code(part, v));
     } else {
       static_assert(kBits == 5 && kLevelBits == 8, "the top bit turns a level over");
       static constexpr LevelTable kTable = level_table(kInfo);
@@ -212,19 +218,6 @@ DEEPMNN_INLINE void dot_panels(const uint8_t* w, int64_t cols, const Row* rows, 
       out.v[0][r] = fma(sums[r] * scale, splat(at[r].heads->scale), out.v[0][r]);
       at[r] = at[r].from_panel(1);
     }
-  }
-}
-
-// Dot products of the blocks at w with `rows`, in any layout; integers take one block.
-template <Format kFormat, int kBlocks, int kRows>
-DEEPMNN_INLINE void dot(const uint8_t* w, int64_t block_bytes, const Weight& weight, const Row* rows,
-                        Tile<kBlocks, kRows>& out) {
-  if constexpr (kFormat == Format::f32) {
-    dot_f32(w, block_bytes, weight, rows, out);
-  } else if constexpr (kFormat == Format::bf16) {
-    dot_bf16(w, block_bytes, weight, rows, out);
-  } else {
-    dot_panels<kFormat>(w, weight.cols, rows, out);
   }
 }
 

@@ -10,9 +10,11 @@ int64_t round_up(int64_t n, int64_t multiple) { return (n + multiple - 1) / mult
 int64_t stored_cols(Format format, int64_t cols) { return round_up(cols, info_of(format).columns); }
 
 int64_t block_nbytes(Format format, int64_t cols) {
-  const int64_t codes = stored_cols(format, cols) * info_of(format).bits / 8;
-  const int64_t scales = is_quantized(format) ? panel_count(cols) * 2 : 0;  // fp16
-  return kBlockRows * (codes + scales);
+  const FormatInfo& info = info_of(format);
+  const int64_t stored = stored_cols(format, cols);
+  const int64_t scales =
+      stored / kPanelCols * scales_nbytes(info, kPanelCols) + scales_nbytes(info, stored % kPanelCols);
+  return kBlockRows * (stored * info.bits / 8 + scales);
 }
 
 int64_t packed_nbytes(Format format, int64_t rows, int64_t cols) {

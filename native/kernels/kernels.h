@@ -33,16 +33,35 @@ struct PanelHead {
   int32_t sum;  // of its codes
 };
 
-// Activations rotated and in int8 (docs/layouts.md), panel by panel: what a tile of some rows reads of a panel lies
-// together, however long the rows are. Codes [panels, height, kPanelCols], heads [panels, height]; codes after the last
-// column are 0.
+// The quads (4 neighbouring columns) of a panel with the largest numbers have codes of 16 bits in a row that kept
+// formats read: it is not rotated, and so a few columns may be far larger than the rest.
+constexpr int kOutliers = 3;
+constexpr int32_t kOutlierStep = 128;  // a number is scale * (code + this * its outlier's code)
+
+// And what only kept formats need, besides.
+struct PlainPanel {
+  // Sums of numbers / scale in every 16 columns (16 sums), 32 (8), 64 (4), 128 (2) and all of them; integers.
+  float sums[32];
+  int32_t codes_until[16];  // the sum of the codes of all columns up to the end of every 16
+  int32_t quads[kOutliers];
+  int8_t outliers[kOutliers][4];
+};
+// Where the sums of groups of so many columns begin.
+constexpr int64_t sums_of(int64_t group) { return 32 - 2 * (kPanelCols / group); }
+
+// Activations in int8 (docs/layouts.md), panel by panel: what a tile of some rows reads of a panel lies together,
+// however long the rows are. Codes [panels, height, kPanelCols], heads [panels, height]; codes after the last column
+// are 0. Rotated where there are no plain panels [panels, height]; where there are, as kept formats read them.
 struct QuantizedRows {
   int8_t* codes = nullptr;
   PanelHead* heads = nullptr;
   int64_t height = 0;  // rows from one panel to the next
+  PlainPanel* plain = nullptr;
 
   // Row `first` and those after it.
-  QuantizedRows from(int64_t first) const { return {codes + first * kPanelCols, heads + first, height}; }
+  QuantizedRows from(int64_t first) const {
+    return {codes + first * kPanelCols, heads + first, height, plain ? plain + first : nullptr};
+  }
   // Panel `panel` and those after it.
   QuantizedRows from_panel(int64_t panel) const { return from(panel * height); }
 };
@@ -126,7 +145,7 @@ struct Kernels {
   void (*float_linear)(const LinearTask& task);
   void (*float_linear_transposed)(const LinearTask& task);
 
-  // Quantises rows [n, cols] (stride floats apart) to the first n rows of out.
+  // Quantises rows [n, cols] (stride floats apart) to the first n rows of out, as plain rows where it has plain panels.
   void (*quantize_rows)(const float* x, int64_t stride, int64_t n, int64_t cols, const QuantizedRows& out);
 
   // What the quantised form of a row x [cols] stands for, to y.

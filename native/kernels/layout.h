@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/columns.h"
+#include "kernels/group_scales.h"
 #include "kernels/kernels.h"
 #include "kernels/math.h"
 #include "kernels/rotation.h"
@@ -66,9 +67,11 @@ inline void pack_floats_kernel(const float* w, const Weight& shape, int64_t row,
   }
 }
 
-// Columns [0, cols) of row `lane` of a panel at w; cols is a multiple of kPartCols.
-DEEPMNN_INLINE void decode_panel(const uint8_t* w, const FormatInfo& format, int64_t cols, int64_t lane, float* y) {
-  int32_t codes[kPanelCols] = {};
+// The codes of columns [0, cols) of row `lane` of a panel at w; cols is a multiple of kPartCols. w moves on to the
+// panel's scales.
+DEEPMNN_INLINE void read_codes(const uint8_t*& w, const FormatInfo& format, int64_t cols, int64_t lane,
+                               int32_t (&codes)[kPanelCols]) {
+  __builtin_memset(codes, 0, sizeof(codes));
   for (int64_t part = 0; part < cols; part += kPartCols) {
     for_planes(format.bits, [&](Plane plane) {
       const int64_t step = 4 * (8 / plane.bits);  // columns in 4 bytes of a row
@@ -79,17 +82,47 @@ DEEPMNN_INLINE void decode_panel(const uint8_t* w, const FormatInfo& format, int
       w += kPartCols / step * 4 * kBlockRows;
     });
   }
+}
+
+// The numbers that codes of a panel stand for; its scales are at w. Of ours they are rotated.
+DEEPMNN_INLINE void scale_codes(const uint8_t* w, const FormatInfo& format, const int32_t* codes, int64_t cols,
+                                int64_t lane, float* y) {
   float scales[kBlockRows];
   store(scales, load_f16(w));
   for (int64_t k = 0; k < cols; ++k) y[k] = static_cast<float>(level_of(format, codes[k])) * scales[lane];
 }
+// Level times scale, then plus the minimum: each rounded once.
+inline void scale_kept_codes(const uint8_t* w, const FormatInfo& format, const int32_t* codes, int64_t cols,
+                             int64_t lane, float* y) {
+  const ScaleReader reader(w, format, cols);
+  for (int64_t g = 0; g < reader.groups; ++g) {
+    float scales[kBlockRows], lows[kBlockRows], minima[kBlockRows];
+    store(scales, reader.scale(g));
+    store(lows, reader.low(g));
+    store(minima, reader.minimum(g));
+    const int64_t end = (g + 1) * format.group < cols ? (g + 1) * format.group : cols;
+    for (int64_t k = g * format.group; k < end; ++k) {
+      const float level =
+          has_table(format) ? static_cast<float>(format.levels[codes[k]]) : static_cast<float>(codes[k]) + lows[lane];
+      y[k] = level * scales[lane] + minima[lane];
+    }
+  }
+}
 
-DEEPMNN_INLINE void decode_codes(const uint8_t* w, const Weight& weight, int64_t lane, float* y) {
+inline void decode_codes(const uint8_t* w, const Weight& weight, int64_t lane, float* y) {
+  const FormatInfo& format = info_of(weight.format);
   for (int64_t col = 0; col < weight.cols; col += kPanelCols) {
     const int64_t left = weight.cols - col, cols = padded_panel(weight, col);
     alignas(64) float values[kPanelCols];
-    decode_panel(w, info_of(weight.format), cols, lane, values);
-    unrotate_panel(values, cols);
+    int32_t codes[kPanelCols];
+    const uint8_t* at = w;
+    read_codes(at, format, cols, lane, codes);
+    if (is_kept(weight.format)) {
+      scale_kept_codes(at, format, codes, cols, lane, values);
+    } else {
+      scale_codes(at, format, codes, cols, lane, values);
+      unrotate_panel(values, cols);
+    }
     __builtin_memcpy(y + col, values, static_cast<uint64_t>(left < kPanelCols ? left : kPanelCols) * sizeof(float));
     w += block_nbytes(weight.format, cols);
   }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "kernels/dot.h"
+#include "kernels/kept.h"
 #include "kernels/math.h"
 #include "kernels/panel.h"
 #include "kernels/tiles.h"
@@ -28,6 +29,25 @@ DEEPMNN_INLINE Row input_row(const LinearTask& task, int64_t i) {
   }
 }
 
+// Dot products of kBlocks blocks at w with input rows [i, i + kRows), in any layout; integers take one block.
+template <Format kFormat, int kBlocks, int kRows>
+DEEPMNN_INLINE void dot(const uint8_t* w, int64_t block_bytes, const LinearTask& task, int64_t i,
+                        Tile<kBlocks, kRows>& out) {
+  if constexpr (is_kept(kFormat)) {
+    dot_kept<kFormat>(w, task.weight, task.rows.quantized.from(i), out);
+  } else {
+    Row rows[kRows];
+    for (int r = 0; r < kRows; ++r) rows[r] = input_row<kFormat>(task, i + r);
+    if constexpr (kFormat == Format::f32) {
+      dot_f32(w, block_bytes, task.weight, rows, out);
+    } else if constexpr (kFormat == Format::bf16) {
+      dot_bf16(w, block_bytes, task.weight, rows, out);
+    } else {
+      dot_panels<kFormat>(w, task.weight.cols, rows, out);
+    }
+  }
+}
+
 // Writes 16 columns, or those that exist, of output block `block` of row i.
 DEEPMNN_INLINE void write(const LinearTask& task, int64_t block, int64_t i, F32x16 value) {
   const int64_t column = block * kBlockRows, left = task.out_cols - column;
@@ -43,11 +63,9 @@ DEEPMNN_INLINE void write(const LinearTask& task, int64_t block, int64_t i, F32x
 // Output blocks [block, block + kBlocks) of input rows [i, i + kRows).
 template <Format kFormat, int kBlocks, int kRows>
 void plain_tile(const LinearTask& task, int64_t block, int64_t i) {
-  const int64_t block_bytes = block_nbytes(kFormat, task.weight.cols);
-  Row rows[kRows];
-  for (int r = 0; r < kRows; ++r) rows[r] = input_row<kFormat>(task, i + r);
+  const int64_t block_bytes = block_nbytes(task.weight.format, task.weight.cols);
   Tile<kBlocks, kRows> out;
-  dot<kFormat>(task.weight.data + block * block_bytes, block_bytes, task.weight, rows, out);
+  dot<kFormat>(task.weight.data + block * block_bytes, block_bytes, task, i, out);
   DEEPMNN_UNROLL
   for (int b = 0; b < kBlocks; ++b) {
     DEEPMNN_UNROLL
@@ -58,18 +76,16 @@ void plain_tile(const LinearTask& task, int64_t block, int64_t i) {
 // Output block `block` of input rows [i, i + kRows): weight block 2 * block is its gate, the next one its up.
 template <Format kFormat, int kRows>
 void swiglu_tile(const LinearTask& task, int64_t block, int64_t i) {
-  const int64_t block_bytes = block_nbytes(kFormat, task.weight.cols);
+  const int64_t block_bytes = block_nbytes(task.weight.format, task.weight.cols);
   const uint8_t* w = task.weight.data + 2 * block * block_bytes;
-  Row rows[kRows];
-  for (int r = 0; r < kRows; ++r) rows[r] = input_row<kFormat>(task, i + r);
   Tile<2, kRows> out;
   if constexpr (tile_blocks<kFormat>(kRows) > 1) {
-    dot<kFormat>(w, block_bytes, task.weight, rows, out);
+    dot<kFormat>(w, block_bytes, task, i, out);
   } else {
     Tile<1, kRows> half;
     DEEPMNN_UNROLL
     for (int b = 0; b < 2; ++b) {
-      dot<kFormat>(w + b * block_bytes, block_bytes, task.weight, rows, half);
+      dot<kFormat>(w + b * block_bytes, block_bytes, task, i, half);
       DEEPMNN_UNROLL
       for (int r = 0; r < kRows; ++r) out.v[b][r] = half.v[0][r];
     }
@@ -126,7 +142,11 @@ void panel_rows(const LinearTask& task, int64_t block, int64_t block_bytes, int6
   const uint8_t* w = task.weight.data + (pairs ? 2 : 1) * block * block_bytes;
   const QuantizedRows rows = task.rows.quantized.from(first);
   Sums<kBlocks> sums;
-  panel_dot<kFormat, kBlocks>(w, block_bytes, task.weight, rows, n, sums);
+  if constexpr (is_kept(kFormat)) {
+    kept_dot<kFormat, kBlocks>(w, block_bytes, task.weight, rows, n, sums);
+  } else {
+    panel_dot<kFormat, kBlocks>(w, block_bytes, task.weight, rows, n, sums);
+  }
   if constexpr (kBlocks > 1) {
     if (pairs) {
       return write_rows<kBlocks / 2>(task, block, first, n, [&](int64_t i, int b) {
@@ -140,7 +160,7 @@ void panel_rows(const LinearTask& task, int64_t block, int64_t block_bytes, int6
 template <Format kFormat>
 void panel_blocks(const LinearTask& task, int64_t begin, int64_t end) {
   const int64_t per = task.epilogue == Epilogue::swiglu ? 2 : 1;
-  const int64_t block_bytes = block_nbytes(kFormat, task.weight.cols);
+  const int64_t block_bytes = block_nbytes(task.weight.format, task.weight.cols);
   for (int64_t first = 0; first < task.rows.n; first += kLinearPanelRows) {
     const int64_t left = task.rows.n - first, n = left < kLinearPanelRows ? left : kLinearPanelRows;
     for (int64_t block = begin; block < end;) {
@@ -184,7 +204,7 @@ struct FormatIs {
   static constexpr Format value = kFormat;
 };
 
-// Calls function(FormatIs<format>{}) for a format of matrices.
+// Calls function(FormatIs<format>{}) for a format of matrices that is not kept.
 template <class Function>
 DEEPMNN_INLINE void with_format(Format format, Function&& function) {
   switch (format) {
@@ -202,13 +222,26 @@ DEEPMNN_INLINE void with_format(Format format, Function&& function) {
       return function(FormatIs<Format::w4>{});
     case Format::w3:
       return function(FormatIs<Format::w3>{});
-    case Format::vector:
-      return;  // not a matrix
+    default:
+      return;
   }
 }
 
+// The same for a kept format, as one of those that have the same codes: scales and groups are not known to a kernel
+// when it is compiled.
+template <class Function>
+DEEPMNN_INLINE void with_kept_format(Format format, Function&& function) {
+  const FormatInfo& info = info_of(format);
+  if (info.group == 16) return function(FormatIs<Format::q6_k>{});
+  if (has_table(info)) return function(FormatIs<Format::mxfp4>{});
+  if (info.bits == 4) return function(FormatIs<Format::q4_0>{});
+  if (info.bits == 5) return function(FormatIs<Format::q5_0>{});
+  function(FormatIs<Format::q8_0>{});
+}
+
 inline void linear_kernel(const LinearTask& task, int64_t begin, int64_t end) {
-  with_format(task.weight.format, [&](auto format) { linear_blocks<format.value>(task, begin, end); });
+  const auto run = [&](auto format) { linear_blocks<format.value>(task, begin, end); };
+  is_kept(task.weight.format) ? with_kept_format(task.weight.format, run) : with_format(task.weight.format, run);
 }
 
 }  // namespace deepmnn::DEEPMNN_NS

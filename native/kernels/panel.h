@@ -49,9 +49,11 @@ struct Panel {
   alignas(64) uint8_t codes[kBlocks * kPanelCols * kBlockRows];
   alignas(64) float scales[kBlocks][kBlockRows];
 
-  DEEPMNN_INLINE uint8_t* vector(int64_t v, int b) {
-    return codes + (((v / kPanelStep) * kBlocks + b) * kPanelStep + v % kPanelStep) * 64;
+  static constexpr int64_t place(int64_t v, int b) {
+    return (((v / kPanelStep) * kBlocks + b) * kPanelStep + v % kPanelStep) * 64;
   }
+  DEEPMNN_INLINE uint8_t* vector(int64_t v, int b) { return codes + place(v, b); }
+  DEEPMNN_INLINE const uint8_t* vector(int64_t v, int b) const { return codes + place(v, b); }
 
   // Adds its codes times those of kRows rows. A loop, because the cache of decoded instructions is small and the tiles
   // of a few rows are all different code.
@@ -146,9 +148,9 @@ struct Sums {
   alignas(64) float v[kLinearPanelRows][kBlocks][kBlockRows];
 };
 
-// A panel of the blocks at w, where none is read as it is stored. The blocks take turns, so that their reads overlap.
+// The codes of a panel of the blocks at w. The blocks take turns, so that their reads overlap.
 template <Format kFormat, int kBlocks>
-void fill_panel(const uint8_t* w, int64_t block_bytes, int64_t cols, Panel<kBlocks>& panel) {
+void unpack_codes(const uint8_t* w, int64_t block_bytes, int64_t cols, Panel<kBlocks>& panel) {
   const uint8_t* at = w;
   for (int64_t part = 0; part < cols / kPartCols; ++part, at += Codec<kFormat>::kPartBytes) {
     DEEPMNN_UNROLL
@@ -159,6 +161,12 @@ void fill_panel(const uint8_t* w, int64_t block_bytes, int64_t cols, Panel<kBloc
       }
     }
   }
+}
+
+// A panel of the blocks at w, where none is read as it is stored.
+template <Format kFormat, int kBlocks>
+void fill_panel(const uint8_t* w, int64_t block_bytes, int64_t cols, Panel<kBlocks>& panel) {
+  unpack_codes<kFormat>(w, block_bytes, cols, panel);
   for (int b = 0; b < kBlocks; ++b) store(panel.scales[b], load_f16(w + b * block_bytes + codes_nbytes<kFormat>(cols)));
 }
 

@@ -54,12 +54,109 @@ DEEPMNN_INLINE void quantize_panel(const float* x, int64_t n, int8_t* codes, Pan
   head.sum = sum_of_256(codes);
 }
 
+// The largest magnitude in each quad of 256 numbers, as its bits, which compare like magnitudes.
+DEEPMNN_INLINE void quad_sizes(const float* x, int32_t* out) {
+  const I32x16 size = splat_i32(0x7fffffff);
+  const auto pairs = [&](const float* at) {
+    F32x16 first, second;
+    deinterleave(load(at), load(at + 16), first, second);
+    return from_bits(max(bits(first) & size, bits(second) & size));
+  };
+  for (int i = 0; i < 4; ++i) {
+    F32x16 first, second;
+    deinterleave(pairs(x + 64 * i), pairs(x + 64 * i + 32), first, second);
+    store(reinterpret_cast<float*>(out + 16 * i), from_bits(max(bits(first), bits(second))));
+  }
+}
+
+// The sums of each 16 of 256 integers, 16 vectors of them.
+DEEPMNN_INLINE I32x16 sums_of_16(const I32x16 (&v)[16]) {
+  const auto add = [](I32x16 a, I32x16 b) {
+    F32x16 first, second;
+    deinterleave(from_bits(a), from_bits(b), first, second);
+    return bits(first) + bits(second);
+  };
+  I32x16 eight[8], four[4];
+  for (int i = 0; i < 8; ++i) eight[i] = add(v[2 * i], v[2 * i + 1]);
+  for (int i = 0; i < 4; ++i) four[i] = add(eight[2 * i], eight[2 * i + 1]);
+  return add(add(four[0], four[1]), add(four[2], four[3]));
+}
+
+// The scale of a plain panel: that of all but the quads with the largest numbers, as long as these fit 16 bits.
+DEEPMNN_INLINE float plain_scale(const int32_t* sizes, int32_t& limit) {
+  int32_t largest[kOutliers + 1] = {};  // in order
+  for (int q = 0; q < kPanelCols / 4; ++q) {
+    int32_t size = sizes[q];
+    if (size <= largest[kOutliers]) continue;
+    for (int i = 0; i <= kOutliers; ++i) {
+      if (size <= largest[i]) continue;
+      const int32_t smaller = largest[i];
+      largest[i] = size;
+      size = smaller;
+    }
+  }
+  float top, rest;
+  __builtin_memcpy(&top, &largest[0], sizeof(top));
+  __builtin_memcpy(&rest, &largest[kOutliers], sizeof(rest));
+  limit = largest[kOutliers];
+  if (largest[0] >= 0x7f800000) return top;
+  const float least = top / 16000.0f, scale = rest / 127.0f;
+  return least > scale ? least : scale;
+}
+
+// A panel as it is, of which the first n (1 .. kPanelCols) columns exist.
+inline void quantize_plain_panel(const float* x, int64_t n, int8_t* codes, PanelHead& head, PlainPanel& plain) {
+  alignas(64) float padded[kPanelCols];
+  __builtin_memcpy(padded, x, static_cast<uint64_t>(n) * sizeof(float));
+  __builtin_memset(padded + n, 0, static_cast<uint64_t>(kPanelCols - n) * sizeof(float));
+  alignas(64) int32_t sizes[kPanelCols / 4];
+  quad_sizes(padded, sizes);
+  int32_t limit = 0;
+  head.scale = rounded_scale(plain_scale(sizes, limit));
+  head.sum = 0;
+  const float inverse = inverse_of(head.scale);
+  I32x16 wide[16];
+  for (int i = 0; i < 16; ++i) {
+    wide[i] = quantize_16(load(padded + 16 * i), inverse);
+    store_i8(codes + 16 * i, wide[i]);
+  }
+  alignas(64) int32_t sums[16];
+  store(reinterpret_cast<float*>(sums), from_bits(sums_of_16(wide)));
+  int32_t low_sums[16];
+  __builtin_memcpy(low_sums, sums, sizeof(sums));
+  int found = 0;
+  __builtin_memset(plain.quads, 0, sizeof(plain.quads));
+  __builtin_memset(plain.outliers, 0, sizeof(plain.outliers));
+  for (int q = 0; q < kPanelCols / 4 && found < kOutliers; ++q) {
+    if (sizes[q] <= limit || inverse == 0.0f) continue;
+    alignas(64) int32_t numbers[16];
+    store(reinterpret_cast<float*>(numbers), from_bits(quantize_16(load(padded + 4 * q, 4), inverse)));
+    for (int j = 0; j < 4; ++j) {
+      const int32_t high = (numbers[j] + kOutlierStep / 2) >> 7;
+      plain.outliers[found][j] = static_cast<int8_t>(high);
+      codes[4 * q + j] = static_cast<int8_t>(numbers[j] - kOutlierStep * high);
+      low_sums[q / 4] -= kOutlierStep * high;
+    }
+    plain.quads[found++] = q;
+  }
+  int32_t until = 0;
+  for (int i = 0; i < 16; ++i) plain.codes_until[i] = until += low_sums[i];
+  for (int i = 0; i < 16; ++i) plain.sums[i] = static_cast<float>(sums[i]);
+  for (int i = 0; i < 15; ++i) plain.sums[16 + i] = plain.sums[2 * i] + plain.sums[2 * i + 1];
+  plain.sums[31] = 0.0f;
+}
+
 inline void quantize_rows_kernel(const float* x, int64_t stride, int64_t n, int64_t cols, const QuantizedRows& out) {
   for (int64_t row = 0; row < n; ++row) {
     for (int64_t first = 0; first < cols; first += kPanelCols) {
       const QuantizedRows to = out.from(row).from_panel(first / kPanelCols);
       const int64_t left = cols - first < kPanelCols ? cols - first : kPanelCols;
-      quantize_panel(x + row * stride + first, left, to.codes, *to.heads);
+      const float* from = x + row * stride + first;
+      if (to.plain) {
+        quantize_plain_panel(from, left, to.codes, *to.heads, *to.plain);
+      } else {
+        quantize_panel(from, left, to.codes, *to.heads);
+      }
     }
   }
 }

@@ -22,7 +22,7 @@ class ExpertLinear : public Op {
     for (size_t i = 0; i < spec.weights(); ++i) {
       const WeightRef weight = spec.matrix(i, first.rows, first.cols);
       experts_.push_back(weight.id);
-      any_quantized_ = any_quantized_ || is_quantized(weight.format);
+      forms_.add(weight.format);
     }
     in_ = first.cols;
     out_ = first.rows;
@@ -35,11 +35,10 @@ class ExpertLinear : public Op {
     const Weight* weights = pin_experts(step, groups, experts_.data(), 1);
     const int64_t in = in_, out = out_;
     const int32_t* index = per_choice_ ? groups.choices : groups.tokens;
-    QuantizedRows quantized;
-    if (any_quantized_) {
-      quantized = quantize(step, step.f32(x_), in, per_choice_ ? groups.n : n, in);
-      quantized = gather(step, quantized, index, groups.n, in);
-    }
+    const FormedRows quantized = FormedRows::all(forms_, [&](RowForm form) {
+      const QuantizedRows rows = quantize(step, step.f32(x_), in, per_choice_ ? groups.n : n, in, form);
+      return gather(step, rows, index, groups.n, in);
+    });
     float* parts = step.scratch.take<float>(groups.n * out);
     LinearTask* tasks = step.scratch.take<LinearTask>(groups.active);
     for (int64_t i = 0; i < groups.active; ++i) {
@@ -48,7 +47,7 @@ class ExpertLinear : public Op {
       task.rows.x = step.f32(x_);
       task.rows.stride = in;
       task.rows.index = index + groups.starts[i];
-      if (any_quantized_) task.rows.quantized = quantized.from(groups.starts[i]);
+      task.rows.quantized = quantized.from(groups.starts[i], task.weight);
       task.rows.n = groups.size(i);
       task.y = parts + groups.starts[i] * out;
       task.y_stride = task.out_cols = out;
@@ -65,7 +64,7 @@ class ExpertLinear : public Op {
   bool per_choice_;
   Buffer x_, indices_, y_;
   std::vector<uint32_t> experts_;  // ids of their weights
-  bool any_quantized_ = false;
+  ReadForms forms_;                // of all experts
 };
 
 class Combine : public Op {

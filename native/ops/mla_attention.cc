@@ -24,6 +24,8 @@ class MlaAttention : public Op {
     norm_ = spec.vector(0, mla_.rank);
     mla_.w_uk = spec.matrix(1, mla_.heads * padded_rows(mla_.nope), mla_.rank);
     mla_.w_uv = spec.matrix(2, mla_.heads * padded_rows(mla_.v_dim), mla_.rank);
+    spec.require(!is_kept(mla_.w_uk.format) && !is_kept(mla_.w_uv.format), "up-projections in a kept format",
+                 "one that is rotated, or floats: latents are multiplied in two ways");
   }
 
   void run(Step& step) override {

@@ -102,7 +102,7 @@ void run_sequence(Step& step, const Mla& mla, Room& room, int64_t sequence) {
     mla.unrotate_row(step, room.rows + row * width);
   });
   if (mla.quantized()) {
-    room.latents = quantize(step, room.rows, width, context, mla.rank);
+    room.latents = quantize(step, room.rows, width, context, mla.rank, RowForm::rotated);
   }
   for (int64_t first = 0; first < mla.heads; first += room.group) {
     const int64_t heads = std::min(room.group, mla.heads - first);

@@ -28,9 +28,8 @@ class Moe : public Op {
       const WeightRef gate_up = spec.matrix(i, gate_up_rows, x_.width), down = spec.matrix(i + 1, x_.width, size_);
       experts_.push_back(gate_up.id);
       experts_.push_back(down.id);
-      any_gate_up_quantized_ = any_gate_up_quantized_ || is_quantized(gate_up.format);
-      any_down_quantized_ = any_down_quantized_ || is_quantized(down.format);
-      down_quantized_ = down_quantized_ && is_quantized(down.format);
+      gate_up_forms_.add(gate_up.format);
+      down_forms_.add(down.format);
     }
   }
 
@@ -40,60 +39,64 @@ class Moe : public Op {
     const ExpertGroups groups =
         group_by_expert(step, step.ints(indices_), n, top_k_, static_cast<int64_t>(experts_.size()) / 2);
     const Weight* weights = pin_experts(step, groups, experts_.data(), 2);  // gate_up, down, gate_up, ...
-    const Rows hidden = run_gate_up(step, groups, weights);
+    const Hidden hidden = run_gate_up(step, groups, weights);
     const float* parts = run_down(step, groups, weights, hidden);
     combine_choices(step, parts, groups.place, step.f32(weights_), n, top_k_, y_.width,
                     has_shared_ ? step.f32(shared_) : nullptr, step.f32(y_));
   }
 
  private:
-  // Rows of intermediate_size, one a choice, sorted by expert: as floats, or quantised only if no expert reads floats.
-  Rows run_gate_up(Step& step, const ExpertGroups& groups, const Weight* weights) const {
-    Rows hidden;
-    hidden.stride = size_;
-    hidden.n = groups.n;
-    if (down_quantized_) hidden.quantized = take_quantized(step, groups.n, size_);
-    float* floats = down_quantized_ ? nullptr : step.scratch.take<float>(groups.n * size_);
-    hidden.x = floats;
+  // Rows of intermediate_size, one a choice, sorted by expert: quantised alone where all experts read one form of them,
+  // else as floats, too.
+  struct Hidden {
+    const float* x;
+    FormedRows quantized;
+  };
+
+  Hidden run_gate_up(Step& step, const ExpertGroups& groups, const Weight* weights) const {
+    const RowForm only = down_forms_.only();
+    QuantizedRows direct;
+    if (only != RowForm::floats) direct = take_quantized(step, groups.n, size_, only);
+    float* floats = only == RowForm::floats ? step.scratch.take<float>(groups.n * size_) : nullptr;
     QuantizedRows* outputs = step.scratch.take<QuantizedRows>(groups.active);
     LinearTask* tasks = step.scratch.take<LinearTask>(groups.active);
-    QuantizedRows quantized;
-    if (any_gate_up_quantized_) {
-      quantized = gather(step, step.quantized.get(step, x_), groups.tokens, groups.n, x_.width);
-    }
+    const FormedRows quantized = FormedRows::all(gate_up_forms_, [&](RowForm form) {
+      return gather(step, step.quantized.get(step, x_, form), groups.tokens, groups.n, x_.width);
+    });
     for (int64_t i = 0; i < groups.active; ++i) {
       LinearTask task;
       task.weight = weights[2 * i];
       task.rows.x = step.f32(x_);
       task.rows.stride = x_.width;
       task.rows.index = groups.tokens + groups.starts[i];
-      if (any_gate_up_quantized_) task.rows.quantized = quantized.from(groups.starts[i]);
+      task.rows.quantized = quantized.from(groups.starts[i], task.weight);
       task.rows.n = groups.size(i);
       task.out_cols = size_;
       task.epilogue = Epilogue::swiglu;
-      if (down_quantized_) {
-        outputs[i] = hidden.quantized.from(groups.starts[i]);
+      if (only != RowForm::floats) {
+        outputs[i] = direct.from(groups.starts[i]);
       } else {
         task.y = floats + groups.starts[i] * size_;
         task.y_stride = size_;
       }
       tasks[i] = task;
     }
-    run_linear(step, tasks, groups.active, down_quantized_ ? outputs : nullptr);
-    if (any_down_quantized_ && !down_quantized_) hidden.quantized = quantize(step, floats, size_, groups.n, size_);
-    return hidden;
+    run_linear(step, tasks, groups.active, only != RowForm::floats ? outputs : nullptr);
+    return {floats, FormedRows::all(down_forms_, [&](RowForm form) {
+              return form == only ? direct : quantize(step, floats, size_, groups.n, size_, form);
+            })};
   }
 
   // [choices, hidden], sorted by expert.
-  const float* run_down(Step& step, const ExpertGroups& groups, const Weight* weights, const Rows& hidden) const {
+  const float* run_down(Step& step, const ExpertGroups& groups, const Weight* weights, const Hidden& hidden) const {
     float* parts = step.scratch.take<float>(groups.n * y_.width);
     LinearTask* tasks = step.scratch.take<LinearTask>(groups.active);
     for (int64_t i = 0; i < groups.active; ++i) {
       LinearTask task;
       task.weight = weights[2 * i + 1];
-      task.rows = hidden;
-      if (hidden.x) task.rows.x += groups.starts[i] * size_;
-      if (any_down_quantized_) task.rows.quantized = hidden.quantized.from(groups.starts[i]);
+      if (hidden.x) task.rows.x = hidden.x + groups.starts[i] * size_;
+      task.rows.stride = size_;
+      task.rows.quantized = hidden.quantized.from(groups.starts[i], task.weight);
       task.rows.n = groups.size(i);
       task.y = parts + groups.starts[i] * y_.width;
       task.y_stride = task.out_cols = y_.width;
@@ -106,9 +109,8 @@ class Moe : public Op {
   int64_t top_k_, size_;
   Buffer x_, indices_, weights_, shared_, y_;
   bool has_shared_;
-  std::vector<uint32_t> experts_;  // ids of each expert's gate_up and down
-  bool any_gate_up_quantized_ = false, any_down_quantized_ = false;
-  bool down_quantized_ = true;  // all of them
+  std::vector<uint32_t> experts_;         // ids of each expert's gate_up and down
+  ReadForms gate_up_forms_, down_forms_;  // of all experts
 };
 
 }  // namespace

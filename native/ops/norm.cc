@@ -7,13 +7,13 @@ namespace {
 // Calls norm(row, where y's row goes) for all rows. Where a quantised product alone reads y they are left quantised,
 // and memory never sees the floats.
 template <class Norm>
-void norm_rows(Step& step, const Buffer& y, bool read_quantized, int64_t cost, Norm&& norm) {
+void norm_rows(Step& step, const Buffer& y, RowForm read_as, int64_t cost, Norm&& norm) {
   const int64_t n = step.n(y), width = y.width;
-  if (!read_quantized) {
+  if (read_as == RowForm::floats) {
     float* to = step.f32(y);
     return for_rows(step, n, cost, [&](int64_t row, int) { norm(row, to + row * width); });
   }
-  const QuantizedRows to = step.quantized.put(step, y);
+  const QuantizedRows to = step.quantized.put(step, y, read_as);
   float* rooms = step.scratch.take<float>(step.pool.size() * width);
   for_rows(step, n, cost, [&](int64_t row, int worker) {
     float* room = rooms + worker * width;
@@ -32,13 +32,13 @@ class RmsNorm : public Op {
     eps_ = spec.float_attr("eps");
     spec.require(x_.width % heads_ == 0, "a width of " + std::to_string(x_.width), "whole heads");
     weight_ = spec.vector(0, x_.width / heads_);
-    read_quantized_ = spec.read_quantized(0);
+    read_as_ = spec.read_as(0);
   }
 
   void run(Step& step) override {
     const float *x = step.f32(x_), *weight = step.pin_vector(weight_);
     const int64_t d = x_.width / heads_;
-    norm_rows(step, y_, read_quantized_, x_.width, [&](int64_t row, float* y) {
+    norm_rows(step, y_, read_as_, x_.width, [&](int64_t row, float* y) {
       for (int64_t at = 0; at < x_.width; at += d) {
         step.kernels.rms_norm(x + row * x_.width + at, weight, eps_, d, y + at);
       }
@@ -50,7 +50,7 @@ class RmsNorm : public Op {
   int64_t heads_;
   float eps_;
   WeightRef weight_;
-  bool read_quantized_;
+  RowForm read_as_;
 };
 
 class AddRmsNorm : public Op {
@@ -63,14 +63,14 @@ class AddRmsNorm : public Op {
     y_ = spec.output(1, a_.dim, a_.width);
     eps_ = spec.float_attr("eps");
     weight_ = spec.vector(0, a_.width);
-    read_quantized_ = spec.read_quantized(1);
+    read_as_ = spec.read_as(1);
   }
 
   void run(Step& step) override {
     const float *a = step.f32(a_), *b = step.f32(b_), *weight = step.pin_vector(weight_);
     float* sum = step.f32(sum_);
     const int64_t d = a_.width;
-    norm_rows(step, y_, read_quantized_, 3 * d, [&](int64_t row, float* y) {
+    norm_rows(step, y_, read_as_, 3 * d, [&](int64_t row, float* y) {
       const int64_t at = row * d;
       step.kernels.add_rms_norm(a + at, b + at, weight, eps_, d, sum + at, y);
     });
@@ -80,7 +80,7 @@ class AddRmsNorm : public Op {
   Buffer a_, b_, sum_, y_;
   float eps_;
   WeightRef weight_;
-  bool read_quantized_;
+  RowForm read_as_;
 };
 
 }  // namespace

@@ -12,7 +12,7 @@ class Swiglu : public Op {
     x_ = spec.input(0);
     y_ = spec.output(0, x_.dim, size);
     weight_ = spec.matrix(0, 2 * ((size + kBlockRows - 1) / kBlockRows * kBlockRows), x_.width);
-    read_quantized_ = spec.read_quantized(0);
+    read_as_ = spec.read_as(0);
   }
 
   void run(Step& step) override {
@@ -22,8 +22,8 @@ class Swiglu : public Op {
     task.rows = input_rows(step, x_, task.weight);
     task.out_cols = y_.width;
     task.epilogue = Epilogue::swiglu;
-    if (read_quantized_) {
-      const QuantizedRows y = step.quantized.put(step, y_);
+    if (read_as_ != RowForm::floats) {
+      const QuantizedRows y = step.quantized.put(step, y_, read_as_);
       return run_linear(step, &task, 1, &y);
     }
     task.y = step.f32(y_);
@@ -34,7 +34,7 @@ class Swiglu : public Op {
  private:
   Buffer x_, y_;
   WeightRef weight_;
-  bool read_quantized_;  // y, by all that read it
+  RowForm read_as_;  // y, by all that read it
 };
 
 }  // namespace

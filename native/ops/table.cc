@@ -58,10 +58,10 @@ OpPtr make_op(const OpSpec& spec, const std::string& name) {
   return entry->make(spec);
 }
 
-bool reads_quantized(const Program& program, const Instruction& instruction) {
+RowForm reads_quantized(const Program& program, const Instruction& instruction) {
   const Entry* entry = find(instruction.op);
-  if (!entry || !entry->reads_quantized || instruction.weights.empty()) return false;
-  return is_quantized(program.weights[instruction.weights[0].id].format);
+  if (!entry || !entry->reads_quantized || instruction.weights.empty()) return RowForm::floats;
+  return form_of(program.weights[instruction.weights[0].id].format);
 }
 
 }  // namespace deepmnn

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "runtime/program.h"
+#include "runtime/quantized.h"
 #include "runtime/rope_tables.h"
 #include "runtime/weight_store.h"
 
@@ -53,8 +54,8 @@ class OpSpec {
   // Input `index` is this graph input: "ids" or "positions".
   void require_graph_input(size_t index, const char* name) const;
 
-  // Whether the next instruction alone reads output `index`, and only quantised (reads_quantized).
-  bool read_quantized(size_t index) const;
+  // The int8 form in which the next instruction alone reads output `index` (reads_quantized); else floats.
+  RowForm read_as(size_t index) const;
 
   void require_reading(size_t index, Reading reading) const;  // of weight `index`
   // Weights, whose bytes the op asks for at each step (Step::pin).
@@ -97,6 +98,6 @@ constexpr size_t kMaxRopeTables = 256;
 std::unique_ptr<Op> make_op(const OpSpec& spec, const std::string& name);
 
 // Whether the instruction's op reads its first input, with the weights it has, as quantised rows and in no other way.
-bool reads_quantized(const Program& program, const Instruction& instruction);
+RowForm reads_quantized(const Program& program, const Instruction& instruction);
 
 }  // namespace deepmnn

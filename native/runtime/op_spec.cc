@@ -56,14 +56,14 @@ void OpSpec::require_graph_input(size_t index, const char* name) const {
           std::string("the graph input ") + name);
 }
 
-bool OpSpec::read_quantized(size_t index) const {
+RowForm OpSpec::read_as(size_t index) const {
   const uint32_t id = instruction_.outputs[index];
   const Instruction *const end = program_.instructions.data() + program_.instructions.size(), *const next =
                                                                                                   &instruction_ + 1;
   const auto& outputs = program_.outputs;
   const bool only = program_.buffers[id].readers == 1 && std::count(outputs.begin(), outputs.end(), id) == 0;
-  if (!only || next == end) return false;
-  return next->inputs.size() == 1 && next->inputs[0] == id && reads_quantized(program_, *next);
+  if (!only || next == end || next->inputs.size() != 1 || next->inputs[0] != id) return RowForm::floats;
+  return reads_quantized(program_, *next);
 }
 
 const WeightInfo& OpSpec::weight_info(size_t index) const { return program_.weights[instruction_.weights[index].id]; }

@@ -1,17 +1,19 @@
 """The numpy layouts against a bit-by-bit reading of docs/layouts.md, and the core's bytes."""
 
+import itertools
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from deepmnn import _core
 from deepmnn.errors import RequestError
-from deepmnn.formats import Codes, named
+from deepmnn.formats import Codes, KeptCodes, named
 from deepmnn.quant.layout import pack, pack_floats, unpack, unpack_codes
 from deepmnn.quant.rotation import unrotate
 from deepmnn.quant.rounding import round_to_nearest
 from dense_rotation import dense_rotation
-from storage import NAMES, QUANTIZED_NAMES, any_codes, numpy_bytes
+from storage import KEPT_NAMES, NAMES, QUANTIZED_NAMES, any_codes, any_kept_codes, numpy_bytes
 
 SHAPES = [(1, 1), (3, 7), (16, 64), (17, 65), (33, 31), (40, 200), (5, 129), (18, 256), (7, 700)]
 PLANES = {"w8": (8,), "w6": (4, 2), "w5": (4, 1), "w4": (4,), "w3": (2, 1)}
@@ -175,3 +177,104 @@ def test_native_packer_writes_the_same_bytes(shape: tuple[int, int], format: str
 def test_bytes_of_another_length_are_a_request_error() -> None:
     with pytest.raises(RequestError, match="12 bytes"):
         unpack(np.zeros(12, np.uint8), "w8", 3, 3)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("format", KEPT_NAMES)
+def test_kept_codes_come_back(shape: tuple[int, int], format: str) -> None:
+    rows, cols = shape
+    codes = any_kept_codes(format, rows, cols)
+    stored = pack(codes)
+    assert stored.nbytes == named(format).nbytes(rows, cols)
+    found = unpack_codes(stored, format, cols)
+    for name in codes.fields(rows, cols):
+        ours, theirs = getattr(codes, name), getattr(found, name)
+        np.testing.assert_array_equal(theirs[:rows], ours)
+        assert theirs.dtype == ours.dtype
+        assert not theirs[rows:].any()
+    np.testing.assert_array_equal(unpack(stored, format, rows, cols), codes.values()[:, :cols])
+
+
+def test_a_panel_of_q4_k_is_the_documented_one() -> None:
+    """16 rows of 288 columns: whole panels first, then one of 32 columns."""
+    codes = any_kept_codes("q4_k", 16, 288)
+    data = pack(codes).tobytes()
+    whole = 16 * (128 + 4 + 16)
+    for row, (panel, group) in itertools.product(range(16), [(0, 0), (0, 7), (1, 0)]):
+        at, groups = panel * whole + 16 * (16 if panel else 128), 1 if panel else 8
+        factor, minimum = (np.frombuffer(data, "<f2", 1, at + 32 * i + 2 * row)[0] for i in (0, 1))
+        assert [factor, minimum] == codes.factors[row, 2 * panel : 2 * panel + 2].tolist()
+        scale = at + 64 + 16 * group + row
+        column = 8 * panel + group
+        assert data[scale] == codes.scales[row, column]
+        assert data[scale + 16 * groups] == codes.shifts[row, column]
+
+
+@pytest.mark.parametrize(
+    ("format", "kind"),
+    [("q8_0", "Q8_0"), ("q4_0", "Q4_0"), ("q4_1", "Q4_1"), ("q5_0", "Q5_0"), ("q5_1", "Q5_1")],
+)
+def test_numbers_are_those_of_the_gguf_package(format: str, kind: str) -> None:
+    """Blocks of GGUF, taken apart, stand for what its own package decodes."""
+    gguf = pytest.importorskip("gguf")
+    kind = gguf.GGMLQuantizationType[kind]
+    w = values(24, 320)
+    data = gguf.quants.quantize(w, kind)
+    blocks = data.reshape(24, 10, -1)
+    wide = blocks.shape[2]
+    heads = 4 if format.endswith("1") else 2
+    numbers = np.ascontiguousarray(blocks[:, :, :heads]).view(np.float16)
+    if format == "q8_0":
+        codes = blocks[:, :, 2:].view(np.int8).astype(np.int16) + 128
+    else:
+        low = blocks[:, :, wide - 16 :]
+        codes = np.concatenate([low & 15, low >> 4], axis=2)
+        if named(format).bits == 5:
+            bits = np.unpackbits(blocks[:, :, heads : heads + 4], axis=2, bitorder="little")
+            codes = codes | bits << 4
+    kept = KeptCodes.of(
+        format,
+        codes.reshape(24, 320),
+        numbers[:, :, 0],
+        numbers[:, :, 1] if heads == 4 else None,
+    )
+    stored = pack(kept)
+    np.testing.assert_array_equal(
+        unpack(stored, format, 24, 320), gguf.quants.dequantize(data, kind)
+    )
+    np.testing.assert_array_equal(
+        _core.unpack(stored, format, 24, 320), gguf.quants.dequantize(data, kind)
+    )
+
+
+def test_numbers_of_super_blocks_are_those_of_the_gguf_package() -> None:
+    """Q4_K, of random bytes: 6-bit scales and minima, times two factors of a panel."""
+    gguf = pytest.importorskip("gguf")
+    rows, panels = 20, 3
+    data = np.random.default_rng(0).integers(0, 256, (rows, panels, 144), np.uint8)
+    data[:, :, 1] &= 0x3F  # factors that are numbers
+    data[:, :, 3] &= 0x3F
+    scales, minima = gguf.quants.Q4_K.get_scale_min(data[:, :, 4:16].reshape(-1, 12))
+    nibbles = data[:, :, 16:].reshape(rows, panels, 4, 1, 32)
+    codes = np.concatenate([nibbles & 15, nibbles >> 4], axis=3).reshape(rows, 256 * panels)
+    factors = np.ascontiguousarray(data[:, :, :4]).view(np.float16) * np.float16([1, -1])
+    kept = KeptCodes.of(
+        "q4_k",
+        codes,
+        scales.reshape(rows, -1).astype(np.uint8),
+        minima.reshape(rows, -1).astype(np.uint8),
+        factors.reshape(rows, -1),
+    )
+    wanted = gguf.quants.dequantize(data.reshape(rows, -1), gguf.GGMLQuantizationType.Q4_K)
+    np.testing.assert_array_equal(_core.unpack(pack(kept), "q4_k", *codes.shape), wanted)
+
+
+def test_numbers_of_mxfp4_are_those_of_the_gguf_package() -> None:
+    gguf = pytest.importorskip("gguf")
+    data = np.random.default_rng(0).integers(0, 256, (24, 10, 17), np.uint8)
+    data[:, :, 0] %= 250  # 255 is no number, and so is 12 times the largest
+    codes = np.concatenate([data[:, :, 1:] & 15, data[:, :, 1:] >> 4], axis=2).reshape(24, 320)
+    kept = KeptCodes.of("mxfp4", codes, data[:, :, 0])
+    wanted = gguf.quants.dequantize(data.reshape(24, -1), gguf.GGMLQuantizationType.MXFP4)
+    np.testing.assert_array_equal(_core.unpack(pack(kept), "mxfp4", 24, 320), wanted)
+    np.testing.assert_array_equal(kept.values(), wanted)

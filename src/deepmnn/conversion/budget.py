@@ -153,7 +153,7 @@ class _Fit:
         self._directory, self._progress = directory, progress
         self._parts = parts(base.naive)
         self._sizes = _sizes(base, self._parts)
-        others = plan(base.source, RECIPES[_OTHERS], base.optimize_level)
+        others = plan(base.source, RECIPES[_OTHERS], base.optimize_level, keep=False)
         self._kept = _kept_nbytes(others)
         if budget.kl is None:
             self._check_bytes()
@@ -266,7 +266,7 @@ class _Fit:
             for pattern in part.patterns
         ]
         recipe = Recipe(self._budget.name, (*rules, *RECIPES[_OTHERS].rules))
-        return plan(self._base.source, recipe, self._base.optimize_level)
+        return plan(self._base.source, recipe, self._base.optimize_level, keep=False)
 
     def _choices(self) -> dict[str, list[Choice]]:
         return {

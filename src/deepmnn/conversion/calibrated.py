@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from deepmnn.artifact.directory import storage_errors
-from deepmnn.formats import F32, U8, Codes
+from deepmnn.formats import F32, U8, Codes, KeptCodes
 from deepmnn.quant.rounder import Rounder
 from deepmnn.source.source import Source
 from deepmnn.source.wrapped import WrappedSource
@@ -52,13 +52,17 @@ class CalibratedSource(WrappedSource):
             self._formats[name] = format
         return self._formats.get(name) == format
 
-    def codes(self, name: str) -> Codes | None:
+    def codes(self, name: str) -> Codes | KeptCodes | None:
         """The codes that were put, or what the source itself has."""
         format = self._formats.get(name)
         if format is None:
             return self._source.codes(name)
         rows, cols = self.shape(name)
         return self._rounder.codes(self._stored(name, format), format, (rows, cols))
+
+    def kept_format(self, name: str) -> str | None:
+        """The source's: nothing that is kept is calibrated."""
+        return self._source.kept_format(name)
 
     def read(self, name: str) -> F32:
         """The numbers of a tensor, or those that its codes stand for."""

@@ -13,6 +13,7 @@ from deepmnn import models
 from deepmnn.artifact.shards import Shard, locate, plan_shards
 from deepmnn.backends.cpu.lower import WeightLocation
 from deepmnn.errors import CheckpointError
+from deepmnn.formats import named
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.levels import MAX_LEVEL, PassResult, optimize
 from deepmnn.graph.passes.memory_plan import MemoryPlan, plan_memory
@@ -22,6 +23,8 @@ from deepmnn.source.source import Source
 from deepmnn.source.tensor_names import EMBEDDING, HEAD
 
 MEMORY_REUSE_LEVEL = 3
+
+_KEPT_ROLES = ("linear", "expert", "lm_head", "embedding")
 
 _LEFTOVERS = re.compile(
     r"\.(rotary_emb\.inv_freq|masked_bias|position_ids)$"
@@ -88,10 +91,13 @@ class Plan:
         return sum(location.nbytes for location in self.locations.values())
 
 
-def plan(source: Source, recipe: Recipe, optimize_level: int = MAX_LEVEL) -> Plan:
+def plan(
+    source: Source, recipe: Recipe, optimize_level: int = MAX_LEVEL, keep: bool = True
+) -> Plan:
     """Plans the conversion of a source.
 
-    Reads no numbers but those of tensors that look equal, to store them once.
+    Reads no numbers but those of tensors that look equal, to store them once. keep: where a recipe
+    asks for codes, and the source has codes of no more bits, these stay as they are.
 
     Raises ConfigError, RequestError (the level), TensorNotFoundError or CheckpointError (tensors
     that do not fit config.json).
@@ -103,7 +109,9 @@ def plan(source: Source, recipe: Recipe, optimize_level: int = MAX_LEVEL) -> Pla
         naive,
         optimize_level,
         source,
-        choose_formats=lambda graph: used.update(apply(graph, recipe)),
+        choose_formats=lambda graph: used.update(
+            _choose_formats(graph, recipe, source if keep else None)
+        ),
     )
     weights = weight_order(graph)
     shards = plan_shards((weight.name, weight.nbytes) for weight in weights)
@@ -123,6 +131,22 @@ def plan(source: Source, recipe: Recipe, optimize_level: int = MAX_LEVEL) -> Pla
         unused=unused(source, shapes),
         idle=tuple(r.pattern for r in recipe.rules if not (r.is_role or r in used)),
     )
+
+
+def _choose_formats(graph: Graph, recipe: Recipe, source: Source | None) -> set[Rule]:
+    """Those of the recipe, and for what a source keeps the source's; the rules that chose one.
+
+    MLA's up-projections are multiplied in two ways, which only our own formats are.
+    """
+    used = apply(graph, recipe)
+    for weight in graph.weights.values():
+        chosen = named(weight.format)
+        if source is None or weight.role not in _KEPT_ROLES or not chosen.is_quantized:
+            continue
+        kept = weight.expr.kept_format(source)
+        if kept is not None and named(kept).bits <= chosen.bits:
+            weight.format = kept
+    return used
 
 
 def naive_graph(source: Source) -> tuple[Graph, tuple[str, ...]]:

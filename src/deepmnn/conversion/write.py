@@ -79,7 +79,8 @@ def _stored(weight: Weight, source: Source, threads: int) -> tuple[F32 | None, U
 
     Those numbers come first, where they were read.
     """
-    if formats.named(weight.format).is_quantized:
+    format = formats.named(weight.format)
+    if format.is_quantized or format.is_kept:
         if isinstance(source, RandomSource) and _is_drawable(weight):
             return None, draw(weight, source.seed)
         codes = weight.expr.codes(source)

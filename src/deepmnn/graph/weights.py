@@ -16,14 +16,13 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from deepmnn import formats
 from deepmnn.errors import CheckpointError, GraphError
-from deepmnn.formats import BLOCK_ROWS, PANEL_COLS, Codes
+from deepmnn.formats import BLOCK_ROWS, Codes, Field, KeptCodes
 
 F32 = NDArray[np.float32]
 _T = TypeVar("_T", bound=np.generic)
@@ -38,10 +37,14 @@ class TensorSource(Protocol):
 
 
 class CodeSource(TensorSource, Protocol):
-    """One that may hold tensors as codes of our own formats."""
+    """One that may hold tensors as codes of formats that we store."""
 
-    def codes(self, name: str) -> Codes | None:
+    def codes(self, name: str) -> Codes | KeptCodes | None:
         """The tensor's codes; None when it has none. Raises TensorNotFoundError."""
+        ...
+
+    def kept_format(self, name: str) -> str | None:
+        """The kept format that they are in; None for another, or none. Raises as `codes`."""
         ...
 
 
@@ -54,8 +57,12 @@ class Expr(ABC):
     def read(self, source: TensorSource) -> F32:
         """Evaluates to an array of `self.shape`."""
 
-    def codes(self, source: CodeSource) -> Codes | None:
+    def codes(self, source: CodeSource) -> Codes | KeptCodes | None:
         """The same as codes, exactly; None when the source has none or numbers must be computed."""
+        return None
+
+    def kept_format(self, source: CodeSource) -> str | None:
+        """The kept format that `codes` gives, without reading any; None for another, or none."""
         return None
 
     def children(self) -> Iterator[Expr]:
@@ -78,14 +85,16 @@ class Tensor(Expr):
         self._check(array.shape, self.shape)
         return array
 
-    def codes(self, source: CodeSource) -> Codes | None:
+    def codes(self, source: CodeSource) -> Codes | KeptCodes | None:
         codes = source.codes(self.name)
         if codes is not None:
             rows, cols = self.shape
-            stored = formats.named(codes.format).stored_cols(cols)
-            self._check(codes.levels.shape, (rows, stored))
-            self._check(codes.scales.shape, (rows, math.ceil(stored / PANEL_COLS)))
+            for field, expected in codes.fields(rows, cols).items():
+                self._check(getattr(codes, field).shape, expected.shape)
         return codes
+
+    def kept_format(self, source: CodeSource) -> str | None:
+        return source.kept_format(self.name)
 
     def _check(self, found: tuple[int, ...], expected: tuple[int, ...]) -> None:
         if found != expected:
@@ -114,22 +123,24 @@ class RowMover(Expr):
         self.place((part.read(source) for part in self.children()), out)
         return out
 
-    def codes(self, source: CodeSource) -> Codes | None:
+    def codes(self, source: CodeSource) -> Codes | KeptCodes | None:
         found = [child.codes(source) for child in self.children()]
         parts = [codes for codes in found if codes is not None]
         if len(parts) < len(found) or len({codes.format for codes in parts}) > 1:
             return None
-        format = formats.named(parts[0].format)
-        # Rounding zeros gives these scales: a signed maximum of 0 over the first, negative divisor.
-        return dataclasses.replace(
-            parts[0],
-            levels=self._placed([part.levels for part in parts], format.zero_level),
-            scales=self._placed([part.scales for part in parts], -0.0),
-        )
+        arrays: dict[str, Any] = {
+            name: self._placed([getattr(part, name) for part in parts], field)
+            for name, field in parts[0].fields(*self.shape).items()
+        }
+        return dataclasses.replace(parts[0], **arrays)
 
-    def _placed(self, parts: list[NDArray[_T]], zero: float = 0) -> NDArray[_T]:
-        out = np.empty((self.shape[0], parts[0].shape[1]), parts[0].dtype)
-        self.place(iter(parts), out, zero)
+    def kept_format(self, source: CodeSource) -> str | None:
+        found = {child.kept_format(source) for child in self.children()}
+        return found.pop() if len(found) == 1 else None
+
+    def _placed(self, parts: list[NDArray[np.generic]], field: Field) -> NDArray[np.generic]:
+        out = np.empty(field.shape, field.dtype)
+        self.place(iter(parts), out, field.zero)
         return out
 
 

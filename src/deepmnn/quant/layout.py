@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
@@ -18,7 +18,6 @@ from deepmnn.formats import (
     ALIGNMENT,
     BF16_MATRIX,
     BLOCK_ROWS,
-    F16,
     F32,
     F32_MATRIX,
     PANEL_COLS,
@@ -27,6 +26,7 @@ from deepmnn.formats import (
     VECTOR,
     Codes,
     Format,
+    KeptCodes,
     named,
 )
 from deepmnn.quant.rotation import unrotate
@@ -52,30 +52,33 @@ class Panels:
 
     Attributes:
         parts: uint8 [blocks, panels, parts, bytes of 32 columns of codes].
-        scales: float16 [blocks, panels, 16 rows].
+        scales: what follows them [blocks, panels, n, 16 rows]: of ours float16 and n = 1, of a kept
+            format bytes.
     """
 
     parts: U8
-    scales: F16
+    scales: NDArray[Any]
 
 
-def pack(codes: Codes) -> U8:
+def pack(codes: Codes | KeptCodes) -> U8:
     """Stored bytes of a quantised matrix, as long as its format says."""
     format = named(codes.format)
-    rows, columns = codes.levels.shape
-    code_of = np.zeros(256, np.uint8)  # by level, as a byte
-    code_of[np.array(format.levels, np.int8).view(np.uint8)] = np.arange(len(format.levels))
-    stored = code_of[_whole_blocks(codes.levels).view(np.uint8)]
-    parts = stored.reshape(-1, BLOCK_ROWS, columns // PART_COLS, _QUADS, _QUAD)
+    if isinstance(codes, KeptCodes):
+        stored = _whole_blocks(codes.codes)
+    else:
+        code_of = np.zeros(256, np.uint8)  # by level, as a byte
+        code_of[np.array(format.levels, np.int8).view(np.uint8)] = np.arange(len(format.levels))
+        stored = code_of[_whole_blocks(codes.levels).view(np.uint8)]
+    blocks, columns = len(stored) // BLOCK_ROWS, stored.shape[1]
+    parts = stored.reshape(blocks, BLOCK_ROWS, columns // PART_COLS, _QUADS, _QUAD)
     packed = _to_planes(parts.transpose(0, 2, 3, 1, 4), format)  # [blocks, parts, bytes]
-    scales = _whole_blocks(codes.scales).reshape(len(packed), BLOCK_ROWS, -1).swapaxes(1, 2)
-    out = np.zeros(format.nbytes(rows, columns), np.uint8)
-    used = len(packed) * format.block_nbytes(columns)
+    out = np.zeros(format.nbytes(*stored.shape), np.uint8)
+    used = blocks * format.block_nbytes(columns)
     part = panel = 0
-    for views in panels(out[:used].reshape(len(packed), -1), format.name, columns):
+    for views in panels(out[:used].reshape(blocks, -1), format.name, columns):
         count, width = views.parts.shape[1:3]
         views.parts[:] = packed[:, part : part + count * width].reshape(views.parts.shape)
-        views.scales[:] = scales[:, panel : panel + count]
+        _put_scales(codes, views.scales, panel, width * PART_COLS)
         part, panel = part + count * width, panel + count
     return out
 
@@ -108,8 +111,9 @@ def unpack(packed: U8, format: str, rows: int, cols: int) -> F32:
         return data[: cols * 4].view(_NUMBERS[storage]).astype(np.float32)
     blocks = math.ceil(rows / BLOCK_ROWS)
     data = data[: blocks * storage.block_nbytes(cols)]
-    if storage.is_quantized:
-        values = unrotate(unpack_codes(data, format, cols).values())
+    if storage.is_quantized or storage.is_kept:
+        found = unpack_codes(data, format, cols)
+        values = found.values() if isinstance(found, KeptCodes) else unrotate(found.values())
     else:
         steps = storage.stored_cols(cols) // storage.columns
         lanes = data.view(_NUMBERS[storage]).reshape(blocks, steps, BLOCK_ROWS, storage.columns)
@@ -117,22 +121,21 @@ def unpack(packed: U8, format: str, rows: int, cols: int) -> F32:
     return np.ascontiguousarray(values.reshape(blocks * BLOCK_ROWS, -1)[:rows, :cols])
 
 
-def unpack_codes(packed: U8, format: str, cols: int) -> Codes:
+def unpack_codes(packed: U8, format: str, cols: int) -> Codes | KeptCodes:
     """The codes of the whole blocks in `packed`: rows as they are stored, a multiple of 16."""
     storage = named(format)
     nbytes = storage.block_nbytes(cols)
     blocks = packed[: packed.size // nbytes * nbytes].reshape(-1, nbytes)
     rows = len(blocks) * BLOCK_ROWS
-    found, scales = [], []
-    for views in panels(blocks, format, cols):
-        parts = views.parts.reshape(len(blocks), -1, views.parts.shape[3])
-        found.append(_from_planes(parts, storage))
-        scales.append(views.scales)
-    quads = np.concatenate(found, axis=1)  # [blocks, parts, quads, 16, 4]
+    each = panels(blocks, format, cols)
+    parts = [views.parts.reshape(len(blocks), -1, views.parts.shape[3]) for views in each]
+    quads = np.concatenate([_from_planes(part, storage) for part in parts], axis=1)
     stored = quads.transpose(0, 3, 1, 2, 4).reshape(rows, -1)
+    if storage.is_kept:
+        return _kept_codes(storage, stored, [views.scales for views in each])
     levels = np.array(storage.levels, np.int8)[stored]
-    by_row = np.concatenate(scales, axis=1).swapaxes(1, 2).reshape(rows, -1)
-    return Codes(format, levels, by_row)
+    scales = np.concatenate([views.scales[:, :, 0] for views in each], axis=1)
+    return Codes(format, levels, scales.swapaxes(1, 2).reshape(rows, -1))
 
 
 def panels(blocks: U8, format: str, cols: int) -> list[Panels]:
@@ -147,8 +150,65 @@ def panels(blocks: U8, format: str, cols: int) -> list[Panels]:
             each = data.reshape(len(data), count, -1)
             codes = BLOCK_ROWS * width * storage.bits // 8
             parts = each[:, :, :codes].reshape(len(data), count, width // PART_COLS, -1)
-            found.append(Panels(parts, each[:, :, codes:].view("<f2")))
+            scales = each[:, :, codes:]
+            if storage.is_quantized:
+                scales = scales.view("<f2")
+            found.append(Panels(parts, scales.reshape(len(data), count, -1, BLOCK_ROWS)))
     return found
+
+
+def _put_scales(codes: Codes | KeptCodes, views: NDArray[Any], panel: int, width: int) -> None:
+    """Fills the scales of panels of `width` columns, `panel` the first of them."""
+    if not isinstance(codes, KeptCodes):
+        views[:, :, 0] = _by_block(codes.scales)[:, panel : panel + views.shape[1]]
+        return
+    for name, dtype, begin, each in _fields(named(codes.format), width):
+        per_panel = _per_panel(named(codes.format), name)
+        ours = _by_block(getattr(codes, name))[:, panel * per_panel :][:, : views.shape[1] * each]
+        ours = np.ascontiguousarray(ours, dtype).reshape(*views.shape[:2], -1).view(np.uint8)
+        views[:, :, begin : begin + ours.shape[2] // BLOCK_ROWS] = ours.reshape(
+            *views.shape[:2], -1, BLOCK_ROWS
+        )
+
+
+def _kept_codes(format: Format, codes: U8, scales: list[U8]) -> KeptCodes:
+    rows, columns = codes.shape
+    found: dict[str, list[NDArray[Any]]] = {}
+    for views in scales:
+        width = PANEL_COLS if views is scales[0] and columns >= PANEL_COLS else columns % PANEL_COLS
+        for name, dtype, begin, each in _fields(format, width):
+            data = views[:, :, begin : begin + each * dtype.itemsize]
+            data = np.ascontiguousarray(data).reshape(len(views), views.shape[1], -1).view(dtype)
+            found.setdefault(name, []).append(data.reshape(len(views), -1, BLOCK_ROWS))
+    arrays = {
+        name: np.concatenate(parts, axis=1).swapaxes(1, 2).reshape(rows, -1)
+        for name, parts in found.items()
+    }
+    return KeptCodes.of(format.name, codes, **arrays)
+
+
+def _fields(format: Format, width: int) -> list[tuple[str, np.dtype[Any], int, int]]:
+    """What follows the codes of a panel of `width` columns: the field of KeptCodes, its dtype,
+    where it begins in bytes of a row, and how many of it a row has.
+    """
+    assert format.groups is not None
+    count, begin, found = math.ceil(width / format.groups.columns), 0, []
+    counts = {"factors": format.groups.factors, "scales": count, "shifts": count}
+    for name, dtype in format.groups.dtypes().items():
+        found.append((name, dtype.newbyteorder("<"), begin, counts[name]))
+        begin += counts[name] * dtype.itemsize
+    return found
+
+
+def _per_panel(format: Format, name: str) -> int:
+    """Of a field of KeptCodes, for a row."""
+    assert format.groups is not None
+    return format.groups.factors if name == "factors" else PANEL_COLS // format.groups.columns
+
+
+def _by_block(matrix: NDArray[_T]) -> NDArray[_T]:
+    """[rows, n] → [blocks, n, 16]."""
+    return _whole_blocks(matrix).reshape(-1, BLOCK_ROWS, matrix.shape[1]).swapaxes(1, 2)
 
 
 def _to_planes(codes: U8, format: Format) -> U8:

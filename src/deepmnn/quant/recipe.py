@@ -34,7 +34,9 @@ from deepmnn.source.json_file import KINDS
 ROLES = ("linear", "expert", "latent", "embedding", "lm_head")
 """Those whose format a recipe chooses."""
 
-MATRICES = tuple(made.name for made in formats.FORMATS.values() if made.is_matrix)
+MATRICES = tuple(
+    made.name for made in formats.FORMATS.values() if made.is_matrix and not made.is_kept
+)
 _ROLE = "role:"
 _MAX_NAME = 80
 _MAX_RULES = 10_000

@@ -75,6 +75,7 @@ class Panels:
         """As they are."""
         rows, cols = shape
         whole = unpack_codes(stored, format, cols)
+        assert isinstance(whole, Codes)
         return Codes(format, whole.levels[:rows], whole.scales[:rows])
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import DTypeLike
 
 from deepmnn import _core
 from deepmnn.errors import CheckpointError, RequestError
-from deepmnn.formats import F32, PANEL_COLS, U8, Codes, named, round_up
+from deepmnn.formats import F32, U8, Codes, KeptCodes, named
 from deepmnn.graph.ir import Weight
-from deepmnn.quant.layout import pack_floats, unpack
+from deepmnn.quant.layout import pack, pack_floats, unpack
 
 _LARGEST = 65504.0
 """Of the numbers of a quantised matrix: no rotation of a panel of them needs too large a scale."""
@@ -20,9 +19,15 @@ _DAMAGED = "The checkpoint is damaged; download it again."
 def store(weight: Weight, array: F32, threads: int = 1) -> U8:
     """Stored bytes of a weight whose values are `array`, rounded to nearest where it has codes.
 
-    Raises CheckpointError when a value is not a finite number, or too large for codes.
+    Raises CheckpointError when a value is not a finite number, or too large for codes, RequestError
+    for a kept format: nothing is rounded to these.
     """
     format = named(weight.format)
+    if format.is_kept:
+        raise RequestError(
+            f"weight {weight.name!r} as {format.name}, which keeps the codes of a checkpoint",
+            "a format that numbers are rounded to",
+        )
     low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 0.0)
     if not (np.isfinite(low) and np.isfinite(high)):
         raise CheckpointError(
@@ -40,14 +45,23 @@ def store(weight: Weight, array: F32, threads: int = 1) -> U8:
     return _core.quantize_pack(matrix, weight.format, threads)
 
 
-def store_codes(weight: Weight, codes: Codes, threads: int = 1) -> U8:
+def store_codes(weight: Weight, codes: Codes | KeptCodes, threads: int = 1) -> U8:
     """Stored bytes of a weight that somebody else rounded: the codes as they are.
 
     Raises RequestError when they are not in the weight's format, CheckpointError when they do not
     have its shape or break the bounds of the format.
     """
-    _check_format(weight, codes)
-    _check_shapes(weight, codes)
+    format = named(weight.format)
+    if codes.format != weight.format or not (format.is_quantized or format.is_kept):
+        raise RequestError(
+            f"weight {weight.name!r}: codes of {codes.format}",
+            weight.format,
+            "Store it in the format that its codes are in.",
+        )
+    _check_fields(weight, codes)
+    if isinstance(codes, KeptCodes):
+        _check_kept(weight, codes)
+        return pack(codes)
     _check_levels(weight, codes)
     return _core.pack(
         np.ascontiguousarray(codes.levels),
@@ -63,30 +77,29 @@ def stored_values(weight: Weight, packed: U8) -> F32:
     return values.reshape(weight.shape)
 
 
-def _check_format(weight: Weight, codes: Codes) -> None:
-    if codes.format != weight.format or not named(weight.format).is_quantized:
-        raise RequestError(
-            f"weight {weight.name!r}: codes of {codes.format}",
-            weight.format,
-            "Store it in the format that its codes are in.",
-        )
+def _check_fields(weight: Weight, codes: Codes | KeptCodes) -> None:
+    for name, field in codes.fields(*weight.matrix_shape).items():
+        array = getattr(codes, name)
+        if array.dtype != field.dtype or array.shape != field.shape:
+            raise CheckpointError(
+                f"weight {weight.name!r}: {name} are {array.dtype} {list(array.shape)}",
+                f"{field.dtype} {list(field.shape)}",
+            )
 
 
-def _check_shapes(weight: Weight, codes: Codes) -> None:
-    rows, cols = weight.matrix_shape
-    stored = named(weight.format).stored_cols(cols)
-    panels = (rows, round_up(stored, PANEL_COLS) // PANEL_COLS)
-    _check_array(weight, "levels", codes.levels, np.int8, (rows, stored))
-    _check_array(weight, "scales", codes.scales, np.float16, panels)
-
-
-def _check_array(
-    weight: Weight, what: str, array: np.ndarray, dtype: DTypeLike, shape: tuple[int, int]
-) -> None:
-    if array.dtype != dtype or array.shape != shape:
+def _check_kept(weight: Weight, codes: KeptCodes) -> None:
+    bits = named(codes.format).bits
+    if codes.codes.size and int(codes.codes.max()) >> bits:
         raise CheckpointError(
-            f"weight {weight.name!r}: {what} are {array.dtype} {list(array.shape)}",
-            f"{np.dtype(dtype)} {list(shape)}",
+            f"weight {weight.name!r}: codes of {int(codes.codes.max())}",
+            f"{bits} bits in {weight.format}",
+            _DAMAGED,
+        )
+    with np.errstate(over="ignore", invalid="ignore"):  # a power of two may be finite by itself
+        largest = codes.group_scales() * np.float32(max(map(abs, named(codes.format).levels)))
+    if not (np.isfinite(largest).all() and np.isfinite(codes.group_shifts()).all()):
+        raise CheckpointError(
+            f"weight {weight.name!r}: scales with NaN or infinity", "finite numbers", _DAMAGED
         )
 
 

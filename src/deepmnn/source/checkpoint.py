@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepmnn.errors import UnsupportedModelError
-from deepmnn.formats import Codes
+from deepmnn.formats import Codes, KeptCodes
 from deepmnn.graph.weights import F32
 from deepmnn.source.codecs import codec_of
 from deepmnn.source.codecs.settings import described
@@ -74,10 +74,16 @@ class Checkpoint(Source):
         self._check_numbers(name)
         return self._store.read(name)
 
-    def codes(self, name: str) -> Codes | None:
+    def codes(self, name: str) -> Codes | KeptCodes | None:
         """What the codec can hand on without rounding."""
         if self._codec is not None and name in self._parts:
             return self._codec.codes(name)
+        return None
+
+    def kept_format(self, name: str) -> str | None:
+        """The codec's."""
+        if self._codec is not None and name in self._parts:
+            return self._codec.kept_format(name)
         return None
 
     def sample(self, name: str) -> bytes:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
-from deepmnn.formats import Codes
+from deepmnn.formats import Codes, KeptCodes
 from deepmnn.graph.weights import F32
 
 
@@ -40,10 +40,16 @@ class Source(ABC):
     def read(self, name: str) -> F32:
         """A tensor's numbers. Raises TensorNotFoundError, or CheckpointError for damaged files."""
 
-    def codes(self, name: str) -> Codes | None:
+    def codes(self, name: str) -> Codes | KeptCodes | None:
         """A tensor as codes of one of our formats, where it is stored as exactly that; else None.
 
         Raises as `read`.
+        """
+        return None
+
+    def kept_format(self, name: str) -> str | None:
+        """The kept format that `codes` gives a tensor in, without reading it; None for another, or
+        none. Raises TensorNotFoundError.
         """
         return None
 

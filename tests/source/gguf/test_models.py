@@ -18,7 +18,7 @@ from deepmnn.errors import CheckpointError, UnsupportedModelError
 from deepmnn.models import build
 from deepmnn.source.open import open_source
 from deepmnn.source.source import Source
-from gguf_files import ARCHITECTURES, add_config, write_gguf
+from gguf_files import write_floats, write_gguf
 from parity import Runner, prompts_for, relative_error
 from tiny_models import ALL, CONFIGS, MLA, YARN, TinyModel, checkpoint_of, tiny_checkpoint
 
@@ -114,7 +114,7 @@ def test_quantised_models(tmp_path: Path, model_type: str) -> None:
     before = {name: value.clone() for name, value in tiny.model.state_dict().items()}
     assert state.keys() >= set(source.names()) - {"lm_head.weight"}
     # The package's numbers, in the file's order: the same as the source's, in Hugging Face's.
-    written = open_source(_written_as_floats(tiny, stored, tmp_path / "decoded.gguf"))
+    written = open_source(write_floats(tiny, stored, tmp_path / "decoded.gguf"))
     for name in source.names():
         np.testing.assert_array_equal(source.read(name), written.read(name))
     try:
@@ -123,24 +123,6 @@ def test_quantised_models(tmp_path: Path, model_type: str) -> None:
         assert relative_error(logits(source, ids), tiny.logits(ids)) <= 1e-5
     finally:
         tiny.model.load_state_dict(before)
-
-
-def _written_as_floats(
-    tiny: TinyModel, stored: dict[str, F32], path: Path, rope: dict[str, Any] | None = None
-) -> Path:
-    """A file of these numbers. rope: instead of the config's; with keys of floats, too."""
-    architecture = ARCHITECTURES[tiny.config["model_type"]]
-    writer = gguf.GGUFWriter(path, architecture)
-    add_config(writer, tiny.config | ({} if rope is None else {"rope_parameters": rope}))
-    for key in (key for key in rope or {} if "." in key):
-        writer.add_float32(f"{architecture}.{key}", (rope or {})[key])
-    for name, values in stored.items():
-        writer.add_tensor(name, values)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path
 
 
 def _stacked(tiny: TinyModel, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -224,7 +206,7 @@ def test_a_tensor_that_nobody_knows_is_refused(tmp_path: Path, name: str) -> Non
     """It would change the model's numbers."""
     tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
     stored = write_gguf(tiny, tmp_path / "model.gguf")
-    path = _written_as_floats(tiny, stored | {name: np.ones(3, np.float32)}, tmp_path / "b.gguf")
+    path = write_floats(tiny, stored | {name: np.ones(3, np.float32)}, tmp_path / "b.gguf")
     with pytest.raises(UnsupportedModelError, match=name.replace(".", r"\.")):
         open_source(path)
 
@@ -239,7 +221,7 @@ def test_the_scale_of_a_tensor_multiplies_it(tmp_path: Path) -> None:
         "blk.0.attn_output.input_scale": np.array([3.0], np.float32),
         "blk.1.ffn_up_exps.scale": np.arange(1, experts + 1, dtype=np.float32),
     }
-    source = open_source(_written_as_floats(tiny, stored | scales, tmp_path / "b.gguf"))
+    source = open_source(write_floats(tiny, stored | scales, tmp_path / "b.gguf"))
     name = "model.layers.0.self_attn.o_proj.weight"
     np.testing.assert_array_equal(source.read(name), tiny.read(name) * np.float32(0.5))
     name = "model.layers.1.mlp.experts.4.up_proj.weight"
@@ -254,4 +236,4 @@ def test_yarn_with_a_factor_that_cancels_the_default(tmp_path: Path) -> None:
     stored = write_gguf(tiny, tmp_path / "model.gguf")
     for key in ("rope.scaling.yarn_attn_factor", "rope.scaling.attn_factor"):
         said = {**rope, "attention_factor": None, key: 1 / (1 + 0.1 * math.log(4))}
-        check(tiny, _written_as_floats(tiny, stored, tmp_path / f"{key}.gguf", said))
+        check(tiny, write_floats(tiny, stored, tmp_path / f"{key}.gguf", said))

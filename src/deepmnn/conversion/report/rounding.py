@@ -57,7 +57,9 @@ class Rounding:
         stored[: taken.size] = taken
         values = _core.unpack(stored, weight.format, len(picked), cols)
         if format.is_quantized:
-            self._count(format, _core.rotate(w), unpack_codes(taken, weight.format, cols))
+            codes = unpack_codes(taken, weight.format, cols)
+            assert isinstance(codes, Codes)
+            self._count(format, _core.rotate(w), codes)
         whole = rows / max(len(picked), 1)
         self.found[weight.name] = Rounded(_squares(w - values) * whole, _squares(w) * whole)
 

@@ -81,7 +81,7 @@ class Storing:
     def bits_of(self, weight: Weight) -> int:
         """Of a code once written, 0 for floats: a byte where a row does not fill whole bytes."""
         format = named(weight.format)
-        if format.is_quantized:
+        if format.is_quantized or format.is_kept:
             bits = 4 if format.bits <= 4 else 8
         elif self.bits is None or not format.is_matrix or weight.role == "router":
             return 0

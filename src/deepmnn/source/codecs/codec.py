@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Self
 
-from deepmnn.formats import Codes
+from deepmnn.formats import Codes, KeptCodes
 from deepmnn.graph.weights import F32
 from deepmnn.source.store import Store
 
@@ -46,8 +46,12 @@ class Codec(ABC):
     def read(self, name: str) -> F32:
         """The numbers of a listed tensor. Raises TensorNotFoundError or CheckpointError."""
 
-    def codes(self, name: str) -> Codes | None:
+    def codes(self, name: str) -> Codes | KeptCodes | None:
         """A listed tensor as codes of one of our formats that stand for exactly the same numbers;
         None where no format can hold it.
         """
+        return None
+
+    def kept_format(self, name: str) -> str | None:
+        """The kept format that `codes` gives a listed tensor in, without reading it; or None."""
         return None

@@ -2,8 +2,8 @@
 
 A block is a run of one row's columns that share a scale; a super-block has one for each group in
 it, which are small integers times a float16. The layouts are ggml's (ggml-common.h and
-dequantize_row_* of ggml-quants.c). Integers and factors are kept apart from the numbers that they
-make, so that they can be stored again as they are.
+dequantize_row_* of ggml-quants.c). A type that is a kept format of ours (formats.py) is split into
+what its bytes say, as a matrix whose rows are the blocks; of any other come its groups' numbers.
 """
 
 from __future__ import annotations
@@ -11,12 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from deepmnn.formats import F16, I8, U8, KeptCodes, named
 from deepmnn.graph.weights import F32
-
-U8 = NDArray[np.uint8]
-I8 = NDArray[np.int8]
 
 
 @dataclass(frozen=True)
@@ -49,36 +46,37 @@ NORMAL_LEVELS = np.array(
 )
 """What the codes of IQ4_NL and IQ4_XS stand for."""
 
-E2M1_LEVELS = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], np.int8)
-"""Twice what the codes of MXFP4 and NVFP4 stand for (OCP Microscaling Formats 1.0)."""
+E2M1_LEVELS = np.array(named("mxfp4").levels, np.int8)
+"""Twice what the codes of NVFP4 stand for, and of MXFP4."""
 
 _POWERS_OF_3 = np.array([1, 3, 9, 27, 81], np.uint8)
 
 
-def q4_0(blocks: U8) -> Groups:
+def q4_0(blocks: U8) -> KeptCodes:
     """A float16 scale, 32 codes of 4 bits from -8."""
-    return Groups(_signed(_nibbles(blocks[:, 2:], 16)) - np.int8(8), _f16(blocks[:, :2]))
+    return KeptCodes.of("q4_0", _nibbles(blocks[:, 2:], 16), _stored_f16(blocks[:, :2]))
 
 
-def q4_1(blocks: U8) -> Groups:
+def q4_1(blocks: U8) -> KeptCodes:
     """A float16 scale and minimum, 32 codes of 4 bits."""
-    levels = _signed(_nibbles(blocks[:, 4:], 16))
-    return Groups(levels, _f16(blocks[:, :2]), _f16(blocks[:, 2:4]))
+    both = _stored_f16(blocks[:, :4])
+    return KeptCodes.of("q4_1", _nibbles(blocks[:, 4:], 16), both[:, :1], both[:, 1:])
 
 
-def q5_0(blocks: U8) -> Groups:
+def q5_0(blocks: U8) -> KeptCodes:
     """A float16 scale, 32 codes of 5 bits from -16."""
-    return Groups(_five(blocks[:, 2:]) - np.int8(16), _f16(blocks[:, :2]))
+    return KeptCodes.of("q5_0", _five(blocks[:, 2:]), _stored_f16(blocks[:, :2]))
 
 
-def q5_1(blocks: U8) -> Groups:
+def q5_1(blocks: U8) -> KeptCodes:
     """A float16 scale and minimum, 32 codes of 5 bits."""
-    return Groups(_five(blocks[:, 4:]), _f16(blocks[:, :2]), _f16(blocks[:, 2:4]))
+    both = _stored_f16(blocks[:, :4])
+    return KeptCodes.of("q5_1", _five(blocks[:, 4:]), both[:, :1], both[:, 1:])
 
 
-def q8_0(blocks: U8) -> Groups:
-    """A float16 scale, 32 codes of 8 bits."""
-    return Groups(_signed(blocks[:, 2:]), _f16(blocks[:, :2]))
+def q8_0(blocks: U8) -> KeptCodes:
+    """A float16 scale, 32 codes of 8 bits: ggml's are signed, ours begin at -128."""
+    return KeptCodes.of("q8_0", blocks[:, 2:] ^ np.uint8(128), _stored_f16(blocks[:, :2]))
 
 
 def q8_1(blocks: U8) -> Groups:
@@ -110,24 +108,25 @@ def q3_k(blocks: U8) -> Groups:
     return Groups(levels, _times(_f16(blocks[:, 108:]), _signed(scales) - np.int8(32)))
 
 
-def q4_k(blocks: U8) -> Groups:
+def q4_k(blocks: U8) -> KeptCodes:
     """8 groups of 32: 6-bit scales and minima, codes of 4 bits."""
-    return Groups(_signed(_planes(blocks[:, 16:], 32, (0, 4), 15)), *_scales_and_minima(blocks))
+    codes = _planes(blocks[:, 16:], 32, (0, 4), 15)
+    return KeptCodes.of("q4_k", codes, *_scales_and_minima(blocks))
 
 
-def q5_k(blocks: U8) -> Groups:
+def q5_k(blocks: U8) -> KeptCodes:
     """8 groups of 32: 6-bit scales and minima, codes of 4 bits and one more."""
-    levels = _planes(blocks[:, 48:], 32, (0, 4), 15)
-    levels |= _planes(blocks[:, 16:48], 32, tuple(range(8)), 1) << np.uint8(4)
-    return Groups(_signed(levels), *_scales_and_minima(blocks))
+    codes = _planes(blocks[:, 48:], 32, (0, 4), 15)
+    codes |= _planes(blocks[:, 16:48], 32, tuple(range(8)), 1) << np.uint8(4)
+    return KeptCodes.of("q5_k", codes, *_scales_and_minima(blocks))
 
 
-def q6_k(blocks: U8) -> Groups:
+def q6_k(blocks: U8) -> KeptCodes:
     """16 groups of 16: 8-bit scales, codes of 6 bits from -32."""
-    levels = _planes(blocks[:, :128], 64, (0, 4), 15)
-    levels |= _planes(blocks[:, 128:192], 32, (0, 2, 4, 6), 3) << np.uint8(4)
-    scales = _times(_f16(blocks[:, 208:]), _signed(blocks[:, 192:208]))
-    return Groups(_signed(levels) - np.int8(32), scales)
+    codes = _planes(blocks[:, :128], 64, (0, 4), 15)
+    codes |= _planes(blocks[:, 128:192], 32, (0, 2, 4, 6), 3) << np.uint8(4)
+    scales, factors = _signed(blocks[:, 192:208]), _stored_f16(blocks[:, 208:])
+    return KeptCodes.of("q6_k", codes, scales, None, factors)
 
 
 def iq4_nl(blocks: U8) -> Groups:
@@ -174,14 +173,9 @@ def q2_0(blocks: U8) -> Groups:
     return Groups(_signed(codes) - np.int8(1), _f16(blocks[:, :2]))
 
 
-def mxfp4(blocks: U8) -> Groups:
-    """A power of two (E8M0), 32 codes of E2M1_LEVELS."""
-    exponent = blocks[:, :1].astype(np.uint32)
-    # Half of it, since the levels are doubled; the smallest two are subnormal.
-    low = np.uint32(0x200000) << np.minimum(exponent, 1)
-    bits = np.where(exponent < 2, low, (exponent - np.uint32(1)) << np.uint32(23))
-    scales = bits.astype(np.uint32).view(np.float32)
-    return Groups(E2M1_LEVELS[_nibbles(blocks[:, 1:], 16)], scales)
+def mxfp4(blocks: U8) -> KeptCodes:
+    """A power of two (E8M0), 32 codes of FP4."""
+    return KeptCodes.of("mxfp4", _nibbles(blocks[:, 1:], 16), blocks[:, :1])
 
 
 def nvfp4(blocks: U8) -> Groups:
@@ -204,18 +198,22 @@ def _half_e4m3() -> F32:
 _HALF_E4M3 = _half_e4m3()
 
 
-def _scales_and_minima(blocks: U8) -> tuple[F32, F32]:
-    """Of Q4_K and Q5_K: 8 of each, 6 bits, in 12 bytes behind their float16 scales."""
+def _scales_and_minima(blocks: U8) -> tuple[U8, U8, F16]:
+    """Of Q4_K and Q5_K: 8 of each, 6 bits, in 12 bytes; and their factors, which lie before them.
+
+    Minima are taken off, and those of kept formats added: their factor is negative.
+    """
     first, second, rest = (blocks[:, at : at + 4] for at in (4, 8, 12))
     scales = np.concatenate([first & 63, (rest & 15) | (first >> 2 & 48)], axis=1)
     minima = np.concatenate([second & 63, (rest >> 4) | (second >> 2 & 48)], axis=1)
-    return _times(_f16(blocks[:, :2]), scales), -_times(_f16(blocks[:, 2:4]), minima)
+    factors = _stored_f16(blocks[:, :4])
+    return scales, minima, np.concatenate([factors[:, :1], -factors[:, 1:]], axis=1)
 
 
-def _five(packed: U8) -> I8:
+def _five(packed: U8) -> U8:
     """32 codes of 5 bits: 4 bytes of their highest bits, then the low nibbles."""
     high = np.unpackbits(packed[:, :4], axis=1, bitorder="little")
-    return _signed(_nibbles(packed[:, 4:], 16) | high << np.uint8(4))
+    return _nibbles(packed[:, 4:], 16) | high << np.uint8(4)
 
 
 def _nibbles(packed: U8, width: int) -> U8:
@@ -239,9 +237,14 @@ def _signed(codes: U8) -> I8:
     return np.ascontiguousarray(codes).view(np.int8)
 
 
+def _stored_f16(packed: U8) -> F16:
+    """The float16 numbers in a run of bytes of each block."""
+    return np.ascontiguousarray(packed).view("<f2").astype(np.float16, copy=False)
+
+
 def _f16(packed: U8) -> F32:
-    """A float16 of each block, [blocks, 1]."""
-    return np.ascontiguousarray(packed).view("<f2").astype(np.float32)
+    """The same in float32."""
+    return _stored_f16(packed).astype(np.float32)
 
 
 def _times(scale: F32, factors: U8 | I8) -> F32:

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepmnn.errors import CheckpointError, UnsupportedModelError, shown
+from deepmnn.formats import KeptCodes
 from deepmnn.graph.weights import F32
 from deepmnn.source.gguf.tensor import Tensor
 from deepmnn.source.tensor_names import EMBEDDING, HEAD, MAX_EXPERTS
@@ -83,8 +84,15 @@ class Weight(Protocol):
     def tensors(self) -> tuple[Tensor, ...]:
         """What it is made of."""
 
+    @property
+    def kept_format(self) -> str | None:
+        """The kept format that `codes` gives."""
+
     def read(self) -> F32:
         """Its numbers. Raises CheckpointError."""
+
+    def codes(self) -> KeptCodes | None:
+        """The same as it is stored; None where it is not in a kept format. Raises as `read`."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +138,15 @@ class Stored:
             values *= self.scale.read()
         return values
 
+    @property
+    def kept_format(self) -> str | None:
+        """The stored tensor's; None with a scale, which no kept format has."""
+        return self.tensor.kept_format if self.scale is None else None
+
+    def codes(self) -> KeptCodes | None:
+        """The codes, their rows in Hugging Face's order."""
+        return self.tensor.codes(self.order) if self.kept_format is not None else None
+
 
 @dataclass(frozen=True)
 class KeyValue:
@@ -159,6 +176,13 @@ class KeyValue:
             rows[:nope] = self.keys.part(head).read().T
             rows[nope:] = self.values.part(head).read()
         return joined.reshape(self.shape)
+
+    @property
+    def kept_format(self) -> None:
+        """None: half of the rows were columns, whose scales were other groups'."""
+
+    def codes(self) -> None:
+        """None."""
 
 
 def weights_of(

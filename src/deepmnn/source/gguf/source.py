@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepmnn.errors import TensorNotFoundError
+from deepmnn.formats import KeptCodes
 from deepmnn.graph.weights import F32
 from deepmnn.source.gguf.config import config_of
 from deepmnn.source.gguf.contents import read_contents
@@ -63,6 +64,16 @@ class GgufSource(Source):
         changed meanwhile.
         """
         return self._weight(name).read()
+
+    def codes(self, name: str) -> KeptCodes | None:
+        """A tensor as the file stores it, in a kept format; None for other types, and for what is
+        made of several tensors. Raises as `read`.
+        """
+        return self._weight(name).codes()
+
+    def kept_format(self, name: str) -> str | None:
+        """The kept format of `codes`. Raises TensorNotFoundError."""
+        return self._weight(name).kept_format
 
     def sample(self, name: str) -> bytes:
         """Of all that a tensor is stored in. Raises TensorNotFoundError."""

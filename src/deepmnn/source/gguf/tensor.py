@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from deepmnn.errors import CheckpointError, shown
+from deepmnn.formats import KeptCodes
 from deepmnn.graph.weights import F32
 from deepmnn.source.entry import SAMPLE_BYTES
 from deepmnn.source.gguf.types import TensorType
@@ -101,6 +103,26 @@ class Tensor:
                 out[order[at : at + len(rows)]] = values.reshape(len(rows), columns)
         return out.reshape(self.shape)
 
+    def codes(self, order: NDArray[np.intp] | None = None) -> KeptCodes | None:
+        """A matrix's codes, whose `values()` are the numbers that `read` gives; None for a type
+        without a kept format. order: as of `read`.
+
+        Raises CheckpointError for a file that has changed meanwhile.
+        """
+        if self.kept_format is None or self.type.groups is None:
+            return None
+        parts: list[KeptCodes] = []
+        for _, rows in self._blocks(self.row_nbytes):
+            found = self.type.groups(rows.reshape(-1, self.type.nbytes))
+            assert isinstance(found, KeptCodes)
+            parts.append(_by_rows(found, len(rows)))
+        return _joined(parts, None if order is None else np.argsort(order))
+
+    @property
+    def kept_format(self) -> str | None:
+        """The kept format that `codes` gives; None for what is no matrix, too."""
+        return self.type.kept_format if len(self.shape) == 2 else None
+
     def sample(self) -> bytes:
         """A little of the stored bytes, at the same places in all tensors of one size."""
         nbytes = min(SAMPLE_BYTES, self.nbytes)
@@ -120,3 +142,21 @@ class Tensor:
     @property
     def _what(self) -> str:
         return f"the tensor {shown(self.name)}"
+
+
+_ARRAYS = tuple(field.name for field in fields(KeptCodes) if field.name != "format")
+
+
+def _by_rows(blocks: KeptCodes, rows: int) -> KeptCodes:
+    """A matrix from its blocks, one after another: they have no padding."""
+    arrays: dict[str, Any] = {name: getattr(blocks, name).reshape(rows, -1) for name in _ARRAYS}
+    return replace(blocks, **arrays)
+
+
+def _joined(parts: list[KeptCodes], rows: NDArray[np.intp] | None) -> KeptCodes:
+    """Parts of a matrix one below the other; rows: those of the result, in its order."""
+    whole: dict[str, Any] = {}
+    for name in _ARRAYS:
+        array = np.concatenate([getattr(part, name) for part in parts])
+        whole[name] = array if rows is None else array[rows]
+    return replace(parts[0], **whole)

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from deepmnn.errors import MissingDependencyError
+from deepmnn.formats import FORMATS, U8, KeptCodes
 from deepmnn.graph.weights import F32
 from deepmnn.source.entry import DTYPES, to_float32
 from deepmnn.source.gguf import groups
-from deepmnn.source.gguf.groups import U8, Groups
+from deepmnn.source.gguf.groups import Groups
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,9 @@ class TensorType:
         name: as llama.cpp calls it.
         block: numbers that are stored together.
         nbytes: bytes of them.
-        groups: the integers and factors of stored blocks, uint8 [blocks, nbytes]; None: plain
-            numbers, or those of a table.
+        groups: the integers and factors of stored blocks, uint8 [blocks, nbytes]: KeptCodes of a
+            type with a kept format, with a row for each block; None: plain numbers, or those of a
+            table.
         dtype: of plain numbers, in safetensors' words; "" for blocks.
     """
 
@@ -33,8 +35,14 @@ class TensorType:
     name: str
     block: int
     nbytes: int
-    groups: Callable[[U8], Groups] | None = None
+    groups: Callable[[U8], Groups | KeptCodes] | None = None
     dtype: str = ""
+
+    @property
+    def kept_format(self) -> str | None:
+        """The kept format of its codes: the one of its name."""
+        found = FORMATS.get(self.name.lower())
+        return found.name if found is not None and found.is_kept else None
 
     @property
     def needs_package(self) -> bool:
