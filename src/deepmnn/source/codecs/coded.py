@@ -110,7 +110,9 @@ class Coded:
 
     def _has_zero_bytes(self) -> bool:
         zeros = self.zeros
-        return zeros is None or bool(((zeros >= 0) & (zeros < 256) & (zeros % 1 == 0)).all())
+        return zeros is None or bool(
+            ((zeros >= 0) & (zeros < 256) & (np.rint(zeros) == zeros)).all()
+        )
 
     def _has_near_scales(self) -> bool:
         with np.errstate(over="ignore"):
