@@ -17,8 +17,10 @@ import numpy as np
 import pytest
 
 from deepmnn.errors import DeepmnnError
+from deepmnn.formats import F32
 from deepmnn.source.entry import BITS
 from deepmnn.source.open import open_source
+from deepmnn.source.source import Source
 from fuzz.mutations import mutate_json, rewrite, with_header
 
 FIXTURES = Path(__file__).parents[1] / "source" / "fixtures"
@@ -96,9 +98,19 @@ def read_all(path: Path, config: Any, tensors: Mapping[str, Tensor]) -> bool:
             assert values.shape == shape
             assert values.dtype == np.float32
             source.sample(name)
+            check_kept(source, name, values)
     except DeepmnnError:
         return False
     return True
+
+
+def check_kept(source: Source, name: str, values: F32) -> None:
+    """That codes stand for the numbers, in the format that was announced."""
+    codes = source.codes(name)
+    assert source.kept_format(name) == (None if codes is None else codes.format)
+    if codes is not None:
+        numbers = codes.values()[:, : values.shape[1]]
+        np.testing.assert_allclose(numbers, values, rtol=2**-11, atol=0)
 
 
 @pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])

@@ -261,6 +261,8 @@ def test_what_does_not_fit_is_refused(tmp_path: Path, case: str) -> None:
     with pytest.raises(errors, match=message) as caught:
         source.read("w.weight")
     assert caught.value.hint or caught.value.expected
+    with pytest.raises(errors, match=message):
+        source.codes("w.weight")
 
 
 def weights(**fields: Any) -> dict[str, Any]:

@@ -151,6 +151,8 @@ def test_parts_that_do_not_fit(tmp_path: Path, case: str) -> None:
     with pytest.raises((CheckpointError, UnsupportedModelError), match=message) as caught:
         source.read("layer.weight")
     assert caught.value.hint or caught.value.expected
+    with pytest.raises((CheckpointError, UnsupportedModelError), match=message):
+        source.codes("layer.weight")
 
 
 CONFIGS: dict[str, tuple[tuple[str, str], dict[str, Any], str]] = {

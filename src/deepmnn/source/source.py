@@ -41,15 +41,16 @@ class Source(ABC):
         """A tensor's numbers. Raises TensorNotFoundError, or CheckpointError for damaged files."""
 
     def codes(self, name: str) -> Codes | KeptCodes | None:
-        """A tensor as codes of one of our formats, where it is stored as exactly that; else None.
+        """A tensor as codes of one of our formats, where it is stored as that; else None.
 
-        Raises as `read`.
+        They stand for exactly the numbers that `read` gives, but for scales that float16 does not
+        hold: then each is within 2^-11 of those. Raises as `read`.
         """
         return None
 
     def kept_format(self, name: str) -> str | None:
-        """The kept format that `codes` gives a tensor in, without reading it; None for another, or
-        none. Raises TensorNotFoundError.
+        """The kept format that `codes` gives a tensor in, without reading any; None for another, or
+        none. Raises as `read`.
         """
         return None
 

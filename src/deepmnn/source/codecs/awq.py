@@ -87,11 +87,14 @@ class Awq(MatrixCodec):
         """Raises TensorNotFoundError for a missing part, CheckpointError for parts that do not
         fit.
         """
-        stem, (_, cols) = name.removesuffix(".weight"), self.shape(name)
+        stem, (rows, cols) = name.removesuffix(".weight"), self.shape(name)
+        qweight = stem + _QWEIGHT
         scales = finite(stem + ".scales", self._store.read(stem + ".scales"))
         zeros = _unpacked(self._store.stored(stem + ".qzeros"))
         return Coded(
-            np.ascontiguousarray(_unpacked(self._store.stored(stem + _QWEIGHT)).T),
+            (rows, cols),
+            _BITS,
+            lambda: np.ascontiguousarray(_unpacked(self._store.stored(qweight)).T),
             scales.T,
             self._group_size or cols,
             zeros=zeros.T.astype(np.float32),

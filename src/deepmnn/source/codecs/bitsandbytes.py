@@ -26,7 +26,7 @@ from deepmnn.errors import CheckpointError, shown
 from deepmnn.graph.weights import F32
 from deepmnn.source.codecs.checks import RE_DOWNLOAD, check_dtype, check_part, finite, matrix
 from deepmnn.source.codecs.coded import Coded, MatrixCodec
-from deepmnn.source.codecs.packing import unpack_nibbles
+from deepmnn.source.codecs.packing import U8, unpack_nibbles, unsigned
 from deepmnn.source.codecs.settings import integer, refuse, text
 from deepmnn.source.entry import DTYPES, FLOATS
 from deepmnn.source.json_file import parse_object
@@ -87,22 +87,25 @@ class Bitsandbytes(MatrixCodec):
         rows. Raises TensorNotFoundError for a missing part, CheckpointError for parts that do not
         fit, UnsupportedModelError for a variant that is not read.
         """
-        shape = self.shape(name)
+        rows, cols = self.shape(name)
         if not self._is_4_bits(name):
             scb = name.removesuffix("weight") + _SCB
             scales = finite(scb, self._store.read(scb)) / np.float32(127)
-            return Coded(self._store.stored(name), scales.reshape(-1, 1), shape[1])
+            return Coded(
+                (rows, cols),
+                8,
+                lambda: unsigned(self._store.stored(name)),
+                scales.reshape(-1, 1),
+                cols,
+                np.full((1, 1), 128, np.float32),
+            )
         state = self._state(name)
-        size = min(state["blocksize"], math.prod(shape))
+        size = min(state["blocksize"], rows * cols)
         scales = self._scales(name, state)
-        codes = unpack_nibbles(self._store.stored(name).view(np.uint8).reshape(-1), low_first=False)
         levels = finite(name + ".quant_map", self._store.read(name + ".quant_map"))
-        if shape[1] % size == 0:
-            codes = codes.reshape(-1)[: math.prod(shape)]
-            return Coded(codes.reshape(shape), scales.reshape(shape[0], -1), size, levels=levels)
-        blocks = np.zeros((len(scales), size), np.uint8)
-        blocks.reshape(-1)[: len(codes)] = codes
-        return Coded(blocks, scales.reshape(-1, 1), size, levels=levels)
+        made = (rows, cols) if cols % size == 0 else (len(scales), size)
+        scales = scales.reshape(made[0], -1)
+        return Coded(made, 4, lambda: self._codes4(name, made), scales, size, levels=levels)
 
     # ------------------------------------------------------------------------------- 8 bits
 
@@ -156,6 +159,14 @@ class Bitsandbytes(MatrixCodec):
             nested = -(-blocks // integer(state, "nested_blocksize"))
             check_part(self._store, name + ".nested_absmax", FLOATS, (nested,))
         return rows, cols
+
+    def _codes4(self, name: str, shape: tuple[int, int]) -> U8:
+        """In that shape; the last row is filled up."""
+        stored = self._store.stored(name).view(np.uint8).reshape(-1)
+        codes = unpack_nibbles(stored, low_first=False)[: math.prod(shape)]
+        made = np.zeros(shape, np.uint8)
+        made.reshape(-1)[: len(codes)] = codes
+        return made
 
     def _state(self, name: str) -> dict[str, Any]:
         """What is said of a weight in JSON."""

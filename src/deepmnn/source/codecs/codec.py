@@ -47,11 +47,13 @@ class Codec(ABC):
         """The numbers of a listed tensor. Raises TensorNotFoundError or CheckpointError."""
 
     def codes(self, name: str) -> Codes | KeptCodes | None:
-        """A listed tensor as codes of one of our formats that stand for exactly the same numbers;
-        None where no format can hold it.
+        """A listed tensor as codes of one of our formats that stand for the same numbers, where
+        float16 holds their scales (coded.py); None where no format can hold it.
         """
         return None
 
     def kept_format(self, name: str) -> str | None:
-        """The kept format that `codes` gives a listed tensor in, without reading it; or None."""
+        """The kept format that `codes` gives a listed tensor in, without reading codes; or None.
+        Raises as `read`.
+        """
         return None

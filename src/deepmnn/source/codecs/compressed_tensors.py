@@ -44,7 +44,14 @@ from deepmnn.source.codecs.checks import (
 )
 from deepmnn.source.codecs.coded import Coded, MatrixCodec
 from deepmnn.source.codecs.fp8 import FP8, SCALES, Block, checked_block, spread_scales
-from deepmnn.source.codecs.packing import E2M1, FP8_LEVELS, exponents, unpack_bits, unpack_nibbles
+from deepmnn.source.codecs.packing import (
+    E2M1,
+    FP8_LEVELS,
+    exponents,
+    unpack_bits,
+    unpack_nibbles,
+    unsigned,
+)
 from deepmnn.source.codecs.settings import integer, refuse, text
 from deepmnn.source.entry import FLOATS, to_float32
 from deepmnn.source.store import Store
@@ -150,12 +157,21 @@ class CompressedTensors(MatrixCodec):
 
     def read(self, name: str) -> F32:
         """What the codes stand for; or a sparse weight that is not quantised."""
-        stem = name.removesuffix("weight")
-        if stem + "weight_packed" not in self._store and stem + "compressed" in self._store:
-            check_dtype(self._store, stem + "compressed", (*FLOATS, *FP8, "I8"))
-            if self._store.dtype(stem + "compressed") in FLOATS:
-                return to_float32(dense_codes(self._store, stem))
+        if self._is_plain(name):
+            return to_float32(dense_codes(self._store, name.removesuffix("weight")))
         return super().read(name)
+
+    def matrix(self, name: str) -> Coded | None:
+        """What is quantised."""
+        return None if self._is_plain(name) else super().matrix(name)
+
+    def _is_plain(self, name: str) -> bool:
+        """Whether it is sparse and not quantised."""
+        stem = name.removesuffix("weight")
+        if stem + "weight_packed" in self._store or stem + "compressed" not in self._store:
+            return False
+        check_dtype(self._store, stem + "compressed", (*FLOATS, *FP8, "I8"))
+        return self._store.dtype(stem + "compressed") in FLOATS
 
     def coded(self, name: str) -> Coded:
         """Raises TensorNotFoundError for a missing part, CheckpointError for parts that do not fit,
@@ -175,7 +191,6 @@ class CompressedTensors(MatrixCodec):
         """Integers in words: code u stands for u − 2^(bits − 1), and so does a zero point's."""
         name = stem + "weight_packed"
         bits = self._bits_of(name, shape[1])
-        codes = unpack_bits(self._store.stored(name), bits, shape[1])
         scale = finite(stem + "weight_scale", self._scale(stem, FLOATS))
         if stem + "weight_g_idx" in self._store:
             scales = scale
@@ -186,23 +201,42 @@ class CompressedTensors(MatrixCodec):
         zeros = np.full((1, 1), 1 << (bits - 1), np.float32)
         if stem + "weight_zero_point" in self._store:
             zeros = self._packed_zeros(stem, shape, bits, scale)
-        return Coded(codes, scales, group_size, zeros, order)
+        return Coded(
+            shape,
+            bits,
+            lambda: unpack_bits(self._store.stored(name), bits, shape[1]),
+            scales,
+            group_size,
+            zeros,
+            order,
+        )
 
     def _naive(self, stem: str, shape: tuple[int, int]) -> Coded:
         """A byte for each weight: int8 or FP8."""
         sparse = stem + "compressed" in self._store
         dtype = self._store.dtype(stem + ("compressed" if sparse else "weight"))
-        codes = dense_codes(self._store, stem) if sparse else self._store.stored(stem + "weight")
         scale = finite(stem + "weight_scale", self._scale(stem, (*SCALES, "U8")))
         scales, group_size = self._spread(stem, scale, shape)
-        zeros = None
+        zeros = np.zeros((1, 1), np.float32)
         if (zero_point := stem + "weight_zero_point") in self._store:
             check_dtype(self._store, zero_point, ("I8", *FP8, *FLOATS))
             check_part(self._store, zero_point, (self._store.dtype(zero_point),), scale.shape)
             zeros, _ = self._spread(stem, self._store.read(zero_point), shape)
+
+        def codes() -> NDArray[Any]:
+            return dense_codes(self._store, stem) if sparse else self._store.stored(stem + "weight")
+
         if dtype == "I8":
-            return Coded(codes, scales, group_size, zeros)
-        return Coded(codes.view(np.uint8), scales, group_size, zeros, levels=FP8_LEVELS[dtype])
+            return Coded(shape, 8, lambda: unsigned(codes()), scales, group_size, zeros + 128)
+        return Coded(
+            shape,
+            8,
+            lambda: codes().view(np.uint8),
+            scales,
+            group_size,
+            zeros,
+            levels=FP8_LEVELS[dtype],
+        )
 
     def _float4(self, stem: str, shape: tuple[int, int]) -> Coded:
         """FP4 with scales of e4m3 below one of the tensor, or with exponents."""
@@ -216,8 +250,14 @@ class CompressedTensors(MatrixCodec):
         elif self._store.dtype(stem + "weight_scale") not in _EXPONENTS:
             self._store.shape(whole)  # raises: it is missing
         scales, group_size = self._spread(stem, scale, shape)
-        codes = unpack_nibbles(self._store.stored(stem + "weight_packed"))
-        return Coded(codes, scales, group_size, levels=E2M1)
+        return Coded(
+            shape,
+            4,
+            lambda: unpack_nibbles(self._store.stored(stem + "weight_packed")),
+            scales,
+            group_size,
+            levels=E2M1,
+        )
 
     # -------------------------------------------------------------------------------- parts
 

@@ -155,12 +155,18 @@ def coded_fp8(store: Store, name: str, scale_name: str, blocks: Collection[Block
 
     Raises CheckpointError when the scales do not fit the weight.
     """
-    codes = store.stored(name)
-    levels = FP8_LEVELS[store.dtype(name)]
-    codes = codes if codes.ndim == 2 else codes.reshape(1, -1)
+    shape = store.shape(name)
+    matrix = (shape[0], shape[1]) if len(shape) == 2 else (1, math.prod(shape))
     scale = finite(scale_name, store.read(scale_name))
-    scales, group_size = spread_scales(scale_name, scale, store.shape(name), blocks)
-    return Coded(codes.view(np.uint8), scales, group_size, levels=levels)
+    scales, group_size = spread_scales(scale_name, scale, shape, blocks)
+    return Coded(
+        matrix,
+        8,
+        lambda: store.stored(name).view(np.uint8).reshape(matrix),
+        scales,
+        group_size,
+        levels=FP8_LEVELS[store.dtype(name)],
+    )
 
 
 def spread_scales(

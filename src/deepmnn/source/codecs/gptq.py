@@ -142,13 +142,15 @@ class Gptq(MatrixCodec):
         """
         stem, sizes = name.removesuffix(".weight"), self._sizes(name)
         scales = finite(stem + ".scales", self._store.read(stem + ".scales"))
-        words = self._store.stored(stem + _QWEIGHT)
+        qweight = stem + _QWEIGHT
         order, group_size = None, self._group_size or sizes.cols
         if stem + ".g_idx" in self._store:
             g_idx = self._store.stored(stem + ".g_idx")
             order, group_size = group_order(stem + ".g_idx", g_idx, sizes.groups)
         return Coded(
-            unpack_bits(words.T, sizes.bits, sizes.cols),
+            (sizes.rows, sizes.cols),
+            sizes.bits,
+            lambda: unpack_bits(self._store.stored(qweight).T, sizes.bits, sizes.cols),
             scales.T,
             group_size,
             zeros=self._zeros(stem, sizes).T,

@@ -113,19 +113,27 @@ class Hqq(MatrixCodec):
                 RE_DOWNLOAD,
             )
         groups = rows * cols // size
-        codes = self._codes(stem, (groups, size) if axis else (size, groups))
+        shape = (groups, size) if axis else (size, groups)
+        bits = self._bits(stem + "packing")
+        made = (rows, cols) if axis and cols % size == 0 else shape
         for part in ("scale", "zero"):
             check_part(store, stem + part, FLOATS, (groups, 1) if axis else (1, groups))
         scales = finite(stem + "scale", store.read(stem + "scale"))
         zeros = finite(stem + "zero", store.read(stem + "zero"))
-        if axis and cols % size == 0:
-            codes = codes.reshape(rows, cols)
+        if made != shape:
             scales, zeros = (each.reshape(rows, -1) for each in (scales, zeros))
-        return Coded(codes, scales, size if axis else 1, zeros)
+        return Coded(
+            made,
+            bits,
+            lambda: self._codes(stem, shape, bits).reshape(made),
+            scales,
+            size if axis else 1,
+            zeros,
+        )
 
-    def _codes(self, stem: str, shape: tuple[int, int]) -> U8:
+    def _codes(self, stem: str, shape: tuple[int, int], bits: int) -> U8:
         """Of the matrix of groups."""
-        name, bits = stem + "W_q", self._bits(stem + "packing")
+        name = stem + "W_q"
         check_dtype(self._store, name, ("U8", "I32", *FLOATS))
         dtype, each = (np.dtype("<u4"), 10) if bits == 3 else (np.dtype(np.uint8), 8 // bits)
         height = -(-shape[0] // each)

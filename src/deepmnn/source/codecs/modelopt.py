@@ -27,7 +27,13 @@ from deepmnn.source.codecs.checks import RE_DOWNLOAD, check_dtype, check_part, f
 from deepmnn.source.codecs.checks import matrix as checked_matrix
 from deepmnn.source.codecs.coded import Coded, MatrixCodec
 from deepmnn.source.codecs.fp8 import DEFAULT_BLOCK, FP8, SCALES, spread_scales
-from deepmnn.source.codecs.packing import E2M1, FP8_LEVELS, exponents, unpack_nibbles
+from deepmnn.source.codecs.packing import (
+    E2M1,
+    FP8_LEVELS,
+    exponents,
+    unpack_nibbles,
+    unsigned,
+)
 from deepmnn.source.codecs.settings import refuse, text
 from deepmnn.source.entry import FLOATS
 from deepmnn.source.store import Store
@@ -86,7 +92,8 @@ class Modelopt(MatrixCodec):
         the weight, UnsupportedModelError for another variant.
         """
         store, stem, dtype = self._store, name.removesuffix("weight"), self._store.dtype(name)
-        shape = self.shape(name)
+        rows, cols = self.shape(name)
+        shape = rows, cols
         of_fp4 = ("F8_E4M3", *_EXPONENTS)
         check_dtype(store, stem + _SCALE, of_fp4 if dtype == "U8" else (*SCALES, "U8"))
         if store.dtype(stem + _SCALE) == "U8":
@@ -101,15 +108,24 @@ class Modelopt(MatrixCodec):
         elif store.dtype(stem + _SCALE) == "F8_E4M3":
             store.shape(stem + _SCALE_2)  # raises: it is missing
         scales, group_size = spread_scales(stem + _SCALE, scale, shape, _BLOCKS)
-        codes = store.stored(name)
         if dtype == "I8":
-            return Coded(codes, scales, group_size)
+            zeros = np.full((1, 1), 128, np.float32)
+            return Coded(shape, 8, lambda: unsigned(store.stored(name)), scales, group_size, zeros)
         if dtype != "U8":
-            return Coded(codes.view(np.uint8), scales, group_size, levels=FP8_LEVELS[dtype])
+            return Coded(
+                shape,
+                8,
+                lambda: store.stored(name).view(np.uint8),
+                scales,
+                group_size,
+                levels=FP8_LEVELS[dtype],
+            )
         if group_size not in _GROUPS:
             raise CheckpointError(
                 f"{stem + _SCALE!r:.200} has shape {list(scale.shape)}",
                 f"a scale for each {' or '.join(map(str, _GROUPS))} columns of {list(shape)}",
                 RE_DOWNLOAD,
             )
-        return Coded(unpack_nibbles(codes), scales, group_size, levels=E2M1)
+        return Coded(
+            shape, 4, lambda: unpack_nibbles(store.stored(name)), scales, group_size, levels=E2M1
+        )

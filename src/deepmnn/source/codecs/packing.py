@@ -48,6 +48,11 @@ def unpack_bits(words: NDArray[Any], bits: int, count: int) -> U8:
     return codes.reshape(rows, eights * 8)[:, :count]
 
 
+def unsigned(codes: NDArray[np.int8]) -> U8:
+    """Signed codes with 128 added to each."""
+    return codes.view(np.uint8) ^ np.uint8(128)
+
+
 def unpack_nibbles(packed: U8, low_first: bool = True) -> U8:
     """Two codes of 4 bits of each byte: [..., n] → [..., 2 · n]."""
     codes = np.empty((*packed.shape, 2), np.uint8)
