@@ -61,12 +61,30 @@ def _yarn(keys: Keys, fields: Fields, factor: float) -> dict[str, Any]:
         if keys.has(f"rope.scaling.{theirs}"):
             found[ours] = keys.number(f"rope.scaling.{theirs}", 0.0)
     if keys.has("rope.scaling.yarn_log_multiplier"):
-        # A tenth of mscale_all_dim (deepseek2). mscale is the same in all published models; the
-        # file does not say it.
-        multiplier = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
-        found["mscale"] = found["mscale_all_dim"] = round(multiplier * 10, 6)
+        return found | _latent_yarn(keys, factor)
     attention = _attention_factor(keys, 1 + 0.1 * math.log(max(factor, 1.0)))
     return found if attention is None else found | {"attention_factor": attention}
+
+
+def _latent_yarn(keys: Keys, factor: float) -> dict[str, float]:
+    """The temperatures of deepseek2, which have a key of their own: a tenth of mscale_all_dim.
+
+    With m(x) = 1 + 0.1 x ln(factor), llama.cpp multiplies cos and sin by attn_factor and scores by
+    (attn_factor · m(mscale_all_dim))²; without a multiplier cos and sin by m(1), too. Published
+    models have no attn_factor, since their mscale is mscale_all_dim.
+    """
+    multiplier = keys.number("rope.scaling.yarn_log_multiplier", 0.0)
+    attention = keys.number("rope.scaling.attn_factor", 1.0)
+    slope = 0.1 * math.log(max(factor, 1.0))
+    every = round(multiplier * 10, 6)
+    if attention == 1.0 or slope == 0.0:
+        return {"mscale": every or 1.0, "mscale_all_dim": every}
+    temperature = attention * (1 + slope * every)
+    own = 1.0 if every else 1 + slope
+    return {
+        "mscale_all_dim": (temperature - 1) / slope,
+        "attention_factor": attention * own,
+    }
 
 
 def _attention_factor(keys: Keys, default: float) -> float | None:
