@@ -233,7 +233,7 @@ class _Fit:
         return best
 
     def _was_tried(self, found: Assignment, tried: Sequence[tuple[Plan, Divergence]]) -> bool:
-        recipe = self._planned(found).recipe
+        recipe = self._recipe(found)
         return any(recipe == plan.recipe for plan, _ in tried)
 
     def _least_bytes(self, cost: float) -> Assignment:
@@ -260,13 +260,16 @@ class _Fit:
 
     def _planned(self, found: Assignment) -> Plan:
         """A conversion with these formats."""
+        return plan(self._base.source, self._recipe(found), self._base.optimize_level, keep=False)
+
+    def _recipe(self, found: Assignment) -> Recipe:
+        """These formats, and those of what no part holds."""
         rules = [
             Rule(pattern, found.formats[part.patterns[0]])
             for part in self._costs
             for pattern in part.patterns
         ]
-        recipe = Recipe(self._budget.name, (*rules, *RECIPES[_OTHERS].rules))
-        return plan(self._base.source, recipe, self._base.optimize_level, keep=False)
+        return Recipe(self._budget.name, (*rules, *RECIPES[_OTHERS].rules))
 
     def _choices(self) -> dict[str, list[Choice]]:
         return {

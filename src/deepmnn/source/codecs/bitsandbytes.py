@@ -25,9 +25,9 @@ import numpy as np
 from deepmnn.errors import CheckpointError, shown
 from deepmnn.graph.weights import F32
 from deepmnn.source.codecs.checks import RE_DOWNLOAD, check_dtype, check_part, finite, matrix
-from deepmnn.source.codecs.coded import Coded, MatrixCodec
+from deepmnn.source.codecs.coded import Coded, MatrixCodec, self_named
 from deepmnn.source.codecs.packing import U8, unpack_nibbles, unsigned
-from deepmnn.source.codecs.settings import integer, refuse, text
+from deepmnn.source.codecs.settings import integer, refuse
 from deepmnn.source.entry import DTYPES, FLOATS
 from deepmnn.source.json_file import parse_object
 from deepmnn.source.store import Store
@@ -64,10 +64,7 @@ class Bitsandbytes(MatrixCodec):
     @classmethod
     def recognise(cls, quantization: Mapping[str, Any] | None, store: Store) -> Self | None:
         """By quant_method, or by the names of tensors."""
-        codec = cls(store)
-        if quantization is None:
-            return codec if codec.parts() else None
-        return codec if text(quantization, "quant_method") == cls.scheme else None
+        return self_named(cls(store), quantization)
 
     def parts(self) -> dict[str, tuple[str, ...]]:
         """Every quantised weight → itself, and its scales."""

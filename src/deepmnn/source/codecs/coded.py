@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +14,7 @@ from deepmnn.formats import E8M0_BIAS, FORMATS, PANEL_COLS, PART_COLS, Groups, K
 from deepmnn.graph.weights import F32
 from deepmnn.source.codecs.codec import Codec
 from deepmnn.source.codecs.packing import E2M1, U8
+from deepmnn.source.codecs.settings import text
 
 _AT_ONCE = 1 << 20
 """Numbers that are made at a time: what is needed besides the matrix stays small."""
@@ -163,3 +165,13 @@ class MatrixCodec(Codec):
         """
         coded = self.coded(name)
         return coded if coded.shape == self.shape(name) else None
+
+
+_C = TypeVar("_C", bound=MatrixCodec)
+
+
+def self_named(codec: _C, quantization: Mapping[str, Any] | None) -> _C | None:
+    """A codec whose tensors' names tell its scheme, where config.json says nothing; or None."""
+    if quantization is None:
+        return codec if codec.parts() else None
+    return codec if text(quantization, "quant_method") == codec.scheme else None

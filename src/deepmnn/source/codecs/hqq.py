@@ -29,9 +29,9 @@ from deepmnn.source.codecs.checks import (
     stored_shape,
     vector,
 )
-from deepmnn.source.codecs.coded import Coded, MatrixCodec
+from deepmnn.source.codecs.coded import Coded, MatrixCodec, self_named
 from deepmnn.source.codecs.packing import U8
-from deepmnn.source.codecs.settings import refuse, text
+from deepmnn.source.codecs.settings import refuse
 from deepmnn.source.entry import FLOATS
 from deepmnn.source.store import Store
 
@@ -80,10 +80,7 @@ class Hqq(MatrixCodec):
     @classmethod
     def recognise(cls, quantization: Mapping[str, Any] | None, store: Store) -> Self | None:
         """By quant_method, or by the names of tensors."""
-        codec = cls(store)
-        if quantization is None:
-            return codec if codec.parts() else None
-        return codec if text(quantization, "quant_method") == cls.scheme else None
+        return self_named(cls(store), quantization)
 
     def parts(self) -> dict[str, tuple[str, ...]]:
         """Every weight → W_q, scale and zero, and the layer's settings."""
