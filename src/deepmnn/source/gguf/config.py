@@ -77,7 +77,7 @@ class Keys:
     def number(self, name: str, default: float | None = None) -> float:
         """A number of the architecture."""
         key = f"{self.arch}.{name}"
-        value = self.metadata.get(key, default)
+        value: Any = self.metadata.get(key, default)
         if type(value) not in (int, float) or not math.isfinite(value):
             raise self._wrong(key, value, "a number")
         return float(value)
