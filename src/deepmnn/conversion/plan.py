@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -186,8 +185,7 @@ def _are_equal(source: Source, first: str, second: str) -> bool:
         return False
     if source.sample(first) != source.sample(second):
         return False
-    digests = [hashlib.blake2b(source.read(name).tobytes()).digest() for name in (first, second)]
-    return digests[0] == digests[1]
+    return source.digest(first) == source.digest(second)
 
 
 def unused(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:

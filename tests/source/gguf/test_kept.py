@@ -169,6 +169,38 @@ def logits(backend: Any) -> F32:
     return np.concatenate([first, *(runner.step({0: [one]})[0] for one in ids[16:])])
 
 
+@pytest.mark.parametrize(("most", "copies", "distinct"), [(0, 0, 5), (63, 9, 7)])
+def test_planning_decodes_no_tensors_to_compare_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, copies: int, distinct: int
+) -> None:
+    """Matrices that are all zeros are not compared, equal ones are found by their stored bytes: but
+    for queries and keys, whose rows have another order than those of other matrices.
+    """
+    tiny = model_of("llama", tmp_path / "hf")
+    path = tmp_path / "model.gguf"
+    write_gguf(tiny, path, lambda name, values: Q.F32 if values.ndim == 1 else Q.Q4_0)
+    raw = bytearray(path.read_bytes())
+    for tensor in GgufFile(path).tensors.values():
+        if tensor.type.kept_format:
+            codes = np.random.default_rng(0).integers(0, most + 1, tensor.nbytes, np.uint8)
+            raw[tensor.begin : tensor.end] = codes.tobytes()
+    path.write_bytes(raw)
+    decoded: list[str] = []
+    read = Tensor.read
+
+    def watched(self: Tensor, *given: Any) -> F32:
+        decoded.extend([self.name] if len(self.shape) > 1 else [])
+        return read(self, *given)
+
+    monkeypatch.setattr(Tensor, "read", watched)
+    made = planned(path, "w8", level=1)
+    assert decoded == []
+    matrices = [weight for weight in made.weights if named(weight.format).is_kept]
+    assert len(matrices) == 2 + 7 * tiny.config["num_hidden_layers"] - copies
+    numbers = {(w.shape, w.expr.read(made.source).tobytes()) for w in matrices}
+    assert len(numbers) == distinct
+
+
 def test_what_is_not_stored_as_codes_has_none(tmp_path: Path) -> None:
     """The two halves of kv_b_proj, vectors, types without a kept format."""
     tiny = model_of("deepseek_v2", tmp_path / "hf")

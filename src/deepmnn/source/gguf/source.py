@@ -79,6 +79,10 @@ class GgufSource(Source):
         """Of all that a tensor is stored in. Raises TensorNotFoundError."""
         return b"".join(tensor.sample() for tensor in self._weight(name).tensors)
 
+    def digest(self, name: str) -> bytes:
+        """Of what is stored, which takes far less time than its numbers would. Raises as `read`."""
+        return self._weight(name).digest()
+
     def nbytes(self) -> int:
         """Bytes of all tensors of the file."""
         return self._nbytes
