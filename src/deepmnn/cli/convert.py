@@ -113,6 +113,8 @@ def convert(
     print_facts(done.plan)
     if done.calibration is not None:
         print_calibration(done.calibration)
+    elif chosen is not None:
+        out.say("  no calibration: there is no matrix that it would round")
     if done.held_out is not None:
         print_divergence(done.held_out)
     elif done.calibration is not None:

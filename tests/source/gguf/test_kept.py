@@ -10,12 +10,14 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from typer.testing import CliRunner
 
 from byte_tokenizer import write_tokenizer
 from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.base import F32
 from deepmnn.backends.cpu.backend import CpuBackend
 from deepmnn.backends.reference import ReferenceBackend
+from deepmnn.cli import app
 from deepmnn.conversion.calibration_set import CalibrationSet
 from deepmnn.conversion.carry_out import choose
 from deepmnn.conversion.convert import convert
@@ -250,6 +252,19 @@ def test_a_calibration_starts_only_where_something_is_rounded(
     path = with_tokenizer(tmp_path, lambda name, values: Q.F32 if values.ndim == 1 else kind)
     assert choose(planned(path, "w8"), None, 8) is None
     assert isinstance(choose(planned(path, "w4"), None, 8), CalibrationSet) == starts
+
+
+@pytest.mark.parametrize(("quant", "said"), [("w8", True), ("fp32", True), ("w4", False)])
+def test_a_calibration_that_would_round_nothing_is_not_run(
+    tmp_path: Path, quant: str, said: bool
+) -> None:
+    path = with_tokenizer(tmp_path, q4_k_m)
+    (tmp_path / "texts.txt").write_text("A calibration reads this text. " * 40)
+    options = ["--quant", quant, "--calibration", str(tmp_path / "texts.txt")]
+    done = CliRunner().invoke(app, ["convert", str(path), str(tmp_path / "out"), *options])
+    assert done.exit_code == 0, done.output
+    assert ("no calibration: there is no matrix that it would round" in done.output) == said
+    assert ("rounded by" in done.output) != said
 
 
 def test_a_calibration_rounds_only_what_has_more_bits(tmp_path: Path) -> None:
