@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Argument, Option
 
 from deepmnn.cli.console import count, err, file_size, out, table
-from deepmnn.cli.planned import print_plan, print_weights
+from deepmnn.cli.planned import print_kinds, print_plan
 from deepmnn.errors import RequestError
 
 if TYPE_CHECKING:
@@ -67,17 +67,20 @@ def _print_program(path: Path) -> None:
 
 
 def _print_artifact(artifact: Artifact) -> None:
+    from deepmnn.conversion.report.stored import by_format, described, stored
     from deepmnn.models import build
 
     graph, manifest = artifact.graph(), artifact.manifest
     unique = {weight.expr: weight.shape for weight in build(artifact.config).weights.values()}
     _print_head(artifact.config, graph, sum(map(math.prod, unique.values())))
+    weights = graph.weights.values()
+    formats = described(manifest["quant"], by_format(weights))
     out.say(
-        f"  converted       {manifest['quant']}, optimize level {manifest['optimize_level']}, "
+        f"  converted       {formats}, optimize level {manifest['optimize_level']}, "
         f"{manifest['nodes_level_0']} -> {manifest['nodes']} nodes, "
         f"{len(manifest['shards'])} weight files"
     )
-    print_weights(graph.weights.values())
+    print_kinds(stored(weights))
     _print_levels(artifact.config)
 
 

@@ -54,6 +54,12 @@ class Source(ABC):
         """
         return None
 
+    def stored_as(self, name: str) -> str:
+        """How a tensor is stored, in the words of its files: "BF16", "Q6_K", "gptq"; "" where it is
+        not. Raises TensorNotFoundError.
+        """
+        return ""
+
     @abstractmethod
     def sample(self, name: str) -> bytes:
         """A little of what is stored of a tensor, at the same places in all tensors of one size:

@@ -16,12 +16,14 @@ from deepmnn.conversion.report.facts import (
     Judged,
     LayerFacts,
     Search,
+    StoredFacts,
     WeightFacts,
     layer_of,
 )
 from deepmnn.conversion.report.observed import Observed
 from deepmnn.conversion.report.page import page
 from deepmnn.conversion.report.rounding import Rounding, relative
+from deepmnn.conversion.report.stored import origin, stored
 from deepmnn.formats import F32, F32_MATRIX, U8, named
 from deepmnn.graph.ir import Weight
 from deepmnn.source.random import RandomSource
@@ -73,6 +75,10 @@ class Recorder:
         exact = weight.expr.read(self.source) if numbers is None else numbers
         self._rounding.add(weight, exact, data)
 
+    def kinds(self, plan: Plan) -> tuple[StoredFacts, ...]:
+        """How the weights of a plan are stored, with the errors that were measured so far."""
+        return stored(plan.weights, plan.source, self._rounding.found)
+
     def took(self, what: str) -> None:
         """What was done since the last call, or since the beginning."""
         now = time.monotonic()
@@ -87,7 +93,7 @@ class Recorder:
 
     def facts(self, plan: Plan) -> Facts:
         """All that is known of a plan and what became of it."""
-        weights = tuple(map(self._weight, plan.weights))
+        weights = tuple(self._weight(weight, plan.source) for weight in plan.weights)
         return Facts(
             deepmnn_version=__version__,
             source=Path(plan.source.paths[0]).name if plan.source.paths else "",
@@ -103,6 +109,7 @@ class Recorder:
             dropped=plan.dropped,
             unused=plan.unused,
             passes=plan.passes,
+            stored=self.kinds(plan),
             layers=self._layers(weights),
             weights=weights,
             levels=self._rounding.levels(),
@@ -114,7 +121,7 @@ class Recorder:
             seconds=dict(self._seconds),
         )
 
-    def _weight(self, weight: Weight) -> WeightFacts:
+    def _weight(self, weight: Weight, source: Source) -> WeightFacts:
         found = self._rounding.found.get(weight.name)
         return WeightFacts(
             weight.name,
@@ -123,6 +130,7 @@ class Recorder:
             layer_of(weight.name),
             weight.shape,
             weight.nbytes,
+            origin(weight, source),
             None if found is None else relative([found]),
         )
 

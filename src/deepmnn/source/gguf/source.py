@@ -75,6 +75,13 @@ class GgufSource(Source):
         """The kept format of `codes`. Raises TensorNotFoundError."""
         return self._weight(name).kept_format
 
+    def stored_as(self, name: str) -> str:
+        """Its type, by ggml's name; all of them if it is made of several. Raises
+        TensorNotFoundError.
+        """
+        types = (tensor.type.name for tensor in self._weight(name).tensors)
+        return ", ".join(dict.fromkeys(types))
+
     def sample(self, name: str) -> bytes:
         """Of all that a tensor is stored in. Raises TensorNotFoundError."""
         return b"".join(tensor.sample() for tensor in self._weight(name).tensors)
