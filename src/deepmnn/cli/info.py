@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from deepmnn.cli import options
 from deepmnn.cli.console import count, err, file_size, out, table
 from deepmnn.cli.planned import print_kinds, print_plan
 from deepmnn.errors import RequestError
@@ -37,7 +38,8 @@ def info(
     from deepmnn.conversion.kept import described
     from deepmnn.quant.recipe import DEFAULT
 
-    path = described(name)
+    with options.preparing() as progress:  # a GGUF file of the hub is downloaded
+        path = described(name, progress)
     if (path / MANIFEST).is_file():
         if quant is not None:
             raise RequestError(
