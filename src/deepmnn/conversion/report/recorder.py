@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from deepmnn import __version__
@@ -30,6 +30,8 @@ from deepmnn.source.random import RandomSource
 from deepmnn.source.source import Source
 
 HTML = "report.html"
+_KEPT = 4
+"""Matrices of a kept format that are compared with the source's numbers: they are its own codes."""
 JSON = "report.json"
 
 
@@ -43,6 +45,7 @@ class Recorder:
     def __init__(self, source: Source) -> None:
         self.source = source
         self._rounding = Rounding()
+        self._kept: Counter[str] = Counter()
         self._calibration: CalibrationFacts | None = None
         self._activations: tuple[ActivationFacts, ...] = ()
         self._experts: tuple[ExpertFacts, ...] = ()
@@ -72,6 +75,10 @@ class Recorder:
         format = named(weight.format)
         if isinstance(self.source, RandomSource) or not format.is_matrix or format == F32_MATRIX:
             return
+        if format.is_kept:
+            self._kept[format.name] += 1
+            if self._kept[format.name] > _KEPT:
+                return
         exact = weight.expr.read(self.source) if numbers is None else numbers
         self._rounding.add(weight, exact, data)
 
