@@ -18,7 +18,7 @@ from deepmnn.backends.base import F32
 from deepmnn.cli import app
 from deepmnn.conversion.convert import plan_conversion
 from deepmnn.conversion.report.recorder import HTML, JSON
-from deepmnn.conversion.report.stored import described
+from deepmnn.conversion.report.stored import as_stored
 from deepmnn.formats import named
 from deepmnn.graph.tensors import tensors
 from deepmnn.quant.store import stored_values
@@ -128,7 +128,7 @@ def test_a_plain_checkpoint_is_called_after_its_recipe(tmp_path: Path) -> None:
 
 
 def test_a_model_is_described_by_what_it_stores() -> None:
-    assert described("w8", {"w8": 5, "vector": 1}) == "w8"
-    assert described("w8", {"q4_k": 5, "q6_k": 9, "vector": 1, "f32": 2}) == "kept q6_k, q4_k"
-    assert described("w4", {"q4_k": 5, "w4": 9}) == "w4 and kept q4_k"
-    assert described("mine", {"int4_g128": 5, "bf16": 9}) == "mine and kept int4_g128"
+    assert as_stored("w8", {"w8": 5, "vector": 1}) == "w8"
+    assert as_stored("w8", {"q4_k": 5, "q6_k": 9, "vector": 1, "f32": 2}) == "kept q6_k, q4_k"
+    assert as_stored("w4", {"q4_k": 5, "w4": 9}) == "w4 and kept q4_k"
+    assert as_stored("mine", {"int4_g128": 5, "bf16": 9}) == "mine and kept int4_g128"

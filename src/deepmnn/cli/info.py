@@ -69,14 +69,14 @@ def _print_program(path: Path) -> None:
 
 
 def _print_artifact(artifact: Artifact) -> None:
-    from deepmnn.conversion.report.stored import by_format, described, stored
+    from deepmnn.conversion.report.stored import as_stored, by_format, stored
     from deepmnn.models import build
 
     graph, manifest = artifact.graph(), artifact.manifest
     unique = {weight.expr: weight.shape for weight in build(artifact.config).weights.values()}
     _print_head(artifact.config, graph, sum(map(math.prod, unique.values())))
     weights = graph.weights.values()
-    formats = described(manifest["quant"], by_format(weights))
+    formats = as_stored(manifest["quant"], by_format(weights))
     out.say(
         f"  converted       {formats}, optimize level {manifest['optimize_level']}, "
         f"{manifest['nodes_level_0']} -> {manifest['nodes']} nodes, "

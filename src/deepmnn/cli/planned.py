@@ -31,12 +31,12 @@ def print_plan(plan: Plan) -> None:
 
 def print_facts(plan: Plan) -> None:
     """The model, its size and its nodes."""
-    from deepmnn.conversion.report.stored import by_format, described
+    from deepmnn.conversion.report.stored import as_stored, by_format
 
     size, stored = file_size(plan.nbytes), plan.source.nbytes()
     if stored:
         size += f", {_compared(plan.nbytes, stored)} the checkpoint"
-    formats = described(plan.recipe.name, by_format(plan.weights))
+    formats = as_stored(plan.recipe.name, by_format(plan.weights))
     model = f"  {plan.model_type}, {count(plan.parameters)} parameters as {formats}"
     fewer = 1 - plan.nodes / plan.nodes_level_0
     out.say(model)

@@ -14,14 +14,14 @@ from importlib.resources import files
 from deepmnn.conversion.report import charts, page_calibration, pieces
 from deepmnn.conversion.report.charts import Bar, Line, escaped
 from deepmnn.conversion.report.facts import Facts, LayerFacts, Search, StoredFacts, WeightFacts
-from deepmnn.conversion.report.stored import by_format, described
+from deepmnn.conversion.report.stored import as_stored, by_format
 from deepmnn.formats import named
 from deepmnn.source.sizes import file_size
 
 
 def page(facts: Facts) -> str:
     """The page, the same for the same facts."""
-    title = f"{facts.model_type} as {described(facts.quant, by_format(facts.stored))}"
+    title = f"{facts.model_type} as {as_stored(facts.quant, by_format(facts.stored))}"
     sections = (
         _search(facts),
         _layers(facts),

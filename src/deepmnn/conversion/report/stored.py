@@ -52,7 +52,7 @@ def origin(weight: Weight, source: Source | None) -> str:
     return ", ".join(dict.fromkeys(filter(None, found)))
 
 
-def described(quant: str, nbytes: Mapping[str, int]) -> str:
+def as_stored(quant: str, nbytes: Mapping[str, int]) -> str:
     """A model by its formats: its recipe's name, unless codes are kept: "w4 and kept q4_k".
 
     nbytes: format → bytes that are stored in it.
