@@ -88,6 +88,9 @@ class Weight(Protocol):
     def kept_format(self) -> str | None:
         """The kept format that `codes` gives."""
 
+    def digest(self) -> bytes:
+        """The same for two of one shape only if their numbers are equal. Raises as `read`."""
+
     def read(self) -> F32:
         """Its numbers. Raises CheckpointError."""
 
@@ -131,6 +134,10 @@ class Stored:
         rows = np.arange(self.shape[0]).reshape(self.heads, 2, half)
         return rows.swapaxes(1, 2).ravel()
 
+    def digest(self) -> bytes:
+        """Of the stored bytes, and the order of their rows."""
+        return b"".join([str(self.heads).encode(), *(one.digest() for one in self.tensors)])
+
     def read(self) -> F32:
         """The numbers in Hugging Face's order."""
         values = self.tensor.read(self.order)
@@ -167,6 +174,10 @@ class KeyValue:
     def tensors(self) -> tuple[Tensor, ...]:
         """Both."""
         return self.keys, self.values
+
+    def digest(self) -> bytes:
+        """Of the stored bytes of both."""
+        return self.keys.digest() + self.values.digest()
 
     def read(self) -> F32:
         """One matrix: of each head its keys' rows, then its values'."""

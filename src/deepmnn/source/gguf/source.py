@@ -75,9 +75,20 @@ class GgufSource(Source):
         """The kept format of `codes`. Raises TensorNotFoundError."""
         return self._weight(name).kept_format
 
+    def stored_as(self, name: str) -> str:
+        """Its type, by ggml's name; all of them if it is made of several. Raises
+        TensorNotFoundError.
+        """
+        types = (tensor.type.name for tensor in self._weight(name).tensors)
+        return ", ".join(dict.fromkeys(types))
+
     def sample(self, name: str) -> bytes:
         """Of all that a tensor is stored in. Raises TensorNotFoundError."""
         return b"".join(tensor.sample() for tensor in self._weight(name).tensors)
+
+    def digest(self, name: str) -> bytes:
+        """Of what is stored, which takes far less time than its numbers would. Raises as `read`."""
+        return self._weight(name).digest()
 
     def nbytes(self) -> int:
         """Bytes of all tensors of the file."""
