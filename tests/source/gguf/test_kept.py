@@ -27,9 +27,9 @@ from deepmnn.models import build
 from deepmnn.quant.recipe import RECIPES
 from deepmnn.quant.store import stored_values
 from deepmnn.source.gguf.file import GgufFile
-from deepmnn.source.gguf.names import Stored
 from deepmnn.source.gguf.tensor import Tensor
 from deepmnn.source.gguf.types import TYPES
+from deepmnn.source.gguf.weights import Stored
 from deepmnn.source.open import open_source
 from gguf_blocks import drawn
 from gguf_files import Store, tokenizer_keys, write_floats, write_gguf

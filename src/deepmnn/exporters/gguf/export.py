@@ -15,12 +15,12 @@ from deepmnn.errors import CheckpointError
 from deepmnn.exporters.exported import Exported, check_type, unread
 from deepmnn.exporters.gguf.file import GgufFile, GgufPlace
 from deepmnn.exporters.gguf.metadata import Value, metadata
-from deepmnn.exporters.gguf.names import architecture
 from deepmnn.exporters.gguf.tensors import GgufTensor, gguf_tensors
 from deepmnn.exporters.gguf.tokenizer import Vocabulary, vocabulary
 from deepmnn.exporters.gguf.types import DEFAULT, FILE_TYPES, Encoder, encoders, library
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.models import read_config
+from deepmnn.source.gguf.names import architecture
 from deepmnn.source.source import Source
 from deepmnn.text.generation_config import GenerationConfig
 from deepmnn.text.text_files import TextFiles

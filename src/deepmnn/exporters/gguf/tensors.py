@@ -15,24 +15,21 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
-from deepmnn.exporters.gguf.names import ROPE_FACTORS, tensor_name
 from deepmnn.formats import F32
 from deepmnn.graph.weights import TensorSource
 from deepmnn.models.config import ModelConfig
 from deepmnn.models.mla import MlaConfig
 from deepmnn.models.rope import RopeParameters
+from deepmnn.source.gguf.names import PAIRED, ROPE_FACTORS, gguf_name, paired_rows
 
 Shape = tuple[int, ...]
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"(model\.layers\.\d+\.mlp\.experts)\.\d+(\.\w+\.weight)")
 _ROTATED = re.compile(r".*\.self_attn\.([qk])_proj\.(?:weight|bias)")
-_PAIRED = ("llama", "deepseek")
-"""Architectures that rotate neighbouring rows of a whole head."""
 
 
 @dataclass(frozen=True)
@@ -93,22 +90,16 @@ def _tensor(
         for part in parts:
             yield change(source.read(part))
 
-    return GgufTensor(tensor_name(name), shape, pieces)
+    return GgufTensor(gguf_name(name), shape, pieces)
 
 
 def _change(architecture: str, config: ModelConfig, name: str) -> Callable[[F32], F32]:
     """What happens to the rows of a tensor."""
     projection = _ROTATED.fullmatch(name)
-    if architecture in _PAIRED and projection:
-        heads = config.num_attention_heads if projection[1] == "q" else config.kv_heads
-        return partial(paired, heads=heads)
-    return lambda numbers: numbers
-
-
-def paired(numbers: F32, heads: int) -> F32:
-    """Rows [heads * head_dim, ...]: those that are rotated together side by side."""
-    halves = numbers.reshape(heads, 2, -1, *numbers.shape[1:])
-    return halves.swapaxes(1, 2).reshape(numbers.shape)
+    if architecture not in PAIRED or projection is None:
+        return lambda numbers: numbers
+    heads = config.num_attention_heads if projection[1] == "q" else config.kv_heads
+    return lambda numbers: numbers[paired_rows(len(numbers), heads)]
 
 
 def _halves(name: str, shape: Shape, config: MlaConfig) -> list[GgufTensor]:
