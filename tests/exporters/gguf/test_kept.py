@@ -27,23 +27,10 @@ from gguf_blocks import drawn
 from gguf_files import Store, write_gguf
 from kept_source import KeptSource
 from source.compressed import compress_model, config_of, scheme_of, write
-from tiny_models import CONFIGS, MLA, checkpoint_of
+from tiny_models import WHOLE_BLOCKS, checkpoint_of
 
 Q = GGMLQuantizationType
 KEPT = [getattr(Q, kind.name) for kind in KEPT_TYPES.values()]
-
-_SIZES = {"hidden_size": 256, "intermediate_size": 512, "vocab_size": 99}
-_MLA = MLA | _SIZES | {"moe_intermediate_size": 256, "kv_lora_rank": 256, "q_lora_rank": 256}
-_MLA |= {"num_attention_heads": 4, "num_key_value_heads": 4, "n_group": 1, "topk_group": 1}
-_MLA |= {"qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 64}
-_GROUPED = _SIZES | {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}
-MODELS: dict[str, dict[str, Any]] = {
-    "llama": CONFIGS["llama"][0] | _GROUPED,
-    "qwen3": CONFIGS["qwen3"][0] | _GROUPED,
-    "deepseek": CONFIGS["deepseek"][1] | _GROUPED | {"moe_intermediate_size": 256},
-    "deepseek_v2": CONFIGS["llama"][0] | _MLA | {"num_nextn_predict_layers": 0},
-    "deepseek_v3": CONFIGS["deepseek_v3"][0] | _MLA | {"num_nextn_predict_layers": 0},
-}
 
 
 def mixed(name: str, values: F32) -> GGMLQuantizationType:
@@ -78,10 +65,10 @@ def test_every_type_is_the_same_to_the_byte(kind: GGMLQuantizationType) -> None:
 
 
 @pytest.mark.parametrize("level", [0, 3])
-@pytest.mark.parametrize("model_type", MODELS)
+@pytest.mark.parametrize("model_type", WHOLE_BLOCKS)
 def test_a_file_comes_back_to_the_byte(model_type: str, level: int, tmp_path: Path) -> None:
     """But for the halves of kv_b_proj, which are no rows of codes."""
-    tiny = checkpoint_of(model_type, MODELS[model_type], tmp_path / "hf")
+    tiny = checkpoint_of(model_type, WHOLE_BLOCKS[model_type], tmp_path / "hf")
     write_gguf(tiny, tmp_path / "model.gguf", mixed)
     convert(tmp_path / "model.gguf", tmp_path / "model", "w8", level, report=False)
     wanted = tensors(tmp_path / "model.gguf")
@@ -97,7 +84,7 @@ def test_a_file_comes_back_to_the_byte(model_type: str, level: int, tmp_path: Pa
 
 
 def test_a_type_that_is_asked_for(tmp_path: Path) -> None:
-    tiny = checkpoint_of("llama", MODELS["llama"], tmp_path / "hf")
+    tiny = checkpoint_of("llama", WHOLE_BLOCKS["llama"], tmp_path / "hf")
     write_gguf(tiny, tmp_path / "model.gguf", mixed)
     report = exported(tmp_path / "model.gguf", tmp_path / "out.gguf", type="Q4_0")
     wanted, found = tensors(tmp_path / "model.gguf"), tensors(tmp_path / "out.gguf")
@@ -116,7 +103,7 @@ def test_a_type_that_is_asked_for(tmp_path: Path) -> None:
 def test_the_file_type_is_that_of_most_numbers(
     kind: GGMLQuantizationType, file_type: int, tmp_path: Path
 ) -> None:
-    tiny = checkpoint_of("llama", MODELS["llama"], tmp_path / "hf")
+    tiny = checkpoint_of("llama", WHOLE_BLOCKS["llama"], tmp_path / "hf")
     write_gguf(tiny, tmp_path / "model.gguf", lambda n, v: Q.F32 if v.ndim == 1 else kind)
     exported(tmp_path / "model.gguf", tmp_path / "out.gguf")
     fields = gguf.GGUFReader(tmp_path / "out.gguf").fields
@@ -124,7 +111,7 @@ def test_the_file_type_is_that_of_most_numbers(
 
 
 def test_damaged_scales_are_refused(tmp_path: Path) -> None:
-    tiny = checkpoint_of("llama", MODELS["llama"], tmp_path / "hf")
+    tiny = checkpoint_of("llama", WHOLE_BLOCKS["llama"], tmp_path / "hf")
     path = tmp_path / "model.gguf"
     store: Store = lambda n, v: Q.F32 if v.ndim == 1 else Q.Q4_K  # noqa: E731
     write_gguf(tiny, path, store)
@@ -143,7 +130,7 @@ def test_damaged_scales_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("format", ["int4_g32", "int4_g64", "int4_g128", "int4"])
 def test_four_bits_with_zero_points_are_q4_1(format: str, tmp_path: Path) -> None:
     """The minimum is a float16; the codes are the same."""
-    tiny = checkpoint_of("llama", MODELS["llama"], tmp_path / "hf")
+    tiny = checkpoint_of("llama", WHOLE_BLOCKS["llama"], tmp_path / "hf")
     source = KeptSource(open_source(tiny.path), {"*_proj.weight": format})
     report = export_gguf(source, tmp_path / "out.gguf")
     assert "codes of 14 in Q4_1 as they were" in report.contents
@@ -163,7 +150,7 @@ def test_a_symmetric_scheme_keeps_its_numbers(
     bits: int, type: str, group: int, tmp_path: Path
 ) -> None:
     """compressed-tensors → ours → GGUF: codes are the library's, numbers the same to the bit."""
-    tiny = checkpoint_of("llama", MODELS["llama"], tmp_path / "hf")
+    tiny = checkpoint_of("llama", WHOLE_BLOCKS["llama"], tmp_path / "hf")
     strategy: dict[str, Any] = {"strategy": "channel"}
     if group > 0:
         strategy = {"strategy": "group", "group_size": group}
@@ -184,7 +171,7 @@ def test_a_symmetric_scheme_keeps_its_numbers(
 
 
 def test_eight_bits_with_zero_points_fit_no_type(tmp_path: Path) -> None:
-    tiny = checkpoint_of("llama", MODELS["llama"], tmp_path / "hf")
+    tiny = checkpoint_of("llama", WHOLE_BLOCKS["llama"], tmp_path / "hf")
     source = KeptSource(open_source(tiny.path), {"*.up_proj.weight": "int8_g32"})
     report = export_gguf(source, tmp_path / "out.gguf")
     assert report.contents.endswith(" tensors, Q8_0")

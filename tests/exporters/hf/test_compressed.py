@@ -23,11 +23,10 @@ from deepmnn.source.open import open_source
 from gguf_files import write_gguf
 from parity import relative_error
 from source.compressed import State, compress_model, config_of, scheme_of, write
-from tiny_models import CONFIGS, TinyModel, checkpoint_of
+from tiny_models import WHOLE_BLOCKS, TinyModel, checkpoint_of
 
 IDS = [(13 * n) % 97 for n in range(23)]
-FIELDS = CONFIGS["llama"][0] | {"hidden_size": 256, "intermediate_size": 512, "head_dim": 32}
-FIELDS |= {"num_attention_heads": 8, "num_key_value_heads": 2}
+FIELDS = WHOLE_BLOCKS["llama"]
 MX: dict[str, Any] = {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32}
 MX |= {"scale_dtype": "torch.uint8"}
 
