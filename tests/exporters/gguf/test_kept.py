@@ -10,35 +10,25 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+from gguf import GGMLQuantizationType
 
-from deepmnn.backends.base import F32
 from deepmnn.conversion.convert import convert
 from deepmnn.conversion.kept import original
 from deepmnn.errors import CheckpointError
 from deepmnn.exporters.exported import Exported
-from deepmnn.exporters.gguf.blocks import KEPT_TYPES, blocks
+from deepmnn.exporters.gguf.blocks import blocks
 from deepmnn.exporters.gguf.export import export_gguf
 from deepmnn.formats import KeptCodes
 from deepmnn.source.gguf.file import GgufFile
 from deepmnn.source.gguf.types import TYPES
 from deepmnn.source.open import open_source
 from gguf_blocks import drawn
-from gguf_files import Store, write_gguf
+from gguf_files import KEPT, Store, mixed_types, write_gguf
 from kept_source import KeptSource
 from source.compressed import compress_model, config_of, scheme_of, write
 from tiny_models import WHOLE_BLOCKS, checkpoint_of
 
 Q = GGMLQuantizationType
-KEPT = [getattr(Q, kind.name) for kind in KEPT_TYPES.values()]
-
-
-def mixed(name: str, values: F32) -> GGMLQuantizationType:
-    """Another type for each matrix, as in files of llama.cpp's mixtures."""
-    if values.ndim == 1 or "ffn_gate_inp" in name:
-        return Q.F32
-    fitting = [k for k in KEPT if values.shape[-1] % GGML_QUANT_SIZES[k][0] == 0]
-    return fitting[sum(name.encode()) % len(fitting)]
 
 
 def exported(model: Path, out: Path, **options: Any) -> Exported:
@@ -69,7 +59,7 @@ def test_every_type_is_the_same_to_the_byte(kind: GGMLQuantizationType) -> None:
 def test_a_file_comes_back_to_the_byte(model_type: str, level: int, tmp_path: Path) -> None:
     """But for the halves of kv_b_proj, which are no rows of codes."""
     tiny = checkpoint_of(model_type, WHOLE_BLOCKS[model_type], tmp_path / "hf")
-    write_gguf(tiny, tmp_path / "model.gguf", mixed)
+    write_gguf(tiny, tmp_path / "model.gguf", mixed_types)
     convert(tmp_path / "model.gguf", tmp_path / "model", "w8", level, report=False)
     wanted = tensors(tmp_path / "model.gguf")
     for place in (tmp_path / "model", tmp_path / "model.gguf"):
@@ -85,7 +75,7 @@ def test_a_file_comes_back_to_the_byte(model_type: str, level: int, tmp_path: Pa
 
 def test_a_type_that_is_asked_for(tmp_path: Path) -> None:
     tiny = checkpoint_of("llama", WHOLE_BLOCKS["llama"], tmp_path / "hf")
-    write_gguf(tiny, tmp_path / "model.gguf", mixed)
+    write_gguf(tiny, tmp_path / "model.gguf", mixed_types)
     report = exported(tmp_path / "model.gguf", tmp_path / "out.gguf", type="Q4_0")
     wanted, found = tensors(tmp_path / "model.gguf"), tensors(tmp_path / "out.gguf")
     of_it = [name for name in wanted if wanted[name].tensor_type == Q.Q4_0]
@@ -144,12 +134,12 @@ def test_four_bits_with_zero_points_are_q4_1(format: str, tmp_path: Path) -> Non
         assert (np.abs(again.read(name) - source.read(name)) <= 0.01 * np.abs(step)).all()
 
 
-@pytest.mark.parametrize(("bits", "type"), [(4, "Q4_0"), (8, "Q8_0")])
+@pytest.mark.parametrize(("bits", "type"), [(3, "Q4_0"), (4, "Q4_0"), (6, "Q8_0"), (8, "Q8_0")])
 @pytest.mark.parametrize("group", [32, 128, -1])
 def test_a_symmetric_scheme_keeps_its_numbers(
     bits: int, type: str, group: int, tmp_path: Path
 ) -> None:
-    """compressed-tensors → ours → GGUF: codes are the library's, numbers the same to the bit."""
+    """compressed-tensors → ours → GGUF: the library's numbers, to the bit."""
     tiny = checkpoint_of("llama", WHOLE_BLOCKS["llama"], tmp_path / "hf")
     strategy: dict[str, Any] = {"strategy": "channel"}
     if group > 0:

@@ -34,19 +34,20 @@ def blocks(codes: KeptCodes) -> U8:
 def types_of(codes: KeptCodes) -> tuple[str, ...]:
     """The types whose blocks hold these codes, the smallest first.
 
-    Integers whose zero point is the middle of their range are Q4_0 and Q8_0, exactly. Of 4 bits all
+    Integers less their zero points fit Q4_0 and Q8_0, exactly, if none is too large. Of 4 bits all
     are Q4_1: the minimum, zero point times scale, is rounded to float16, which moves numbers by
     less than a hundredth of the step between two codes.
     """
     if codes.format in KEPT_TYPES:
         return (KEPT_TYPES[codes.format].name,)
-    format = named(codes.format)
-    is_middle = bool((codes.shifts == len(format.levels) // 2).all())
-    if format.bits > 4:
-        return ("Q8_0",) if is_middle else ()
+    half = len(named(codes.format).levels) // 2
+    levels = _levels(codes)
+    symmetric = bool(levels.min() >= -half and levels.max() < half)
+    if named(codes.format).bits > 4:
+        return ("Q8_0",) if symmetric else ()
     with np.errstate(over="ignore"):
         fits = np.isfinite(_minima(codes.scales, codes.shifts)).all()
-    return (*(("Q4_0",) if is_middle else ()), *(("Q4_1",) if fits else ()))
+    return (*(("Q4_0",) if symmetric else ()), *(("Q4_1",) if fits else ()))
 
 
 def as_type(codes: KeptCodes, type: str) -> KeptCodes:
@@ -59,8 +60,18 @@ def as_type(codes: KeptCodes, type: str) -> KeptCodes:
         np.repeat(of_groups, format.groups.columns // PART_COLS, axis=1)[:, : columns // PART_COLS]
         for of_groups in (codes.scales, codes.shifts)
     )
-    minima = _minima(scales, zeros) if type == "Q4_1" else None
-    return KeptCodes.of(type.lower(), codes.codes, scales, minima)
+    if type == "Q4_1":
+        return KeptCodes.of(type.lower(), codes.codes, scales, _minima(scales, zeros))
+    return KeptCodes.of(type.lower(), _levels(codes) + len(format.levels) // 2, scales)
+
+
+def _levels(codes: KeptCodes) -> NDArray[np.int16]:
+    """Integers less their zero points."""
+    groups = named(codes.format).groups
+    assert groups is not None
+    zeros = np.repeat(codes.shifts, groups.columns, axis=1)[:, : codes.codes.shape[1]]
+    levels: NDArray[np.int16] = codes.codes.astype(np.int16) - zeros.astype(np.int16)
+    return levels
 
 
 def _minima(scales: NDArray[Any], zeros: NDArray[Any]) -> F16:

@@ -115,7 +115,8 @@ def _byte_level(
     if wrong:
         made.notes.append(
             f"llama.cpp has no pre-tokenizer that cuts text as this model's does: {pre} is "
-            f"nearest, and gives other token ids on {wrong} of {len(TEXTS)} texts"
+            f"nearest, and gives other token ids on {wrong} of {len(TEXTS)} texts; run the model "
+            "by token ids there"
         )
     tokens, types = _tokens(tokenizer, vocab_size)
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
