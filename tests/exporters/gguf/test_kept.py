@@ -167,3 +167,17 @@ def test_eight_bits_with_zero_points_fit_no_type(tmp_path: Path) -> None:
     assert report.contents.endswith(" tensors, Q8_0")
     assert report.note == "there is no tokenizer: llama.cpp runs it by token ids alone; codes " \
         "that are rounded a second time, to Q8_0: 2 in int8_g32"  # fmt: skip
+
+
+def test_the_transposed_half_of_kv_b_is_rounded_again(tmp_path: Path) -> None:
+    tiny = checkpoint_of("deepseek_v3", WHOLE_BLOCKS["deepseek_v3"], tmp_path / "hf")
+    source = KeptSource(open_source(tiny.path), {"*.kv_b_proj.weight": "q4_0"})
+    report = export_gguf(source, tmp_path / "out.gguf")
+    assert "codes of 2 in Q4_0 as they were" in report.contents
+    assert "codes that are rounded a second time, to Q8_0: 2 in q4_0" in report.note
+    found = open_source(tmp_path / "out.gguf").read("model.layers.1.self_attn.kv_b_proj.weight")
+    wanted = source.read("model.layers.1.self_attn.kv_b_proj.weight")
+    keys, values = (np.s_[:, :32], np.s_[:, 32:])
+    found, wanted = (each.reshape(4, 96, -1) for each in (found, wanted))
+    np.testing.assert_array_equal(found[values], wanted[values])
+    assert np.abs(found[keys] - wanted[keys]).max() < 0.005 * np.abs(wanted).max()

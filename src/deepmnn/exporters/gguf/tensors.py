@@ -69,10 +69,10 @@ class GgufTensor:
     def kept_format(self, source: CodeSource) -> str | None:
         """The kept format in which the source has all its rows, without reading any; or None."""
         found = {source.kept_format(part) for part in self.parts}
-        return found.pop() if len(found) == 1 and not self.transposed else None
+        return found.pop() if len(found) == 1 else None
 
     def codes(self, source: CodeSource) -> Iterator[KeptCodes]:
-        """The same as `pieces`, as codes of that format."""
+        """The same as `pieces`, as codes of that format; not of a transposed tensor."""
         for part in self.parts:
             codes = source.codes(part)
             assert isinstance(codes, KeptCodes)

@@ -90,7 +90,9 @@ def _encoder(tensor: GgufTensor, wanted: str | None, head: str, source: Source) 
 
 def _stored_types(tensor: GgufTensor, format: str | None, source: Source) -> list[str]:
     """The types that hold the source's codes as they are, the smallest first."""
-    if format is None or tensor.shape[-1] % KEPT_TYPES.get(format, KEPT_TYPES["q4_0"]).block:
+    if format is None or tensor.transposed:
+        return []
+    if tensor.shape[-1] % KEPT_TYPES.get(format, KEPT_TYPES["q4_0"]).block:
         return []
     if format in KEPT_TYPES:
         return [KEPT_TYPES[format].name]
