@@ -19,6 +19,11 @@ from deepmnn.source.gguf.types import TYPES
 KEPT_TYPES = {kind.kept_format: kind for kind in TYPES.values() if kind.kept_format is not None}
 """Kept format → the type of its name."""
 
+_FIELDS = ("codes", "scales", "shifts", "factors")
+
+_Array = NDArray[Any]
+_Parts = Iterator[U8]
+
 
 def blocks(codes: KeptCodes) -> U8:
     """The stored bytes of a matrix in a format of KEPT_TYPES, [blocks, bytes of a block].
@@ -34,9 +39,9 @@ def blocks(codes: KeptCodes) -> U8:
 def types_of(codes: KeptCodes) -> tuple[str, ...]:
     """The types whose blocks hold these codes, the smallest first.
 
-    Integers less their zero points fit Q4_0 and Q8_0, exactly, if none is too large. Of 4 bits all
-    are Q4_1: the minimum, zero point times scale, is rounded to float16, which moves numbers by
-    less than a hundredth of the step between two codes.
+    Integers less their zero points fit Q4_0 and Q8_0, exactly, if none is too large. Those of 4
+    bits are Q4_1, too: the minimum, zero point times scale, is rounded to float16, which moves
+    numbers by less than a hundredth of the step between two codes.
     """
     if codes.format in KEPT_TYPES:
         return (KEPT_TYPES[codes.format].name,)
@@ -46,8 +51,9 @@ def types_of(codes: KeptCodes) -> tuple[str, ...]:
     if named(codes.format).bits > 4:
         return ("Q8_0",) if symmetric else ()
     with np.errstate(over="ignore"):
-        fits = np.isfinite(_minima(codes.scales, codes.shifts)).all()
-    return (*(("Q4_0",) if symmetric else ()), *(("Q4_1",) if fits else ()))
+        minima = _minima(codes.scales, codes.shifts)
+    near = codes.shifts.max() < 2 * half and np.isfinite(minima).all()
+    return (*(("Q4_0",) if symmetric else ()), *(("Q4_1",) if near else ()))
 
 
 def as_type(codes: KeptCodes, type: str) -> KeptCodes:
@@ -74,7 +80,7 @@ def _levels(codes: KeptCodes) -> NDArray[np.int16]:
     return levels
 
 
-def _minima(scales: NDArray[Any], zeros: NDArray[Any]) -> F16:
+def _minima(scales: _Array, zeros: _Array) -> F16:
     minima: F16 = (-scales.astype(np.float32) * zeros).astype(np.float16)
     return minima
 
@@ -85,48 +91,43 @@ def with_rows(codes: KeptCodes, rows: NDArray[np.intp]) -> KeptCodes:
     return replace(codes, **arrays)
 
 
-_FIELDS = ("codes", "scales", "shifts", "factors")
-_Parts = Iterator[U8]
-_Any = NDArray[Any]
-
-
-def _q4(codes: U8, scales: _Any, shifts: _Any, factors: _Any) -> _Parts:
+def _q4(codes: U8, scales: _Array, shifts: _Array, factors: _Array) -> _Parts:
     yield _bytes(scales)
     yield _bytes(shifts)
     yield _merged(codes, 16, (0, 4))
 
 
-def _q5(codes: U8, scales: _Any, shifts: _Any, factors: _Any) -> _Parts:
+def _q5(codes: U8, scales: _Array, shifts: _Array, factors: _Array) -> _Parts:
     yield _bytes(scales)
     yield _bytes(shifts)
     yield np.packbits(codes >> np.uint8(4), axis=1, bitorder="little")
     yield _merged(codes & np.uint8(15), 16, (0, 4))
 
 
-def _q8_0(codes: U8, scales: _Any, shifts: _Any, factors: _Any) -> _Parts:
+def _q8_0(codes: U8, scales: _Array, shifts: _Array, factors: _Array) -> _Parts:
     yield _bytes(scales)
     yield codes ^ np.uint8(128)
 
 
-def _q4_k(codes: U8, scales: _Any, shifts: _Any, factors: _Any) -> _Parts:
+def _q4_k(codes: U8, scales: _Array, shifts: _Array, factors: _Array) -> _Parts:
     yield _scales_and_minima(scales, shifts, factors)
     yield _merged(codes, 32, (0, 4))
 
 
-def _q5_k(codes: U8, scales: _Any, shifts: _Any, factors: _Any) -> _Parts:
+def _q5_k(codes: U8, scales: _Array, shifts: _Array, factors: _Array) -> _Parts:
     yield _scales_and_minima(scales, shifts, factors)
     yield _merged(codes >> np.uint8(4), 32, range(8))
     yield _merged(codes & np.uint8(15), 32, (0, 4))
 
 
-def _q6_k(codes: U8, scales: _Any, shifts: _Any, factors: _Any) -> _Parts:
+def _q6_k(codes: U8, scales: _Array, shifts: _Array, factors: _Array) -> _Parts:
     yield _merged(codes & np.uint8(15), 64, (0, 4))
     yield _merged(codes >> np.uint8(4), 32, (0, 2, 4, 6))
     yield _bytes(scales)
     yield _bytes(factors)
 
 
-_PARTS: dict[str, Callable[[U8, _Any, _Any, _Any], _Parts]] = {
+_PARTS: dict[str, Callable[[U8, _Array, _Array, _Array], _Parts]] = {
     "q4_0": _q4,
     "q4_1": _q4,
     "mxfp4": _q4,
@@ -140,7 +141,7 @@ _PARTS: dict[str, Callable[[U8, _Any, _Any, _Any], _Parts]] = {
 """Format → what lies in its blocks, one after another, of fields [blocks, n]."""
 
 
-def _scales_and_minima(scales: U8, minima: U8, factors: _Any) -> U8:
+def _scales_and_minima(scales: U8, minima: U8, factors: _Array) -> U8:
     """Two factors, and 8 scales and 8 minima of 6 bits: the upper bits of the last four of each lie
     above the first four.
     """
@@ -159,7 +160,7 @@ def _merged(codes: U8, width: int, shifts: Sequence[int]) -> U8:
     return merged
 
 
-def _bytes(numbers: _Any) -> U8:
+def _bytes(numbers: _Array) -> U8:
     """float16 numbers, or bytes, of each block."""
     little = numbers.astype(numbers.dtype.newbyteorder("<"), copy=False)
     return np.ascontiguousarray(little).view(np.uint8).reshape(len(numbers), -1)
