@@ -232,6 +232,7 @@ DEEPMNN_INLINE void store_f16(void* p, F32x16 a) {
   _mm_storeu_si128(q + 1, _mm256_cvtps_ph(a.hi, _MM_FROUND_TO_NEAREST_INT));
 }
 
+DEEPMNN_INLINE U8x64 bytes(I32x16 a) { return {a.lo, a.hi}; }
 DEEPMNN_INLINE U8x64 load_u8(const uint8_t* p) {
   const __m256i* q = reinterpret_cast<const __m256i*>(p);
   return {_mm256_loadu_si256(q), _mm256_loadu_si256(q + 1)};

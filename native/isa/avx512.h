@@ -168,7 +168,13 @@ DEEPMNN_INLINE void store_f16(void* p, F32x16 a) {
   _mm256_storeu_si256(static_cast<__m256i*>(p), _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }
 
-DEEPMNN_INLINE U8x64 load_u8(const uint8_t* p) { return {_mm512_loadu_si512(p)}; }
+DEEPMNN_INLINE U8x64 bytes(I32x16 a) { return {a.v}; }
+// GCC reads planes that lie in one vector from memory for each of them, and loads are what there is least of.
+DEEPMNN_INLINE U8x64 load_u8(const uint8_t* p) {
+  __m512i v = _mm512_loadu_si512(p);
+  asm("" : "+v"(v));
+  return {v};
+}
 DEEPMNN_INLINE void store_u8(uint8_t* p, U8x64 a) { _mm512_storeu_si512(p, a.v); }
 DEEPMNN_INLINE U8x64 operator|(U8x64 a, U8x64 b) { return {_mm512_or_si512(a.v, b.v)}; }
 template <int kByte>

@@ -237,6 +237,11 @@ DEEPMNN_INLINE void store_f16(void* p, const F32x16& a) {
 // --- integer dot products: 16 rows of 4 unsigned weights against 4 signed activations that all rows share
 // --------------
 
+DEEPMNN_INLINE U8x64 bytes(const I32x16& a) {
+  U8x64 r;
+  __builtin_memcpy(r.v, a.v, sizeof(r.v));
+  return r;
+}
 DEEPMNN_INLINE U8x64 load_u8(const uint8_t* p) {
   U8x64 r;
   __builtin_memcpy(r.v, p, sizeof(r.v));

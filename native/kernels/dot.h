@@ -14,8 +14,12 @@ struct Row {
   QuantizedRows quantized;
 };
 
-// Bytes ahead of the reader that a walk asks for: enough to hide memory latency at full bandwidth.
+// Bytes ahead of the reader that a walk asks for.
 constexpr int64_t kPrefetch = 8192;
+
+// A stream of panels asks for one line ahead in each: the hardware reads on by itself, but only inside a page, and the
+// line brings in the next one. Asking for every line gets in its way (docs/log.md).
+DEEPMNN_INLINE void ask_ahead(const uint8_t* w) { prefetch(w + kPrefetch); }
 
 template <int kBlocks, int kRows>
 struct Tile {
@@ -180,6 +184,7 @@ DEEPMNN_INLINE void sum_panel(const uint8_t*& w, const QuantizedRows* rows, int6
   constexpr int kCount = kRows <= kSplitSums ? 2 : 1;
   IntTile<1, kRows> acc[kCount];
   const int8_t* a[kRows];
+  ask_ahead(w);
   DEEPMNN_UNROLL
   for (int r = 0; r < kRows; ++r) {
     a[r] = rows[r].codes;
@@ -187,8 +192,6 @@ DEEPMNN_INLINE void sum_panel(const uint8_t*& w, const QuantizedRows* rows, int6
     if (kCount == 2) acc[kCount - 1].v[0][r] = splat_i32(0);
   }
   for (int64_t part = 0; part < cols; part += kPartCols) {
-    DEEPMNN_UNROLL
-    for (int line = 0; line < Codec<kFormat>::kPartBytes; line += 64) prefetch(w + kPrefetch + line);
     add_part<kFormat>(w, a, acc);
     w += Codec<kFormat>::kPartBytes;
     DEEPMNN_UNROLL

@@ -116,6 +116,14 @@ constexpr int level_of(const FormatInfo& format, int code) {
   return has_table(format) ? format.levels[code] : code + format.low;
 }
 
+// Of a kept format, whose levels are multiplied as unsigned numbers: what is to be taken off these.
+constexpr int zero_of(const FormatInfo& format) {
+  return has_table(format) ? 1 << (format.level_bits - 1) : -format.low;
+}
+
+// Whether its groups have minima or zero points besides.
+constexpr bool has_shift(const FormatInfo& format) { return format.shift != GroupShift::none; }
+
 // What a row of a panel of `cols` columns stores besides its codes: numbers of two bytes, then bytes.
 struct ScaleFields {
   int64_t halves, bytes;

@@ -7,11 +7,11 @@ namespace deepmnn::DEEPMNN_NS {
 
 constexpr int64_t kMostGroups = kPanelCols / 16;
 
-// number = scale * unsigned level + shift, for each group and row of a block. `step` is a group's scale less the next
-// one's: sums run on from group to group, and sum_g scale_g (U_g - U_{g-1}) = sum_g U_g (scale_g - scale_{g+1}).
+// number = scale * (level - zero_of(format)) + shift, for each group and row of a block; `coarse` is kOutlierStep *
+// scale.
 struct GroupScales {
   alignas(64) float scale[kMostGroups][kBlockRows];
-  alignas(64) float step[kMostGroups][kBlockRows];
+  alignas(64) float coarse[kMostGroups][kBlockRows];
   alignas(64) float shift[kMostGroups][kBlockRows];
 };
 
@@ -27,18 +27,15 @@ DEEPMNN_INLINE F32x16 load_e8m0(const uint8_t* p) {
   return from_bits(max(shift_left(byte, 23), splat_i32(0x00400000))) * splat(0.5f);
 }
 
-// Reads what follows the codes of a panel of `cols` columns, for 16 rows.
+// What follows the codes of a panel, for 16 rows. Inlined with a format that is known when this is compiled, its
+// conditions are gone.
 struct ScaleReader {
   const FormatInfo& format;
   const uint8_t *scales, *shifts;
   F32x16 scale_factor, shift_factor;
-  int64_t groups;
 
-  ScaleReader(const uint8_t* at, const FormatInfo& info, int64_t cols)
-      : format(info),
-        scale_factor(splat(1.0f)),
-        shift_factor(splat(1.0f)),
-        groups((cols + info.group - 1) / info.group) {
+  DEEPMNN_INLINE ScaleReader(const uint8_t* at, const FormatInfo& info, int64_t groups)
+      : format(info), scale_factor(splat(1.0f)), shift_factor(splat(1.0f)) {
     if (format.scale == GroupScale::u8 || format.scale == GroupScale::i8) scale_factor = load_f16(take(at, 2));
     if (format.shift == GroupShift::u8) shift_factor = load_f16(take(at, 2));
     scales = take(at, groups * (format.scale == GroupScale::f16 ? 2 : 1));
@@ -61,6 +58,10 @@ struct ScaleReader {
     if (format.shift == GroupShift::u8) return load_bytes(shifts + g * kBlockRows, false) * shift_factor;
     return splat(0.0f);
   }
+  // What both are together, of a format that has_shift.
+  DEEPMNN_INLINE F32x16 shift(int64_t g) const {
+    return format.shift == GroupShift::zero ? low(g) * scale(g) : minimum(g);
+  }
 
  private:
   static const uint8_t* take(const uint8_t*& at, int64_t nbytes) {
@@ -70,18 +71,12 @@ struct ScaleReader {
   }
 };
 
-// `low`: what the levels of a table are less than those that are multiplied.
-inline void read_group_scales(const uint8_t* at, const FormatInfo& format, int64_t cols, GroupScales& out) {
-  const ScaleReader reader(at, format, cols);
-  const bool has_minimum = format.shift == GroupShift::f16 || format.shift == GroupShift::u8;
-  const F32x16 table_low = splat(-static_cast<float>(1 << (format.level_bits - 1)));
-  F32x16 scale = reader.scale(0);
-  for (int64_t g = 0; g < reader.groups; ++g) {
-    const F32x16 next = g + 1 < reader.groups ? reader.scale(g + 1) : splat(0.0f);
+DEEPMNN_INLINE void read_group_scales(const ScaleReader& reader, int64_t groups, GroupScales& out) {
+  for (int64_t g = 0; g < groups; ++g) {
+    const F32x16 scale = reader.scale(g);
     store(out.scale[g], scale);
-    store(out.step[g], scale - next);
-    store(out.shift[g], has_minimum ? reader.minimum(g) : scale * (has_table(format) ? table_low : reader.low(g)));
-    scale = next;
+    store(out.coarse[g], scale * splat(kOutlierStep));
+    if (has_shift(reader.format)) store(out.shift[g], reader.shift(g));
   }
 }
 

@@ -40,11 +40,12 @@ constexpr int32_t kOutlierStep = 128;  // a number is scale * (code + this * its
 
 // And what only kept formats need, besides.
 struct PlainPanel {
-  // Sums of numbers / scale in every 16 columns (16 sums), 32 (8), 64 (4), 128 (2) and all of them; integers.
-  float sums[32];
-  int32_t codes_until[16];  // the sum of the codes of all columns up to the end of every 16
+  // Sums of numbers / scale, and of codes, in every 16 columns (16 sums), 32 (8), 64 (4), 128 (2) and all of them;
+  // integers.
+  float sums[32], code_sums[32];
   int32_t quads[kOutliers];
   int8_t outliers[kOutliers][4];
+  int32_t outlier_sums[kOutliers];
 };
 // Where the sums of groups of so many columns begin.
 constexpr int64_t sums_of(int64_t group) { return 32 - 2 * (kPanelCols / group); }

@@ -94,8 +94,9 @@ DEEPMNN_INLINE void scale_codes(const uint8_t* w, const FormatInfo& format, cons
 // Level times scale, then plus the minimum: each rounded once.
 inline void scale_kept_codes(const uint8_t* w, const FormatInfo& format, const int32_t* codes, int64_t cols,
                              int64_t lane, float* y) {
-  const ScaleReader reader(w, format, cols);
-  for (int64_t g = 0; g < reader.groups; ++g) {
+  const int64_t groups = (cols + format.group - 1) / format.group;
+  const ScaleReader reader(w, format, groups);
+  for (int64_t g = 0; g < groups; ++g) {
     float scales[kBlockRows], lows[kBlockRows], minima[kBlockRows];
     store(scales, reader.scale(g));
     store(lows, reader.low(g));

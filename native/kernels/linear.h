@@ -227,16 +227,31 @@ DEEPMNN_INLINE void with_format(Format format, Function&& function) {
   }
 }
 
-// The same for a kept format, as one of those that have the same codes: scales and groups are not known to a kernel
-// when it is compiled.
+// The same for a kept format. Those of a scheme differ in the columns of a group alone, and have one kernel.
 template <class Function>
 DEEPMNN_INLINE void with_kept_format(Format format, Function&& function) {
-  const FormatInfo& info = info_of(format);
-  if (info.group == 16) return function(FormatIs<Format::q6_k>{});
-  if (has_table(info)) return function(FormatIs<Format::mxfp4>{});
-  if (info.bits == 4) return function(FormatIs<Format::q4_0>{});
-  if (info.bits == 5) return function(FormatIs<Format::q5_0>{});
-  function(FormatIs<Format::q8_0>{});
+  switch (format) {
+    case Format::q8_0:
+      return function(FormatIs<Format::q8_0>{});
+    case Format::q4_0:
+      return function(FormatIs<Format::q4_0>{});
+    case Format::q4_1:
+      return function(FormatIs<Format::q4_1>{});
+    case Format::q5_0:
+      return function(FormatIs<Format::q5_0>{});
+    case Format::q5_1:
+      return function(FormatIs<Format::q5_1>{});
+    case Format::q4_k:
+      return function(FormatIs<Format::q4_k>{});
+    case Format::q5_k:
+      return function(FormatIs<Format::q5_k>{});
+    case Format::q6_k:
+      return function(FormatIs<Format::q6_k>{});
+    case Format::mxfp4:
+      return function(FormatIs<Format::mxfp4>{});
+    default:
+      return info_of(format).bits == 4 ? function(FormatIs<Format::int4>{}) : function(FormatIs<Format::int8>{});
+  }
 }
 
 inline void linear_kernel(const LinearTask& task, int64_t begin, int64_t end) {

@@ -82,6 +82,12 @@ DEEPMNN_INLINE I32x16 sums_of_16(const I32x16 (&v)[16]) {
   return add(add(four[0], four[1]), add(four[2], four[3]));
 }
 
+// 16 sums, and after them those of every two of them, of every two of these, and so on.
+DEEPMNN_INLINE void sum_pairs(float (&sums)[32]) {
+  for (int i = 0; i < 15; ++i) sums[16 + i] = sums[2 * i] + sums[2 * i + 1];
+  sums[31] = 0.0f;
+}
+
 // The scale of a plain panel: that of all but the quads with the largest numbers, as long as these fit 16 bits.
 DEEPMNN_INLINE float plain_scale(const int32_t* sizes, int32_t& limit) {
   int32_t largest[kOutliers + 1] = {};  // in order
@@ -120,13 +126,12 @@ inline void quantize_plain_panel(const float* x, int64_t n, int8_t* codes, Panel
     wide[i] = quantize_16(load(padded + 16 * i), inverse);
     store_i8(codes + 16 * i, wide[i]);
   }
-  alignas(64) int32_t sums[16];
-  store(reinterpret_cast<float*>(sums), from_bits(sums_of_16(wide)));
-  int32_t low_sums[16];
-  __builtin_memcpy(low_sums, sums, sizeof(sums));
+  store(plain.sums, to_float(sums_of_16(wide)));
+  store(plain.code_sums, load(plain.sums));
   int found = 0;
   __builtin_memset(plain.quads, 0, sizeof(plain.quads));
   __builtin_memset(plain.outliers, 0, sizeof(plain.outliers));
+  __builtin_memset(plain.outlier_sums, 0, sizeof(plain.outlier_sums));
   for (int q = 0; q < kPanelCols / 4 && found < kOutliers; ++q) {
     if (sizes[q] <= limit || inverse == 0.0f) continue;
     alignas(64) int32_t numbers[16];
@@ -134,16 +139,14 @@ inline void quantize_plain_panel(const float* x, int64_t n, int8_t* codes, Panel
     for (int j = 0; j < 4; ++j) {
       const int32_t high = (numbers[j] + kOutlierStep / 2) >> 7;
       plain.outliers[found][j] = static_cast<int8_t>(high);
+      plain.outlier_sums[found] += high;
       codes[4 * q + j] = static_cast<int8_t>(numbers[j] - kOutlierStep * high);
-      low_sums[q / 4] -= kOutlierStep * high;
     }
+    plain.code_sums[q / 4] -= static_cast<float>(kOutlierStep * plain.outlier_sums[found]);
     plain.quads[found++] = q;
   }
-  int32_t until = 0;
-  for (int i = 0; i < 16; ++i) plain.codes_until[i] = until += low_sums[i];
-  for (int i = 0; i < 16; ++i) plain.sums[i] = static_cast<float>(sums[i]);
-  for (int i = 0; i < 15; ++i) plain.sums[16 + i] = plain.sums[2 * i] + plain.sums[2 * i + 1];
-  plain.sums[31] = 0.0f;
+  sum_pairs(plain.sums);
+  sum_pairs(plain.code_sums);
 }
 
 inline void quantize_rows_kernel(const float* x, int64_t stride, int64_t n, int64_t cols, const QuantizedRows& out) {

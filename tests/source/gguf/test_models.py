@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from deepmnn.backends.base import F32
 from deepmnn.backends.reference import ReferenceBackend
 from deepmnn.errors import CheckpointError, UnsupportedModelError
 from deepmnn.models import build
-from deepmnn.source.open import open_source
+from deepmnn.source.gguf.config import config_of
+from deepmnn.source.gguf.contents import read_contents
+from deepmnn.source.open import has_weights, open_source
 from deepmnn.source.source import Source
 from gguf_files import write_floats, write_gguf
 from parity import Runner, prompts_for, relative_error
@@ -209,6 +212,42 @@ def test_a_tensor_that_nobody_knows_is_refused(tmp_path: Path, name: str) -> Non
     path = write_floats(tiny, stored | {name: np.ones(3, np.float32)}, tmp_path / "b.gguf")
     with pytest.raises(UnsupportedModelError, match=name.replace(".", r"\.")):
         open_source(path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "match"),
+    [
+        ("general.type", "imatrix", "general.type is 'imatrix'"),
+        ("general.type", "adapter", "llama-export-lora"),
+        ("llama.attention.causal", False, "attention.causal in .* is False"),
+        ("llama.rope.scaling.attn_factor", 0.7, r"attn_factor in .* is 0\.7; expected 1"),
+        ("llama.attention.layer_norm_rms_epsilon", None, "has no llama.attention.layer_norm"),
+        ("llama.context_length", None, "has no llama.context_length; expected an integer"),
+    ],
+)
+def test_keys_that_change_the_numbers_are_refused(
+    tmp_path: Path, key: str, value: Any, match: str
+) -> None:
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    write_gguf(tiny, tmp_path / "model.gguf")
+    contents = read_contents(tmp_path / "model.gguf")
+    config_of(contents, "it")
+    changed = contents.metadata | {key: value}
+    if value is None:
+        del changed[key]
+    with pytest.raises((CheckpointError, UnsupportedModelError), match=match):
+        config_of(replace(contents, metadata=changed), "it")
+
+
+def test_a_file_by_another_name(tmp_path: Path) -> None:
+    """Ollama calls its models sha256-…"""
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    write_gguf(tiny, tmp_path / "model.gguf")
+    for name in ("sha256-00ff", "MODEL.GGUF"):
+        (tmp_path / "model.gguf").rename(tmp_path / name)
+        assert has_weights(tmp_path / name)
+        check(tiny, tmp_path / name)
+        (tmp_path / name).rename(tmp_path / "model.gguf")
 
 
 def test_the_scale_of_a_tensor_multiplies_it(tmp_path: Path) -> None:

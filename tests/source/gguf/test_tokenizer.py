@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import tokenizers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -15,6 +16,8 @@ from deepmnn.source.gguf.file import GgufFile
 from deepmnn.source.gguf.pre_tokenizers import PRE_TOKENIZERS
 from deepmnn.source.gguf.tokenizer import tokenizer_files
 from deepmnn.text import tokenizer as text
+from deepmnn.text.answer_end import end_ids
+from deepmnn.text.generation_config import GenerationConfig
 from gguf_files import as_json, tokenizer_keys, write_vocabulary
 from texts_of_the_world import TEXTS
 
@@ -106,6 +109,22 @@ def test_what_the_makers_recommend(tmp_path: Path) -> None:
         "top_p": 0.95,
     }
     assert tokenizer_files({"tokenizer.ggml.model": "no_vocab"}, "it") == {}
+
+
+def test_all_tokens_that_end_an_answer(tmp_path: Path) -> None:
+    """Qwen 2.5's generation_config.json has two: a file has one as eos, the other by its name."""
+    tokens = ["<|im_end|>", "a", "<|endoftext|>", "</s>", "<eom>"]
+    keys = {"model": "gpt2", "pre": "qwen2", "merges": [], "tokens": tokens}
+    keys = {f"tokenizer.ggml.{name}": value for name, value in keys.items()}
+    types = {"tokenizer.ggml.token_type": np.array([3, 1, 3, 1, 3])}
+    eos: dict[str, Any] = {"tokenizer.ggml.eos_token_id": 0}
+    for more, want in (({}, [0, 2]), ({"tokenizer.ggml.eom_token_id": 4}, [0, 2, 4])):
+        files = tokenizer_files(keys | types | eos | more, "it")
+        assert as_json(files["generation_config.json"]) == {"eos_token_id": want}
+        for name, data in files.items():
+            (tmp_path / name).write_bytes(data)
+        generation = GenerationConfig.read(tmp_path, {})
+        assert end_ids(text.Tokenizer(tmp_path), generation) == set(want)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,14 @@ _GROUPS = {160: (8, 3), 256: (8, 4)}
 """Experts of DeepSeek-V2 and of V3 → their n_group and topk_group: files from before September 2025
 do not say them, and no other model has so many experts and gate."""
 
+_MODEL = "model"
+_OTHER_TYPES = {
+    "adapter": "Merge it into its model with llama.cpp's llama-export-lora.",
+    "mmproj": "It belongs beside the language model; name that one's file.",
+    "imatrix": "It says how to quantise a model; name the model's file.",
+}
+"""general.type of files that are no model → what to do."""
+
 _NOT_RUN = (
     "attention.temperature_scale",
     "attention.max_alibi_bias",
@@ -62,14 +70,15 @@ class Keys:
                 )
             value = different[0]
         if type(value) is not int:
-            raise CheckpointError(f"{key} in {self.path} is {shown(value)}", "an integer")
+            raise self._wrong(key, value, "an integer")
         return value
 
-    def number(self, name: str, default: float) -> float:
+    def number(self, name: str, default: float | None = None) -> float:
         """A number of the architecture."""
-        value = self.metadata.get(self.key(name), default)
+        key = self.key(name)
+        value: Any = self.metadata.get(key, default)
         if type(value) not in (int, float) or not math.isfinite(value):
-            raise CheckpointError(f"{self.key(name)} in {self.path} is {shown(value)}", "a number")
+            raise self._wrong(key, value, "a number")
         return float(value)
 
     def has(self, name: str) -> bool:
@@ -102,8 +111,14 @@ class Keys:
     def _typed(self, key: str, kind: type, what: str) -> Any:
         value = self.metadata.get(key)
         if not isinstance(value, kind):
-            raise CheckpointError(f"{key} in {self.path} is {shown(value)}", what)
+            raise self._wrong(key, value, what)
         return value
+
+    def _wrong(self, key: str, value: object, expected: str) -> CheckpointError:
+        found = f"{self.path} has no {key}"
+        if value is not None:
+            found = f"{key} in {self.path} is {shown(value)}"
+        return CheckpointError(found, expected)
 
 
 def config_of(contents: Contents, path: object) -> Fields:
@@ -112,6 +127,13 @@ def config_of(contents: Contents, path: object) -> Fields:
     Raises CheckpointError for values that are missing or of another type, UnsupportedModelError for
     an architecture or an option that is not run.
     """
+    kind = contents.metadata.get("general.type", _MODEL)
+    if kind != _MODEL:
+        raise UnsupportedModelError(
+            f"{path} is no model: its general.type is {shown(kind)}",
+            "a language model's file",
+            _OTHER_TYPES.get(kind, "") if isinstance(kind, str) else "",
+        )
     keys = Keys(contents, path)
     if keys.arch not in _MODELS:
         raise UnsupportedModelError(
@@ -124,6 +146,12 @@ def config_of(contents: Contents, path: object) -> Fields:
             raise UnsupportedModelError(
                 f"{keys.arch}.{name} in {path} is {shown(keys.get(name, 0))}", "a model without"
             )
+    causal = keys.get("attention.causal", True)
+    if causal is not True:
+        raise UnsupportedModelError(
+            f"{keys.arch}.attention.causal in {path} is {shown(causal)}",
+            "true: a model that writes text",
+        )
     fields = _common(keys)
     window, length = keys.integer("attention.sliding_window", 0), fields["max_position_embeddings"]
     if 0 < window < length:
@@ -150,7 +178,7 @@ def _common(keys: Keys) -> Fields:
     return sizes | {
         "vocab_size": vocab_size,
         "num_key_value_heads": keys.integer("num_key_value_heads", heads),
-        "rms_norm_eps": keys.number("rms_norm_eps", 0.0),
+        "rms_norm_eps": keys.number("rms_norm_eps"),
         "rope_theta": keys.number("rope_theta", 10000.0),
         "hidden_act": "silu",
         "tie_word_embeddings": "output.weight" not in keys.tensors,

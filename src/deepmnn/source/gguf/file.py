@@ -15,6 +15,7 @@ from typing import Any
 
 from deepmnn.errors import CheckpointError, UnsupportedModelError, shown
 from deepmnn.source.gguf.metadata import MAX_KEYS, MAX_NAME, Cursor
+from deepmnn.source.gguf.splits import MAGIC
 from deepmnn.source.gguf.tensor import Tensor
 from deepmnn.source.gguf.types import REMOVED, TYPES, TensorType
 from deepmnn.source.regular_file import RE_DOWNLOAD, RegularFile
@@ -72,7 +73,7 @@ class GgufFile:
 
     def _check_magic(self, cursor: Cursor) -> None:
         magic = cursor.take(4, "its head")
-        if magic != b"GGUF":
+        if magic != MAGIC:
             older = magic in _OLDER
             raise CheckpointError(
                 f"{self.path} is {'a GGML file from before GGUF' if older else 'no GGUF file'} "

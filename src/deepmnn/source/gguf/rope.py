@@ -35,9 +35,12 @@ def rope_scaling(keys: Keys, fields: Fields) -> Fields:
     Raises CheckpointError or UnsupportedModelError.
     """
     if ROPE_FACTORS in keys.tensors:
+        _check_no_attention_factor(keys)
         return _llama3(keys, fields)
     factor = keys.number("factor", keys.number("rope.scale_linear", 0.0)) or 1.0
     kind = keys.get("rope_type", "linear")
+    if kind in ("none", "linear"):
+        _check_no_attention_factor(keys)
     if kind == "none" or (kind == "linear" and factor == 1.0):
         return {}
     if kind == "linear":
@@ -48,6 +51,15 @@ def rope_scaling(keys: Keys, fields: Fields) -> Fields:
         f"{keys.key('rope_type')} in {keys.path} is {shown(kind)}",
         "none, linear or yarn",
     )
+
+
+def _check_no_attention_factor(keys: Keys) -> None:
+    """llama.cpp multiplies cos and sin by it, whatever the type; config.json has it for YaRN."""
+    if (found := keys.number("rope.scaling.attn_factor", 1.0)) != 1.0:
+        raise UnsupportedModelError(
+            f"{keys.arch}.rope.scaling.attn_factor in {keys.path} is {found}",
+            "1, or rope.scaling.type yarn",
+        )
 
 
 def _yarn(keys: Keys, fields: Fields, factor: float) -> dict[str, Any]:

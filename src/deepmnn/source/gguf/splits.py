@@ -8,8 +8,11 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from deepmnn.errors import CheckpointError
+from deepmnn.source.regular_file import RegularFile
 
 SUFFIX = ".gguf"
+MAGIC = b"GGUF"
+"""What a file begins with."""
 
 MAX_PARTS = 1 << 12
 
@@ -35,11 +38,12 @@ def part_names(name: str) -> list[str]:
 
 
 def gguf_of(path: Path) -> Path | None:
-    """The GGUF model of a path: the file itself, or the one model in a directory; None where there
-    is none. Raises CheckpointError when a directory has several.
+    """The GGUF model of a path: the file itself, whatever it is called, or the one model in a
+    directory; None where there is none. Raises CheckpointError when a directory has several.
     """
     if not os.path.isdir(path):
-        return path if path.suffix == SUFFIX and os.path.lexists(path) else None
+        named = path.suffix == SUFFIX and os.path.lexists(path)
+        return path if named or _begins_as_gguf(path) else None
     found = models_in(path)
     if len(found) > 1:
         raise CheckpointError(
@@ -56,6 +60,14 @@ def models_in(directory: Path) -> list[str]:
         return models_of(os.listdir(directory))
     except OSError:
         return []
+
+
+def _begins_as_gguf(path: Path) -> bool:
+    """Whether a file is one by its first bytes: Ollama calls its models sha256-…."""
+    try:
+        return path.is_file() and RegularFile(path).read(0, len(MAGIC)).tobytes() == MAGIC
+    except CheckpointError:
+        return False
 
 
 def files_of(path: Path) -> list[Path]:

@@ -36,6 +36,23 @@ _SAMPLING = {
 }
 """general.sampling.… → generation_config.json."""
 
+_ENDS = (
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "<|end|>",
+    "</s>",
+    "<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "<\uff5cend\u2581of\u2581sentence\uff5c>",
+)
+"""Control tokens that end an answer wherever they are: eos_token_id of Hugging Face's
+generation_config.json has several, and a file names one. llama.cpp knows them by these names, too
+(src/llama-vocab.cpp)."""
+
 Json = dict[str, Any]
 
 
@@ -123,15 +140,15 @@ class Vocabulary:
 
 
 def tokenizer_files(metadata: Mapping[str, Any], path: object) -> dict[str, bytes]:
-    """tokenizer.json, tokenizer_config.json and, where the file recommends how to sample,
-    generation_config.json; no tokenizer where the file has none.
+    """tokenizer.json, tokenizer_config.json and, where the file recommends how to sample or several
+    tokens end an answer, generation_config.json; no tokenizer where the file has none.
 
     path: in messages.
 
     Raises CheckpointError for metadata that do not fit together, TokenizerError for a kind of
     tokenizer that is not read.
     """
-    files = _generation(metadata)
+    files = _generation(_recommended(metadata))
     model = metadata.get("tokenizer.ggml.model", "none")
     if model in ("none", "no_vocab"):
         return files
@@ -143,6 +160,7 @@ def tokenizer_files(metadata: Mapping[str, Any], path: object) -> dict[str, byte
             "Convert with the config.json of the original checkpoint, beside its tokenizer.json.",
         )
     vocabulary = Vocabulary.of(metadata, path)
+    files = _generation(_recommended(metadata) | _ends(vocabulary))
     spec, config = makers[model](vocabulary)
     template = metadata.get("tokenizer.chat_template")
     if isinstance(template, str):
@@ -292,16 +310,29 @@ def _pieces(tokens: list[str]) -> list[Json]:
     return [{"SpecialToken": {"id": token, "type_id": 0}} for token in tokens]
 
 
-def _generation(metadata: Mapping[str, Any]) -> dict[str, bytes]:
-    """generation_config.json, where the file recommends something."""
+def _recommended(metadata: Mapping[str, Any]) -> Json:
+    """How the file recommends to sample."""
     found = {
         ours: metadata[f"general.sampling.{theirs}"]
         for theirs, ours in _SAMPLING.items()
         if type(metadata.get(f"general.sampling.{theirs}")) in (int, float)
     }
-    if not found:
-        return {}
-    return {GENERATION_CONFIG: json.dumps({"do_sample": True, **found}, indent=2).encode()}
+    return {"do_sample": True, **found} if found else {}
+
+
+def _ends(vocabulary: Vocabulary) -> Json:
+    """The tokens that end an answer, where they are more than eos_token: those of llama.cpp."""
+    keys = (f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom"))
+    said = [vocabulary.metadata.get(key) for key in keys]
+    found = {token for token in said if type(token) is int and 0 <= token < len(vocabulary.tokens)}
+    kinds = zip(vocabulary.tokens, vocabulary.kinds, strict=False)
+    found |= {i for i, (token, kind) in enumerate(kinds) if kind == CONTROL and token in _ENDS}
+    return {"eos_token_id": sorted(found)} if len(found) > 1 else {}
+
+
+def _generation(fields: Json) -> dict[str, bytes]:
+    """generation_config.json, where it says something."""
+    return {GENERATION_CONFIG: json.dumps(fields, indent=2).encode()} if fields else {}
 
 
 def _list(metadata: Mapping[str, Any], name: str, kind: type, path: object) -> list[Any]:
