@@ -29,21 +29,17 @@ from deepmnn.models import build
 from deepmnn.quant.recipe import RECIPES
 from deepmnn.quant.store import stored_values
 from deepmnn.source.gguf.file import GgufFile
-from deepmnn.source.gguf.names import Stored
 from deepmnn.source.gguf.tensor import Tensor
 from deepmnn.source.gguf.types import TYPES
+from deepmnn.source.gguf.weights import Stored
 from deepmnn.source.open import open_source
 from gguf_blocks import drawn
-from gguf_files import Store, tokenizer_keys, write_floats, write_gguf
+from gguf_files import KEPT, Store, mixed_types, tokenizer_keys, write_floats, write_gguf
 from parity import Runner
 from source_memory import peak_of
 from tiny_models import CONFIGS, MLA, TinyModel, checkpoint_of
 
 Q = GGMLQuantizationType
-KEPT = [
-    *(Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0),
-    *(Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.MXFP4),
-]
 
 
 def tensor_of(path: Path, data: Any, kind: GGMLQuantizationType) -> Tensor:
@@ -122,20 +118,12 @@ def q4_k_m(name: str, values: F32) -> GGMLQuantizationType:
     return Q.Q6_K if any(part in name for part in ("attn_v", "ffn_down", "output.")) else Q.Q4_K
 
 
-def every_type(name: str, values: F32) -> GGMLQuantizationType:
-    """Another for each name: of experts, too."""
-    if values.ndim == 1 or "ffn_gate_inp" in name:
-        return Q.F32
-    fitting = [k for k in KEPT if values.shape[-1] % GGML_QUANT_SIZES[k][0] == 0]
-    return fitting[sum(name.encode()) % len(fitting)]
-
-
 def planned(path: Path, recipe: str = "w8", level: int = 3) -> Plan:
     return plan(open_source(path), RECIPES[recipe], level)
 
 
 @pytest.mark.parametrize("level", [0, 3])
-@pytest.mark.parametrize("store", [q4_k_m, every_type])
+@pytest.mark.parametrize("store", [q4_k_m, mixed_types])
 @pytest.mark.parametrize("model_type", MODELS)
 def test_numbers_and_logits_are_the_file_s(
     tmp_path: Path, model_type: str, store: Store, level: int

@@ -11,9 +11,9 @@ from deepmnn.formats import KeptCodes
 from deepmnn.graph.weights import F32
 from deepmnn.source.gguf.config import config_of
 from deepmnn.source.gguf.contents import read_contents
-from deepmnn.source.gguf.names import Weight, weights_of
 from deepmnn.source.gguf.splits import files_of
 from deepmnn.source.gguf.tokenizer import tokenizer_files
+from deepmnn.source.gguf.weights import Weight, weights_of
 from deepmnn.source.side_files import CONFIG, TOKENIZER, read_config, read_side_files
 from deepmnn.source.source import Source
 
