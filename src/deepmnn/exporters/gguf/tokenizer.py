@@ -17,6 +17,7 @@ import tokenizers
 
 from deepmnn.errors import TokenizerError, shown
 from deepmnn.exporters.gguf.pre_tokenizer import TEXTS, find_pre
+from deepmnn.source.gguf.tokenizer import NO_MERGE
 from deepmnn.text.tokenizer import Tokenizer
 
 _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
@@ -121,8 +122,8 @@ def _byte_level(
         )
     tokens, types = _tokens(tokenizer, vocab_size)
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    if not merges:  # llama.cpp wants one: no piece has two characters before there is a merge
-        merges = ["-- --"]
+    if not merges:
+        merges = [NO_MERGE]
     made.fields |= {
         "ggml.model": "gpt2",
         "ggml.pre": pre.name,

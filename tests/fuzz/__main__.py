@@ -1,0 +1,154 @@
+"""Fuzzes one reader, guided by coverage (atheris), or blindly.
+
+    cd tests; python -m fuzz NAME --runs 100000
+
+Inputs that reach something new stay in build/fuzz/NAME, where the next run goes on. One that is
+mishandled is written to build/fuzz/NAME.crash-...: what it shows is fixed, and it goes to
+tests/fuzz/corpus/NAME. The last line says what was tried and how much of it was read without error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import hashlib
+import importlib
+import json
+import math
+import os
+import pkgutil
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FunctionType
+from typing import Any
+
+import numpy as np
+
+from fuzz.targets import TARGETS, target_class
+
+BUILD = Path(__file__).parents[2] / "build" / "fuzz"
+ROOMS = ("graph", "source", "models", "quant", "backends.cpu", "text", "artifact", "exporters")
+"""Packages of deepmnn whose coverage guides."""
+
+SCRATCH = "/dev/shm"
+"""Files of a run that nobody keeps lie in memory."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=TARGETS)
+    parser.add_argument("--runs", type=int, default=-1, help="inputs to try; default: no end")
+    parser.add_argument("--seconds", type=int, default=0, help="time to spend; default: no end")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--blind", action="store_true", help="known inputs, then RUNS random ones")
+    parser.add_argument("--build", type=Path, default=BUILD, help=f"default: {BUILD}")
+    given = parser.parse_args()
+    place = SCRATCH if Path(SCRATCH).is_dir() else None
+    with tempfile.TemporaryDirectory(prefix="deepmnn-fuzz-", dir=place) as folder:
+        run = blind if given.blind else guided
+        run(given, Path(folder))
+
+
+def blind(given: argparse.Namespace, folder: Path) -> None:
+    """The seeds, the corpus, then seeds with one to three mutations."""
+    from fuzz.harness import Trial, limit_process
+
+    target = target_class(given.name)(folder)
+    inputs = [*target.seeds, *(path.read_bytes() for path in corpus(given.name))]
+    limit_process()
+    trial = Trial(target)
+    for data in inputs:
+        saved(given, trial, data)
+    for number in range(given.runs):
+        rng = np.random.default_rng([given.seed, number])
+        data = inputs[int(rng.integers(len(inputs)))]
+        for _ in range(int(rng.integers(1, 4))):
+            data = target.mutate(rng, data)
+        saved(given, trial, data)
+    report(trial)
+
+
+def saved(given: argparse.Namespace, trial: Any, data: bytes) -> None:
+    """Tries an input, which is left behind if that fails or ends the process."""
+    given.build.mkdir(parents=True, exist_ok=True)
+    path = given.build / f"{given.name}.crash-{hashlib.sha1(data).hexdigest()}"
+    path.write_bytes(data)
+    trial.attempt(data)
+    path.unlink()
+
+
+def corpus(name: str) -> list[Path]:
+    """The inputs that are kept for a target."""
+    folder = Path(__file__).parent / "corpus" / name
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def guided(given: argparse.Namespace, folder: Path) -> None:
+    """As libFuzzer finds inputs."""
+    import atheris
+
+    from fuzz.harness import Trial, limit_process
+
+    target = target_class(given.name)(folder)
+    instrument(atheris.instrument_func)
+    found, known = given.build / given.name, folder / "seeds"
+    for path in (found, known):
+        path.mkdir(parents=True, exist_ok=True)
+    for data in (*target.seeds, *(path.read_bytes() for path in corpus(given.name))):
+        (known / hashlib.sha1(data).hexdigest()).write_bytes(data)
+    limit_process()
+    trial = Trial(target)
+
+    end = time.monotonic() + given.seconds if given.seconds else math.inf
+
+    def attempt(data: bytes) -> None:
+        trial.attempt(data)
+        if trial.done == given.runs or time.monotonic() > end:
+            report(trial)
+            shutil.rmtree(folder)
+            os._exit(0)  # libFuzzer's own end runs no Python
+
+    def mutate(data: bytes, most: int, seed: int) -> bytes:
+        if seed % 2:
+            return bytes(atheris.Mutate(data, most))
+        return target.mutate(np.random.default_rng(seed), data)[:most]
+
+    longest = 2 * max(map(len, (path.read_bytes() for path in known.iterdir())))
+    options = {
+        "seed": given.seed,
+        "max_len": max(longest, 4096),
+        "timeout": 300,
+        "rss_limit_mb": 0,
+        "reload": 0,
+        "artifact_prefix": f"{given.build}/{given.name}.",
+    }
+    flags = [f"-{name}={value}" for name, value in options.items()]
+    atheris.Setup([sys.argv[0], *flags, str(found), str(known)], attempt, custom_mutator=mutate)
+    atheris.Fuzz()
+
+
+def report(trial: Any) -> None:
+    """The last line."""
+    print(json.dumps({"done": trial.done, "accepted": trial.accepted}), flush=True)
+
+
+def instrument(instrument_func: Callable[[FunctionType], Any]) -> None:
+    """Counts what the functions of ROOMS reach. An editable install has a loader of its own, under
+    which atheris cannot instrument imports.
+    """
+    for room in ROOMS:
+        package = importlib.import_module(f"deepmnn.{room}")
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    rooms = tuple(f"deepmnn.{room}." for room in ROOMS)
+    for function in gc.get_objects():
+        if isinstance(function, FunctionType) and f"{function.__module__}.".startswith(rooms):
+            instrument_func(function)
+
+
+if __name__ == "__main__":
+    main()
