@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from fuzz import native
 from fuzz.targets import TARGETS, target_class
 
 BUILD = Path(__file__).parents[2] / "build" / "fuzz"
@@ -40,7 +41,7 @@ SCRATCH = "/dev/shm"
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m fuzz", description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=TARGETS)
+    parser.add_argument("name", choices=[*TARGETS, *native.TARGETS])
     parser.add_argument("--runs", type=int, default=-1, help="inputs to try; default: no end")
     parser.add_argument("--seconds", type=int, default=0, help="time to spend; default: no end")
     parser.add_argument("--seed", type=int, default=1)
@@ -49,7 +50,8 @@ def main() -> None:
     given = parser.parse_args()
     place = SCRATCH if Path(SCRATCH).is_dir() else None
     with tempfile.TemporaryDirectory(prefix="deepmnn-fuzz-", dir=place) as folder:
-        run = blind if given.blind else guided
+        python = blind if given.blind else guided
+        run = in_core if given.name in native.TARGETS else python
         run(given, Path(folder))
 
 
@@ -69,7 +71,7 @@ def blind(given: argparse.Namespace, folder: Path) -> None:
         for _ in range(int(rng.integers(1, 4))):
             data = target.mutate(rng, data)
         saved(given, trial, data)
-    report(trial)
+    report(trial.done, trial.accepted)
 
 
 def saved(given: argparse.Namespace, trial: Any, data: bytes) -> None:
@@ -88,27 +90,23 @@ def corpus(name: str) -> list[Path]:
 
 
 def guided(given: argparse.Namespace, folder: Path) -> None:
-    """As libFuzzer finds inputs."""
+    """What coverage leads to."""
     import atheris
 
     from fuzz.harness import Trial, limit_process
 
     target = target_class(given.name)(folder)
     instrument(atheris.instrument_func)
-    found, known = given.build / given.name, folder / "seeds"
-    for path in (found, known):
-        path.mkdir(parents=True, exist_ok=True)
-    for data in (*target.seeds, *(path.read_bytes() for path in corpus(given.name))):
-        (known / hashlib.sha1(data).hexdigest()).write_bytes(data)
+    corpora = [given.build / given.name, folder / "seeds"]
+    longest = keep(corpora, [*target.seeds, *(path.read_bytes() for path in corpus(given.name))])
     limit_process()
     trial = Trial(target)
-
     end = time.monotonic() + given.seconds if given.seconds else math.inf
 
     def attempt(data: bytes) -> None:
         trial.attempt(data)
         if trial.done == given.runs or time.monotonic() > end:
-            report(trial)
+            report(trial.done, trial.accepted)
             shutil.rmtree(folder)
             os._exit(0)  # libFuzzer's own end runs no Python
 
@@ -117,23 +115,47 @@ def guided(given: argparse.Namespace, folder: Path) -> None:
             return bytes(atheris.Mutate(data, most))
         return target.mutate(np.random.default_rng(seed), data)[:most]
 
-    longest = 2 * max(map(len, (path.read_bytes() for path in known.iterdir())))
-    options = {
-        "seed": given.seed,
-        "max_len": max(longest, 4096),
-        "timeout": 300,
-        "rss_limit_mb": 0,
-        "reload": 0,
-        "artifact_prefix": f"{given.build}/{given.name}.",
-    }
+    options = {"timeout": 300, "rss_limit_mb": 0, **libfuzzer(given, longest)}  # Trial looks
     flags = [f"-{name}={value}" for name, value in options.items()]
-    atheris.Setup([sys.argv[0], *flags, str(found), str(known)], attempt, custom_mutator=mutate)
+    command = [sys.argv[0], *flags, *map(str, corpora)]
+    atheris.Setup(command, attempt, custom_mutator=mutate)
     atheris.Fuzz()
 
 
-def report(trial: Any) -> None:
+def in_core(given: argparse.Namespace, folder: Path) -> None:
+    """A fuzzer of the C++ core; blindly, it tries what is known."""
+    corpora, files = [given.build / given.name, folder / "seeds"], folder / "files"
+    (folder / "models").mkdir()
+    files.mkdir()
+    known = [path.read_bytes() for path in corpus(given.name)]
+    longest = keep(corpora, [*native.seeds(given.name, folder / "models"), *known])
+    runs = 0 if given.blind else given.runs
+    options = {"runs": runs, "max_total_time": given.seconds, **libfuzzer(given, longest)}
+    report(native.run(native.build(given.name), files, corpora, options))
+
+
+def keep(corpora: list[Path], inputs: list[bytes]) -> int:
+    """Makes the folders of inputs that were found and of the first ones; → the longest of these."""
+    for path in corpora:
+        path.mkdir(parents=True, exist_ok=True)
+    for data in inputs:
+        (corpora[1] / hashlib.sha1(data).hexdigest()).write_bytes(data)
+    return max(map(len, inputs))
+
+
+def libfuzzer(given: argparse.Namespace, longest: int) -> dict[str, object]:
+    """Flags for either fuzzer."""
+    return {
+        "seed": given.seed,
+        "max_len": max(2 * longest, 4096),
+        "reload": 0,
+        "artifact_prefix": f"{given.build}/{given.name}.",
+    }
+
+
+def report(done: int, accepted: int | None = None) -> None:
     """The last line."""
-    print(json.dumps({"done": trial.done, "accepted": trial.accepted}), flush=True)
+    print(json.dumps({"done": done, "accepted": accepted}), flush=True)
 
 
 def instrument(instrument_func: Callable[[FunctionType], Any]) -> None:

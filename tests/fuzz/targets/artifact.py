@@ -1,12 +1,10 @@
-"""A converted model that somebody made on purpose: any file is other than it was, the checksums fit."""
+"""A converted model that somebody made on purpose: files say something else, checksums fit."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import struct
-import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +14,7 @@ import numpy as np
 
 import deepmnn
 from byte_tokenizer import write_tokenizer
-from deepmnn.artifact.manifest import MANIFEST, manifest_crc
+from deepmnn.artifact.manifest import MANIFEST
 from deepmnn.artifact.reader import Artifact
 from deepmnn.artifact.restored import RestoredSource
 from deepmnn.backends.cpu import program
@@ -34,13 +32,11 @@ from deepmnn.errors import ArtifactError, DeepmnnError
 from deepmnn.exporters.gguf.export import export_gguf
 from deepmnn.exporters.hf.export import export_hf
 from deepmnn.quant.store import stored_values
-from fuzz.mutations import mutate_bytes, mutate_json, rewrite, with_header
-from fuzz.parts import PartsTarget, unpack
-from fuzz.targets.gguf import EXPERTS, LATENT, SMALL
+from fuzz.mutations import mutate_bytes, mutate_json, with_header
+from fuzz.parts import BASE, SHARD, FolderTarget, files_of
+from fuzz.targets.gguf import EXPERTS, LATENT, SMALL, models_of_types
 
 Json = dict[str, Any]
-SHARD = "model-00001-of-00001.safetensors"
-BASE = "base"
 PROGRAM = "program.bin"
 
 MODELS: tuple[tuple[Json, str, int], ...] = (
@@ -53,7 +49,25 @@ MODELS: tuple[tuple[Json, str, int], ...] = (
 """Config, recipe and level; the first has a tokenizer."""
 
 
-class Converted(PartsTarget):
+def converted_models(folder: Path) -> Iterator[Path]:
+    """Converted models: MODELS, then some whose matrices are in kept formats."""
+    for number, (config, quant, level) in enumerate(MODELS):
+        source = folder / f"source{number}"
+        source.mkdir()
+        (source / "config.json").write_text(json.dumps(config))
+        if number == 0:
+            write_tokenizer(source)
+            (source / "tokenizer_config.json").write_text("{}")  # a template takes a process
+            (source / "generation_config.json").write_text('{"do_sample": true, "top_k": 5}')
+        out = folder / f"made{number}"
+        yield convert(source, out, quant, level, random_weights=True).path
+    for number, data in enumerate(models_of_types(folder)):
+        path = folder / f"kept{number}.gguf"
+        path.write_bytes(data)
+        yield convert(path, folder / f"kept{number}", "w8").path
+
+
+class Converted(FolderTarget):
     """A converted model: an input says which of MODELS, and what some of its files hold instead."""
 
     names = (
@@ -70,42 +84,13 @@ class Converted(PartsTarget):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self.bases: list[dict[str, bytes]] = []
-        for number, (config, quant, level) in enumerate(MODELS):
-            source = folder / f"source{number}"
-            source.mkdir()
-            (source / "config.json").write_text(json.dumps(config))
-            if number == 0:
-                write_tokenizer(source)
-                (source / "generation_config.json").write_text('{"do_sample": true, "top_k": 5}')
-            made = convert(source, folder / "made", quant, level, random_weights=True, overwrite=True)
-            files = {path.name: path.read_bytes() for path in made.path.iterdir()}
-            self.bases.append(files)
+        self.bases = [*map(files_of, converted_models(folder))]
+        for number, files in enumerate(self.bases):
             self.seeds += [
                 self.pack({BASE: bytes([number]), name: files[name]})
                 for name in self.names
                 if name in files
             ]
-        shutil.rmtree(self.model)
-        self._files: dict[str, bytes] = {}
-
-    def put(self, data: bytes) -> None:
-        parts = unpack(data, self.names)
-        number = (parts.pop(BASE, b"") or b"\0")[0]
-        files = self.bases[number % len(self.bases)] | parts
-        files[MANIFEST] = sealed(files, set(parts))
-        self.model.mkdir(exist_ok=True)
-        for name in self._files.keys() - files.keys():
-            (self.model / name).unlink()
-        for name, content in files.items():
-            if content != self._files.get(name):
-                rewrite(self.model / name, content)
-        self._files = files
-        shutil.rmtree(self.out)
-        self.out.mkdir()
-
-    def nbytes(self, data: bytes) -> int:
-        return sum(map(len, self._files.values()))
 
     def use(self) -> None:
         artifact = Artifact.open(self.model)
@@ -146,27 +131,6 @@ class Exported(Converted):
         export_hf(source, self.out / "hf", type="fp32")
         export_gguf(source, self.out / "model.gguf", type="f32")
         deepmnn.export(self.model, self.out / "mnn")
-
-
-def sealed(files: dict[str, bytes], changed: set[str]) -> bytes:
-    """The manifest with the sizes and checksums of files that have changed, and its own."""
-    try:
-        fields = json.loads(files[MANIFEST])
-    except (ValueError, RecursionError):
-        return files[MANIFEST]
-    if not isinstance(fields, dict):
-        return files[MANIFEST]
-    listed, shards = fields.get("files"), fields.get("shards")
-    records = [*listed.items()] if isinstance(listed, dict) else []
-    records += [(SHARD, record) for record in shards] if isinstance(shards, list) else []
-    for name, record in records:
-        if name in changed and isinstance(record, dict):
-            record |= {"nbytes": len(files[name]), "crc32": zlib.crc32(files[name])}
-    try:
-        fields["crc32"] = manifest_crc(fields)
-    except (ValueError, RecursionError):
-        return files[MANIFEST]
-    return json.dumps(fields).encode()
 
 
 def is_shown(data: bytes) -> bool:
@@ -272,5 +236,3 @@ def words(data: bytes) -> list[int]:
     finally:
         program._Reader = plain  # type: ignore[misc]
     return places
-
-

@@ -18,7 +18,7 @@ from deepmnn.formats import F32
 from deepmnn.source.entry import BITS
 from deepmnn.source.open import open_source
 from deepmnn.source.source import Source
-from fuzz.mutations import mutate_json, with_header
+from fuzz.mutations import with_header
 from fuzz.parts import PartsTarget
 
 FIXTURES = Path(__file__).parents[2] / "source" / "fixtures"

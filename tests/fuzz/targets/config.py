@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from deepmnn.conversion.convert import plan_conversion
-from deepmnn.measure.nodes import node_report
+from deepmnn.errors import CheckpointError
 from deepmnn.models import read_config
 from deepmnn.quant.recipe import recipe_of
 from deepmnn.source.json_file import parse_object
-from deepmnn.errors import CheckpointError
 from fuzz.harness import FileTarget
 from fuzz.parts import mutate_text
 from fuzz.targets.gguf import MODELS
@@ -29,7 +28,6 @@ class Config(FileTarget):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.seeds = [json.dumps(config).encode() for config, _, _ in MODELS]
-        scaling = {"type": "linear", "factor": 2.0}
         for number, extra in enumerate(SCALINGS):
             fields = MODELS[number % len(MODELS)][0] | {"rope_scaling": extra}
             self.seeds.append(json.dumps(fields).encode())
@@ -50,5 +48,11 @@ SCALINGS = (
     {"type": "linear", "factor": 2.0},
     {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
     {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "mscale": 0.7},
-    {"rope_type": "yarn", "factor": 2.0, "attention_factor": 0.8, "beta_fast": 8, "truncate": False},
+    {
+        "rope_type": "yarn",
+        "factor": 2.0,
+        "attention_factor": 0.8,
+        "beta_fast": 8,
+        "truncate": False,
+    },
 )

@@ -70,7 +70,7 @@ class Gguf(FileTarget):
             random = RandomWeights(lambda fields: tensor_shapes(build(fields)), number)
             export_gguf(open_source(source, random=random), path, type=kind)
             self.seeds.append(path.read_bytes())
-        self.seeds += _files(folder)
+        self.seeds += models_of_types(folder)
 
     def use(self) -> None:
         source = open_source(self.path)
@@ -97,12 +97,16 @@ class Gguf(FileTarget):
         head = max(32, data.rfind(b".weight") + 64)
         at = int(rng.integers(4, min(head, len(data) - width)))
         old = int.from_bytes(data[at : at + width], "little")
-        near = (old + int(rng.integers(-3, 4)), int(rng.integers(64)), int(rng.choice(EXTREMES[:9])))
+        near = (
+            old + int(rng.integers(-3, 4)),
+            int(rng.integers(64)),
+            int(rng.choice(EXTREMES[:9])),
+        )
         number = near[int(rng.integers(3))] % (1 << 8 * width)
         return data[:at] + number.to_bytes(width, "little") + data[at + width :]
 
 
-def _files(folder: Path) -> Iterator[bytes]:
+def models_of_types(folder: Path) -> Iterator[bytes]:
     """Models of one layer, whose matrices are of every type that ggml has, and whose tokenizers are
     byte-level and SentencePiece's.
     """

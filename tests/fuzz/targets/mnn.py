@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import deepmnn
-from deepmnn.artifact.manifest import MANIFEST, manifest_crc
+from deepmnn.artifact.manifest import MANIFEST
 from deepmnn.exporters.mnn.export import export
-from exporters.folders import reseal_folder
-from fuzz.harness import rewrite
-from fuzz.mutations import EXTREMES, WRONG, mutate_bytes, mutate_json
-from fuzz.parts import PartsTarget, mutate_text, unpack
+from fuzz.mutations import EXTREMES, WRONG, mutate_bytes
+from fuzz.parts import FolderTarget, files_of, mutate_text
 from tiny_artifact import tiny_artifact
 
 KEYS = (
@@ -100,7 +97,7 @@ VALUES: tuple[Any, ...] = (
 )
 
 
-class Mnn(PartsTarget):
+class Mnn(FolderTarget):
     """A folder of which some files hold something else, with checksums that fit."""
 
     names = (
@@ -117,29 +114,9 @@ class Mnn(PartsTarget):
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
-        self._whole = export(tiny_artifact(folder, quant="w8"), folder / "whole").path
-        self.seeds = [self.pack({n: (self._whole / n).read_bytes()}) for n in self.names]
-        self._size = sum(path.stat().st_size for path in self._whole.rglob("*") if path.is_file())
-
-    def put(self, data: bytes) -> None:
-        shutil.rmtree(self.model)
-        shutil.copytree(self._whole, self.model)
-        parts = unpack(data, self.names)
-        for name, content in parts.items():
-            rewrite(self.model / name, content)
-        manifest = self.model / MANIFEST
-        if MANIFEST in parts:
-            try:
-                fields = json.loads(parts[MANIFEST])
-                fields["crc32"] = manifest_crc(fields)
-                manifest.write_text(json.dumps(fields))
-            except (ValueError, TypeError, RecursionError):
-                pass
-        else:
-            reseal_folder(self.model)
-
-    def nbytes(self, data: bytes) -> int:
-        return self._size + len(data)
+        whole = files_of(export(tiny_artifact(folder, quant="w8"), folder / "whole").path)
+        self.bases = [whole]
+        self.seeds = [self.pack({name: whole[name]}) for name in self.names]
 
     def use(self) -> None:
         model = deepmnn.load(self.model, threads=1)
@@ -175,5 +152,3 @@ def mutate_numbers(rng: np.random.Generator, data: bytes) -> bytes:
             new = new[int(rng.integers(len(new)))]
         words[at : at + width] = (new % (1 << 8 * width)).to_bytes(width, "little")
     return bytes(words)
-
-

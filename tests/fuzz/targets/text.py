@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import json
 from pathlib import Path
@@ -13,9 +14,9 @@ import numpy as np
 
 from byte_tokenizer import R1_TEMPLATE, write_tokenizer
 from deepmnn.errors import ConfigError
-from deepmnn.source.json_file import parse_object
 from deepmnn.text.chat_template import ChatTemplate
 from deepmnn.text.generation_config import GenerationConfig
+from deepmnn.text.text_files import TextFiles
 from deepmnn.text.tokenizer import Tokenizer
 from fuzz.harness import FileTarget
 from fuzz.mutations import mutate_bytes, mutate_json
@@ -179,7 +180,7 @@ class TokenizerFiles(PartsTarget):
             "added_tokens.json": {"<tool>": 263},
             "config.json": {"eos_token_id": 1},
         }
-        whole: list[Json] = [spec]
+        whole: list[dict[str, Any]] = [spec]
         for field, (_, kinds) in PARTS.items():
             whole += [spec | {field: kind} for kind in kinds]
         whole += [spec | {"model": model} for model in models({"a": 0, "b": 1, "ab": 2, "é": 3})]
@@ -188,9 +189,8 @@ class TokenizerFiles(PartsTarget):
             self.seeds.append(self.pack({n: json.dumps(f).encode() for n, f in parts.items()}))
 
     def use(self) -> None:
-        config = self.model / "config.json"
-        fields = parse_object(config.read_bytes(), "config.json", ConfigError) if config.exists() else {}
-        GenerationConfig.read(self.model, fields)
+        config = TextFiles(self.model).fields("config.json", ConfigError)
+        GenerationConfig.read(self.model, config)
         use_tokenizer(Tokenizer(self.model))
 
     def mutate_part(self, rng: np.random.Generator, name: str, data: bytes) -> bytes:
@@ -238,11 +238,13 @@ TEMPLATES = (
     "{% macro a(x, y=2) %}{{ caller() }}{{ x * y }}{% endmacro %}{% call a('b') %}c{% endcall %}",
     "{% set ns = namespace(n=0) %}{% for i in range(9) %}{% set ns.n = ns.n + i %}{% endfor %}"
     "{{ ns.n }}{{ messages | tojson(indent=2) }}{{ strftime_now('%Y') }}",
-    "{% filter upper %}{% generation %}a{% endgeneration %}{% endfilter %}{# c #}{% raw %}{{{% endraw %}",
+    "{% filter upper %}{% generation %}a{% endgeneration %}{% endfilter %}{# c #}"
+    "{% raw %}{{{% endraw %}",
     "{{ raise_exception('no') if messages[0]['role'] == 'user' and not tools is defined }}",
-    "{{ 'a' * 10 ** 9 }}",
-    "{{ ''.__class__.__mro__ }}{{ messages.append(1) }}{% include 'x' %}{% import '/etc/passwd' as p %}",
-    "{{ '%s' | format('a') }}{{ [1, 2][::-1] | join(',') }}{{ 'é' | length }}{% if 1 < 2 <= 3 %}a{% endif %}",
+    "{{ 'a' * 10 ** 2 }}{{ ''.__class__.__mro__ }}{{ messages.append(1) }}",
+    "{% include 'x' %}{% import '/etc/passwd' as p %}",
+    "{{ '%s' | format('a') }}{{ [1, 2][::-1] | join(',') }}{{ 'é' | length }}"
+    "{% if 1 < 2 <= 3 %}a{% endif %}",
 )
 
 
@@ -254,15 +256,16 @@ class Template(FileTarget):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.seeds = [template.encode() for template in TEMPLATES]
+        self._engine = ChatTemplate("")._engine
 
     def use(self) -> None:
         text = self.path.read_bytes().decode("utf-8", "replace")
-        try:
+        with contextlib.suppress(jinja2.TemplateError, RecursionError, ValueError):
             jinja2.Environment().parse(text)
-        except (jinja2.TemplateError, RecursionError, ValueError):
-            pass
         messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None}]
-        ChatTemplate(text).render(messages, special_tokens={"bos_token": "<s>"})
+        template = ChatTemplate(text)
+        template._engine = self._engine  # starting one for each would take most of the time
+        template.render(messages, special_tokens={"bos_token": "<s>"})
 
     def mutate(self, rng: np.random.Generator, data: bytes) -> bytes:
         if rng.integers(3) == 0:
