@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 
 from fuzz import native
+from fuzz.harness import CORPUS, Trial, limit_process
 from fuzz.targets import TARGETS, target_class
 
 BUILD = Path(__file__).parents[2] / "build" / "fuzz"
@@ -57,8 +58,6 @@ def main() -> None:
 
 def blind(given: argparse.Namespace, folder: Path) -> None:
     """The seeds, the corpus, then seeds with one to three mutations."""
-    from fuzz.harness import Trial, limit_process
-
     target = target_class(given.name)(folder)
     inputs = [*target.seeds, *(path.read_bytes() for path in corpus(given.name))]
     limit_process()
@@ -74,7 +73,7 @@ def blind(given: argparse.Namespace, folder: Path) -> None:
     report(trial.done, trial.accepted)
 
 
-def saved(given: argparse.Namespace, trial: Any, data: bytes) -> None:
+def saved(given: argparse.Namespace, trial: Trial, data: bytes) -> None:
     """Tries an input, which is left behind if that fails or ends the process."""
     given.build.mkdir(parents=True, exist_ok=True)
     path = given.build / f"{given.name}.crash-{hashlib.sha1(data).hexdigest()}"
@@ -85,15 +84,13 @@ def saved(given: argparse.Namespace, trial: Any, data: bytes) -> None:
 
 def corpus(name: str) -> list[Path]:
     """The inputs that are kept for a target."""
-    folder = Path(__file__).parent / "corpus" / name
+    folder = CORPUS / name
     return sorted(folder.iterdir()) if folder.is_dir() else []
 
 
 def guided(given: argparse.Namespace, folder: Path) -> None:
     """What coverage leads to."""
     import atheris
-
-    from fuzz.harness import Trial, limit_process
 
     target = target_class(given.name)(folder)
     instrument(atheris.instrument_func)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import faulthandler
 import os
 import resource
+import signal
 import sys
 import sysconfig
 import time
@@ -33,8 +34,8 @@ ADDRESSES = 2 << 30
 CORPUS = Path(__file__).with_name("corpus")
 """A folder for each target: inputs that were mishandled once, or that nothing here makes."""
 
-_HANGS = 120
-"""Seconds on the clock after which a process ends itself with a traceback."""
+_ENDLESS = 3 * SECONDS
+"""Seconds of processor time after which a process ends itself with a traceback."""
 
 
 class Target(ABC):
@@ -111,7 +112,7 @@ class Trial:
         self.target = target
         self.done = self.accepted = 0
         self._watch = _Watch(target)
-        self._armed = 0.0
+        faulthandler.register(signal.SIGPROF, chain=True)
         for data in target.seeds[:1]:  # it imports what every other input needs, too
             target.put(data)
             with suppress(DeepmnnError):
@@ -123,7 +124,7 @@ class Trial:
         Raises AssertionError, or what the reader raised, for one that is mishandled.
         """
         self.done += 1
-        self._arm()
+        signal.setitimer(signal.ITIMER_PROF, _ENDLESS)
         self.target.put(data)
         before, began = _memory(), _processor_time()
         self._watch.on = True
@@ -142,13 +143,6 @@ class Trial:
         assert nbytes <= most, f"{nbytes:,} bytes of memory for {self.target.nbytes(data):,}"
         self.accepted += accepted
         return accepted
-
-    def _arm(self) -> None:
-        """Ends the process in a while, unless this is called again."""
-        now = time.monotonic()
-        if now - self._armed > 1:  # it takes 0.1 ms
-            faulthandler.dump_traceback_later(_HANGS, exit=True)
-            self._armed = now
 
 
 # ------------------------------------------------------------------------------ time and memory
