@@ -112,7 +112,8 @@ def guided(given: argparse.Namespace, folder: Path) -> None:
             return bytes(atheris.Mutate(data, most))
         return target.mutate(np.random.default_rng(seed), data)[:most]
 
-    options = {"timeout": 300, "rss_limit_mb": 0, **libfuzzer(given, longest)}  # Trial looks
+    # Trial looks at time and memory.
+    options = {"timeout": 300, "rss_limit_mb": 0, **libfuzzer(given, max(2 * longest, 4096))}
     flags = [f"-{name}={value}" for name, value in options.items()]
     command = [sys.argv[0], *flags, *map(str, corpora)]
     atheris.Setup(command, attempt, custom_mutator=mutate)
@@ -125,9 +126,10 @@ def in_core(given: argparse.Namespace, folder: Path) -> None:
     (folder / "models").mkdir()
     files.mkdir()
     known = [path.read_bytes() for path in corpus(given.name)]
-    longest = keep(corpora, [*native.seeds(given.name, folder / "models"), *known])
+    keep(corpora, [*native.seeds(given.name, folder / "models"), *known])
     runs = 0 if given.blind else given.runs
-    options = {"runs": runs, "max_total_time": given.seconds, **libfuzzer(given, longest)}
+    options = {"runs": runs, "max_total_time": given.seconds}
+    options |= libfuzzer(given, native.TARGETS[given.name])
     report(native.run(native.build(given.name), files, corpora, options))
 
 
@@ -144,7 +146,7 @@ def libfuzzer(given: argparse.Namespace, longest: int) -> dict[str, object]:
     """Flags for either fuzzer."""
     return {
         "seed": given.seed,
-        "max_len": max(2 * longest, 4096),
+        "max_len": longest,
         "reload": 0,
         "artifact_prefix": f"{given.build}/{given.name}.",
     }

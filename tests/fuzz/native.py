@@ -14,8 +14,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-TARGETS = ("core", "program")
-"""Names; the first goes on from what the second reads."""
+from fuzz.parts import SHARD
+from storage import NAMES
+
+TARGETS = {"core": 1 << 17, "program": 1 << 12}
+"""Name → bytes of the longest input. The first goes on from what the second reads."""
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build" / "fuzz" / "core-build"
@@ -51,17 +54,40 @@ def build(name: str) -> Path:
 
 
 def seeds(name: str, folder: Path) -> Iterator[bytes]:
-    """First inputs of a target: every tiny model; for `core` with each type of cache."""
-    from fuzz.targets.artifact import PROGRAM, SHARD, converted_models
-
-    for number, model in enumerate(converted_models(folder)):
-        program, shard = (model / PROGRAM).read_bytes(), (model / SHARD).read_bytes()
+    """First inputs of a target: programs of one op, and tiny models; for `core` with their weights,
+    and each type of cache and instruction set.
+    """
+    for number, (program, weights) in enumerate((*_programs(folder), *_models(folder))):
         if name == "program":
             yield program
             continue
         for choice in range(3):
             head = struct.pack("<BI", choice + 4 * (number % 3) + 16 * choice, len(program))
-            yield head + program + shard
+            yield head + program + weights
+
+
+def _models(folder: Path) -> Iterator[tuple[bytes, bytes]]:
+    from fuzz.targets.artifact import PROGRAM, converted_models
+
+    for model in converted_models(folder):
+        yield (model / PROGRAM).read_bytes(), (model / SHARD).read_bytes()
+
+
+def _programs(folder: Path) -> Iterator[tuple[bytes, bytes]]:
+    """A kilobyte each, so that many are tried."""
+    sys.path.append(str(ROOT / "tests" / "runtime"))
+    from one_op import one_op
+    from program_dir import SHARD as WEIGHTS
+    from program_dir import random_weights, write_program
+    from test_fused_ops import gqa, mla, moe
+    from test_malformed import everything
+
+    builds = {name: lambda b, x: b.linear(x, "l", 6) for name in NAMES}
+    more = [gqa(2, 1, 4, 4, True), mla(2, 5, 3, 2, 4), moe(3, 1, 4, 2), everything]
+    for build, format in [*((b, f) for f, b in builds.items()), *((b, "w4") for b in more)]:
+        graph = one_op(build, 12, format)
+        write_program(graph, random_weights(graph).__getitem__, folder / "program")
+        yield tuple((folder / "program" / name).read_bytes() for name in ("program.bin", WEIGHTS))
 
 
 def run(binary: Path, folder: Path, corpora: list[Path], options: dict[str, object]) -> int:
