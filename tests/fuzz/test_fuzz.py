@@ -33,7 +33,7 @@ RUNS = {
 }
 """Random inputs."""
 
-SECONDS = 5
+SECONDS = 4
 """Of guided ones."""
 
 

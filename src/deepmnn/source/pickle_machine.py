@@ -4,8 +4,8 @@ A pickle is a program for a stack machine that may ask for anything: any functio
 amount of memory. This machine makes dicts with names, tuples, texts and small integers. Every other
 value is a Foreign, which has a kind and no content; what a class or function would make is up to
 `call`. No value is ever compared, hashed or printed, so nothing recurses. Memory stays within
-_SPARE_NBYTES and _TIMES the pickle's bytes, time within _MAX_OPERATIONS. The opcodes are documented in pickletools of Python's library; these
-are the ones of protocols 2 to 5.
+_SPARE_NBYTES and _TIMES the pickle's bytes, time within _MAX_OPERATIONS. The opcodes are documented
+in pickletools of Python's library; these are the ones of protocols 2 to 5.
 """
 
 from __future__ import annotations

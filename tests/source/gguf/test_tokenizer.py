@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from deepmnn.errors import CheckpointError, TokenizerError
 from deepmnn.source.gguf.file import GgufFile
 from deepmnn.source.gguf.pre_tokenizers import PRE_TOKENIZERS
-from deepmnn.source.gguf.tokenizer import tokenizer_files
+from deepmnn.source.gguf.tokenizer import NO_MERGE, tokenizer_files
 from deepmnn.text import tokenizer as text
 from gguf_files import as_json, tokenizer_keys, write_vocabulary
 from texts_of_the_world import TEXTS
@@ -106,6 +106,14 @@ def test_what_the_makers_recommend(tmp_path: Path) -> None:
         "top_p": 0.95,
     }
     assert tokenizer_files({"tokenizer.ggml.model": "no_vocab"}, "it") == {}
+
+
+def test_no_merges_where_one_stands_for_none(tmp_path: Path) -> None:
+    """llama.cpp wants one, and our exporter writes it."""
+    keys = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b"], "merges": [NO_MERGE]}
+    write_vocabulary(tmp_path / "a.gguf", keys)
+    files = tokenizer_files(GgufFile(tmp_path / "a.gguf").metadata, "it")
+    assert as_json(files["tokenizer.json"])["model"]["merges"] == []
 
 
 @pytest.mark.parametrize(
