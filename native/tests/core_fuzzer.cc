@@ -2,8 +2,9 @@
 //
 //   core_fuzzer [libFuzzer's flags] CORPUS ...        FUZZ_FOLDER: an empty folder for the files
 //
-// An input is a byte of choices, 4 bytes of length, program.bin, and the bytes of every shard. Whatever they are, loading
-// and two steps end well or with an Error; tests/fuzz/core.py builds this, with sanitizers, and makes the first inputs.
+// An input is a byte of choices, 4 bytes of length, program.bin, and the bytes of every shard. Whatever they are,
+// loading and two steps end well or with an Error. tests/fuzz/native.py builds this, with sanitizers, and makes the
+// first inputs.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -20,10 +21,11 @@ namespace deepmnn {
 namespace {
 
 constexpr int32_t kTokens = 3, kSteps = 2, kBlockSize = 4;
-constexpr int64_t kSmall = int64_t{1} << 24;  // bytes of a step: the machine may have any memory, this process has little
+constexpr int64_t kSmall = int64_t{1} << 24;  // bytes of a step: a machine may have more than this process may take
 
 void write(const std::string& path, const uint8_t* data, size_t nbytes) {
-  std::ofstream(path, std::ios::binary).write(reinterpret_cast<const char*>(data), static_cast<std::streamsize>(nbytes));
+  std::ofstream(path, std::ios::binary)
+      .write(reinterpret_cast<const char*>(data), static_cast<std::streamsize>(nbytes));
 }
 
 // Whether a few steps take little memory and time.
