@@ -27,6 +27,7 @@ READINGS: tuple[str, ...] = get_args(Reading)
 MAX_NBYTES = 32 << 20
 MAX_TEXT = 4096
 MAX_DIMS = 8
+MAX_SHARDS = 1 << 14
 MAX_OUTPUTS = 256
 MAX_INSTRUCTIONS = 1 << 18
 MAX_EXTENT = 1 << 31
@@ -99,6 +100,7 @@ class Program:
 def encode(program: Program) -> bytes:
     """The bytes of program.bin. Raises ConfigError for more than a reader takes."""
     _check_most(len(program.instructions), MAX_INSTRUCTIONS, "operations", ConfigError)
+    _check_most(len(program.shards), MAX_SHARDS, "weight files", ConfigError)
     parts = [MAGIC, _u32(VERSION), _str(program.name)]
     parts.append(_list(program.shards, _str))
     parts.append(_list(program.weights, _weight))
@@ -271,7 +273,7 @@ def _read_head(reader: _Reader) -> tuple[str, tuple[str, ...]]:
     version = reader.u32()
     if version != VERSION:
         raise _damaged(f"format version {version}, this deepmnn reads {VERSION}")
-    return reader.text(), reader.items(reader.text, 4)
+    return reader.text(), reader.items(reader.text, 4, MAX_SHARDS)
 
 
 def _read_weight(reader: _Reader, shards: tuple[str, ...]) -> ProgramWeight:
