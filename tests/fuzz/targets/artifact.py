@@ -127,9 +127,22 @@ class Exported(Converted):
     """The same, as the checkpoint that it was made of, and exported in each form."""
 
     def use(self) -> None:
-        source = RestoredSource(Artifact.open(self.model))
-        export_hf(source, self.out / "hf", type="fp32")
-        export_gguf(source, self.out / "model.gguf", type="f32")
+        refused = []
+        for export in (self._hf, self._gguf, self._mnn):
+            try:
+                export()
+            except DeepmnnError as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]
+
+    def _hf(self) -> None:
+        export_hf(RestoredSource(Artifact.open(self.model)), self.out / "hf", type="fp32")
+
+    def _gguf(self) -> None:
+        export_gguf(RestoredSource(Artifact.open(self.model)), self.out / "a.gguf", type="f32")
+
+    def _mnn(self) -> None:
         deepmnn.export(self.model, self.out / "mnn")
 
 
