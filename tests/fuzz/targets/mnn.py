@@ -125,8 +125,8 @@ class Mnn(FolderTarget):
 
     def mutate_part(self, rng: np.random.Generator, name: str, data: bytes) -> bytes:
         if not name.endswith(".json"):
-            way = mutate_bytes if rng.integers(3) == 0 else mutate_numbers
-            return way(rng, data) if data else data
+            way = mutate_bytes if len(data) < 8 or rng.integers(3) == 0 else mutate_numbers
+            return way(rng, data)
         if "/" in name or name == MANIFEST or rng.integers(2):
             return mutate_text(rng, data)
         try:
