@@ -191,6 +191,7 @@ def test_hub_names(text: str, repo: str, revision: str | None) -> None:
     [
         *("", "a", "/a", "a/", "./a", "a/b/c", "a/b@", "a b/c", "~/a", "a/b\n", "ä/b", "-a/b"),
         *("phone/llm.mnn", "r1/pytorch_model.bin"),
+        *("a/b@../../c", "a/b@/c", "a/b@c/", "a/b@.", "a/b@refs//c"),
     ],
 )
 def test_no_hub_names(text: str) -> None:
