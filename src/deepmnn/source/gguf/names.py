@@ -252,7 +252,7 @@ def _layer(
         return [(f"{layer}.self_attn.kv_b_proj.weight", _key_value(tensor, keys, values))]
     if kind not in ("weight", "bias"):
         return None
-    if stem == "attn_qkv":
+    if stem == "attn_qkv" and "head_dim" in config:  # latent attention has none
         return _fused(layer, kind, tensor, scale, config, arch)
     if stem in _STACKED and kind == "weight":
         return _experts(layer, _STACKED[stem], tensor, scale)
@@ -292,7 +292,11 @@ def _fused(
     """Queries, keys and values in one matrix, or their biases in one vector."""
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
     sizes = [count * config["head_dim"] for count in (heads, kv_heads, kv_heads)]
-    if sum(sizes) != tensor.shape[0] or (len(tensor.shape) == 1 and tensor.type.block > 1):
+    if (
+        min(sizes) < 1
+        or sum(sizes) != tensor.shape[0]
+        or (len(tensor.shape) == 1 and tensor.type.block > 1)
+    ):
         raise CheckpointError(
             f"{tensor.file.path}: the tensor {shown(tensor.name)} is {tensor.type.name} "
             f"{list(tensor.shape)}",
