@@ -142,16 +142,19 @@ def _common(keys: Keys) -> Fields:
     """What every architecture says alike."""
     vocab_size = keys.tensor("token_embd.weight").shape[0]
     heads = keys.integer("attention.head_count")
+    kv_heads = keys.integer("attention.head_count_kv", heads)
     eps = keys.number("attention.layer_norm_rms_epsilon", 0.0)
-    if heads < 1:
-        raise CheckpointError(f"{keys.path} has {heads} attention heads", "one or more")
+    if min(heads, kv_heads) < 1:
+        raise CheckpointError(
+            f"{keys.path} has {heads} attention heads, and {kv_heads} of keys", "one or more"
+        )
     return {
         "vocab_size": vocab_size,
         "hidden_size": keys.integer("embedding_length"),
         "intermediate_size": keys.integer("feed_forward_length"),
         "num_hidden_layers": keys.integer("block_count"),
         "num_attention_heads": heads,
-        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
+        "num_key_value_heads": kv_heads,
         "max_position_embeddings": keys.integer("context_length"),
         "rms_norm_eps": eps,
         "rope_theta": keys.number("rope.freq_base", 10000.0),
