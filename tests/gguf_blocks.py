@@ -13,9 +13,14 @@ from numpy.typing import NDArray
 from deepmnn.backends.base import F32
 
 _FACTORS = {
+    GGMLQuantizationType.Q2_K: (80, 1e-3, 1.5),
+    GGMLQuantizationType.Q3_K: (108, 6e-4, 0.0),
     GGMLQuantizationType.Q4_K: (0, 8e-5, 7.5),
     GGMLQuantizationType.Q5_K: (0, 4e-5, 15.5),
     GGMLQuantizationType.Q6_K: (208, 2e-5, 0.0),
+    GGMLQuantizationType.IQ4_NL: (0, 3e-4, 0.0),
+    GGMLQuantizationType.IQ4_XS: (0, 2e-5, 0.0),
+    GGMLQuantizationType.IQ3_S: (0, 2e-4, 0.0),
 }
 """Where the float16 factor of the scales lies, about what it is, and how much larger that of the
 minima behind it, if there is one: numbers of about 0.02, with a mean of about 0."""
@@ -42,7 +47,7 @@ def drawn(shape: tuple[int, ...], kind: GGMLQuantizationType, seed: int = 0) -> 
     if kind == GGMLQuantizationType.MXFP4:
         blocks[:, 0] = rng.integers(0, 250, len(blocks))
     else:
-        count = 2 if kind.name in ("Q4_1", "Q5_1", "Q4_K", "Q5_K") else 1
+        count = 2 if kind.name in ("Q4_1", "Q5_1", "Q2_K", "Q4_K", "Q5_K") else 1
         packed = factors[:, :count].astype("<f2").view(np.uint8)
         blocks[:, at : at + 2 * count] = packed
     return blocks.reshape(*shape[:-1], -1)

@@ -38,6 +38,22 @@ def floats(name: str, values: F32) -> GGMLQuantizationType:
     return GGMLQuantizationType.F32
 
 
+_Q = GGMLQuantizationType
+KEPT = [
+    *(_Q.Q4_0, _Q.Q4_1, _Q.Q5_0, _Q.Q5_1, _Q.Q8_0),
+    *(_Q.Q4_K, _Q.Q5_K, _Q.Q6_K, _Q.MXFP4),
+]
+"""Types whose codes stay as they are."""
+
+
+def mixed_types(name: str, values: F32) -> GGMLQuantizationType:
+    """Another kept type for each matrix, as in files of llama.cpp's mixtures."""
+    if values.ndim == 1 or "ffn_gate_inp" in name:
+        return _Q.F32
+    fitting = [k for k in KEPT if values.shape[-1] % gguf.GGML_QUANT_SIZES[k][0] == 0]
+    return fitting[sum(name.encode()) % len(fitting)]
+
+
 def write_gguf(
     tiny: TinyModel,
     path: Path,

@@ -155,6 +155,22 @@ CONFIGS: dict[str, list[Config]] = {
 ALL = [(model_type, index) for model_type in CONFIGS for index in range(len(CONFIGS[model_type]))]
 """Every (model_type, index), to parametrise a test with."""
 
+_EVEN: Config = {"hidden_size": 256, "intermediate_size": 512, "rms_norm_eps": 1e-6}
+_GROUPED = _EVEN | {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}
+_LATENT = _EVEN | {"moe_intermediate_size": 256, "kv_lora_rank": 256, "q_lora_rank": 256}
+_LATENT |= {"num_attention_heads": 4, "num_key_value_heads": 4, "n_group": 1, "topk_group": 1}
+_LATENT |= {"qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 64}
+
+WHOLE_BLOCKS: dict[str, Config] = {
+    "llama": LLAMA | _GROUPED,
+    "qwen2": LLAMA | _GROUPED,
+    "qwen3": LLAMA | _GROUPED,
+    "deepseek": CONFIGS["deepseek"][1] | _GROUPED | {"moe_intermediate_size": 256},
+    "deepseek_v2": MLA | _LATENT,
+    "deepseek_v3": MLA | _LATENT | {"num_nextn_predict_layers": 0},
+}
+"""model_type → a config whose rows are whole blocks of every type of GGUF."""
+
 
 @dataclass(frozen=True)
 class TinyModel:

@@ -16,13 +16,13 @@ from deepmnn import errors
 from deepmnn.errors import DeepmnnError
 
 if TYPE_CHECKING:
+    from deepmnn.api.exporting import export
     from deepmnn.api.llm import LLM
     from deepmnn.api.loading import load
     from deepmnn.api.options import LoadOptions
     from deepmnn.backends.mnn.options import MnnOptions
     from deepmnn.conversion.convert import convert
     from deepmnn.engine.completion import Chunk, Completion, TokenLogprobs
-    from deepmnn.exporters.mnn.export import export
     from deepmnn.quant.recipe import Recipe, Rule
     from deepmnn.text.sampling_params import SamplingParams
 
@@ -53,7 +53,7 @@ _HOMES = {
     "convert": "deepmnn.conversion.convert",
     "Recipe": "deepmnn.quant.recipe",
     "Rule": "deepmnn.quant.recipe",
-    "export": "deepmnn.exporters.mnn.export",
+    "export": "deepmnn.api.exporting",
     "Chunk": "deepmnn.engine.completion",
     "Completion": "deepmnn.engine.completion",
     "TokenLogprobs": "deepmnn.engine.completion",

@@ -232,7 +232,8 @@ def test_a_format_with_more_bits_has_less_error() -> None:
 
 def test_sizes_add_up(checkpoint: Path) -> None:
     plan = plan_conversion(checkpoint, "w8")
-    sizes = budgets._sizes(plan, parts(plan.naive))
+    sizes, shares = budgets._sizes(plan, parts(plan.naive))
+    assert set(shares.values()) == {1.0}, "nothing is kept"
     fixed = plan.nbytes - sum(sizes[part, "w8"] for part in parts(plan.naive))
     assert 0 < fixed < plan.nbytes / 2
     kept = [plan.graph.weights[name] for name in plan.graph.kept]

@@ -25,6 +25,7 @@ from deepmnn.conversion.report.facts import (
     LevelFacts,
     Point,
     Search,
+    StoredFacts,
     WeightFacts,
 )
 from deepmnn.conversion.report.page import page
@@ -118,8 +119,9 @@ def facts(name: str = "plain", layers: int = 3) -> Facts:
         dropped=(name,) * 20,
         unused=(name,),
         passes=(PassResult(name, 1, 9, 4),),
+        stored=(StoredFacts(name, "w4", 3, 36, 192, 0.1),),
         layers=tuple(LayerFacts(n, {"w4": 100, "vector": 3}, 0.1, 0.02, 0.001) for n in shown),
-        weights=tuple(WeightFacts(name, name, "w4", n, (3, 4), 64, 0.1) for n in shown),
+        weights=tuple(WeightFacts(name, name, "w4", n, (3, 4), 64, name, 0.1) for n in shown),
         levels=(LevelFacts("w3", (-58, 0, 58), -60.0, 60.0, (1, 5, 0)),),
         calibration=CalibrationFacts(3, 100, 7, (name,)),
         activations=tuple(activation(name, n, kl) for n in shown for kl in (0.001, math.inf)),
@@ -159,6 +161,7 @@ def test_facts_that_are_not_known_are_not_shown() -> None:
         unused=(),
         passes=(),
         weights=tuple(replace(weight, error=None) for weight in full.weights),
+        stored=(),
         layers=tuple(LayerFacts(n, {"f32": 9}, None, None, None) for n in range(3)),
         levels=(),
         calibration=None,

@@ -5,7 +5,7 @@ import pytest
 from deepmnn.errors import GraphError
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.ir import Node
-from deepmnn.graph.rewrite import Rewrite, View, apply, join_names, prune
+from deepmnn.graph.rewrite import Rewrite, View, apply, join_names, joined_names, prune
 
 
 def graph():
@@ -80,3 +80,16 @@ def test_reading_an_unknown_value_is_a_graph_error():
 )
 def test_join_names(names, joined):
     assert join_names(names) == joined
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["l.0.q_proj.weight", "l.0.k_proj.weight", "l.0.v_proj.weight"],
+        ["l.1.mlp.experts.3.gate_proj.weight", "l.1.mlp.experts.3.up_proj.weight"],
+        ["l.0.q_a.w", "l.0.kv_a.w"],
+        ["alone.weight"],
+    ],
+)
+def test_joined_names(names):
+    assert joined_names(join_names(names)) == names

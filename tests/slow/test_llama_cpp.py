@@ -17,7 +17,8 @@ from deepmnn.conversion.kept import original
 from deepmnn.errors import UnsupportedModelError
 from deepmnn.exporters.gguf.export import export_gguf
 from deepmnn.quant.divergence import divergence
-from tiny_models import ALL, CONFIGS, checkpoint_of
+from gguf_files import mixed_types, write_gguf
+from tiny_models import ALL, CONFIGS, WHOLE_BLOCKS, checkpoint_of
 
 pytest.importorskip("gguf")
 pytestmark = [
@@ -51,3 +52,30 @@ def test_the_bundled_model(tmp_path: Path) -> None:
     (found,) = logits(tmp_path / "f16.gguf", [ids], 1, Path(os.environ["LLAMA_CPP"]))
     with deepmnn.load(CHECKPOINT, quant="fp32").session() as session:
         assert divergence(session.logits(ids), found).mean() < 1e-3
+
+
+@pytest.mark.parametrize("type", ["F16", "Q8_0", "Q4_1", "Q4_0"])
+@pytest.mark.parametrize("model_type", WHOLE_BLOCKS)
+def test_rounded_models(model_type: str, type: str, tmp_path: Path) -> None:
+    """llama.cpp and deepmnn run one file: they differ by llama.cpp's 8-bit activations."""
+    checkpoint_of(model_type, WHOLE_BLOCKS[model_type], tmp_path / "hf")
+    with original(tmp_path / "hf") as source:
+        export_gguf(source, tmp_path / "m.gguf", type=type)
+    ids = np.random.default_rng(1).integers(0, 97, 200).tolist()
+    (found,) = logits(tmp_path / "m.gguf", [ids], 1, Path(os.environ["LLAMA_CPP"]))
+    exact = deepmnn.load(tmp_path / "m.gguf", quant="fp32", backend="reference").logits(ids)
+    assert np.median(divergence(exact, found)) < (1e-5 if type == "F16" else 4e-3)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen3", "deepseek"])
+def test_kept_codes(model_type: str, tmp_path: Path) -> None:
+    """A file of mixed types → ours → a file: llama.cpp computes the same numbers of both."""
+    tiny = checkpoint_of(model_type, WHOLE_BLOCKS[model_type], tmp_path / "hf")
+    write_gguf(tiny, tmp_path / "m.gguf", mixed_types)
+    deepmnn.convert(tmp_path / "m.gguf", tmp_path / "model")
+    deepmnn.export(tmp_path / "model", tmp_path / "again.gguf", "gguf")
+    ids = np.random.default_rng(1).integers(0, 97, 200).tolist()
+    checkout = Path(os.environ["LLAMA_CPP"])
+    (wanted,) = logits(tmp_path / "m.gguf", [ids], 1, checkout)
+    (found,) = logits(tmp_path / "again.gguf", [ids], 1, checkout)
+    np.testing.assert_array_equal(found, wanted)

@@ -1,6 +1,7 @@
 """Block-scaled FP8 against the arithmetic done by hand in torch."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import PretrainedConfig
+from transformers.integrations.finegrained_fp8 import FP8Experts
 
 from deepmnn.errors import CheckpointError, TensorNotFoundError, UnsupportedModelError
 from deepmnn.source.codecs.fp8 import block_size
@@ -182,3 +185,69 @@ def test_quantization_config_of_a_wrong_type(tmp_path: Path, quantization: Any) 
     path = save(tmp_path, {"w": torch.ones(2)}, quantization)
     with pytest.raises(UnsupportedModelError, match="quantization_config"):
         open_source(path)
+
+
+def stacked_experts(
+    rows: int, cols: int, block: tuple[int, int]
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """Two experts of DeepSeek's files, and the same as transformers holds them in memory."""
+    torch.manual_seed(0)
+    plain, parts = {}, {}
+    for expert in range(2):
+        for name, shape in {"gate": (rows, cols), "up": (rows, cols), "down": (cols, rows)}.items():
+            made = to_fp8(torch.randn(shape) * (1 + expert), block)
+            parts[expert, name] = made
+            stem = f"model.layers.0.mlp.experts.{expert}.{name}_proj.weight"
+            plain |= {stem: made[0], stem + "_scale_inv": made[1]}
+    stacked = {}
+    for part, suffix in enumerate(("", "_scale_inv")):
+        gate_up = [torch.cat([parts[e, n][part] for n in ("gate", "up")]) for e in range(2)]
+        down = [parts[expert, "down"][part] for expert in range(2)]
+        for name, tensors in {"gate_up_proj": gate_up, "down_proj": down}.items():
+            stacked[f"model.layers.0.mlp.experts.{name}{suffix}"] = torch.stack(tensors)
+    return plain, stacked
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "block"),
+    [(256, 130, (128, 128)), (64, 40, (128, 128)), (192, 96, (64, 32)), (96, 64, (1, 64))],
+)
+def test_stacked_experts(tmp_path: Path, rows: int, cols: int, block: tuple[int, int]) -> None:
+    """model.state_dict() of transformers 5, whose FP8Experts has these names and shapes."""
+    plain, stacked = stacked_experts(rows, cols, block)
+    sizes = {"num_local_experts": 2, "hidden_size": cols, "moe_intermediate_size": rows}
+    with torch.device("meta"):
+        experts = FP8Experts(PretrainedConfig(**sizes, hidden_act="silu"), block)
+    for name, tensor in experts.state_dict().items():
+        assert stacked[f"model.layers.0.mlp.experts.{name}"].shape == tensor.shape
+    config = FP8 | {"weight_block_size": list(block)}
+    for folder in ("plain", "stacked"):
+        (tmp_path / folder).mkdir()
+    want = open_source(save(tmp_path / "plain", plain, config))
+    found = open_source(save(tmp_path / "stacked", stacked, config))
+    assert sorted(found.names()) == sorted(want.names())
+    for name in want.names():
+        np.testing.assert_array_equal(found.read(name), want.read(name), err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("scales", "shape"),
+    [
+        ("gate_up_proj_scale_inv", (2, 3, 2)),  # the second block is of both
+        ("gate_up_proj_scale_inv", (2, 2, 2)),  # of 128 rows, or of 96
+        ("gate_up_proj_scale_inv", (2,)),
+        ("gate_up_proj_scale", (2, 1, 192)),
+        ("gate_up_proj_weight_scale", (2, 1, 1)),
+        ("others", (1,)),
+    ],
+)
+def test_stacked_experts_with_other_scales_are_refused(
+    tmp_path: Path, scales: str, shape: tuple[int, ...]
+) -> None:
+    stem = "model.layers.0.mlp.experts."
+    tensors = {f"{stem}gate_up_proj": torch.ones(2, 192, 200).to(E4M3)}
+    save(tmp_path, tensors | {stem + scales: torch.ones(shape)}, FP8)
+    beside = "no scales" if scales == "others" else re.escape(f"{scales}' {list(shape)}")
+    with pytest.raises(UnsupportedModelError, match=rf"stacked FP8 experts .*{beside}") as fault:
+        open_source(tmp_path)
+    assert "save_pretrained" in str(fault.value)

@@ -233,7 +233,8 @@ def test_a_repository_of_gguf_files(site: FakeHub) -> None:
     "text",
     [
         "owner/name:",
-        "owner/name:Q4_K_M",
+        "owner/name:Q4/K_M",
+        "owner/name:model.safetensors",
         "owner/name:../a.gguf",
         "owner/name:/a.gguf",
         "owner/name:a//b.gguf",
@@ -243,3 +244,60 @@ def test_a_repository_of_gguf_files(site: FakeHub) -> None:
 )
 def test_what_names_no_gguf_file(text: str) -> None:
     assert HubName.parse(text) is None
+
+
+# -------------------------------------------------------------------------------------------- tags
+
+UD, IQ = "model-UD-Q2_K_XL.gguf", "model-i1-IQ4_XS.gguf"
+
+
+@pytest.mark.parametrize(
+    ("tag", "file"),
+    [
+        *(("Q4_K_M", Q4), ("q4_k_m", Q4), ("Q8_0", Q8), ("BF16", LARGE[0])),
+        *(("UD-Q2_K_XL", UD), ("Q2_K_XL", UD), ("i1-IQ4_XS", IQ)),
+    ],
+)
+def test_a_tag_stands_for_the_file_with_that_word(site: FakeHub, tag: str, file: str) -> None:
+    put(site, *SMALL, *SAFETENSORS, Q4, Q8, UD, IQ, "mmproj-Q8_0.gguf", *LARGE)
+    named = HubName.parse(f"owner/name@main:{tag}")
+    assert named == HubName("owner/name", "main", tag=tag)
+    assert str(named) == f"owner/name@main:{tag}"
+    assert hub.local_snapshot(named) is None
+    path = fetched(f"owner/name@main:{tag}")
+    snapshot = hub.local_snapshot(named)
+    assert snapshot is not None
+    assert path == snapshot / file
+    assert found(snapshot) == ({*LARGE} if tag == "BF16" else {file}), "that model alone"
+    asked = len(site.asked)
+    assert hub.located(named) == HubName("owner/name", "main", file)
+    assert len(site.asked) == asked, "the network is not asked for what is here"
+
+
+@pytest.mark.parametrize("tag", ["Q4", "Q4_K", "K_M", "XS", "4_XS", "Q4_0"])
+def test_a_tag_that_no_file_has(site: FakeHub, tag: str) -> None:
+    put(site, Q4, Q8, IQ)
+    choices = f"one of owner/name:{Q4}, owner/name:{Q8}, owner/name:{IQ}"
+    with pytest.raises(
+        CheckpointError, match=f"no GGUF models with {tag} in .*; expected {choices}"
+    ):
+        fetched(f"owner/name:{tag}")
+
+
+def test_a_tag_of_several_files(site: FakeHub) -> None:
+    put(site, Q4, Q8, "model-v2-Q4_K_M.gguf")
+    choices = f"one of owner/name:{Q4}, owner/name:model-v2-Q4_K_M.gguf$"
+    with pytest.raises(
+        CheckpointError, match=f"2 GGUF models with Q4_K_M in .*; expected {choices}"
+    ):
+        fetched("owner/name:Q4_K_M")
+
+
+def test_a_tag_in_a_repository_without_gguf_files(site: FakeHub) -> None:
+    put(site, *SMALL, *SAFETENSORS)
+    with pytest.raises(CheckpointError, match="expected a repository with GGUF files"):
+        fetched("owner/name:Q4_K_M")
+    with pytest.raises(CheckpointError, match="the hub has no owner/other"):
+        fetched("owner/other:Q4_K_M")
+    with pytest.raises(CheckpointError, match="the hub has no"):
+        fetched("owner/name@../../refs:Q4_K_M")

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepmnn import formats, models
 from deepmnn.artifact.manifest import CONFIG
 from deepmnn.artifact.reader import Artifact
 from deepmnn.errors import ArtifactError, TensorNotFoundError
-from deepmnn.formats import F32
+from deepmnn.formats import F32, U8, KeptCodes
 from deepmnn.graph.ir import Graph, Node, Weight
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.origins import row_origins
+from deepmnn.graph.rewrite import joined_names
 from deepmnn.graph.tensors import tensor_shapes, tensors
 from deepmnn.graph.weights import Expr
+from deepmnn.quant.layout import unpack_codes
 from deepmnn.quant.recipe import Recipe, apply
 from deepmnn.quant.store import stored_values
 from deepmnn.source.side_files import read_side_files
 from deepmnn.source.source import Source
+
+Arrays = dict[str, NDArray[Any]]
+"""Arrays with the rows of a weight, or of a tensor, by what they hold."""
 
 _EMBEDDING, _HEAD = "embed_tokens.weight", "lm_head.weight"
 _FROM_CHECKPOINT = "Start from the checkpoint that it was converted from."
@@ -28,7 +34,8 @@ _FROM_CHECKPOINT = "Start from the checkpoint that it was converted from."
 
 class RestoredSource(Source):
     """Tensors under Hugging Face's names and in their shapes, with the numbers that the converted
-    model computes with: rounded, but no longer rotated, fused or split.
+    model computes with: rounded, but no longer rotated, fused or split. Kept codes come out as they
+    went in.
 
     graph.json does not say what weights are made of. The passes do: they run once more on the graph
     of config.json, whose weights are expressions, and give node for node the stored graph.
@@ -52,7 +59,7 @@ class RestoredSource(Source):
         for weight, expr in self._origins(naive):
             for name in {tensor.name for tensor in tensors(expr)}:
                 self._parts[name].append((weight, expr))
-        self._last: tuple[str, F32] = ("", np.empty(0, np.float32))
+        self._last: tuple[str, str, Arrays] = ("", "", {})
 
     def names(self) -> list[str]:
         """Every tensor that the model reads."""
@@ -69,20 +76,41 @@ class RestoredSource(Source):
 
     def read(self, name: str) -> F32:
         """A tensor's numbers. Raises TensorNotFoundError or ArtifactError."""
-        out = np.empty(self.shape(name), np.float32)
-        missing = np.ones(len(out), bool)
+        return self._gathered(name, self._values)["values"]
+
+    def codes(self, name: str) -> KeptCodes | None:
+        """A tensor's codes, where it is stored in a kept format. Raises as `read`."""
+        if (format := self.kept_format(name)) is None:
+            return None
+        return KeptCodes.of(format, **self._gathered(name, self._codes))
+
+    def kept_format(self, name: str) -> str | None:
+        """The kept format of all rows of a tensor. Raises TensorNotFoundError."""
+        self.shape(name)
+        found = {weight.format for weight, _ in self._parts[name]}
+        format = found.pop() if len(found) == 1 else formats.VECTOR.name
+        return format if formats.named(format).is_kept else None
+
+    def _gathered(self, name: str, arrays_of: Callable[[Weight], Arrays]) -> Arrays:
+        """The rows of a tensor out of the arrays of every weight that has some of them."""
+        count = self.shape(name)[0]
+        whole: Arrays = {}
+        missing = np.ones(count, bool)
         for weight, expr in self._parts[name]:
             rows, places = row_origins(expr)[name]
-            out[places] = self._values(weight)[rows]
+            for field, stored in arrays_of(weight).items():
+                if field not in whole:
+                    whole[field] = np.empty((count, *stored.shape[1:]), stored.dtype)
+                whole[field][places] = stored[rows]
             missing[places] = False
         if missing.any():
             raise ArtifactError(
-                f"{self._artifact.path} holds {len(out) - missing.sum()} of {len(out)} rows of "
+                f"{self._artifact.path} holds {count - missing.sum()} of {count} rows of "
                 f"{name!r:.200}",
                 "all of them",
                 _FROM_CHECKPOINT,
             )
-        return out
+        return whole
 
     def sample(self, name: str) -> bytes:
         """The first numbers. Raises as `read`."""
@@ -98,22 +126,43 @@ class RestoredSource(Source):
         found = read_side_files(path, path / CONFIG, ArtifactError)
         return {name: data for name, data in found.items() if name in self._artifact.text_files}
 
-    def _values(self, weight: Weight) -> F32:
-        """A stored weight's numbers; the last matrix is kept, for those that were fused into it."""
-        if self._last[0] == weight.name:
-            return self._last[1]
-        values = stored_values(weight, self._artifact.tensor(weight.name))
+    def _values(self, weight: Weight) -> Arrays:
+        return self._remembered(
+            weight, "values", lambda packed: {"values": stored_values(weight, packed)}
+        )
+
+    def _codes(self, weight: Weight) -> Arrays:
+        def arrays(packed: U8) -> Arrays:
+            rows, cols = weight.matrix_shape
+            codes = unpack_codes(packed, weight.format, cols)
+            return {field: getattr(codes, field)[:rows] for field in codes.fields(rows, cols)}
+
+        return self._remembered(weight, "codes", arrays)
+
+    def _remembered(self, weight: Weight, kind: str, make: Callable[[U8], Arrays]) -> Arrays:
+        """What is made of a stored weight; the last matrix's is kept, for those that were fused
+        into it.
+        """
+        if self._last[:2] == (kind, weight.name):
+            return self._last[2]
+        made = make(self._artifact.tensor(weight.name))
         if formats.named(weight.format).is_matrix:
-            self._last = weight.name, values
-        return values
+            self._last = kind, weight.name, made
+        return made
 
     def _origins(self, naive: Graph) -> list[tuple[Weight, Expr]]:
         """Every stored weight, with what it is made of."""
         stored, manifest = self._artifact.graph(), self._artifact.manifest
         recipe = Recipe.from_json(manifest["recipe"], "recipe", ArtifactError)
-        made, _ = optimize(
-            naive, manifest["optimize_level"], choose_formats=partial(apply, recipe=recipe)
-        )
+        named = {part: w.format for w in stored.weights.values() for part in joined_names(w.name)}
+
+        def choose_formats(graph: Graph) -> None:
+            """Those of the recipe, or else of what was kept: the same ones are fused again."""
+            apply(graph, recipe)
+            for weight in graph.weights.values():
+                weight.format = named.get(weight.name, weight.format)
+
+        made, _ = optimize(naive, manifest["optimize_level"], choose_formats=choose_formats)
         pairs = [(name, name) for name in stored.kept]
         if len(made.nodes) != len(stored.nodes) or made.kept != stored.kept:
             raise self._differs(f"{len(stored.nodes)} nodes", f"{len(made.nodes)}")

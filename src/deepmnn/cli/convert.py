@@ -16,6 +16,7 @@ from deepmnn.cli.planned import (
     print_calibration,
     print_divergence,
     print_facts,
+    print_kinds,
     print_leftovers,
     print_plan,
     print_search,
@@ -77,6 +78,7 @@ def convert(
     from deepmnn.conversion.convert import chosen_budget, plan_conversion
     from deepmnn.conversion.held_out import SHARE
     from deepmnn.conversion.report.recorder import HTML, Recorder
+    from deepmnn.conversion.report.stored import stored
     from deepmnn.quant.recipe import DEFAULT
     from deepmnn.quant.recipe_file import read_recipe
 
@@ -111,8 +113,14 @@ def convert(
         done = carry_out(plan, target, chosen, budget, overwrite, progress, report)
     out.say(str(done.path), "bold green")
     print_facts(done.plan)
+    weights, origin = done.plan.weights, done.plan.source
+    kinds = stored(weights, origin) if report is None else report.kinds(done.plan)
+    if any(kind.is_kept for kind in kinds):
+        print_kinds(kinds)
     if done.calibration is not None:
         print_calibration(done.calibration)
+    elif chosen is not None:
+        out.say("  no calibration: there is no matrix that it would round")
     if done.held_out is not None:
         print_divergence(done.held_out)
     elif done.calibration is not None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +17,7 @@ from deepmnn.errors import RequestError
 
 if TYPE_CHECKING:
     from deepmnn.conversion.calibrate import Calibration
-    from deepmnn.exporters.targets import ExportTarget, Report
+    from deepmnn.exporters.targets import Report
 
 
 def export(
@@ -40,8 +39,8 @@ def export(
     type: Annotated[
         str | None,
         Option(
-            help="hf: bf16 (default), fp16, fp32. gguf: Q8_0 (default), Q5_1, Q5_0, Q4_1, Q4_0, "
-            "BF16, F16, F32."
+            help="hf: bf16 (default), fp16, fp32, compressed-tensors (keeps codes). gguf: Q8_0, "
+            "Q5_1, Q5_0, Q4_1, Q4_0, BF16, F16, F32; default: codes of GGUF stay, else Q8_0."
         ),
     ] = None,
     mla: Annotated[
@@ -69,107 +68,27 @@ def export(
     overwrite: Annotated[bool, Option(help="Replace an unchanged earlier export in OUT.")] = False,
 ) -> None:
     """Export a model: for MNN and phones, as a Hugging Face directory, or as GGUF."""
-    from deepmnn.exporters.targets import TARGETS
+    from deepmnn.exporters.targets import Stages, chosen_target, export_model
 
-    if kind not in TARGETS:
-        raise typer.BadParameter(f"--target is {kind!r}, expected {' or '.join(TARGETS)}")
     asked: dict[str, Any] = {
         "type": type,
-        "mla": mla,
+        "mla_form": mla,
         "bits": bits,
         "block_size": block_size,
-        "calibration": calibration,
+        "calibration": False if no_calibration else calibration,
         "samples": samples,
-        "no_calibration": no_calibration or None,
     }
     given = {option: value for option, value in asked.items() if value is not None}
-    for option in sorted(given.keys() - TARGETS[kind].options):
-        homes = " or ".join(home for home, found in TARGETS.items() if option in found.options)
-        flag = option.replace("_", "-")
-        raise typer.BadParameter(f"--{flag} is for --target {homes}, not {kind}")
-    if TARGETS[kind].restores:
-        _print(_restored(name, target, TARGETS[kind], given, overwrite))
-    else:
-        _print(*_lowered(name, target, TARGETS[kind], given, overwrite))
+    try:
+        chosen_target(kind, given)
+    except RequestError as error:
+        raise typer.BadParameter(error.shell) from None
+    rounding = partial(work_progress, "rounding")
+    stages = Stages(options.preparing, rounding, partial(byte_progress, "exporting"))
+    _print(*export_model(name, target, kind, given, overwrite, stages))
 
 
-def _restored(
-    name: str, target: Path, kind: ExportTarget, given: dict[str, Any], overwrite: bool
-) -> Report:
-    """An export of the tensors that the model's makers know."""
-    from deepmnn.conversion.kept import original
-
-    kind.check(target, overwrite, [])
-    with ExitStack() as stack:
-        with options.preparing() as progress:
-            source = stack.enter_context(original(name, progress))
-        with byte_progress("exporting") as progress:
-            return kind.export(source, target, overwrite=overwrite, progress=progress, **given)
-
-
-def _lowered(
-    name: str, target: Path, kind: ExportTarget, given: dict[str, Any], overwrite: bool
-) -> tuple[Report, Calibration | None]:
-    """An export of a converted model, or of a checkpoint that is rounded for it."""
-    from deepmnn.conversion.kept import converted
-    from deepmnn.exporters.mnn.rounded import rounded
-    from deepmnn.text.samples import COUNT
-
-    bits, block_size = given.get("bits"), given.get("block_size")
-    if bits is None and given.keys() & {"calibration", "no_calibration"}:
-        raise typer.BadParameter("a calibration is for --bits 4 or 8")
-    calibrated = None
-    with ExitStack() as stack:
-        path: str | os.PathLike[str]
-        if bits is None:
-            with options.preparing() as progress:
-                held = stack.enter_context(converted(name, progress=progress))
-            path = held.path
-        else:
-            path = _checkpoint(name)
-            kind.check(target, overwrite, [Path(path)])
-            with work_progress("rounding") as progress:
-                made = rounded(
-                    path,
-                    target,
-                    bits,
-                    block_size,
-                    calibration=False if "no_calibration" in given else given.get("calibration"),
-                    samples=given.get("samples", COUNT),
-                    progress=progress,
-                )
-                ready = stack.enter_context(made)
-            path, calibrated = ready.path, ready.calibration
-        with byte_progress("exporting") as progress:
-            report = kind.export(
-                path,
-                target,
-                mla_form=given.get("mla", "auto"),
-                bits=bits,
-                block_size=block_size,
-                overwrite=overwrite,
-                progress=progress,
-            )
-    return report, calibrated
-
-
-def _checkpoint(name: str) -> str | os.PathLike[str]:
-    """What to round. Raises RequestError for a model that is converted already."""
-    from deepmnn.conversion.bundled import NAME, bundled_checkpoint
-    from deepmnn.conversion.kept import is_checkpoint
-
-    if not os.path.lexists(name):
-        return bundled_checkpoint() if name == NAME else name
-    if not is_checkpoint(Path(name)):
-        raise RequestError(
-            f"--bits for {name}, which is converted already",
-            "a checkpoint",
-            "Name the checkpoint that it was made of, or leave --bits out.",
-        )
-    return name
-
-
-def _print(report: Report, calibrated: Calibration | None = None) -> None:
+def _print(report: Report, calibrated: Calibration | None) -> None:
     out.say(str(report.path), "bold green")
     out.print(f"  size   {file_size(report.nbytes)}, {report.contents}")
     out.print(f"  took   {report.seconds:.1f} s")

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from typer import Argument, Option
 
+from deepmnn.cli import options
 from deepmnn.cli.console import count, err, file_size, out, table
-from deepmnn.cli.planned import print_plan, print_weights
+from deepmnn.cli.planned import print_kinds, print_plan
 from deepmnn.errors import RequestError
 
 if TYPE_CHECKING:
@@ -37,7 +38,8 @@ def info(
     from deepmnn.conversion.kept import described
     from deepmnn.quant.recipe import DEFAULT
 
-    path = described(name)
+    with options.preparing() as progress:  # a GGUF file of the hub is downloaded
+        path = described(name, progress)
     if (path / MANIFEST).is_file():
         if quant is not None:
             raise RequestError(
@@ -67,17 +69,20 @@ def _print_program(path: Path) -> None:
 
 
 def _print_artifact(artifact: Artifact) -> None:
+    from deepmnn.conversion.report.stored import as_stored, by_format, stored
     from deepmnn.models import build
 
     graph, manifest = artifact.graph(), artifact.manifest
     unique = {weight.expr: weight.shape for weight in build(artifact.config).weights.values()}
     _print_head(artifact.config, graph, sum(map(math.prod, unique.values())))
+    weights = graph.weights.values()
+    formats = as_stored(manifest["quant"], by_format(weights))
     out.say(
-        f"  converted       {manifest['quant']}, optimize level {manifest['optimize_level']}, "
+        f"  converted       {formats}, optimize level {manifest['optimize_level']}, "
         f"{manifest['nodes_level_0']} -> {manifest['nodes']} nodes, "
         f"{len(manifest['shards'])} weight files"
     )
-    print_weights(graph.weights.values())
+    print_kinds(stored(weights))
     _print_levels(artifact.config)
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from deepmnn.cli.console import count, file_size, out, table
@@ -12,8 +10,7 @@ from deepmnn.cli.console import count, file_size, out, table
 if TYPE_CHECKING:
     from deepmnn.conversion.calibrate import Calibration
     from deepmnn.conversion.plan import Plan
-    from deepmnn.conversion.report.facts import Search
-    from deepmnn.graph.ir import Weight
+    from deepmnn.conversion.report.facts import Search, StoredFacts
     from deepmnn.quant.divergence import Divergence
 
 _POINTS = 8
@@ -25,17 +22,22 @@ _SHOWN = 3
 
 def print_plan(plan: Plan) -> None:
     """Everything that a conversion would write, and what it would leave out."""
+    from deepmnn.conversion.report.stored import stored
+
     print_facts(plan)
-    print_weights(plan.weights)
+    print_kinds(stored(plan.weights, plan.source))
     print_leftovers(plan)
 
 
 def print_facts(plan: Plan) -> None:
     """The model, its size and its nodes."""
+    from deepmnn.conversion.report.stored import as_stored, by_format
+
     size, stored = file_size(plan.nbytes), plan.source.nbytes()
     if stored:
         size += f", {_compared(plan.nbytes, stored)} the checkpoint"
-    model = f"  {plan.model_type}, {count(plan.parameters)} parameters as {plan.recipe.name}"
+    formats = as_stored(plan.recipe.name, by_format(plan.weights))
+    model = f"  {plan.model_type}, {count(plan.parameters)} parameters as {formats}"
     fewer = 1 - plan.nodes / plan.nodes_level_0
     out.say(model)
     out.print(f"  size   {size}")
@@ -84,20 +86,29 @@ def _compared(nbytes: int, stored: int) -> str:
     return f"{factor:.2f} x smaller than" if factor > 1 else f"{1 / factor:.2f} x larger than"
 
 
-def print_weights(weights: Iterable[Weight]) -> None:
-    """A table of the formats, largest first."""
-    made = table("weights", "stored as", "weights", "numbers", "bytes")
-    matrices: Counter[str] = Counter()
-    numbers: Counter[str] = Counter()
-    nbytes: Counter[str] = Counter()
-    for weight in weights:
-        matrices[weight.format] += 1
-        numbers[weight.format] += math.prod(weight.shape)
-        nbytes[weight.format] += weight.nbytes
-    for name, size in nbytes.most_common():
-        made.add_row(name, str(matrices[name]), count(numbers[name]), file_size(size))
-    total = file_size(nbytes.total())
-    made.add_row("all", str(matrices.total()), count(numbers.total()), total)
+def print_kinds(kinds: Sequence[StoredFacts]) -> None:
+    """A table of how weights are stored, in the checkpoint and in the converted model; without
+    what is not known of any.
+    """
+    columns: dict[str, list[str]] = {
+        "stored as": [kind.format for kind in kinds],
+        "checkpoint": ["kept" * kind.is_kept or kind.origin for kind in kinds],
+        "weights": [str(kind.count) for kind in kinds],
+        "numbers": [count(kind.numbers) for kind in kinds],
+        "bytes": [file_size(kind.nbytes) for kind in kinds],
+        "error": ["" if kind.error is None else f"{kind.error:.2%}" for kind in kinds],
+    }
+    totals = {
+        "stored as": "all",
+        "weights": str(sum(kind.count for kind in kinds)),
+        "numbers": count(sum(kind.numbers for kind in kinds)),
+        "bytes": file_size(sum(kind.nbytes for kind in kinds)),
+    }
+    known = {name: cells for name, cells in columns.items() if any(cells) or name in totals}
+    made = table("weights", *known)
+    for row in zip(*known.values(), strict=True):
+        made.add_row(*row)
+    made.add_row(*(totals.get(name, "") for name in known))
     out.print(made)
 
 

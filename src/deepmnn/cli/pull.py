@@ -15,7 +15,7 @@ def pull(
     repo: Annotated[
         str,
         Argument(
-            metavar="OWNER/NAME[@REVISION][:FILE.gguf]",
+            metavar="OWNER/NAME[@REVISION][:FILE.gguf|:TAG]",
             help="For example deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B.",
         ),
     ],
@@ -25,13 +25,14 @@ def pull(
     revision: Annotated[str | None, Option(help="Branch, tag or commit.")] = None,
 ) -> None:
     """Download a checkpoint from the Hugging Face hub."""
-    from deepmnn.source.hub import HubName, download
+    from deepmnn.source.hub import HubName, download, located
 
     base, colon, file = repo.partition(":")
     name = HubName.parse(repo if revision is None else f"{base}@{revision}{colon}{file}")
     if name is None:
         raise BadParameter(f"{repo!r} is no name on the hub, expected OWNER/NAME")
     with options.preparing() as progress:
+        name = located(name)
         path = name.within(download(name, directory, progress))
     out.say(str(path))
     following = f"deepmnn chat {name}" if directory is None else f"deepmnn convert {path} OUT"

@@ -4,6 +4,9 @@ What a part adds to the divergence is known from noise (sensitivity.py); what it
 follows from the square of that format's rounding error. Calibrated rounding does better than that,
 by a factor that is measured: the model is rounded, its divergence on held-out text is compared with
 what was predicted, and the formats are chosen anew until the budget holds.
+
+Codes that the checkpoint has of no more bits than a format stay in its place (plan.py): the choice
+takes their bytes and adds nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
 from pathlib import Path
 
@@ -26,7 +29,7 @@ from deepmnn.backends.base import I32
 from deepmnn.conversion.calibrate import calibrate
 from deepmnn.conversion.forward import Progress
 from deepmnn.conversion.held_out import HeldOut
-from deepmnn.conversion.plan import Plan, plan
+from deepmnn.conversion.plan import Plan, choose_formats, plan
 from deepmnn.conversion.report.facts import Point, Search
 from deepmnn.conversion.rounded import Rounded, rounded
 from deepmnn.conversion.sensitivity import SAMPLE_TOKENS, SAMPLES, Part, parts, sensitivities
@@ -152,8 +155,8 @@ class _Fit:
         self._base, self._budget, self._samples = base, budget, samples
         self._directory, self._progress = directory, progress
         self._parts = parts(base.naive)
-        self._sizes = _sizes(base, self._parts)
-        others = plan(base.source, RECIPES[_OTHERS], base.optimize_level, keep=False)
+        self._sizes, self._share = _sizes(base, self._parts)
+        others = plan(base.source, RECIPES[_OTHERS], base.optimize_level)
         self._kept = _kept_nbytes(others)
         if budget.kl is None:
             self._check_bytes()
@@ -260,7 +263,7 @@ class _Fit:
 
     def _planned(self, found: Assignment) -> Plan:
         """A conversion with these formats."""
-        return plan(self._base.source, self._recipe(found), self._base.optimize_level, keep=False)
+        return plan(self._base.source, self._recipe(found), self._base.optimize_level)
 
     def _recipe(self, found: Assignment) -> Recipe:
         """These formats, and those of what no part holds."""
@@ -281,7 +284,7 @@ class _Fit:
         }
 
     def _cost(self, part: Part, format: str) -> float:
-        return self._costs[part] * squared_error(format)
+        return self._costs[part] * squared_error(format) * self._share[part, format]
 
     def _fixed(self) -> int:
         """Bytes of what is no part's: vectors, routers, layers that are kept unused."""
@@ -300,9 +303,10 @@ class _Fit:
         pieces = [sample[:SAMPLE_TOKENS] for sample in self._samples[:SAMPLES]]
         with self._fresh("copies") as directory:
             made = sensitivities(self._base, pieces, directory, self._progress)
-        few = self._samples[:_SURVEY_SAMPLES]
+        few, base = self._samples[:_SURVEY_SAMPLES], self._base
+        rounding = plan(base.source, base.recipe, base.optimize_level, keep=False)
         with self._fresh("survey") as directory:
-            _, survey = calibrate(self._base, few, directory, self._progress, Nearest())
+            _, survey = calibrate(rounding, few, directory, self._progress, Nearest())
         costs = {part: made[part] * _gain(part, survey.gains) for part in found}
         written = path.with_suffix(".part")
         with storage_errors(path):
@@ -340,20 +344,30 @@ def _gain(part: Part, gains: Mapping[str, float]) -> float:
     return float(np.mean(found)) if found else 1.0
 
 
-def _sizes(base: Plan, found: Iterable[Part]) -> dict[tuple[Part, str], int]:
-    """Bytes of each part in each format, as the plan's graph has it: MLA's up-projection three
-    times, say.
+def _sizes(
+    base: Plan, found: Iterable[Part]
+) -> tuple[dict[tuple[Part, str], int], dict[tuple[Part, str], float]]:
+    """Of each part in each format, as the plan's graph has it (MLA's up-projection three times,
+    say): its bytes, and which share of its numbers is rounded; the rest keep their codes.
     """
-    graph, _ = optimize(base.naive, base.optimize_level, None, frozenset({"fuse_linears"}))
     owners = {name: part for part in found for name in part.tensors}
-    sizes = Counter[tuple[Part, str]]()
-    for weight in graph.weights.values():
-        names = [tensor.name for tensor in tensors(weight.expr)]
-        if weight.name not in graph.kept and names and names[0] in owners:
-            rows, cols = weight.shape
-            for format in CANDIDATES:
-                sizes[owners[names[0]], format] += named(format).nbytes(rows, cols)
-    return sizes
+    nbytes, rounded, numbers = (Counter[tuple[Part, str]]() for _ in range(3))
+    for format in CANDIDATES:
+        uniform = Recipe(format, (Rule("*", format),))
+        graph, _ = optimize(
+            base.naive,
+            base.optimize_level,
+            disabled=frozenset({"fuse_linears"}),
+            choose_formats=partial(choose_formats, recipe=uniform, source=base.source),
+        )
+        for weight in graph.weights.values():
+            names = [tensor.name for tensor in tensors(weight.expr)]
+            if weight.name not in graph.kept and names and names[0] in owners:
+                place = owners[names[0]], format
+                nbytes[place] += weight.nbytes
+                numbers[place] += math.prod(weight.shape)
+                rounded[place] += math.prod(weight.shape) * (not named(weight.format).is_kept)
+    return nbytes, {place: rounded[place] / numbers[place] for place in numbers}
 
 
 @cache

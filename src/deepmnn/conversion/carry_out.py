@@ -69,7 +69,8 @@ class Converted:
     Attributes:
         path: the artifact.
         plan: that was written; a budget changes its recipe.
-        calibration: what the weights were rounded by; None: each to the nearest number.
+        calibration: what the weights were rounded by; None: each to the nearest number, or none
+            was rounded.
         held_out: how far its predictions are from the checkpoint's, on samples that nothing was
             rounded by; None without calibration, or of too few samples.
         search: what a budget weighed.
@@ -93,7 +94,7 @@ def carry_out(
     rounder: Rounder | None = None,
     state: Path | None = None,
 ) -> Converted:
-    """Writes the artifact of a plan.
+    """Writes the artifact of a plan, without the calibration where it would round nothing.
 
     A calibration that is interrupted leaves its state beside `out`, or beside `state`; the same
     conversion, asked for again, goes on with it. report: made of the plan's source; it is written
@@ -110,13 +111,15 @@ def carry_out(
                 Words("Leave calibration away.", "Leave --no-calibration away."),
             )
         return Converted(write(plan, out, overwrite, progress, report), plan)
+    rounder = rounder or Panels()
+    if budget is None and not rounder.formats(plan.weights):  # all is kept, or stored as floats
+        return Converted(write(plan, out, overwrite, progress, report), plan)
     Target(out, FORMAT, overwrite, plan.source.paths).check()  # not after an hour of calibrating
     samples, held_out = split(calibration.ids(plan.source))
     if budget is not None and not held_out:
         raise RequestError(
             f"a budget with {len(samples)} samples", f"at least {SHARE}, of which one judges"
         )
-    rounder = rounder or Panels()
     if budget is not None and budget.kl is not None:
         _check_tokens(sum(map(len, held_out)))
     depends = (rounder.formats(plan.weights), budget is not None)

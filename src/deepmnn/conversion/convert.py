@@ -43,7 +43,8 @@ class ConvertReport:
         passes: what each pass did.
         dropped: weights that config.json promises and the checkpoint lacks (unused MTP layers).
         unused: tensors that the checkpoint has and the model does not read.
-        calibration: what the weights were rounded by; None: each to the nearest number.
+        calibration: what the weights were rounded by; None: each to the nearest number, or none
+            was rounded, as where a checkpoint's own codes are kept.
         held_out: how far its predictions are from the checkpoint's, on samples of the calibration
             that nothing was rounded by.
         search: what a budget weighed.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from deepmnn.artifact.directory import storage_errors
 from deepmnn.backends.base import I32
+from deepmnn.conversion.plan import choose_formats
 from deepmnn.conversion.spool import Spool, Stream
 from deepmnn.conversion.stage import Stage
 from deepmnn.formats import F32
@@ -18,7 +19,8 @@ from deepmnn.graph.ir import Graph
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.stages import stages
 from deepmnn.graph.weights import TensorSource
-from deepmnn.quant.recipe import Recipe, apply
+from deepmnn.quant.recipe import Recipe
+from deepmnn.source.source import Source
 
 Progress = Callable[[int, int, str], None]
 """Called with (work done, work in all, what)."""
@@ -31,9 +33,13 @@ STREAM: Stream = "exact"
 """The only one of a spool of ours."""
 
 
-def staged(naive: Graph, recipe: Recipe) -> list[Graph]:
-    """The stages of a model whose weights are stored by a recipe; the last one gives logits."""
-    graph, _ = optimize(naive, LEVEL, None, APART, partial(apply, recipe=recipe))
+def staged(naive: Graph, recipe: Recipe, source: Source | None = None) -> list[Graph]:
+    """The stages of a model whose weights are stored by a recipe; the last one gives logits.
+
+    source: whose codes are kept, as `plan` keeps them; None: none.
+    """
+    chosen = partial(choose_formats, recipe=recipe, source=source)
+    graph, _ = optimize(naive, LEVEL, None, APART, chosen)
     return stages(graph, graph.outputs)
 
 

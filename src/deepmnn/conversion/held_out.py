@@ -58,7 +58,7 @@ class HeldOut:
 
     def divergence(self, plan: Plan) -> Divergence:
         """How far the predictions of a plan's model are, its weights stored as it says."""
-        graphs = staged(plan.naive, plan.recipe)
+        graphs = staged(plan.naive, plan.recipe, plan.source)
         directory = self._directory / "rounded"
         shutil.rmtree(directory, ignore_errors=True)  # of another recipe
         found = forward(graphs, plan.source, self._samples, directory, self._progress)

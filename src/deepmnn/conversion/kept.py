@@ -4,8 +4,8 @@ A name is read in this order:
 
 1. a path that exists: a converted model as it is; a checkpoint, converted once;
 2. "tiny-r1", the model that comes with the package;
-3. OWNER/NAME or OWNER/NAME@REVISION of the Hugging Face hub, with :FILE.gguf behind it where it has
-   several GGUF models: fetched, then converted once.
+3. OWNER/NAME or OWNER/NAME@REVISION of the Hugging Face hub, with :FILE.gguf or :TAG behind it
+   where it has several GGUF models: fetched, then converted once.
 
 A conversion is found again by its source (of a path: the names, sizes and times of its files; of
 the hub: the commit), its recipe, its level and the version of the artifact's format.
@@ -92,18 +92,21 @@ def converted(
     return earlier or _keep(_Snapshot.of(named, progress), recipe, progress, check)
 
 
-def described(name: str | os.PathLike[str]) -> Path:
-    """The path that says what a model of that name is; of the hub's, config.json may be all.
+def described(name: str | os.PathLike[str], progress: Progress | None = None) -> Path:
+    """The path that says what a model of that name is; of the hub's, config.json may be all. A GGUF
+    file says it itself, and is downloaded whole.
 
-    Raises as `hub.download_config`.
+    progress: called while it is.
+
+    Raises as `hub.download`.
     """
     if name == NAME and not os.path.lexists(name):
         return bundled_checkpoint()
     named = HubName.parse(name) if isinstance(name, str) and not os.path.lexists(name) else None
     snapshot = None if named is None else hub.local_snapshot(named)
     if named is not None and snapshot is not None:
-        return named.within(snapshot)
-    return hub.fetched(name, only_config=True)
+        return hub.located(named).within(snapshot)
+    return hub.fetched(name, only_config=True, progress=progress)
 
 
 @contextmanager
@@ -124,7 +127,8 @@ def original(name: str | os.PathLike[str], progress: Progress | None = None) -> 
         if named is None:
             path = bundled_checkpoint()
         else:
-            path = hub.local_snapshot(named) or hub.download(named, progress=progress)
+            named = hub.located(named)
+            path = named.within(hub.local_snapshot(named) or hub.download(named, progress=progress))
     with cache.hold(path):
         yield open_source(path) if is_checkpoint(path) else RestoredSource(Artifact.open(path))
 
@@ -201,8 +205,9 @@ class _Snapshot:
     @classmethod
     def of(cls, named: HubName, progress: Progress | None) -> _Snapshot:
         """What the hub's cache has under that name, or else what the hub has."""
-        directory = hub.local_snapshot(named) or hub.download(named, progress=progress)
-        return cls(str(named), named.repo, directory.name, named.file)
+        found = hub.located(named)
+        directory = hub.local_snapshot(found) or hub.download(found, progress=progress)
+        return cls(str(named), found.repo, directory.name, found.file)
 
     @property
     def label(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Mapping
@@ -110,7 +109,7 @@ def plan(
         optimize_level,
         source,
         choose_formats=lambda graph: used.update(
-            _choose_formats(graph, recipe, source if keep else None)
+            choose_formats(graph, recipe, source if keep else None)
         ),
     )
     weights = weight_order(graph)
@@ -133,8 +132,9 @@ def plan(
     )
 
 
-def _choose_formats(graph: Graph, recipe: Recipe, source: Source | None) -> set[Rule]:
-    """Those of the recipe, and for what a source keeps the source's; the rules that chose one.
+def choose_formats(graph: Graph, recipe: Recipe, source: Source | None) -> set[Rule]:
+    """Gives weights the recipe's formats, in place, or those of the source's own codes where these
+    have no more bits; the rules that chose one. source: None where no codes are kept.
 
     MLA's up-projections are multiplied in two ways, which only our own formats are.
     """
@@ -186,8 +186,7 @@ def _are_equal(source: Source, first: str, second: str) -> bool:
         return False
     if source.sample(first) != source.sample(second):
         return False
-    digests = [hashlib.blake2b(source.read(name).tobytes()).digest() for name in (first, second)]
-    return digests[0] == digests[1]
+    return source.digest(first) == source.digest(second)
 
 
 def unused(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:

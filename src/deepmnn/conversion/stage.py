@@ -14,10 +14,12 @@ from deepmnn import _core
 from deepmnn.artifact.manifest import PROGRAM
 from deepmnn.backends.base import F32, I32
 from deepmnn.backends.cpu.lower import WeightLocation, lower
-from deepmnn.graph.ir import Graph
+from deepmnn.formats import U8, named
+from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.passes.memory_plan import plan_memory
 from deepmnn.graph.weights import TensorSource
-from deepmnn.quant.store import store
+from deepmnn.quant.store import store, store_codes
+from deepmnn.source.source import Source
 
 _SHARD = "stage.weights"
 _BLOCK_SIZE = 64
@@ -41,7 +43,7 @@ class Stage:
             with open(Path(folder) / _SHARD, "wb") as shard:
                 for name in dict.fromkeys(name for node in graph.nodes for name in node.weights):
                     weight = graph.weights[name]
-                    data = store(weight, weight.expr.read(source), threads)
+                    data = _stored(weight, source, threads)
                     locations[name] = WeightLocation(0, offset, data.nbytes)
                     shard.write(data.data)
                     offset += data.nbytes
@@ -83,3 +85,12 @@ class Stage:
             np.arange(starts[-1], dtype=np.int32),
             dict(inputs),
         )
+
+
+def _stored(weight: Weight, source: TensorSource, threads: int) -> U8:
+    """A weight's bytes: codes that are kept, or rounded numbers."""
+    is_kept = named(weight.format).is_kept
+    codes = weight.expr.codes(source) if is_kept and isinstance(source, Source) else None
+    if codes is not None:
+        return store_codes(weight, codes, threads)
+    return store(weight, weight.expr.read(source), threads)

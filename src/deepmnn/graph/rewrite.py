@@ -156,6 +156,16 @@ def join_names(names: Sequence[str]) -> str:
     return ".".join([*parts[0][:head], middle, *parts[0][len(parts[0]) - tail :]])
 
 
+def joined_names(name: str) -> list[str]:
+    """The names that `join_names` made one of, if all but one component of them are the same."""
+    parts = name.split(".")
+    joined = [i for i, part in enumerate(parts) if "+" in part]
+    if len(joined) != 1:
+        return [name]
+    (at,) = joined
+    return [".".join([*parts[:at], each, *parts[at + 1 :]]) for each in parts[at].split("+")]
+
+
 def add_weight(graph: Graph, like: Weight, name: str, expr: Expr, role: str = "") -> str:
     """Adds a weight stored like `like`; returns its name, numbered when `name` is taken.
 

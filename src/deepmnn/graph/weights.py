@@ -12,6 +12,7 @@ moves codes as well as numbers: `codes` hands on what a source stores, and nothi
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -242,6 +243,11 @@ class Constant(Expr):
 
     def read(self, source: TensorSource) -> F32:
         return np.full(self.shape, self.fill, np.float32)
+
+
+def digest_of(array: NDArray[Any]) -> bytes:
+    """A hash of the bytes of an array."""
+    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).digest()
 
 
 def _by_head(matrix: NDArray[_T], heads: int) -> NDArray[_T]:

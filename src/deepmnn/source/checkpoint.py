@@ -86,6 +86,14 @@ class Checkpoint(Source):
             return self._codec.kept_format(name)
         return None
 
+    def stored_as(self, name: str) -> str:
+        """A plain tensor's type in safetensors' words; the codec's scheme. Raises
+        TensorNotFoundError.
+        """
+        if self._codec is not None and name in self._parts:
+            return self._codec.scheme
+        return self._store.dtype(name)
+
     def sample(self, name: str) -> bytes:
         """Of all that a tensor is stored in. Raises TensorNotFoundError."""
         return b"".join(self._store.sample(part) for part in self._parts.get(name, (name,)))

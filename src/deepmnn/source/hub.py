@@ -8,13 +8,13 @@ import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from deepmnn.errors import CheckpointError, DeepmnnError, StorageError
-from deepmnn.source.gguf.splits import SUFFIX, models_of, part_names
+from deepmnn.source.gguf.splits import SUFFIX, models_of, part_names, tagged
 from deepmnn.source.json_file import is_plain_name
 from deepmnn.source.side_files import CONFIG
 from deepmnn.source.sizes import file_size
@@ -40,16 +40,18 @@ _PATH_ENDINGS = (".mnn", ".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".json"
 
 @dataclass(frozen=True)
 class HubName:
-    """A repository of the hub: OWNER/NAME, or OWNER/NAME@REVISION; with :FILE.gguf behind it one
-    GGUF model of several.
+    """A repository of the hub: OWNER/NAME, or OWNER/NAME@REVISION; with :FILE.gguf or :TAG behind
+    it one GGUF model of several.
 
     revision: a branch, tag or commit; None is the repository's main branch.
     file: of the model, or the first of its parts; None: the repository's only model.
+    tag: a word in the file's name, Q4_K_M say; `located` finds the file.
     """
 
     repo: str
     revision: str | None = None
     file: str | None = None
+    tag: str | None = None
 
     @classmethod
     def parse(cls, text: str) -> HubName | None:
@@ -60,9 +62,11 @@ class HubName:
             return None
         if ":" not in text:
             return cls(match[1], match[2])
-        if not file.endswith(SUFFIX) or not all(map(is_plain_name, file.split("/"))):
-            return None
-        return cls(match[1], match[2], file)
+        if file.endswith(SUFFIX) and all(map(is_plain_name, file.split("/"))):
+            return cls(match[1], match[2], file)
+        if re.fullmatch(r"\w[\w.-]*", file, re.ASCII) and not file.endswith(_PATH_ENDINGS):
+            return cls(match[1], match[2], tag=file)
+        return None
 
     def within(self, directory: Path) -> Path:
         """The model, in a directory that has the repository's files."""
@@ -70,7 +74,8 @@ class HubName:
 
     def __str__(self) -> str:
         name = self.repo if self.revision is None else f"{self.repo}@{self.revision}"
-        return name if self.file is None else f"{name}:{self.file}"
+        which = self.file or self.tag
+        return name if which is None else f"{name}:{which}"
 
 
 def fetched(
@@ -87,9 +92,35 @@ def fetched(
     name = HubName.parse(source) if isinstance(source, str) else None
     if name is None or os.path.lexists(source):
         return Path(source)
+    name = located(name)
     if only_config and name.file is None:
         return download_config(name)
     return name.within(download(name, progress=progress))
+
+
+def located(name: HubName) -> HubName:
+    """The name with the file that its tag stands for; without a tag itself. The network is not
+    asked when the hub's cache has one such model.
+
+    Raises CheckpointError unless one model of the repository has the tag, and as `download`.
+    """
+    if name.tag is None:
+        return name
+    found = _tagged(name, _files_here(name))
+    if len(found) == 1:
+        return found[0]
+    try:
+        models = models_of(_listing(name)[1])
+    except Exception as error:
+        raise _explain(error, name) from error
+    found = _tagged(name, models)
+    if len(found) == 1:
+        return found[0]
+    fitting = tagged(models, name.tag)
+    raise CheckpointError(
+        f"{name.repo} has {len(fitting) or 'no'} GGUF models with {name.tag} in their names",
+        _choices(name, fitting or models),
+    )
 
 
 def download(
@@ -162,6 +193,9 @@ def local_snapshot(name: HubName) -> Path | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
+    if name.tag is not None:
+        here = _tagged(name, _files_here(name))
+        return local_snapshot(here[0]) if len(here) == 1 else None
     try:
         parts = [CONFIG] if name.file is None else part_names(name.file)
         found = [try_to_load_from_cache(name.repo, part, revision=name.revision) for part in parts]
@@ -172,6 +206,27 @@ def local_snapshot(name: HubName) -> Path | None:
     directory = Path(str(found[0])).parents[parts[0].count("/")]
     whole = name.file is not None or _matching(os.listdir(directory), WEIGHTS)
     return directory if whole else None
+
+
+def _tagged(name: HubName, models: Iterable[str]) -> list[HubName]:
+    """The name with each of the models that have its tag."""
+    return [replace(name, file=model, tag=None) for model in tagged(models, name.tag or "")]
+
+
+def _files_here(name: HubName) -> list[str]:
+    """The GGUF models of a repository that are in the hub's cache, or were in part."""
+    from huggingface_hub.errors import HFValidationError
+
+    revision = name.revision or "main"
+    if not all(map(is_plain_name, revision.split("/"))):
+        return []
+    try:
+        home = _repo_cache(name)
+        ref = home / "refs" / revision
+        snapshot = home / "snapshots" / (ref.read_text() if ref.is_file() else revision)
+        return models_of(str(path.relative_to(snapshot)) for path in snapshot.rglob(f"*{SUFFIX}"))
+    except (OSError, HFValidationError):
+        return []
 
 
 def _listing(name: HubName) -> tuple[str, dict[str, int]]:
@@ -211,7 +266,7 @@ def _wanted(name: HubName, files: dict[str, int]) -> dict[str, int]:
 
 def _choices(name: HubName, models: list[str]) -> str:
     """The names of its models."""
-    names = [f"{HubName(name.repo, name.revision)}:{model}" for model in models]
+    names = [str(HubName(name.repo, name.revision, model)) for model in models]
     return f"one of {', '.join(names)}" if names else "a repository with GGUF files"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepmnn.formats import Codes, KeptCodes
-from deepmnn.graph.weights import F32
+from deepmnn.graph.weights import F32, digest_of
 
 
 class Source(ABC):
@@ -54,11 +54,23 @@ class Source(ABC):
         """
         return None
 
+    def stored_as(self, name: str) -> str:
+        """How a tensor is stored, in the words of its files: "BF16", "Q6_K", "gptq"; "" where it is
+        not. Raises TensorNotFoundError.
+        """
+        return ""
+
     @abstractmethod
     def sample(self, name: str) -> bytes:
         """A little of what is stored of a tensor, at the same places in all tensors of one size:
         tells most unequal tensors apart without reading them. Raises TensorNotFoundError.
         """
+
+    def digest(self, name: str) -> bytes:
+        """A hash that two tensors of one shape share only if their numbers are equal. Raises as
+        `read`.
+        """
+        return digest_of(self.read(name))
 
     @abstractmethod
     def nbytes(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 
-from deepmnn.errors import CheckpointError
+from deepmnn.errors import CheckpointError, UnsupportedModelError
 from deepmnn.source.entry import Entry
 
 WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -14,6 +14,9 @@ MAX_EXPERTS = 1 << 16
 """No layer has more experts; a damaged size is not taken for their number."""
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+_SCALES = "_scale_inv"
+"""What scales of stacked FP8 experts are called, behind the name of the weights."""
 
 _EMBEDDING = EMBEDDING.removeprefix("model.")
 
@@ -50,10 +53,14 @@ def unstack_experts(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     Since version 5 transformers holds the experts of a layer in memory as two tensors,
     experts.gate_up_proj [experts, 2 · moe_intermediate_size, hidden_size] and
     experts.down_proj [experts, hidden_size, moe_intermediate_size]; model.state_dict() shows those.
+    Of FP8 weights each has scales [experts, blocks of rows, blocks of columns], called like it with
+    _scale_inv behind.
+
+    Raises UnsupportedModelError for FP8 weights with other scales.
     """
     unstacked: dict[str, Entry] = {}
     for name, entry in entries.items():
-        for part_name, part in _experts(name, entry):
+        for part_name, part in _experts(name, entry, entries):
             if part_name in unstacked or (part_name != name and part_name in entries):
                 raise CheckpointError(
                     f"{entry.file.path} has {part_name!r:.200} both by itself and in {name!r:.200}",
@@ -64,21 +71,51 @@ def unstack_experts(entries: Mapping[str, Entry]) -> dict[str, Entry]:
     return unstacked
 
 
-def _experts(name: str, entry: Entry) -> Iterator[tuple[str, Entry]]:
+def _experts(name: str, entry: Entry, entries: Mapping[str, Entry]) -> Iterator[tuple[str, Entry]]:
     """The tensors in one that may be stacked; itself when it is not."""
-    layer, dot, projection = name.rpartition(".experts.")
+    layer, dot, last = name.rpartition(".experts.")
+    projection = last.removesuffix(_SCALES)
     experts = entry.shape[0] if dot and len(entry.shape) == 3 else 0
     if projection not in ("gate_up_proj", "down_proj") or not 0 < experts <= MAX_EXPERTS:
         yield name, entry
         return
-    half = entry.shape[1] // 2
+    if entry.dtype.startswith("F8") and last == projection:
+        _check_scales(name, entry, entries)
+    kind, rows = f"weight{last.removeprefix(projection)}", entry.shape[1]
+    first, second = rows // 2, rows // 2
+    if kind != "weight" and rows == 1:  # the one scale of gate and up
+        first, second = 1, 0
     for expert in range(experts):
         of = f"{layer}.experts.{expert}"
         if projection == "down_proj":
-            yield f"{of}.down_proj.weight", entry.part(expert)
+            yield f"{of}.down_proj.{kind}", entry.part(expert)
         else:
-            yield f"{of}.gate_proj.weight", entry.part(expert, 0, half)
-            yield f"{of}.up_proj.weight", entry.part(expert, half)
+            yield f"{of}.gate_proj.{kind}", entry.part(expert, 0, first)
+            yield f"{of}.up_proj.{kind}", entry.part(expert, second)
+
+
+def _check_scales(name: str, entry: Entry, entries: Mapping[str, Entry]) -> None:
+    """Raises UnsupportedModelError unless stacked FP8 weights have scales that can be unstacked.
+
+    Where gate and up are one matrix, no block may have rows of both. Sizes of blocks are powers of
+    two: where rows / blocks is one, it is their size, or that of a half in one block.
+    """
+    scale = entries.get(name + _SCALES)
+    experts, rows, _ = entry.shape
+    blocks = 0 if scale is None or len(scale.shape) != 3 else scale.shape[1]
+    size, rest = divmod(rows, blocks or 1)
+    apart = blocks == 1 or (blocks % 2 == 0 and rest == 0 and size & (size - 1) == 0)
+    if blocks and (apart or name.endswith("down_proj")):
+        return
+    found = {other: list(entries[other].shape) for other in entries if other.startswith(f"{name}_")}
+    with_ = ", ".join(f"{other!r:.200} {shape}" for other, shape in found.items()) or "no scales"
+    raise UnsupportedModelError(
+        f"the stacked FP8 experts {name!r:.200} {list(entry.shape)} come with {with_:.500}",
+        f"{name + _SCALES!r:.200} [{experts}, blocks of rows, blocks of columns], "
+        "no block across gate and up",
+        "Save the model with save_pretrained() of transformers, which gives each expert tensors of "
+        "its own, or convert from the original checkpoint.",
+    )
 
 
 def _unwrapped(name: str) -> str:

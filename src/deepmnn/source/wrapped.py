@@ -27,6 +27,10 @@ class WrappedSource(Source):
         """A tensor's shape."""
         return self._source.shape(name)
 
+    def stored_as(self, name: str) -> str:
+        """How the source has it."""
+        return self._source.stored_as(name)
+
     def sample(self, name: str) -> bytes:
         """A little of what is stored of a tensor of the source."""
         return self._source.sample(name)

@@ -6,10 +6,11 @@ import pytest
 
 from deepmnn.errors import UnsupportedModelError
 from deepmnn.exporters.gguf.metadata import metadata
-from deepmnn.exporters.gguf.names import ARCHITECTURES, architecture, tensor_name
 from deepmnn.exporters.gguf.tensors import gguf_tensors
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.models import build, model_types, read_config
+from deepmnn.source.gguf import names
+from deepmnn.source.gguf.names import ARCHITECTURES, architecture, gguf_name, hf_name
 from tiny_models import ALL, CONFIGS
 
 gguf = pytest.importorskip("gguf")
@@ -74,7 +75,30 @@ def test_every_key_is_one_of_ggufs(model_type: str, index: int) -> None:
         assert "{arch}." + key in patterns, key
 
 
+@pytest.mark.parametrize(("model_type", "index"), ALL)
+def test_what_is_written_is_read_under_its_own_name(model_type: str, index: int) -> None:
+    fields = config_of(model_type, index)
+    later = f"model.layers.{fields['num_hidden_layers']}."  # multi-token prediction
+    for name in tensor_shapes(build(fields)):
+        if ".experts." not in name and not name.startswith(later):
+            assert hf_name(gguf_name(name)) == name
+
+
+def test_names_of_no_model() -> None:
+    for name in ("blk.0.output.weight", "attn_q.weight", "output.bias", "blk.0.exp_probs_b.weight"):
+        assert hf_name(name) is None
+
+
+def test_special_tokens_and_kinds_are_ggufs() -> None:
+    kinds = {kind.name: int(kind) for kind in gguf.TokenType}
+    assert all(getattr(names, kind) == number for kind, number in kinds.items())
+    known = {vars(gguf.Keys.Tokenizer)[key] for key in vars(gguf.Keys.Tokenizer) if "_ID" in key}
+    assert {f"tokenizer.ggml.{key}" for key in names.SPECIAL_TOKENS.values()} <= known
+    for scoring, number in names.SCORING.items():
+        assert gguf.ExpertGatingFuncType[scoring.upper()] == number
+
+
 def test_a_tensor_without_a_name() -> None:
     for name in ("model.layers.0.self_attn.sinks", "model.visual.weight"):
         with pytest.raises(UnsupportedModelError, match=name):
-            tensor_name(name)
+            gguf_name(name)

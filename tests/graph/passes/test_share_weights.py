@@ -36,21 +36,37 @@ def test_share_weights_finds_equal_content():
     ]
 
 
-def test_share_weights_reads_only_what_may_be_equal():
+class Sampled(Table):
+    """Tensors with one digest, and one sample for those of some names."""
+
+    def __init__(self, sample, *names):
+        super().__init__()
+        self._sample, self._names = sample, {f"model.{name}" for name in names}
+        self.compared = []
+
+    def sample(self, name):
+        return self._sample if name in self._names else name.encode()
+
+    def digest(self, name):
+        self.compared.append(name)
+        return b"equal"
+
+
+def test_share_weights_compares_only_what_may_be_equal():
     b = Start()
     graph = b.end(*(b.linear(b.x, name, WIDTH) for name in "acd"))
-    reads = []
+    source = Sampled(b"same", "a.weight", "c.weight")
+    assert share_weights.run(graph, source) == 1
+    assert sorted(source.compared) == ["model.a.weight", "model.c.weight"]
 
-    class Sampled(Table):
-        def sample(self, name):
-            return b"same" if name in ("model.a.weight", "model.c.weight") else name.encode()
 
-        def read(self, name):
-            reads.append(name)
-            return np.ones((WIDTH, WIDTH), np.float32)
-
-    assert share_weights.run(graph, Sampled()) == 1
-    assert sorted(reads) == ["model.a.weight", "model.c.weight"]
+def test_share_weights_takes_no_filler_for_a_copy():
+    """A file that is all zeros would have to be read from beginning to end."""
+    b = Start()
+    graph = b.end(*(b.linear(b.x, name, WIDTH) for name in "acd"))
+    source = Sampled(bytes(8), "a.weight", "c.weight", "d.weight")
+    assert share_weights.run(graph, source) == 0
+    assert source.compared == []
 
 
 def test_share_weights_keeps_storage_formats_and_kept_weights_apart():

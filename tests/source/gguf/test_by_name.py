@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import deepmnn
 from deepmnn.artifact.cache import entries
 from deepmnn.cli import app
-from deepmnn.conversion.kept import converted, described
+from deepmnn.conversion.kept import converted, described, original
 from fake_hub import FakeHub, fake_hub, use_hub
 from gguf_files import write_gguf
 from parity import relative_error
@@ -78,6 +78,29 @@ def test_a_file_of_the_hub(site: FakeHub, tiny: TinyModel) -> None:
         assert held.path.name.startswith("b-fp32-")
     assert len(site.asked) == asked, "neither hub nor network is asked while it is there"
     assert described(name).name == "b.gguf"
+
+
+def test_a_file_of_the_hub_by_its_tag(site: FakeHub, tiny: TinyModel) -> None:
+    write_gguf(tiny, site.directory / "a-Q8_0.gguf")
+    write_gguf(tiny, site.directory / "a-F32.gguf")
+    name = "owner/name:f32"
+    with converted(name, "fp32") as held:
+        assert held.path.name.startswith("a-F32-fp32-")
+    asked = len(site.asked)
+    with converted(name, "fp32") as held:
+        assert held.path.name.startswith("a-F32-fp32-")
+    with original(name) as source:
+        assert source.paths[0].name == "a-F32.gguf"
+    assert described(name).name == "a-F32.gguf"
+    assert len(site.asked) == asked
+
+
+def test_info_says_what_it_downloads(site: FakeHub, tiny: TinyModel) -> None:
+    write_gguf(tiny, site.directory / "a-F32.gguf")
+    done = CliRunner().invoke(app, ["info", "owner/name:F32"])
+    assert done.exit_code == 0, done.output
+    assert "downloading owner/name:a-F32.gguf, " in done.stderr
+    assert "downloading" not in CliRunner().invoke(app, ["info", "owner/name:F32"]).stderr
 
 
 def test_the_command_line(tiny: TinyModel, tmp_path: Path) -> None:

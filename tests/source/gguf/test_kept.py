@@ -10,12 +10,14 @@ import gguf
 import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+from typer.testing import CliRunner
 
 from byte_tokenizer import write_tokenizer
 from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.base import F32
 from deepmnn.backends.cpu.backend import CpuBackend
 from deepmnn.backends.reference import ReferenceBackend
+from deepmnn.cli import app
 from deepmnn.conversion.calibration_set import CalibrationSet
 from deepmnn.conversion.carry_out import choose
 from deepmnn.conversion.convert import convert
@@ -27,21 +29,17 @@ from deepmnn.models import build
 from deepmnn.quant.recipe import RECIPES
 from deepmnn.quant.store import stored_values
 from deepmnn.source.gguf.file import GgufFile
-from deepmnn.source.gguf.names import Stored
 from deepmnn.source.gguf.tensor import Tensor
 from deepmnn.source.gguf.types import TYPES
+from deepmnn.source.gguf.weights import Stored
 from deepmnn.source.open import open_source
 from gguf_blocks import drawn
-from gguf_files import Store, tokenizer_keys, write_floats, write_gguf
+from gguf_files import KEPT, Store, mixed_types, tokenizer_keys, write_floats, write_gguf
 from parity import Runner
 from source_memory import peak_of
 from tiny_models import CONFIGS, MLA, TinyModel, checkpoint_of
 
 Q = GGMLQuantizationType
-KEPT = [
-    *(Q.Q4_0, Q.Q4_1, Q.Q5_0, Q.Q5_1, Q.Q8_0),
-    *(Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.MXFP4),
-]
 
 
 def tensor_of(path: Path, data: Any, kind: GGMLQuantizationType) -> Tensor:
@@ -120,20 +118,12 @@ def q4_k_m(name: str, values: F32) -> GGMLQuantizationType:
     return Q.Q6_K if any(part in name for part in ("attn_v", "ffn_down", "output.")) else Q.Q4_K
 
 
-def every_type(name: str, values: F32) -> GGMLQuantizationType:
-    """Another for each name: of experts, too."""
-    if values.ndim == 1 or "ffn_gate_inp" in name:
-        return Q.F32
-    fitting = [k for k in KEPT if values.shape[-1] % GGML_QUANT_SIZES[k][0] == 0]
-    return fitting[sum(name.encode()) % len(fitting)]
-
-
 def planned(path: Path, recipe: str = "w8", level: int = 3) -> Plan:
     return plan(open_source(path), RECIPES[recipe], level)
 
 
 @pytest.mark.parametrize("level", [0, 3])
-@pytest.mark.parametrize("store", [q4_k_m, every_type])
+@pytest.mark.parametrize("store", [q4_k_m, mixed_types])
 @pytest.mark.parametrize("model_type", MODELS)
 def test_numbers_and_logits_are_the_file_s(
     tmp_path: Path, model_type: str, store: Store, level: int
@@ -167,6 +157,38 @@ def logits(backend: Any) -> F32:
     runner = Runner(backend)
     first = runner.step({0: ids[:16]})[0]
     return np.concatenate([first, *(runner.step({0: [one]})[0] for one in ids[16:])])
+
+
+@pytest.mark.parametrize(("most", "copies", "distinct"), [(0, 0, 5), (63, 9, 7)])
+def test_planning_decodes_no_tensors_to_compare_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, most: int, copies: int, distinct: int
+) -> None:
+    """Matrices that are all zeros are not compared, equal ones are found by their stored bytes: but
+    for queries and keys, whose rows have another order than those of other matrices.
+    """
+    tiny = model_of("llama", tmp_path / "hf")
+    path = tmp_path / "model.gguf"
+    write_gguf(tiny, path, lambda name, values: Q.F32 if values.ndim == 1 else Q.Q4_0)
+    raw = bytearray(path.read_bytes())
+    for tensor in GgufFile(path).tensors.values():
+        if tensor.type.kept_format:
+            codes = np.random.default_rng(0).integers(0, most + 1, tensor.nbytes, np.uint8)
+            raw[tensor.begin : tensor.end] = codes.tobytes()
+    path.write_bytes(raw)
+    decoded: list[str] = []
+    read = Tensor.read
+
+    def watched(self: Tensor, *given: Any) -> F32:
+        decoded.extend([self.name] if len(self.shape) > 1 else [])
+        return read(self, *given)
+
+    monkeypatch.setattr(Tensor, "read", watched)
+    made = planned(path, "w8", level=1)
+    assert decoded == []
+    matrices = [weight for weight in made.weights if named(weight.format).is_kept]
+    assert len(matrices) == 2 + 7 * tiny.config["num_hidden_layers"] - copies
+    numbers = {(w.shape, w.expr.read(made.source).tobytes()) for w in matrices}
+    assert len(numbers) == distinct
 
 
 def test_what_is_not_stored_as_codes_has_none(tmp_path: Path) -> None:
@@ -218,6 +240,19 @@ def test_a_calibration_starts_only_where_something_is_rounded(
     path = with_tokenizer(tmp_path, lambda name, values: Q.F32 if values.ndim == 1 else kind)
     assert choose(planned(path, "w8"), None, 8) is None
     assert isinstance(choose(planned(path, "w4"), None, 8), CalibrationSet) == starts
+
+
+@pytest.mark.parametrize(("quant", "said"), [("w8", True), ("fp32", True), ("w4", False)])
+def test_a_calibration_that_would_round_nothing_is_not_run(
+    tmp_path: Path, quant: str, said: bool
+) -> None:
+    path = with_tokenizer(tmp_path, q4_k_m)
+    (tmp_path / "texts.txt").write_text("A calibration reads this text. " * 40)
+    options = ["--quant", quant, "--calibration", str(tmp_path / "texts.txt")]
+    done = CliRunner().invoke(app, ["convert", str(path), str(tmp_path / "out"), *options])
+    assert done.exit_code == 0, done.output
+    assert ("no calibration: there is no matrix that it would round" in done.output) == said
+    assert ("rounded by" in done.output) != said
 
 
 def test_a_calibration_rounds_only_what_has_more_bits(tmp_path: Path) -> None:

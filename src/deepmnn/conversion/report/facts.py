@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from deepmnn.formats import named
 from deepmnn.graph.levels import PassResult
 from deepmnn.quant.observers import MAX_DIVERGENCE, StaticRange
 
@@ -26,6 +27,7 @@ class WeightFacts:
     Attributes:
         layer: None outside the layers.
         nbytes: stored bytes.
+        origin: how the checkpoint stores it: "BF16", "Q6_K", "gptq"; "" for random weights.
         error: root mean square of what rounding changed, as a share of that of the numbers;
             measured on some rows. None where there was nothing to compare with.
     """
@@ -36,7 +38,31 @@ class WeightFacts:
     layer: int | None
     shape: tuple[int, ...]
     nbytes: int
+    origin: str = ""
     error: float | None = None
+
+
+@dataclass(frozen=True)
+class StoredFacts:
+    """Weights that the checkpoint stores alike, and the converted model, too.
+
+    Attributes:
+        origin, format: as of a weight. Those in a kept format have the checkpoint's own codes.
+        count: of the weights; `numbers` is how many they have, `nbytes` their stored bytes.
+        error: as of a weight, of all together.
+    """
+
+    origin: str
+    format: str
+    count: int
+    numbers: int
+    nbytes: int
+    error: float | None
+
+    @property
+    def is_kept(self) -> bool:
+        """Whether their codes are the checkpoint's own."""
+        return named(self.format).is_kept
 
 
 @dataclass(frozen=True)
@@ -185,6 +211,7 @@ class Facts:
     dropped: tuple[str, ...]
     unused: tuple[str, ...]
     passes: tuple[PassResult, ...]
+    stored: tuple[StoredFacts, ...]
     layers: tuple[LayerFacts, ...]
     weights: tuple[WeightFacts, ...]
     levels: tuple[LevelFacts, ...]

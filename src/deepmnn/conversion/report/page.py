@@ -13,17 +13,19 @@ from importlib.resources import files
 
 from deepmnn.conversion.report import charts, page_calibration, pieces
 from deepmnn.conversion.report.charts import Bar, Line, escaped
-from deepmnn.conversion.report.facts import Facts, LayerFacts, Search, WeightFacts
+from deepmnn.conversion.report.facts import Facts, LayerFacts, Search, StoredFacts, WeightFacts
+from deepmnn.conversion.report.stored import as_stored, by_format
 from deepmnn.formats import named
 from deepmnn.source.sizes import file_size
 
 
 def page(facts: Facts) -> str:
     """The page, the same for the same facts."""
-    title = f"{facts.model_type} as {facts.quant}"
+    title = f"{facts.model_type} as {as_stored(facts.quant, by_format(facts.stored))}"
     sections = (
         _search(facts),
         _layers(facts),
+        _kinds(facts),
         _sizes(facts),
         _worst(facts.weights),
         page_calibration.calibration(facts),
@@ -146,6 +148,33 @@ def _layer_sizes(layers: Sequence[LayerFacts]) -> str:
     )
 
 
+def _kinds(facts: Facts) -> str:
+    if not any(kind.origin for kind in facts.stored):
+        return ""
+    rows = [
+        (
+            kind.origin,
+            f"{kind.format}, kept" if kind.is_kept else kind.format,
+            f"{kind.count:,}",
+            pieces.count(kind.numbers),
+            file_size(kind.nbytes),
+            _error(kind),
+        )
+        for kind in facts.stored
+    ]
+    words = (
+        "Codes are kept where a format of the engine holds them: nothing is rounded a second time. "
+        "The error of the others is what rounding changed, root mean square, over the numbers that "
+        "the checkpoint stands for."
+    )
+    columns = ("in the checkpoint", "stored as", "weights", "numbers", "size", "error")
+    return pieces.section("Kept and rounded", words, pieces.table(columns, rows))
+
+
+def _error(kind: StoredFacts) -> str:
+    return "" if kind.error is None else pieces.percent(kind.error)
+
+
 def _sizes(facts: Facts) -> str:
     groups: dict[tuple[str, str], list[WeightFacts]] = defaultdict(list)
     for weight in facts.weights:
@@ -176,14 +205,15 @@ def _worst(weights: Sequence[WeightFacts]) -> str:
         return ""
     measured.sort(key=lambda pair: (-pair[0], pair[1].name))
     rows = [
-        (weight.name, weight.format, file_size(weight.nbytes), pieces.percent(error))
+        (weight.name, weight.origin, weight.format, file_size(weight.nbytes), pieces.percent(error))
         for error, weight in measured[: pieces.SHOWN]
     ]
     words = (
         "The error is the root mean square of what rounding changed, over that of the numbers. "
         "A calibration makes it larger where that makes outputs better."
     )
-    table = pieces.table(("weight", "stored as", "size", "error"), rows)
+    columns = ("weight", "in the checkpoint", "stored as", "size", "error")
+    table = pieces.table(columns, rows)
     return pieces.section("Weights that lose most", words, table)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 from deepmnn import __version__
@@ -16,18 +16,22 @@ from deepmnn.conversion.report.facts import (
     Judged,
     LayerFacts,
     Search,
+    StoredFacts,
     WeightFacts,
     layer_of,
 )
 from deepmnn.conversion.report.observed import Observed
 from deepmnn.conversion.report.page import page
 from deepmnn.conversion.report.rounding import Rounding, relative
+from deepmnn.conversion.report.stored import origin, stored
 from deepmnn.formats import F32, F32_MATRIX, U8, named
 from deepmnn.graph.ir import Weight
 from deepmnn.source.random import RandomSource
 from deepmnn.source.source import Source
 
 HTML = "report.html"
+_KEPT = 4
+"""Matrices of a kept format that are compared with the source's numbers: they are its own codes."""
 JSON = "report.json"
 
 
@@ -41,6 +45,7 @@ class Recorder:
     def __init__(self, source: Source) -> None:
         self.source = source
         self._rounding = Rounding()
+        self._kept: Counter[str] = Counter()
         self._calibration: CalibrationFacts | None = None
         self._activations: tuple[ActivationFacts, ...] = ()
         self._experts: tuple[ExpertFacts, ...] = ()
@@ -70,8 +75,16 @@ class Recorder:
         format = named(weight.format)
         if isinstance(self.source, RandomSource) or not format.is_matrix or format == F32_MATRIX:
             return
+        if format.is_kept:
+            self._kept[format.name] += 1
+            if self._kept[format.name] > _KEPT:
+                return
         exact = weight.expr.read(self.source) if numbers is None else numbers
         self._rounding.add(weight, exact, data)
+
+    def kinds(self, plan: Plan) -> tuple[StoredFacts, ...]:
+        """How the weights of a plan are stored, with the errors that were measured so far."""
+        return stored(plan.weights, plan.source, self._rounding.found)
 
     def took(self, what: str) -> None:
         """What was done since the last call, or since the beginning."""
@@ -87,7 +100,7 @@ class Recorder:
 
     def facts(self, plan: Plan) -> Facts:
         """All that is known of a plan and what became of it."""
-        weights = tuple(map(self._weight, plan.weights))
+        weights = tuple(self._weight(weight, plan.source) for weight in plan.weights)
         return Facts(
             deepmnn_version=__version__,
             source=Path(plan.source.paths[0]).name if plan.source.paths else "",
@@ -103,6 +116,7 @@ class Recorder:
             dropped=plan.dropped,
             unused=plan.unused,
             passes=plan.passes,
+            stored=self.kinds(plan),
             layers=self._layers(weights),
             weights=weights,
             levels=self._rounding.levels(),
@@ -114,7 +128,7 @@ class Recorder:
             seconds=dict(self._seconds),
         )
 
-    def _weight(self, weight: Weight) -> WeightFacts:
+    def _weight(self, weight: Weight, source: Source) -> WeightFacts:
         found = self._rounding.found.get(weight.name)
         return WeightFacts(
             weight.name,
@@ -123,6 +137,7 @@ class Recorder:
             layer_of(weight.name),
             weight.shape,
             weight.nbytes,
+            origin(weight, source),
             None if found is None else relative([found]),
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,19 @@ from deepmnn.errors import CheckpointError
 from deepmnn.exporters.exported import Exported, check_type, unread
 from deepmnn.exporters.gguf.file import GgufFile, GgufPlace
 from deepmnn.exporters.gguf.metadata import Value, metadata
-from deepmnn.exporters.gguf.names import architecture
 from deepmnn.exporters.gguf.tensors import GgufTensor, gguf_tensors
 from deepmnn.exporters.gguf.tokenizer import Vocabulary, vocabulary
-from deepmnn.exporters.gguf.types import DEFAULT, FILE_TYPES, Encoder, encoders, library
+from deepmnn.exporters.gguf.types import (
+    DEFAULT,
+    TYPES,
+    Encoder,
+    encoders,
+    file_type,
+    library,
+)
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.models import read_config
+from deepmnn.source.gguf.names import architecture
 from deepmnn.source.source import Source
 from deepmnn.text.generation_config import GenerationConfig
 from deepmnn.text.text_files import TextFiles
@@ -32,7 +40,7 @@ def export_gguf(
     source: Source,
     target: str | os.PathLike[str],
     *,
-    type: str = DEFAULT,
+    type: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
@@ -43,7 +51,9 @@ def export_gguf(
     Args:
         source: the model (conversion/kept.py opens one by any name).
         target: the file to create, which ends in .gguf.
-        type: one of FILE_TYPES; of some tensors only (types.py).
+        type: one of TYPES: of matrices, but for those that another one fits better (types.py).
+            Codes of this type stay as they are. None: codes of every type of GGUF stay as they
+            are, and other matrices get DEFAULT.
         overwrite: replaces an earlier export.
         progress: called after each tensor.
 
@@ -52,7 +62,7 @@ def export_gguf(
     StorageError.
     """
     began = time.monotonic()
-    type = check_type(type, FILE_TYPES)
+    wanted = None if type is None else check_type(type, TYPES)
     gguf = library()
     name = architecture(source.config.get("model_type"))
     config = read_config(source.config)
@@ -60,14 +70,15 @@ def export_gguf(
     graph, _ = naive_graph(source)
     text = _vocabulary(source, config.vocab_size)
     place = GgufPlace(target, overwrite, source.paths)
-    keys = _general(place.path, type) | {f"{name}.{key}": v for key, v in facts.fields.items()}
+    shapes = tensor_shapes(graph)
+    tensors = gguf_tensors(name, config, shapes)
+    encoder_of = encoders(tensors, wanted, source)
+    kind = file_type(encoder_of, tensors, wanted or DEFAULT)
+    keys = _general(place.path, kind) | {f"{name}.{key}": v for key, v in facts.fields.items()}
     keys |= {f"tokenizer.{key}": value for key, value in text.fields.items()}
     writer = gguf.GGUFWriter(None, name)
     for key, value in keys.items():
         _add(writer, key, value)
-    shapes = tensor_shapes(graph)
-    tensors = gguf_tensors(name, config, shapes)
-    encoder_of = encoders(tensors, type)
     total = _add_infos(writer, tensors, encoder_of)
     done = 0
     with GgufFile(place) as file:
@@ -78,10 +89,10 @@ def export_gguf(
             if progress is not None:
                 progress(done, total, tensor.name)
         file.finish()
-    notes = [*facts.notes, *text.notes, *unread(source, shapes)]
+    notes = [*facts.notes, *text.notes, *_rounded_again(encoder_of), *unread(source, shapes)]
     if graph.kept:
         notes.append("multi-token-prediction layers are left out")
-    contents = f"{len(tensors)} tensors, {type}"
+    contents = f"{len(tensors)} tensors, {_types(encoder_of, wanted or DEFAULT)}"
     return Exported(place.path, total, contents, "; ".join(notes), time.monotonic() - began)
 
 
@@ -93,12 +104,32 @@ def check_gguf(target: str | os.PathLike[str], overwrite: bool, sources: Sequenc
     GgufPlace(target, overwrite, sources).check()
 
 
-def _general(path: Path, type: str) -> dict[str, Value]:
+def _types(encoder_of: Mapping[str, Encoder], type: str) -> str:
+    """What matrices are stored as, in a few words."""
+    kept = Counter(encoder.type for encoder in encoder_of.values() if encoder.keeps)
+    if not kept:
+        return type
+    codes = " and ".join(f"{count} in {name}" for name, count in kept.most_common())
+    return f"codes of {codes} as they were"
+
+
+def _rounded_again(encoder_of: Mapping[str, Encoder]) -> list[str]:
+    """A note on codes that are not kept."""
+    again = [encoder for encoder in encoder_of.values() if encoder.rounds_again]
+    if not again:
+        return []
+    formats = Counter(str(encoder.format) for encoder in again).most_common()
+    codes = ", ".join(f"{count} in {format}" for format, count in formats)
+    types = " and ".join(sorted({encoder.type for encoder in again}))
+    return [f"codes that are rounded a second time, to {types}: {codes}"]
+
+
+def _general(path: Path, file_type: int) -> dict[str, Value]:
     gguf = library()
     return {
         "general.type": "model",
         "general.name": path.stem,
-        "general.file_type": int(gguf.LlamaFileType[FILE_TYPES[type]]),
+        "general.file_type": file_type,
         "general.quantization_version": int(gguf.GGML_QUANT_VERSION),
     }
 
@@ -147,10 +178,9 @@ def _add_infos(
 def _write(file: GgufFile, tensor: GgufTensor, encoder: Encoder, source: Source) -> int:
     """Streams a tensor; → its bytes. Raises CheckpointError."""
     written = 0
-    for numbers in tensor.pieces(source):
-        for data in encoder.encode(tensor.name, numbers):
-            file.write(data.data)
-            written += data.nbytes
+    for data in encoder.encode(tensor, source):
+        file.write(data.data)
+        written += data.nbytes
     if written != encoder.nbytes(tensor.shape):
         raise CheckpointError(
             f"{tensor.name} has {written} bytes", f"{encoder.nbytes(tensor.shape)}"

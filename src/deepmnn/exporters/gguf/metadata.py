@@ -18,11 +18,9 @@ from deepmnn.models.deepseek_v3 import DeepseekV3Config
 from deepmnn.models.mla import LATENT_NORM_EPS, MlaConfig, rope_scale
 from deepmnn.models.moe import MoeConfig
 from deepmnn.models.rope import yarn_mscale
+from deepmnn.source.gguf.names import KEYS, SCORING, SIZES, YARN
 
 Value = int | float | bool | str
-
-_SOFTMAX, _SIGMOID = 1, 2
-"""expert_gating_func."""
 
 _LITE_LAYERS = (26, 27)
 """deepseek2 models with so many layers have no q_lora_rank, whatever their metadata says."""
@@ -46,15 +44,11 @@ class Metadata:
 
 def metadata(architecture: str, config: ModelConfig) -> Metadata:
     """Raises UnsupportedModelError for a model that llama.cpp would not run as it is meant."""
-    fields: dict[str, Value] = {
+    fields: dict[str, Value] = {field: getattr(config, field) for field in SIZES}
+    fields |= {
         "vocab_size": config.vocab_size,
-        "context_length": config.max_position_embeddings,
-        "embedding_length": config.hidden_size,
-        "block_count": config.num_hidden_layers,
-        "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_attention_heads,
-        "attention.layer_norm_rms_epsilon": config.rms_norm_eps,
-        "rope.freq_base": config.rope_parameters.rope_theta,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_parameters.rope_theta,
     }
     notes: list[str] = []
     if isinstance(config, MlaConfig):
@@ -63,7 +57,7 @@ def metadata(architecture: str, config: ModelConfig) -> Metadata:
         fields |= _attention(architecture, config)
     if isinstance(config, MoeConfig):
         fields |= _experts(architecture, config, notes)
-    return Metadata(fields, tuple(notes))
+    return Metadata({KEYS.get(name, name): value for name, value in fields.items()}, tuple(notes))
 
 
 def _attention(architecture: str, config: ModelConfig) -> dict[str, Value]:
@@ -74,7 +68,7 @@ def _attention(architecture: str, config: ModelConfig) -> dict[str, Value]:
     if rope_type == "llama3" and architecture != "llama":
         raise _other(f"rope_type is {rope_type}", "default, linear or yarn", architecture)
     return {
-        "attention.head_count_kv": config.kv_heads,
+        "num_key_value_heads": config.kv_heads,
         "attention.key_length": dim,
         "attention.value_length": dim,
         "rope.dimension_count": dim,
@@ -101,15 +95,15 @@ def _latent_attention(config: MlaConfig, notes: list[str]) -> dict[str, Value]:
         )
     rank, rope = config.kv_lora_rank, config.qk_rope_head_dim
     return {
-        "attention.head_count_kv": 1,
+        "num_key_value_heads": 1,
         # 0 is what llama.cpp takes for a missing projection; without the key it stops.
-        "attention.q_lora_rank": config.q_lora_rank or 0,
-        "attention.kv_lora_rank": rank,
+        "q_lora_rank": config.q_lora_rank or 0,
+        "kv_lora_rank": rank,
         "attention.key_length": rank + rope,
         "attention.value_length": rank,
         "attention.key_length_mla": config.qk_nope_head_dim + rope,
         "attention.value_length_mla": config.v_head_dim,
-        "rope.dimension_count": rope,
+        "qk_rope_head_dim": rope,
         **_latent_scaling(config),
     }
 
@@ -118,17 +112,14 @@ def _scaling(config: ModelConfig, scale: float) -> dict[str, Value]:
     """RoPE's scaling. scale: what multiplies cos and sin; llama.cpp has YaRN's own already."""
     rope = config.rope_parameters
     if rope.rope_type == "linear":
-        return {"rope.scaling.type": "linear", "rope.scaling.factor": rope.factor}
+        return {"rope_type": "linear", "factor": rope.factor}
     if rope.rope_type != "yarn":
         return {}
     if not rope.truncate:
         raise _other("truncate is false in YaRN's parameters", "true", "YaRN")
     fields: dict[str, Value] = {
-        "rope.scaling.type": "yarn",
-        "rope.scaling.factor": rope.factor,
-        "rope.scaling.original_context_length": rope.original_max_position_embeddings,
-        "rope.scaling.yarn_beta_fast": rope.beta_fast,
-        "rope.scaling.yarn_beta_slow": rope.beta_slow,
+        "rope_type": "yarn",
+        **{name: getattr(rope, name) for name in YARN},
     }
     own = yarn_mscale(rope.factor, 1.0)
     if abs(scale - own) > 1e-9:
@@ -162,9 +153,9 @@ def _experts(architecture: str, config: MoeConfig, notes: list[str]) -> dict[str
     layers = [config.has_experts(layer) for layer in range(config.num_hidden_layers)]
     dense = layers.index(True) if True in layers else len(layers)
     fields: dict[str, Value] = {
-        "leading_dense_block_count": dense,
-        "expert_feed_forward_length": config.moe_intermediate_size,
-        "expert_shared_count": config.n_shared_experts or 0,
+        "first_k_dense_replace": dense,
+        "moe_intermediate_size": config.moe_intermediate_size,
+        "n_shared_experts": config.n_shared_experts or 0,
     }
     if dense == len(layers):
         return fields
@@ -172,21 +163,22 @@ def _experts(architecture: str, config: MoeConfig, notes: list[str]) -> dict[str
         raise _other(f"moe_layer_freq is {config.moe_layer_freq}", "1", architecture)
     if not config.n_shared_experts:
         raise _other(f"n_shared_experts is {config.n_shared_experts}", "1 or more", architecture)
-    fields |= {"expert_count": config.n_routed_experts or 0, "expert_used_count": config.top_k}
+    fields |= {
+        "n_routed_experts": config.n_routed_experts or 0,
+        "num_experts_per_tok": config.top_k,
+    }
     if not isinstance(config, DeepseekV2Config | DeepseekV3Config):
         if config.normalize:
             raise _other("norm_topk_prob is true", "false", architecture)
-        return fields | {"expert_weights_scale": 1.0}
+        return fields | {"routed_scaling_factor": 1.0}
     routing = config.routing
-    sigmoid = routing.scoring == "sigmoid"
     fields |= {
-        "expert_weights_scale": routing.factor,
-        "expert_weights_norm": routing.normalize,
-        "expert_gating_func": _SIGMOID if sigmoid else _SOFTMAX,
+        "routed_scaling_factor": routing.factor,
+        "norm_topk_prob": routing.normalize,
+        "scoring_func": SCORING[routing.scoring],
     }
     if routing.topk_group < routing.n_group:
-        fields |= {"expert_group_count": routing.n_group}
-        fields |= {"expert_group_used_count": routing.topk_group}
+        fields |= {"n_group": routing.n_group, "topk_group": routing.topk_group}
         if routing.n_group == config.n_routed_experts:
             raise _other(f"n_group is {routing.n_group}", "groups of 2 experts", architecture)
         if routing.group_score == "max":

@@ -13,26 +13,25 @@ Source: conversion/llama.py and conversion/deepseek.py of llama.cpp.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
+from numpy.typing import NDArray
 
-from deepmnn.exporters.gguf.names import ROPE_FACTORS, tensor_name
-from deepmnn.formats import F32
-from deepmnn.graph.weights import TensorSource
+from deepmnn.exporters.gguf.blocks import with_rows
+from deepmnn.formats import F32, KeptCodes
+from deepmnn.graph.weights import CodeSource, TensorSource
 from deepmnn.models.config import ModelConfig
 from deepmnn.models.mla import MlaConfig
 from deepmnn.models.rope import RopeParameters
+from deepmnn.source.gguf.names import PAIRED, ROPE_FACTORS, gguf_name, paired_rows
 
 Shape = tuple[int, ...]
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"(model\.layers\.\d+\.mlp\.experts)\.\d+(\.\w+\.weight)")
 _ROTATED = re.compile(r".*\.self_attn\.([qk])_proj\.(?:weight|bias)")
-_PAIRED = ("llama", "deepseek")
-"""Architectures that rotate neighbouring rows of a whole head."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +41,42 @@ class GgufTensor:
     Attributes:
         name: llama.cpp's.
         shape: as numpy has it, the dimension of rows last but one.
-        pieces: its numbers in order, cut between rows; one piece is in memory at a time.
+        parts: the Hugging Face tensors whose rows it has; one is in memory at a time.
+        rows: those of each part, in this order; None: all as they are.
+        transposed: each matrix has its columns as rows.
+        numbers: those of a tensor without parts.
     """
 
     name: str
     shape: Shape
-    pieces: Callable[[TensorSource], Iterator[F32]]
+    parts: tuple[str, ...] = ()
+    rows: NDArray[np.intp] | None = None
+    transposed: bool = False
+    numbers: F32 | None = None
+
+    def pieces(self, source: TensorSource) -> Iterator[F32]:
+        """Its numbers in order, cut between rows."""
+        if self.numbers is not None:
+            yield self.numbers
+        for part in self.parts:
+            numbers = source.read(part)
+            numbers = numbers if self.rows is None else numbers[self.rows]
+            if self.transposed:
+                heads, rank, _ = self.shape
+                numbers = numbers.reshape(heads, -1, rank).swapaxes(1, 2)
+            yield numbers
+
+    def kept_format(self, source: CodeSource) -> str | None:
+        """The kept format in which the source has all its rows, without reading any; or None."""
+        found = {source.kept_format(part) for part in self.parts}
+        return found.pop() if len(found) == 1 else None
+
+    def codes(self, source: CodeSource) -> Iterator[KeptCodes]:
+        """The same as `pieces`, as codes of that format; not of a transposed tensor."""
+        for part in self.parts:
+            codes = source.codes(part)
+            assert isinstance(codes, KeptCodes)
+            yield codes if self.rows is None else with_rows(codes, self.rows)
 
 
 def gguf_tensors(
@@ -68,11 +97,12 @@ def gguf_tensors(
     for name, parts in groups.items():
         shape = shapes[parts[0]]
         if name != parts[0]:
-            found.append(_tensor(name, (len(parts), *shape), parts))
+            found.append(GgufTensor(gguf_name(name), (len(parts), *shape), tuple(parts)))
         elif name.endswith(".kv_b_proj.weight") and isinstance(config, MlaConfig):
             found += _halves(name, shape, config)
         else:
-            found.append(_tensor(name, shape, parts, _change(architecture, config, name)))
+            rows = _order(architecture, config, name, shape[0])
+            found.append(GgufTensor(gguf_name(name), shape, (name,), rows))
     if config.rope_parameters.rope_type == "llama3":
         found.append(_rope_factors(config.rope_parameters, head_dim(config)))
     return found
@@ -84,51 +114,27 @@ def head_dim(config: ModelConfig) -> int:
     return int(given or config.hidden_size // config.num_attention_heads)
 
 
-def _tensor(
-    name: str, shape: Shape, parts: Sequence[str], change: Callable[[F32], F32] = lambda x: x
-) -> GgufTensor:
-    """parts: the Hugging Face tensors that are its pieces."""
-
-    def pieces(source: TensorSource) -> Iterator[F32]:
-        for part in parts:
-            yield change(source.read(part))
-
-    return GgufTensor(tensor_name(name), shape, pieces)
-
-
-def _change(architecture: str, config: ModelConfig, name: str) -> Callable[[F32], F32]:
-    """What happens to the rows of a tensor."""
+def _order(architecture: str, config: ModelConfig, name: str, rows: int) -> NDArray[np.intp] | None:
+    """In which order llama.cpp has the rows of a tensor."""
     projection = _ROTATED.fullmatch(name)
-    if architecture in _PAIRED and projection:
-        heads = config.num_attention_heads if projection[1] == "q" else config.kv_heads
-        return partial(paired, heads=heads)
-    return lambda numbers: numbers
-
-
-def paired(numbers: F32, heads: int) -> F32:
-    """Rows [heads * head_dim, ...]: those that are rotated together side by side."""
-    halves = numbers.reshape(heads, 2, -1, *numbers.shape[1:])
-    return halves.swapaxes(1, 2).reshape(numbers.shape)
+    if architecture not in PAIRED or projection is None:
+        return None
+    heads = config.num_attention_heads if projection[1] == "q" else config.kv_heads
+    return paired_rows(rows, heads)
 
 
 def _halves(name: str, shape: Shape, config: MlaConfig) -> list[GgufTensor]:
     """kv_b_proj's keys and values."""
     heads, nope, value = config.num_attention_heads, config.qk_nope_head_dim, config.v_head_dim
-    rank = shape[1]
-
-    def keys(numbers: F32) -> F32:
-        return numbers.reshape(heads, nope + value, rank)[:, :nope].swapaxes(1, 2)
-
-    def values(numbers: F32) -> F32:
-        return numbers.reshape(heads, nope + value, rank)[:, nope:]
-
+    rows, rank = np.arange(shape[0]).reshape(heads, nope + value), shape[1]
+    keys, values = (gguf_name(name.replace("kv_b", half)) for half in ("k_b", "v_b"))
     return [
-        _tensor(name.replace("kv_b_proj", "k_b_proj"), (heads, rank, nope), [name], keys),
-        _tensor(name.replace("kv_b_proj", "v_b_proj"), (heads, value, rank), [name], values),
+        GgufTensor(keys, (heads, rank, nope), (name,), rows[:, :nope].ravel(), transposed=True),
+        GgufTensor(values, (heads, value, rank), (name,), rows[:, nope:].ravel()),
     ]
 
 
 def _rope_factors(rope: RopeParameters, dim: int) -> GgufTensor:
     plain = RopeParameters(rope.rope_theta).inv_freq(dim)
     factors = np.array(plain) / np.array(rope.inv_freq(dim))
-    return GgufTensor(ROPE_FACTORS, factors.shape, lambda _: iter([factors.astype(np.float32)]))
+    return GgufTensor(ROPE_FACTORS, factors.shape, numbers=factors.astype(np.float32))

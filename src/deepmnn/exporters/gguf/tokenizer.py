@@ -17,19 +17,17 @@ import tokenizers
 
 from deepmnn.errors import TokenizerError, shown
 from deepmnn.exporters.gguf.pre_tokenizer import TEXTS, find_pre
+from deepmnn.source.gguf.names import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    SPECIAL_TOKENS,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+)
 from deepmnn.text.tokenizer import Tokenizer
 
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
-"""tokenizer.ggml.token_type."""
-
-_NAMED = {
-    "bos_token": "bos_token_id",
-    "eos_token": "eos_token_id",
-    "unk_token": "unknown_token_id",
-    "sep_token": "seperator_token_id",  # so spelled there
-    "pad_token": "padding_token_id",
-    "mask_token": "mask_token_id",
-}
 _LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<pad>|<mask>", re.DOTALL)
 """Added tokens that llama.cpp's converter takes for special, whatever tokenizer.json says."""
 
@@ -116,8 +114,9 @@ def _byte_level(
     pre, wrong = find_pre(tokenizer.library)
     if wrong:
         made.notes.append(
-            f"llama.cpp has no pre-tokenizer that cuts text as this model's does: {pre.name} is "
-            f"nearest, and gives other token ids on {wrong} of {len(TEXTS)} texts"
+            f"llama.cpp has no pre-tokenizer that cuts text as this model's does: {pre} is "
+            f"nearest, and gives other token ids on {wrong} of {len(TEXTS)} texts; run the model "
+            "by token ids there"
         )
     tokens, types = _tokens(tokenizer, vocab_size)
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
@@ -125,7 +124,7 @@ def _byte_level(
         merges = ["-- --"]
     made.fields |= {
         "ggml.model": "gpt2",
-        "ggml.pre": pre.name,
+        "ggml.pre": pre,
         "ggml.tokens": tokens,
         "ggml.token_type": types,
         "ggml.merges": merges,
@@ -143,13 +142,13 @@ def _sentencepiece(
     unknown = spec["model"].get("unk_token")
     scores = []
     for index, token in enumerate(tokens):
-        if token == unknown and types[index] in (_NORMAL, _CONTROL):
-            types[index] = _UNKNOWN
-        elif types[index] == _NORMAL and _BYTE_TOKEN.fullmatch(token):
-            types[index] = _BYTE
-        plain = types[index] in (_NORMAL, _BYTE, _UNKNOWN)
-        last = 0.0 if types[index] != _NORMAL else -float(len(ranks))
-        other = _UNUSED_SCORE if types[index] == _UNUSED else _ADDED_SCORE
+        if token == unknown and types[index] in (NORMAL, CONTROL):
+            types[index] = UNKNOWN
+        elif types[index] == NORMAL and _BYTE_TOKEN.fullmatch(token):
+            types[index] = BYTE
+        plain = types[index] in (NORMAL, BYTE, UNKNOWN)
+        last = 0.0 if types[index] != NORMAL else -float(len(ranks))
+        other = _UNUSED_SCORE if types[index] == UNUSED else _ADDED_SCORE
         scores.append(ranks.get(token, last) if plain else other)
     pieces = tokenizer.library.encode("a", add_special_tokens=False).tokens
     wrong = _other_ids(tokenizer, spec, dict(zip(tokens, scores, strict=True)))
@@ -200,13 +199,13 @@ def _tokens(tokenizer: Tokenizer, vocab_size: int) -> tuple[list[str], list[int]
         if token is not None:
             special = token.special or _LOOKS_SPECIAL.fullmatch(token.content)
             tokens.append(token.content)
-            types.append(_CONTROL if special else _USER_DEFINED)
+            types.append(CONTROL if special else USER_DEFINED)
         elif index in texts:
             tokens.append(texts[index])
-            types.append(_NORMAL)
+            types.append(NORMAL)
         else:
             tokens.append(f"[PAD{index}]")
-            types.append(_UNUSED)
+            types.append(UNUSED)
     for text in tokens:
         if not _is_text(text):
             raise TokenizerError(f"the tokenizer has the token {shown(text)}", "a text", _HINT)
@@ -226,7 +225,7 @@ def _special(
 ) -> None:
     """What begins and ends texts."""
     ids: dict[str, int] = {}
-    for name, key in _NAMED.items():
+    for name, key in SPECIAL_TOKENS.items():
         found = tokenizer.token_id(tokenizer.special_tokens.get(name, ""))
         given = config.get(f"{name}_id")
         if found is None and type(given) is int:

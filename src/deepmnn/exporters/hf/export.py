@@ -13,22 +13,28 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import NDArray
 
 from deepmnn.artifact.directory import DirectoryWriter
 from deepmnn.artifact.shards import Shard, plan_shards
 from deepmnn.artifact.target import Target
 from deepmnn.conversion.plan import naive_graph
 from deepmnn.conversion.write import Progress
+from deepmnn.errors import RequestError, argument
 from deepmnn.exporters.exported import LARGEST_F16, Exported, check_numbers, check_type, unread
+from deepmnn.exporters.hf.compressed import SCHEME, Fields, Scheme, settings
+from deepmnn.formats import KeptCodes
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.source.codecs.settings import BLOCKS
+from deepmnn.source.entry import DTYPES
 from deepmnn.source.open import EXPORTED
 from deepmnn.source.side_files import CONFIG
 from deepmnn.source.source import Source
@@ -65,7 +71,7 @@ TYPES = {
     "fp16": Type(np.dtype("<f2"), "F16", "float16", LARGEST_F16),
     "fp32": Type(np.dtype("<f4"), "F32", "float32", math.inf),
 }
-"""What --type may be."""
+"""What --type may be, besides compressed-tensors."""
 
 
 def export_hf(
@@ -83,16 +89,21 @@ def export_hf(
     Args:
         source: the model (conversion/kept.py opens one by any name).
         target: the directory to create.
-        type: "bf16", "fp16" or "fp32". Numbers are rounded to nearest.
+        type: "bf16", "fp16" or "fp32": numbers, rounded to nearest. "compressed-tensors": codes of
+            the source as they are (compressed.py), and bf16 where it has none that this holds.
         overwrite: replaces an earlier export.
         progress: called after each tensor.
 
-    Raises RequestError (the type), CheckpointError, ConfigError or StorageError.
+    Raises RequestError (the type; or a model without codes that it holds), CheckpointError,
+    ConfigError or StorageError.
     """
     began = time.monotonic()
-    chosen = TYPES[check_type(type, TYPES)]
+    wanted = check_type(type, (*TYPES, SCHEME))
+    chosen = TYPES.get(wanted, TYPES[DEFAULT])
     shapes = tensor_shapes(naive_graph(source)[0])
-    sizes = {n: math.prod(shape) * _type(n, chosen).dtype.itemsize for n, shape in shapes.items()}
+    schemes = _schemes(source, shapes) if wanted == SCHEME else {}
+    fields = {name: _fields(name, shapes[name], chosen, schemes.get(name)) for name in shapes}
+    sizes = {name: sum(map(_nbytes, fields[name].values())) for name in shapes}
     shards = plan_shards(sizes.items())
     if len(shards) == 1:
         shards[0].file = SINGLE
@@ -102,20 +113,23 @@ def export_hf(
         done = 0
         for shard in shards:
             with writer.stream(shard.file) as sink:
-                sink.write(_header(shard, shapes, chosen))
+                sink.write(_header(shard, fields))
                 for name, nbytes in shard.weights:
-                    sink.write(_stored(source, name, _type(name, chosen)))
+                    for data in _stored(source, name, _type(name, chosen), schemes.get(name)):
+                        sink.write(data)
                     done += nbytes
                     if progress is not None:
                         progress(done, total, name)
         if len(shards) > 1:
-            writer.add_file(INDEX, _index(shards, total))
-        files = source.side_files() | {CONFIG: _config(source, shapes, chosen)}
-        for name, data in files.items():
-            writer.add_file(name, data)
+            writer.add_file(INDEX, _index(shards, fields, total))
+        files = source.side_files() | {CONFIG: _config(source, shapes, chosen, schemes)}
+        for name, content in files.items():
+            writer.add_file(name, content)
         writer.commit({"format": EXPORTED, "format_version": FORMAT_VERSION})
     contents = f"{len(shapes)} tensors, {chosen.torch_dtype}"
-    note = _note(source, shapes)
+    if schemes:
+        contents += f", codes of {len(schemes)} as they were"
+    note = _note(source, shapes, schemes)
     return Exported(Path(target), total, contents, note, time.monotonic() - began)
 
 
@@ -129,45 +143,100 @@ def _type(name: str, chosen: Type) -> Type:
     return TYPES["fp32"] if name.endswith(_FLOAT32) else chosen
 
 
-def _header(shard: Shard, shapes: Mapping[str, tuple[int, ...]], chosen: Type) -> bytes:
+def _schemes(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Scheme]:
+    """How the codes of matrices are stored; those that are numbers are left out."""
+    found = {name: Scheme.of(source, name) for name in shapes}
+    schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
+    if not schemes:
+        raise RequestError(
+            argument("type", f" is {SCHEME}, and no matrix is in integers or MXFP4"),
+            "a model that somebody else quantised to them",
+            f"Export numbers: {', '.join(TYPES)}.",
+        )
+    return schemes
+
+
+def _fields(name: str, shape: tuple[int, ...], chosen: Type, scheme: Scheme | None) -> Fields:
+    """What a tensor of the model is stored in."""
+    if scheme is None:
+        return {name: (_type(name, chosen).code, shape)}
+    rows, cols = shape
+    return scheme.fields(name, (rows, cols))
+
+
+def _nbytes(field: tuple[str, tuple[int, ...]]) -> int:
+    code, shape = field
+    return math.prod(shape) * DTYPES[code].itemsize
+
+
+def _header(shard: Shard, fields: Mapping[str, Fields]) -> bytes:
     """safetensors' length and JSON, padded so that numbers are aligned."""
-    fields: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
-    for name, nbytes in shard.weights:
-        offsets = [position, position + nbytes]
-        code = _type(name, chosen).code
-        fields[name] = {"dtype": code, "shape": list(shapes[name]), "data_offsets": offsets}
-        position += nbytes
-    text = json.dumps(fields, separators=(",", ":")).encode()
+    for weight, _ in shard.weights:
+        for name, field in fields[weight].items():
+            end = position + _nbytes(field)
+            offsets = [position, end]
+            entries[name] = {"dtype": field[0], "shape": list(field[1]), "data_offsets": offsets}
+            position = end
+    text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
 
 
-def _stored(source: Source, name: str, type: Type) -> memoryview:
-    """A tensor's bytes. Raises CheckpointError."""
-    numbers = source.read(name)
-    check_numbers(name, numbers, type.largest, type.torch_dtype)
-    return np.ascontiguousarray(numbers.astype(type.dtype)).reshape(-1).view(np.uint8).data
+def _stored(source: Source, name: str, type: Type, scheme: Scheme | None) -> Iterator[memoryview]:
+    """The bytes of what a tensor is stored in. Raises CheckpointError."""
+    if scheme is None:
+        numbers = source.read(name)
+        check_numbers(name, numbers, type.largest, type.torch_dtype)
+        yield _bytes(numbers.astype(type.dtype))
+        return
+    codes = source.codes(name)
+    assert isinstance(codes, KeptCodes)
+    check_numbers(name, codes.group_scales(), math.inf, SCHEME)
+    rows, cols = source.shape(name)
+    for array in scheme.arrays(codes, (rows, cols)):
+        yield _bytes(array)
 
 
-def _index(shards: Sequence[Shard], total: int) -> bytes:
-    weight_map = {name: shard.file for shard in shards for name, _ in shard.weights}
+def _bytes(array: NDArray[Any]) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def _index(shards: Sequence[Shard], fields: Mapping[str, Fields], total: int) -> bytes:
+    weight_map = {
+        field: shard.file for shard in shards for name, _ in shard.weights for field in fields[name]
+    }
     return _json({"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _config(source: Source, shapes: Mapping[str, tuple[int, ...]], chosen: Type) -> bytes:
-    """config.json of unquantised weights. It names no code that is not here (auto_map)."""
+def _config(
+    source: Source,
+    shapes: Mapping[str, tuple[int, ...]],
+    chosen: Type,
+    schemes: Mapping[str, Scheme],
+) -> bytes:
+    """config.json. It names no code that is not here (auto_map)."""
     gone = {*BLOCKS, "dtype", "torch_dtype", "auto_map"}
     fields = {name: value for name, value in source.config.items() if name not in gone}
     if fields.get("tie_word_embeddings") is True and HEAD in shapes:
         fields["tie_word_embeddings"] = False
     model = "".join(part.title() for part in str(fields["model_type"]).split("_"))
     fields.setdefault("architectures", [f"{model}ForCausalLM"])
+    if schemes:
+        fields["quantization_config"] = settings(schemes, shapes)
     return _json(fields | {"torch_dtype": chosen.torch_dtype})
 
 
-def _note(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> str:
+def _note(
+    source: Source, shapes: Mapping[str, tuple[int, ...]], schemes: Mapping[str, Scheme]
+) -> str:
     notes = unread(source, shapes)
+    plain = [source.kept_format(name) for name in shapes if schemes and name not in schemes]
+    others = Counter(format for format in plain if format is not None)
+    if others:
+        codes = ", ".join(f"{count} in {format}" for format, count in others.most_common())
+        notes.append(f"codes that are written as {DEFAULT} numbers: {codes}")
     if "auto_map" in source.config and source.config["model_type"] == "deepseek":
         notes.append(
             "transformers needs configuration_deepseek.py and modeling_deepseek.py, which "

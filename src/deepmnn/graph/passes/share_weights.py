@@ -4,21 +4,19 @@
     lm_head ─── table A'     →     lm_head ───┴─ table A
 
 Weights made of the same expression are always equal. With the numbers at hand (a TensorSource),
-weights of equal content are found too: those of equal shape and equal sample are read and hashed.
+weights of equal content are found too: those of equal shape and equal sample are hashed. A matrix
+whose sample is one byte throughout is filler (zeros, a file with holes) and no copy of another.
 The one that stays takes the role that wants the better precision. Vectors and packed matrices are
 never mixed, and kept weights, which other readers know by name, stay as they are.
 """
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Hashable, Iterable
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-
 from deepmnn.graph.ir import Graph, Weight
-from deepmnn.graph.weights import F32, Tensor, TensorSource
+from deepmnn.graph.weights import Tensor, TensorSource, digest_of
 
 ROLES_BY_PRECISION = ("vector", "router", "lm_head", "embedding", "latent", "linear", "expert")
 """Roles, the ones that quantisation hurts most first."""
@@ -26,10 +24,14 @@ ROLES_BY_PRECISION = ("vector", "router", "lm_head", "embedding", "latent", "lin
 
 @runtime_checkable
 class SampledSource(TensorSource, Protocol):
-    """A source that can show a little of a tensor without reading it all."""
+    """A source that can compare tensors without handing out their numbers."""
 
     def sample(self, name: str) -> bytes:
         """Some bytes of the tensor as stored, the same places in tensors of one shape."""
+        ...
+
+    def digest(self, name: str) -> bytes:
+        """The same for two tensors of one shape only if their numbers are equal."""
         ...
 
 
@@ -41,7 +43,7 @@ def run(graph: Graph, source: TensorSource | None = None) -> int:
     return _merge(graph, {}) if source is None else _merge(graph, _contents(graph, source))
 
 
-def _merge(graph: Graph, contents: dict[str, str]) -> int:
+def _merge(graph: Graph, contents: dict[str, bytes]) -> int:
     """Merges weights of equal expression, or of equal content hash where there is one."""
     groups: dict[Hashable, list[Weight]] = {}
     for weight in _candidates(graph):
@@ -60,13 +62,13 @@ def _merge(graph: Graph, contents: dict[str, str]) -> int:
     return len(renames)
 
 
-def _contents(graph: Graph, source: TensorSource) -> dict[str, str]:
+def _contents(graph: Graph, source: TensorSource) -> dict[str, bytes]:
     """Weight name → hash of its numbers, for those that could equal another."""
     groups: dict[Hashable, list[Weight]] = {}
     for weight in _candidates(graph):
         groups.setdefault((_storage(weight), _sample(weight, source)), []).append(weight)
     return {
-        weight.name: _hash(weight.expr.read(source))
+        weight.name: _digest(weight, source)
         for group in groups.values()
         if len({weight.expr for weight in group}) > 1
         for weight in group
@@ -80,12 +82,16 @@ def _sample(weight: Weight, source: TensorSource) -> Hashable:
     them all to compare them would cost as much as converting them.
     """
     if isinstance(source, SampledSource) and isinstance(weight.expr, Tensor):
-        return source.sample(weight.expr.name)
+        found = source.sample(weight.expr.name)
+        is_filler = len(weight.shape) > 1 and len({*found}) < 2
+        return weight.name if is_filler else found
     return weight.name if weight.role == "expert" else None
 
 
-def _hash(array: F32) -> str:
-    return hashlib.blake2b(np.ascontiguousarray(array).data, digest_size=16).hexdigest()
+def _digest(weight: Weight, source: TensorSource) -> bytes:
+    if isinstance(source, SampledSource) and isinstance(weight.expr, Tensor):
+        return source.digest(weight.expr.name)
+    return digest_of(weight.expr.read(source))
 
 
 def _candidates(graph: Graph) -> Iterable[Weight]:

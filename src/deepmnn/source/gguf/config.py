@@ -14,11 +14,9 @@ import numpy as np
 
 from deepmnn.errors import CheckpointError, UnsupportedModelError, shown
 from deepmnn.source.gguf.contents import Contents
+from deepmnn.source.gguf.names import KEYS, SCORING, SIZES
 from deepmnn.source.gguf.rope import rope_scaling
 from deepmnn.source.gguf.tensor import Tensor
-
-_SOFTMAX, _SIGMOID = 1, 2
-"""expert_gating_func."""
 
 _GROUPS = {160: (8, 3), 256: (8, 4)}
 """Experts of DeepSeek-V2 and of V3 → their n_group and topk_group: files from before September 2025
@@ -51,6 +49,7 @@ class Keys:
         contents: the file's.
         path: in messages.
 
+    A value is called by its field of config.json, or, where it has none, by its key (names.py).
     Every method raises CheckpointError for a value of the wrong type, or a missing one.
     """
 
@@ -60,7 +59,7 @@ class Keys:
 
     def integer(self, name: str, default: int | None = None) -> int:
         """An integer of the architecture; of a list with one for each layer the one they share."""
-        key = f"{self.arch}.{name}"
+        key = self.key(name)
         value = self.metadata.get(key, default)
         if isinstance(value, np.ndarray):
             different = sorted(set(value.tolist()))
@@ -76,19 +75,23 @@ class Keys:
 
     def number(self, name: str, default: float | None = None) -> float:
         """A number of the architecture."""
-        key = f"{self.arch}.{name}"
+        key = self.key(name)
         value: Any = self.metadata.get(key, default)
         if type(value) not in (int, float) or not math.isfinite(value):
             raise self._wrong(key, value, "a number")
         return float(value)
 
     def has(self, name: str) -> bool:
-        """Whether the architecture has that key."""
-        return f"{self.arch}.{name}" in self.metadata
+        """Whether the architecture has that value."""
+        return self.key(name) in self.metadata
 
     def get(self, name: str, default: Any) -> Any:
         """A value of the architecture as it is."""
-        return self.metadata.get(f"{self.arch}.{name}", default)
+        return self.metadata.get(self.key(name), default)
+
+    def key(self, name: str) -> str:
+        """The key of a value."""
+        return f"{self.arch}.{KEYS.get(name, name)}"
 
     def tensor(self, name: str) -> Tensor:
         """A tensor of the file."""
@@ -168,20 +171,15 @@ def config_of(contents: Contents, path: object) -> Fields:
 def _common(keys: Keys) -> Fields:
     """What every architecture says alike."""
     vocab_size = keys.tensor("token_embd.weight").shape[0]
-    heads = keys.integer("attention.head_count")
-    eps = keys.number("attention.layer_norm_rms_epsilon")
+    sizes = {field: keys.integer(field) for field in SIZES}
+    heads = sizes["num_attention_heads"]
     if heads < 1:
         raise CheckpointError(f"{keys.path} has {heads} attention heads", "one or more")
-    return {
+    return sizes | {
         "vocab_size": vocab_size,
-        "hidden_size": keys.integer("embedding_length"),
-        "intermediate_size": keys.integer("feed_forward_length"),
-        "num_hidden_layers": keys.integer("block_count"),
-        "num_attention_heads": heads,
-        "num_key_value_heads": keys.integer("attention.head_count_kv", heads),
-        "max_position_embeddings": keys.integer("context_length"),
-        "rms_norm_eps": eps,
-        "rope_theta": keys.number("rope.freq_base", 10000.0),
+        "num_key_value_heads": keys.integer("num_key_value_heads", heads),
+        "rms_norm_eps": keys.number("rms_norm_eps"),
+        "rope_theta": keys.number("rope_theta", 10000.0),
         "hidden_act": "silu",
         "tie_word_embeddings": "output.weight" not in keys.tensors,
     }
@@ -207,7 +205,7 @@ def _grouped(keys: Keys, fields: Fields, model_type: str, architecture: str) -> 
 
 
 def _llama(keys: Keys, fields: Fields) -> Fields:
-    if keys.integer("expert_count", 0):
+    if keys.integer("n_routed_experts", 0):
         raise UnsupportedModelError(
             f"{keys.path} is a llama with experts (Mixtral)", "a dense llama", ""
         )
@@ -232,15 +230,14 @@ def _deepseek(keys: Keys, fields: Fields) -> Fields:
 def _deepseek2(keys: Keys, fields: Fields) -> Fields:
     """DeepSeek-V2, V3 and R1, which the scores of their experts tell apart."""
     experts = _experts(keys)
-    gate = keys.integer("expert_gating_func", _SOFTMAX)
-    if not keys.has("expert_gating_func") and keys.any_layer("exp_probs_b.bias"):
-        gate = _SIGMOID
-    if gate not in (_SOFTMAX, _SIGMOID):
+    biased = keys.any_layer("exp_probs_b.bias")
+    gate = keys.integer("scoring_func", SCORING["sigmoid" if biased else "softmax"])
+    if gate not in SCORING.values():
         raise UnsupportedModelError(
-            f"deepseek2.expert_gating_func in {keys.path} is {gate}",
-            f"{_SOFTMAX} (softmax, V2) or {_SIGMOID} (sigmoid, V3)",
+            f"{keys.key('scoring_func')} in {keys.path} is {gate}",
+            f"{SCORING['softmax']} (softmax, V2) or {SCORING['sigmoid']} (sigmoid, V3)",
         )
-    layers = fields["num_hidden_layers"] - keys.integer("nextn_predict_layers", 0)
+    layers = fields["num_hidden_layers"] - keys.integer("num_nextn_predict_layers", 0)
     if layers != fields["num_hidden_layers"]:
         raise UnsupportedModelError(
             f"{keys.path} has layers that predict later tokens", "a file without", ""
@@ -249,30 +246,30 @@ def _deepseek2(keys: Keys, fields: Fields) -> Fields:
     return found | {
         "num_key_value_heads": fields["num_attention_heads"],
         "attention_bias": keys.any_layer("attn_q_a.bias", "attn_kv_a_mqa.bias"),
-        "routed_scaling_factor": keys.number("expert_weights_scale", 0.0) or 1.0,
+        "routed_scaling_factor": keys.number("routed_scaling_factor", 0.0) or 1.0,
     }
 
 
 def _experts(keys: Keys) -> Fields:
-    count = keys.integer("expert_count", 0)
+    count = keys.integer("n_routed_experts", 0)
     return {
         "n_routed_experts": count or None,
-        "num_experts_per_tok": keys.integer("expert_used_count") if count else None,
-        "n_shared_experts": keys.integer("expert_shared_count", 0) or None,
-        "moe_intermediate_size": keys.integer("expert_feed_forward_length") if count else 1,
-        "first_k_dense_replace": keys.integer("leading_dense_block_count", 0),
+        "num_experts_per_tok": keys.integer("num_experts_per_tok") if count else None,
+        "n_shared_experts": keys.integer("n_shared_experts", 0) or None,
+        "moe_intermediate_size": keys.integer("moe_intermediate_size") if count else 1,
+        "first_k_dense_replace": keys.integer("first_k_dense_replace", 0),
         "moe_layer_freq": 1,
-        "norm_topk_prob": keys.get("expert_weights_norm", False) is True,
+        "norm_topk_prob": keys.get("norm_topk_prob", False) is True,
     }
 
 
 def _groups(keys: Keys, experts: int | None, gate: int) -> Fields:
     """How experts are chosen by groups."""
     before = _GROUPS.get(experts or 0, (1, 1))
-    groups = keys.integer("expert_group_count", before[0])
-    chosen = keys.integer("expert_group_used_count", before[1])
+    groups = keys.integer("n_group", before[0])
+    chosen = keys.integer("topk_group", before[1])
     found: Fields = {"n_group": groups, "topk_group": chosen}
-    if gate == _SIGMOID:
+    if gate == SCORING["sigmoid"]:
         return found | {
             "model_type": "deepseek_v3",
             "architectures": ["DeepseekV3ForCausalLM"],
@@ -292,11 +289,11 @@ def _latent(keys: Keys) -> Fields:
     """The sizes of latent attention. Since April 2025 files have those of its keys and values
     under names of their own, and call the sizes of what is cached the length of keys and values.
     """
-    rope = keys.integer("rope.dimension_count")
+    rope = keys.integer("qk_rope_head_dim")
     mla = "_mla" if keys.has("attention.key_length_mla") else ""
     return {
-        "q_lora_rank": keys.integer("attention.q_lora_rank", 0) or None,
-        "kv_lora_rank": keys.integer("attention.kv_lora_rank"),
+        "q_lora_rank": keys.integer("q_lora_rank", 0) or None,
+        "kv_lora_rank": keys.integer("kv_lora_rank"),
         "qk_rope_head_dim": rope,
         "qk_nope_head_dim": keys.integer(f"attention.key_length{mla}") - rope,
         "v_head_dim": keys.integer(f"attention.value_length{mla}"),

@@ -2,7 +2,8 @@
 
 llama.cpp names them after the first model that had them (conversion/base.py, get_vocab_base_pre);
 names that mean the same are in src/llama-vocab.cpp. These are the parts of those models' own
-tokenizer.json, which llama.cpp's expressions imitate; only "default" is its own.
+tokenizer.json, which llama.cpp's expressions imitate; "default" is its own, and so are the numbers
+of deepseek-llm, which the model cuts into digits: its merges join none.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ _DEEPSEEK_LLM = (
     _split(r"\s?" + _DEEPSEEK_MARKS),
     _split(r"\s+$"),
     _split(_DEEPSEEK_HAN),
-    _DIGITS,
+    _split(r"\p{N}+"),
 )
 _DEEPSEEK_CODER = (
     _split("[\r\n]"),

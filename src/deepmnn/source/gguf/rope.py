@@ -13,6 +13,7 @@ import numpy as np
 
 from deepmnn.errors import CheckpointError, UnsupportedModelError, shown
 from deepmnn.graph.weights import F32
+from deepmnn.source.gguf.names import ROPE_FACTORS
 
 if TYPE_CHECKING:
     from deepmnn.source.gguf.config import Fields, Keys
@@ -33,11 +34,11 @@ def rope_scaling(keys: Keys, fields: Fields) -> Fields:
 
     Raises CheckpointError or UnsupportedModelError.
     """
-    if "rope_freqs.weight" in keys.tensors:
+    if ROPE_FACTORS in keys.tensors:
         _check_no_attention_factor(keys)
         return _llama3(keys, fields)
-    factor = keys.number("rope.scaling.factor", keys.number("rope.scale_linear", 0.0)) or 1.0
-    kind = keys.get("rope.scaling.type", "linear")
+    factor = keys.number("factor", keys.number("rope.scale_linear", 0.0)) or 1.0
+    kind = keys.get("rope_type", "linear")
     if kind in ("none", "linear"):
         _check_no_attention_factor(keys)
     if kind == "none" or (kind == "linear" and factor == 1.0):
@@ -47,7 +48,7 @@ def rope_scaling(keys: Keys, fields: Fields) -> Fields:
     if kind == "yarn":
         return {"rope_scaling": _yarn(keys, fields, factor)}
     raise UnsupportedModelError(
-        f"{keys.arch}.rope.scaling.type in {keys.path} is {shown(kind)}",
+        f"{keys.key('rope_type')} in {keys.path} is {shown(kind)}",
         "none, linear or yarn",
     )
 
@@ -63,15 +64,15 @@ def _check_no_attention_factor(keys: Keys) -> None:
 
 def _yarn(keys: Keys, fields: Fields, factor: float) -> dict[str, Any]:
     """YaRN's fields. Where the converter does not write one, it has the default of both."""
-    name = "rope.scaling.original_context_length"
+    name = "original_max_position_embeddings"
     found: dict[str, Any] = {
         "rope_type": "yarn",
         "factor": factor,
-        "original_max_position_embeddings": keys.integer(name, fields["max_position_embeddings"]),
+        name: keys.integer(name, fields["max_position_embeddings"]),
     }
-    for ours, theirs in (("beta_fast", "yarn_beta_fast"), ("beta_slow", "yarn_beta_slow")):
-        if keys.has(f"rope.scaling.{theirs}"):
-            found[ours] = keys.number(f"rope.scaling.{theirs}", 0.0)
+    for field in ("beta_fast", "beta_slow"):
+        if keys.has(field):
+            found[field] = keys.number(field, 0.0)
     if keys.has("rope.scaling.yarn_log_multiplier"):
         return found | _latent_yarn(keys, factor)
     attention = _attention_factor(keys, 1 + 0.1 * math.log(max(factor, 1.0)))
@@ -114,11 +115,11 @@ def _attention_factor(keys: Keys, default: float) -> float | None:
 
 
 def _llama3(keys: Keys, fields: Fields) -> Fields:
-    tensor = keys.tensor("rope_freqs.weight")
+    tensor = keys.tensor(ROPE_FACTORS)
     head_dim = fields.get("head_dim", 0)
     if tensor.shape != (head_dim // 2,):
         raise CheckpointError(
-            f"rope_freqs.weight in {keys.path} has the shape {list(tensor.shape)}",
+            f"{ROPE_FACTORS} in {keys.path} has the shape {list(tensor.shape)}",
             f"[{head_dim // 2}], half of a head",
         )
     divisors = tensor.read()
@@ -126,7 +127,7 @@ def _llama3(keys: Keys, fields: Fields) -> Fields:
         return {}
     theta = fields["rope_theta"]
     turns = theta ** (-2 * np.arange(head_dim // 2) / head_dim) / (2 * math.pi)
-    known = keys.integer("rope.scaling.original_context_length", 8192)
+    known = keys.integer("original_max_position_embeddings", 8192)
     for candidate in _candidates(divisors, turns, known):
         low, high, length = candidate
         got = _divisors(float(divisors.max()), low, high, length, turns)
@@ -141,7 +142,7 @@ def _llama3(keys: Keys, fields: Fields) -> Fields:
                 }
             }
     raise UnsupportedModelError(
-        f"rope_freqs.weight in {keys.path} divides the frequencies by {divisors.tolist()!r:.80}",
+        f"{ROPE_FACTORS} in {keys.path} divides the frequencies by {divisors.tolist()!r:.80}",
         "what Llama 3.1's scaling gives",
     )
 

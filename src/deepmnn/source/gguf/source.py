@@ -11,9 +11,9 @@ from deepmnn.formats import KeptCodes
 from deepmnn.graph.weights import F32
 from deepmnn.source.gguf.config import config_of
 from deepmnn.source.gguf.contents import read_contents
-from deepmnn.source.gguf.names import Weight, weights_of
 from deepmnn.source.gguf.splits import files_of
 from deepmnn.source.gguf.tokenizer import tokenizer_files
+from deepmnn.source.gguf.weights import Weight, weights_of
 from deepmnn.source.side_files import CONFIG, TOKENIZER, read_config, read_side_files
 from deepmnn.source.source import Source
 
@@ -75,9 +75,20 @@ class GgufSource(Source):
         """The kept format of `codes`. Raises TensorNotFoundError."""
         return self._weight(name).kept_format
 
+    def stored_as(self, name: str) -> str:
+        """Its type, by ggml's name; all of them if it is made of several. Raises
+        TensorNotFoundError.
+        """
+        types = (tensor.type.name for tensor in self._weight(name).tensors)
+        return ", ".join(dict.fromkeys(types))
+
     def sample(self, name: str) -> bytes:
         """Of all that a tensor is stored in. Raises TensorNotFoundError."""
         return b"".join(tensor.sample() for tensor in self._weight(name).tensors)
+
+    def digest(self, name: str) -> bytes:
+        """Of what is stored, which takes far less time than its numbers would. Raises as `read`."""
+        return self._weight(name).digest()
 
     def nbytes(self) -> int:
         """Bytes of all tensors of the file."""

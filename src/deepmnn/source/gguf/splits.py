@@ -28,6 +28,12 @@ def models_of(names: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(whole))
 
 
+def tagged(models: Iterable[str], tag: str) -> list[str]:
+    """The models with a tag such as Q4_K_M in their names, as a word: Q4_K is no part of it."""
+    word = re.compile(rf"(?<![a-z0-9_]){re.escape(tag)}(?![a-z0-9_])", re.IGNORECASE)
+    return [model for model in models if word.search(model)]
+
+
 def part_names(name: str) -> list[str]:
     """The names of all parts of a model, by that of one; its own when it is not split."""
     match = _PART.fullmatch(name)

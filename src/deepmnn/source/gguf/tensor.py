@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
@@ -129,6 +130,13 @@ class Tensor:
         places = (0, (self.nbytes - nbytes) // 2, self.nbytes - nbytes)
         begins = (self.begin + place for place in places)
         return b"".join(self.file.read_each(begins, nbytes, self._what))
+
+    def digest(self) -> bytes:
+        """A hash of the stored bytes, and of what they mean. Raises as `read`."""
+        made = hashlib.blake2b(f"{self.type.name} {self.shape}".encode(), digest_size=16)
+        for _, blocks in self._blocks(self.type.nbytes):
+            made.update(blocks.data)
+        return made.digest()
 
     def _blocks(self, unit: int) -> Iterator[tuple[int, NDArray[np.uint8]]]:
         """The stored bytes, some units after another: (number of the first, [units, unit])."""

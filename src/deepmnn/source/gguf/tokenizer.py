@@ -15,20 +15,15 @@ from typing import Any
 import numpy as np
 
 from deepmnn.errors import CheckpointError, TokenizerError, shown
+from deepmnn.source.gguf.names import CONTROL, SPECIAL_TOKENS, UNKNOWN, UNUSED, USER_DEFINED
 from deepmnn.source.gguf.pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
 from deepmnn.source.side_files import TOKENIZER
 
 TOKENIZER_CONFIG = "tokenizer_config.json"
 GENERATION_CONFIG = "generation_config.json"
 
-_UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED = 2, 3, 4, 5
-"""Kinds of tokens, tokenizer.ggml.token_type; others are ordinary, or bytes."""
-
 _MAX_PIECE = 128
 """Characters of a SentencePiece token that others are merged to. Its trainer's limit is 16."""
-
-_NAMES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad", "seperator": "sep"}
-"""tokenizer.ggml.…_token_id → …_token of tokenizer_config.json."""
 
 _SPACE = "\u2581"
 
@@ -93,7 +88,7 @@ class Vocabulary:
         """Token → id, without what fills up the vocabulary. Raises CheckpointError."""
         found: dict[str, int] = {}
         for index, token in enumerate(self.tokens):
-            if not token or (self.kinds[index] == _UNUSED and token == f"[PAD{index}]"):
+            if not token or (self.kinds[index] == UNUSED and token == f"[PAD{index}]"):
                 continue
             if token in found:
                 raise CheckpointError(
@@ -105,7 +100,7 @@ class Vocabulary:
 
     def added(self) -> list[Json]:
         """The tokens that are found in a text before it is cut: control tokens and a user's."""
-        special = {_UNKNOWN: True, _CONTROL: True, _USER_DEFINED: False}
+        special = {UNKNOWN: True, CONTROL: True, USER_DEFINED: False}
         return [
             {
                 "id": index,
@@ -125,13 +120,13 @@ class Vocabulary:
         two: naming it would make it special.
         """
         found = {}
-        for theirs, ours in _NAMES.items():
-            index = self.metadata.get(f"tokenizer.ggml.{theirs}_token_id", defaults.get(ours))
+        for name, key in SPECIAL_TOKENS.items():
+            index = self.metadata.get(f"tokenizer.ggml.{key}", defaults.get(name))
             if type(index) is not int or not 0 <= index < len(self.tokens):
                 continue
-            known = self.kinds[index] in (_UNKNOWN, _CONTROL, _USER_DEFINED)
-            if self.tokens[index] and (known or ours in ("bos", "eos")):
-                found[f"{ours}_token"] = self.tokens[index]
+            known = self.kinds[index] in (UNKNOWN, CONTROL, USER_DEFINED)
+            if self.tokens[index] and (known or name in ("bos_token", "eos_token")):
+                found[name] = self.tokens[index]
         return found
 
     def flag(self, name: str, default: bool) -> bool:
@@ -210,7 +205,7 @@ def _pre_tokenizer(vocabulary: Vocabulary) -> PreTokenizer:
 def _sentence_piece(vocabulary: Vocabulary) -> tuple[Json, Json]:
     """SentencePiece's BPE: what is merged is the neighbours whose token has the best score."""
     ids = vocabulary.ids()
-    named = vocabulary.named({"bos": 1, "eos": 2, "unk": 0})
+    named = vocabulary.named({"bos_token": 1, "eos_token": 2, "unk_token": 0})
     prefix = vocabulary.flag("add_space_prefix", True)
     prepend = [{"type": "Prepend", "prepend": _SPACE}] if prefix else []
     strip = [{"type": "Strip", "content": " ", "start": 1, "stop": 0}] if prefix else []
@@ -331,7 +326,7 @@ def _ends(vocabulary: Vocabulary) -> Json:
     said = [vocabulary.metadata.get(key) for key in keys]
     found = {token for token in said if type(token) is int and 0 <= token < len(vocabulary.tokens)}
     kinds = zip(vocabulary.tokens, vocabulary.kinds, strict=False)
-    found |= {i for i, (token, kind) in enumerate(kinds) if kind == _CONTROL and token in _ENDS}
+    found |= {i for i, (token, kind) in enumerate(kinds) if kind == CONTROL and token in _ENDS}
     return {"eos_token_id": sorted(found)} if len(found) > 1 else {}
 
 
