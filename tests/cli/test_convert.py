@@ -244,3 +244,17 @@ def test_sizes_say_which_is_larger(tmp_path: Path) -> None:
         " x larger than the checkpoint"
         in convert(tiny.path, tmp_path / "larger", "--quant", "fp32").output
     )
+
+
+def test_codes_that_grow_are_told_of_w4(tmp_path: Path) -> None:
+    """Act-order's are not kept, and w8 has twice their bits; w4 has as many."""
+    act_order = Path(__file__).parents[1] / "source" / "fixtures" / "gptq-deepseek_v3"
+    advice = "codes of gptq are not kept, and rounded to more bits than they had: --quant w4 is"
+    for quant, found in (("w8", True), ("w4", False), ("bf16", False)):
+        text = convert(act_order, tmp_path / quant, "--quant", quant, "--no-calibration").output
+        assert (advice in " ".join(text.split())) == found
+    assert advice in " ".join(convert(act_order, tmp_path / "no", "--dry-run").output.split())
+    awq = act_order.with_name("awq-qwen2")
+    assert "--quant w4" not in convert(awq, tmp_path / "awq").output
+    plain = tiny_checkpoint("llama", 0, tmp_path / "hf").path
+    assert "--quant w4" not in convert(plain, tmp_path / "plain").output

@@ -41,7 +41,31 @@ def print_facts(plan: Plan) -> None:
     fewer = 1 - plan.nodes / plan.nodes_level_0
     out.say(model)
     out.print(f"  size   {size}")
+    if plan.nbytes > stored > 0 and (codes := _widened(plan)):
+        out.say(
+            f"  codes of {', '.join(codes)} are not kept, and rounded to more bits than they had: "
+            "--quant w4 is smaller",
+            "yellow",
+        )
     out.print(f"  nodes  {plan.nodes_level_0} -> {plan.nodes} ({fewer:.0%} fewer)")
+
+
+def _widened(plan: Plan) -> list[str]:
+    """The schemes of the checkpoint whose codes are rounded again, to more than w4's bits."""
+    from deepmnn.conversion.report.stored import stored
+    from deepmnn.formats import named
+    from deepmnn.source.entry import FLOATS
+
+    return sorted(
+        {
+            kind.origin
+            for kind in stored(plan.weights, plan.source)
+            if not kind.is_kept
+            and not {"", *FLOATS} & set(kind.origin.split(", "))
+            and named(kind.format).is_quantized
+            and named(kind.format).bits > named("w4").bits
+        }
+    )
 
 
 def print_calibration(calibration: Calibration) -> None:
