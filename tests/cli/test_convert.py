@@ -258,3 +258,17 @@ def test_codes_that_grow_are_told_of_w4(tmp_path: Path) -> None:
     assert "--quant w4" not in convert(awq, tmp_path / "awq").output
     plain = tiny_checkpoint("llama", 0, tmp_path / "hf").path
     assert "--quant w4" not in convert(plain, tmp_path / "plain").output
+
+
+def test_biases_without_a_place_are_told_by_themselves(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    file = tiny.path / "model.safetensors"
+    tensors = load_file(file)
+    more = {f"model.layers.0.self_attn.{p}_proj.bias": torch.ones(1) for p in "qkvo"}
+    save_file(tensors | more | {"visual": torch.ones(2)}, file)
+    text = " ".join(convert(tiny.path, tmp_path / "out", "--dry-run").output.split())
+    assert (
+        "4 biases of the checkpoint have no place in a llama model of this config.json: left out, "
+        "as transformers leaves them out: model.layers.0.self_attn."
+    ) in text
+    assert "1 tensors of the checkpoint are not read: visual" in text

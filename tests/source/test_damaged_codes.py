@@ -243,3 +243,10 @@ def test_a_config_left_from_before(tmp_path: Path, method: str) -> None:
     config = {"quant_method": method, "bits": 4, "group_size": 32}
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
     np.testing.assert_array_equal(open_source(tmp_path).read("w.weight"), weight)
+
+
+@pytest.mark.parametrize("case", [G, A, R], ids=str)
+def test_a_weight_that_is_stored_plainly_too(tmp_path: Path, case: tuple[str, str]) -> None:
+    damaged(tmp_path, *case, {"weight": np.zeros((32, 96), np.float16)})
+    with pytest.raises(CheckpointError, match=r"'layer.weight' twice: plainly.*layer\.qweight"):
+        open_source(tmp_path)
