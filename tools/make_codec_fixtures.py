@@ -3,9 +3,10 @@
     PYTHONPATH=src:tests python tools/make_codec_fixtures.py SCHEME OUT
 
 in an environment with the scheme's library (they clash with each other, and with what the tests
-need): gptqmodel 7.7, autoawq 0.2.9, bitsandbytes 0.50, nvidia-modelopt 0.47, hqq 0.2.8, and
-compressed-tensors 0.10.2 for what newer versions of it no longer write. OUT/SCHEME.safetensors
-holds small matrices, and what the library makes of them again: a sha256 of float32, or the numbers.
+need): gptqmodel 7.7, autoawq 0.2.9, auto-round 0.16.1, bitsandbytes 0.50, nvidia-modelopt 0.47, hqq
+0.2.8, and compressed-tensors 0.10.2 for what newer versions of it no longer write.
+OUT/SCHEME.safetensors holds small matrices, and what the library makes of them again: a sha256 of
+float32, or the numbers.
 OUT/SCHEME-MODEL_TYPE is a whole tiny model with the logits of transformers on those numbers.
 """
 
@@ -278,6 +279,70 @@ def awq() -> Iterator[tuple[str, Case]]:
         yield f"groups of {size}", Case(config, layer(size))
 
 
+def auto_round() -> Iterator[tuple[str, Case]]:
+    from auto_round.data_type.int import quant_tensor_asym, quant_tensor_sym
+    from auto_round.export.export_to_autoround.export import (
+        dynamic_import_quant_linear_for_packing as packer,
+    )
+    from auto_round.export.export_to_awq.utils import dequantize_gemm
+
+    def layer(packing: str, bits: int, size: int, sym: bool) -> Quantise:
+        def quantise(weight: torch.Tensor) -> tuple[State, torch.Tensor]:
+            rows, cols = weight.shape
+            quant = quant_tensor_sym if sym else quant_tensor_asym
+            near, scales, zeros = quant(weight.clone(), bits=bits, group_size=size)
+            scales = scales.reshape(rows, -1)
+            zeros = zeros.reshape(rows, -1) if isinstance(zeros, torch.Tensor) else int(zeros)
+            linear = torch.nn.Linear(cols, rows, bias=False)
+            linear.weight.data = near
+            kind = packer(packing, bits, size, sym)
+            width = cols if size == -1 else size
+            if "awq" in packing:
+                turned = zeros.T.contiguous() if isinstance(zeros, torch.Tensor) else zeros
+                made = kind.from_linear(linear, bits, size, False, scales.T.contiguous(), turned)
+                values = dequantize_gemm(
+                    made.qweight, made.qzeros, made.scales.float(), bits, width
+                ).T
+            else:
+                made = kind(bits, size, cols, rows, bias=False)
+                made.device = torch.device("cpu")
+                made.pack(linear, scales, zeros, None, device="cpu")
+                values = made.float()(torch.eye(cols)).T
+            names = ("qweight", "qzeros", "scales", "g_idx")
+            parts = {name: getattr(made, name) for name in names if hasattr(made, name)}
+            return parts | {"scales": parts["scales"].half()}, values
+
+        return quantise
+
+    def case(packing: str, bits: int, size: int, sym: bool = True, **extra: Any) -> Case:
+        config = {
+            "quant_method": "auto-round",
+            "packing_format": packing,
+            "bits": bits,
+            "group_size": size,
+            "sym": sym,
+            "data_type": "int",
+            "block_name_to_quantize": "model.layers",
+            "autoround_version": "0.16.1",
+        }
+        shape = (32, 128 if size == 64 else 96)
+        return Case(config | extra, layer(packing, bits, size, sym), shape)
+
+    for bits in (2, 3, 4, 5, 6, 7, 8):
+        yield f"{bits} bits", case("auto_round:auto_gptq", bits, 32)
+    yield "4 bits, rows", case("auto_round:auto_gptq", 4, -1)
+    yield "4 bits, groups of 64", case("auto_round:auto_gptq", 4, 64)
+    yield "4 bits, asymmetric", case("auto_round", 4, 32, sym=False)
+    yield "3 bits, asymmetric", case("auto_round", 3, 32, sym=False)
+    yield "4 bits, g_idx", case("auto_round:gptqmodel", 4, 32, sym=False)
+    yield "awq", case("auto_round:auto_awq", 4, 32)
+    yield "awq, asymmetric", case("auto_round:auto_awq", 4, 96, sym=False)
+    others = {"extra_config": {"layer": {"bits": 8, "group_size": 64}}}
+    mixed = case("auto_round:auto_gptq", 8, 64)
+    settings = mixed.config | {"bits": 4, "group_size": 32} | others
+    yield "8 bits, 4 elsewhere", Case(settings, mixed.quantise, mixed.shape)
+
+
 def _bare(*packages: str) -> Path:
     """Lets modules of packages be imported without what the packages' own __init__ would import (an
     older transformers, solvers). Returns the directory of the first.
@@ -457,6 +522,7 @@ def compressed() -> Iterator[tuple[str, Case]]:
 SCHEMES: dict[str, Callable[[], Iterator[tuple[str, Case]]]] = {
     "gptq": gptq,
     "awq": awq,
+    "auto_round": auto_round,
     "bitsandbytes": bitsandbytes,
     "modelopt": modelopt,
     "hqq": hqq,
@@ -466,6 +532,7 @@ WHOLE = {
     # scheme → the model that is kept, and how its projections are stored
     "gptq": ("deepseek_v3", "4 bits, act-order"),
     "awq": ("qwen2", "groups of 32"),
+    "auto_round": ("deepseek_v2", "4 bits, asymmetric"),
     "bitsandbytes": ("deepseek_v2", "nf4, twice"),
     "modelopt": ("deepseek_v3", "NVFP4"),
     "hqq": ("qwen2", "4 bits"),

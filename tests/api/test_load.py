@@ -137,7 +137,7 @@ def test_a_backend_refuses_what_it_does_not_know(
 
 def test_load_takes_every_field_of_the_options() -> None:
     arguments = dict(inspect.signature(deepmnn.load).parameters)
-    for own in ("path", "options", "progress"):
+    for own in ("path", "options", "needs", "progress"):
         del arguments[own]
     taken = {name: (p.annotation, p.default) for name, p in arguments.items()}
     declared = {f.name: (f.type, f.default) for f in dataclasses.fields(LoadOptions)}

@@ -244,3 +244,31 @@ def test_sizes_say_which_is_larger(tmp_path: Path) -> None:
         " x larger than the checkpoint"
         in convert(tiny.path, tmp_path / "larger", "--quant", "fp32").output
     )
+
+
+def test_codes_that_grow_are_told_of_w4(tmp_path: Path) -> None:
+    """Act-order's are not kept, and w8 has twice their bits; w4 has as many."""
+    act_order = Path(__file__).parents[1] / "source" / "fixtures" / "gptq-deepseek_v3"
+    advice = "codes of gptq are not kept, and rounded to more bits than they had: --quant w4 is"
+    for quant, found in (("w8", True), ("w4", False), ("bf16", False)):
+        text = convert(act_order, tmp_path / quant, "--quant", quant, "--no-calibration").output
+        assert (advice in " ".join(text.split())) == found
+    assert advice in " ".join(convert(act_order, tmp_path / "no", "--dry-run").output.split())
+    awq = act_order.with_name("awq-qwen2")
+    assert "--quant w4" not in convert(awq, tmp_path / "awq").output
+    plain = tiny_checkpoint("llama", 0, tmp_path / "hf").path
+    assert "--quant w4" not in convert(plain, tmp_path / "plain").output
+
+
+def test_biases_without_a_place_are_told_by_themselves(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    file = tiny.path / "model.safetensors"
+    tensors = load_file(file)
+    more = {f"model.layers.0.self_attn.{p}_proj.bias": torch.ones(1) for p in "qkvo"}
+    save_file(tensors | more | {"visual": torch.ones(2)}, file)
+    text = " ".join(convert(tiny.path, tmp_path / "out", "--dry-run").output.split())
+    assert (
+        "4 biases of the checkpoint have no place in a llama model of this config.json: left out, "
+        "as transformers leaves them out: model.layers.0.self_attn."
+    ) in text
+    assert "1 tensors of the checkpoint are not read: visual" in text

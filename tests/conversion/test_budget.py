@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,9 @@ import deepmnn
 from byte_tokenizer import write_tokenizer
 from deepmnn.artifact.manifest import RECIPE
 from deepmnn.conversion import budget as budgets
-from deepmnn.conversion.budget import CANDIDATES, Budget, squared_error
+from deepmnn.conversion.budget import CANDIDATES, Budget, check_bytes, squared_error
+from deepmnn.conversion.calibration_set import CalibrationSet
+from deepmnn.conversion.carry_out import carry_out
 from deepmnn.conversion.convert import ConvertReport, convert, plan_conversion
 from deepmnn.conversion.held_out import HeldOut, split
 from deepmnn.conversion.sensitivity import parts
@@ -120,6 +123,33 @@ def test_bytes_that_cannot_be_met(checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"target-bpw 1e-09, 0 bytes"):
         converted(checkpoint, tmp_path / "out", target_bpw=1e-9)
     assert not (tmp_path / ".out.deepmnn-calibration").exists()
+
+
+def test_too_few_bytes_are_refused_before_a_text_is_read(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With what is enough, in the words of who asked; and that is enough."""
+    made = plan_conversion(checkpoint)
+    said = []
+    with monkeypatch.context() as patch:
+        patch.setattr(CalibrationSet, "ids", None)
+        for budget, python, shell in (
+            (Budget(max_bytes=1000), "max_bytes=", "--max-bytes "),
+            (Budget(bits_per_weight=0.5), "target_bpw=", "--target-bpw "),
+        ):
+            with pytest.raises(RequestError, match="all matrices in w3") as fault:
+                carry_out(made, tmp_path / "out", CalibrationSet(), budget)
+            found = re.search(python + r"(\d+(\.\d+)?) or more", str(fault.value))
+            assert found is not None
+            assert f"{shell}{found[1]} or more" in fault.value.shell
+            said.append(float(found[1]))
+    least = int(said[0])
+    check_bytes(made, Budget(max_bytes=least))
+    check_bytes(made, Budget(bits_per_weight=said[1]))
+    for too_few in (Budget(max_bytes=least - 1), Budget(bits_per_weight=said[1] - 0.01)):
+        with pytest.raises(RequestError, match=f"at least {least:,} for"):
+            check_bytes(made, too_few)
+    assert converted(checkpoint, tmp_path / "out", max_bytes=least).nbytes == least
 
 
 def test_more_bytes_than_there_can_be_are_w8(checkpoint: Path, tmp_path: Path) -> None:

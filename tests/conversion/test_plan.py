@@ -184,6 +184,29 @@ def test_what_is_not_read_is_named_biases_first(tmp_path: Path) -> None:
     assert set(made.unused[6:]) == extra.keys()
 
 
+def test_biases_of_zeros_are_not_missed(tmp_path: Path) -> None:
+    """AutoGPTQ wrote one for every layer, whatever the model has."""
+    tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")
+    file = tiny.path / "model.safetensors"
+    tensors = load_file(file)
+    stems = [name.removesuffix(".weight") for name in tensors if "_proj" in name]
+    biases = {f"{stem}.bias": torch.zeros(len(tensors[f"{stem}.weight"])) for stem in stems}
+    assert len(biases) >= 14
+    save_file(tensors | biases, file)
+    assert plan_conversion(tiny.path).unused == ()
+    last = f"{stems[-1]}.bias"
+    biases[last][-1] = 1e-6
+    save_file(tensors | biases, file)
+    assert plan_conversion(tiny.path).unused == (last,)
+    others = {
+        "matrix.bias": torch.zeros(2, 2),
+        "integers.bias": torch.zeros(2, dtype=torch.int32),
+        "zeros": torch.zeros(2),
+    }
+    save_file(tensors | others, file)
+    assert set(plan_conversion(tiny.path).unused) == others.keys()
+
+
 def test_the_report_of_a_scheme_has_no_scales(tmp_path: Path) -> None:
     from conversion.test_convert import bf16_checkpoint, fp8_checkpoint
 

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file, save_file
 
 import deepmnn
@@ -21,7 +23,9 @@ from deepmnn.measure.judge import judge
 from deepmnn.measure.predictions import predictions
 from deepmnn.measure.reference import check_comparable, reference_options
 from deepmnn.measure.torch_model import TorchModel
+from gguf_files import write_gguf
 from tiny_artifact import tiny_artifact, write_config
+from tiny_models import CONFIGS, LLAMA, MLA, checkpoint_of
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +73,53 @@ def test_what_pytorch_cannot_load(tmp_path: Path, artifact: Path) -> None:
     save_file(weights, lacking / "model.safetensors", {"format": "pt"})
     with pytest.raises(CheckpointError, match=r"lacks 1 weights.*o_proj"):
         TorchModel(lacking)
+
+
+def logits_of(model: TorchModel, ids: list[int]) -> np.ndarray:
+    return np.concatenate(list(model.predict(ids)))
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "deepseek_v2"])
+def test_files_are_references(tmp_path: Path, model_type: str) -> None:
+    """A GGUF file by its name and by its directory's, and PyTorch's own beside a config.json."""
+    fields = CONFIGS[model_type][0]
+    if model_type == "deepseek_v2":  # transformers' kernel of experts wants rows of 16 bytes
+        sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 4}
+        fields = MLA | sizes | {"moe_intermediate_size": 16}
+    tiny = checkpoint_of(model_type, fields, tmp_path / "hf")
+    ids = [3, 1, 4, 1, 5, 9]
+    want = tiny.logits(ids)
+    (tmp_path / "gguf").mkdir()
+    write_gguf(tiny, tmp_path / "gguf" / "model.gguf")
+    weights = {name: torch.from_numpy(tiny.read(name)) for name in tiny.names()}
+    torch.save(weights, tiny.path / "model.pt")
+    for path in ("gguf/model.gguf", "gguf", "hf/model.pt"):
+        made = TorchModel(tmp_path / path, threads=1)
+        assert (made.vocab_size, made.has_tokenizer) == (want.shape[1], False)
+        np.testing.assert_allclose(logits_of(made, ids), want, atol=1e-5 * np.abs(want).max())
+
+
+def test_a_file_brings_its_tokenizer(tmp_path: Path) -> None:
+    shutil.copytree(CHECKPOINT, tmp_path / "hf")
+    made = TorchModel(tmp_path / "hf" / "model.safetensors", threads=1)
+    assert made.has_tokenizer
+    whole = TorchModel(CHECKPOINT, threads=1)
+    ids = whole.tokenizer.encode("1 + 1 =")
+    assert made.tokenizer.encode("1 + 1 =") == ids
+    np.testing.assert_array_equal(logits_of(made, ids), logits_of(whole, ids))
+
+
+def test_a_file_that_transformers_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gguf(checkpoint_of("llama", LLAMA, tmp_path / "hf"), tmp_path / "model.gguf")
+    import transformers
+
+    monkeypatch.setattr(transformers, "MODEL_FOR_CAUSAL_LM_MAPPING", {})
+    with pytest.raises(CheckpointError, match=r"transformers cannot load .*model\.gguf"):
+        TorchModel(tmp_path / "model.gguf")
+    with pytest.raises(CheckpointError, match=r"missing\.gguf"):
+        TorchModel(tmp_path / "missing.gguf")
 
 
 def test_code_of_a_checkpoint_is_not_run(tmp_path: Path) -> None:

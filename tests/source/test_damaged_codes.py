@@ -66,6 +66,7 @@ G, A, B4, B44, B8, M = (
     ("bitsandbytes", "int8"),
     ("modelopt", "NVFP4"),
 )
+R, RM = ("auto_round", "4 bits"), ("auto_round", "8 bits, 4 elsewhere")
 STATE = "weight.quant_state.bitsandbytes__nf4"
 
 DAMAGED: dict[str, tuple[tuple[str, str], Change, str]] = {
@@ -95,6 +96,16 @@ DAMAGED: dict[str, tuple[tuple[str, str], Change, str]] = {
     "AWQ, scales that are infinite": (A, {"scales": lambda s: s / np.float16(0)}, "infinite"),
     "AWQ, qzeros of another shape": (A, {"qzeros": lambda z: z[1:]}, r"qzeros.*\[2, 4\]"),
     "AWQ, qweight of floats": (A, {"qweight": lambda q: q.view(np.float32)}, "stored as F32"),
+    "AutoRound without qzeros": (R, {"qzeros": gone}, "layer.qzeros"),
+    "AutoRound, qzeros of another shape": (
+        R,
+        {"qzeros": lambda z: z[:, 1:]},
+        r"\[3, 3\].*\[3, 4\]",
+    ),
+    "AutoRound, some bits, no qzeros": (RM, {"qzeros": gone}, "layer.qzeros"),
+    "AutoRound, bits of no layer": (RM, {"qzeros": lambda z: z[:, 2:]}, "codes of 4 or 8 bits"),
+    "AutoRound, no group": (RM, {"qzeros": lambda z: z[:, :0]}, "qzeros.*a matrix"),
+    "AutoRound, groups of no layer": (RM, {"scales": lambda s: s[:1]}, r"\[2, 32\] or \[4, 32\]"),
     "nf4 without a state": (B4, {STATE: gone}, "quant_state"),
     "nf4 without a map": (B4, {"weight.quant_map": gone}, "quant_map"),
     "nf4, a short map": (B4, {"weight.quant_map": lambda m: m[:15]}, r"quant_map.*\[15\].*\[16\]"),
@@ -232,3 +243,10 @@ def test_a_config_left_from_before(tmp_path: Path, method: str) -> None:
     config = {"quant_method": method, "bits": 4, "group_size": 32}
     (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config}))
     np.testing.assert_array_equal(open_source(tmp_path).read("w.weight"), weight)
+
+
+@pytest.mark.parametrize("case", [G, A, R], ids=str)
+def test_a_weight_that_is_stored_plainly_too(tmp_path: Path, case: tuple[str, str]) -> None:
+    damaged(tmp_path, *case, {"weight": np.zeros((32, 96), np.float16)})
+    with pytest.raises(CheckpointError, match=r"'layer.weight' twice: plainly.*layer\.qweight"):
+        open_source(tmp_path)

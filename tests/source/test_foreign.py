@@ -52,6 +52,14 @@ def awq(stem: str, w: torch.Tensor) -> State:
     }
 
 
+def auto_round(**fields: Any) -> dict[str, Any]:
+    return {METHOD: {"quant_method": "auto-round", "bits": 4, "group_size": 32} | fields}
+
+
+def as_gptq(**fields: Any) -> dict[str, Any]:
+    return auto_round(**({"packing_format": "auto_round:auto_gptq"} | fields))
+
+
 def compressed_int8(stem: str, w: torch.Tensor) -> State:
     return {f"{stem}.weight": int8(w), f"{stem}.weight_scale": torch.ones(len(w), 1)}
 
@@ -164,10 +172,28 @@ SCHEMES: dict[str, tuple[Callable[[str, torch.Tensor], State], dict[str, Any], s
         {METHOD: {"quant_method": "eetq"}},
         "quantised .quant_method 'eetq'",
     ),
-    "AutoRound": (
+    "AutoRound without a packing": (gptq, auto_round(), "packing format None"),
+    "AutoRound for LLM Compressor": (
         gptq,
-        {METHOD: {"quant_method": "auto-round", "bits": 4}},
-        "quantised .quant_method 'auto-round'",
+        auto_round(packing_format="auto_round:llm_compressor"),
+        "packing format 'auto_round:llm_compressor'.*Export again",
+    ),
+    "AutoRound, MLX": (gptq, auto_round(packing_format="mlx"), "packing format 'mlx'"),
+    "AutoRound, MXFP4": (gptq, as_gptq(data_type="mx_fp"), "data_type 'mx_fp'"),
+    "AutoRound with activations": (gptq, as_gptq(act_bits=8), "act_bits 8"),
+    "AutoRound, rotated": (gptq, as_gptq(rotation_config={"r1": True}), "rotation_config"),
+    "AutoRound, spun": (gptq, as_gptq(spinquant_config={"r1": True}), "spinquant_config"),
+    "AutoRound of 16 bits": (gptq, as_gptq(bits=16), "of 16 bits"),
+    "AutoRound, a layer of floats": (
+        gptq,
+        as_gptq(extra_config={"lm_head": {"bits": 8, "data_type": "fp"}}),
+        "data_type 'fp'",
+    ),
+    "AutoRound, extra_config of text": (gptq, as_gptq(extra_config={"a": "b"}), "extra_config"),
+    "AutoRound, AWQ of 6 bits": (
+        awq,
+        as_gptq(packing_format="auto_round:auto_awq", bits=6),
+        "6 bits packed as AWQ",
     ),
     "a LoRA that is not merged": (lora, {}, "adapter.*merge_and_unload"),
     "unknown integers": (lambda s, w: {f"{s}.weight": int8(w)}, {}, "stored as I8.*quantised"),

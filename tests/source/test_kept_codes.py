@@ -22,6 +22,21 @@ from source.test_damaged_codes import damaged
 from source.test_made_elsewhere import cases, checkpoint
 
 KEPT = {
+    "auto_round: 2 bits": "int4_g32",
+    "auto_round: 3 bits": "int4_g32",
+    "auto_round: 4 bits": "int4_g32",
+    "auto_round: 5 bits": "int8_g32",
+    "auto_round: 6 bits": "int8_g32",
+    "auto_round: 7 bits": "int8_g32",
+    "auto_round: 8 bits": "int8_g32",
+    "auto_round: 4 bits, rows": "int4",
+    "auto_round: 4 bits, groups of 64": "int4_g64",
+    "auto_round: 4 bits, asymmetric": "int4_g32",
+    "auto_round: 3 bits, asymmetric": "int4_g32",
+    "auto_round: 4 bits, g_idx": "int4_g32",
+    "auto_round: awq": "int4_g32",
+    "auto_round: awq, asymmetric": "int4",
+    "auto_round: 8 bits, 4 elsewhere": "int8_g64",
     "awq: groups of 32": "int4_g32",
     "awq: groups of 96": "int4",  # a row
     "awq: groups of -1": "int4",

@@ -1,4 +1,5 @@
-"""Weights that GPTQModel, AutoAWQ, bitsandbytes, ModelOpt and an older compressed-tensors made.
+"""Weights that GPTQModel, AutoAWQ, AutoRound, bitsandbytes, ModelOpt, HQQ and an older
+compressed-tensors made.
 
 tools/make_codec_fixtures.py says how; what the libraries make of them again is known by a checksum.
 """
@@ -70,6 +71,7 @@ def check(values: np.ndarray[Any, Any], expected: Expected) -> None:
 
 def test_every_library_left_some() -> None:
     assert {file.stem for file in FILES} == {
+        "auto_round",
         "awq",
         "bitsandbytes",
         "compressed",
@@ -77,7 +79,7 @@ def test_every_library_left_some() -> None:
         "hqq",
         "modelopt",
     }
-    assert len(MODELS) == 5
+    assert len(MODELS) == 6
 
 
 @pytest.mark.parametrize(("file", "case"), cases(), ids=lambda value: getattr(value, "stem", value))
@@ -148,3 +150,28 @@ def test_a_file_of_weights_finds_its_settings(tmp_path: Path) -> None:
     (tmp_path / "settings" / "quantize_config.json").write_text(json.dumps(config))
     source = open_source(tmp_path / "weights" / "model.safetensors", tmp_path / "settings")
     check(source.read("layer.weight"), expected)
+
+
+@pytest.mark.parametrize(
+    ("case", "fields"),
+    [
+        ("4 bits", {"packing_format": "auto_round:gptq"}),
+        ("4 bits", {"packing_format": "auto_round:auto_gptq:exllamav2"}),
+        ("4 bits, asymmetric", {"packing_format": "auto_round:exllamav2"}),
+        ("4 bits, asymmetric", {"quant_method": "intel/auto-round", "backend": "auto_round"}),
+        ("awq", {"packing_format": "auto_round:awq"}),
+        ("awq", {"bits": 4, "extra_config": {"other": {"group_size": 48}}}),
+        ("4 bits", {"extra_config": {"lm_head": {"bits": 16, "data_type": "float"}}}),
+        ("4 bits", {"extra_config": {".*mlp.*": {"bits": 2}, "b": {"bits": 8, "group_size": 64}}}),
+        ("4 bits", {"act_bits": 16, "act_data_type": "float", "rotation_config": None}),
+    ],
+)
+def test_other_names_for_what_auto_round_packs(
+    tmp_path: Path, case: str, fields: dict[str, Any]
+) -> None:
+    """Those that other versions of it wrote, and layers that other settings are for."""
+    config, expected = checkpoint(tmp_path, FIXTURES / "auto_round.safetensors", case)
+    if "backend" in fields:
+        del config["packing_format"]
+    (tmp_path / "config.json").write_text(json.dumps({"quantization_config": config | fields}))
+    check(open_source(tmp_path).read("layer.weight"), expected)

@@ -12,6 +12,9 @@ from deepmnn.api.llm import LLM
 from deepmnn.api.options import LoadOptions
 from deepmnn.backends.base import F32, Backend
 from deepmnn.errors import RequestError, Words
+from deepmnn.text.needs import Needs, check_needs
+from deepmnn.text.text_files import SourceFiles
+from deepmnn.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from deepmnn.artifact.cache import Hold
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     from deepmnn.conversion.write import Progress
     from deepmnn.exporters.mnn.folder import MnnFolder
     from deepmnn.quant.recipe import Recipe
+    from deepmnn.source.source import Source
     from deepmnn.text.text_files import TextFiles
 
 
@@ -38,6 +42,7 @@ def load(
     mla_form: str = "auto",
     quant: str | Recipe | None = None,
     options: LoadOptions | None = None,
+    needs: Needs | None = None,
     progress: Progress | None = None,
 ) -> LLM:
     """Loads a model.
@@ -50,12 +55,15 @@ def load(
         backend, threads, kv_dtype, cache_tokens, max_batch_tokens, max_sequences, mnn, numa, isa,
             mla_form, quant: as `LoadOptions` says.
         options: all of these as one value, instead of them.
+        needs: "tokenizer", or "chat template": refuses a model without one, and a checkpoint before
+            it is converted. None: a model may do without, and works on token ids.
         progress: called with (bytes done, bytes in all, name) after each weight that is converted,
             or exported for MNN.
 
-    Raises ArtifactError when the path is no sound model, RequestError when an argument is
-    impossible, MissingDependencyError when MNN is wanted and not installed; for a checkpoint as
-    `convert`, and CheckpointError when the hub cannot be reached.
+    Raises ArtifactError when the path is no sound model, TokenizerError when it lacks what it
+    `needs`, RequestError when an argument is impossible, MissingDependencyError when MNN is wanted
+    and not installed; for a checkpoint as `convert`, and CheckpointError when the hub cannot be
+    reached.
     """
     from deepmnn.artifact.cache import hold
     from deepmnn.conversion.kept import converted
@@ -78,7 +86,12 @@ def load(
     exported = os.path.lexists(path) and is_exported(Path(path))
     name = chosen.backend or ("mnn" if exported else "cpu")
     _check_backend(path, name, exported, chosen)
-    holds = [hold(Path(path)) if exported else converted(path, chosen.quant, progress)]
+
+    def check(source: Source) -> None:
+        files = SourceFiles(source, Path(path))
+        check_needs(needs, files, Path(path), lambda: Tokenizer(files))
+
+    holds = [hold(Path(path)) if exported else converted(path, chosen.quant, progress, check)]
     try:
         if name == "mnn":
             opened = _open_mnn(holds, exported, chosen, progress)
@@ -90,7 +103,9 @@ def load(
         raise
     for each in holds:
         weakref.finalize(opened[-1], each.release)  # the backend reads the files
-    return LLM(*opened, chosen)
+    model = LLM(*opened, chosen)
+    check_needs(needs, model.text_files, Path(path), lambda: model.tokenizer)
+    return model
 
 
 _MNN = Words("backend 'mnn'", "--backend mnn")

@@ -39,7 +39,7 @@ def ask(
 
     problems = read_problems(data or HELD_OUT, check_match(match, "--match"))[:limit]
     params = SamplingParams(**{"max_tokens": MAX_TOKENS, **sampling.given})
-    model = options.open_model(path or options.bundled(), load)
+    model = options.open_model(path or options.bundled(), load, "tokenizer")
     with ExitStack() as stack:
         file = stack.enter_context(AnswerFile(output)) if output else None
         progress = stack.enter_context(count_progress("asking"))

@@ -46,9 +46,8 @@ def chat(
 
     Without a terminal, each line of stdin is a question, and stdout has the answers only.
     """
-    model = options.open_model(path, load)
+    model = options.open_model(path, load, "chat template")
     talk = _Talk(model, sampling.params(model), reasoning)
-    talk.check()
     prompt, conversation = open_prompt(history=history), Conversation(system)
     if is_interactive():
         _print_header(model, path, talk.params)
@@ -83,11 +82,6 @@ class _Talk:
 
     def __init__(self, model: LLM, params: SamplingParams, reasoning: bool) -> None:
         self.model, self.params, self.reasoning = model, params, reasoning
-
-    def check(self) -> None:
-        """Raises TokenizerError when there is no tokenizer or no chat template."""
-        if not self.model.tokenizer.has_chat_template:
-            self.model.encode([{"role": "user", "content": "Hello"}])
 
     def ask(self, conversation: Conversation, question: str) -> None:
         """Adds a turn, unless the question cannot be asked. Raises DeepmnnError, then.

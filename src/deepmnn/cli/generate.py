@@ -65,11 +65,10 @@ def generate(
     if likely is not None and not as_json:
         raise BadParameter("--logprobs is given without --json")
     text = _read(prompt, file)
-    model = options.open_model(path, load)
+    model = options.open_model(path, load, "tokenizer" if raw else "chat template")
     params = replace(sampling.params(model), n=count, logprobs=likely)
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text.rstrip("\r\n")})
-    model.tokenizer  # noqa: B018  # printing an answer needs one: say so before any work
     asked = text if raw else messages
     if as_json:
         made: Any = model.generate(asked, params)

@@ -46,9 +46,8 @@ def judge(
 
     given = [read_texts(file) for file in files] or built_in_texts()
     rows = (tokens or DEFAULT_TOKENS) + 32
-    model = options.open_model(
-        path or options.bundled(), replace(load, cache_tokens=load.cache_tokens or rows)
-    )
+    wanted = replace(load, cache_tokens=load.cache_tokens or rows)
+    model = options.open_model(path or options.bundled(), wanted, "tokenizer")
     most = limit or (None if files else BUILT_IN_PIECES)
     pieces = _pieces(model, given, tokens, most)
     other = None if reference is None else _reference(reference, backend, model, load, rows)

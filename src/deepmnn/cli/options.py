@@ -29,6 +29,7 @@ from deepmnn.text.sampling_params import SamplingParams
 if TYPE_CHECKING:
     from deepmnn.api.llm import LLM
     from deepmnn.conversion.write import Progress
+    from deepmnn.text.needs import Needs
 
 _NAMES = "A converted model, a folder exported for MNN, a checkpoint, or OWNER/NAME on the hub"
 ModelPath = Annotated[str, Argument(metavar="MODEL", help=f"{_NAMES}.")]
@@ -78,12 +79,15 @@ def with_flags(verb: Callable[..., None]) -> Callable[..., None]:
     return flagged
 
 
-def open_model(name: str, options: LoadOptions) -> LLM:
-    """The model of that name; what must be prepared first is said, and how far it is."""
+def open_model(name: str, options: LoadOptions, needs: Needs | None = None) -> LLM:
+    """The model of that name; what must be prepared first is said, and how far it is.
+
+    needs: what `deepmnn.load` refuses a model without.
+    """
     import deepmnn
 
     with preparing() as progress:
-        model = deepmnn.load(name, options=options, progress=progress)
+        model = deepmnn.load(name, options=options, needs=needs, progress=progress)
     if options.numa != "off" and getattr(model.backend, "numa", "off") == "off":
         err.say(f"numa {options.numa} changes nothing: there is one memory node", "dim")
     return model

@@ -41,7 +41,31 @@ def print_facts(plan: Plan) -> None:
     fewer = 1 - plan.nodes / plan.nodes_level_0
     out.say(model)
     out.print(f"  size   {size}")
+    if plan.nbytes > stored > 0 and (codes := _widened(plan)):
+        out.say(
+            f"  codes of {', '.join(codes)} are not kept, and rounded to more bits than they had: "
+            "--quant w4 is smaller",
+            "yellow",
+        )
     out.print(f"  nodes  {plan.nodes_level_0} -> {plan.nodes} ({fewer:.0%} fewer)")
+
+
+def _widened(plan: Plan) -> list[str]:
+    """The schemes of the checkpoint whose codes are rounded again, to more than w4's bits."""
+    from deepmnn.conversion.report.stored import stored
+    from deepmnn.formats import named
+    from deepmnn.source.entry import FLOATS
+
+    return sorted(
+        {
+            kind.origin
+            for kind in stored(plan.weights, plan.source)
+            if not kind.is_kept
+            and not {"", *FLOATS} & set(kind.origin.split(", "))
+            and named(kind.format).is_quantized
+            and named(kind.format).bits > named("w4").bits
+        }
+    )
 
 
 def print_calibration(calibration: Calibration) -> None:
@@ -122,11 +146,21 @@ def print_leftovers(plan: Plan) -> None:
             f"{len(plan.dropped)} weights that config.json promises are not in the checkpoint "
             "(multi-token prediction): left out"
         )
-    if plan.unused:
-        shown = ", ".join(plan.unused[:_SHOWN]) + (", …" if len(plan.unused) > _SHOWN else "")
-        lines.append(f"{len(plan.unused)} tensors of the checkpoint are not read: {shown}")
+    biases = [name for name in plan.unused if name.endswith(".bias")]
+    others = [name for name in plan.unused if not name.endswith(".bias")]
+    if biases:
+        lines.append(
+            f"{len(biases)} biases of the checkpoint have no place in a {plan.model_type} model of "
+            f"this config.json: left out, as transformers leaves them out: {_some(biases)}"
+        )
+    if others:
+        lines.append(f"{len(others)} tensors of the checkpoint are not read: {_some(others)}")
     if plan.idle:
-        shown = ", ".join(plan.idle[:_SHOWN]) + (", …" if len(plan.idle) > _SHOWN else "")
-        lines.append(f"rules of the recipe that choose no format: {shown}")
+        lines.append(f"rules of the recipe that choose no format: {_some(plan.idle)}")
     for line in lines:
         out.say(f"  {line}", "yellow")
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first ones."""
+    return ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")

@@ -33,7 +33,7 @@ from deepmnn.conversion.plan import Plan, choose_formats, plan
 from deepmnn.conversion.report.facts import Point, Search
 from deepmnn.conversion.rounded import Rounded, rounded
 from deepmnn.conversion.sensitivity import SAMPLE_TOKENS, SAMPLES, Part, parts, sensitivities
-from deepmnn.errors import RequestError, argument
+from deepmnn.errors import RequestError, Words, argument
 from deepmnn.formats import FORMATS, PANEL_COLS, named
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.tensors import tensors
@@ -110,6 +110,49 @@ class Budget:
             return f"target-bpw {self.bits_per_weight:g}"
         return f"max-bytes {self.max_bytes}"
 
+    def most_bytes(self, plan: Plan) -> int:
+        """What bytes, or bits, come to for a plan's model."""
+        if self.max_bytes is not None:
+            return self.max_bytes
+        bits = self.bits_per_weight or 0.0
+        return int(min(bits * plan.parameters / 8, _MOST_BYTES))
+
+
+def check_bytes(base: Plan, budget: Budget) -> None:
+    """Refuses what no formats can meet, before anything is read: all matrices in the narrowest one
+    are planned for that. Raises RequestError.
+
+    base: of the conversion; its formats do not matter.
+    """
+    if budget.kl is not None:
+        return
+    narrowest = CANDIDATES[-1]
+    formats = {pattern: narrowest for part in parts(base.naive) for pattern in part.patterns}
+    recipe = _recipe_of(budget, formats)
+    least, most = plan(base.source, recipe, base.optimize_level).nbytes, budget.most_bytes(base)
+    if least <= most:
+        return
+    bits = math.ceil(800 * least / base.parameters) / 100
+    field, value = "bits_per_weight", f"{bits:.2f}"
+    if budget.max_bytes is not None:
+        field, value = "max_bytes", f"{least}"
+    name = _ARGUMENTS[field]
+    raise RequestError(
+        f"a budget of {budget.name}, {most:,} bytes",
+        f"at least {least:,} for this model ({bits:.2f} bits a weight), all matrices in "
+        f"{narrowest}",
+        Words(
+            f"Give {name}={value} or more, or convert a smaller model.",
+            f"Give {argument(name).shell} {value} or more, or convert a smaller model.",
+        ),
+    )
+
+
+def _recipe_of(budget: Budget, formats: Mapping[str, str]) -> Recipe:
+    """Pattern → format of the parts, and the formats of what no part holds."""
+    rules = (Rule(pattern, format) for pattern, format in formats.items())
+    return Recipe(budget.name, (*rules, *RECIPES[_OTHERS].rules))
+
 
 def fit(
     plan: Plan,
@@ -158,8 +201,6 @@ class _Fit:
         self._sizes, self._share = _sizes(base, self._parts)
         others = plan(base.source, RECIPES[_OTHERS], base.optimize_level)
         self._kept = _kept_nbytes(others)
-        if budget.kl is None:
-            self._check_bytes()
         self._judge = HeldOut(base, held_out, self._made("held-out"), progress)
         self._widest = self._judge.divergence(base)
         self._costs = self._measured()
@@ -168,38 +209,22 @@ class _Fit:
         """What `fit` returns."""
         if self._budget.kl is not None:
             return self._within_kl(self._budget.kl)
-        return self._within_bytes(self._most_bytes())
-
-    def _most_bytes(self) -> int:
-        """What a budget of bytes, or bits, comes to."""
-        if self._budget.max_bytes is not None:
-            return self._budget.max_bytes
-        bits = self._budget.bits_per_weight or 0.0
-        return int(min(bits * self._base.parameters / 8, _MOST_BYTES))
-
-    def _check_bytes(self) -> None:
-        """Refuses what no formats can meet, before hours of work."""
-        sizes = (min(self._sizes[part, name] for name in CANDIDATES) for part in self._parts)
-        least, most = self._fixed() + sum(sizes), self._most_bytes()
-        if least > most:
-            bits = 8 * least / self._base.parameters
-            raise RequestError(
-                f"a budget of {self._budget.name}, {most:,} bytes",
-                f"at least {least:,} for this model ({bits:.2f} bits a weight), "
-                f"all matrices in {CANDIDATES[-1]}",
-            )
+        return self._within_bytes(self._budget.most_bytes(self._base))
 
     def _within_bytes(self, most: int) -> Rounded:
         """The least divergence in so many bytes."""
-        limit = most
+        choices = self._choices()
+        narrowest, *_ = assignments(choices)
+        limit = max(most - self._fixed(), narrowest.nbytes)
         while True:
-            found = within_bytes(self._choices(), limit - self._fixed())
+            found = within_bytes(choices, limit)
             made = self._planned(found)
             if made.nbytes <= most:
                 done = self._rounded(made, found, self._widest.mean, 1.0)
                 divergence = self._judge.divergence(done.plan)
                 return replace(done, divergence=divergence)
-            limit -= made.nbytes - most  # a fused matrix can take more bytes than its parts
+            # A fused matrix can take more bytes than its parts.
+            limit = max(limit - (made.nbytes - most), narrowest.nbytes)
 
     def _within_kl(self, most: float) -> Rounded:
         """The fewest bytes with so much divergence, at most: where the line through what was
@@ -267,12 +292,12 @@ class _Fit:
 
     def _recipe(self, found: Assignment) -> Recipe:
         """These formats, and those of what no part holds."""
-        rules = [
-            Rule(pattern, found.formats[part.patterns[0]])
+        formats = {
+            pattern: found.formats[part.patterns[0]]
             for part in self._costs
             for pattern in part.patterns
-        ]
-        return Recipe(self._budget.name, (*rules, *RECIPES[_OTHERS].rules))
+        }
+        return _recipe_of(self._budget, formats)
 
     def _choices(self) -> dict[str, list[Choice]]:
         return {

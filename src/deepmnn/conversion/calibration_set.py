@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from deepmnn.errors import RequestError, TokenizerError, Words
 from deepmnn.models import read_config
 from deepmnn.source.source import Source
 from deepmnn.text.samples import COUNT, built_in, read_samples, sample_ids
+from deepmnn.text.text_files import SourceFiles
 from deepmnn.text.tokenizer import FILE as TOKENIZER
 from deepmnn.text.tokenizer import Tokenizer
 
@@ -46,22 +46,20 @@ class CalibrationSet:
         else:
             samples = read_samples(self.path, self.count, self.seed)
         config = read_config(source.config)
-        with tempfile.TemporaryDirectory(prefix="deepmnn-tokenizer-") as folder:
-            for name, data in source.side_files().items():
-                (Path(folder) / name).write_bytes(data)
-            try:
-                tokenizer = Tokenizer(folder)
-                most = min(MAX_TOKENS, config.context_length)
-                found = [sample_ids(sample, tokenizer, most) for sample in samples]
-            except TokenizerError as fault:
-                raise TokenizerError(
-                    f"a calibration cannot read text: {str(fault.found).replace(folder + '/', '')}",
-                    fault.expected,
-                    Words(
-                        "Without one: calibration=False rounds each weight to nearest.",
-                        "Without one: --no-calibration rounds each weight to nearest.",
-                    ),
-                ) from None
+        try:
+            files = SourceFiles(source, source.paths[0] if source.paths else Path())
+            tokenizer = Tokenizer(files)
+            most = min(MAX_TOKENS, config.context_length)
+            found = [sample_ids(sample, tokenizer, most) for sample in samples]
+        except TokenizerError as fault:
+            raise TokenizerError(
+                f"a calibration cannot read text: {fault.found}",
+                fault.expected,
+                Words(
+                    "Without one: calibration=False rounds each weight to nearest.",
+                    "Without one: --no-calibration rounds each weight to nearest.",
+                ),
+            ) from None
         ids = [np.array(sample, np.int32) for sample in found if sample]
         largest = max((int(sample.max()) for sample in ids), default=-1)
         if largest < 0 or largest >= config.vocab_size:

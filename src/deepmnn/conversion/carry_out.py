@@ -8,7 +8,7 @@ from pathlib import Path
 
 from deepmnn.artifact.manifest import FORMAT
 from deepmnn.artifact.target import Target
-from deepmnn.conversion.budget import Budget, fit
+from deepmnn.conversion.budget import Budget, check_bytes, fit
 from deepmnn.conversion.calibrate import Calibration
 from deepmnn.conversion.calibration_set import CalibrationSet, has_tokenizer
 from deepmnn.conversion.calibration_state import calibration_state
@@ -115,6 +115,8 @@ def carry_out(
     if budget is None and not rounder.formats(plan.weights):  # all is kept, or stored as floats
         return Converted(write(plan, out, overwrite, progress, report), plan)
     Target(out, FORMAT, overwrite, plan.source.paths).check()  # not after an hour of calibrating
+    if budget is not None:
+        check_bytes(plan, budget)
     samples, held_out = split(calibration.ids(plan.source))
     if budget is not None and not held_out:
         raise RequestError(

@@ -17,7 +17,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -58,6 +58,7 @@ def converted(
     name: str | os.PathLike[str],
     quant: str | Recipe | None = None,
     progress: Progress | None = None,
+    check: Callable[[Source], None] | None = None,
 ) -> Hold:
     """The converted model of that name; converts it when the cache does not have it yet.
 
@@ -67,6 +68,7 @@ def converted(
         name: a path, or, as a string, a name (above).
         quant: how a checkpoint is converted; a converted model has its recipe already.
         progress: called after each weight that is converted.
+        check: called with a checkpoint before it is converted; what it raises ends that.
 
     Raises ArtifactError (the name means nothing, or its directory is no model), RequestError (the
     recipe; or one is given, and the model is converted with another), and as `convert` and
@@ -80,13 +82,14 @@ def converted(
             return cache.hold(path)
         real = os.path.realpath(path)
         source = NAME if real == os.path.realpath(bundled.CHECKPOINT) else real
-        return _keep(_Local(source, path), recipe, progress)
+        return _keep(_Local(source, path), recipe, progress, check)
     if name == NAME:
-        return _keep(_Local(NAME, bundled_checkpoint()), recipe, progress)
+        return _keep(_Local(NAME, bundled_checkpoint()), recipe, progress, check)
     named = HubName.parse(name) if isinstance(name, str) else None
     if named is None:
         raise unknown(name)
-    return _earlier(named, recipe) or _keep(_Snapshot.of(named, progress), recipe, progress)
+    earlier = _earlier(named, recipe)
+    return earlier or _keep(_Snapshot.of(named, progress), recipe, progress, check)
 
 
 def described(name: str | os.PathLike[str], progress: Progress | None = None) -> Path:
@@ -222,7 +225,12 @@ class _Snapshot:
         return named.within(hub.download(named, progress=progress))
 
 
-def _keep(source: _Local | _Snapshot, quant: Recipe | None, progress: Progress | None) -> Hold:
+def _keep(
+    source: _Local | _Snapshot,
+    quant: Recipe | None,
+    progress: Progress | None,
+    check: Callable[[Source], None] | None,
+) -> Hold:
     recipe = quant or recipe_of(DEFAULT)
     digest = _digest(source.identity, recipe)
     label = re.sub(r"[^\w.-]+", "-", f"{source.label[:60]}-{recipe.name[:20]}").lstrip(".-")
@@ -230,6 +238,8 @@ def _keep(source: _Local | _Snapshot, quant: Recipe | None, progress: Progress |
 
     def make(target: Path) -> None:
         plan = plan_conversion(source.fetch(progress), recipe)
+        if check is not None:
+            check(plan.source)
         cache.make_room(plan.nbytes)
         size = file_size(plan.nbytes)
         log.info("converting %s to %s, %s, once: %s", source.source, recipe.name, size, target)

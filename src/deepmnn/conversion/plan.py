@@ -18,6 +18,7 @@ from deepmnn.graph.levels import MAX_LEVEL, PassResult, optimize
 from deepmnn.graph.passes.memory_plan import MemoryPlan, plan_memory
 from deepmnn.graph.tensors import tensor_shapes, tensors
 from deepmnn.quant.recipe import Recipe, Rule, apply
+from deepmnn.source.entry import FLOATS
 from deepmnn.source.source import Source
 from deepmnn.source.tensor_names import EMBEDDING, HEAD
 
@@ -95,7 +96,8 @@ def plan(
 ) -> Plan:
     """Plans the conversion of a source.
 
-    Reads no numbers but those of tensors that look equal, to store them once. keep: where a recipe
+    Reads no numbers but those of tensors that look equal, to store them once, and of biases that
+    the model has no place for. keep: where a recipe
     asks for codes, and the source has codes of no more bits, these stay as they are.
 
     Raises ConfigError, RequestError (the level), TensorNotFoundError or CheckpointError (tensors
@@ -190,7 +192,9 @@ def _are_equal(source: Source, first: str, second: str) -> bool:
 
 
 def unused(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
-    """What the model does not read, what changes it most first."""
+    """What the model does not read, what changes it most first; but for biases of zeros, which
+    AutoGPTQ wrote for every layer.
+    """
     read = {name.rpartition(".")[0] for name in shapes}
     tied = HEAD not in shapes
     left = [
@@ -198,8 +202,16 @@ def unused(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, 
         for name in source.names()
         if name not in shapes and not _LEFTOVERS.search(name) and not (tied and name == HEAD)
     ]
+    left = [name for name in left if not (name.endswith(".bias") and _is_zero(source, name))]
     left.sort(key=lambda name: name.rpartition(".")[0] not in read)
     return (*source.left_out(), *left)
+
+
+def _is_zero(source: Source, name: str) -> bool:
+    """Whether a bias is all zeros; it is read for that, unless it is stored as integers."""
+    if source.stored_as(name) not in FLOATS or len(source.shape(name)) != 1:
+        return False
+    return not source.read(name).any()
 
 
 def _match(graph: Graph, source: Source) -> tuple[str, ...]:

@@ -1,9 +1,13 @@
-"""A checkpoint run by PyTorch and transformers: a reference that shares no code with deepmnn."""
+"""A checkpoint run by PyTorch and transformers: a reference that shares no code with deepmnn.
+
+Of a GGUF file, or a file of weights, transformers computes with the config and the numbers that
+deepmnn reads: that reference shares the reading.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,8 +16,12 @@ from deepmnn.backends.base import F32
 from deepmnn.conversion.bundled import NAME, bundled_checkpoint
 from deepmnn.errors import CheckpointError, MissingDependencyError
 from deepmnn.measure.predictions import ROWS
+from deepmnn.source.gguf.splits import models_in
 from deepmnn.source.hub import fetched
-from deepmnn.text.tokenizer import Tokenizer
+from deepmnn.source.open import open_source
+from deepmnn.source.source import Source
+from deepmnn.text.text_files import SourceFiles, TextFiles
+from deepmnn.text.tokenizer import FILE, Tokenizer
 
 INSTALL = 'Run: pip install "deepmnn[torch]"'
 
@@ -22,11 +30,11 @@ class TorchModel:
     """Computes in float32 on the CPU. Code of the checkpoint is never run.
 
     Args:
-        name: a directory as transformers reads it, or OWNER/NAME of the hub.
+        name: a directory as transformers reads it, OWNER/NAME of the hub, or a file.
         threads: of PyTorch; None leaves them as they are.
 
     Attributes:
-        path: the directory.
+        path: the directory or file.
         vocab_size: width of the logits.
         has_tokenizer: whether there is a tokenizer.json.
 
@@ -36,17 +44,27 @@ class TorchModel:
 
     def __init__(self, name: str | os.PathLike[str], threads: int | None = None) -> None:
         self._torch, transformers = _library("torch"), _library("transformers")
-        self.path = _directory(name)
+        self.path = _checkpoint(name)
         if threads is not None:
             self._torch.set_num_threads(threads)
-        self._model = _loaded(transformers, self.path, self._torch.float32)
+        self._files = TextFiles(self.path)
+        whole: dict[str, Any] = {
+            "pretrained_model_name_or_path": self.path,
+            "trust_remote_code": False,
+        }
+        kind = transformers.AutoModelForCausalLM
+        if not self.path.is_dir() or not (self.path / "config.json").is_file():
+            source = open_source(self.path)
+            self._files = SourceFiles(source, self.path)
+            kind, whole = _given(self._torch, transformers, source, self.path)
+        self._model = _loaded(transformers, kind, whole, self.path, self._torch.float32)
         self.vocab_size = int(self._model.config.get_text_config().vocab_size)
-        self.has_tokenizer = (self.path / "tokenizer.json").is_file()
+        self.has_tokenizer = FILE in self._files
 
     @property
     def tokenizer(self) -> Tokenizer:
         """The checkpoint's. Raises TokenizerError when it has none."""
-        return Tokenizer(self.path)
+        return Tokenizer(self._files)
 
     def predict(self, ids: Sequence[int]) -> Iterator[F32]:
         """A `Predict`: the logits after each token."""
@@ -59,25 +77,42 @@ class TorchModel:
             yield logits
 
 
-def _loaded(transformers: Any, path: Path, dtype: Any) -> Any:
-    """The model, whole. Raises CheckpointError."""
+def _given(torch: Any, transformers: Any, source: Source, path: Path) -> tuple[Any, dict[str, Any]]:
+    """The class of a model, and what it is made of instead of a directory's files."""
+    try:
+        config = transformers.AutoConfig.for_model(**source.config)
+        kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    except Exception as error:  # as below
+        raise _unread(path, error) from error
+    state = {name: torch.from_numpy(source.read(name)) for name in source.names()}
+    return kind, {"pretrained_model_name_or_path": None, "config": config, "state_dict": state}
+
+
+def _unread(path: Path, error: Exception) -> CheckpointError:
+    reason = " ".join(str(error).split())
+    return CheckpointError(
+        f"transformers cannot load {path}: {reason:.300}", "a checkpoint that it reads"
+    )
+
+
+def _loaded(transformers: Any, kind: Any, whole: Mapping[str, Any], path: Path, dtype: Any) -> Any:
+    """The model, whole. Raises CheckpointError.
+
+    kind: the class. whole: what its from_pretrained is to load.
+    """
     log = transformers.utils.logging
     before = log.get_verbosity()
     log.set_verbosity_error()  # of weights that are not read, such as those of token prediction
     log.disable_progress_bar()
     try:
-        model, report = transformers.AutoModelForCausalLM.from_pretrained(
-            path,
+        model, report = kind.from_pretrained(
+            **whole,
             dtype=dtype,
             local_files_only=True,
-            trust_remote_code=False,
             output_loading_info=True,
         )
     except Exception as error:  # of a library that raises all kinds of them
-        reason = " ".join(str(error).split())
-        raise CheckpointError(
-            f"transformers cannot load {path}: {reason:.300}", "a checkpoint that it reads"
-        ) from error
+        raise _unread(path, error) from error
     finally:
         log.set_verbosity(before)
     missing = sorted(report["missing_keys"])
@@ -98,11 +133,11 @@ def _library(name: str) -> Any:
         ) from None
 
 
-def _directory(name: str | os.PathLike[str]) -> Path:
-    """Raises CheckpointError unless it is a checkpoint's directory."""
+def _checkpoint(name: str | os.PathLike[str]) -> Path:
+    """Raises CheckpointError unless it is a checkpoint."""
     here = os.path.lexists(name)
     path = bundled_checkpoint() if name == NAME and not here else fetched(name)
-    if not (path / "config.json").is_file():
+    if path.is_dir() and not (path / "config.json").is_file() and not models_in(path):
         raise CheckpointError(
             f"{path} has no config.json", "a checkpoint's directory, as transformers reads it"
         )

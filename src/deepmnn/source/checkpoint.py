@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from deepmnn.errors import UnsupportedModelError
+from deepmnn.errors import CheckpointError, UnsupportedModelError
 from deepmnn.formats import Codes, KeptCodes
 from deepmnn.graph.weights import F32
 from deepmnn.source.codecs import codec_of
@@ -26,7 +26,8 @@ class Checkpoint(Source):
         files: what side_files gives.
         store: the raw tensors; a codec makes the model's tensors of those that belong together.
 
-    Raises UnsupportedModelError when the weights are quantised in a way that no codec reads.
+    Raises UnsupportedModelError when the weights are quantised in a way that no codec reads,
+    CheckpointError when one is stored plainly, too.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Checkpoint(Source):
         self._parts = {} if self._codec is None else self._codec.parts()
         belonging = {part for parts in self._parts.values() for part in parts}
         plain = [name for name in store.names() if name not in belonging]
+        self._check_once(plain)
         self._names = dict.fromkeys([*plain, *self._parts])
 
     def names(self) -> list[str]:
@@ -109,6 +111,18 @@ class Checkpoint(Source):
     def left_out(self) -> list[str]:
         """Adapters beside the weights: they change the model that they are merged into."""
         return [name for name in adapters(self.path) if not name.endswith(".json")]
+
+    def _check_once(self, plain: list[str]) -> None:
+        """Raises CheckpointError when a tensor is stored plainly and coded: numbers of which none
+        says which of them count.
+        """
+        if both := next((name for name in plain if name in self._parts), None):
+            raise CheckpointError(
+                f"{self.path} holds the weight {both!r:.200} twice: plainly, and coded in "
+                f"{', '.join(self._parts[both]):.200}",
+                "one of the two",
+                "Take those out that are not meant, or convert from the original checkpoint.",
+            )
 
     def _check_numbers(self, name: str) -> None:
         dtype = self._store.dtype(name)

@@ -44,7 +44,7 @@ class Tokenizer:
             raise TokenizerError(
                 f"{self.directory} has no {FILE}",
                 "the tokenizer the model was trained with",
-                "Copy it into the model directory, or work with token ids.",
+                "Convert again from a checkpoint with that file, or work with token ids.",
             )
         path = self.directory / FILE
         self._spec = parse_object(text.encode(), str(path), TokenizerError)

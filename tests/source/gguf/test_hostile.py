@@ -60,7 +60,18 @@ DAMAGED: dict[str, tuple[bytes, str]] = {
     "a long key": (file_of([text("k" * 2000)]), "a key has 2000 bytes; expected at most 1024"),
     "a huge text": (file_of([key("k", STRING, struct.pack("<Q", HUGE))]), "'k' has 4611"),
     "a text that ends": (file_of([key("k", STRING, struct.pack("<Q", 9999))]), "are left"),
-    "no UTF-8": (file_of([key("k", STRING, text(b"\xff\xfe"))]), "expected UTF-8"),
+    "no UTF-8": (
+        file_of([key("tokenizer.ggml.model", STRING, text(b"\xff\xfe"))]),
+        "'tokenizer.ggml.model' is .*expected UTF-8",
+    ),
+    "a token in no UTF-8": (
+        file_of([key("tokenizer.k", ARRAY, struct.pack("<IQ", STRING, 1) + text(b"a\xff"))]),
+        "'tokenizer.k' is .*expected UTF-8",
+    ),
+    "a key in no UTF-8": (
+        file_of([text(b"\xff") + struct.pack("<I", U32) + bytes(4)]),
+        "a key is .*expected UTF-8",
+    ),
     "no type": (file_of([key("k", 99, bytes(8))]), "is of type 99"),
     "no bool": (file_of([key("k", BOOL, b"\x05")]), "'k' is 5"),
     "twice a key": (file_of([key("k", U32, bytes(4))] * 2), "'k' appears twice"),
@@ -150,6 +161,30 @@ def sound(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     write_gguf(tiny, path / "a.gguf", tokenizer=keys | {"tokens": ["a", "b", "ab", "<|end|>"]})
     open_source(path / "a.gguf")
     return (path / "a.gguf").read_bytes()
+
+
+def test_texts_that_nothing_reads_may_be_in_any_encoding(tmp_path: Path) -> None:
+    """As in llama.cpp, which reads bytes: a Latin-1 author, in a text or in a list of them."""
+    latin = "Université".encode("latin-1")
+    tags = struct.pack("<IQ", STRING, 2) + text("a") + text(latin)
+    (tmp_path / "file.gguf").write_bytes(
+        file_of(
+            [key("general.organization", STRING, text(latin)), key("general.tags", ARRAY, tags)],
+            [tensor()],
+        )
+    )
+    found = GgufFile(tmp_path / "file.gguf")
+    assert found.metadata["general.organization"] == "Universit\ufffd"
+    assert found.metadata["general.tags"] == ["a", "Universit\ufffd"]
+    assert list(found.tensors) == ["t"]
+
+
+def test_an_architecture_in_no_encoding(tmp_path: Path) -> None:
+    """What is used must be a name that is known."""
+    kind = key("general.architecture", STRING, text(b"llam\xe1"))
+    (tmp_path / "file.gguf").write_bytes(file_of([kind], [tensor()]))
+    with pytest.raises(UnsupportedModelError, match="llam\ufffd"):
+        open_source(tmp_path / "file.gguf")
 
 
 def test_a_file_that_ends_anywhere(tmp_path: Path, sound: bytes) -> None:

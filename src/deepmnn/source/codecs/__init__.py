@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from deepmnn.errors import UnsupportedModelError
+from deepmnn.source.codecs.auto_round import AutoRound
 from deepmnn.source.codecs.awq import Awq
 from deepmnn.source.codecs.bitsandbytes import Bitsandbytes
 from deepmnn.source.codecs.codec import Codec
@@ -22,6 +23,7 @@ from deepmnn.source.store import Store
 CODECS: tuple[type[Codec], ...] = (
     Gptq,
     Awq,
+    AutoRound,
     CompressedTensors,
     Modelopt,
     Bitsandbytes,

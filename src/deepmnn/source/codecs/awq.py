@@ -18,7 +18,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from deepmnn.source.codecs.checks import PACKED, check_part, finite, matrix
+from deepmnn.source.codecs.checks import PACKED, check_part, finite, group_size, groups_of, matrix
 from deepmnn.source.codecs.coded import Coded, MatrixCodec
 from deepmnn.source.codecs.packing import U8, unpack_bits
 from deepmnn.source.codecs.settings import integer, refuse, text
@@ -36,14 +36,14 @@ class Awq(MatrixCodec):
     """AWQ of 4 bits.
 
     Args:
-        group_size: columns that share a scale; None: all of a row.
+        group_sizes: numbers of columns that may share a scale; None: all of a row.
     """
 
     scheme = "awq"
 
-    def __init__(self, store: Store, group_size: int | None) -> None:
+    def __init__(self, store: Store, group_sizes: tuple[int | None, ...]) -> None:
         self._store = store
-        self._group_size = group_size
+        self._group_sizes = group_sizes
         stems = [n.removesuffix(_QWEIGHT) for n in store.names() if n.endswith(_QWEIGHT)]
         self._parts = {
             f"{stem}.weight": tuple(
@@ -68,7 +68,7 @@ class Awq(MatrixCodec):
                 )
         integer(quantization, "bits", (_BITS,))
         size = quantization.get("group_size")
-        return cls(store, None if size in (None, -1) else integer(quantization, "group_size"))
+        return cls(store, (None if size in (None, -1) else integer(quantization, "group_size"),))
 
     def parts(self) -> dict[str, tuple[str, ...]]:
         """Every weight → qweight, qzeros and scales."""
@@ -78,8 +78,8 @@ class Awq(MatrixCodec):
         """[rows, cols], if all parts fit each other. Raises as `read`."""
         store, stem = self._store, name.removesuffix(".weight")
         cols, words = matrix(store, stem + _QWEIGHT, PACKED)
-        groups = -(-cols // (self._group_size or cols))
-        check_part(store, stem + ".qzeros", PACKED, (groups, words))
+        shapes = ((groups_of(cols, size), words) for size in self._group_sizes)
+        groups, _ = check_part(store, stem + ".qzeros", PACKED, *shapes)
         check_part(store, stem + ".scales", FLOATS, (groups, words * 8))
         return words * 8, cols
 
@@ -96,7 +96,7 @@ class Awq(MatrixCodec):
             _BITS,
             lambda: np.ascontiguousarray(_unpacked(self._store.stored(qweight)).T),
             scales.T,
-            self._group_size or cols,
+            group_size(stem + ".scales", cols, len(scales), self._group_sizes),
             zeros=zeros.T.astype(np.float32),
         )
 

@@ -61,6 +61,28 @@ def matrix(store: Store, name: str, dtypes: Collection[str]) -> tuple[int, int]:
     return shape[0], shape[1]
 
 
+def groups_of(cols: int, size: int | None) -> int:
+    """Groups of a row; None: the row is one."""
+    return -(-cols // (size or cols))
+
+
+def group_size(name: str, cols: int, groups: int, sizes: Collection[int | None]) -> int:
+    """The columns that share a scale: the one size of those named that makes so many groups.
+
+    Raises UnsupportedModelError when two do.
+    """
+    fitting = {min(size or cols, cols) for size in sizes if groups_of(cols, size) == groups}
+    if len(fitting) != 1:
+        raise UnsupportedModelError(
+            f"tensor {name!r:.200} has {groups} groups in {cols} columns, of "
+            + (" or ".join(map(str, sorted(fitting))) or "no known number")
+            + " columns each",
+            "one group size that fits",
+            ORIGINAL,
+        )
+    return fitting.pop()
+
+
 def vector(store: Store, name: str, dtypes: Collection[str]) -> int:
     """The length of a tensor of one dimension, not 0. Raises as `matrix`."""
     check_dtype(store, name, dtypes)

@@ -14,8 +14,8 @@ In the format "gptq" (v1) a zero point is stored as one less, in "gptq_v2" as it
 0. GPTQModel subtracts from the whole packed word and adds to it again, which restores even that;
 other readers add to each code, and take the same bits for another number.
 
-What bits and groups a layer has is read off its tensors, so that GPTQModel's `dynamic` rules, which
-give some layers others, need no matching of names.
+What bits and groups a layer has is read off its tensors, so that rules of config.json which give
+some layers others need no matching of names.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from deepmnn.source.codecs.checks import (
     check_part,
     finite,
     group_order,
+    group_size,
+    groups_of,
     matrix,
     vector,
 )
@@ -67,8 +69,9 @@ class Gptq(MatrixCodec):
 
     Args:
         bits: those that layers may have.
-        group_size: columns that share a scale, None: all of a row; where `ruled` is False.
-        ruled: `dynamic` rules give some layers other bits and groups.
+        group_sizes: numbers of columns that may share a scale, None: all of a row; where `ruled` is
+            False.
+        ruled: `dynamic` rules give some layers other bits and groups; all have a g_idx.
         ordered: columns of a group are neighbours, so g_idx may be missing.
         v2: zero points are stored as they are.
         whole_words: v1's zero points were subtracted from as words.
@@ -80,7 +83,7 @@ class Gptq(MatrixCodec):
         self,
         store: Store,
         bits: tuple[int, ...],
-        group_size: int | None,
+        group_sizes: tuple[int | None, ...],
         ruled: bool = False,
         ordered: bool = True,
         v2: bool = False,
@@ -88,7 +91,7 @@ class Gptq(MatrixCodec):
     ) -> None:
         self._store = store
         self._bits = bits
-        self._group_size = group_size
+        self._group_sizes = group_sizes
         self._ruled = ruled
         self._ordered = ordered
         self._v2 = v2
@@ -120,7 +123,7 @@ class Gptq(MatrixCodec):
         return cls(
             store,
             (own, *_bits_of(rules)),
-            None if size in (None, -1) else integer(quantization, "group_size"),
+            (None if size in (None, -1) else integer(quantization, "group_size"),),
             ruled=bool(rules),
             ordered=quantization.get("desc_act") is not True,
             v2=name == "gptq_v2",
@@ -143,16 +146,18 @@ class Gptq(MatrixCodec):
         stem, sizes = name.removesuffix(".weight"), self._sizes(name)
         scales = finite(stem + ".scales", self._store.read(stem + ".scales"))
         qweight = stem + _QWEIGHT
-        order, group_size = None, self._group_size or sizes.cols
         if stem + ".g_idx" in self._store:
             g_idx = self._store.stored(stem + ".g_idx")
-            order, group_size = group_order(stem + ".g_idx", g_idx, sizes.groups)
+            order, columns = group_order(stem + ".g_idx", g_idx, sizes.groups)
+        else:
+            order = None
+            columns = group_size(stem + ".scales", sizes.cols, sizes.groups, self._group_sizes)
         return Coded(
             (sizes.rows, sizes.cols),
             sizes.bits,
             lambda: unpack_bits(self._store.stored(qweight).T, sizes.bits, sizes.cols),
             scales.T,
-            group_size,
+            columns,
             zeros=self._zeros(stem, sizes).T,
             order=order,
         )
@@ -185,6 +190,9 @@ class Gptq(MatrixCodec):
         if stem + ".g_idx" in store or self._ruled or not self._ordered:
             cols = vector(store, stem + ".g_idx", ("I32", "I64"))
             bits = words * 32 // cols
+        elif len(set(self._bits)) > 1:
+            bits = max(1, matrix(store, stem + ".qzeros", PACKED)[1] * 32 // rows)
+            cols = words * 32 // bits
         if bits not in self._bits or bits * cols != words * 32:
             expected = " or ".join(map(str, dict.fromkeys(self._bits)))
             raise UnsupportedModelError(
@@ -192,10 +200,11 @@ class Gptq(MatrixCodec):
                 f"codes of {expected} bits, as config.json says",
                 RE_DOWNLOAD,
             )
+        allowed = {min(groups, cols)}
         if not self._ruled:
-            groups = -(-cols // (self._group_size or cols))
-        groups = min(groups, cols)
-        check_part(store, stem + ".scales", FLOATS, (groups, rows))
+            allowed = {groups_of(cols, size) for size in self._group_sizes}
+        shapes = ((number, rows) for number in sorted(allowed))
+        groups, _ = check_part(store, stem + ".scales", FLOATS, *shapes)
         check_part(store, stem + ".qzeros", PACKED, (groups, -(-rows * bits // 32)))
         return _Sizes(rows, cols, groups, bits)
 

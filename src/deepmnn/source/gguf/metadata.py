@@ -87,8 +87,8 @@ class Cursor:
             )
         return found
 
-    def string(self, what: str, most: int = MAX_STRING) -> str:
-        """A text in UTF-8."""
+    def string(self, what: str, most: int = MAX_STRING, strict: bool = True) -> str:
+        """A text in UTF-8; not strict: what is none becomes U+FFFD."""
         length = self.integer(8, what)
         if length > most:
             raise CheckpointError(
@@ -96,20 +96,22 @@ class Cursor:
             )
         data = self.take(length, what)
         try:
-            return data.decode()
+            return data.decode(errors="strict" if strict else "replace")
         except UnicodeDecodeError:
             raise CheckpointError(
                 f"{self.file.path}: {what} is {data[:40]!r}", "UTF-8", RE_DOWNLOAD
             ) from None
 
-    def value(self, what: str) -> Any:
+    def value(self, what: str, strict: bool = True) -> Any:
         """A number, a text, or an array of either: numbers as numpy's, texts as a list.
+
+        strict: texts must be UTF-8.
 
         A float32 is the shortest decimal that rounds to it: 1e-06 for what was written as that.
         """
         kind = self.integer(4, f"the type of {what}")
         if kind != _ARRAY:
-            return self._single(kind, what)
+            return self._single(kind, what, strict)
         kind = self.integer(4, f"the type of the elements of {what}")
         if kind == _ARRAY:
             raise CheckpointError(
@@ -120,12 +122,12 @@ class Cursor:
         if kind == _STRING:
             count = self.count(8, MAX_STRINGS - self._strings, f"the size of {what}")
             self._strings += count
-            return self._strings_of(count, what)
+            return self._strings_of(count, what, strict)
         dtype = np.dtype("u1") if kind == _BOOL else self._number(kind, what)
         count = self.count(dtype.itemsize, self.file.size, f"the size of {what}")
         return np.frombuffer(self.take(count * dtype.itemsize, what), dtype)
 
-    def _strings_of(self, count: int, what: str) -> list[str]:
+    def _strings_of(self, count: int, what: str, strict: bool) -> list[str]:
         """So many texts: as `string`, which hundreds of thousands would take seconds for."""
         found = []
         for _ in range(count):
@@ -137,12 +139,12 @@ class Cursor:
                     found.append(data.decode("ascii"))
                     self.position = self._begin + end
                     continue
-            found.append(self.string(what))
+            found.append(self.string(what, strict=strict))
         return found
 
-    def _single(self, kind: int, what: str) -> Any:
+    def _single(self, kind: int, what: str, strict: bool) -> Any:
         if kind == _STRING:
-            return self.string(what)
+            return self.string(what, strict=strict)
         if kind == _BOOL:
             found = self.integer(1, what)
             if found > 1:
