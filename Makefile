@@ -8,7 +8,7 @@ NATIVE := CMakeLists.txt pyproject.toml $(shell find native -type f 2>/dev/null)
 CXX_FILES = $(shell git ls-files '*.cc' '*.cpp' '*.h' '*.hpp')
 CODE := src tests tools bench
 
-.PHONY: demo test test-all test-asan test-tsan lint format bench bench-peers clean
+.PHONY: demo test test-all test-asan test-tsan fuzz lint format bench bench-peers clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/deepmnn demo
@@ -25,6 +25,10 @@ test-asan: $(VENV)/.test
 
 test-tsan: $(VENV)/.test
 	tools/test_sanitized.sh thread $(PY)
+
+# TARGET: a reader, or core or program; ARGS: flags, as tests/fuzz/__main__.py explains them.
+fuzz: $(VENV)/.test
+	cd tests && ../$(PY) -m fuzz $(TARGET) $(ARGS)
 
 lint: $(VENV)/.lint
 	$(VENV)/bin/ruff check $(CODE)
@@ -62,7 +66,7 @@ $(VENV)/.test: $(VENV)/.installed
 	@$(SAY) "Installing PyTorch, which the tests compare with (a large download)" -- \
 		$(PIP) torch==2.13.0
 	@$(SAY) "Installing MNN, transformers, gguf and pytest, and compiling what has changed" -- \
-		$(PIP) -v --no-build-isolation --editable ".[mnn,torch,gguf,test]"
+		$(PIP) -v --no-build-isolation --editable ".[mnn,torch,gguf,test,fuzz]"
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.installed

@@ -18,6 +18,7 @@ constexpr int64_t kAlign = 64;
 constexpr size_t kMaxNbytes = size_t{32} << 20;
 constexpr uint32_t kMaxText = 4096;  // bytes
 constexpr size_t kMaxDims = 8;
+constexpr size_t kMaxShards = 1 << 14;
 constexpr size_t kMaxOutputs = 256;
 constexpr size_t kMaxInstructions = size_t{1} << 18;
 
@@ -128,7 +129,9 @@ void read_header(Reader& in, Program& program) {
 }
 
 void read_shards(Reader& in, Program& program) {
-  program.shards.resize(in.count(4, "shards"));
+  const uint32_t shards = in.count(4, "shards");
+  require_most(shards, kMaxShards, "shards");
+  program.shards.resize(shards);
   for (std::string& shard : program.shards) {
     shard = in.str("shard name");
     const bool plain = !shard.empty() && shard != "." && shard != ".." &&

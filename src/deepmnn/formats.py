@@ -325,7 +325,8 @@ class KeptCodes:
         """From codes [rows, columns], padded here. Fields without content may be left out."""
         rows, columns = codes.shape
         pad = named(format).stored_cols(columns) - columns
-        padded = np.pad(codes.astype(np.uint8, copy=False), ((0, 0), (0, pad)))
+        given_codes = codes.astype(np.uint8, copy=False)
+        padded = np.pad(given_codes, ((0, 0), (0, pad))) if pad else given_codes
         none = np.zeros((rows, 0), np.uint8)
         given = none.astype(np.float16) if factors is None else factors.astype(np.float16)
         return cls(format, padded, scales, none if shifts is None else shifts, given)

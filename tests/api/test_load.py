@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import re
+import shutil
 import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,9 @@ from typing import Any
 import pytest
 
 import deepmnn
+from artifact.test_artifact import reseal
 from deepmnn import LLM, LoadOptions, SamplingParams
+from deepmnn.backends.cpu.program import encode, read_program
 from deepmnn.errors import (
     ArtifactError,
     CheckpointError,
@@ -33,6 +36,17 @@ def test_the_engine_is_made_once_however_many_threads_ask_first(artifact: Path) 
 
     with ThreadPoolExecutor(8) as pool:
         assert len(set(pool.map(first, range(8)))) == 1
+
+
+def test_files_that_the_manifest_does_not_list_are_not_read(artifact: Path, tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    shutil.copytree(artifact, path)
+    program = read_program((path / "program.bin").read_bytes())
+    (path / "other").write_bytes((path / program.shards[0]).read_bytes())
+    (path / "program.bin").write_bytes(encode(dataclasses.replace(program, shards=("other",))))
+    reseal(path)
+    with pytest.raises(ArtifactError, match=r"maps 'other'; expected model-.* as deepmnn.json"):
+        deepmnn.load(path)
 
 
 def test_a_dropped_model_is_collected(artifact: Path) -> None:

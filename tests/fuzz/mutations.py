@@ -42,6 +42,8 @@ WRONG: tuple[Any, ...] = (
 def mutate_bytes(rng: np.random.Generator, data: bytes) -> bytes:
     """One random damage to bytes: cut, flip, overwrite, insert, delete, splice, giant lengths."""
     size = len(data)
+    if not size:
+        return rng.bytes(int(rng.integers(100)))
     at = int(rng.integers(size + 1))
     end = min(size, at + int(rng.integers(1, 64)))
     kind = int(rng.integers(8))

@@ -149,11 +149,12 @@ def encoded(program: Program) -> bytes:
     """Beyond what `encode` writes, too."""
     from deepmnn.backends.cpu import program as module
 
-    most, module.MAX_NBYTES = module.MAX_NBYTES, 1 << 62
+    most = module.MAX_NBYTES, module.MAX_SHARDS
+    module.MAX_NBYTES = module.MAX_SHARDS = 1 << 62
     try:
         return encode(program)
     finally:
-        module.MAX_NBYTES = most
+        module.MAX_NBYTES, module.MAX_SHARDS = most
 
 
 def step(model: _core.Model) -> None:

@@ -30,7 +30,7 @@ SAID = {
     "names": "refused 0",
     "caches": "refused 1",
     "dims": "refused refused",
-    "shards": "refused 0",
+    "shards": "refused refused",
     "weights": "loaded 0",
     "long text": "refused refused",
     "attributes": "loaded 1",

@@ -60,3 +60,13 @@ def test_errors_name_it(model: Path, tmp_path: Path, name: bytes, way: str) -> N
     message = str(raised.value)
     assert (str(shard) if way != "cut" else shard.name) in message
     assert message.encode("utf-8", "surrogateescape")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["program.bin", "model-00001-of-00001.safetensors"])
+def test_a_fifo_is_refused_and_not_waited_for(model: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(model, tmp_path / "model")
+    (tmp_path / "model" / name).unlink()
+    os.mkfifo(tmp_path / "model" / name)
+    with pytest.raises(ArtifactError, match="not a regular file"):
+        _core.Model(tmp_path / "model", 1)

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from deepmnn.errors import ArtifactError, CheckpointError
 from deepmnn.source.entry import DTYPES
 from deepmnn.source.safetensors import read_safetensors
+from source_memory import peak_of
 
 TORCH = {
     "F64": torch.float64,
@@ -175,3 +176,29 @@ def test_unreadable_file(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(CheckpointError, match=r"is a directory|is missing"):
             read_safetensors(path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"a":[' + b"{}," * 1_900_000 + b"{}]}",
+        b'{"__metadata__":{' + b",".join(b'"%x":"%x"' % (i, i) for i in range(400_000)) + b"}}",
+        b"{"
+        + b",".join(
+            b'"%x":%b' % (i, json.dumps(entry("U8", [0], [0, 0])).encode()) for i in range(200_000)
+        )
+        + b"}",
+        b'{"a":"' + "\U0001f40b".encode() + b"a" * 40_000_000 + b'"}',
+    ],
+    ids=["objects", "texts", "tensors", "letters"],
+)
+def test_a_header_that_would_fill_the_memory(tmp_path: Path, header: bytes) -> None:
+    """Values take more memory than they are written with; numbers of tensors would pay for them."""
+    path = write(tmp_path / "a.safetensors", header)
+
+    def read() -> None:
+        with pytest.raises(CheckpointError, match="bytes of memory; expected at most"):
+            read_safetensors(path)
+
+    _, peak = peak_of(read)
+    assert peak < (64 << 20) + 4 * len(header)

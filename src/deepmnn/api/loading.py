@@ -187,6 +187,7 @@ def _open_converted(
 
     artifact = Artifact.open(path)
     if backend == "cpu":
+        artifact.check_program()
         from deepmnn.backends.cpu.backend import CpuBackend
 
         threads, isa = options.threads or 0, options.isa or ""

@@ -20,6 +20,8 @@ from deepmnn.artifact.manifest import (
     AGAIN,
     CONFIG,
     GRAPH,
+    MANIFEST,
+    PROGRAM,
     VERIFY_ALWAYS_BYTES,
     Manifest,
     ShardRecord,
@@ -27,11 +29,12 @@ from deepmnn.artifact.manifest import (
     check_size,
     read_manifest,
 )
-from deepmnn.errors import ArtifactError, RequestError
+from deepmnn.backends.cpu.program import read_shards
+from deepmnn.errors import ArtifactError, RequestError, shown
 from deepmnn.formats import ALIGNMENT, U8
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.serialize import from_json
-from deepmnn.source.json_file import read_object
+from deepmnn.source.json_file import read_object, read_small
 from deepmnn.source.safetensors import SafetensorsFile
 from deepmnn.text.text_files import TextFiles
 
@@ -106,6 +109,20 @@ class Artifact:
             self._check_weights(graph)
             self._graph = graph
         return self._graph
+
+    def check_program(self) -> None:
+        """Raises ArtifactError unless program.bin maps the weight files that the manifest lists,
+        and no others: the core reads what it names.
+        """
+        path = self.path / PROGRAM
+        named = list(read_shards(read_small(path, ArtifactError)))
+        listed = [record["file"] for record in self.manifest["shards"]]
+        if named != listed:
+            raise ArtifactError(
+                f"{path} maps {', '.join(map(shown, named)):.200}",
+                f"{', '.join(listed):.200}, as {MANIFEST} lists",
+                AGAIN,
+            )
 
     def _check_weights(self, graph: Graph) -> None:
         for weight in graph.weights.values():

@@ -45,6 +45,14 @@ _QUAD = 4
 
 _QUADS = PART_COLS // _QUAD
 
+_WORD = np.dtype("<u4")
+"""The codes of a quad, a byte each."""
+
+_EVERY_BYTE = 0x01010101
+
+_PIECE = 1 << 18
+"""About as many bytes are packed at a time: they stay in cache."""
+
 
 @dataclass(frozen=True)
 class Panels:
@@ -70,8 +78,9 @@ def pack(codes: Codes | KeptCodes) -> U8:
         code_of[np.array(format.levels, np.int8).view(np.uint8)] = np.arange(len(format.levels))
         stored = code_of[_whole_blocks(codes.levels).view(np.uint8)]
     blocks, columns = len(stored) // BLOCK_ROWS, stored.shape[1]
-    parts = stored.reshape(blocks, BLOCK_ROWS, columns // PART_COLS, _QUADS, _QUAD)
-    packed = _to_planes(parts.transpose(0, 2, 3, 1, 4), format)  # [blocks, parts, bytes]
+    quads = np.ascontiguousarray(stored).view(_WORD)
+    parts = quads.reshape(blocks, BLOCK_ROWS, columns // PART_COLS, _QUADS)
+    packed = _to_planes(parts.transpose(0, 2, 3, 1), format)  # [blocks, parts, bytes]
     out = np.zeros(format.nbytes(*stored.shape), np.uint8)
     used = blocks * format.block_nbytes(columns)
     part = panel = 0
@@ -211,17 +220,25 @@ def _by_block(matrix: NDArray[_T]) -> NDArray[_T]:
     return _whole_blocks(matrix).reshape(-1, BLOCK_ROWS, matrix.shape[1]).swapaxes(1, 2)
 
 
-def _to_planes(codes: U8, format: Format) -> U8:
-    """Unsigned codes [..., quads, 16, 4] of parts → their bytes [..., n], plane after plane."""
-    planes = []
-    for bits, shift in format.planes():
-        shared = 8 // bits  # quads of a byte, the first in its lowest bits
-        ours = codes >> np.uint8(shift) & np.uint8((1 << bits) - 1)
-        plane = ours[..., ::shared, :, :].copy()
-        for index in range(1, shared):
-            plane |= ours[..., index::shared, :, :] << np.uint8(index * bits)
-        planes.append(plane.reshape(*codes.shape[:-3], -1))
-    return np.concatenate(planes, axis=-1)
+def _to_planes(quads: NDArray[np.uint32], format: Format) -> U8:
+    """Quads of unsigned codes, a byte each, [blocks, parts, quads, 16] → their bytes [blocks,
+    parts, n], plane after plane.
+    """
+    out = np.empty((*quads.shape[:2], PART_COLS * BLOCK_ROWS * format.bits // 8), np.uint8)
+    words = out.view(_WORD)
+    step = max(1, _PIECE // max(1, out[:1].size))
+    for first in range(0, len(quads), step):
+        piece, begin = np.ascontiguousarray(quads[first : first + step]), 0
+        for bits, shift in format.planes():
+            shared = 8 // bits  # quads of a byte, the first in its lowest bits
+            ours = piece >> _WORD.type(shift) & _WORD.type(_EVERY_BYTE * ((1 << bits) - 1))
+            plane = ours[:, :, ::shared].copy()
+            for index in range(1, shared):
+                plane |= ours[:, :, index::shared] << _WORD.type(index * bits)
+            end = begin + _QUADS // shared * BLOCK_ROWS
+            words[first : first + step, :, begin:end] = plane.reshape(*plane.shape[:2], -1)
+            begin = end
+    return out
 
 
 def _from_planes(parts: U8, format: Format) -> U8:
@@ -240,5 +257,6 @@ def _from_planes(parts: U8, format: Format) -> U8:
 
 
 def _whole_blocks(matrix: NDArray[_T]) -> NDArray[_T]:
-    """Zero rows appended."""
-    return np.pad(matrix, ((0, -len(matrix) % BLOCK_ROWS), (0, 0)))
+    """Zero rows appended, where some are missing."""
+    missing = -len(matrix) % BLOCK_ROWS
+    return np.pad(matrix, ((0, missing), (0, 0))) if missing else matrix

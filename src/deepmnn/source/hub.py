@@ -60,6 +60,8 @@ class HubName:
         match = re.fullmatch(r"(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?", name, re.ASCII)
         if match is None or match[1].endswith(_PATH_ENDINGS):
             return None
+        if match[2] is not None and not all(map(is_plain_name, match[2].split("/"))):
+            return None  # the hub's library makes a path of it
         if ":" not in text:
             return cls(match[1], match[2])
         if file.endswith(SUFFIX) and all(map(is_plain_name, file.split("/"))):

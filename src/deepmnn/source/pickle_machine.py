@@ -3,13 +3,14 @@
 A pickle is a program for a stack machine that may ask for anything: any function, any object, any
 amount of memory. This machine makes dicts with names, tuples, texts and small integers. Every other
 value is a Foreign, which has a kind and no content; what a class or function would make is up to
-`call`. No value is ever compared, hashed or printed, so nothing recurses, and memory stays a small
-multiple of the pickle's bytes. The opcodes are documented in pickletools of Python's library; these
-are the ones of protocols 2 to 5.
+`call`. No value is ever compared, hashed or printed, so nothing recurses. Memory stays within
+_SPARE_NBYTES and _TIMES the pickle's bytes, time within _MAX_OPERATIONS. The opcodes are documented
+in pickletools of Python's library; these are the ones of protocols 2 to 5.
 """
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,8 +22,18 @@ _MAX_MARKS = 1000
 _LONGEST_NAME = 1000
 """Characters of a module and a name in it."""
 
-_LENDING = 10_000
-"""So many objects may be made before the pickle must be long enough for more."""
+_MAX_HEIGHT = 1 << 20
+"""Values on the stack; Python's pickler puts a thousand items at a time into a list or dict."""
+
+_MAX_OPERATIONS = 1 << 23
+"""Several seconds of them. A tensor of a state dict takes some 35."""
+
+_SPARE_NBYTES, _TIMES = 56 << 20, 3
+"""Memory that values may take: so many bytes, and so many times those of the pickle. A tensor of a
+state dict takes 140 bytes of a pickle and a thousand in memory, so there may be 100,000."""
+
+_OBJECT_NBYTES, _ITEM_NBYTES, _SLOT_NBYTES = 80, 100, 8
+"""What an object, an item of a dict, and a place in a tuple or in the memo take."""
 
 
 class DamagedPickleError(ValueError):
@@ -63,10 +74,9 @@ class PickleMachine(ABC):
         self._stack: list[Any] = []
         self._marks: list[int] = []
         self._memo: list[Any] = []
-        self._left = _LENDING + len(data) // 4
+        self._left = _SPARE_NBYTES + _TIMES * len(data)
         try:
-            while (opcode := self._take(1)) != b".":
-                _OPERATIONS[opcode](self)
+            self._run()
             self.value = self._stack.pop()
         except (LookupError, TypeError, ValueError):
             raise DamagedPickleError(f"before byte {self._at}") from None
@@ -80,6 +90,14 @@ class PickleMachine(ABC):
         """What stands for an object that the pickle refers to, and does not hold."""
 
     # ---------------------------------------------------------------------------- the program
+
+    def _run(self) -> None:
+        for _ in range(_MAX_OPERATIONS):
+            opcode = self._take(1)
+            if opcode == b".":
+                return
+            _OPERATIONS[opcode](self)
+        raise DamagedPickleError
 
     def _take(self, nbytes: int) -> bytes:
         begin, self._at = self._at, self._at + nbytes
@@ -102,22 +120,37 @@ class PickleMachine(ABC):
 
     def push(self, value: object) -> None:
         """A value that takes no memory of its own."""
-        self._stack.append(value)
-
-    def push_new(self, value: object) -> None:
-        """One that does: some bytes of the pickle must have paid for it."""
-        self._left -= 1
-        if self._left < 0:
+        if len(self._stack) == _MAX_HEIGHT:
             raise DamagedPickleError
         self._stack.append(value)
 
+    def push_new(self, value: object, nbytes: int = _OBJECT_NBYTES) -> None:
+        """One that does."""
+        self.charge(nbytes)
+        self.push(value)
+
+    def charge(self, nbytes: int) -> None:
+        """Some memory is taken."""
+        self._left -= nbytes
+        if self._left < 0:
+            raise DamagedPickleError
+
     def push_text(self, nbytes: int) -> None:
         """A string of that many bytes."""
-        self.push(self._take(nbytes).decode("utf-8", "surrogatepass"))
+        text = self._take(nbytes).decode("utf-8", "surrogatepass")
+        self.push_new(text, sys.getsizeof(text))
+
+    def push_integer(self, nbytes: int, signed: bool = False) -> None:
+        """The integer in the next bytes, at most 8."""
+        number = self.number(nbytes, signed)
+        self.push_new(number, sys.getsizeof(number))
 
     def push_long(self, nbytes: int) -> None:
         """An integer of that many bytes; one beyond 64 bits is foreign."""
-        self.push(self.number(nbytes, signed=True) if nbytes <= 8 else self.skip(nbytes, LONG))
+        if nbytes <= 8:
+            self.push_integer(nbytes, signed=True)
+        else:
+            self.push(self.skip(nbytes, LONG))
 
     def skip(self, nbytes: int, value: Foreign) -> Foreign:
         """Bytes that are not read, and what stands for them."""
@@ -148,18 +181,24 @@ class PickleMachine(ABC):
         items = tuple(self.pop() for _ in range(size))
         self.push_new(items[::-1])
 
+    def push_marked_tuple(self) -> None:
+        """A tuple of all values since the last mark."""
+        items = self.pop_mark()
+        self.push_new(tuple(items), _OBJECT_NBYTES + _SLOT_NBYTES * len(items))
+
     def set_items(self, items: list[Any]) -> None:
         """Puts what has a name into the dict on top of the stack; the rest is dropped."""
         target = self._stack[-1]
         for key, value in zip(items[::2], items[1::2], strict=True):
             if isinstance(target, dict) and isinstance(key, str):
+                self.charge(_ITEM_NBYTES)
                 target[key] = value
 
     def put(self, index: int) -> None:
         """Remembers the value on top of the stack."""
-        if index >= len(self._data):
-            raise DamagedPickleError
-        self._memo.extend([OBJECT] * (index + 1 - len(self._memo)))
+        missing = max(0, index + 1 - len(self._memo))
+        self.charge(_SLOT_NBYTES * missing)
+        self._memo.extend([OBJECT] * missing)
         self._memo[index] = self._stack[-1]
 
     def memoize(self) -> None:
@@ -178,7 +217,7 @@ class PickleMachine(ABC):
             raise DamagedPickleError
         found = Global(f"{module}.{name}")
         self.names.add(found.name)
-        self.push_new(found)
+        self.push_new(found, _OBJECT_NBYTES + _ITEM_NBYTES + sys.getsizeof(found.name))
 
     def reduce(self) -> None:
         """Calls a function with a tuple of arguments."""
@@ -241,9 +280,9 @@ _OPERATIONS: dict[bytes, _Operation] = {
     b"N": _pushes(None),
     b"\x88": _pushes(True),
     b"\x89": _pushes(False),
-    b"J": lambda m: m.push(m.number(4, signed=True)),
+    b"J": lambda m: m.push_integer(4, signed=True),
     b"K": lambda m: m.push(m.number(1)),
-    b"M": lambda m: m.push(m.number(2)),
+    b"M": lambda m: m.push_integer(2),
     b"\x8a": lambda m: m.push_long(m.number(1)),
     b"\x8b": lambda m: m.push_long(m.number(4)),
     b"G": lambda m: m.push(m.skip(8, FLOAT)),
@@ -257,7 +296,7 @@ _OPERATIONS: dict[bytes, _Operation] = {
     b"\x8e": _skips(8, BYTES),
     b"\x96": _skips(8, BYTES),  # BYTEARRAY8
     b")": _pushes(()),
-    b"t": lambda m: m.push_new(tuple(m.pop_mark())),
+    b"t": PickleMachine.push_marked_tuple,
     b"\x85": lambda m: m.push_tuple(1),
     b"\x86": lambda m: m.push_tuple(2),
     b"\x87": lambda m: m.push_tuple(3),

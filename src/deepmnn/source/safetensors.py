@@ -17,6 +17,14 @@ from deepmnn.source.regular_file import RE_DOWNLOAD, RegularFile
 
 MAX_DIMS = 8
 
+_SPARE_NBYTES, _TIMES = 64 << 20, 4
+"""Memory that reading a header may take: so many bytes, and so many times those of the file."""
+
+_MARK_NBYTES, _LETTER_NBYTES, _WIDE_NBYTES = 120, 3, 6
+"""What is taken for each comma, colon and bracket; for each byte of a header in ASCII; and for each
+byte of another, of which one letter may make Python take four bytes for all.
+"""
+
 
 class SafetensorsFile:
     """One .safetensors file: its tensors by name. Nothing stays in memory but the header.
@@ -41,6 +49,7 @@ def read_safetensors(path: Path, error: type[DeepmnnError] = CheckpointError) ->
 def parse_header(data: bytes, file: RegularFile) -> dict[str, Entry]:
     """Checks a JSON header against the bytes that follow it. Raises the file's error."""
     what, error = file.path, file.error
+    _check_memory(data, file)
     header = parse_object(data, f"the header of {what}", error)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
@@ -64,6 +73,19 @@ def parse_header(data: bytes, file: RegularFile) -> dict[str, Entry]:
             RE_DOWNLOAD,
         )
     return entries
+
+
+def _check_memory(data: bytes, file: RegularFile) -> None:
+    """A header without the numbers that it promises is refused before it fills the memory."""
+    marks = sum(data.count(mark) for mark in (b",", b":", b"[", b"{"))
+    letter = _LETTER_NBYTES if data.isascii() else _WIDE_NBYTES
+    needed, room = marks * _MARK_NBYTES + len(data) * letter, _SPARE_NBYTES + _TIMES * file.size
+    if needed > room:
+        raise file.error(
+            f"the header of {file.path} would take {needed:,} bytes of memory",
+            f"at most {room:,} for a file of {file.size:,} bytes",
+            RE_DOWNLOAD,
+        )
 
 
 def _header_length(file: RegularFile) -> int:

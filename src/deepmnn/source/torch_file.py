@@ -24,8 +24,8 @@ WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
 MAX_PICKLE_BYTES = 1 << 26
 """The names and shapes of a hundred thousand tensors take 20 MB."""
 
-MAX_REPEATED = 1 << 24
-"""Elements that a tensor may have beyond those stored (torch's expand repeats with stride 0)."""
+MAX_REPEATED = 1 << 22
+"""Elements of a tensor that repeats what is stored (torch's expand, with stride 0)."""
 
 _SAVE_STATE_DICT = (
     "Where its code is installed, save the weights alone: torch.save(model.state_dict(), PATH)"

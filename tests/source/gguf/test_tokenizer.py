@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from deepmnn.errors import CheckpointError, TokenizerError
 from deepmnn.source.gguf.file import GgufFile
 from deepmnn.source.gguf.pre_tokenizers import PRE_TOKENIZERS
-from deepmnn.source.gguf.tokenizer import tokenizer_files
+from deepmnn.source.gguf.tokenizer import NO_MERGE, tokenizer_files
 from deepmnn.text import tokenizer as text
 from deepmnn.text.answer_end import end_ids
 from deepmnn.text.generation_config import GenerationConfig
@@ -125,6 +125,14 @@ def test_all_tokens_that_end_an_answer(tmp_path: Path) -> None:
             (tmp_path / name).write_bytes(data)
         generation = GenerationConfig.read(tmp_path, {})
         assert end_ids(text.Tokenizer(tmp_path), generation) == set(want)
+
+
+def test_no_merges_where_one_stands_for_none(tmp_path: Path) -> None:
+    """llama.cpp wants one, and our exporter writes it."""
+    keys = {"model": "gpt2", "pre": "gpt-2", "tokens": ["a", "b"], "merges": [NO_MERGE]}
+    write_vocabulary(tmp_path / "a.gguf", keys)
+    files = tokenizer_files(GgufFile(tmp_path / "a.gguf").metadata, "it")
+    assert as_json(files["tokenizer.json"])["model"]["merges"] == []
 
 
 @pytest.mark.parametrize(

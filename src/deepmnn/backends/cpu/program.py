@@ -27,6 +27,7 @@ READINGS: tuple[str, ...] = get_args(Reading)
 MAX_NBYTES = 32 << 20
 MAX_TEXT = 4096
 MAX_DIMS = 8
+MAX_SHARDS = 1 << 14
 MAX_OUTPUTS = 256
 MAX_INSTRUCTIONS = 1 << 18
 MAX_EXTENT = 1 << 31
@@ -99,6 +100,7 @@ class Program:
 def encode(program: Program) -> bytes:
     """The bytes of program.bin. Raises ConfigError for more than a reader takes."""
     _check_most(len(program.instructions), MAX_INSTRUCTIONS, "operations", ConfigError)
+    _check_most(len(program.shards), MAX_SHARDS, "weight files", ConfigError)
     parts = [MAGIC, _u32(VERSION), _str(program.name)]
     parts.append(_list(program.shards, _str))
     parts.append(_list(program.weights, _weight))
@@ -240,14 +242,8 @@ def read_program(data: bytes) -> Program:
 
     Takes time and memory in proportion to the bytes, whatever they claim.
     """
-    _check_most(len(data), MAX_NBYTES, "bytes of program.bin", ArtifactError)
     reader = _Reader(data)
-    if reader.take(len(MAGIC), "the magic") != MAGIC:
-        raise _damaged("not a deepmnn program")
-    version = reader.u32()
-    if version != VERSION:
-        raise _damaged(f"format version {version}, this deepmnn reads {VERSION}")
-    name, shards = reader.text(), reader.items(reader.text, 4)
+    name, shards = _read_head(reader)
     weights = reader.items(lambda: _read_weight(reader, shards), 41)
     width = partial(reader.number, "I", "a cache's width", 1, MAX_EXTENT)
     caches = dict(reader.items(lambda: (reader.text(), width()), 8))
@@ -262,6 +258,22 @@ def read_program(data: bytes) -> Program:
     if reader.at != len(data):
         raise _damaged(f"{len(data) - reader.at} bytes follow the last instruction")
     return Program(name, shards, weights, caches, buffers, arenas, inputs, outputs, instructions)
+
+
+def read_shards(data: bytes) -> tuple[str, ...]:
+    """The names of the weight files that a program.bin maps. Raises ArtifactError."""
+    return _read_head(_Reader(data))[1]
+
+
+def _read_head(reader: _Reader) -> tuple[str, tuple[str, ...]]:
+    """The graph's name, and those of the weight files."""
+    _check_most(len(reader.data), MAX_NBYTES, "bytes of program.bin", ArtifactError)
+    if reader.take(len(MAGIC), "the magic") != MAGIC:
+        raise _damaged("not a deepmnn program")
+    version = reader.u32()
+    if version != VERSION:
+        raise _damaged(f"format version {version}, this deepmnn reads {VERSION}")
+    return reader.text(), reader.items(reader.text, 4, MAX_SHARDS)
 
 
 def _read_weight(reader: _Reader, shards: tuple[str, ...]) -> ProgramWeight:

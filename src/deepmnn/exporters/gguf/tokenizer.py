@@ -26,6 +26,7 @@ from deepmnn.source.gguf.names import (
     UNUSED,
     USER_DEFINED,
 )
+from deepmnn.source.gguf.tokenizer import NO_MERGE
 from deepmnn.text.tokenizer import Tokenizer
 
 _LOOKS_SPECIAL = re.compile(r"<\|.*\|>|<｜.*｜>|<pad>|<mask>", re.DOTALL)
@@ -120,8 +121,8 @@ def _byte_level(
         )
     tokens, types = _tokens(tokenizer, vocab_size)
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    if not merges:  # llama.cpp wants one: no piece has two characters before there is a merge
-        merges = ["-- --"]
+    if not merges:
+        merges = [NO_MERGE]
     made.fields |= {
         "ggml.model": "gpt2",
         "ggml.pre": pre,

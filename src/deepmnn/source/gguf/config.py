@@ -173,11 +173,13 @@ def _common(keys: Keys) -> Fields:
     vocab_size = keys.tensor("token_embd.weight").shape[0]
     sizes = {field: keys.integer(field) for field in SIZES}
     heads = sizes["num_attention_heads"]
-    if heads < 1:
-        raise CheckpointError(f"{keys.path} has {heads} attention heads", "one or more")
+    kv_heads = keys.integer("num_key_value_heads", heads)
+    if min(heads, kv_heads) < 1:
+        found = f"{keys.path} has {heads} attention heads, and {kv_heads} of keys"
+        raise CheckpointError(found, "one or more")
     return sizes | {
         "vocab_size": vocab_size,
-        "num_key_value_heads": keys.integer("num_key_value_heads", heads),
+        "num_key_value_heads": kv_heads,
         "rms_norm_eps": keys.number("rms_norm_eps"),
         "rope_theta": keys.number("rope_theta", 10000.0),
         "hidden_act": "silu",

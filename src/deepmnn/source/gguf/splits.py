@@ -71,7 +71,7 @@ def models_in(directory: Path) -> list[str]:
 def _begins_as_gguf(path: Path) -> bool:
     """Whether a file is one by its first bytes: Ollama calls its models sha256-…."""
     try:
-        return path.is_file() and RegularFile(path).read(0, len(MAGIC)).tobytes() == MAGIC
+        return os.path.isfile(path) and RegularFile(path).read(0, len(MAGIC)).tobytes() == MAGIC
     except CheckpointError:
         return False
 

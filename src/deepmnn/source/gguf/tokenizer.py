@@ -27,6 +27,10 @@ _MAX_PIECE = 128
 
 _SPACE = "\u2581"
 
+NO_MERGE = "-- --"
+"""Stands for no merge where there are none, for llama.cpp wants one: no piece has two characters
+before there is a merge."""
+
 _SAMPLING = {
     "temp": "temperature",
     "top_k": "top_k",
@@ -229,6 +233,7 @@ def _sentence_piece(vocabulary: Vocabulary) -> tuple[Json, Json]:
 def _stored_merges(vocabulary: Vocabulary) -> list[list[str]]:
     """The file's merges, in pairs."""
     merges = _list(vocabulary.metadata, "merges", str, vocabulary.path)
+    merges = [] if merges == [NO_MERGE] else merges
     for merge in merges:
         if merge.count(" ") != 1:
             raise CheckpointError(

@@ -201,7 +201,8 @@ class _Reader:
         if layer is not None and layer >= self.config["num_hidden_layers"]:
             return None
         stem, _, kind = inner.rpartition(".")
-        if layer is not None and stem == "attn_qkv" and kind in ("weight", "bias"):
+        latent = "head_dim" not in self.config
+        if layer is not None and stem == "attn_qkv" and kind in ("weight", "bias") and not latent:
             return self._queries_keys_values(f"model.layers.{layer}", kind, tensor, scale)
         if layer is not None and inner == "ffn_gate_up_exps.weight":
             return _experts(f"model.layers.{layer}", ("gate_proj", "up_proj"), tensor, scale)
@@ -228,7 +229,11 @@ class _Reader:
         config = self.config
         heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
         sizes = [count * config["head_dim"] for count in (heads, kv_heads, kv_heads)]
-        if sum(sizes) != tensor.shape[0] or (len(tensor.shape) == 1 and tensor.type.block > 1):
+        if (
+            min(sizes) < 1
+            or sum(sizes) != tensor.shape[0]
+            or (len(tensor.shape) == 1 and tensor.type.block > 1)
+        ):
             raise CheckpointError(
                 f"{tensor.file.path}: the tensor {shown(tensor.name)} is {tensor.type.name} "
                 f"{list(tensor.shape)}",

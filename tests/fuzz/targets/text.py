@@ -1,25 +1,26 @@
-"""Uses many damaged tokenizer.json files: run as a program, whose death would be the finding.
-
-    python -m fuzz.tokenizer_files DIRECTORY SEED COUNT
-
-Prints how many loaded, and how many were refused as TokenizerError.
-"""
+"""What a model's text side is made of: tokenizer files, settings, chat templates."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
-import deepmnn
-from deepmnn.errors import RequestError, TokenizerError
+from byte_tokenizer import R1_TEMPLATE, write_tokenizer
+from deepmnn.errors import ConfigError
+from deepmnn.text.chat_template import ChatTemplate
+from deepmnn.text.generation_config import GenerationConfig
+from deepmnn.text.text_files import TextFiles
 from deepmnn.text.tokenizer import Tokenizer
-from fuzz.mutations import mutate_json
+from fuzz.harness import FileTarget
+from fuzz.mutations import mutate_bytes, mutate_json
+from fuzz.parts import PartsTarget
 
 TEXTS = (
     "",
@@ -27,6 +28,23 @@ TEXTS = (
     "<think>\n é你好🐋 \u0301\ufdfa\x00",
     "a" * 3000,
 )
+
+
+def use_tokenizer(tokenizer: Tokenizer) -> None:
+    """All that a tokenizer is asked."""
+    for text in TEXTS:
+        ids = tokenizer.encode(text)
+        assert tokenizer.least_tokens(text) <= len(ids)
+        tokenizer.decode(ids, skip_special_tokens=False)
+        stream = tokenizer.detokenizer()
+        for token in ids[:50]:
+            stream.push(token)
+            tokenizer.special_text(token)
+        stream.flush()
+    tokenizer.decode([])
+    tokenizer.token_id("a")
+    tokenizer.leading_special("<think>")
+
 
 ANY = {"String": " "}
 CHARSMAP = base64.b64encode((8).to_bytes(4, "little") + b"\1\2\3\4\5\6\7\x08" + b"ab\0c\0").decode()
@@ -136,10 +154,61 @@ def models(vocab: dict[str, int]) -> list[dict[str, Any]]:
     ]
 
 
-def damaged(rng: np.random.Generator, base: dict[str, Any]) -> dict[str, Any]:
+class TokenizerFiles(PartsTarget):
+    """tokenizer.json and what lies beside it."""
+
+    names = (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "generation_config.json",
+        "special_tokens_map.json",
+        "added_tokens.json",
+        "chat_template.jinja",
+        "config.json",
+    )
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        write_tokenizer(folder)
+        spec = json.loads((folder / "tokenizer.json").read_bytes())
+        settings = json.loads((folder / "tokenizer_config.json").read_bytes())
+        sampling = {"do_sample": True, "temperature": 0.6, "top_p": 0.95, "eos_token_id": [1, 2]}
+        beside = {
+            "tokenizer_config.json": {**settings, "chat_template": "{{ messages }}"},
+            "generation_config.json": sampling,
+            "special_tokens_map.json": {"eos_token": "</s>", "image_token": {"content": "<i>"}},
+            "added_tokens.json": {"<tool>": 263},
+            "config.json": {"eos_token_id": 1},
+        }
+        whole: list[dict[str, Any]] = [spec]
+        for field, (_, kinds) in PARTS.items():
+            whole += [spec | {field: kind} for kind in kinds]
+        whole += [spec | {"model": model} for model in models({"a": 0, "b": 1, "ab": 2, "é": 3})]
+        for fields in (spec, *whole):
+            parts = {"tokenizer.json": fields} | (beside if not self.seeds else {})
+            self.seeds.append(self.pack({n: json.dumps(f).encode() for n, f in parts.items()}))
+
+    def use(self) -> None:
+        config = TextFiles(self.model).fields("config.json", ConfigError)
+        GenerationConfig.read(self.model, config)
+        use_tokenizer(Tokenizer(self.model))
+
+    def mutate_part(self, rng: np.random.Generator, name: str, data: bytes) -> bytes:
+        if name != "tokenizer.json" or rng.integers(4) == 0:
+            return super().mutate_part(rng, name, data)
+        try:
+            spec = json.loads(data)
+        except (ValueError, RecursionError):
+            spec = None
+        if not isinstance(spec, dict):
+            return super().mutate_part(rng, name, data)
+        return json.dumps(damaged(rng, spec)).encode()
+
+
+def damaged(rng: np.random.Generator, base: dict[str, Any]) -> Any:
     """A file with other parts, or with a wrong value in some place, or with both."""
-    spec = {**base}
-    while rng.random() < 0.6:
+    spec: Any = {**base}
+    while rng.random() < 0.4:
         field = str(rng.choice(list(PARTS)))
         inner, kinds = PARTS[field]
         parts = [copy.deepcopy(kinds[i]) for i in rng.integers(len(kinds), size=rng.integers(1, 5))]
@@ -147,13 +216,15 @@ def damaged(rng: np.random.Generator, base: dict[str, Any]) -> dict[str, Any]:
         if rng.random() < 0.1:
             for _ in range(int(rng.integers(60))):
                 spec[field] = {"type": "Sequence", inner: [spec[field]]}
-    if rng.random() < 0.2:
+    if rng.random() < 0.1:
         found = models({"a": 0, "b": 1, "ab": 2, "é": 3})
         spec["model"] = found[int(rng.integers(len(found)))]
-    model = spec["model"]
-    large = {name: model[name] for name in ("vocab", "merges") if name in model}
-    if rng.random() < 0.7:  # a place in the vocabulary is one of thousands
-        spec["model"] = {name: value for name, value in model.items() if name not in large}
+    model = spec.get("model")
+    large = {}
+    if isinstance(model, dict):
+        large = {name: model[name] for name in ("vocab", "merges") if name in model}
+        if rng.random() < 0.7:  # a place in the vocabulary is one of hundreds
+            spec["model"] = {name: value for name, value in model.items() if name not in large}
     for _ in range(int(rng.integers(4))):
         spec = mutate_json(rng, spec)
     if isinstance(spec, dict) and isinstance(spec.get("model"), dict):
@@ -161,37 +232,45 @@ def damaged(rng: np.random.Generator, base: dict[str, Any]) -> dict[str, Any]:
     return spec
 
 
-def use(directory: Path) -> None:
-    """All that a tokenizer is asked."""
-    tokenizer = Tokenizer(directory)
-    for text in TEXTS:
-        ids = tokenizer.encode(text)
-        assert tokenizer.least_tokens(text) <= len(ids)
-        tokenizer.decode(ids, skip_special_tokens=False)
-        stream = tokenizer.detokenizer()
-        for token in ids[:50]:
-            stream.push(token)
-            tokenizer.special_text(token)
-        stream.flush()
-    tokenizer.decode([])
-    tokenizer.token_id("a")
-    tokenizer.leading_special("<think>")
+TEMPLATES = (
+    R1_TEMPLATE,
+    "{% for m in messages %}{{ m.role + m['content'] | trim }}{% endfor %}",
+    "{% macro a(x, y=2) %}{{ caller() }}{{ x * y }}{% endmacro %}{% call a('b') %}c{% endcall %}",
+    "{% set ns = namespace(n=0) %}{% for i in range(9) %}{% set ns.n = ns.n + i %}{% endfor %}"
+    "{{ ns.n }}{{ messages | tojson(indent=2) }}{{ strftime_now('%Y') }}",
+    "{% filter upper %}{% generation %}a{% endgeneration %}{% endfilter %}{# c #}"
+    "{% raw %}{{{% endraw %}",
+    "{{ raise_exception('no') if messages[0]['role'] == 'user' and not tools is defined }}",
+    "{{ 'a' * 10 ** 2 }}{{ ''.__class__.__mro__ }}{{ messages.append(1) }}",
+    "{% include 'x' %}{% import '/etc/passwd' as p %}",
+    "{{ '%s' | format('a') }}{{ [1, 2][::-1] | join(',') }}{{ 'é' | length }}"
+    "{% if 1 < 2 <= 3 %}a{% endif %}",
+)
 
 
-def main(directory: Path, seed: int, count: int) -> None:
-    base = json.loads((Path(deepmnn.__file__).parent / "tiny_r1" / "tokenizer.json").read_text())
-    rng = np.random.default_rng(seed)
-    loaded = refused = 0
-    for _ in range(count):
-        spec = damaged(rng, base)
-        (directory / "tokenizer.json").write_text(json.dumps(spec))
-        try:
-            use(directory)
-            loaded += 1
-        except (TokenizerError, RequestError):
-            refused += 1
-    print(loaded, refused)
+class Template(FileTarget):
+    """A chat template. The parser runs here as well, to guide: the rest is in another process."""
 
+    file = "chat_template.jinja"
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self.seeds = [template.encode() for template in TEMPLATES]
+        self._engine = ChatTemplate("")._engine
+
+    def use(self) -> None:
+        text = self.path.read_bytes().decode("utf-8", "replace")
+        with contextlib.suppress(jinja2.TemplateError, RecursionError, ValueError):
+            jinja2.Environment().parse(text)
+        messages = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": None}]
+        template = ChatTemplate(text)
+        template._engine = self._engine  # starting one for each would take most of the time
+        template.render(messages, special_tokens={"bos_token": "<s>"})
+
+    def mutate(self, rng: np.random.Generator, data: bytes) -> bytes:
+        if rng.integers(3) == 0:
+            other = self.seeds[int(rng.integers(len(self.seeds)))]
+            begin, end = sorted(rng.integers(0, len(other) + 1, 2).tolist())
+            at = int(rng.integers(len(data) + 1))
+            return data[:at] + other[begin:end] + data[at:]
+        return mutate_bytes(rng, data)
