@@ -20,6 +20,10 @@ _SHOWN = 3
 """So many of the tensors that nothing reads are named."""
 
 
+_FEW_BITS = 4
+"""Of the recipe that is smaller than codes that are not kept."""
+
+
 def print_plan(plan: Plan) -> None:
     """Everything that a conversion would write, and what it would leave out."""
     from deepmnn.conversion.report.stored import stored
@@ -51,7 +55,7 @@ def print_facts(plan: Plan) -> None:
 
 
 def _widened(plan: Plan) -> list[str]:
-    """The schemes of the checkpoint whose codes are rounded again, to more than w4's bits."""
+    """The schemes of the checkpoint whose codes are rounded again, to more than a few bits."""
     from deepmnn.conversion.report.stored import stored
     from deepmnn.formats import named
     from deepmnn.source.entry import FLOATS
@@ -63,7 +67,7 @@ def _widened(plan: Plan) -> list[str]:
             if not kind.is_kept
             and not {"", *FLOATS} & set(kind.origin.split(", "))
             and named(kind.format).is_quantized
-            and named(kind.format).bits > named("w4").bits
+            and named(kind.format).bits > _FEW_BITS
         }
     )
 
