@@ -168,20 +168,22 @@ def test_the_limit_holds(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
-def test_ctrl_c_while_it_converts_leaves_nothing(home: Path) -> None:
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+def test_a_signal_while_it_converts_leaves_nothing(home: Path, name: str) -> None:
     code = """
 import os, signal
 from deepmnn.conversion import write
 plain = write._stored
 def stored(*arguments):
-    os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.NAME)
     return plain(*arguments)
 write._stored = stored
 from deepmnn.__main__ import main
 main()
-"""
+""".replace("NAME", name)
     command = [sys.executable, "-c", code, "chat", str(CHECKPOINT)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode in (130, -signal.SIGINT), done.stderr
+    number = getattr(signal, name)
+    assert done.returncode in (128 + number, -number), done.stderr
     assert "Traceback" not in done.stderr
     assert os.listdir(home) == []

@@ -40,7 +40,7 @@ def export(
         str | None,
         Option(
             help="hf: bf16 (default), fp16, fp32, compressed-tensors (keeps codes). gguf: Q8_0, "
-            "Q5_1, Q5_0, Q4_1, Q4_0, BF16, F16, F32; default: codes of GGUF stay, else Q8_0."
+            "Q5_1, Q5_0, Q4_1, Q4_0, BF16, F16, F32; default: codes stay where they fit, else Q8_0."
         ),
     ] = None,
     mla: Annotated[

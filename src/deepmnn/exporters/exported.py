@@ -35,12 +35,12 @@ class Exported:
     seconds: float
 
 
-def check_type(type: str, known: Iterable[str]) -> str:
-    """The name among `known` that is meant, whatever its case. Raises RequestError."""
+def check_type(type: str, known: Iterable[str], hint: str = "") -> str:
+    """The name among `known` that is meant, whatever its case. Raises RequestError, with `hint`."""
     found = {name.casefold(): name for name in known}
     if type.casefold() not in found:
         raise RequestError(
-            argument("type", f" is {shown(type)}"), f"one of {', '.join(found.values())}"
+            argument("type", f" is {shown(type)}"), f"one of {', '.join(found.values())}", hint
         )
     return found[type.casefold()]
 

@@ -144,3 +144,23 @@ def test_a_model_without_such_codes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RequestError, match=r"no matrix is in integers or MXFP4.*bf16, fp16, fp32"):
         exported(tmp_path / "hf", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+FIXTURES = Path(__file__).parents[2] / "source" / "fixtures"
+
+
+def test_experts_that_transformers_stacks_have_codes_all_or_none(tmp_path: Path) -> None:
+    """Act-order leaves only the codes of down_proj: with these alone it opens no directory."""
+    report = exported(FIXTURES / "gptq-deepseek_v3", tmp_path / "out")
+    assert "codes that are written as bf16 numbers" in report.note
+    names = load_file(tmp_path / "out" / "model.safetensors")
+    assert not [name for name in names if ".experts." in name and "packed" in name]
+    assert np.isfinite(logits(tmp_path / "out")).all()
+
+
+def test_what_becomes_of_codes_is_said(tmp_path: Path) -> None:
+    awq = FIXTURES / "awq-qwen2"
+    assert "zero points: vLLM reads them" in exported(awq, tmp_path / "codes").note
+    with original(awq) as source:
+        note = export_hf(source, tmp_path / "fp16", type="fp16").note
+    assert "written as fp16 numbers: 7 in int4_g32; the type compressed-tensors keeps" in note

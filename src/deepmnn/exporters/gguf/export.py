@@ -35,6 +35,10 @@ from deepmnn.text.text_files import TextFiles
 from deepmnn.text.tokenizer import FILE as TOKENIZER
 from deepmnn.text.tokenizer import Tokenizer
 
+_BY_LLAMA_CPP = (
+    "Other types, K-quants among them, are made by llama.cpp's llama-quantize, of a BF16 file."
+)
+
 
 def export_gguf(
     source: Source,
@@ -62,7 +66,7 @@ def export_gguf(
     StorageError.
     """
     began = time.monotonic()
-    wanted = None if type is None else check_type(type, TYPES)
+    wanted = None if type is None else check_type(type, TYPES, _BY_LLAMA_CPP)
     gguf = library()
     name = architecture(source.config.get("model_type"))
     config = read_config(source.config)

@@ -129,7 +129,7 @@ def export_hf(
     contents = f"{len(shapes)} tensors, {chosen.torch_dtype}"
     if schemes:
         contents += f", codes of {len(schemes)} as they were"
-    note = _note(source, shapes, schemes)
+    note = _note(source, shapes, schemes, DEFAULT if schemes else wanted)
     return Exported(Path(target), total, contents, note, time.monotonic() - began)
 
 
@@ -146,7 +146,12 @@ def _type(name: str, chosen: Type) -> Type:
 def _schemes(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Scheme]:
     """How the codes of matrices are stored; those that are numbers are left out."""
     found = {name: Scheme.of(source, name) for name in shapes}
-    schemes = {name: scheme for name, scheme in found.items() if scheme is not None}
+    numbers = {_experts(name) for name, scheme in found.items() if scheme is None}
+    schemes = {
+        name: scheme
+        for name, scheme in found.items()
+        if scheme is not None and _experts(name) not in numbers
+    }
     if not schemes:
         raise RequestError(
             argument("type", f" is {SCHEME}, and no matrix is in integers or MXFP4"),
@@ -154,6 +159,14 @@ def _schemes(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
             f"Export numbers: {', '.join(TYPES)}.",
         )
     return schemes
+
+
+def _experts(name: str) -> str:
+    """The experts of one layer, which transformers stacks, and so opens only if all matrices of
+    them have codes; of another matrix its own name.
+    """
+    layer, experts, _ = name.partition(".experts.")
+    return layer + experts
 
 
 def _fields(name: str, shape: tuple[int, ...], chosen: Type, scheme: Scheme | None) -> Fields:
@@ -229,14 +242,23 @@ def _config(
 
 
 def _note(
-    source: Source, shapes: Mapping[str, tuple[int, ...]], schemes: Mapping[str, Scheme]
+    source: Source,
+    shapes: Mapping[str, tuple[int, ...]],
+    schemes: Mapping[str, Scheme],
+    wanted: str,
 ) -> str:
     notes = unread(source, shapes)
-    plain = [source.kept_format(name) for name in shapes if schemes and name not in schemes]
+    plain = [source.kept_format(name) for name in shapes if name not in schemes]
     others = Counter(format for format in plain if format is not None)
     if others:
         codes = ", ".join(f"{count} in {format}" for format, count in others.most_common())
-        notes.append(f"codes that are written as {DEFAULT} numbers: {codes}")
+        kept = "" if schemes else f"; the type {SCHEME} keeps integers and MXFP4"
+        notes.append(f"codes that are written as {wanted} numbers: {codes}{kept}")
+    if not all(scheme.symmetric for scheme in schemes.values()):
+        notes.append(
+            "there are zero points: vLLM reads them, transformers does not with compressed-tensors "
+            f"0.20; the type {DEFAULT} has none"
+        )
     if "auto_map" in source.config and source.config["model_type"] == "deepseek":
         notes.append(
             "transformers needs configuration_deepseek.py and modeling_deepseek.py, which "
