@@ -149,13 +149,16 @@ def test_a_model_without_such_codes_is_refused(tmp_path: Path) -> None:
 FIXTURES = Path(__file__).parents[2] / "source" / "fixtures"
 
 
-def test_experts_that_transformers_stacks_have_codes_all_or_none(tmp_path: Path) -> None:
-    """Act-order leaves only the codes of down_proj: with these alone it opens no directory."""
+def test_experts_have_codes_all_or_none(tmp_path: Path) -> None:
+    """Act-order leaves only the codes of down_proj, and programs stack the experts of a layer."""
     report = exported(FIXTURES / "gptq-deepseek_v3", tmp_path / "out")
     assert "codes that are written as bf16 numbers" in report.note
     names = load_file(tmp_path / "out" / "model.safetensors")
     assert not [name for name in names if ".experts." in name and "packed" in name]
-    assert np.isfinite(logits(tmp_path / "out")).all()
+    assert "experts are numbers beside codes: transformers does not open that" in report.note
+    with original(tmp_path / "out") as again, original(FIXTURES / "gptq-deepseek_v3") as source:
+        name = "model.layers.1.mlp.shared_experts.down_proj.weight"
+        assert np.array_equal(again.read(name), source.read(name))
 
 
 def test_what_becomes_of_codes_is_said(tmp_path: Path) -> None:

@@ -162,8 +162,8 @@ def _schemes(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
 
 
 def _experts(name: str) -> str:
-    """The experts of one layer, which transformers stacks, and so opens only if all matrices of
-    them have codes; of another matrix its own name.
+    """The experts of one layer, which other programs stack: their matrices have codes all or none.
+    Of another matrix its own name.
     """
     layer, experts, _ = name.partition(".experts.")
     return layer + experts
@@ -254,6 +254,11 @@ def _note(
         codes = ", ".join(f"{count} in {format}" for format, count in others.most_common())
         kept = "" if schemes else f"; the type {SCHEME} keeps integers and MXFP4"
         notes.append(f"codes that are written as {wanted} numbers: {codes}{kept}")
+    if schemes and any(".experts." in name and name not in schemes for name in shapes):
+        notes.append(
+            f"experts are numbers beside codes: transformers does not open that; the type {DEFAULT} "
+            "has no codes"
+        )
     if not all(scheme.symmetric for scheme in schemes.values()):
         notes.append(
             "there are zero points: vLLM reads them, transformers does not with compressed-tensors "
