@@ -256,13 +256,13 @@ def _note(
         notes.append(f"codes that are written as {wanted} numbers: {codes}{kept}")
     if schemes and any(".experts." in name and name not in schemes for name in shapes):
         notes.append(
-            f"experts are numbers beside codes: transformers does not open that; the type {DEFAULT} "
-            "has no codes"
+            "experts are numbers beside codes: transformers does not open that; the type "
+            f"{DEFAULT} has no codes"
         )
     if not all(scheme.symmetric for scheme in schemes.values()):
         notes.append(
             "there are zero points: vLLM reads them, transformers does not with compressed-tensors "
-            f"0.20; the type {DEFAULT} has none"
+            f"0.20; the type {DEFAULT} has no codes"
         )
     if "auto_map" in source.config and source.config["model_type"] == "deepseek":
         notes.append(
