@@ -69,3 +69,20 @@ def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_line_comes_at_least_every_ten_seconds() -> None:
     assert progress.FIRST_LINE <= 5
     assert 5 <= progress.NEXT_LINE <= 10
+
+
+@pytest.mark.usefixtures("quick")
+def test_the_time_left_is_that_of_the_count_that_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """A search counts several times: what an earlier count took says nothing of the next one."""
+    with progress.work_progress("searching") as report:
+        report(0, 100, "first")
+        report(1, 100, "first")
+        capsys.readouterr()
+        assert "left" not in wait_for_lines(capsys, 2)[-1]  # too little to judge by
+        report(50, 100, "first")
+        capsys.readouterr()
+        assert "50%, first, about 0 s left" in wait_for_lines(capsys, 2)[-1]
+        report(1, 100, "second")
+        report(2, 100, "second")
+        capsys.readouterr()
+        assert "left" not in wait_for_lines(capsys, 2)[-1]

@@ -33,6 +33,9 @@ FIRST_LINE = 4.0
 NEXT_LINE = 8.0
 """Seconds between lines."""
 
+SHARE_TO_JUDGE_BY = 0.02
+"""How much must be done before the time left is told."""
+
 
 @contextmanager
 def byte_progress(title: str) -> Iterator[Report]:
@@ -93,12 +96,15 @@ class _Lines:
         self._title, self._figure = title, figure
         self._last = (0, 0, "")
         self._began = time.monotonic()
+        self._phase = (self._began, 0)  # when this count began, and with how much
         self._finished = threading.Event()
         self._spoke = False
         self._thread = threading.Thread(target=self._speak, name="deepmnn-progress", daemon=True)
 
     def __call__(self, done: int, total: int, label: str) -> None:
-        """Something is done."""
+        """Something is done. Less than before, or of another amount: a new count begins."""
+        if done < self._last[0] or total != self._last[1]:
+            self._phase = (time.monotonic(), done)
         self._last = (done, total, label)
 
     def __enter__(self) -> Self:
@@ -126,7 +132,9 @@ class _Lines:
     def _progress(self) -> str:
         done, total, label = self._last
         if total:
-            left = (time.monotonic() - self._began) * (total - done) / done if done else 0.0
+            began, first = self._phase
+            known = done - first >= SHARE_TO_JUDGE_BY * total
+            left = (time.monotonic() - began) * (total - done) / (done - first) if known else 0.0
             rest = f", about {left:.0f} s left" if left else ""
             what = (
                 label if self._figure is None else f"{self._figure(done)} of {self._figure(total)}"
