@@ -20,13 +20,22 @@ import typer
 from bench.peers.cold import files_of, nbytes
 from bench.peers.models import Shape, find_shapes
 from bench.peers.results import Column
-from bench.variants import CASES, measure, memory_cell, page, shortened, speed_cell, workplace
+from bench.variants import (
+    CASES,
+    errors_end,
+    measure,
+    memory_cell,
+    page,
+    shortened,
+    speed_cell,
+    workplace,
+)
 from rich.console import Console
 
 from deepmnn.conversion.carry_out import carry_out
 from deepmnn.conversion.convert import plan_conversion
 from deepmnn.conversion.plan import plan
-from deepmnn.errors import DeepmnnError, RequestError
+from deepmnn.errors import RequestError
 from deepmnn.formats import F32, KeptCodes, named
 from deepmnn.quant.recipe import RECIPES, Recipe, Rule
 from deepmnn.source.random import generator
@@ -37,6 +46,7 @@ BYTE = 32
 """What is stored where a scale or a minimum is a byte times a factor."""
 
 COLUMNS = 4096
+"""Of the matrix that sizes are compared by."""
 
 OURS = ("w4", "w5", "w6", "w8")
 DEFAULT = ["q4_0", "q4_k", "int4_g128", "mxfp4", "q4_1", "q5_0", "q6_k", "q8_0"]
@@ -91,9 +101,9 @@ class RandomKept(WrappedSource):
 
 
 def beside(format: str) -> str:
-    """The format of deepmnn whose bytes are nearest, for each of 4096 columns."""
-    bits = named(format).block_nbytes(COLUMNS)
-    return min(OURS, key=lambda ours: abs(named(ours).block_nbytes(COLUMNS) / bits - 1))
+    """The format of deepmnn that has nearly as many bytes."""
+    size = named(format).block_nbytes(COLUMNS)
+    return min(OURS, key=lambda ours: abs(named(ours).block_nbytes(COLUMNS) / size - 1))
 
 
 def build(shape: Shape, formats: list[str], folder: Path) -> dict[str, Path]:
@@ -144,7 +154,7 @@ def main(
     timeout: Annotated[float, typer.Option(help="Most seconds for one format and round.")] = 1800,
 ) -> None:
     """Measure kept formats of one shape; writes Markdown to standard output."""
-    try:
+    with errors_end(console):
         formats = list(format or DEFAULT)
         for name in formats:
             if named(name).groups is None:
@@ -157,9 +167,6 @@ def main(
             rows = table(formats, paths, columns)
             lines = [*page("Kept formats", wanted, threads, repeat, rows), NOTES]
             sys.stdout.write("\n".join(lines))
-    except DeepmnnError as error:
-        console.print(str(error), style="red", markup=False)
-        raise typer.Exit(1) from None
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from bench.variants import (
     CASES,
     DECODE,
     PREFILL,
+    errors_end,
     measure,
     memory_cell,
     page,
@@ -33,7 +34,6 @@ from deepmnn import models
 from deepmnn.artifact.reader import Artifact
 from deepmnn.conversion.convert import convert
 from deepmnn.conversion.plan import MEMORY_REUSE_LEVEL
-from deepmnn.errors import DeepmnnError
 from deepmnn.graph.levels import MAX_LEVEL, optimize
 from deepmnn.graph.passes.memory_plan import plan_memory
 
@@ -114,23 +114,19 @@ def main(
     timeout: Annotated[float, typer.Option(help="Most seconds for one level and round.")] = 1800,
 ) -> None:
     """Measure optimisation levels 0 to 3 of one shape; writes Markdown to standard output."""
-    try:
-        with workplace(work, "levels") as folder:
-            wanted = shortened(find_shapes(shape)[0], layers, folder)
-            paths = build(wanted, quant, folder)
-            vocab_size = wanted.config["vocab_size"]
-            columns = measure(paths, CASES, vocab_size, threads, repeat, timeout, console.print)
-            title = f"Optimisation levels, {quant}"
-            rows: Sequence[Sequence[str]] = table(wanted.config, paths, columns)
-            lines = [
-                *page(title, wanted, threads, repeat, rows),
-                NOTES,
-                *passes(list(paths.values())[-1]),
-            ]
-            sys.stdout.write("\n".join(lines) + "\n")
-    except DeepmnnError as error:
-        console.print(str(error), style="red", markup=False)
-        raise typer.Exit(1) from None
+    with errors_end(console), workplace(work, "levels") as folder:
+        wanted = shortened(find_shapes(shape)[0], layers, folder)
+        paths = build(wanted, quant, folder)
+        vocab_size = wanted.config["vocab_size"]
+        columns = measure(paths, CASES, vocab_size, threads, repeat, timeout, console.print)
+        title = f"Optimisation levels, {quant}"
+        rows: Sequence[Sequence[str]] = table(wanted.config, paths, columns)
+        lines = [
+            *page(title, wanted, threads, repeat, rows),
+            NOTES,
+            *passes(list(paths.values())[-1]),
+        ]
+        sys.stdout.write("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

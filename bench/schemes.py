@@ -21,6 +21,7 @@ from bench.peers.models import Shape, find_shapes
 from bench.peers.results import Column
 from bench.variants import (
     CASES,
+    errors_end,
     measure,
     memory_cell,
     page,
@@ -33,7 +34,6 @@ from rich.console import Console
 import deepmnn
 from deepmnn.conversion.bundled import CHECKPOINT, HELD_OUT
 from deepmnn.conversion.convert import convert
-from deepmnn.errors import DeepmnnError
 from deepmnn.measure.evaluate import evaluate
 from deepmnn.measure.problems import Problem, read_problems
 
@@ -105,19 +105,15 @@ def main(
     timeout: Annotated[float, typer.Option(help="Most seconds for one scheme and round.")] = 1800,
 ) -> None:
     """Measure fp32, bf16, w8 and w4 of one shape; writes Markdown to standard output."""
-    try:
-        with workplace(work, "schemes") as folder:
-            wanted = shortened(find_shapes(shape)[0], layers, folder)
-            right = scores(folder, problems(asked), threads)
-            paths = build(wanted, folder)
-            vocab_size = wanted.config["vocab_size"]
-            columns = measure(paths, CASES, vocab_size, threads, repeat, timeout, console.print)
-            rows = table(paths, columns, right)
-            lines = [*page("Formats of weights", wanted, threads, repeat, rows), NOTES]
-            sys.stdout.write("\n".join(lines))
-    except DeepmnnError as error:
-        console.print(str(error), style="red", markup=False)
-        raise typer.Exit(1) from None
+    with errors_end(console), workplace(work, "schemes") as folder:
+        wanted = shortened(find_shapes(shape)[0], layers, folder)
+        right = scores(folder, problems(asked), threads)
+        paths = build(wanted, folder)
+        vocab_size = wanted.config["vocab_size"]
+        columns = measure(paths, CASES, vocab_size, threads, repeat, timeout, console.print)
+        rows = table(paths, columns, right)
+        lines = [*page("Formats of weights", wanted, threads, repeat, rows), NOTES]
+        sys.stdout.write("\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import typer
 from bench.peers.child import ChildError, Peer, call
 from bench.peers.engine import Case, Measured, as_fields
 from bench.peers.host import Host
@@ -20,13 +21,24 @@ from bench.peers.limits import measure_machine
 from bench.peers.models import Shape
 from bench.peers.results import Column, column
 from bench.peers.table import machine_facts, number
+from rich.console import Console
 
-from deepmnn.errors import RequestError, StorageError
+from deepmnn.errors import DeepmnnError, RequestError, StorageError
 
 PREFILL, DECODE = Case(512, repeat=3), Case(128, steps=32)
 CASES = (PREFILL, DECODE)
 
 Say = Callable[[str], None]
+
+
+@contextmanager
+def errors_end(console: Console) -> Iterator[None]:
+    """An error of deepmnn's is shown, and ends the program with 1."""
+    try:
+        yield
+    except DeepmnnError as error:
+        console.print(str(error), style="red", markup=False)
+        raise typer.Exit(1) from None
 
 
 @contextmanager
