@@ -18,7 +18,7 @@ from typing import Any, Self
 from deepmnn.source.codecs.awq import Awq
 from deepmnn.source.codecs.coded import Coded, MatrixCodec
 from deepmnn.source.codecs.gptq import Gptq
-from deepmnn.source.codecs.settings import integer, refuse, text
+from deepmnn.source.codecs.settings import group_columns, integer, refuse, text
 from deepmnn.source.store import Store
 
 _GPTQ_V1 = ("auto_gptq", "gptq")
@@ -60,7 +60,7 @@ class AutoRound(MatrixCodec):
         for settings in layers:
             _check_weights_alone(settings)
         bits = tuple(integer(each, "bits", _BITS) for each in layers)
-        sizes = tuple(_group_size(each) for each in layers)
+        sizes = tuple(group_columns(each) for each in layers)
         if layout in _AWQ:
             if (other := next((n for n in bits if n != 4), None)) is not None:
                 raise refuse(f"AutoRound weights of {other} bits packed as AWQ's", "4", _AGAIN)
@@ -125,8 +125,3 @@ def _check_weights_alone(settings: Mapping[str, Any]) -> None:
                 "weights in whole numbers, activations that are neither quantised nor rotated",
                 _AGAIN,
             )
-
-
-def _group_size(settings: Mapping[str, Any]) -> int | None:
-    size = settings.get("group_size")
-    return None if size in (None, -1) else integer(settings, "group_size")

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from deepmnn.source.codecs.checks import PACKED, check_part, finite, group_size, groups_of, matrix
 from deepmnn.source.codecs.coded import Coded, MatrixCodec
 from deepmnn.source.codecs.packing import U8, unpack_bits
-from deepmnn.source.codecs.settings import integer, refuse, text
+from deepmnn.source.codecs.settings import group_columns, integer, refuse, text
 from deepmnn.source.entry import FLOATS
 from deepmnn.source.store import Store
 
@@ -67,8 +67,7 @@ class Awq(MatrixCodec):
                     "Quantise again with version gemm, or convert from the original checkpoint.",
                 )
         integer(quantization, "bits", (_BITS,))
-        size = quantization.get("group_size")
-        return cls(store, (None if size in (None, -1) else integer(quantization, "group_size"),))
+        return cls(store, (group_columns(quantization),))
 
     def parts(self) -> dict[str, tuple[str, ...]]:
         """Every weight → qweight, qzeros and scales."""

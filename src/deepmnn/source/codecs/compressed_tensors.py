@@ -52,7 +52,7 @@ from deepmnn.source.codecs.packing import (
     unpack_nibbles,
     unsigned,
 )
-from deepmnn.source.codecs.settings import integer, refuse, text
+from deepmnn.source.codecs.settings import group_columns, integer, refuse, text
 from deepmnn.source.entry import FLOATS, to_float32
 from deepmnn.source.store import Store
 
@@ -348,6 +348,5 @@ def _block_of(weights: Mapping[str, Any]) -> list[Block]:
             sizes = block.split("x")
             block = [int(n) if n.isdecimal() and len(n) < 10 else n for n in sizes]
         return [checked_block(block, "config_groups, block_structure")]
-    if weights.get("group_size") in (None, -1):
-        return []
-    return [(1, integer(weights, "group_size"))]
+    columns = group_columns(weights)
+    return [] if columns is None else [(1, columns)]

@@ -43,7 +43,7 @@ from deepmnn.source.codecs.checks import (
 )
 from deepmnn.source.codecs.coded import Coded, MatrixCodec
 from deepmnn.source.codecs.packing import unpack_bits
-from deepmnn.source.codecs.settings import integer, refuse, text
+from deepmnn.source.codecs.settings import group_columns, integer, refuse, text
 from deepmnn.source.entry import FLOATS
 from deepmnn.source.store import Store
 
@@ -119,11 +119,10 @@ class Gptq(MatrixCodec):
             raise refuse("GPTQ weights packed in other words than int32", "pack_dtype int32")
         rules = quantization.get("dynamic")
         own = integer(quantization, "bits", BITS)
-        size = quantization.get("group_size")
         return cls(
             store,
             (own, *_bits_of(rules)),
-            (None if size in (None, -1) else integer(quantization, "group_size"),),
+            (group_columns(quantization),),
             ruled=bool(rules),
             ordered=quantization.get("desc_act") is not True,
             v2=name == "gptq_v2",

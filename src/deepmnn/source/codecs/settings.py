@@ -83,3 +83,9 @@ def integer(settings: Mapping[str, Any], field: str, allowed: Collection[int] = 
         expected = ", ".join(map(str, allowed)) if allowed else "a positive size"
         raise refuse(f"quantization_config.{field} is {value!r:.80}", expected)
     return value
+
+
+def group_columns(settings: Mapping[str, Any]) -> int | None:
+    """group_size; None, where it is missing or -1, is the whole row. Raises as `integer`."""
+    size = settings.get("group_size")
+    return None if size in (None, -1) else integer(settings, "group_size")
