@@ -1,0 +1,1 @@
+"""Where a model's answers, its time and its bytes come from."""
