@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from deepmnn.backends.base import I32
 from deepmnn.errors import RequestError
+from deepmnn.inspect.sides.samples import check_samples
 from deepmnn.measure.texts import built_in_texts, cut, read_texts
 from deepmnn.text.tokenizer import Tokenizer
 
@@ -63,7 +63,7 @@ def read_samples(
     samples = _bounded([piece for piece in pieces if len(piece) > 1], tokens)
     if not samples:
         raise RequestError("the input has no two tokens", "a longer one")
-    check_ids(samples, vocab_size)
+    check_samples(samples, vocab_size)
     return samples
 
 
@@ -88,24 +88,13 @@ def read_ids(path: Path, vocab_size: int) -> I32:
             f"{path} holds {found.size} {found.dtype}", f"at most {MOST_TOKENS} whole numbers"
         )
     ids = np.array(found).reshape(-1)
-    _check(ids, vocab_size, str(path))
-    return ids.astype(np.int32)
-
-
-def check_ids(samples: Sequence[I32], vocab_size: int) -> None:
-    """Raises RequestError for ids outside the vocabulary."""
-    for sample in samples:
-        _check(sample, vocab_size, "the input")
-
-
-def _check(ids: np.ndarray, vocab_size: int, where: str) -> None:
-    wrong = ids[(ids < 0) | (ids >= vocab_size)]
-    if len(wrong):
+    if ids.size and not 0 <= ids.min() <= ids.max() < vocab_size:
         raise RequestError(
-            f"{where} has the token id {int(wrong[0])}",
-            f"ids from 0 to {vocab_size - 1}, the model's vocabulary",
+            f"{path} has token ids from {ids.min()} to {ids.max()}",
+            f"0 to {vocab_size - 1}, the model's vocabulary",
             "The ids are another tokenizer's.",
         )
+    return ids.astype(np.int32)
 
 
 def _is_file(given: str) -> bool:

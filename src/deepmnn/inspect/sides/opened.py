@@ -259,8 +259,9 @@ def staged_side(
 
 def _torch(name: str, source: Source, options: SideOptions) -> Subject:
     from deepmnn.inspect.sides.torch import TorchSide
+    from deepmnn.measure.torch_model import TorchModel
 
-    side = TorchSide(name, options.threads)
+    side = TorchSide(TorchModel(name, options.threads))
     return Subject(name, side, source.config, source, SourceFiles(source, Path(name)), options)
 
 

@@ -17,8 +17,8 @@ from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.signatures import choices, is_view
 from deepmnn.graph.stages import stages
-from deepmnn.inspect.samples import check_ids
 from deepmnn.inspect.side import Layer
+from deepmnn.inspect.sides.samples import check_samples
 
 GIVEN = "given:"
 """In front of a value that a stage reads instead of computing it."""
@@ -104,7 +104,7 @@ class StagedSide:
 
     def layers(self, samples: Sequence[I32]) -> Iterator[Layer]:
         """Every value of the graph but views; see `Side`."""
-        check_ids(samples, self.vocab_size)
+        check_samples(samples, self.vocab_size)
         carried: Layer = {}
         for number, part in enumerate(self.parts):
             found = self._run(part, samples, carried)
