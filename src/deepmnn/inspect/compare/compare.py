@@ -59,8 +59,9 @@ class Values:
     divergence: Divergence | None = None
 
 
-Watch = Callable[[int, Layer], None]
-"""Called with a layer's number and the reference's values when the layer has been compared."""
+Watch = Callable[[int, Layer, Layer], None]
+"""Called when a layer has been compared, with its number, the model's values and the reference's of
+this layer and its neighbours."""
 
 
 def compare_values(
@@ -124,7 +125,7 @@ class _Run:
             self._match_alone(number, layer)
             left = {name: value for name, value in layer.items() if name not in self._found}
             if self._watch is not None:
-                self._watch(number, self._known)
+                self._watch(number, layer, self._known)
             yield number
 
     def result(self) -> Values:

@@ -91,6 +91,7 @@ class Subject:
         config: the fields of config.json.
         tensors: its numbers under Hugging Face's names; None: MNN's weights are not read back.
         text_files: the tokenizer's and other small files.
+        level: of optimisation; None: it has none of ours.
         options: how it runs; the backend is known.
     """
 
@@ -99,6 +100,7 @@ class Subject:
     config: dict[str, Any]
     tensors: Source | None
     text_files: TextFiles
+    level: int | None
     options: SideOptions
 
 
@@ -139,6 +141,17 @@ def opened(
     else:
         with original(name, progress) as source:
             yield _source(name, source, options)
+
+
+def exact(reference: Subject, like: Subject) -> StagedSide | None:
+    """The reference's numbers in float32 on the engine, in a graph whose layers hand on what those
+    of another model do; None where its numbers cannot be read.
+    """
+    if reference.tensors is None or like.level is None:
+        return None
+    disabled = like.options.disabled
+    options = SideOptions(backend="cpu", quant=EXACT, optimize_level=like.level, disabled=disabled)
+    return _staged(reference.tensors, options)
 
 
 def default_reference(name: str) -> SideOptions:
@@ -200,16 +213,22 @@ def _artifact(name: str, artifact: Artifact, options: SideOptions) -> Subject:
 
     level = artifact.manifest["optimize_level"]
     side = staged_side(graph, stored, numbers, options, f"{recipe}, level {level}")
-    return Subject(name, side, artifact.config, restored, artifact.text_files, options)
+    files = artifact.text_files
+    return Subject(name, side, artifact.config, restored, files, level, options)
 
 
 def _source(name: str, source: Source, options: SideOptions, words: str = "") -> Subject:
     """A checkpoint, in a graph of its own."""
+    side = _staged(source, options, words)
+    files = SourceFiles(source, Path(name))
+    return Subject(name, side, source.config, source, files, _level(options), options)
+
+
+def _staged(source: Source, options: SideOptions, words: str = "") -> StagedSide:
+    """A checkpoint's numbers in the graph that the options ask for."""
     by_reference = options.backend == "reference"
     recipe = recipe_of(options.quant or (EXACT if by_reference else DEFAULT))
-    level = options.optimize_level
-    if level is None:
-        level = 0 if by_reference else MAX_LEVEL
+    level = _level(options)
     naive, _ = naive_graph(source)
     keep = None if recipe.name == EXACT else source
     graph, _ = optimize(
@@ -227,9 +246,14 @@ def _source(name: str, source: Source, options: SideOptions, words: str = "") ->
 
     without = f" without {', '.join(sorted(options.disabled))}" if options.disabled else ""
     words = f"{words or recipe.name}, level {level}{without}"
-    side = staged_side(graph, stored_from(source), numbers, options, words)
-    files = SourceFiles(source, Path(name))
-    return Subject(name, side, source.config, source, files, options)
+    return staged_side(graph, stored_from(source), numbers, options, words)
+
+
+def _level(options: SideOptions) -> int:
+    """At which a checkpoint runs."""
+    if options.optimize_level is not None:
+        return options.optimize_level
+    return 0 if options.backend == "reference" else MAX_LEVEL
 
 
 def staged_side(
@@ -262,7 +286,8 @@ def _torch(name: str, source: Source, options: SideOptions) -> Subject:
     from deepmnn.measure.torch_model import TorchModel
 
     side = TorchSide(TorchModel(name, options.threads))
-    return Subject(name, side, source.config, source, SourceFiles(source, Path(name)), options)
+    files = SourceFiles(source, Path(name))
+    return Subject(name, side, source.config, source, files, None, options)
 
 
 def _exported(
