@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -36,12 +36,14 @@ class Compared:
         difference: each model as it runs.
         alone: computed from the reference's values, so that an error is the node's own; None where
             that is not possible.
+        as_written: the same by the model's level-0 graph; None where nobody looked.
     """
 
     name: str
     layer: int
     difference: Difference
     alone: Difference | None = None
+    as_written: Difference | None = None
 
 
 @dataclass
@@ -50,13 +52,30 @@ class Values:
 
     Attributes:
         compared: in the order of the level-0 graph.
+        inside: values that the model does not tell, as its own level-0 graph computes them from the
+            reference's values: of the first layer of each kind, for rounding may hide what is
+            wrong inside a fused node, and of those with an error that rounding does not explain.
         missing: values of the level-0 graph that the model or the reference does not tell.
         divergence: of the predictions.
     """
 
-    compared: list[Compared] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    divergence: Divergence | None = None
+    compared: list[Compared]
+    inside: list[Compared]
+    missing: list[str]
+    divergence: Divergence | None
+
+
+@dataclass(frozen=True)
+class Inside:
+    """How to look into fused nodes.
+
+    Attributes:
+        side: the model's numbers in its level-0 graph, in float32.
+        bounds: value → the error of its own that needs no explanation.
+    """
+
+    side: StagedSide
+    bounds: Mapping[str, float]
 
 
 Watch = Callable[[int, Layer, Layer], None]
@@ -71,6 +90,7 @@ def compare_values(
     samples: Sequence[I32],
     progress: Progress | None = None,
     watch: Watch | None = None,
+    inside: Inside | None = None,
 ) -> Values:
     """Runs both and compares.
 
@@ -81,8 +101,12 @@ def compare_values(
         samples: token ids; each is a sequence of its own.
         progress: called after each layer.
         watch: called after each layer.
+        inside: to look into fused nodes.
     """
-    run, count = _Run(model, reference, naive, samples, watch), max(layers_of(naive).values()) + 1
+    run, count = (
+        _Run(model, reference, naive, samples, watch, inside),
+        max(layers_of(naive).values()) + 1,
+    )
     for number in run.layers():
         if progress is not None:
             progress(number + 1, count, f"layer {number}")
@@ -103,13 +127,16 @@ class _Run:
         naive: Graph,
         samples: Sequence[I32],
         watch: Watch | None,
+        inside: Inside | None,
     ) -> None:
-        self._model, self._reference, self._naive = model, reference, naive
-        self._samples, self._watch = samples, watch
+        self._model, self._reference = model, reference
+        self._samples, self._watch, self._inside = samples, watch, inside
         self._positions = np.concatenate([np.arange(len(sample)) for sample in samples])
         self._choices = choices(naive)
         self._layers = layers_of(naive)
         self._found: dict[str, Compared] = {}
+        self._looked: dict[str, Compared] = {}
+        self._kinds: set[tuple[str, ...]] = set()
         self._known: Layer = {}
         self._divergence: Divergence | None = None
 
@@ -122,7 +149,7 @@ class _Run:
             window.append(next(theirs, {}))
             self._known = {name: value for each in window for name, value in each.items()}
             self._match({**left, **layer})
-            self._match_alone(number, layer)
+            self._match_alone(number)
             left = {name: value for name, value in layer.items() if name not in self._found}
             if self._watch is not None:
                 self._watch(number, layer, self._known)
@@ -130,9 +157,12 @@ class _Run:
 
     def result(self) -> Values:
         """What has been found."""
-        order = {name: at for at, name in enumerate(self._layers)}
-        found = sorted(self._found.values(), key=lambda each: order[each.name])
-        return Values(found, [name for name in order if name not in self._found], self._divergence)
+        found, looked = (
+            [table[name] for name in self._layers if name in table]
+            for table in (self._found, self._looked)
+        )
+        missing = [name for name in self._layers if name not in self._found]
+        return Values(found, looked, missing, self._divergence)
 
     def _match(self, layer: Layer) -> None:
         """Compares what both have by now."""
@@ -145,7 +175,7 @@ class _Run:
             if name == LOGITS:
                 self._divergence = divergence(self._known[name], layer[name])
 
-    def _match_alone(self, number: int, layer: Layer) -> None:
+    def _match_alone(self, number: int) -> None:
         """Compares what the layer's nodes compute from the reference's values."""
         model = self._model
         if not isinstance(model, StagedSide) or not model.reads(number) <= self._known.keys():
@@ -154,6 +184,33 @@ class _Run:
         for name in own:
             if name in self._found:
                 self._found[name].alone = self._difference(name, own)
+        inside = self._inside
+        if inside is None:
+            return
+        kind = tuple(node.op for node in inside.side.parts[number].nodes)
+        if kind not in self._kinds or any(self._is_suspicious(name, inside) for name in own):
+            self._look(number, inside.side)
+        self._kinds.add(kind)
+
+    def _is_suspicious(self, name: str, inside: Inside) -> bool:
+        found = self._found.get(name)
+        return (
+            found is not None
+            and found.alone is not None
+            and not found.alone.error <= inside.bounds.get(name, np.inf)
+        )
+
+    def _look(self, number: int, side: StagedSide) -> None:
+        """Compares what the model does not tell of a layer."""
+        if not side.reads(number) <= self._known.keys():
+            return
+        own = side.alone(number, self._samples, self._known)
+        for name in own:
+            apart = self._difference(name, own) if name in self._known else None
+            if apart is not None and name in self._found:
+                self._found[name].as_written = apart
+            elif apart is not None and name in self._layers:
+                self._looked[name] = Compared(name, self._layers[name], apart, apart)
 
     def _difference(self, name: str, layer: Layer) -> Difference | None:
         """Of a value and the reference's; None where nothing can be compared."""

@@ -21,7 +21,7 @@ from deepmnn.conversion.stage import Stored, stored_from
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import RequestError, Words
 from deepmnn.exporters.mnn.folder import MnnFolder, is_exported
-from deepmnn.formats import F32
+from deepmnn.formats import F32, VECTOR
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.levels import MAX_LEVEL, optimize, pass_names
 from deepmnn.inspect.side import Side
@@ -31,6 +31,7 @@ from deepmnn.quant.recipe import DEFAULT, Recipe, recipe_of
 from deepmnn.quant.store import stored_values
 from deepmnn.source.source import Source
 from deepmnn.text.text_files import SourceFiles, TextFiles
+from deepmnn.text.tokenizer import FILE, Tokenizer
 
 TORCH = "torch"
 """The backend that is none of deepmnn's."""
@@ -103,6 +104,27 @@ class Subject:
     level: int | None
     options: SideOptions
 
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return self.side.vocab_size
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether it came with one."""
+        return FILE in self.text_files
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises TokenizerError when there is none."""
+        return Tokenizer(self.text_files)
+
+    def formats(self, tensor: str) -> set[str]:
+        """In which its numbers of a tensor are stored; floats of a checkpoint are what they are."""
+        if isinstance(self.tensors, RestoredSource):
+            return self.tensors.stored_formats(tensor)
+        return {VECTOR.name}
+
 
 @contextmanager
 def opened(
@@ -152,6 +174,13 @@ def exact(reference: Subject, like: Subject) -> StagedSide | None:
     disabled = like.options.disabled
     options = SideOptions(backend="cpu", quant=EXACT, optimize_level=like.level, disabled=disabled)
     return _staged(reference.tensors, options)
+
+
+def as_written(subject: Subject) -> StagedSide | None:
+    """A model's numbers in the level-0 graph, in float32 by numpy; None: they cannot be read."""
+    if subject.tensors is None:
+        return None
+    return _staged(subject.tensors, SideOptions(backend="reference", quant=EXACT, optimize_level=0))
 
 
 def default_reference(name: str) -> SideOptions:

@@ -1,0 +1,239 @@
+"""Two runs of a model: sound ones raise no alarm, planted faults are found and named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from deepmnn.conversion.convert import convert
+from deepmnn.errors import RequestError
+from deepmnn.graph.builder import GraphBuilder
+from deepmnn.graph.passes import fuse_swiglu
+from deepmnn.graph.weights import Interleave
+from deepmnn.inspect.compare.comparison import Comparison, compare
+from deepmnn.inspect.compare.findings import Finding
+from deepmnn.inspect.samples import read_samples
+from deepmnn.inspect.sides.opened import SideOptions, opened
+from deepmnn.models import deepseek_v2, deepseek_v3, mla, rope
+from tiny_models import ALL, CONFIGS, checkpoint_of, tiny_checkpoint
+
+TORCH, NUMPY = SideOptions(backend="torch"), SideOptions(backend="reference")
+
+
+def compared(
+    model: Path,
+    reference: Path,
+    ours: SideOptions | None = None,
+    theirs: SideOptions = TORCH,
+    **how: Any,
+) -> Comparison:
+    with ExitStack() as stack:
+        a = stack.enter_context(opened(str(model), ours))
+        b = stack.enter_context(opened(str(reference), theirs))
+        samples = read_samples(None, None, a.vocab_size, 128, 60)
+        return compare(a, b, samples, effects=False)
+
+
+@pytest.mark.parametrize(("model_type", "index"), ALL)
+def test_a_sound_model_raises_no_alarm(tmp_path: Path, model_type: str, index: int) -> None:
+    tiny_checkpoint(model_type, index, tmp_path / "source")
+    for quant in ("fp32", "w8"):
+        convert(tmp_path / "source", tmp_path / quant, quant, calibration=None)
+        found = compared(tmp_path / quant, tmp_path / "source")
+        assert not found.findings
+        assert found.values[-1].name == "logits"
+        assert found.divergence is not None
+        if quant == "fp32":
+            assert found.divergence.mean < 1e-8
+        assert not found.hidden
+
+
+# --------------------------------------------------------------- planted faults
+
+YARN: dict[str, Any] = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+    "mscale": 1.0,
+    "mscale_all_dim": 0.7,
+}
+Plant = Callable[[pytest.MonkeyPatch], None]
+
+
+def half_rotation(patch: pytest.MonkeyPatch) -> None:
+    for module in (deepseek_v2, deepseek_v3):
+        patch.setattr(module, "LatentAttention", lambda c, *rest: mla.LatentAttention(c, False))
+
+
+def no_mscale(patch: pytest.MonkeyPatch) -> None:
+    plain = property(lambda c: float((c.qk_nope_head_dim + c.qk_rope_head_dim) ** -0.5))
+    patch.setattr(mla.MlaConfig, "softmax_scale", plain)
+
+
+def other_base(patch: pytest.MonkeyPatch) -> None:
+    inv_freq = rope.RopeParameters.inv_freq
+
+    def wrong(self: rope.RopeParameters, dim: int) -> tuple[float, ...]:
+        return tuple(f * 1.1 ** (-2 * i / dim) for i, f in enumerate(inv_freq(self, dim)))
+
+    patch.setattr(rope.RopeParameters, "inv_freq", wrong)
+
+
+def small_eps(patch: pytest.MonkeyPatch) -> None:
+    rms_norm = GraphBuilder.rms_norm
+
+    def wrong(b: GraphBuilder, x: str, name: str, eps: float, *rest: Any) -> str:
+        eps = 1e-6 if name.endswith("input_layernorm") else eps
+        return rms_norm(b, x, name, eps, *rest)
+
+    patch.setattr(GraphBuilder, "rms_norm", wrong)
+
+
+def bias_in_the_weights(patch: pytest.MonkeyPatch) -> None:
+    gather = GraphBuilder.gather
+
+    def wrong(b: GraphBuilder, scores: str, indices: str, name: str) -> str:
+        biased = name.replace(".gather", ".e_score_correction_bias")
+        return gather(b, biased, indices, name)
+
+    patch.setattr(GraphBuilder, "gather", wrong)
+
+
+V2, V3, GQA = "deepseek_v2", "deepseek_v3", "qwen2"
+SMALL_EPS = {"rms_norm_eps": 1e-5}
+BUILDERS: list[tuple[str, Plant, dict[str, Any], str, str]] = [
+    (V3, half_rotation, {}, "self_attn.q_rope", "interleaved"),
+    (V2, half_rotation, {}, "self_attn.q_rope", "interleaved"),
+    (V3, no_mscale, {"rope_parameters": YARN}, "self_attn.attention", "scale"),
+    (V2, no_mscale, {"rope_parameters": YARN}, "self_attn.attention", "scale"),
+    (V3, other_base, {}, "self_attn.q_rope", "inv_freq"),
+    (GQA, other_base, {}, "self_attn.q_rope", "inv_freq"),
+    ("llama", other_base, {}, "self_attn.q_rope", "inv_freq"),
+    (V3, small_eps, SMALL_EPS, "layers.0.input_layernorm", "eps"),
+    (GQA, small_eps, SMALL_EPS, "layers.0.input_layernorm", "eps"),
+    (V2, small_eps, SMALL_EPS, "layers.0.input_layernorm", "eps"),
+    (V3, bias_in_the_weights, {}, "mlp.gate.scale", ""),
+]
+
+
+def source_of(path: Path, model_type: str, **fields: Any) -> Path:
+    config = CONFIGS[model_type][0] | {"num_hidden_layers": 3} | fields
+    checkpoint_of(model_type, config, path)
+    if (
+        fields == SMALL_EPS
+    ):  # an embedding so small that eps matters, as those of trained models are
+        return changed(
+            path, path.with_name("small"), {"model.embed_tokens.weight": lambda w: w / 9}
+        )
+    return path
+
+
+def first(found: Comparison, kind: str) -> Finding:
+    return next(each for each in found.findings if each.kind == kind)
+
+
+@pytest.mark.parametrize(("model_type", "plant", "fields", "place", "attribute"), BUILDERS)
+@pytest.mark.parametrize("quant", ["fp32", "w4"])
+def test_a_fault_of_the_model_file_is_named(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_type: str,
+    plant: Plant,
+    fields: dict[str, Any],
+    place: str,
+    attribute: str,
+    quant: str,
+) -> None:
+    """The place, although it is inside a fused node; and where only the stored model is wrong, the
+    attribute.
+    """
+    source = source_of(tmp_path / "source", model_type, **fields)
+    with monkeypatch.context() as patch:
+        plant(patch)
+        convert(source, tmp_path / "model", quant)
+        found = compared(tmp_path / "model", source)
+        assert place in first(found, "value").place
+    if attribute:
+        found = compared(tmp_path / "model", source)
+        assert attribute in first(found, "attribute").text
+
+
+def test_a_wrong_pass_is_told_from_a_wrong_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = source_of(tmp_path / "source", V3)
+
+    def swapped(pair: tuple[Any, ...]) -> Interleave:
+        return Interleave(pair[::-1])
+
+    monkeypatch.setattr(fuse_swiglu, "Interleave", swapped)
+    convert(source, tmp_path / "model", "fp32")
+    finding = first(compared(tmp_path / "model", source), "value")
+    assert finding.place == "layers.0.mlp.mul"
+    assert "fuse_swiglu" in finding.text
+
+
+def test_a_damaged_block_of_rows_is_named(tmp_path: Path) -> None:
+    source = source_of(tmp_path / "source", GQA, hidden_size=72, intermediate_size=96)
+    name = "model.layers.1.mlp.down_proj.weight"
+    damaged = changed(source, tmp_path / "damaged", {name: shaken})
+    for quant in ("w4", "w8", "fp32"):
+        convert(damaged, tmp_path / quant, quant)
+        finding = first(compared(tmp_path / quant, source), "weight")
+        assert finding.place == name
+        assert "rows 16 to 31" in finding.text
+
+
+@pytest.mark.parametrize("model_type", ["deepseek_v2", "deepseek_v3", "deepseek"])
+def test_an_experts_swapped_matrices_are_named(tmp_path: Path, model_type: str) -> None:
+    index = 1 if model_type == "deepseek" else 0
+    tiny_checkpoint(model_type, index, tmp_path / "source")
+    gate, up = (f"model.layers.1.mlp.experts.2.{part}_proj.weight" for part in ("gate", "up"))
+    tensors = load_file(tmp_path / "source/model.safetensors")
+    other = {gate: lambda _: tensors[up], up: lambda _: tensors[gate]}
+    convert(changed(tmp_path / "source", tmp_path / "damaged", other), tmp_path / "model", "w4")
+    found = compared(tmp_path / "model", tmp_path / "source")
+    finding = first(found, "weight")
+    assert finding.place == gate
+    assert finding.text.endswith(f"it is the reference's {up}")
+
+
+def shaken(w: np.ndarray) -> np.ndarray:
+    w = w.copy()
+    w[16:32] += np.random.default_rng(0).normal(0, w.std(), w[16:32].shape).astype(w.dtype)
+    return w
+
+
+def changed(source: Path, target: Path, how: dict[str, Callable[[Any], Any]]) -> Path:
+    """A copy of a checkpoint with some tensors changed."""
+    shutil.copytree(source, target)
+    tensors = load_file(target / "model.safetensors")
+    save_file(
+        {n: how.get(n, np.asarray)(w) for n, w in tensors.items()}, target / "model.safetensors"
+    )
+    return target
+
+
+# ------------------------------------------------------------------- wrong pairs
+
+
+def test_other_models_are_refused(tmp_path: Path) -> None:
+    source = source_of(tmp_path / "source", GQA)
+    others = {
+        "vocabulary": ({"vocab_size": 101}, GQA),
+        "layers": ({"num_hidden_layers": 2}, GQA),
+        "numbers": ({"intermediate_size": 64}, GQA),
+        "architecture|numbers": ({}, V3),
+    }
+    for words, (fields, model_type) in others.items():
+        other = source_of(tmp_path / words.replace("|", "-"), model_type, **fields)
+        with pytest.raises(RequestError, match=words):
+            compared(source, other, NUMPY, NUMPY)
