@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from deepmnn.exporters.mnn.folder import MnnFolder, is_exported
 from deepmnn.formats import F32, VECTOR
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.levels import MAX_LEVEL, optimize, pass_names
+from deepmnn.graph.tensors import tensors
 from deepmnn.inspect.side import Side
 from deepmnn.inspect.sides.staged import StagedSide, by_engine, by_numpy
 from deepmnn.measure.reference import EXACT
@@ -92,7 +94,8 @@ class Subject:
         config: the fields of config.json.
         tensors: its numbers under Hugging Face's names; None: MNN's weights are not read back.
         text_files: the tokenizer's and other small files.
-        level: of optimisation; None: it has none of ours.
+        stored: the bytes of a weight of its graph; None: it has no graph of ours.
+        level: of optimisation; None likewise.
         options: how it runs; the backend is known.
     """
 
@@ -101,6 +104,7 @@ class Subject:
     config: dict[str, Any]
     tensors: Source | None
     text_files: TextFiles
+    stored: Stored | None
     level: int | None
     options: SideOptions
 
@@ -123,7 +127,17 @@ class Subject:
         """In which its numbers of a tensor are stored; floats of a checkpoint are what they are."""
         if isinstance(self.tensors, RestoredSource):
             return self.tensors.stored_formats(tensor)
-        return {VECTOR.name}
+        return self._formats.get(tensor, {VECTOR.name})
+
+    @cached_property
+    def _formats(self) -> dict[str, set[str]]:
+        """Tensor → the formats of the graph's weights that are made of it."""
+        found: dict[str, set[str]] = {}
+        graph = self.side.graph if isinstance(self.side, StagedSide) else Graph("")
+        for weight in graph.weights.values():
+            for tensor in tensors(weight.expr):
+                found.setdefault(tensor.name, set()).add(weight.format)
+        return found
 
 
 @contextmanager
@@ -243,14 +257,15 @@ def _artifact(name: str, artifact: Artifact, options: SideOptions) -> Subject:
     level = artifact.manifest["optimize_level"]
     side = staged_side(graph, stored, numbers, options, f"{recipe}, level {level}")
     files = artifact.text_files
-    return Subject(name, side, artifact.config, restored, files, level, options)
+    return Subject(name, side, artifact.config, restored, files, stored, level, options)
 
 
 def _source(name: str, source: Source, options: SideOptions, words: str = "") -> Subject:
     """A checkpoint, in a graph of its own."""
     side = _staged(source, options, words)
     files = SourceFiles(source, Path(name))
-    return Subject(name, side, source.config, source, files, _level(options), options)
+    level = _level(options)
+    return Subject(name, side, source.config, source, files, stored_from(source), level, options)
 
 
 def _staged(source: Source, options: SideOptions, words: str = "") -> StagedSide:
@@ -316,7 +331,7 @@ def _torch(name: str, source: Source, options: SideOptions) -> Subject:
 
     side = TorchSide(TorchModel(name, options.threads))
     files = SourceFiles(source, Path(name))
-    return Subject(name, side, source.config, source, files, None, options)
+    return Subject(name, side, source.config, source, files, None, None, options)
 
 
 def _exported(
