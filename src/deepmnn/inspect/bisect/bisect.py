@@ -39,6 +39,9 @@ from deepmnn.inspect.sides.staged import StagedSide
 Axis = list[Switch]
 """Switches of one kind."""
 
+FEW = 4
+"""Switches that are named one by one."""
+
 NOTHING = "The answers are within the bound: there is nothing to switch off."
 IN_THE_MODEL = (
     "No switch brings the error under the bound: what is wrong is in the model's graph or its "
@@ -171,6 +174,8 @@ class _Bisector:
     ) -> Bisection | None:
         """The smallest set of switches of some axes; None where all of them are not enough."""
         runs, every = self._runs, [switch for axis in axes for switch in axis]
+        longest = max(len(axis) for axis in axes)
+        runs.expect(len(axes) + math.ceil(math.log2(longest + 1)) + 4)
         now = known or runs.trial(logits, setting, [])
         if now.error <= self._bound:
             return self._result((), NOTHING)
@@ -214,7 +219,7 @@ class _Bisector:
             reference=self._reference.side.label,
             bound=self._bound,
             as_it_is=trials[0],
-            blamed=tuple(switch.name for switch in blamed),
+            blamed=_names(blamed),
             axes=tuple(dict.fromkeys(switch.axis for switch in blamed)),
             advice=tuple(said) or (advice,),
             off=off,
@@ -237,6 +242,15 @@ def _fewest(axis: Axis, works: Works[Switch]) -> list[Switch]:
 
     found = smallest(groups, together) if len(groups) > 1 else None
     return axis if found is None else [switch for group in found for switch in group]
+
+
+def _names(blamed: Sequence[Switch]) -> tuple[str, ...]:
+    """What is to blame, for people: many switches of a group in one."""
+    found = []
+    for group, each in groupby(blamed, key=_group):
+        names = [switch.name for switch in each]
+        found += names if len(names) <= FEW else [f"{group or names[0]} in {len(names)} places"]
+    return tuple(found)
 
 
 def _group(switch: Switch) -> str:

@@ -22,7 +22,7 @@ from deepmnn.inspect.sides.opened import Subject
 from deepmnn.quant.divergence import divergence
 
 Progress = Callable[[int, int, str], None]
-"""Called with (runs done, 0, what is tried): how many there will be is not known."""
+"""Called with (runs done, runs in all as far as is known, what is tried)."""
 
 Logits = Callable[[Setting], F32]
 """The logits of the samples under a setting, [tokens, vocab_size]."""
@@ -54,14 +54,21 @@ class Runs:
 
     def __init__(self, wanted: F32, bound: float, progress: Progress | None) -> None:
         self._wanted, self._bound, self._progress = wanted, bound, progress
+        self._left = 0
         self.trials: list[Trial] = []
 
+    def expect(self, runs: int) -> None:
+        """About so many runs are still to come."""
+        self._left = runs
+
     def trial(self, logits: Logits, setting: Setting, off: Sequence[Switch]) -> Trial:
-        """Runs with some switches off; a trial that was made before is not made again."""
+        """Runs with some switches off."""
         names = tuple(switch.name for switch in off)
         if self._progress is not None:
             words = f"without {', '.join(names)}" if names else "as it is"
-            self._progress(len(self.trials), 0, f"run {len(self.trials) + 1}: {words:.60}")
+            done = len(self.trials)
+            self._left = max(self._left - 1, 1)
+            self._progress(done, done + self._left, f"run {done + 1}: {words:.60}")
         found = logits(switched_off(setting, off))
         made = Trial(names, *self._judged(found))
         self.trials.append(made)

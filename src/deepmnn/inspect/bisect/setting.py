@@ -47,7 +47,7 @@ class Switch:
         name: for people.
         off: the setting with it switched off.
         advice: what to do when it is to blame.
-        group: switches of an axis that may be to blame together.
+        group: what switches of an axis have in common that may be to blame together.
     """
 
     axis: str
@@ -159,7 +159,7 @@ def place_switches(places: Mapping[Place, str], layers: int) -> list[Switch]:
             f"Give {role} weights a wider format than {format}, or calibrate; where that format "
             "does not explain the error, the stored numbers are damaged: convert the model again."
         )
-        found.append(Switch("weights", name, partial(off, place), advice, role))
+        found.append(Switch("weights", name, partial(off, place), advice, f"{role} weights"))
     return found
 
 

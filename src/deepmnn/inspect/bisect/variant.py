@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from deepmnn import models
 from deepmnn.conversion.plan import untied
 from deepmnn.errors import RequestError
@@ -91,10 +93,17 @@ class Variants:
         return StagedSide("", graph, opened)
 
     def places(self) -> dict[Place, str]:
-        """Layer and role → how its weights are stored, in the model's order; but what is exact."""
+        """Layer and role → how its weights are stored, in the model's order; vectors only where
+        their numbers are not the reference's.
+        """
         first = weights_read(self.graph, "looked_up")
         found: dict[Place, dict[str, None]] = {}
-        for weight in self.graph.weights.values():
+        for name in dict.fromkeys(name for node in self.graph.nodes for name in node.weights):
+            weight = self.graph.weights[name]
+            if not named(weight.format).is_matrix:
+                ours, theirs = (weight.expr.read(each) for each in (self._own, self._exact))
+                if np.allclose(ours, theirs, rtol=1e-6, atol=0):
+                    continue
             formats = found.setdefault(self._place(weight, first), {})
             formats[weight.format] = None
         return {place: "+".join(formats) for place, formats in sorted(found.items())}
