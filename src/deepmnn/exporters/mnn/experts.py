@@ -8,6 +8,7 @@ import numpy as np
 
 from deepmnn.exporters.mnn.lower import Lowering
 from deepmnn.exporters.mnn.model import Block, expert_name
+from deepmnn.exporters.mnn.values import ROUTED, beside
 from deepmnn.exporters.mnn.weights import Rows
 from deepmnn.formats import BLOCK_ROWS
 from deepmnn.graph.ir import Node
@@ -83,9 +84,9 @@ def moe(low: Lowering, node: Node) -> None:
             a["intermediate_size"],
             *node.weights[2 * expert : 2 * expert + 2],
         )
-    out = low.model.reshape(out, (-1, hidden, 1, 1))
-    packed = low.model.pack(out)
+    packed = low.model.pack(low.model.reshape(out, (-1, hidden, 1, 1)))
     if shared:
+        low.name(out, beside(node, ROUTED))
         packed = low.model.binary("ADD", packed, low.packed(shared[0]))
     low.set_packed(node.outputs[0], packed)
 
