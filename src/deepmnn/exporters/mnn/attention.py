@@ -14,7 +14,7 @@ import numpy as np
 
 from deepmnn.exporters.mnn import rotary
 from deepmnn.exporters.mnn.lower import Lowering
-from deepmnn.exporters.mnn.values import K_TURNED, LATENT, Q_TURNED, beside
+from deepmnn.exporters.mnn.values import K_TURNED, LATENT, Q_LINEAR, Q_TURNED, beside
 from deepmnn.exporters.mnn.weights import Rows
 from deepmnn.graph.ir import Node
 from deepmnn.graph.signatures import padded
@@ -84,6 +84,7 @@ def mla_attention(low: Lowering, node: Node) -> None:
         turned = np.concatenate([turned[::2], turned[1::2]])
     q_rows = _per_head(np.concatenate([nope + turned, still]), heads, nope + pe)
     q = low.project(node.inputs[0], q_rows)
+    low.name(q, beside(node, Q_LINEAR))
     # MNN's RoPE op wants q and k of one head size: the shared key's head is filled with zeros.
     k_rows = np.concatenate([rank + turned, np.full(nope, -1)])
     k_pe = low.project(node.inputs[1], k_rows, ".rope")

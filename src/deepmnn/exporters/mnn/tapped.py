@@ -1,6 +1,6 @@
 """A network whose "logits" hold more: MNN's runtime hands out nothing else of a network.
 
-    value, value, ..., logits → one tensor, side by side, of the rows whose logits are wanted
+value, value, ..., logits → one tensor, side by side, of the rows whose logits are wanted
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Which tensor of an exported network holds which value of the model.
 
 A tensor that holds a value of the level-0 graph has its name. MNN rotates pairs half a head apart,
-whatever the model does: queries and keys after that have names of their own, and here is how their
-columns lie.
+whatever the model does: queries and keys have names of their own where their columns lie in that
+order, and this file knows it.
 """
 
 from __future__ import annotations
@@ -19,14 +19,21 @@ from deepmnn.graph.ir import Node, Value
 from deepmnn.models.config import ModelConfig
 from deepmnn.models.mla import MlaConfig
 
-Q_TURNED, K_TURNED = "q_turned", "k_turned"
-"""Queries and keys that MNN's RoPE op has turned; of latent attention first the part that turns."""
+Q_LINEAR, Q_TURNED, K_TURNED = "q_linear", "q_turned", "k_turned"
+"""Queries before MNN's RoPE op, queries and keys after it; of latent attention every head's part
+that turns comes first.
+"""
 
 LATENT, ROUTED = "kv_a_layernorm", "experts.combine"
+GATE, UP = "gate_proj", "up_proj"
 """Values that a fused op computes on its way."""
 
 _ROPE = {"q_rope", "k_rope"}
-_HOLD_ROTATED = {"q_concat", "kv_concat", "cache_split.1", "k_broadcast", "k_concat"}
+_OTHERS = {"q_concat", "kv_concat", "cache_split.1", "k_broadcast", "k_concat"}
+"""Values with rotated parts in them."""
+
+_LOSERS = ".group_limit"
+"""Experts of groups that lost are not at −inf on MNN."""
 
 
 @dataclass(frozen=True)
@@ -78,19 +85,25 @@ def held_values(
 
 def _read_as(name: str, width: int, config: ModelConfig) -> tuple[str, NDArray[np.intp] | None]:
     """The value that a tensor of that name holds, "" for none, and its columns."""
-    layer, _, kind = name.partition(".self_attn.")
+    prefix, _, kind = name.rpartition(".self_attn.")
     turned = {Q_TURNED: "q_rope", K_TURNED: "k_rope"}.get(kind)
-    if not isinstance(config, MlaConfig):
-        return (f"{layer}.self_attn.{turned}" if turned else name), None
-    pe = config.qk_rope_head_dim
-    order = np.arange(pe)
-    if getattr(config, "rope_interleave", True):
-        order = order.reshape(2, -1).T.reshape(-1)
-        if kind in _HOLD_ROTATED:
-            return "", None
-    size = pe + config.qk_nope_head_dim if turned else pe
-    if not turned and kind not in _ROPE:
-        return name, None
+    if not isinstance(config, MlaConfig) or not prefix:
+        held = f"{prefix}.self_attn.{turned}" if turned else name
+        return "" if name.endswith(_LOSERS) else held, None
+    pe, nope = config.qk_rope_head_dim, config.qk_nope_head_dim
+    apart = getattr(config, "rope_interleave", True)
+    order = np.arange(pe).reshape(2, -1).T.reshape(-1) if apart else np.arange(pe)
+    value, size, columns = turned or kind, pe + nope, order
+    if kind == Q_LINEAR:
+        value = "q_proj" if config.q_lora_rank is None else "q_b_proj"
+        columns = np.concatenate([pe + np.arange(nope), order])
+    elif kind in _ROPE:
+        size = pe
+    elif turned is None:
+        return "" if apart and kind in _OTHERS else name, None
     heads = 1 if kind == K_TURNED else width // size
-    columns = (np.arange(heads)[:, None] * size + order).reshape(-1)
-    return f"{layer}.self_attn.{turned or kind}", columns
+    return f"{prefix}.self_attn.{value}", _per_head(columns, heads, size)
+
+
+def _per_head(columns: NDArray[np.intp], heads: int, size: int) -> NDArray[np.intp]:
+    return (np.arange(heads)[:, None] * size + columns).reshape(-1)

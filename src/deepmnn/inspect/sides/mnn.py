@@ -128,7 +128,7 @@ def exported_side(
         yield MnnSide(MnnFolder.open(path), threads, options)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Tapped:
     """The `Folder` that MnnBackend loads."""
 
