@@ -14,7 +14,9 @@ pytest.importorskip("MNN")
 
 from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.mnn.options import MnnOptions
-from deepmnn.conversion.convert import convert
+from deepmnn.conversion.convert import convert, plan_conversion
+from deepmnn.conversion.plan import plan as make_plan
+from deepmnn.conversion.write import write
 from deepmnn.errors import RequestError, StorageError
 from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
@@ -25,9 +27,12 @@ from deepmnn.exporters.mnn.values import Held
 from deepmnn.graph.ir import Graph
 from deepmnn.inspect.side import Layer
 from deepmnn.inspect.sides import mnn
-from deepmnn.inspect.sides.mnn import MnnSide, exported_side
+from deepmnn.inspect.sides.mnn import MnnSide
+from deepmnn.quant.rotated_source import RotatedSource
+from deepmnn.quant.smoothed_source import SmoothedSource
+from deepmnn.source.source import Source
 from exporters.folders import tree
-from tiny_models import CONFIGS, Config, checkpoint_of
+from tiny_models import CONFIGS, WHOLE_BLOCKS, Config, checkpoint_of
 from whole_values import checkpoint_values, merged
 
 SAMPLES = [np.array(ids, np.int32) for ids in ([5, 1, 7, 88, 3, 19, 2], [42], [0, 96, 11, 11])]
@@ -191,26 +196,51 @@ def test_a_folder_whose_tensors_have_no_names(
     assert not wrong_values(merged(found), checkpoint_values(tmp_path / "hf", SAMPLES))
 
 
-def test_a_converted_model_in_a_folder_of_its_own(
+def test_a_quantised_folder_as_mnn_computes_by_itself(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Quantised, as MNN computes when nothing else is asked for."""
+    checkpoint(tmp_path / "hf", "deepseek_v2", hidden_size=48)
+    folder = folder_of(tmp_path, quant="w8")
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
-    checkpoint(tmp_path / "hf", "deepseek_v2", hidden_size=48)
-    convert(tmp_path / "hf", tmp_path / "model", "w8")
-    with exported_side(tmp_path / "model", 1) as side:
-        layers = side.layers(SAMPLES)
-        first = next(layers)
-        layers.close()
-        found = merged(list(side.layers(SAMPLES)))
-    want = checkpoint_values(tmp_path / "hf", SAMPLES)
+    side = MnnSide(folder, 1)
+    layers = side.layers(SAMPLES)
+    first = next(layers)
+    layers.close()
+    found = merged(list(side.layers(SAMPLES)))
     assert not list((tmp_path / "temporary").iterdir())
     assert side.label == "MNN, memory low, precision high"
     for name, value in first.items():
         np.testing.assert_array_equal(value, found[name])
+    want = checkpoint_values(tmp_path / "hf", SAMPLES)
     early = [name for name in found if re.match(r"embed|layers\.0\.", name)]
     assert not wrong_values({name: found[name] for name in early}, want, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "smoothed"), [("qwen2", True), ("deepseek_v2", False), ("deepseek_v3", True)]
+)
+def test_a_model_that_was_rotated_for_mnn(model_type: str, smoothed: bool, tmp_path: Path) -> None:
+    """As `export` does it, but without rounding: what it changes is not seen."""
+    tiny = checkpoint_of(model_type, WHOLE_BLOCKS[model_type], tmp_path / "hf")
+    plan = plan_conversion(tmp_path / "hf", "fp32")
+    source: Source = RotatedSource(plan.source)
+    if smoothed:
+        rng = np.random.default_rng(4)
+        downs = [name for name in tiny.names() if name.endswith("down_proj.weight")]
+        sizes = {n: rng.uniform(0.1, 9, tiny.read(n).shape[1]).astype(np.float32) for n in downs}
+        source = SmoothedSource(source, sizes)
+    write(make_plan(source, plan.recipe, 3), tmp_path / "model")
+    folder = MnnFolder.open(export(tmp_path / "model", tmp_path / "folder").path)
+    found = merged(list(MnnSide(folder, 1, EXACT).layers(SAMPLES)))
+    want = checkpoint_values(tmp_path / "hf", SAMPLES)
+    table = found.pop("embed_tokens")  # rounded to bf16 after it was rotated
+    np.testing.assert_allclose(table, want["embed_tokens"], atol=0.03)
+    assert not wrong_values(found, want, 0.02)
+    layer = {name.removeprefix("layers.1.") for name in found if name.startswith("layers.1.")}
+    shown = ALWAYS - {"input_layernorm", "post_attention_layernorm"}
+    assert layer >= shown | ({"mlp.gate"} if "deepseek" in model_type else {"mlp.gate_proj"})
+    assert ("mlp.mul" in layer or "mlp.shared_experts.mul" in layer) != smoothed
 
 
 def test_what_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

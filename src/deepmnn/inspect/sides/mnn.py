@@ -6,10 +6,8 @@ very ops of the folder, with its values appended (exporters/mnn/tapped.py).
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,15 +17,14 @@ import numpy as np
 from deepmnn.backends.base import F32, I32, Batch
 from deepmnn.backends.mnn.backend import MnnBackend
 from deepmnn.backends.mnn.options import MnnOptions
-from deepmnn.conversion.write import Progress
 from deepmnn.errors import ArtifactError, RequestError, StorageError
-from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
 from deepmnn.exporters.mnn.names import locate
 from deepmnn.exporters.mnn.network import check_network, decode_network
 from deepmnn.exporters.mnn.tapped import write_tapped
 from deepmnn.exporters.mnn.values import Held, held_values
 from deepmnn.inspect.side import Layer
+from deepmnn.inspect.sides.original import Original
 from deepmnn.inspect.sides.samples import check_samples
 from deepmnn.models import build, read_config
 
@@ -43,7 +40,8 @@ class MnnSide:
     What shows: the embedding's rows, both sums of each layer, what every norm gives and every
     linear map whose rows MNN has in the model's order, queries and keys after RoPE, what attention
     gives; of experts the router's logits, choice and weights, and the sum of those chosen. A folder
-    of an older deepmnn, whose tensors have no names, shows its logits alone.
+    of an older deepmnn, whose tensors have no names, shows its logits alone. Where the model's own
+    weights were rotated for MNN, what norms give does not show (original.py).
 
     Args:
         folder: what `export` wrote.
@@ -66,7 +64,9 @@ class MnnSide:
         graph = build(folder.config, ("hidden", "logits"))
         self._integers = {name for name, value in graph.values.items() if value.dtype == "i32"}
         names, config = self._net["tensorName"], read_config(folder.config)
-        found = held_values(names, self._network.tensors, graph.values, config)
+        self._original = Original(folder.manifest.get("changes", []), graph, config)
+        held = held_values(names, self._network.tensors, graph.values, config)
+        found = [value for value in held if self._original.tells(value.name)]
         self._layers = _by_layer(found, config.num_hidden_layers)
 
     def layers(self, samples: Sequence[I32]) -> Iterator[Layer]:
@@ -97,8 +97,10 @@ class MnnSide:
         values: Layer = {}
         for held, part in zip(wanted, np.split(rows, ends[:-1], axis=1), strict=True):
             value = part.copy() if held.columns is None else part[:, held.columns]
-            is_int = held.name in self._integers
-            values[held.name] = np.rint(value).astype(np.int32) if is_int else value
+            if held.name in self._integers:
+                values[held.name] = np.rint(value).astype(np.int32)
+            else:
+                values[held.name] = self._original.value(held.name, value)
         return values
 
     def _tapped(self, place: Path, wanted: Sequence[Held], width: int) -> _Tapped:
@@ -113,19 +115,6 @@ class MnnSide:
         made = place / self._names.model
         write_tapped(self._file, self._net, self._network, wanted, made)
         return _Tapped(place, place / settings, width, self._folder.cache_width)
-
-
-@contextmanager
-def exported_side(
-    artifact: str | os.PathLike[str],
-    threads: int = 0,
-    options: MnnOptions | None = None,
-    progress: Progress | None = None,
-) -> Iterator[MnnSide]:
-    """A converted model on MNN, in a folder that is removed at the end. Raises as `export`."""
-    with TemporaryDirectory(prefix="deepmnn-exported-") as place:
-        path = export(artifact, Path(place) / "model", progress=progress).path
-        yield MnnSide(MnnFolder.open(path), threads, options)
 
 
 @dataclass
