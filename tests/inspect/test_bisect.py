@@ -14,6 +14,7 @@ from deepmnn.backends.reference import cache
 from deepmnn.conversion.convert import convert
 from deepmnn.conversion.stage import Stage
 from deepmnn.errors import RequestError
+from deepmnn.exporters.mnn.export import export
 from deepmnn.graph.passes import fuse_swiglu
 from deepmnn.graph.weights import Interleave
 from deepmnn.inspect.bisect.bisect import IN_THE_MODEL, NOTHING, Bisection, bisect
@@ -159,3 +160,18 @@ def test_a_reference_whose_numbers_are_another_models(tmp_path: Path) -> None:
     other = source_of(tmp_path / "other", GQA, vocab_size=101)
     with pytest.raises(RequestError, match="vocabulary"):
         bisected(source, other, 0.1, NUMPY)
+
+
+def test_mnn_against_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own rounding is a switch where the converted model can run without it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = source_of(tmp_path / "source", GQA)
+    convert(source, tmp_path / "model", "w4")
+    with ExitStack() as stack:
+        a = stack.enter_context(opened(str(tmp_path / "model"), SideOptions(backend="mnn")))
+        b = stack.enter_context(opened(str(tmp_path / "model"), SideOptions()))
+        found = bisect(a, b, read_samples(None, None, a.vocab_size, 128, 60), 0.01)
+    assert found.blamed == ("MNN",)
+    export(tmp_path / "model", tmp_path / "folder")
+    found = bisected(tmp_path / "folder", source, 1e-4)
+    assert found.advice == (IN_THE_MODEL,)

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 
 from deepmnn.conversion.convert import convert
 from deepmnn.errors import RequestError
+from deepmnn.exporters.mnn.export import export
 from deepmnn.graph.passes import fuse_swiglu
 from deepmnn.graph.weights import Interleave
 from deepmnn.inspect.compare.comparison import Comparison, compare
@@ -151,6 +152,47 @@ def test_an_experts_swapped_matrices_are_named(tmp_path: Path, model_type: str) 
     finding = first(found, "weight")
     assert finding.place == gate
     assert finding.text.endswith(f"it is the reference's {up}")
+
+
+# ------------------------------------------------------------------------- MNN
+
+ON_MNN = [case for case in BUILDERS if case[1] is not small_eps]
+"""MNN's embedding is float16, whose roundings are larger than what an eps does."""
+
+
+@pytest.mark.parametrize(("model_type", "plant", "fields", "place", "attribute"), ON_MNN)
+def test_a_fault_of_the_model_file_is_named_on_mnn(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_type: str,
+    plant: Plant,
+    fields: dict[str, Any],
+    place: str,
+    attribute: str,
+) -> None:
+    source = source_of(tmp_path / "source", model_type, **fields)
+    with monkeypatch.context() as patch:
+        plant(patch)
+        convert(source, tmp_path / "model", "fp32")
+        export(tmp_path / "model", tmp_path / "folder")
+    finding = first(compared(tmp_path / "folder", source), "value")
+    assert place.removesuffix("q_rope") in finding.place
+
+
+@pytest.mark.parametrize("model_type", [V2, V3])
+def test_an_expert_is_named_on_mnn(tmp_path: Path, model_type: str) -> None:
+    source = source_of(tmp_path / "source", model_type)
+    convert(source, tmp_path / "sound", "fp32")
+    export(tmp_path / "sound", tmp_path / "sound-folder")
+    assert not compared(tmp_path / "sound-folder", source).findings
+    tensors = load_file(source / "model.safetensors")
+    gate, up = (f"model.layers.1.mlp.experts.2.{part}_proj.weight" for part in ("gate", "up"))
+    other = {gate: lambda _: tensors[up], up: lambda _: tensors[gate]}
+    convert(changed(source, tmp_path / "damaged", other), tmp_path / "model", "fp32")
+    export(tmp_path / "model", tmp_path / "folder")
+    finding = first(compared(tmp_path / "folder", source), "value")
+    assert finding.place == "layers.1.mlp.experts.combine"
+    assert "expert 2 " in finding.text
 
 
 # ------------------------------------------------------------------- wrong pairs

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
+from pathlib import Path
 
 from deepmnn import _core
 from deepmnn.backends.base import I32
 from deepmnn.errors import RequestError
+from deepmnn.exporters.mnn.folder import is_exported
 from deepmnn.inspect.bisect.runs import (
     Logits,
     Progress,
@@ -22,6 +25,7 @@ from deepmnn.inspect.bisect.runs import (
 from deepmnn.inspect.bisect.schedule import Schedule
 from deepmnn.inspect.bisect.search import Works, smallest
 from deepmnn.inspect.bisect.setting import (
+    BACKEND,
     Setting,
     Switch,
     activation_switch,
@@ -135,6 +139,8 @@ class _Bisector:
         """Bisects."""
         options = self._model.options
         axes = run_switches(options, _core.isas(), self._has_latents())
+        if os.path.lexists(self._model.name) and is_exported(Path(self._model.name)):
+            axes = [axis for axis in axes if axis[0].axis != BACKEND]  # it has no other
         if options.as_it_is and options.backend != "reference":
             served = replace(self._plain, schedule=Schedule())
             whole = by_whole(self._model, self._samples)

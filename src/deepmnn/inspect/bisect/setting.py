@@ -13,6 +13,9 @@ Place = tuple[int, str]
 """A layer (-1: before the first; the number of layers: after the last) and a role of weights."""
 
 
+BACKEND = "backend"
+
+
 @dataclass(frozen=True)
 class Setting:
     """How a variant of a model runs.
@@ -88,7 +91,7 @@ def run_switches(
             found.append([Switch(field, name, partial(_with, field, safe), advice)])
     if options.backend == "mnn":
         advice = "MNN rounds weights anew, and has kernels of its own: export with more bits."
-        found.append([Switch("backend", "MNN", partial(_with, "backend", "cpu"), advice)])
+        found.append([Switch(BACKEND, "MNN", partial(_with, BACKEND, "cpu"), advice)])
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,9 +12,14 @@ from deepmnn.backends.base import I32
 from deepmnn.errors import RequestError
 from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph
-from deepmnn.graph.signatures import choices
+from deepmnn.graph.signatures import choices, sums_of_choices
 from deepmnn.graph.stages import LAYER
-from deepmnn.inspect.compare.difference import Difference, difference, in_one_order
+from deepmnn.inspect.compare.difference import (
+    Difference,
+    difference,
+    guilty_expert,
+    in_one_order,
+)
 from deepmnn.inspect.side import Layer, Side
 from deepmnn.inspect.sides.staged import StagedSide
 from deepmnn.quant.divergence import Divergence, Rows
@@ -134,6 +139,7 @@ class _Run:
         self._positions = np.concatenate([np.arange(len(sample)) for sample in samples])
         self._choices = choices(naive)
         self._layers = layers_of(naive)
+        self._sums = sums_of_choices(naive)
         self._found: dict[str, Compared] = {}
         self._looked: dict[str, Compared] = {}
         self._kinds: set[tuple[str, ...]] = set()
@@ -231,7 +237,11 @@ class _Run:
                 f"{name} is {list(found.shape)}, in the reference {list(wanted.shape)}",
                 "two models of one architecture and size",
             )
-        return difference(found, wanted, positions)
+        apart = difference(found, wanted, positions)
+        chosen = self._known.get(self._sums.get(name, ""))
+        if chosen is None:
+            return apart
+        return replace(apart, expert=guilty_expert(found, wanted, chosen))
 
 
 def layers_of(graph: Graph) -> dict[str, int]:

@@ -25,6 +25,7 @@ from deepmnn.inspect.compare.findings import (
     Finding,
     attribute_findings,
     bound_of,
+    folder_bound,
     value_bounds,
     value_findings,
     weight_findings,
@@ -197,7 +198,8 @@ def _bounds(model: Subject, reference: Subject, naive: Graph) -> dict[str, float
     for subject in (model, reference):
         if isinstance(subject.side, StagedSide):
             graphs.append((subject.side.graph, CACHE_BOUNDS[subject.options.kv_dtype]))
-    return value_bounds(graphs, naive)
+    least = max((folder_bound(s.quant) for s in (model, reference) if s.quant), default=0.0)
+    return {name: max(bound, least) for name, bound in value_bounds(graphs, naive).items()}
 
 
 def _stored_as(naive: Graph, subjects: Sequence[Subject]) -> Graph:

@@ -12,6 +12,7 @@ is off by about the step of its format.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ from deepmnn.inspect.compare.attributes import AttributeDifference
 from deepmnn.inspect.compare.compare import Compared
 from deepmnn.inspect.compare.difference import Difference
 from deepmnn.inspect.compare.weights import TensorDifference
+from deepmnn.quant.recipe import RECIPES
 
 EXACT_BOUND = 2e-5
 """Of a product with a matrix of floats, relative to the root mean square of what is wanted. Sound
@@ -37,6 +39,9 @@ STEPS = 8.0
 
 CHOICE_BOUND = 0.01
 """Of choices of experts: where two scores are equal but for the last bit, either may win."""
+
+MNN_FLOATS = 4e-3
+"""Of a model of floats on MNN, whose embedding is float16. Sound ones have 1e-3 to 2e-3."""
 
 GROWTH = 10.0
 """How many times its inputs' error a value's must be, where nodes cannot run alone."""
@@ -152,6 +157,8 @@ def _between(naive: Graph, value: str, known: Collection[str]) -> set[str]:
 
 def _value_text(op: str, found: Difference, bound: float, words: str) -> str:
     text = f"{op}: off by {found.error:.2%}, {words}; rounding explains {bound:.2%}"
+    if found.expert is not None:
+        text += f"; most where expert {found.expert} is chosen"
     if found.onset is not None:
         text += f"; from position {found.onset} on"
     if found.block_ratio > ROWS_RATIO:
@@ -201,6 +208,18 @@ def bound_of(format: str) -> float:
     if kind.levels:
         return STEPS * 2.0**-kind.bits
     return EXACT_BOUND if kind.bits == 32 else STEPS * 2.0**-9  # of bf16's 8 bits, and half a step
+
+
+def folder_bound(quant: str) -> float:
+    """Relative error that MNN's way to store a recipe's weights explains: floats as float16, codes
+    as blocks of 8 or 4 bits, which it multiplies with activations of 8.
+    """
+    if quant in RECIPES:
+        rules = RECIPES[quant].rules
+        bounds = [bound_of(rule.format) for rule in rules]
+        return max([MNN_FLOATS, *bounds])
+    found = re.fullmatch(r"(\d) bits", quant)
+    return STEPS * 2.0 ** -int(found[1]) if found else 1.0
 
 
 def nearest(graph: Graph, known: Iterable[str]) -> dict[str, set[str]]:

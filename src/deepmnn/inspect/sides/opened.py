@@ -21,6 +21,7 @@ from deepmnn.conversion.plan import choose_formats, naive_graph
 from deepmnn.conversion.stage import Stored, stored_from
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import RequestError, Words
+from deepmnn.exporters.mnn.cached import exported_model
 from deepmnn.exporters.mnn.folder import MnnFolder, is_exported
 from deepmnn.formats import F32, VECTOR
 from deepmnn.graph.ir import Graph, Weight
@@ -97,6 +98,8 @@ class Subject:
         stored: the bytes of a weight of its graph; None: it has no graph of ours.
         level: of optimisation; None likewise.
         options: how it runs; the backend is known.
+        quant: how its numbers are stored, as an exported folder says, whose graph does not tell;
+            None: the graph does, or they are exact.
     """
 
     name: str
@@ -107,6 +110,7 @@ class Subject:
     stored: Stored | None
     level: int | None
     options: SideOptions
+    quant: str | None = None
 
     @property
     def vocab_size(self) -> int:
@@ -160,10 +164,13 @@ def opened(
     if exported:
         _check_exported(name, options)
         with hold(path):
-            yield _folder(name, MnnFolder.open(path), options)
+            folder = MnnFolder.open(path)
+            yield _folder(name, folder, folder.text_files, options)
     elif backend == "mnn":
         with converted(name, options.quant, progress) as held:
-            yield _exported(name, Artifact.open(held.path), options, progress)
+            artifact = Artifact.open(held.path)
+            with exported_model(artifact, progress) as kept:
+                yield _folder(name, MnnFolder.open(kept.path), artifact.text_files, options)
     elif here and not is_checkpoint(path):
         _check_converted(name, options)
         with hold(path):
@@ -334,11 +341,10 @@ def _torch(name: str, source: Source, options: SideOptions) -> Subject:
     return Subject(name, side, source.config, source, files, None, None, options)
 
 
-def _exported(
-    name: str, artifact: Artifact, options: SideOptions, progress: Progress | None
-) -> Subject:
-    raise NotImplementedError
+def _folder(name: str, folder: MnnFolder, files: TextFiles, options: SideOptions) -> Subject:
+    """A folder exported for MNN."""
+    from deepmnn.inspect.sides.mnn import MnnSide
 
-
-def _folder(name: str, folder: MnnFolder, options: SideOptions) -> Subject:
-    raise NotImplementedError
+    side = MnnSide(folder, options.threads or 0)
+    quant = str(folder.manifest["quant"])
+    return Subject(name, side, folder.config, None, files, None, None, options, quant)
