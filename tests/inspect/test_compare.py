@@ -53,18 +53,30 @@ def compared(
         return compare(a, b, samples, effects=False)
 
 
-@pytest.mark.parametrize(("model_type", "index"), ALL)
-def test_a_sound_model_raises_no_alarm(tmp_path: Path, model_type: str, index: int) -> None:
+def with_slow(cases: list[Any], fast: Callable[[Any], bool]) -> list[Any]:
+    """Cases as parameters, all but the fast ones marked."""
+    return [case if fast(case) else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
+
+
+SOUND = [(*case, quant) for case in ALL for quant in ("fp32", "w8", "w3")]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "index", "quant"),
+    with_slow(SOUND, lambda case: case[2] == "fp32" or case[1:] == (0, "w8")),
+)
+def test_a_sound_model_raises_no_alarm(
+    tmp_path: Path, model_type: str, index: int, quant: str
+) -> None:
     tiny_checkpoint(model_type, index, tmp_path / "source")
-    for quant in ("fp32", "w8"):
-        convert(tmp_path / "source", tmp_path / quant, quant, calibration=None)
-        found = compared(tmp_path / quant, tmp_path / "source")
-        assert not found.findings
-        assert found.values[-1].name == "logits"
-        assert found.divergence is not None
-        if quant == "fp32":
-            assert found.divergence.mean < 1e-8
-        assert not found.hidden
+    convert(tmp_path / "source", tmp_path / "model", quant)
+    found = compared(tmp_path / "model", tmp_path / "source")
+    assert not found.findings
+    assert found.values[-1].name == "logits"
+    assert found.divergence is not None
+    if quant == "fp32":
+        assert found.divergence.mean < 1e-8
+    assert not found.hidden
 
 
 # --------------------------------------------------------------- planted faults
@@ -88,8 +100,13 @@ def first(found: Comparison, kind: str) -> Finding:
     return next(each for each in found.findings if each.kind == kind)
 
 
-@pytest.mark.parametrize(("model_type", "plant", "fields", "place", "attribute"), BUILDERS)
-@pytest.mark.parametrize("quant", ["fp32", "w4"])
+@pytest.mark.parametrize(
+    ("model_type", "plant", "fields", "place", "attribute", "quant"),
+    with_slow(
+        [(*case, quant) for case in BUILDERS for quant in ("fp32", "w4")],
+        lambda case: (case[0] == V2) == (case[-1] == "w4"),
+    ),
+)
 def test_a_fault_of_the_model_file_is_named(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -160,7 +177,10 @@ ON_MNN = [case for case in BUILDERS if case[1] is not small_eps]
 """MNN's embedding is float16, whose roundings are larger than what an eps does."""
 
 
-@pytest.mark.parametrize(("model_type", "plant", "fields", "place", "attribute"), ON_MNN)
+@pytest.mark.parametrize(
+    ("model_type", "plant", "fields", "place", "attribute"),
+    with_slow(ON_MNN, lambda case: case[1] in (half_rotation, bias_in_the_weights)),
+)
 def test_a_fault_of_the_model_file_is_named_on_mnn(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
