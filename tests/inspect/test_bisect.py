@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deepmnn.backends.cpu.backend import CpuBackend
 from deepmnn.backends.reference import cache
 from deepmnn.conversion.convert import convert
 from deepmnn.conversion.stage import Stage
@@ -112,6 +113,34 @@ def test_a_cache_that_breaks_at_a_length(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(cache, "int8_round_trip", wrong)
     found = bisected(tmp_path / "model", source, 0.2, ours)
     assert found.blamed == ("kv_dtype int8",)
+    assert bisected(tmp_path / "model", source, 0.2, ours, tokens=36).advice == (NOTHING,)
+
+
+def test_the_engines_cache_breaks_at_a_length(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 40 tokens on, int8 caches have the first block's rows in the second one's place."""
+    source = source_of(tmp_path / "source", V2)
+    convert(source, tmp_path / "model", "fp32")
+    new_cache, step, dtypes = CpuBackend.new_cache, CpuBackend.step, dict[int, str]()
+
+    def noted(self: CpuBackend, blocks: int, block_size: int, dtype: str = "f32") -> Any:
+        made = new_cache(self, blocks, block_size, dtype)
+        dtypes[id(made)] = dtype
+        return made
+
+    def broken(self: CpuBackend, kv: Any, batch: Any) -> Any:
+        if dtypes[id(kv)] == "int8" and batch.context_lengths[0] > 40:
+            kv.copy_block(int(batch.block_tables[0, 0]), int(batch.block_tables[0, 1]))
+        return step(self, kv, batch)
+
+    ours = SideOptions(kv_dtype="int8")
+    assert not bisected(tmp_path / "model", source, 0.2, ours).blamed
+    monkeypatch.setattr(CpuBackend, "new_cache", noted)
+    monkeypatch.setattr(CpuBackend, "step", broken)
+    found = bisected(tmp_path / "model", source, 0.2, ours)
+    assert found.blamed == ("kv_dtype int8",)
+    assert found.on is not None
     assert bisected(tmp_path / "model", source, 0.2, ours, tokens=36).advice == (NOTHING,)
 
 
