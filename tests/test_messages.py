@@ -28,7 +28,7 @@ PROSE = {"deepmnn does", "deepmnn reads", "deepmnn again", "deepmnn program", "d
 ANOTHER = re.compile(r"\bmlx_lm\.\w+ .*")
 """A command of another program."""
 
-OTHERS = {"exporters/mnn/export.py", "backends/mnn/wheel.py"}
+OTHERS = {"exporters/mnn/export.py", "exporters/mnn/tapped.py", "backends/mnn/wheel.py"}
 """Hold the flags of MNN's own converter."""
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 pytest.importorskip("MNN")
 
@@ -17,7 +18,7 @@ from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.conversion.convert import convert, plan_conversion
 from deepmnn.conversion.plan import plan as make_plan
 from deepmnn.conversion.write import write
-from deepmnn.errors import RequestError, StorageError
+from deepmnn.errors import ArtifactError, RequestError, StorageError
 from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
 from deepmnn.exporters.mnn.lower import Lowering
@@ -31,7 +32,7 @@ from deepmnn.inspect.sides.mnn import MnnSide
 from deepmnn.quant.rotated_source import RotatedSource
 from deepmnn.quant.smoothed_source import SmoothedSource
 from deepmnn.source.source import Source
-from exporters.folders import tree
+from exporters.folders import reseal_folder, tree
 from tiny_models import CONFIGS, WHOLE_BLOCKS, Config, checkpoint_of
 from whole_values import checkpoint_values, merged
 
@@ -255,6 +256,37 @@ def test_what_cannot_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(Path, "symlink_to", raising)
     with pytest.raises(StorageError, match="No space left"):
         next(side.layers(SAMPLES))
+
+
+@pytest.mark.parametrize("name", [b'Resha"e_4', b"Resha\\e_4", b"Resha\ne_4", b"Resha\xc3\xa94"])
+def test_a_name_that_somebody_else_chose(name: bytes, tmp_path: Path) -> None:
+    checkpoint(tmp_path / "hf", "llama")
+    folder = folder_of(tmp_path)
+    replace_in(folder, b"Reshape_4\0", name.ljust(9, b"_") + b"\0")
+    found = merged(list(MnnSide(MnnFolder.open(folder.path), 1, EXACT).layers(SAMPLES)))
+    assert not wrong_values(found, checkpoint_values(tmp_path / "hf", SAMPLES))
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_a_constant_that_is_no_number(number: float, tmp_path: Path) -> None:
+    checkpoint(tmp_path / "hf", "deepseek_v3")
+    folder = folder_of(tmp_path)
+    bias = load_file(tmp_path / "hf" / "model.safetensors")[
+        "model.layers.1.mlp.gate.e_score_correction_bias"
+    ]
+    replace_in(folder, bias[:4].tobytes(), np.float32([number] * 4).tobytes())
+    side = MnnSide(MnnFolder.open(folder.path), 1, EXACT)
+    with pytest.raises(ArtifactError, match="MNN's converter cannot tell it"):
+        next(side.layers(SAMPLES))
+
+
+def replace_in(folder: MnnFolder, old: bytes, new: bytes) -> None:
+    """Of the network."""
+    network = folder.path / "llm.mnn"
+    data = network.read_bytes()
+    assert old in data
+    network.write_bytes(data.replace(old, new))
+    reseal_folder(folder.path)
 
 
 def raising(*_: object) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deepmnn.backends.mnn.wheel import convert_tool
+from deepmnn.errors import ArtifactError
 from deepmnn.exporters.mnn.flatbuffer import Table
 from deepmnn.exporters.mnn.model import Block, Json
 from deepmnn.exporters.mnn.network import Network
@@ -29,11 +30,19 @@ def write_tapped(
         values: what is wanted, as wide as its tensors; logits are one, too.
         made: a file to be; one beside it holds JSON meanwhile.
 
-    Raises StorageError, and what `convert_tool` raises.
+    Raises ArtifactError for a network that MNN's converter does not tell as it is, StorageError,
+    and what else `convert_tool` raises.
     """
     text = made.with_suffix(".json")
     convert_tool(["-f", "MNN", "--modelFile", str(path), "--JsonFile", str(text)])
-    whole = _exact(json.loads(text.read_bytes()), net)
+    try:
+        whole = _exact(json.loads(text.read_bytes()), net)
+    except (ValueError, LookupError, TypeError) as fault:  # of a NaN it makes no JSON
+        raise ArtifactError(
+            f"{path}: MNN's converter cannot tell it as JSON: {fault!s:.80}",
+            "a network whose constants are numbers",
+            "Export the model again.",
+        ) from None
     _append(whole, network, values)
     text.write_text(json.dumps(whole))
     convert_tool(
