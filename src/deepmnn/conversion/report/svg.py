@@ -28,9 +28,9 @@ def text(x: float, y: float, said: str, anchor: str) -> str:
     return f'<text x="{number(x)}" y="{number(y)}" text-anchor="{anchor}">{escaped(said)}</text>'
 
 
-def title(said: str) -> str:
+def title(*lines: str) -> str:
     """What a browser shows where one points at a part."""
-    return f"<title>{escaped(said)}</title>"
+    return f"<title>{chr(10).join(map(escaped, lines))}</title>"
 
 
 def drawing(
