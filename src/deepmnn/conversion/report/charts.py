@@ -174,7 +174,7 @@ def growth(
 
 def row_bars(rows: Sequence[tuple[str, Sequence[Bar]]], shown: Shown, label: str) -> str:
     """A stacked bar for each name, from left to right, and its sum."""
-    step, left = 26.0, 96.0
+    step, left = 26.0, 14 + max((len(name) for name, _ in rows), default=0) * _LETTER
     most = max((sum(part.size for part in bar) for _, bar in rows), default=0) or 1.0
     x = Scale(0, most, left, WIDTH - 62)
     parts = []

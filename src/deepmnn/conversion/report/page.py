@@ -5,7 +5,8 @@ SVG, and a policy in the page forbids scripts and the network.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from deepmnn.conversion.report import charts, page_calibration, pieces
 from deepmnn.conversion.report.charts import Bar, Line
@@ -24,7 +25,7 @@ def page(facts: Facts) -> str:
         _layers(facts),
         _kinds(facts),
         _sizes(facts),
-        _worst(facts.weights),
+        worst(facts.weights),
         page_calibration.calibration(facts),
         page_calibration.activations(facts.activations),
         _levels(facts),
@@ -132,7 +133,7 @@ def _layer_sizes(layers: Sequence[LayerFacts]) -> str:
         ]
         for layer in layers
     ]
-    drawn = charts.layer_bars(bars, _short_size, "Bytes of each layer by format")
+    drawn = charts.layer_bars(bars, pieces.short_size, "Bytes of each layer by format")
     return pieces.card(
         "Size", drawn, "stored bytes of each layer", pieces.key((n, n) for n in used)
     )
@@ -166,30 +167,39 @@ def _error(kind: StoredFacts) -> str:
 
 
 def _sizes(facts: Facts) -> str:
+    return pieces.section("Sizes", "", sizes(facts.weights) + recipe(facts.recipe))
+
+
+def sizes(weights: Sequence[WeightFacts]) -> str:
+    """A table of weights by role and format."""
     groups: dict[tuple[str, str], list[WeightFacts]] = defaultdict(list)
-    for weight in facts.weights:
+    for weight in weights:
         groups[weight.role, weight.format].append(weight)
-    rows = []
-    for (role, format), weights in groups.items():
-        nbytes = sum(weight.nbytes for weight in weights)
-        share = pieces.percent(nbytes / max(facts.nbytes, 1))
-        rows.append((nbytes, (role, format, f"{len(weights):,}", file_size(nbytes), share)))
+    whole, rows = sum(weight.nbytes for weight in weights), []
+    for (role, format), group in groups.items():
+        nbytes = sum(weight.nbytes for weight in group)
+        share = pieces.percent(nbytes / max(whole, 1))
+        rows.append((nbytes, (role, format, f"{len(group):,}", file_size(nbytes), share)))
     rows.sort(key=lambda row: (-row[0], row[1]))
-    total = ("all", "", f"{len(facts.weights):,}", file_size(facts.nbytes), "")
-    table = pieces.table(
+    total = ("all", "", f"{len(weights):,}", file_size(whole), "")
+    return pieces.table(
         ("weights", "stored as", "count", "size", "share"),
         [*(row for _, row in rows), total],
         {len(rows): "total"},
     )
-    rules = [(rule["pattern"], rule["format"]) for rule in facts.recipe["rules"]]
-    recipe = (
+
+
+def recipe(fields: Mapping[str, Any]) -> str:
+    """The rules of a recipe, folded."""
+    rules = [(rule["pattern"], rule["format"]) for rule in fields["rules"]]
+    return (
         f"<details><summary>The recipe <small>{len(rules)} rules, the first that matches "
         f"decides</small></summary>{pieces.table(('pattern', 'format'), rules)}</details>"
     )
-    return pieces.section("Sizes", "", table + recipe)
 
 
-def _worst(weights: Sequence[WeightFacts]) -> str:
+def worst(weights: Sequence[WeightFacts]) -> str:
+    """The weights with the largest errors; nothing where none is known."""
     measured = [(weight.error, weight) for weight in weights if weight.error is not None]
     if not measured:
         return ""
@@ -258,7 +268,3 @@ def _spread(count: int, wanted: Sequence[int]) -> list[int]:
     """Some of many rows, evenly spread, the wanted ones among them."""
     step = max(1, -(-count // pieces.SHOWN))
     return sorted({*range(0, count, step), count - 1, *wanted})
-
-
-def _short_size(nbytes: float) -> str:
-    return file_size(nbytes).replace(".0 ", " ")

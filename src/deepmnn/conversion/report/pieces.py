@@ -7,9 +7,13 @@ from functools import cache
 from importlib.resources import files
 
 from deepmnn.conversion.report.svg import escaped
+from deepmnn.source.sizes import file_size
 
 SHOWN = 12
 """Of long lists; report.json has all."""
+
+GENERATOR = '<meta name="generator" content="deepmnn">'
+"""Stands in the first kilobyte of a page, and tells what made it."""
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 
@@ -23,7 +27,7 @@ def document(title: str, body: str, footer: str, style: str = "") -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'{GENERATOR}<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escaped(title)}</title><style>\n{_style()}{style}</style></head>\n<body><main>\n"
         f"{body}<footer>{footer}</footer>\n</main></body></html>\n"
     )
@@ -94,6 +98,17 @@ def count(number: float) -> str:
 def percent(share: float) -> str:
     """A share: "10.7 %"."""
     return f"{share * 100:.3g} %"
+
+
+def short_size(nbytes: float) -> str:
+    """Bytes, for an axis."""
+    return file_size(int(nbytes)).replace(".0 ", " ")
+
+
+def tokens(number: int) -> str:
+    """A length of a context: "512", "128 Ki", "5,000"."""
+    whole = number >= 1024 and number % 1024 == 0
+    return f"{number // 1024} Ki" if whole else f"{number:,}"
 
 
 def plain(value: float) -> str:

@@ -20,22 +20,18 @@ Places = Mapping[int, list[Node]]
 
 @dataclass(frozen=True)
 class Block:
-    """Places whose nodes are alike.
-
-    Attributes:
-        places: where they are.
-        shown: the one to draw: a layer in the middle, whose neighbours are layers as well.
-    """
+    """Places whose nodes are alike."""
 
     places: tuple[int, ...]
 
     @property
     def shown(self) -> int:
+        """The one to draw: a layer in the middle, whose neighbours are layers as well."""
         return self.places[len(self.places) // 2]
 
     @property
     def title(self) -> str:
-        """"layers 3 to 60", say."""
+        """ "layers 3 to 60", say."""
         return places_named(self.places)
 
 
@@ -97,7 +93,7 @@ def key(graph: Graph, place: int, nodes: Iterable[Node]) -> Hashable:
 
 
 def places_named(places: Iterable[int]) -> str:
-    """"layer 0", "layers 1, 2 and 4 to 26", "before the layers"."""
+    """ "layer 0", "layers 1, 2 and 4 to 26", "before the layers"."""
     ordered = sorted(places)
     if ordered == [BEFORE]:
         return "before the layers"

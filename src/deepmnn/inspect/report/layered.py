@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import bisect_right, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 GAP = 16.0
 """Between neighbours of a rank."""
@@ -70,14 +71,12 @@ def arrange(widths: Sequence[float], edges: Sequence[Edge]) -> Drawing:
         return Drawing([], [[] for _ in edges], 0.0, 0)
     count = len(widths)
     ranks = _ranks(count, edges)
-    points = _Points(
-        list(widths), list(ranks), [[] for _ in widths], [[] for _ in widths], count
-    )
+    points = _Points(list(widths), list(ranks), [[] for _ in widths], [[] for _ in widths], count)
     routes = []
     for upper, lower in edges:
         route = [points.add(rank) for rank in range(ranks[upper] + 1, ranks[lower])]
         chain = [upper, *route, lower]
-        for pair in zip(chain, chain[1:], strict=False):
+        for pair in pairwise(chain):
             points.join(*pair)
         routes.append(route)
     rows: list[list[int]] = [[] for _ in range(max(ranks) + 1)]
@@ -88,7 +87,9 @@ def arrange(widths: Sequence[float], edges: Sequence[Edge]) -> Drawing:
     left = min(x - width / 2 for x, width in zip(across, points.widths, strict=True))
     right = max(x + width / 2 for x, width in zip(across, points.widths, strict=True))
     at = [(x - left, rank) for x, rank in zip(across, points.ranks, strict=True)]
-    return Drawing(at[:count], [[at[p] for p in route] for route in routes], right - left, len(rows))
+    return Drawing(
+        at[:count], [[at[p] for p in route] for route in routes], right - left, len(rows)
+    )
 
 
 def _ranks(count: int, edges: Sequence[Edge]) -> list[int]:
@@ -136,7 +137,7 @@ def _ordered(rows: list[list[int]], points: _Points) -> list[list[int]]:
 
 def _crossings(rows: list[list[int]], points: _Points) -> int:
     total = 0
-    for upper, lower in zip(rows, rows[1:], strict=False):
+    for upper, lower in pairwise(rows):
         place = {point: index for index, point in enumerate(lower)}
         seen: list[int] = []
         for point in upper:

@@ -48,7 +48,7 @@ class Snapshot:
         return found
 
     def identities(self, place: int) -> dict[Hashable, Node]:
-        """The nodes of a place by what a pass changes of them, which is more than what they read."""
+        """The nodes of a place, by all but what they read: to read another value is no change."""
         return {
             (
                 node.op,
