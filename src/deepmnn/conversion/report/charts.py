@@ -172,11 +172,13 @@ def growth(
     return drawing(WIDE, HEIGHT, label, [*parts, *_axis_names(x, names)])
 
 
-def row_bars(rows: Sequence[tuple[str, Sequence[Bar]]], shown: Shown, label: str) -> str:
+def row_bars(
+    rows: Sequence[tuple[str, Sequence[Bar]]], shown: Shown, label: str, width: float = WIDTH
+) -> str:
     """A stacked bar for each name, from left to right, and its sum."""
-    step, left = 26.0, 14 + max((len(name) for name, _ in rows), default=0) * _LETTER
+    step, left = 26.0, 14 + max((len(name) for name, _ in rows), default=0) * _LETTER * 1.1
     most = max((sum(part.size for part in bar) for _, bar in rows), default=0) or 1.0
-    x = Scale(0, most, left, WIDTH - 62)
+    x = Scale(0, most, left, width - 62)
     parts = []
     for row, (name, bar) in enumerate(rows):
         top, before = row * step + 4, 0.0
@@ -186,7 +188,7 @@ def row_bars(rows: Sequence[tuple[str, Sequence[Bar]]], shown: Shown, label: str
             parts.append(_rect(part, begin, top, end - begin, step - 8))
         parts.append(text(left - 6, top + 13, name, "end"))
         parts.append(text(x(before) + 5, top + 13, shown(before), "start"))
-    return drawing(WIDTH, max(len(rows), 1) * step + 4, label, parts)
+    return drawing(width, max(len(rows), 1) * step + 4, label, parts)
 
 
 def histogram(

@@ -44,14 +44,15 @@ class Drawing:
 class _Points:
     """Items, and the places where long edges pass a rank.
 
-    above, below: point → its neighbours there. items: how many of the points are items.
+    above, below: point → its neighbours there. route: point → all of its long edge's, itself among
+    them; none for an item.
     """
 
     widths: list[float]
     ranks: list[int]
     above: list[list[int]]
     below: list[list[int]]
-    items: int
+    route: list[list[int]]
 
     def join(self, upper: int, lower: int) -> None:
         self.below[upper].append(lower)
@@ -62,6 +63,7 @@ class _Points:
         self.ranks.append(rank)
         self.above.append([])
         self.below.append([])
+        self.route.append([])
         return len(self.ranks) - 1
 
 
@@ -71,10 +73,14 @@ def arrange(widths: Sequence[float], edges: Sequence[Edge]) -> Drawing:
         return Drawing([], [[] for _ in edges], 0.0, 0)
     count = len(widths)
     ranks = _ranks(count, edges)
-    points = _Points(list(widths), list(ranks), [[] for _ in widths], [[] for _ in widths], count)
+    points = _Points(
+        list(widths), list(ranks), [[] for _ in widths], [[] for _ in widths], [[] for _ in widths]
+    )
     routes = []
     for upper, lower in edges:
         route = [points.add(rank) for rank in range(ranks[upper] + 1, ranks[lower])]
+        for point in route:
+            points.route[point] = route
         chain = [upper, *route, lower]
         for pair in pairwise(chain):
             points.join(*pair)
@@ -174,10 +180,12 @@ def _wish(
     """Where a point wants to be, and how much."""
     if not near:
         return across[point], 0.1
-    bends = [point >= points.items and n >= points.items for n in near]
-    weights = [_STRAIGHT if bend else 1.0 for bend in bends]
-    total = sum(weights)
-    return sum(w * across[n] for w, n in zip(weights, near, strict=True)) / total, total
+    middle = sum(across[n] for n in near) / len(near)
+    route = points.route[point]
+    if not route:
+        return middle, float(len(near))
+    line = sum(across[other] for other in route) / len(route)
+    return (middle + _STRAIGHT * line) / (1 + _STRAIGHT), _STRAIGHT
 
 
 def _settle(

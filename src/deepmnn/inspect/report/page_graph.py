@@ -44,11 +44,11 @@ def _counts(subject: Subject) -> str:
         )
         bars = [Bar(k, found[k], f"{name}: {found[k]:,}, {KINDS[k]}") for k in KINDS if found[k]]
         rows.append((name, bars))
-    drawn = charts.row_bars(rows, lambda count: f"{count:,.0f}", "Nodes after each pass")
+    label = "Nodes after each pass"
+    drawn = charts.row_bars(rows, lambda count: f"{count:,.0f}", label, charts.WIDE)
     used = {k for found in counts.values() for k in found}
     key = pieces.key((said, k) for k, said in KINDS.items() if k in used)
-    ops = _ops(subject)
-    return f'<div class="pair">{pieces.card("Nodes after each pass", drawn, "", key)}{ops}</div>'
+    return f'<div class="wide">{pieces.card(label, drawn, "", key)}</div>{_ops(subject)}'
 
 
 def _ops(subject: Subject) -> str:
@@ -59,7 +59,7 @@ def _ops(subject: Subject) -> str:
     total = ("all", f"{before.total():,}", f"{after.total():,}")
     columns = ("op", "level 0", f"level {subject.optimize_level}")
     table = pieces.table(columns, [*rows, total], {len(rows): "total"})
-    return f'<div class="tall">{table}</div>'
+    return f"<details><summary>Nodes by op</summary>{table}</details>"
 
 
 def _whole(title: str, shot: Snapshot) -> str:
@@ -74,12 +74,18 @@ def _whole(title: str, shot: Snapshot) -> str:
 def _blocks(shot: Snapshot, blocks: Sequence[Block]) -> str:
     drawn = "".join(
         f"<details><summary>{escaped(_named(block))} <small>"
-        f"{len(shot.places[block.shown]):,} nodes{' each' if len(block.places) > 1 else ''}"
+        f"{_count(shot, block)}"
         f'</small></summary><div class="picture">{picture(shot, block)}</div></details>'
         for block in blocks[:_MOST]
     )
     rest = [_named(block) for block in blocks[_MOST:]]
     return drawn + (f"<p>Not drawn: {escaped(', '.join(rest[:_MOST]))}</p>" if rest else "")
+
+
+def _count(shot: Snapshot, block: Block) -> str:
+    count = len(shot.places[block.shown])
+    each = " each" if len(block.places) > 1 else ""
+    return f"{count:,} node{'' if count == 1 else 's'}{each}"
 
 
 def _step(step: Step) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from deepmnn.conversion.report import charts, pieces
 from deepmnn.conversion.report.charts import Bar, Line, Mark
@@ -18,7 +18,10 @@ def figures(found: Findings) -> list[tuple[str, str]]:
     if found.speeds is None or not found.speeds.rows:
         return []
     row = found.speeds.rows[0]
-    return [(f"{row.decode.mean:.3g}", f"tokens per second, batch of {row.batch}")]
+    return [
+        (f"{speed.mean:,.{0 if speed.mean >= 100 else 1}f}", f"tokens per second, {phase}")
+        for phase, speed in (("prefill", row.prefill), ("decode", row.decode))
+    ]
 
 
 def speed(found: Findings) -> str:
@@ -69,7 +72,7 @@ def _shares(rows: Sequence[Row]) -> str:
             if share is not None:
                 said = f"{name}: {phase} reaches {share:.1%} of what {limit} allow"
                 bars.append((f"{phase} {name}", [Bar(style, share, said)]))
-    drawn = charts.row_bars(bars, pieces.percent, "Shares of this machine's limits")
+    drawn = charts.row_bars(bars, pieces.percent, "Shares of this machine's limits", charts.WIDE)
     key = pieces.key([("of int8 multiplications", "c0"), ("of memory bandwidth", "c1")])
     return f'<div class="wide">{pieces.card("Shares of the limits", drawn, "", key)}</div>'
 
@@ -87,15 +90,14 @@ def memory(subject: Subject, found: Findings) -> str:
     """What one sequence takes."""
     needs = by_context(subject)
     kinds = list(needs[0].caches)
+    parts = {f"KV cache in {name}": [need.caches[name] for need in needs] for name in kinds}
+    if needs[0].activations is not None:
+        parts["activations"] = [need.activations or 0 for need in needs]
+    parts["weights"] = [need.weights for need in needs]
+    parts[f"all, KV cache in {kinds[0]}"] = [need.total(kinds[0]) for need in needs]
     lines = [
-        Line(
-            f"c{index}",
-            [(need.context, float(need.total(name))) for need in needs],
-            lambda context, total, name=name: (  # type: ignore[misc]
-                f"{context:,} tokens, KV cache in {name}: {file_size(int(total))}"
-            ),
-        )
-        for index, name in enumerate(kinds)
+        Line(f"c{index}", _points(needs, sizes), _at_context(name))
+        for index, (name, sizes) in enumerate(parts.items())
     ]
     size = found.memory
     marks = [Mark(float(size), f"this machine, {file_size(size)}")] if size else []
@@ -106,9 +108,17 @@ def memory(subject: Subject, found: Findings) -> str:
         (lambda context: pieces.tokens(int(context)), pieces.short_size),
         ("tokens of context", ""),
     )
-    key = pieces.key((f"KV cache in {name}", f"c{index}") for index, name in enumerate(kinds))
+    key = pieces.key((name, f"c{index}") for index, name in enumerate(parts))
     body = f'<div class="wide">{pieces.card("", drawn, "", key)}</div>{_table(needs, kinds)}'
     return pieces.section("Memory by context length", _words(needs[0]), body)
+
+
+def _points(needs: Sequence[Need], sizes: Sequence[int]) -> list[tuple[int, float]]:
+    return [(need.context, float(size)) for need, size in zip(needs, sizes, strict=True)]
+
+
+def _at_context(name: str) -> Callable[[int, float], str]:
+    return lambda context, size: f"{name}, {context:,} tokens: {file_size(size)}"
 
 
 def _words(need: Need) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from deepmnn.conversion.report.svg import drawing, escaped, number, title
-from deepmnn.graph.ir import Graph, Node
+from deepmnn.graph.ir import Graph, Node, Weight
 from deepmnn.inspect.report.blocks import AFTER, BEFORE, Block
 from deepmnn.inspect.report.kinds import kind
 from deepmnn.inspect.report.layered import Edge, arrange
@@ -177,18 +177,17 @@ def _said(graph: Graph, node: Node, twins: Sequence[Node]) -> list[str]:
 def _weights(graph: Graph, twins: Iterable[Node]) -> list[str]:
     """The weights of a node, and of the same node in places that are alike."""
     counts: Counter[tuple[tuple[int, ...], str]] = Counter()
-    sizes: Counter[tuple[tuple[int, ...], str]] = Counter()
-    first: dict[tuple[tuple[int, ...], str], str] = {}
+    first: dict[tuple[tuple[int, ...], str], Weight] = {}
     for node in twins:
         for name in node.weights:
             weight = graph.weights[name]
             at = weight.shape, weight.format
             counts[at] += 1
-            sizes[at] += weight.nbytes
-            first.setdefault(at, name)
+            first.setdefault(at, weight)
     return [
         f"{f'{count} weights' if count > 1 else 'weight'} {list(shape)} in {format}, "
-        f"{file_size(sizes[shape, format])}: {first[shape, format]}{', …' if count > 1 else ''}"
+        f"{file_size(count * first[shape, format].nbytes)}: {first[shape, format].name}"
+        f"{', …' if count > 1 else ''}"
         for (shape, format), count in counts.items()
     ]
 

@@ -14,14 +14,15 @@ from deepmnn.artifact.reader import Artifact
 from deepmnn.artifact.restored import RestoredSource
 from deepmnn.conversion.convert import plan_conversion
 from deepmnn.conversion.plan import MEMORY_REUSE_LEVEL, Plan, weight_order
-from deepmnn.conversion.report.facts import WeightFacts
+from deepmnn.conversion.report.facts import WeightFacts, layer_of
 from deepmnn.conversion.report.stored import origin
 from deepmnn.exporters.mnn.folder import MnnFolder, is_exported
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.passes.memory_plan import MemoryPlan, plan_memory
-from deepmnn.graph.tensors import tensor_shapes
+from deepmnn.graph.tensors import tensor_shapes, tensors
 from deepmnn.graph.workload import Workload
+from deepmnn.inspect.report.blocks import places_named
 from deepmnn.inspect.report.trace import Snapshot, Step, Trace
 from deepmnn.models import read_config
 from deepmnn.quant.recipe import Recipe
@@ -84,6 +85,18 @@ class Subject:
     def active(self) -> int:
         """Numbers of matrices that a token is multiplied by: of routed experts, the chosen ones."""
         return round(Workload.of(self.begin.graph).macs(1, 0, 1))
+
+    @property
+    def idle_shapes(self) -> list[tuple[int, ...]]:
+        """Of tensors that are kept for multi-token prediction, and no node reads."""
+        graph = self.begin.graph
+        return [t.shape for name in graph.kept for t in tensors(graph.weights[name].expr)]
+
+    @property
+    def idle_layers(self) -> str:
+        """Layers that only have such tensors: "layer 61"; "" for none."""
+        found = {layer_of(name) for name in self.begin.graph.kept} - {None}
+        return places_named(layer for layer in found if layer is not None) if found else ""
 
     @cached_property
     def memory(self) -> MemoryPlan | None:
