@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from deepmnn.conversion.report import charts, pieces
 from deepmnn.conversion.report.charts import Bar
@@ -23,8 +23,9 @@ def graph(subject: Subject) -> str:
     """How many nodes there are, and where; each pass; and pictures of both ends."""
     last = subject.steps[-1].after if subject.steps else subject.begin
     words = (
-        "A box is a node, a line a value. Layers that are alike are drawn once. Point at a box to "
-        "read its shapes, attributes and weights, at a line to read its value."
+        "A box is a node, a line a value. Layers that are alike are drawn once. Point at a box for "
+        "its shapes, attributes and weights, at a line for its value. Of a pass, what goes is dashed "
+        "in red, what is new is green, and what gets other weights or shapes is amber."
     )
     body = _counts(subject) + _whole("Level 0, as the model file writes it", subject.begin)
     body += "".join(_step(step) for step in subject.steps)
@@ -113,14 +114,25 @@ def _step(step: Step) -> str:
 
 def _change(step: Step, change: Change) -> str:
     block = change.block
-    before = picture(step.before, block, change.before, change.gone, "gone")
-    after = picture(step.after, block, change.after, change.new, "new")
-    said = f"{_names(change.gone, block)} → {_names(change.new, block) or 'nothing'}"
+    changed = tuple(zip(*change.changed, strict=True)) or ((), ())
+    before, after = (
+        picture(shot, block, nodes, {**_marks(marked, style), **_marks(same, "changed")})
+        for shot, nodes, marked, style, same in (
+            (step.before, change.before, change.gone, "gone", changed[0]),
+            (step.after, change.after, change.new, "new", changed[1]),
+        )
+    )
+    parts = (("gone", change.gone), ("new", change.new), ("changed", changed[1]))
+    said = "; ".join(f"{what}: {_names(nodes, block)}" for what, nodes in parts if nodes)
     return (
         f"<h4>{escaped(_named(block))}</h4><p>{escaped(said)}</p>"
         f'<div class="pictures"><div><h4>before</h4><div class="picture">{before}</div></div>'
         f'<div><h4>after</h4><div class="picture">{after}</div></div></div>'
     )
+
+
+def _marks(nodes: Iterable[Node], style: str) -> dict[int, str]:
+    return {id(node): style for node in nodes}
 
 
 def _names(nodes: Sequence[Node], block: Block) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from deepmnn.conversion.report.svg import drawing, escaped, number, title
@@ -34,7 +34,6 @@ class _Item:
     style: str
     lines: list[str]
     said: list[str]
-    is_marked: bool = False
 
     @property
     def width(self) -> float:
@@ -61,19 +60,16 @@ def picture(
     shot: Snapshot,
     block: Block,
     nodes: Sequence[Node] | None = None,
-    marked: Sequence[Node] = (),
-    style: str = "",
+    marks: Mapping[int, str] | None = None,
 ) -> str:
     """A block as it is in the place of it that is shown.
 
-    nodes: those to draw; None: all. Only what all, or marked ones, have to do with other places is
-    drawn. marked: those of the class `style`.
+    nodes: those to draw; None: all. marks: id of a node → a class of graph.css. What nodes have to
+    do with other places is drawn of all, or of those that are marked.
     """
     drawn = shot.places.get(block.shown, []) if nodes is None else nodes
-    marks = {id(node) for node in marked}
-    parts = _parts(shot, block, drawn, marks, {id(n) for n in drawn} if nodes is None else marks)
-    for item in parts.items:
-        item.style += f" {style}" if item.is_marked else ""
+    marks = marks or {}
+    parts = _parts(shot, block, drawn, marks, {id(n) for n in drawn} if nodes is None else {*marks})
     found = arrange([item.width for item in parts.items], list(parts.edges))
     width = found.width + 2 * _MARGIN
     height = max(found.ranks - 1, 0) * _STEP + _HEIGHT + 2 * _MARGIN
@@ -84,7 +80,7 @@ def picture(
 
 
 def _parts(
-    shot: Snapshot, block: Block, nodes: Sequence[Node], marked: set[int], open: set[int]
+    shot: Snapshot, block: Block, nodes: Sequence[Node], marks: Mapping[int, str], open: set[int]
 ) -> _Parts:
     """open: nodes whose values from and for other places are drawn."""
     graph, parts = shot.graph, _Parts()
@@ -99,7 +95,8 @@ def _parts(
     twins = _twins(shot, block)
     for node in nodes:
         lines, said = _lines_of(graph, node, own), _said(graph, node, twins[id(node)])
-        at[id(node)] = parts.add(_Item(kind(graph, node), lines, said, id(node) in marked))
+        style = f"{kind(graph, node)} {marks.get(id(node), '')}".rstrip()
+        at[id(node)] = parts.add(_Item(style, lines, said))
         for name in node.inputs:
             maker = made.get(name)
             upper = outside.entry(name, node) if maker is None else at[id(maker)]

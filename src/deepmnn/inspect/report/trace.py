@@ -48,16 +48,17 @@ class Snapshot:
         return found
 
     def identities(self, place: int) -> dict[Hashable, Node]:
-        """The nodes of a place, by all but what they read: to read another value is no change."""
-        return {
-            (
-                node.op,
-                node.outputs,
-                node.weights,
-                tuple(self.graph.values[name].shape for name in node.outputs),
-            ): node
-            for node in self.places.get(place, ())
-        }
+        """The nodes of a place by what they are: their op and what they compute."""
+        return {(node.op, node.outputs): node for node in self.places.get(place, ())}
+
+    def details(self, node: Node) -> Hashable:
+        """What a pass may change of a node, but for what it reads: another name is no change."""
+        values = self.graph.values
+        return (
+            node.weights,
+            tuple(values[name].shape for name in node.outputs),
+            tuple(sorted(node.attrs.items())),
+        )
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,14 @@ class Change:
     Attributes:
         block: the places.
         gone, new: nodes of the one that is shown which are no longer there, and which were not.
+        changed: those that have other weights, shapes or attributes; as they were, and as they are.
         before, after: these and their neighbours, the same surroundings before and after.
     """
 
     block: Block
     gone: tuple[Node, ...]
     new: tuple[Node, ...]
+    changed: tuple[tuple[Node, Node], ...]
     before: tuple[Node, ...]
     after: tuple[Node, ...]
 
@@ -95,19 +98,24 @@ class Step:
             for place in sorted({*self.before.places, *self.after.places})
         }
         found = (self._change(block) for block in alike(keys))
-        return [change for change in found if change.gone or change.new]
+        return [change for change in found if change.gone or change.new or change.changed]
 
     def _change(self, block: Block) -> Change:
         shots = self.before, self.after
         old, new = (shot.identities(block.shown) for shot in shots)
         gone = tuple(node for identity, node in old.items() if identity not in new)
         made = tuple(node for identity, node in new.items() if identity not in old)
+        both = ((node, new[identity]) for identity, node in old.items() if identity in new)
+        changed = tuple(
+            pair for pair in both if self.before.details(pair[0]) != self.after.details(pair[1])
+        )
         nodes = [shot.places.get(block.shown, []) for shot in shots]
-        near = {name for pair in zip(nodes, (gone, made), strict=True) for name in _near(*pair)}
+        touched = (*gone, *(pair[0] for pair in changed)), (*made, *(pair[1] for pair in changed))
+        near = {name for pair in zip(nodes, touched, strict=True) for name in _near(*pair)}
         before, after = (
             tuple(node for node in each if near.intersection(node.outputs)) for each in nodes
         )
-        return Change(block, gone, made, before, after)
+        return Change(block, gone, made, changed, before, after)
 
 
 @dataclass
