@@ -24,8 +24,8 @@ def graph(subject: Subject) -> str:
     last = subject.steps[-1].after if subject.steps else subject.begin
     words = (
         "A box is a node, a line a value. Layers that are alike are drawn once. Point at a box for "
-        "its shapes, attributes and weights, at a line for its value. Of a pass, what goes is dashed "
-        "in red, what is new is green, and what gets other weights or shapes is amber."
+        "its shapes, attributes and weights, at a line for its value. Of a pass, what goes is "
+        "dashed in red, what is new is green, and what gets other weights or shapes is amber."
     )
     body = _counts(subject) + _whole("Level 0, as the model file writes it", subject.begin)
     body += "".join(_step(step) for step in subject.steps)
