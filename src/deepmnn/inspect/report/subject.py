@@ -156,7 +156,7 @@ def _of_artifact(artifact: Artifact, restored: RestoredSource, trace: Trace) -> 
         trace.steps(begin),
         graph,
         _facts(weight_order(graph)),
-        artifact.weights_nbytes,
+        sum(weight.nbytes for weight in graph.weights.values()),
         0,
         sum(graph.caches.values()),
         {},
