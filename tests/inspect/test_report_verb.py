@@ -51,17 +51,20 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("tokenizer", [False, True])
 def test_a_checkpoint_with_its_errors_accuracy_and_speed(tmp_path: Path, tokenizer: bool) -> None:
     made = checkpoint_of("llama", CONFIGS["llama"][0] | {"vocab_size": 271}, tmp_path / "hf")
+    flags: list[object] = []
     if tokenizer:
         write_tokenizer(made.path)
+        (tmp_path / "text.txt").write_text("Rivers carry sand. " * 20)
+        flags = ["--no-speed", "--text", tmp_path / "text.txt"]
     page = tmp_path / "new" / "page.html"
-    words = good(page, made.path, page, "--quant", "w4", "--reference", made.path)
+    words = good(page, made.path, page, "--quant", "w4", "--reference", made.path, *flags)
     assert "measured against hf" in words
     assert "linear" in words
     assert "KL divergence, mean" in words
     assert ("perplexity of hf" in words) == tokenizer
     assert ("token ids at random" in words) != tokenizer
-    assert "tokens per second, decode" in words
-    assert re.search(r"1 × \d+ \d", words)
+    assert ("tokens per second, decode" in words) != tokenizer
+    assert bool(re.search(r"1 × \d+ \d", words)) != tokenizer
     assert str(tmp_path) not in words
     assert [path.name for path in page.parent.iterdir()] == ["page.html"]
 
