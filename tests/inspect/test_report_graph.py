@@ -131,9 +131,8 @@ def test_what_a_fusion_did() -> None:
     naive, trace = tiny("llama", 0, num_hidden_layers=4), Trace()
     optimize(naive, 3, on_pass=trace.add)
     steps = {step.result.name: step for step in trace.steps(trace.begin(naive))}
-    change, *ends = steps["fuse_swiglu"].changes
-    assert change.block == Block((0, 1))
-    assert [end.block.places for end in ends] == [(2,), (3,)]  # where rows are selected
+    change, last = steps["fuse_swiglu"].changes  # the last layer computes the wanted rows only
+    assert (change.block, last.block) == (Block((0, 1, 2)), Block((3,)))
     assert Counter(node.op for node in change.gone) == {"linear": 2, "silu": 1, "mul": 1}
     assert [node.op for node in change.new] == ["swiglu"]
     around = {node.name for node in change.before} - {node.name for node in change.gone}
@@ -279,6 +278,25 @@ def test_a_box_tells_shapes_attributes_and_all_weights() -> None:
     assert lines[2].startswith("36 weights [36, 19] in f32, ")
     assert lines[3].startswith("12 weights [36, 19] in bf16, ")
     assert "top_k: 3" in lines
+
+
+def test_twins_of_a_node_that_computes_the_layer_befores_sum() -> None:
+    graph, _ = optimize(tiny("llama", 0, num_hidden_layers=6), 3)
+    shot = Snapshot(graph)
+    block = next(block for block in shot.blocks if len(block.places) > 2)
+    texts = [e.text or "" for e in ElementTree.fromstring(picture(shot, block)).iter("title")]
+    (said,) = [t for t in texts if t.startswith(f"layers.{block.shown}.input_layernorm:")]
+    assert f"{len(block.places)} weights [36] in f32" in said
+    assert f"layers.{block.places[0]}.input_layernorm.weight" in said  # the first of them
+
+
+def test_long_attributes_are_counted() -> None:
+    shot = Snapshot(tiny("deepseek_v3", 0))
+    texts = [
+        e.text or ""
+        for block in shot.blocks
+        for e in ElementTree.fromstring(picture(shot, block)).iter("title")
+    ]
     assert re.search(r"inv_freq: 3$|inv_freq: \d+ numbers|inv_freq: \(", "\n".join(texts), re.M)
 
 

@@ -92,9 +92,8 @@ def _parts(
             if id(node) in open and name not in made:
                 outside.enter(parts, name, node)
     at: dict[int, int] = {}
-    twins = _twins(shot, block)
     for node in nodes:
-        lines, said = _lines_of(graph, node, own), _said(graph, node, twins[id(node)])
+        lines, said = _lines_of(graph, node, own), _said(graph, node, _twins(shot, block, node))
         style = f"{kind(graph, node)} {marks.get(id(node), '')}".rstrip()
         at[id(node)] = parts.add(_Item(style, lines, said))
         for name in node.inputs:
@@ -189,11 +188,14 @@ def _weights(graph: Graph, twins: Iterable[Node]) -> list[str]:
     ]
 
 
-def _twins(shot: Snapshot, block: Block) -> dict[int, list[Node]]:
-    """Node of the place that is shown → it and its like in each place of the block."""
-    places = [shot.places.get(place, []) for place in block.places]
-    shown = block.places.index(block.shown)
-    return {id(same[shown]): list(same) for same in zip(*places, strict=True)}
+def _twins(shot: Snapshot, block: Block, node: Node) -> list[Node]:
+    """A node of the place that is shown, and its like in each place of the block."""
+    own = f"layers.{block.shown}."
+    name = next((output for output in node.outputs if output.startswith(own)), None)
+    if name is None:
+        return [node]
+    names = [name.replace(own, f"layers.{place}.") for place in block.places]
+    return [found for each in names if (found := shot.producers.get(each)) is not None]
 
 
 def _shape(graph: Graph, names: Sequence[str]) -> str:

@@ -34,6 +34,11 @@ class Snapshot:
         return alike(self.keys)
 
     @cached_property
+    def producers(self) -> dict[str, Node]:
+        """Value → the node that computes it."""
+        return self.graph.producers()
+
+    @cached_property
     def makers(self) -> dict[str, int]:
         """Value → the place that computes it."""
         return {v: at for at, nodes in self.places.items() for n in nodes for v in n.outputs}
@@ -98,7 +103,17 @@ class Step:
             for place in sorted({*self.before.places, *self.after.places})
         }
         found = (self._change(block) for block in alike(keys))
-        return [change for change in found if change.gone or change.new or change.changed]
+        changes = [change for change in found if change.gone or change.new or change.changed]
+        same = alike({place: self._key(c) for c in changes for place in c.block.places})
+        return [self._change(block) for block in same]
+
+    def _key(self, change: Change) -> Hashable:
+        """The same for what looks the same, though more of the layers differs."""
+        place, touched = change.block.shown, {id(node) for node in (*change.gone, *change.new)}
+        return tuple(
+            (key(shot.graph, place, nodes), tuple(id(node) in touched for node in nodes))
+            for shot, nodes in ((self.before, change.before), (self.after, change.after))
+        )
 
     def _change(self, block: Block) -> Change:
         shots = self.before, self.after
