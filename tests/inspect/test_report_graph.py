@@ -286,7 +286,7 @@ def test_twins_of_a_node_that_computes_the_layer_befores_sum() -> None:
     block = next(block for block in shot.blocks if len(block.places) > 2)
     texts = [e.text or "" for e in ElementTree.fromstring(picture(shot, block)).iter("title")]
     (said,) = [t for t in texts if t.startswith(f"layers.{block.shown}.input_layernorm:")]
-    assert f"{len(block.places)} weights [36] in f32" in said
+    assert f"{len(block.places)} weights [36] in vector, " in said
     assert f"layers.{block.places[0]}.input_layernorm.weight" in said  # the first of them
 
 

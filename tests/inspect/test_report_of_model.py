@@ -339,6 +339,6 @@ def test_the_largest_model_is_a_small_page(tmp_path: Path) -> None:
     text = page("DeepSeek-V3", found.subject, Findings())
     checked(text)
     assert len(text.encode()) < 3_000_000
-    assert "layers 3 to 60, 58 alike; drawn: layer 32" in text
+    assert "layers 3 to 60, alike; drawn: layer 32" in text
     assert "2,765 → 728" in text
     assert f"{58 * 256} weights [2048, 7168] in w4, " in text

@@ -146,4 +146,4 @@ def _named(block: Block) -> str:
     """What a picture is of."""
     if len(block.places) == 1 or block.shown in (BEFORE, AFTER):
         return block.title
-    return f"{block.title}, {len(block.places)} alike; drawn: layer {block.shown}"
+    return f"{block.title}, alike; drawn: layer {block.shown}"
