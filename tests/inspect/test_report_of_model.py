@@ -285,7 +285,7 @@ def test_a_page_with_everything(artifact: Artifact) -> None:
         assert step.result.name in words
         if step.result.rewrites:
             assert f"{step.result.rewrites} rewrites" in words
-    for said in ("3 samples, 100 tokens", "KL divergence", "1,000 ± 3", "70%", "this machine"):
+    for said in ("3 samples, 100 tokens", "KL divergence", "1,000 ± 3", "70 %", "this machine"):
         assert said in words, said
     assert "None" not in words
     assert "nan" not in words

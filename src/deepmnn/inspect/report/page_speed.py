@@ -83,7 +83,7 @@ def _speed(found: Speed) -> str:
 
 
 def _share(share: float | None) -> str:
-    return "" if share is None else f"{share:.0%}"
+    return "" if share is None else pieces.percent(share)
 
 
 def memory(subject: Subject, found: Findings) -> str:
@@ -122,10 +122,12 @@ def _at_context(name: str) -> Callable[[int, float], str]:
 
 
 def _words(need: Need) -> str:
-    words = "One sequence: weights, its KV cache, and the activations of a step of 512 tokens."
     if need.activations is None:
-        words = "One sequence: weights and its KV cache. MNN plans its activations itself."
-    return f"{words} Weights are mapped: those that are not read need not be in memory."
+        return "One sequence: weights and its KV cache. MNN plans its activations itself."
+    return (
+        "One sequence: weights, its KV cache, and the activations of a step of 512 tokens. Weights "
+        "are mapped: those that are not read need not be in memory."
+    )
 
 
 def _table(needs: Sequence[Need], kinds: Sequence[str]) -> str:
