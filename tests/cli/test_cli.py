@@ -44,7 +44,7 @@ def bad(code: int, *arguments: object) -> str:
 
 def test_help_of_every_verb() -> None:
     text = good("--help").output
-    for verb in ("demo", "pull", "convert", "info", "generate", "chat", "bench", "eval"):
+    for verb in ("demo", "pull", "convert", "info", "generate", "chat", "bench", "eval", "report"):
         assert re.search(rf"\b{verb}\b", text)
         assert "--help" in good(verb, "--help").output
     assert good("--version").output.strip() == f"deepmnn {deepmnn.__version__}"
