@@ -7,7 +7,7 @@ attention_factor multiplies cos and sin, and so scores by its square.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,15 +15,22 @@ import numpy as np
 from deepmnn.formats import named
 from deepmnn.inspect.check.line import Line, judged, skipped
 from deepmnn.inspect.check.probe import Attention, Probe, Sizes, forms
-from deepmnn.inspect.check.rope import amplitude, check_rope, factor, rope_type, scaling, yarn_mscale
+from deepmnn.inspect.check.rope import (
+    amplitude,
+    check_rope,
+    factor,
+    rope_type,
+    scaling,
+    yarn_mscale,
+)
 from deepmnn.inspect.check.subject import Subject
 
 SCALE_TOLERANCE = 0.02
 """Relative. The weights of a latent attention and the latents may be int8, at 1 % each."""
 
 FORMS_TOLERANCE, INT8_FORMS_TOLERANCE = 1e-4, 2e-2
-"""RMS over RMS: of weights that are floats, where it is 2e-7, and of codes, which are multiplied with
-int8 latents in one form: 2e-3 where the latents are no whole part of a panel."""
+"""RMS over RMS: of weights that are floats, where it is 2e-7, and of codes, where one form multiplies
+int8 latents: 2e-3 where these are no whole part of a panel."""
 
 _AGAIN = "Convert the checkpoint again with this version; if it stays, the model file is wrong."
 
@@ -35,7 +42,7 @@ def softmax_scale(config: Mapping[str, Any]) -> float:
     all_dim = scaling(config).get("mscale_all_dim")
     if sizes.rank and rope_type(config) != "default" and all_dim:
         plain *= yarn_mscale(factor(config), float(all_dim)) ** 2
-    return plain
+    return float(plain)
 
 
 def check_attention(subject: Subject, attention: Attention, where: str) -> list[Line]:
@@ -53,15 +60,26 @@ def check_attention(subject: Subject, attention: Attention, where: str) -> list[
     else:  # an op gives their product: each by what the program says of the other
         scale = product / float(attention.attrs["rope_scale"]) ** 2
         factor_found = (product / float(attention.attrs["scale"])) ** 0.5
-    lines.append(
-        _ratio(f"attention scale{where}", scale, expected, "Every score is multiplied by it.")
-    )
-    if rope_type(config) == "yarn":
-        advice = "YaRN's attention factor is left out or another one."
-        lines.append(_ratio(f"YaRN mscale{where}", factor_found, turns, advice))
+    lines.append(judge_scale(where, [scale], expected))
+    lines += judge_mscale(config, where, factor_found, turns)
     if attention.is_latent:
         lines.append(_check_forms(subject, attention, where))
     return lines
+
+
+def judge_scale(where: str, found: Sequence[float], expected: float) -> Line:
+    """What scores are multiplied by; of several attentions the worst."""
+    worst = max(found, key=lambda scale: abs(scale / expected - 1))
+    return _ratio(f"attention scale{where}", worst, expected, "Every score is multiplied by it.")
+
+
+def judge_mscale(
+    config: Mapping[str, Any], where: str, found: float, expected: float
+) -> list[Line]:
+    """What cos and sin are multiplied by: one with every other scaling than YaRN's."""
+    advice = "YaRN's attention factor is left out or another one."
+    line = _ratio(f"YaRN mscale{where}", found, expected, advice)
+    return [line] if rope_type(config) == "yarn" or line.verdict == "wrong" else []
 
 
 def _ratio(name: str, found: float, expected: float, advice: str) -> Line:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import DeepmnnError
@@ -11,6 +12,7 @@ from deepmnn.exporters.mnn.folder import MnnFolder
 from deepmnn.inspect.check.attention import check_attention
 from deepmnn.inspect.check.heads import check_heads, check_unread
 from deepmnn.inspect.check.line import Line, judged
+from deepmnn.inspect.check.mnn import check_folder
 from deepmnn.inspect.check.norms import check_norms
 from deepmnn.inspect.check.probe import attentions
 from deepmnn.inspect.check.program import check_program
@@ -31,8 +33,6 @@ def check(name: str | os.PathLike[str], progress: Progress | None = None) -> Ite
     """
     with opened(name, progress) as model:
         if isinstance(model, MnnFolder):
-            from deepmnn.inspect.check.mnn import check_folder
-
             yield from check_folder(model)
             yield from check_tokens(model.config, model.text_files)
         else:
@@ -47,7 +47,7 @@ def _check_graph(model: Subject) -> Iterator[Line]:
     found = attentions(model.graph)
     for attention in found:
         where = "" if len(found) == 1 else f", layers {_spans(attention.layers)}"
-        yield from _tried(f"attention{where}", lambda a=attention, w=where: check_attention(model, a, w))
+        yield from _tried(f"attention{where}", partial(check_attention, model, attention, where))
     yield check_rotary(model.config, found)
     yield from _tried("router", lambda: check_routers(model))
     yield from _tried("norms' eps", lambda: check_norms(model))

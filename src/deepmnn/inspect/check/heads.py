@@ -15,8 +15,7 @@ from deepmnn.inspect.check.subject import Original, Subject
 from deepmnn.source.tensor_names import EMBEDDING, HEAD
 
 TOLERANCE = 0.5
-"""RMS over RMS. A table may be stored in 3 bits and the head in 8: 0.2; other matrices are 1.4 apart.
-"""
+"""RMS over RMS. 3 bits beside 8 are 0.2 apart; another matrix is 1.4."""
 
 ROWS = 512
 

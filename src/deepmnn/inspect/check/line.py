@@ -33,8 +33,10 @@ def judged(
     name: str, right: bool, found: str, expected: str, advice: str = "", figure: float | None = None
 ) -> Line:
     """ok or wrong; the advice is kept where it is wrong."""
-    return Line(name, "ok", found, expected, "", figure) if right else Line(
-        name, "wrong", found, expected, advice, figure
+    return (
+        Line(name, "ok", found, expected, "", figure)
+        if right
+        else Line(name, "wrong", found, expected, advice, figure)
     )
 
 

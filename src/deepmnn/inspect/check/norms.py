@@ -1,7 +1,7 @@
 """The eps of every norm: rms_norm_eps, but 1e-6 for the norms of latent attention's latents.
 
-As in transformers and in DeepSeek's modeling_deepseek.py, whose q_a_layernorm and kv_a_layernorm are
-made without the config's eps.
+As in transformers and in DeepSeek's modeling_deepseek.py, whose q_a_layernorm and kv_a_layernorm
+are made without the config's eps.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from deepmnn.graph.ir import Node
 from deepmnn.inspect.check.line import Line, judged
 from deepmnn.inspect.check.subject import Subject
 
+NAME = "norms' eps"
 LATENT_EPS = 1e-6
 TOLERANCE = 0.05
 """Relative, of an eps as it is measured."""
@@ -59,18 +60,29 @@ def check_norms(subject: Subject) -> list[Line]:
         for node, weight, eps in measured
         if not _close(eps, expected_eps(config, weight), TOLERANCE)
     ]
-    sound = {expected_eps(config, weight) for _, weight in found}
-    expected = " and ".join(f"{eps:g}" for eps in sorted(sound))
-    if wrong or off:
-        node, weight = wrong[0] if wrong else off[0][:2]
-        eps = node.float_attr("eps") if wrong else off[0][2]
-        said = f"{eps:.3g} in {weight.removesuffix('.weight')}"
-        said += f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
-        wanted = f"{expected_eps(config, weight):g}"
-        advice = f"The norm's eps is not config.json's. {_AGAIN}"
-        return [judged("norms' eps", False, said, wanted, advice, eps)]
-    said = f"{len(found)} norms, measured {', '.join(f'{eps:.4g}' for *_, eps in measured)}"
-    return [judged("norms' eps", True, said, expected, figure=measured[0][2] if measured else None)]
+    if wrong:
+        node, weight = wrong[0]
+        told = (_owner(weight), node.float_attr("eps"), expected_eps(config, weight))
+        return [judge_eps(told, len(found), len(wrong), _AGAIN)]
+    _, weight, eps = (off or measured)[0]
+    told = (_owner(weight), eps, expected_eps(config, weight))
+    return [judge_eps(told, len(found), len(off), _AGAIN)]
+
+
+def judge_eps(told: tuple[str, float, float], count: int, wrong: int, again: str) -> Line:
+    """One line for all norms. told: whose, its eps and the one that is expected, of a wrong norm
+    where there is one.
+    """
+    owner, eps, expected = told
+    said = f"{eps:.3g} in {owner}"
+    said += f", one of {wrong} that are wrong" if wrong > 1 else ""
+    said += f", one of {count} that are right" if not wrong else ""
+    advice = f"The norm's eps is not the one of its definition. {again}"
+    return judged(NAME, not wrong, said, f"{expected:g}", advice, eps)
+
+
+def _owner(weight: str) -> str:
+    return weight.removesuffix(".weight")
 
 
 def _close(found: float, expected: float, tolerance: float) -> bool:

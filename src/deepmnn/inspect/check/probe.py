@@ -146,10 +146,10 @@ class Probe:
         size = self._size(queries, keys)
         given = [self._scaled(x, size, which) for which, x in enumerate((queries, keys))]
         sequences = [[0, int(position)] for position in positions]
-        scores = [
-            self._scores(*(x[start : start + _CHUNK] for x in given), sequences[start:][:_CHUNK])
-            for start in range(0, len(sequences), _CHUNK)
-        ]
+        scores = []
+        for start in range(0, len(sequences), _CHUNK):
+            q, k = (x[start : start + _CHUNK] for x in given)
+            scores.append(self._scores(q, k, sequences[start : start + _CHUNK]))
         return np.asarray(np.concatenate(scores) / (size * size * self._product))
 
     def _size(self, queries: F64, keys: F64) -> float:
@@ -159,7 +159,7 @@ class Probe:
             used = ((queries != 0) | (keys != 0)).any(axis=0)
             smallest = float(np.abs(weights[used]).min())
             size = min(size, 0.5 * smallest * self.sizes.rotary**0.5)
-        return size
+        return float(size)
 
     def _head_norms(self) -> list[F64]:
         """The weights of q_norm and k_norm, where there are any."""
@@ -224,7 +224,7 @@ class Probe:
         normed = latents / np.sqrt((latents**2).mean(axis=1, keepdims=True) + 1e-6)
         normed *= self._subject.weight(norm)
         whole = self._subject.weight(matrices[0]).astype(np.float64).reshape(s.heads, -1, s.rank)
-        return np.einsum("hnr,cr->chn", whole[:, : s.nope], normed)
+        return np.asarray(np.einsum("hnr,cr->chn", whole[:, : s.nope], normed))
 
 
 def forms(subject: Subject, attention: Attention, tokens: int = 24) -> float:

@@ -32,7 +32,7 @@ def scaling(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rope_type(config: Mapping[str, Any]) -> str:
-    """"default" where there is no scaling."""
+    """ "default" where there is no scaling."""
     fields = scaling(config)
     return str(fields.get("rope_type") or fields.get("type") or "default")
 
@@ -114,7 +114,7 @@ def interleaved(config: Mapping[str, Any]) -> bool:
     """Whether 2i and 2i + 1 are a pair, or i and i + dim / 2."""
     if config["model_type"] == "deepseek_v3":
         return bool(config.get("rope_interleave", True))
-    return config["model_type"] == "deepseek_v2"
+    return bool(config["model_type"] == "deepseek_v2")
 
 
 def far_positions(config: Mapping[str, Any]) -> list[int]:
@@ -160,7 +160,7 @@ def judge_angles(
     """The largest difference of cos and sin [positions, pairs] from those of the angles."""
     cos, sin = measured
     errors = np.maximum(np.abs(cos - np.cos(angles)), np.abs(sin - np.sin(angles)))
-    row, pair = np.unravel_index(int(np.argmax(errors)), errors.shape)
+    row, pair = divmod(int(np.argmax(errors)), errors.shape[1])
     worst = float(errors[row, pair])
     found = f"cos and sin off by {worst:.1e} at position {positions[row]}, pair {pair}"
     if worst > TOLERANCE:

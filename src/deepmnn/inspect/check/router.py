@@ -140,8 +140,9 @@ def check_routers(subject: Subject) -> list[Line]:
         real = rows @ _matrix(subject, gate).T
         logits = np.concatenate([logits, real.astype(np.float32)])
         found, bias = _routed(subject, gate, logits)
-        lines.append(_judge(layer, routing, logits.astype(np.float64), bias, found))
-    return _together(lines)
+        name = f"router, layer {layer}"
+        lines.append(judge_router(name, routing, logits.astype(np.float64), bias, found))
+    return together(lines)
 
 
 def _routed(subject: Subject, gate: str, logits: F32) -> tuple[Chosen, F64]:
@@ -160,8 +161,9 @@ def _routed(subject: Subject, gate: str, logits: F32) -> tuple[Chosen, F64]:
     return (indices, values), bias
 
 
-def _judge(layer: int, routing: Routing, logits: F64, bias: F64, found: Chosen) -> Line:
-    name, (moved, error) = f"router, layer {layer}", _distance(routing, logits, bias, found)
+def judge_router(name: str, routing: Routing, logits: F64, bias: F64, found: Chosen) -> Line:
+    """What a router gave for logits [rows, experts], against the definition."""
+    moved, error = _distance(routing, logits, bias, found)
     said = f"{moved} of {len(logits)} rows choose others, weights off by {error:.1e}"
     right = not moved and error <= TOLERANCE
     if not right:
@@ -195,7 +197,7 @@ def _distance(routing: Routing, logits: F64, bias: F64, found: Chosen) -> tuple[
     return moved, float((np.abs(found[1][same] - weights[same]) / scale).max())
 
 
-def _together(lines: Sequence[Line]) -> list[Line]:
+def together(lines: Sequence[Line]) -> list[Line]:
     """One line where all are right, with the largest error."""
     if not lines or any(line.verdict != "ok" for line in lines):
         return [line for line in lines if line.verdict != "ok"]

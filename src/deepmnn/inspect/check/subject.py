@@ -141,5 +141,3 @@ def opened(
     else:
         with original(name, progress) as source:
             yield Original(source)
-
-

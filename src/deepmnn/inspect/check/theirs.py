@@ -50,7 +50,7 @@ def _frequencies(config: Mapping[str, Any], kind: str) -> Any:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        made = transformers.AutoConfig.for_model(**dict(config))
+        made: Any = transformers.AutoConfig.for_model(**dict(config))
         if kind == "default":
             rope = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding
             found, _ = rope.compute_default_rope_parameters(made)

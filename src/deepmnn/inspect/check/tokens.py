@@ -28,7 +28,7 @@ from deepmnn.text.tokenizer import FILE, Tokenizer
 TEXTS = (
     "The quick brown fox jumps over the lazy dog.",
     "深度求索的模型在手机上运行,速度很快。第二句话!",
-    "def f(x: int) -> str:\n\treturn f\"{x:>8}\"  # two  spaces\n\n\n",
+    'def f(x: int) -> str:\n\treturn f"{x:>8}"  # two  spaces\n\n\n',
     "tabs\tand   runs of    spaces, and a line end\r\n",
     "emoji 🧑‍🚀 🇩🇪 👍🏽, accents naïve café, math ∑∫√, Greek Ωμέγα, Russian Привет, Arabic مرحبا",
     "1234567890 3.14159 -0x1F 2024-05-06",
@@ -154,14 +154,12 @@ def _end(tokenizer: Tokenizer, config: Mapping[str, Any], files: TextFiles) -> L
     said = "; ".join(f"{where}: {_named(tokenizer, ids)}" for where, ids in told.items() if ids)
     said += f"; eos_token: {_named(tokenizer, {eos})}" if eos is not None else ""
     said += f"; the template ends with {_named(tokenizer, {marker})}" if marker is not None else ""
-    fault = _fault(tokenizer, generation.eos_ids, eos, marker)
+    wrong = _fault(tokenizer, generation.eos_ids, eos, marker)
     expected = "the files agree, and the template's end is among the ids that end an answer"
-    return judged(name, not fault and bool(stops), said.lstrip("; "), expected, fault, len(stops))
+    return judged(name, not wrong and bool(stops), said.lstrip("; "), expected, wrong, len(stops))
 
 
-def _fault(
-    tokenizer: Tokenizer, told: frozenset[int], eos: int | None, marker: int | None
-) -> str:
+def _fault(tokenizer: Tokenizer, told: frozenset[int], eos: int | None, marker: int | None) -> str:
     """What is wrong with the ids that end an answer; "" for nothing."""
     if not told and eos is None and marker is None:
         return "Nothing says where an answer ends: set eos_token_id in generation_config.json."
@@ -173,8 +171,8 @@ def _fault(
         )
     if told and marker is not None and marker not in told:
         return (
-            f"Answers end with {_named(tokenizer, {marker})}, which eos_token_id lacks: transformers "
-            f"goes on behind it. Add it to eos_token_id in {GENERATION}."
+            f"Answers end with {_named(tokenizer, {marker})}, which eos_token_id lacks: "
+            f"transformers goes on behind it. Add it to eos_token_id in {GENERATION}."
         )
     if told and marker is None and eos is not None and eos not in told:
         return f"eos_token is {_named(tokenizer, {eos})}, which eos_token_id lacks: add it."
@@ -222,10 +220,14 @@ def _compare_chats(name: str, tokenizer: Tokenizer, theirs: Any) -> Line:
             continue
         compared += 1
         if ours != expected:
-            at = next((i for i, (a, b) in enumerate(zip(ours, expected, strict=False)) if a != b), 0)
+            at = next(
+                (i for i, (a, b) in enumerate(zip(ours, expected, strict=False)) if a != b), 0
+            )
             found, wanted = ours[at : at + 24], expected[at : at + 24]
             said = f"differs at character {at}: {found!r}"
-            return judged(name, False, said, f"{wanted!r}", "Report the template: ours is wrong.", at)
+            return judged(
+                name, False, said, f"{wanted!r}", "Report the template: ours is wrong.", at
+            )
     said = f"{len(TEXTS)} texts have the same ids, {compared} chats the same prompt"
     return judged(name, True, said, "the same", figure=0)
 
