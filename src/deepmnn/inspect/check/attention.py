@@ -29,7 +29,7 @@ SCALE_TOLERANCE = 0.02
 """Relative. The weights of a latent attention and the latents may be int8, at 1 % each."""
 
 FORMS_TOLERANCE, INT8_FORMS_TOLERANCE = 1e-4, 2e-2
-"""RMS over RMS: of weights that are floats, where it is 2e-7, and of codes, where one form multiplies
+"""RMS over RMS: of weights that are floats (2e-7 is usual), and of codes, where one form multiplies
 int8 latents: 2e-3 where these are no whole part of a panel."""
 
 _AGAIN = "Convert the checkpoint again with this version; if it stays, the model file is wrong."

@@ -136,15 +136,9 @@ class Coverage:
     def _texts(self) -> Line:
         texts = self.against[0]
         said = f"{self.uncovered} of {texts} are far from every calibration text"
-        missing = [kind for kind in self.kinds if kind.uncovered]
-        advice = "Add such texts to the calibration set: "
-        advice += "; ".join(
-            f"{kind.name} ({kind.uncovered} of {kind.texts} uncovered, the calibration set has "
-            f"{kind.calibration}), as in {kind.example[:48]!r}"
-            for kind in missing[:3]
-        )
         expected = f"about {UNUSUAL:.0%}, {UNUSUAL * texts:.0f}"
-        return judged("texts", not self.is_far, said, expected, advice, self.uncovered / texts)
+        share = self.uncovered / texts
+        return judged("texts", not self.is_far, said, expected, self._missing(), share)
 
     def _distribution(self) -> Line:
         worst = max(self.tensors, key=lambda t: t.divergence / max(t.chance, 1e-9))
@@ -152,8 +146,23 @@ class Coverage:
         said = f"KL {median:.3g} nats, {self.ratio:.1f} times what chance gives (median of "
         said += f"{len(self.tensors)} tensors); most in {worst.name}, {worst.divergence:.3g}"
         right = self.ratio < MOST_RATIO
-        advice = "The sets differ in what they hold, or in its shares. Take texts like the prompts."
-        return judged("activations", right, said, f"below {MOST_RATIO:g} times", advice, self.ratio)
+        expected = f"below {MOST_RATIO:g} times"
+        return judged("activations", right, said, expected, self._missing(), self.ratio)
+
+    def _missing(self) -> str:
+        """Which texts the calibration set lacks: of a kind that it has none of, or that are far."""
+        missing = [
+            kind
+            for kind in self.kinds
+            if not kind.calibration or kind.uncovered > 2 * UNUSUAL * kind.texts
+        ]
+        if not missing:
+            return "It holds all kinds of texts of the other set, in other shares: take them alike."
+        return "Add such texts to the calibration set: " + "; ".join(
+            f"{kind.name} ({kind.uncovered} of {kind.texts} far from it, it has "
+            f"{kind.calibration}), as in {kind.example[:48]!r}"
+            for kind in missing[:3]
+        )
 
     def _range(self) -> Line:
         worst = max(self.tensors, key=lambda tensor: tensor.outside)

@@ -24,7 +24,7 @@ F64 = NDArray[np.float64]
 EDGES = np.array([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0], np.float32)
 """Of the bins of a channel, in standard deviations from its mean."""
 
-PREFIXES = (8, 32, 128, 512)
+PREFIXES = (8, 24, 96, 384)
 """Tokens over which a text's means are taken: texts are compared over equally many. A prefix of a
 text gives what the prefix alone would: no token sees a later one.
 """
@@ -183,7 +183,7 @@ def distances(features: F32, calibration: int) -> Distances:
         base, null = per_prefix[at]
         x = (features[text, at] - base[0]) / base[1]
         far = float(np.sort(np.sqrt(((base[2:] - x) ** 2).mean(axis=1)))[:NEIGHBOURS].mean())
-        found.append(far / float(np.median(null)))
+        found.append(far / max(float(np.median(null)), 1e-9))
         chance.append((1 + int((null >= far).sum())) / (1 + len(null)))
     return Distances(np.asarray(found), np.asarray(chance))
 

@@ -190,7 +190,7 @@ def _named(tokenizer: Tokenizer, ids: set[int] | frozenset[int]) -> str:
 def _against_transformers(
     tokenizer: Tokenizer, config: Mapping[str, Any], files: TextFiles
 ) -> Line:
-    """Ids of texts and of a chat, as AutoTokenizer gives them."""
+    """Ids of texts and of a chat, as AutoTokenizer gives them; BOS is another check's."""
     name = THEIRS
     if find_spec("transformers") is None:
         return skipped(name, "transformers is not installed")
@@ -199,7 +199,8 @@ def _against_transformers(
     except Exception as fault:  # whatever a library of another version says
         return skipped(name, f"transformers does not load this tokenizer: {fault!s:.120}")
     for text in TEXTS:
-        ours, expected = tokenizer.encode(text), list(theirs(text)["input_ids"])
+        ours = tokenizer.encode(text, add_special_tokens=False)
+        expected = list(theirs(text, add_special_tokens=False)["input_ids"])
         if ours != expected:
             return judged(name, False, f"{text[:24]!r} is {ours[:8]}", f"{expected[:8]}", _FILES)
     if not tokenizer.has_chat_template:
