@@ -34,14 +34,11 @@ def check_heads(subject: Subject) -> Line:
     table, head = head_weights(subject.graph)
     if isinstance(subject, Original):
         return _of_checkpoint(subject, name, is_tied)
-    if table == head:
-        said, away = "is the embedding table", 0.0
-    else:
-        away = _apart(subject, table, head)
-        said = f"a matrix of its own, {away:.2g} from the embedding table (RMS over RMS)"
+    said = "the embedding table" if table == head else "a matrix of its own"
     if not is_tied:
-        expected = "a matrix of its own, which may have the table's numbers"
-        return judged(name, True, said, expected, figure=away)
+        return judged(name, True, said, "a matrix of its own, which may have the table's numbers")
+    away = 0.0 if table == head else _apart(subject, table, head)
+    said += f", {away:.2g} from the table (RMS over RMS)" if away else ""
     advice = "Convert again; if the checkpoint has a head of its own, its config.json is wrong."
     return judged(name, away <= TOLERANCE, said, "the embedding table (tied)", advice, away)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +33,8 @@ class Line:
 def judged(
     name: str, right: bool, found: str, expected: str, advice: str = "", figure: float | None = None
 ) -> Line:
-    """ok or wrong; the advice is kept where it is wrong."""
+    """ok or wrong; the advice is kept where it is wrong, and a figure that is a number."""
+    figure = figure if figure is not None and math.isfinite(figure) else None
     return (
         Line(name, "ok", found, expected, "", figure)
         if right

@@ -7,7 +7,8 @@ something else has it in its operands. So tables, factors, norms and routers are
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +30,7 @@ from deepmnn.inspect.check.rope import (
     judge_angles,
 )
 from deepmnn.inspect.check.router import ROWS, Chosen, Routing, judge_router, together
+from deepmnn.inspect.check.subject import with_defaults
 from deepmnn.text.answer_end import end_ids
 from deepmnn.text.generation_config import GenerationConfig
 from deepmnn.text.tokenizer import FILE, Tokenizer
@@ -41,17 +43,17 @@ def check_folder(folder: MnnFolder) -> Iterator[Line]:
     """What the engine's checks say of a converted model, as far as a network shows it."""
     directory, names = locate(folder.path)
     net = Net(directory / names.model, directory / names.weight)
-    yield from _tables(net, folder)
-    yield judge_scale("", _scale(net, folder), softmax_scale(folder.config))
-    yield from _routers(net, folder)
-    yield _norms(net, folder)
+    config = with_defaults(folder.config)
+    yield from _tables(net, config)
+    yield judge_scale("", _scales(net, config), softmax_scale(config))
+    yield from _routers(net, config)
+    yield _norms(net, config)
     head = (directory / names.of(TOKENIZER)).read_bytes().split(b"\n", 3)
     yield from _text(folder, *_head_ids(head))
 
 
-def _tables(net: Net, folder: MnnFolder) -> Iterator[Line]:
+def _tables(net: Net, config: Mapping[str, Any]) -> Iterator[Line]:
     """cos and sin of the network's own tables."""
-    config = folder.config
     pairs = "the rows of queries and keys are reordered in the weights"
     if interleaved(config):
         yield skipped("RoPE pairs", f"{pairs}: compare the folder with its converted model")
@@ -94,9 +96,9 @@ def _unshaped(net: Net, tensor: int) -> int:
     return tensor
 
 
-def _scale(net: Net, folder: MnnFolder) -> list[float]:
+def _scales(net: Net, config: Mapping[str, Any]) -> list[float]:
     """What every attention multiplies its scores by."""
-    sizes = Sizes.of(folder.config)
+    sizes = Sizes.of(config)
     return [_attention_scale(net, op, sizes) for op in net.of_kind("Attention")]
 
 
@@ -123,9 +125,9 @@ def _is_absorbed(net: Net, concat: Op) -> bool:
     return net.kind(first) == "Permute"
 
 
-def _routers(net: Net, folder: MnnFolder) -> list[Line]:
+def _routers(net: Net, config: Mapping[str, Any]) -> list[Line]:
     """Every router on random logits."""
-    routing, lines = Routing.of(folder.config), []
+    routing, lines = Routing.of(config), []
     rng = np.random.default_rng(3)
     for layer, op in enumerate(net.of_kind("MoE")):
         _, weights, indices = net.inputs(op)
@@ -161,9 +163,9 @@ def _bias(net: Net, indices: int, experts: int) -> F64:
     return np.zeros(experts)
 
 
-def _norms(net: Net, folder: MnnFolder) -> Line:
+def _norms(net: Net, config: Mapping[str, Any]) -> Line:
     """The epsilon of every norm: by the width, which says whose norm it is."""
-    config, sizes = folder.config, Sizes.of(folder.config)
+    sizes = Sizes.of(config)
     own = float(config.get("rms_norm_eps", 1e-6))
     latent = {sizes.rank, int(config.get("q_lora_rank") or 0)} - {0} if sizes.rank else set[int]()
     found: list[tuple[str, float, float]] = []

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepmnn.errors import ArtifactError
 from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph
 from deepmnn.inspect.check.piece import Piece, region
@@ -56,6 +57,26 @@ class Attention:
     def is_latent(self) -> bool:
         """Whether it reads latents."""
         return len(self.inputs) == 2
+
+    def check_sizes(self, sizes: Sizes) -> None:
+        """Raises ArtifactError unless it has the shape that config.json says."""
+        s = sizes
+        expected = [s.heads * (s.nope + s.rotary)]
+        if s.rank:
+            expected += [s.rank + s.rotary]
+        else:
+            expected += [s.kv_heads * s.rotary, s.kv_heads * s.value]
+        values, inputs = (
+            self.graph.values,
+            [name for name in self.inputs if name in self.graph.inputs],
+        )
+        found = [values[name].width for name in inputs]
+        if found != expected or values[self.output].width != s.heads * s.value:
+            raise ArtifactError(
+                f"{self.output} is computed from {', '.join(inputs)}, {found} wide",
+                f"{', '.join(self.inputs)}, {expected} wide, as config.json says",
+                "Convert the checkpoint again.",
+            )
 
 
 def attentions(graph: Graph) -> list[Attention]:
@@ -135,6 +156,7 @@ class Probe:
     def __init__(self, subject: Subject, attention: Attention, product: float) -> None:
         self._subject, self._attention, self._product = subject, attention, product
         self.sizes = Sizes.of(subject.config)
+        attention.check_sizes(self.sizes)
         self.piece: Piece = subject.piece([attention.output], attention.inputs)
         self._norms = self._head_norms()
         self._latent = np.random.default_rng(0).standard_normal(self.sizes.rank)

@@ -130,15 +130,15 @@ def routers(graph: Graph) -> list[tuple[int, str]]:
 
 
 def check_routers(subject: Subject) -> list[Line]:
-    """Every layer's router on random logits, and on those of the embedding's rows."""
+    """Every layer's router on random logits, and on what its own matrix makes of random rows."""
     routing, lines = Routing.of(subject.config), []
     rng = np.random.default_rng(3)
-    rows = _embedded(subject, rng)
     for layer, gate in routers(subject.graph):
         experts = subject.graph.values[gate].width
         logits = rng.standard_normal((ROWS, experts)).astype(np.float32) * 2
-        real = rows @ _matrix(subject, gate).T
-        logits = np.concatenate([logits, real.astype(np.float32)])
+        matrix = _matrix(subject, gate)
+        own = rng.standard_normal((ROWS, matrix.shape[1])) @ matrix.T
+        logits = np.concatenate([logits, own.astype(np.float32)])
         found, bias = _routed(subject, gate, logits)
         name = f"router, layer {layer}"
         lines.append(judge_router(name, routing, logits.astype(np.float64), bias, found))
@@ -204,15 +204,6 @@ def together(lines: Sequence[Line]) -> list[Line]:
     worst = max(lines, key=lambda line: line.figure or 0.0)
     name = "router" if len(lines) == 1 else f"router, {len(lines)} layers"
     return [replace(worst, name=name)]
-
-
-def _embedded(subject: Subject, rng: np.random.Generator) -> F64:
-    """Rows of the embedding, of unit size: what a router's matrix might meet."""
-    name = next(name for node in subject.graph.nodes[:1] for name in node.weights)
-    table = subject.graph.weights[name]
-    chosen = rng.choice(table.shape[0], min(ROWS, table.shape[0]), replace=False)
-    rows = subject.weight(name)[chosen].astype(np.float64)
-    return np.asarray(rows / np.sqrt((rows**2).mean(axis=1, keepdims=True) + 1e-12))
 
 
 def _matrix(subject: Subject, gate: str) -> F64:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from deepmnn.graph.levels import MAX_LEVEL, optimize
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.inspect.check.piece import Piece, region
 from deepmnn.inspect.check.program import graph_of, locations_of
+from deepmnn.models import read_config
 from deepmnn.quant.store import store, stored_values
 from deepmnn.source.json_file import read_small
 from deepmnn.source.source import Source
@@ -32,12 +34,23 @@ from deepmnn.text.text_files import SourceFiles, TextFiles
 _WEIGHTS = "piece.weights"
 
 
+def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config.json, and those that it leaves out as the model's class has them.
+
+    Raises ConfigError.
+    """
+    parsed = read_config(config)
+    known = {field.name: getattr(parsed, field.name) for field in fields(parsed)}
+    del known["rope_parameters"]
+    return known | {key: value for key, value in config.items() if value is not None}
+
+
 class Subject:
     """A model that the engine runs.
 
     Attributes:
         kind: what it is, in words.
-        config: the fields of config.json.
+        config: the fields of config.json, with the defaults of those that it leaves out.
         files: the tokenizer's.
         graph: what it computes.
     """
@@ -72,7 +85,7 @@ class Converted(Subject):
     def __init__(self, artifact: Artifact) -> None:
         artifact.check_program()
         self.artifact = artifact
-        self.config, self.files = artifact.config, artifact.text_files
+        self.config, self.files = with_defaults(artifact.config), artifact.text_files
         self._program = read_program(read_small(artifact.path / PROGRAM, ArtifactError))
         self.graph = graph_of(self._program)
 
@@ -96,7 +109,7 @@ class Original(Subject):
 
     def __init__(self, source: Source) -> None:
         self.source = source
-        self.config = source.config
+        self.config = with_defaults(source.config)
         self.files = SourceFiles(source, source.paths[0] if source.paths else Path())
         self.naive, _ = naive_graph(source)
         self.tensors = tensor_shapes(self.naive)
