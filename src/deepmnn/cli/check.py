@@ -15,7 +15,7 @@ from deepmnn.cli.console import out, print_json, table
 from deepmnn.cli.progress import status, work_progress
 
 if TYPE_CHECKING:
-    from deepmnn.inspect.check.calibration import Coverage
+    from deepmnn.inspect.check.covered import Coverage
     from deepmnn.inspect.check.line import Line
 
 _CALIBRATION = "Calibration"

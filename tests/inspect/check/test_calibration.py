@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from deepmnn.errors import RequestError, TokenizerError
-from deepmnn.inspect.check.calibration import Coverage, check_calibration
+from deepmnn.inspect.check.calibration import check_calibration
 from deepmnn.inspect.check.coverage import EDGES, Split, TensorCoverage, distances
+from deepmnn.inspect.check.covered import Coverage
 from deepmnn.inspect.check.kinds import kind_of
 from deepmnn.text.samples import built_in
 from tiny_models import checkpoint_of, tiny_checkpoint
