@@ -58,8 +58,8 @@ def check_attention(subject: Subject, attention: Attention, where: str) -> list[
         scale = probe.nope_scale() * expected * turns**2
         factor_found = (product / scale) ** 0.5
     else:  # an op gives their product: each by what the program says of the other
-        scale = product / float(attention.attrs["rope_scale"]) ** 2
-        factor_found = (product / float(attention.attrs["scale"])) ** 0.5
+        scale = product / attention.number("rope_scale") ** 2
+        factor_found = (product / attention.number("scale")) ** 0.5
     lines.append(judge_scale(where, [scale], expected))
     lines += judge_mscale(config, where, factor_found, turns)
     if attention.is_latent:

@@ -34,10 +34,10 @@ def check(name: str | os.PathLike[str], progress: Progress | None = None) -> Ite
     with opened(name, progress) as model:
         if isinstance(model, MnnFolder):
             yield from check_folder(model)
-            yield from check_tokens(model.config, model.text_files)
+            yield from _tried("text", lambda: check_tokens(model.config, model.text_files))
         else:
             yield from _check_graph(model)
-            yield from check_tokens(model.config, model.files)
+            yield from _tried("text", lambda: check_tokens(model.config, model.files))
 
 
 def _check_graph(model: Subject) -> Iterator[Line]:
@@ -60,7 +60,7 @@ def _tried(name: str, make: Callable[[], list[Line]]) -> list[Line]:
     try:
         return make()
     except DeepmnnError as fault:
-        advice = "Its nodes are not those that this version makes of config.json. Convert again."
+        advice = "It is not what this version makes of the model's files. Convert them again."
         return [judged(name, False, fault.shell, "a part that runs by itself", advice)]
 
 

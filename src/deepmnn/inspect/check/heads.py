@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from deepmnn.conversion.plan import unused
+from deepmnn.errors import ArtifactError
 from deepmnn.graph.ir import Graph
 from deepmnn.inspect.check.line import Line, judged, skipped
 from deepmnn.inspect.check.subject import Original, Subject
@@ -21,10 +22,12 @@ ROWS = 512
 
 
 def head_weights(graph: Graph) -> tuple[str, str]:
-    """The weights of the embedding and of what gives the logits."""
-    first = next(node.weights[0] for node in graph.nodes if "ids" in node.inputs)
-    last = next(node.weights[0] for node in reversed(graph.nodes) if "logits" in node.outputs)
-    return first, last
+    """The weights of the embedding and of what gives the logits. Raises ArtifactError."""
+    first = [node.weights[0] for node in graph.nodes if "ids" in node.inputs and node.weights]
+    last = [node.weights[0] for node in graph.nodes if "logits" in node.outputs and node.weights]
+    if not first or not last:
+        raise ArtifactError("the program reads no embedding table, or no head", "both")
+    return first[0], last[0]
 
 
 def check_heads(subject: Subject) -> Line:

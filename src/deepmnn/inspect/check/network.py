@@ -93,18 +93,26 @@ class Net:
         for op in reversed(order):
             rule = _RULES.get(self.kind(op))
             if rule is None:
-                raise ArtifactError(
-                    f"{self._path}: {op['name']!r:.80} is a {self.kind(op)}",
-                    "arithmetic there, as this version exports it",
-                    "Export the model again.",
-                )
-            made = rule(self, op, [known[at] for at in self.inputs(op)])
+                raise self._other(op)
+            try:
+                made = rule(self, op, [known[at] for at in self.inputs(op)])
+            except (ValueError, IndexError, KeyError, TypeError):
+                raise self._other(op) from None
             outputs_in_order = op["outputIndexes"] or ()
             known.update(zip(outputs_in_order, made, strict=False))
         return [known[at] for at in wanted]
 
+    def _other(self, op: Op) -> ArtifactError:
+        return ArtifactError(
+            f"{self._path}: {op['name']!r:.80} is a {self.kind(op)}",
+            "arithmetic there, as this version exports it",
+            "Export the model again.",
+        )
+
     def constant(self, op: Op) -> Array:
-        """The numbers of a Const."""
+        """The numbers of a Const. Raises ArtifactError for another op."""
+        if self.kind(op) != "Const":
+            raise self._other(op)
         main = op["main"]
         dims, external = main["dims"] or (), main["external"]
         if external is not None:

@@ -31,6 +31,7 @@ _CHUNK = 128
 """Sequences of a step."""
 
 _ATTENTION = re.compile(r"layers\.(\d+)\.self_attn\.attention")
+_AGAIN = "Convert the checkpoint again."
 _NAMED = ("cache", "k_cache", "v_cache")
 """Attributes in which the attentions of a sound model differ from layer to layer."""
 
@@ -58,6 +59,12 @@ class Attention:
         """Whether it reads latents."""
         return len(self.inputs) == 2
 
+    def number(self, key: str) -> float:
+        """An attribute. Raises ArtifactError where no node has it."""
+        if key not in self.attrs:
+            raise ArtifactError(f"{self.output} is computed without {key}", "one", _AGAIN)
+        return float(self.attrs[key])
+
     def check_sizes(self, sizes: Sizes) -> None:
         """Raises ArtifactError unless it has the shape that config.json says."""
         s = sizes
@@ -75,7 +82,7 @@ class Attention:
             raise ArtifactError(
                 f"{self.output} is computed from {', '.join(inputs)}, {found} wide",
                 f"{', '.join(self.inputs)}, {expected} wide, as config.json says",
-                "Convert the checkpoint again.",
+                _AGAIN,
             )
 
 
@@ -194,7 +201,7 @@ class Probe:
         """Vectors of one element that are `size` times as large when they have been normed."""
         if not self._norms:
             return x * size
-        weights, eps = self._norms[which], float(self._attention.attrs["eps"])
+        weights, eps = self._norms[which], self._attention.number("eps")
         want = size / np.where(weights == 0, 1, weights)
         return np.asarray(x * want * np.sqrt(eps / (1 - want**2 / self.sizes.rotary)))
 

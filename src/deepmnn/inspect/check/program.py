@@ -22,7 +22,8 @@ def graph_of(program: Program) -> Graph:
     for stored in program.weights:
         is_matrix = named(stored.format).is_matrix
         shape = (stored.rows, stored.cols) if is_matrix else (stored.cols,)
-        weights[stored.name] = Weight(stored.name, Tensor(stored.name, shape), "", stored.format)
+        role = "linear" if is_matrix else "vector"  # a program does not say more
+        weights[stored.name] = Weight(stored.name, Tensor(stored.name, shape), role, stored.format)
     caches = list(program.caches)
     nodes = []
     for instruction in program.instructions:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from deepmnn.errors import ArtifactError
 from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph
 from deepmnn.inspect.check.line import Line, judged
@@ -148,7 +149,10 @@ def check_routers(subject: Subject) -> list[Line]:
 def _routed(subject: Subject, gate: str, logits: F32) -> tuple[Chosen, F64]:
     """What the model's own nodes make of router logits, and the bias that they read."""
     chosen = f"{gate}.top_k"
-    weights = next(f"{gate}.{part}" for part in _LAST if f"{gate}.{part}" in subject.graph.values)
+    known = [f"{gate}.{part}" for part in _LAST if f"{gate}.{part}" in subject.graph.values]
+    if not known or chosen not in subject.graph.values:
+        raise ArtifactError(f"nothing chooses experts by {gate}", "indices and weights")
+    weights = known[0]
     piece: Piece = subject.piece([chosen, weights], [gate])
     out = piece.run({gate: logits})
     order = np.argsort(out[chosen], axis=1)
@@ -208,5 +212,7 @@ def together(lines: Sequence[Line]) -> list[Line]:
 
 def _matrix(subject: Subject, gate: str) -> F64:
     """The router's matrix: [experts, hidden]."""
-    node = next(node for node in subject.graph.nodes if gate in node.outputs)
-    return subject.weight(node.weights[0]).astype(np.float64)
+    names = [n for node in subject.graph.nodes if gate in node.outputs for n in node.weights]
+    if not names:
+        raise ArtifactError(f"{gate} has no matrix", "the router's")
+    return subject.weight(names[0]).astype(np.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
@@ -17,12 +18,13 @@ from deepmnn.backends.cpu.program import read_program
 from deepmnn.conversion.kept import is_checkpoint, original
 from deepmnn.conversion.plan import naive_graph
 from deepmnn.conversion.write import Progress
-from deepmnn.errors import ArtifactError
+from deepmnn.errors import ArtifactError, GraphError
 from deepmnn.exporters.mnn.folder import MnnFolder, is_exported
 from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.levels import MAX_LEVEL, optimize
 from deepmnn.graph.tensors import tensor_shapes
+from deepmnn.graph.verify import verify
 from deepmnn.inspect.check.piece import Piece, region
 from deepmnn.inspect.check.program import graph_of, locations_of
 from deepmnn.models import read_config
@@ -45,30 +47,28 @@ def with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
     return known | {key: value for key, value in config.items() if value is not None}
 
 
-class Subject:
+class Subject(ABC):
     """A model that the engine runs.
 
     Attributes:
-        kind: what it is, in words.
         config: the fields of config.json, with the defaults of those that it leaves out.
         files: the tokenizer's.
         graph: what it computes.
     """
 
-    kind: str
     config: Mapping[str, Any]
     files: TextFiles
     graph: Graph
 
+    @abstractmethod
     def weight(self, name: str) -> F32:
         """The numbers of a weight of the graph."""
-        raise NotImplementedError
 
+    @abstractmethod
     def place(
         self, graph: Graph, folder: Path
     ) -> tuple[Mapping[str, WeightLocation], Sequence[str]]:
         """As `piece.Place`."""
-        raise NotImplementedError
 
     def piece(
         self, outputs: Sequence[str], begins: Collection[str] = (), mla_form: str = "auto"
@@ -78,9 +78,13 @@ class Subject:
 
 
 class Converted(Subject):
-    """A converted model: the instructions of its program.bin, on its own weight files."""
+    """A converted model: the instructions of its program.bin, on its own weight files.
 
-    kind = "converted model"
+    Raises ArtifactError when they are no sound graph.
+
+    Attributes:
+        artifact: the model.
+    """
 
     def __init__(self, artifact: Artifact) -> None:
         artifact.check_program()
@@ -88,6 +92,11 @@ class Converted(Subject):
         self.config, self.files = with_defaults(artifact.config), artifact.text_files
         self._program = read_program(read_small(artifact.path / PROGRAM, ArtifactError))
         self.graph = graph_of(self._program)
+        try:
+            verify(self.graph)
+        except GraphError as fault:
+            again = "Convert the checkpoint again."
+            raise ArtifactError(f"{artifact.path / PROGRAM}: {fault!s:.200}", "", again) from None
 
     def weight(self, name: str) -> F32:
         """As it is stored."""
@@ -103,9 +112,13 @@ class Converted(Subject):
 
 
 class Original(Subject):
-    """A checkpoint: the graph that a conversion would write, with its weights in float32."""
+    """A checkpoint: the graph that a conversion would write, with its weights in float32.
 
-    kind = "checkpoint"
+    Attributes:
+        source: the checkpoint.
+        naive: the graph as the model file builds it.
+        tensors: those that it reads, and their shapes.
+    """
 
     def __init__(self, source: Source) -> None:
         self.source = source

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from deepmnn.inspect.check.line import Line, judged, skipped
-from deepmnn.inspect.check.probe import Attention
+from deepmnn.inspect.check.probe import Attention, Sizes
 from deepmnn.inspect.check.rope import rope_type
 
 NAME = "RoPE frequencies against transformers"
@@ -50,7 +50,9 @@ def _frequencies(config: Mapping[str, Any], kind: str) -> Any:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        made: Any = transformers.AutoConfig.for_model(**dict(config))
+        made: Any = transformers.AutoConfig.for_model(
+            **{**config, "head_dim": Sizes.of(config).rotary}
+        )
         if kind == "default":
             rope = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding
             found, _ = rope.compute_default_rope_parameters(made)
