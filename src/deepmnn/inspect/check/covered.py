@@ -126,17 +126,19 @@ class Coverage:
         return judged("activations", right, said, expected, self._missing(), self.ratio)
 
     def _missing(self) -> str:
-        """Which texts the calibration set lacks: of a kind that it has none of, or that are far."""
+        """Which texts the calibration set lacks: of a kind that is far, or that it has few of."""
+        own, others = self.calibration[0], self.against[0]
         missing = [
             kind
             for kind in self.kinds
-            if not kind.calibration or kind.uncovered > 2 * UNUSUAL * kind.texts
+            if kind.uncovered > 2 * UNUSUAL * kind.texts
+            or kind.calibration / own < 0.5 * kind.texts / others
         ]
         if not missing:
-            return "It holds all kinds of texts of the other set, in other shares: take them alike."
+            return "It has all kinds of texts in about their shares: take texts like the prompts."
         return "Add such texts to the calibration set: " + "; ".join(
-            f"{kind.name} ({kind.uncovered} of {kind.texts} far from it, it has "
-            f"{kind.calibration}), as in {kind.example[:48]!r}"
+            f"{kind.name} ({kind.texts} of the {others} texts, {kind.uncovered} far; "
+            f"{kind.calibration} of {own} in the calibration set), as in {kind.example[:48]!r}"
             for kind in missing[:3]
         )
 
