@@ -26,12 +26,10 @@ def end_ids(tokenizer: Tokenizer, generation: GenerationConfig) -> frozenset[int
     found = set(generation.eos_ids)
     found |= {token for token in generation.config_eos_ids if tokenizer.special_text(token)}
     eos = tokenizer.token_id(tokenizer.special_tokens.get("eos_token", ""))
-    return frozenset(
-        found | {token for token in (eos, _end_marker(tokenizer)) if token is not None}
-    )
+    return frozenset(found | {token for token in (eos, end_marker(tokenizer)) if token is not None})
 
 
-def _end_marker(tokenizer: Tokenizer) -> int | None:
+def end_marker(tokenizer: Tokenizer) -> int | None:
     """The special token that the template writes behind an assistant's message, if any."""
     if not tokenizer.has_chat_template:
         return None
