@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from deepmnn.graph.builder import GraphBuilder
-from deepmnn.models import deepseek_v2, deepseek_v3, mla, rope
+from deepmnn.models.mla import MlaConfig
 from tiny_models import CONFIGS, checkpoint_of
 
 V2, V3, GQA = "deepseek_v2", "deepseek_v3", "qwen2"
@@ -28,43 +29,72 @@ YARN: dict[str, Any] = {
 Plant = Callable[[pytest.MonkeyPatch], None]
 
 
-def half_rotation(patch: pytest.MonkeyPatch) -> None:
-    for module in (deepseek_v2, deepseek_v3):
-        patch.setattr(module, "LatentAttention", lambda c, *rest: mla.LatentAttention(c, False))
+def _replace(patch: pytest.MonkeyPatch, method: str, **changes: Callable[[Any], Any]) -> None:
+    """Calls a method of the builder with some arguments changed."""
+    plain = getattr(GraphBuilder, method)
+    names = plain.__code__.co_varnames
+
+    def changed(self: GraphBuilder, *args: Any, **kwargs: Any) -> Any:
+        given = dict(zip(names[1:], args, strict=False)) | kwargs
+        for name, change in changes.items():
+            given[name] = change(given[name])
+        return plain(self, **given)
+
+    patch.setattr(GraphBuilder, method, changed)
+
+
+def wrong_pairs(patch: pytest.MonkeyPatch) -> None:
+    """Half rotation for interleaved pairs, and the other way round."""
+    _replace(patch, "rope", interleaved=lambda value: not value)
 
 
 def no_mscale(patch: pytest.MonkeyPatch) -> None:
-    plain = property(lambda c: float((c.qk_nope_head_dim + c.qk_rope_head_dim) ** -0.5))
-    patch.setattr(mla.MlaConfig, "softmax_scale", plain)
+    """YaRN's factor of cos and sin is left out."""
+    _replace(patch, "rope", rope_scale=lambda value: 1.0)
+
+
+def no_softmax_mscale(patch: pytest.MonkeyPatch) -> None:
+    """YaRN's factor of DeepSeek's softmax scale is left out."""
+    plain = property(lambda c: float(c.qk_nope_head_dim + c.qk_rope_head_dim) ** -0.5)
+    patch.setattr(MlaConfig, "softmax_scale", plain)
 
 
 def other_base(patch: pytest.MonkeyPatch) -> None:
-    inv_freq = rope.RopeParameters.inv_freq
-
-    def wrong(self: rope.RopeParameters, dim: int) -> tuple[float, ...]:
-        return tuple(f * 1.1 ** (-2 * i / dim) for i, f in enumerate(inv_freq(self, dim)))
-
-    patch.setattr(rope.RopeParameters, "inv_freq", wrong)
+    """rope_theta is 10 % less."""
+    power = math.log(0.9e4) / math.log(1e4)
+    _replace(patch, "rope", inv_freq=lambda values: tuple(f**power for f in values))
 
 
 def small_eps(patch: pytest.MonkeyPatch) -> None:
-    rms_norm = GraphBuilder.rms_norm
-
-    def wrong(b: GraphBuilder, x: str, name: str, eps: float, *rest: Any) -> str:
-        eps = 1e-6 if name.endswith("input_layernorm") else eps
-        return rms_norm(b, x, name, eps, *rest)
-
-    patch.setattr(GraphBuilder, "rms_norm", wrong)
+    """1e-6 for 1e-5."""
+    _replace(patch, "rms_norm", eps=lambda value: 1e-6)
 
 
-def bias_in_the_weights(patch: pytest.MonkeyPatch) -> None:
-    gather = GraphBuilder.gather
+def biased_weights(patch: pytest.MonkeyPatch) -> None:
+    """The correction bias counts in the weights, too."""
+    bias_add, gather = GraphBuilder.bias_add, GraphBuilder.gather
+    seen = {}
 
-    def wrong(b: GraphBuilder, scores: str, indices: str, name: str) -> str:
-        biased = name.replace(".gather", ".e_score_correction_bias")
-        return gather(b, biased, indices, name)
+    def add(self: GraphBuilder, x: str, name: str) -> str:
+        seen[id(self)] = bias_add(self, x, name)
+        return seen[id(self)]
 
-    patch.setattr(GraphBuilder, "gather", wrong)
+    def take(self: GraphBuilder, x: str, indices: str, name: str) -> str:
+        return gather(self, seen[id(self)], indices, name)
+
+    patch.setattr(GraphBuilder, "bias_add", add)
+    patch.setattr(GraphBuilder, "gather", take)
+
+
+def other_groups(patch: pytest.MonkeyPatch) -> None:
+    """The best score of a group for the sum of its two best, and the other way round."""
+    other = {"max": "top2_sum", "top2_sum": "max"}
+    _replace(patch, "group_limit", group_score=other.__getitem__)
+
+
+def no_factor(patch: pytest.MonkeyPatch) -> None:
+    """routed_scaling_factor is left out."""
+    patch.setattr(GraphBuilder, "scale", lambda self, x, name, factor: x)
 
 
 def source_of(path: Path, model_type: str, **fields: Any) -> Path:

@@ -22,7 +22,7 @@ from deepmnn.inspect.bisect.bisect import IN_THE_MODEL, NOTHING, Bisection, bise
 from deepmnn.inspect.bisect.search import smallest
 from deepmnn.inspect.samples import read_samples
 from deepmnn.inspect.sides.opened import SideOptions, opened
-from planted import GQA, V2, V3, changed, half_rotation, shaken, source_of
+from planted import GQA, V2, V3, changed, shaken, source_of, wrong_pairs
 
 NUMPY = SideOptions(backend="reference")
 
@@ -169,7 +169,7 @@ def _raise(_: Any) -> Any:
 
 def test_what_no_switch_turns_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = source_of(tmp_path / "source", V3)
-    half_rotation(monkeypatch)
+    wrong_pairs(monkeypatch)
     convert(source, tmp_path / "model", "fp32")
     with ExitStack() as stack:
         a = stack.enter_context(opened(str(tmp_path / "model")))

@@ -26,14 +26,14 @@ from planted import (
     V3,
     YARN,
     Plant,
-    bias_in_the_weights,
+    biased_weights,
     changed,
-    half_rotation,
-    no_mscale,
+    no_softmax_mscale,
     other_base,
     shaken,
     small_eps,
     source_of,
+    wrong_pairs,
 )
 from tiny_models import ALL, tiny_checkpoint
 
@@ -83,17 +83,17 @@ def test_a_sound_model_raises_no_alarm(
 # --------------------------------------------------------------- planted faults
 
 BUILDERS: list[tuple[str, Plant, dict[str, Any], str, str]] = [
-    (V3, half_rotation, {}, "self_attn.q_rope", "interleaved"),
-    (V2, half_rotation, {}, "self_attn.q_rope", "interleaved"),
-    (V3, no_mscale, {"rope_parameters": YARN}, "self_attn.attention", "scale"),
-    (V2, no_mscale, {"rope_parameters": YARN}, "self_attn.attention", "scale"),
+    (V3, wrong_pairs, {}, "self_attn.q_rope", "interleaved"),
+    (V2, wrong_pairs, {}, "self_attn.q_rope", "interleaved"),
+    (V3, no_softmax_mscale, {"rope_parameters": YARN}, "self_attn.attention", "scale"),
+    (V2, no_softmax_mscale, {"rope_parameters": YARN}, "self_attn.attention", "scale"),
     (V3, other_base, {}, "self_attn.q_rope", "inv_freq"),
     (GQA, other_base, {}, "self_attn.q_rope", "inv_freq"),
     ("llama", other_base, {}, "self_attn.q_rope", "inv_freq"),
     (V3, small_eps, SMALL_EPS, "layers.0.input_layernorm", "eps"),
     (GQA, small_eps, SMALL_EPS, "layers.0.input_layernorm", "eps"),
     (V2, small_eps, SMALL_EPS, "layers.0.input_layernorm", "eps"),
-    (V3, bias_in_the_weights, {}, "mlp.gate.scale", ""),
+    (V3, biased_weights, {}, "mlp.gate.scale", ""),
 ]
 
 
@@ -180,7 +180,7 @@ ON_MNN = [case for case in BUILDERS if case[1] is not small_eps]
 
 @pytest.mark.parametrize(
     ("model_type", "plant", "fields", "place", "attribute"),
-    with_slow(ON_MNN, lambda case: case[1] in (half_rotation, bias_in_the_weights)),
+    with_slow(ON_MNN, lambda case: case[1] in (wrong_pairs, biased_weights)),
 )
 def test_a_fault_of_the_model_file_is_named_on_mnn(
     tmp_path: Path,

@@ -6,15 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import planted
 import pytest
-from planted import Plant, artifact, exported, wrong
+from faulty import artifact, exported, wrong
 
+import planted
 from deepmnn.artifact.manifest import MANIFEST
 from deepmnn.conversion.convert import convert
 from deepmnn.exporters.mnn.export import export
 from deepmnn.inspect.check.checks import check
 from exporters.folders import change_json, reseal
+from planted import Plant
 from tiny_models import ALL, tiny_checkpoint
 
 BUILDER_FAULTS = [

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from planted import exported, wrong
+from faulty import exported, wrong
 
 from byte_tokenizer import BOS, R1_TEMPLATE, write_tokenizer
 from deepmnn.artifact.manifest import MANIFEST
