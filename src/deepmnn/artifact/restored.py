@@ -14,7 +14,7 @@ from deepmnn.artifact.reader import Artifact
 from deepmnn.errors import ArtifactError, TensorNotFoundError
 from deepmnn.formats import F32, U8, KeptCodes
 from deepmnn.graph.ir import Graph, Node, Weight
-from deepmnn.graph.levels import optimize
+from deepmnn.graph.levels import OnPass, optimize
 from deepmnn.graph.origins import row_origins
 from deepmnn.graph.rewrite import joined_names
 from deepmnn.graph.tensors import tensor_shapes, tensors
@@ -42,10 +42,17 @@ class RestoredSource(Source):
 
     Needs memory for one stored weight and one tensor.
 
+    Attributes:
+        naive: the graph of config.json, level 0.
+        origins: every stored weight, with what it is made of.
+
+    Args:
+        on_pass: as for `optimize`.
+
     Raises ArtifactError when the passes of this version make another graph.
     """
 
-    def __init__(self, artifact: Artifact) -> None:
+    def __init__(self, artifact: Artifact, on_pass: OnPass | None = None) -> None:
         self.paths = (artifact.path,)
         self.config = _untied(artifact)
         self._artifact = artifact
@@ -56,7 +63,9 @@ class RestoredSource(Source):
             naive.kept = []
         self._shapes = tensor_shapes(naive)
         self._parts: dict[str, list[tuple[Weight, Expr]]] = {name: [] for name in self._shapes}
-        for weight, expr in self._origins(naive):
+        self.naive = naive
+        self.origins = self._origins(naive, on_pass)
+        for weight, expr in self.origins:
             for name in {tensor.name for tensor in tensors(expr)}:
                 self._parts[name].append((weight, expr))
         self._last: tuple[str, str, Arrays] = ("", "", {})
@@ -154,7 +163,7 @@ class RestoredSource(Source):
             self._last = kind, weight.name, made
         return made
 
-    def _origins(self, naive: Graph) -> list[tuple[Weight, Expr]]:
+    def _origins(self, naive: Graph, on_pass: OnPass | None) -> list[tuple[Weight, Expr]]:
         """Every stored weight, with what it is made of."""
         stored, manifest = self._artifact.graph(), self._artifact.manifest
         recipe = Recipe.from_json(manifest["recipe"], "recipe", ArtifactError)
@@ -166,7 +175,8 @@ class RestoredSource(Source):
             for weight in graph.weights.values():
                 weight.format = named.get(weight.name, weight.format)
 
-        made, _ = optimize(naive, manifest["optimize_level"], choose_formats=choose_formats)
+        level = manifest["optimize_level"]
+        made, _ = optimize(naive, level, choose_formats=choose_formats, on_pass=on_pass)
         pairs = [(name, name) for name in stored.kept]
         if len(made.nodes) != len(stored.nodes) or made.kept != stored.kept:
             raise self._differs(f"{len(stored.nodes)} nodes", f"{len(made.nodes)}")

@@ -27,6 +27,7 @@ from deepmnn.cli.info import info
 from deepmnn.cli.mnnconvert import SETTINGS, mnnconvert
 from deepmnn.cli.options import with_flags
 from deepmnn.cli.pull import pull
+from deepmnn.cli.report import report
 from deepmnn.errors import DeepmnnError
 
 _UsageError: type[Exception] = next(
@@ -90,7 +91,7 @@ def _options(
     pass
 
 
-for _verb in (demo, pull, convert, export, info, generate, chat, bench):
+for _verb in (demo, pull, convert, export, info, generate, chat, bench, report):
     app.command()(with_flags(_verb))
 app.command("eval")(with_flags(evaluate))
 app.add_typer(cache.app, name="cache")

@@ -49,8 +49,8 @@ def judge(
     wanted = replace(load, cache_tokens=load.cache_tokens or rows)
     model = options.open_model(path or options.bundled(), wanted, "tokenizer")
     most = limit or (None if files else BUILT_IN_PIECES)
-    pieces = _pieces(model, given, tokens, most)
-    other = None if reference is None else _reference(reference, backend, model, load, rows)
+    pieces = pieces_of(model, given, tokens, most)
+    other = None if reference is None else reference_of(reference, backend, model, load, rows)
     with count_progress("reading") as progress:
         judgement = run(predictions(model), pieces, other, progress)
     if as_json:
@@ -61,7 +61,7 @@ def judge(
         _print_judgement(judgement, names, len(pieces[0]))
 
 
-def _pieces(
+def pieces_of(
     model: LLM, given: Sequence[Sequence[Text]], tokens: int | None, most: int | None
 ) -> list[list[int]]:
     """Of all texts. Raises RequestError where there are none."""
@@ -79,7 +79,9 @@ def _pieces(
     return pieces
 
 
-def _reference(name: str, backend: str | None, model: LLM, load: LoadOptions, rows: int) -> Predict:
+def reference_of(
+    name: str, backend: str | None, model: LLM, load: LoadOptions, rows: int
+) -> Predict:
     """Opens it. Raises RequestError when it is no model of the same tokens."""
     from deepmnn.measure.predictions import predictions
     from deepmnn.measure.reference import check_comparable, reference_options

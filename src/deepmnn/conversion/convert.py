@@ -19,7 +19,7 @@ from deepmnn.conversion.report.facts import Search
 from deepmnn.conversion.report.recorder import HTML, Recorder
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import RequestError, Words
-from deepmnn.graph.levels import MAX_LEVEL, PassResult
+from deepmnn.graph.levels import MAX_LEVEL, OnPass, PassResult
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.quant.divergence import Divergence
 from deepmnn.quant.recipe import DEFAULT, Recipe, recipe_of
@@ -191,17 +191,18 @@ def plan_conversion(
     random_weights: bool = False,
     seed: int = 0,
     progress: Progress | None = None,
+    on_pass: OnPass | None = None,
 ) -> Plan:
     """What `convert` with these arguments would write; it raises the same errors.
 
-    progress: called while a checkpoint of the hub is downloaded.
+    progress: called while a checkpoint of the hub is downloaded. on_pass: as for `optimize`.
     """
     recipe = recipe_of(quant)
     random = RandomWeights(_shapes, seed)  # a wrong seed is refused even where nothing is drawn
     bundled = source == NAME and not os.path.lexists(source)
     path = bundled_checkpoint() if bundled else fetched(source, random_weights, progress)
     opened = open_source(path, config, random if random_weights else None)
-    return plan(opened, recipe, optimize_level)
+    return plan(opened, recipe, optimize_level, on_pass=on_pass)
 
 
 def _shapes(config: Mapping[str, Any]) -> Shapes:

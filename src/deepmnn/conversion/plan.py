@@ -14,7 +14,7 @@ from deepmnn.backends.cpu.lower import WeightLocation
 from deepmnn.errors import CheckpointError
 from deepmnn.formats import named
 from deepmnn.graph.ir import Graph, Weight
-from deepmnn.graph.levels import MAX_LEVEL, PassResult, optimize
+from deepmnn.graph.levels import MAX_LEVEL, OnPass, PassResult, optimize
 from deepmnn.graph.passes.memory_plan import MemoryPlan, plan_memory
 from deepmnn.graph.tensors import tensor_shapes, tensors
 from deepmnn.quant.recipe import Recipe, Rule, apply
@@ -92,13 +92,18 @@ class Plan:
 
 
 def plan(
-    source: Source, recipe: Recipe, optimize_level: int = MAX_LEVEL, keep: bool = True
+    source: Source,
+    recipe: Recipe,
+    optimize_level: int = MAX_LEVEL,
+    keep: bool = True,
+    on_pass: OnPass | None = None,
 ) -> Plan:
     """Plans the conversion of a source.
 
     Reads no numbers but those of tensors that look equal, to store them once, and of biases that
     the model has no place for. keep: where a recipe
-    asks for codes, and the source has codes of no more bits, these stay as they are.
+    asks for codes, and the source has codes of no more bits, these stay as they are. on_pass: as
+    for `optimize`.
 
     Raises ConfigError, RequestError (the level), TensorNotFoundError or CheckpointError (tensors
     that do not fit config.json).
@@ -113,6 +118,7 @@ def plan(
         choose_formats=lambda graph: used.update(
             choose_formats(graph, recipe, source if keep else None)
         ),
+        on_pass=on_pass,
     )
     weights = weight_order(graph)
     shards = plan_shards((weight.name, weight.nbytes) for weight in weights)

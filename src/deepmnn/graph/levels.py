@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
@@ -57,6 +57,10 @@ class PassResult:
     nodes_after: int
 
 
+OnPass = Callable[[Graph, PassResult], object]
+"""Is given the graph as a pass leaves it, which the next one rewrites, and what the pass did."""
+
+
 def pass_names(level: int = MAX_LEVEL) -> tuple[str, ...]:
     """The passes of a level, in the order they run. Raises RequestError for an unknown level."""
     return tuple(_name(module) for module in _modules(level))
@@ -68,6 +72,7 @@ def optimize(
     source: TensorSource | None = None,
     disabled: frozenset[str] = frozenset(),
     choose_formats: Callable[[Graph], object] | None = None,
+    on_pass: OnPass | None = None,
 ) -> tuple[Graph, list[PassResult]]:
     """The graph at an optimisation level, and what each pass did; `graph` is not touched.
 
@@ -78,6 +83,7 @@ def optimize(
         disabled: names of passes to leave out.
         choose_formats: gives the weights their formats, in place: when equal ones have become one,
             and before fusion, which joins only weights of one format.
+        on_pass: called after every pass that runs.
 
     Raises RequestError for an unknown level or pass name, CheckpointError when `source` and the
     graph disagree.
@@ -89,14 +95,19 @@ def optimize(
     verify(optimized)
     clean_ups = _modules(min(level, _CLEAN_UPS))
     fusions = _modules(level)[len(clean_ups) :]
-    results = [
-        _run(optimized, module, source) for module in clean_ups if _name(module) not in disabled
-    ]
+    results: list[PassResult] = []
+
+    def run(modules: Sequence[ModuleType]) -> None:
+        for module in modules:
+            if _name(module) not in disabled:
+                results.append(_run(optimized, module, source))
+                if on_pass is not None:
+                    on_pass(optimized, results[-1])
+
+    run(clean_ups)
     if choose_formats is not None:
         choose_formats(optimized)
-    results += [
-        _run(optimized, module, source) for module in fusions if _name(module) not in disabled
-    ]
+    run(fusions)
     return optimized, results
 
 

@@ -49,14 +49,21 @@ def _check_value(name: str, value: Value) -> None:
     _need(value.dtype in _DTYPE_LETTERS, f"value {name!r} has dtype {value.dtype!r}", "f32 or i32")
 
 
+_FORMATS = {
+    rank: [format.name for format in FORMATS.values() if format.is_matrix == (rank == 2)]
+    for rank in (1, 2)
+}
+"""Of weights of one and of two dimensions: a mixture of experts has tens of thousands to check."""
+
+
 def _check_weight(name: str, weight: Weight) -> None:
     what = f"weight {name!r}"
     _need(weight.name == name, f"{what} calls itself {weight.name!r}")
     _need(weight.role in ROLES, f"{what} has role {weight.role!r}", f"one of {', '.join(ROLES)}")
     rank = len(weight.shape)
     _need(rank in (1, 2), f"{what} has shape {weight.shape}", "one or two dimensions")
-    names = [format.name for format in FORMATS.values() if format.is_matrix == (rank == 2)]
-    _need(weight.format in names, f"{what} has format {weight.format!r}", " or ".join(names))
+    fitting = _FORMATS[rank]
+    _need(weight.format in fitting, f"{what} has format {weight.format!r}", " or ".join(fitting))
     _need(
         (weight.role == "vector") == (rank == 1), f"{what} has role {weight.role!r}", "its rank's"
     )

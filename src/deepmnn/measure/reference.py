@@ -54,7 +54,7 @@ def check_comparable(model: Compared, reference: Compared) -> None:
             "the same vocabulary",
             "Compare models of the same family.",
         )
-    if not reference.has_tokenizer:
+    if not (model.has_tokenizer and reference.has_tokenizer):
         return
     ours, theirs = (each.tokenizer.library.get_vocab() for each in (model, reference))
     if ours != theirs:

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from deepmnn.formats import named
+from deepmnn.graph.ir import Weight
 from deepmnn.graph.levels import PassResult
 from deepmnn.quant.observers import MAX_DIVERGENCE, StaticRange
 
@@ -40,6 +41,13 @@ class WeightFacts:
     nbytes: int
     origin: str = ""
     error: float | None = None
+
+    @classmethod
+    def of(cls, weight: Weight, origin: str = "", error: float | None = None) -> WeightFacts:
+        """A weight of a graph."""
+        layer = layer_of(weight.name)
+        shown = weight.name, weight.role, weight.format
+        return cls(*shown, layer, weight.shape, weight.nbytes, origin, error)
 
 
 @dataclass(frozen=True)

@@ -1,20 +1,18 @@
-"""report.html: the facts of a conversion as one page that needs nothing else.
-
-No scripts and no network: charts are inline SVG, and a policy in the page forbids everything else,
-whatever a stranger's tensor may be called.
+"""report.html: the facts of a conversion as one page that needs nothing else. Charts are inline
+SVG, and a policy in the page forbids scripts and the network.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from deepmnn.conversion.report import charts, page_calibration, pieces
-from deepmnn.conversion.report.charts import Bar, Line, escaped
+from deepmnn.conversion.report.charts import Bar, Line
 from deepmnn.conversion.report.facts import Facts, LayerFacts, Search, StoredFacts, WeightFacts
 from deepmnn.conversion.report.stored import as_stored, by_format
+from deepmnn.conversion.report.svg import escaped
 from deepmnn.formats import named
 from deepmnn.source.sizes import file_size
 
@@ -27,23 +25,18 @@ def page(facts: Facts) -> str:
         _layers(facts),
         _kinds(facts),
         _sizes(facts),
-        _worst(facts.weights),
+        worst(facts.weights),
         page_calibration.calibration(facts),
         page_calibration.activations(facts.activations),
         _levels(facts),
         _graph(facts),
         _times(facts),
     )
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escaped(title)}</title><style>\n{_style()}</style></head>\n<body><main>\n"
-        f"{_head(facts, title)}\n{''.join(sections)}"
-        f"<footer>deepmnn {escaped(facts.deepmnn_version)}; report.json beside this page has the "
-        "same facts in full.</footer>\n</main></body></html>\n"
+    footer = (
+        f"deepmnn {escaped(facts.deepmnn_version)}; report.json beside this page has the same "
+        "facts in full."
     )
+    return pieces.document(title, _head(facts, title) + "".join(sections), footer)
 
 
 def _head(facts: Facts, title: str) -> str:
@@ -65,9 +58,7 @@ def _head(facts: Facts, title: str) -> str:
         figures.append((same, "of its tokens have the same first choice"))
     if facts.calibration:
         figures.append((pieces.count(facts.calibration.tokens), "tokens of calibration"))
-    cards = "".join(f"<div><b>{escaped(b)}</b><span>{escaped(s)}</span></div>" for b, s in figures)
-    origin = f"<p>Converted from {escaped(facts.source)}.</p>" if facts.source else ""
-    return f'<h1>{escaped(title)}</h1>{origin}<div class="figures">{cards}</div>'
+    return pieces.head(title, f"Converted from {facts.source}." if facts.source else "", figures)
 
 
 def _search(facts: Facts) -> str:
@@ -142,7 +133,7 @@ def _layer_sizes(layers: Sequence[LayerFacts]) -> str:
         ]
         for layer in layers
     ]
-    drawn = charts.layer_bars(bars, _short_size, "Bytes of each layer by format")
+    drawn = charts.layer_bars(bars, pieces.short_size, "Bytes of each layer by format")
     return pieces.card(
         "Size", drawn, "stored bytes of each layer", pieces.key((n, n) for n in used)
     )
@@ -176,30 +167,39 @@ def _error(kind: StoredFacts) -> str:
 
 
 def _sizes(facts: Facts) -> str:
+    return pieces.section("Sizes", "", sizes(facts.weights) + recipe(facts.recipe))
+
+
+def sizes(weights: Sequence[WeightFacts]) -> str:
+    """A table of weights by role and format."""
     groups: dict[tuple[str, str], list[WeightFacts]] = defaultdict(list)
-    for weight in facts.weights:
+    for weight in weights:
         groups[weight.role, weight.format].append(weight)
-    rows = []
-    for (role, format), weights in groups.items():
-        nbytes = sum(weight.nbytes for weight in weights)
-        share = pieces.percent(nbytes / max(facts.nbytes, 1))
-        rows.append((nbytes, (role, format, f"{len(weights):,}", file_size(nbytes), share)))
+    whole, rows = sum(weight.nbytes for weight in weights), []
+    for (role, format), group in groups.items():
+        nbytes = sum(weight.nbytes for weight in group)
+        share = pieces.percent(nbytes / max(whole, 1))
+        rows.append((nbytes, (role, format, f"{len(group):,}", file_size(nbytes), share)))
     rows.sort(key=lambda row: (-row[0], row[1]))
-    total = ("all", "", f"{len(facts.weights):,}", file_size(facts.nbytes), "")
-    table = pieces.table(
+    total = ("all", "", f"{len(weights):,}", file_size(whole), "")
+    return pieces.table(
         ("weights", "stored as", "count", "size", "share"),
         [*(row for _, row in rows), total],
         {len(rows): "total"},
     )
-    rules = [(rule["pattern"], rule["format"]) for rule in facts.recipe["rules"]]
-    recipe = (
+
+
+def recipe(fields: Mapping[str, Any]) -> str:
+    """The rules of a recipe, folded."""
+    rules = [(rule["pattern"], rule["format"]) for rule in fields["rules"]]
+    return (
         f"<details><summary>The recipe <small>{len(rules)} rules, the first that matches "
         f"decides</small></summary>{pieces.table(('pattern', 'format'), rules)}</details>"
     )
-    return pieces.section("Sizes", "", table + recipe)
 
 
-def _worst(weights: Sequence[WeightFacts]) -> str:
+def worst(weights: Sequence[WeightFacts]) -> str:
+    """The weights with the largest errors; nothing where none is known."""
     measured = [(weight.error, weight) for weight in weights if weight.error is not None]
     if not measured:
         return ""
@@ -268,12 +268,3 @@ def _spread(count: int, wanted: Sequence[int]) -> list[int]:
     """Some of many rows, evenly spread, the wanted ones among them."""
     step = max(1, -(-count // pieces.SHOWN))
     return sorted({*range(0, count, step), count - 1, *wanted})
-
-
-def _short_size(nbytes: float) -> str:
-    return file_size(nbytes).replace(".0 ", " ")
-
-
-@cache
-def _style() -> str:
-    return files(__package__).joinpath("page.css").read_text()

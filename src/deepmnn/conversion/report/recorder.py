@@ -130,16 +130,8 @@ class Recorder:
 
     def _weight(self, weight: Weight, source: Source) -> WeightFacts:
         found = self._rounding.found.get(weight.name)
-        return WeightFacts(
-            weight.name,
-            weight.role,
-            weight.format,
-            layer_of(weight.name),
-            weight.shape,
-            weight.nbytes,
-            origin(weight, source),
-            None if found is None else relative([found]),
-        )
+        error = None if found is None else relative([found])
+        return WeightFacts.of(weight, origin(weight, source), error)
 
     def _layers(self, weights: tuple[WeightFacts, ...]) -> tuple[LayerFacts, ...]:
         by_layer: dict[int | None, list[WeightFacts]] = defaultdict(list)

@@ -6,7 +6,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
-from deepmnn.conversion.report.facts import StoredFacts
+from deepmnn.conversion.report.facts import StoredFacts, WeightFacts
 from deepmnn.conversion.report.rounding import Rounded, relative
 from deepmnn.formats import F32_MATRIX, VECTOR, named
 from deepmnn.graph.ir import Weight
@@ -65,7 +65,7 @@ def as_stored(quant: str, nbytes: Mapping[str, int]) -> str:
     return f"{quant} and {words}" if others else words
 
 
-def by_format(weights: Iterable[Weight | StoredFacts]) -> Counter[str]:
+def by_format(weights: Iterable[Weight | WeightFacts | StoredFacts]) -> Counter[str]:
     """Format → bytes."""
     nbytes: Counter[str] = Counter()
     for weight in weights:

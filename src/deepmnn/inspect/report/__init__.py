@@ -1,0 +1,1 @@
+"""A page about a model: its graph, sizes, errors, speed and memory."""
