@@ -17,6 +17,7 @@ from deepmnn import __version__
 from deepmnn.cli import cache
 from deepmnn.cli.bench import bench
 from deepmnn.cli.chat import chat
+from deepmnn.cli.compare import compare
 from deepmnn.cli.console import err, out
 from deepmnn.cli.convert import convert
 from deepmnn.cli.demo import demo
@@ -91,7 +92,7 @@ def _options(
     pass
 
 
-for _verb in (demo, pull, convert, export, info, generate, chat, bench, report):
+for _verb in (demo, pull, convert, export, info, generate, chat, bench, compare, report):
     app.command()(with_flags(_verb))
 app.command("eval")(with_flags(evaluate))
 app.add_typer(cache.app, name="cache")

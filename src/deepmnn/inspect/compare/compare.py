@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepmnn.backends.base import I32
 from deepmnn.errors import RequestError
@@ -15,12 +17,16 @@ from deepmnn.graph.ir import Graph
 from deepmnn.graph.signatures import choices
 from deepmnn.graph.stages import LAYER
 from deepmnn.inspect.compare.difference import Difference, difference, in_one_order
+from deepmnn.inspect.compare.origin import Origin
+from deepmnn.inspect.compare.sketch import Sketch, sketch
 from deepmnn.inspect.side import Layer, Side
 from deepmnn.inspect.sides.staged import StagedSide
 from deepmnn.quant.divergence import Divergence, Rows
 
 Progress = Callable[[int, int, str], None]
 """Called with (layers done, layers in all, what)."""
+
+Array = NDArray[Any]
 
 LOGITS = "logits"
 
@@ -37,6 +43,8 @@ class Compared:
         alone: computed from the reference's values, so that an error is the node's own; None where
             that is not possible.
         as_written: the same by the model's level-0 graph; None where nobody looked.
+        origin: what computes it.
+        sketch: how its numbers are distributed; None where nobody asked, and of indices.
     """
 
     name: str
@@ -44,6 +52,8 @@ class Compared:
     difference: Difference
     alone: Difference | None = None
     as_written: Difference | None = None
+    origin: Origin = field(default_factory=Origin)
+    sketch: Sketch | None = None
 
 
 @dataclass
@@ -91,6 +101,7 @@ def compare_values(
     progress: Progress | None = None,
     watch: Watch | None = None,
     inside: Inside | None = None,
+    sketches: bool = False,
 ) -> Values:
     """Runs both and compares.
 
@@ -102,11 +113,10 @@ def compare_values(
         progress: called after each layer.
         watch: called after each layer.
         inside: to look into fused nodes.
+        sketches: keeps how the numbers of each value are distributed.
     """
-    run, count = (
-        _Run(model, reference, naive, samples, watch, inside),
-        max(layers_of(naive).values()) + 1,
-    )
+    run = _Run(model, reference, naive, samples, watch, inside, sketches)
+    count = max(layers_of(naive).values()) + 1
     for number in run.layers():
         if progress is not None:
             progress(number + 1, count, f"layer {number}")
@@ -128,9 +138,11 @@ class _Run:
         samples: Sequence[I32],
         watch: Watch | None,
         inside: Inside | None,
+        sketches: bool,
     ) -> None:
         self._model, self._reference = model, reference
         self._samples, self._watch, self._inside = samples, watch, inside
+        self._sketches = sketches
         self._positions = np.concatenate([np.arange(len(sample)) for sample in samples])
         self._choices = choices(naive)
         self._layers = layers_of(naive)
@@ -169,9 +181,12 @@ class _Run:
         for name in layer:
             if name not in self._known or name not in self._layers:
                 continue
-            apart = self._difference(name, layer)
-            if apart is not None:
-                self._found[name] = Compared(name, self._layers[name], apart)
+            pair = self._pair(name, layer)
+            if pair is not None:
+                compared = Compared(name, self._layers[name], difference(*pair))
+                if self._sketches:
+                    compared.sketch = sketch(*pair[:2])
+                self._found[name] = compared
             if name == LOGITS:
                 self._divergence = divergence(self._known[name], layer[name])
 
@@ -214,6 +229,11 @@ class _Run:
 
     def _difference(self, name: str, layer: Layer) -> Difference | None:
         """Of a value and the reference's; None where nothing can be compared."""
+        pair = self._pair(name, layer)
+        return None if pair is None else difference(*pair)
+
+    def _pair(self, name: str, layer: Layer) -> tuple[Array, Array, Array] | None:
+        """A value, the reference's, and the positions of their rows: what can be compared."""
         found, wanted, positions = layer[name], self._known[name], self._positions
         indices = self._choices.get(name, name)
         if indices != name:
@@ -231,7 +251,7 @@ class _Run:
                 f"{name} is {list(found.shape)}, in the reference {list(wanted.shape)}",
                 "two models of one architecture and size",
             )
-        return difference(found, wanted, positions)
+        return found, wanted, positions
 
 
 def layers_of(graph: Graph) -> dict[str, int]:

@@ -29,6 +29,7 @@ from deepmnn.inspect.compare.findings import (
     value_findings,
     weight_findings,
 )
+from deepmnn.inspect.compare.origin import origins
 from deepmnn.inspect.compare.weights import TensorDifference, compare_weights
 from deepmnn.inspect.sides.opened import Subject, as_written, exact
 from deepmnn.inspect.sides.staged import StagedSide
@@ -84,6 +85,7 @@ def compare(
     *,
     weights: bool = True,
     effects: bool = True,
+    sketches: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compares two opened models of one architecture and size.
@@ -93,6 +95,7 @@ def compare(
         weights: compares their tensors, too.
         effects: measures what each layer does to the predictions. It takes about as long as half as
             many runs of the model as that has layers.
+        sketches: keeps how the numbers of each value are distributed.
         progress: called after each layer and tensor.
 
     Raises RequestError: two vocabularies, or two architectures or sizes, or ids outside the
@@ -110,7 +113,11 @@ def compare(
         progress,
         watch.watch if watch is not None else None,
         None if inner is None else Inside(inner, bounds),
+        sketches,
     )
+    known = origins(naive, [each.name for each in found.compared], model.formats, bounds)
+    for each in found.compared:
+        each.origin = known[each.name]
     tensors = _weights(model, reference, progress) if weights else []
     vanished = _vanished(model, naive)
     gone = {name for names in vanished.values() for name in names}

@@ -23,6 +23,7 @@ from deepmnn.graph.signatures import caches_written
 from deepmnn.inspect.compare.attributes import AttributeDifference
 from deepmnn.inspect.compare.compare import Compared
 from deepmnn.inspect.compare.difference import Difference
+from deepmnn.inspect.compare.origin import between, nearest
 from deepmnn.inspect.compare.weights import TensorDifference
 
 EXACT_BOUND = 2e-5
@@ -127,27 +128,15 @@ def value_findings(
             words = f"what it reads by {before:.2%}"
         if not error <= bound:
             text = _value_text(makers[each.name].op, found, bound, words)
-            between = _between(naive, each.name, {other.name for other in compared})
-            places = [finding.place for finding in inside if finding.place in between]
+            inner = between(naive, each.name, {other.name for other in compared})
+            places = [finding.place for finding in inside if finding.place in inner]
             if places:
                 text += f"; {places[0]} is in it"
             elif each.as_written is not None and each.as_written.error <= bound < error:
-                passes = [name for name, gone in vanished.items() if between.intersection(gone)]
+                passes = [name for name, gone in vanished.items() if inner.intersection(gone)]
                 suspects = [*passes, "the kernel"]
                 text += f"; the level-0 graph gives the right ones: suspect {' or '.join(suspects)}"
             yield Finding("value", each.name, error, bound, text)
-
-
-def _between(naive: Graph, value: str, known: Collection[str]) -> set[str]:
-    """The values that lie between one and the known ones before it."""
-    makers, between, left = naive.producers(), set[str](), [value]
-    while left:
-        node = makers.get(left.pop())
-        for name in () if node is None else node.inputs:
-            if name not in known and name not in between:
-                between.add(name)
-                left.append(name)
-    return between
 
 
 def _value_text(op: str, found: Difference, bound: float, words: str) -> str:
@@ -201,17 +190,3 @@ def bound_of(format: str) -> float:
     if kind.levels:
         return STEPS * 2.0**-kind.bits
     return EXACT_BOUND if kind.bits == 32 else STEPS * 2.0**-9  # of bf16's 8 bits, and half a step
-
-
-def nearest(graph: Graph, known: Iterable[str]) -> dict[str, set[str]]:
-    """Known value → the known values that it is computed from, through others that are not."""
-    kept = set(known)
-    above: dict[str, set[str]] = {}
-    found: dict[str, set[str]] = {}
-    for node in graph.nodes:
-        read: set[str] = set()
-        for name in node.inputs:
-            read |= {name} if name in kept else above.get(name, set())
-        for name in node.outputs:
-            above[name] = found[name] = read
-    return {name: found.get(name, set()) for name in kept}

@@ -1,0 +1,160 @@
+"""What `deepmnn compare` prints: layers as bars, what is wrong, and what that does."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rich.table import Table
+from rich.text import Text
+
+from deepmnn.cli.console import out, print_json
+
+if TYPE_CHECKING:
+    from deepmnn.inspect.compare.comparison import Comparison
+    from deepmnn.inspect.compare.summary import LayerSummary
+
+_BAR = 24
+"""Columns of the longest bar."""
+
+_LEAST, _MOST = 1e-9, 1.0
+"""Relative errors that bars can show."""
+
+_MOST_FINDINGS = 20
+
+_EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+def as_json(found: Comparison) -> None:
+    """Everything that was measured; numbers that JSON lacks are "inf", "-inf" and "nan"."""
+    print_json(_plain(asdict(found)), indent=2)
+
+
+def print_comparison(found: Comparison, bound: float) -> None:
+    """For people. bound: relative error from which on a value is named."""
+    from deepmnn.inspect.compare.summary import by_layer, first_past, past_words, percent
+
+    out.say(found.model, "bold")
+    out.say(f"against {found.reference}", "bold")
+    layers = by_layer(found)
+    out.say(f"{found.tokens:,} tokens in {found.samples} samples, {found.layers} layers", "dim")
+    if out.is_terminal:
+        out.print(_table(layers, bound))
+    else:
+        for layer in layers:
+            out.say(_line(layer))
+    past = first_past(found, bound)
+    if past is None:
+        out.say(f"no value is off by more than {percent(bound)}", "green")
+    else:
+        first, *rest = past_words(found, past)
+        out.say(f"first past {percent(bound)}: {first}", "yellow")
+        for words in rest:
+            out.say(f"  {words}", "dim")
+    _print_vanished(found)
+    _print_findings(found)
+    _print_predictions(found)
+
+
+def _table(layers: list[LayerSummary], bound: float) -> Table:
+    """The layers, each with a bar: equal ratios of errors are equally far apart."""
+    from deepmnn.inspect.compare.summary import kind_of, percent
+
+    low, high = _ends([layer.stream.difference.error for layer in layers])
+    made = Table(box=None, header_style="dim", pad_edge=False)
+    made.add_column("", no_wrap=True)
+    made.add_column(f"error, {percent(low)} to {percent(high)}", no_wrap=True)
+    made.add_column("", no_wrap=True, justify="right")
+    made.add_column("largest of its own", no_wrap=True)
+    made.add_column("", no_wrap=True, justify="right")
+    effects = any(layer.effect is not None for layer in layers)
+    for column in ("KL alone", "added") if effects else ():
+        made.add_column(column, no_wrap=True, justify="right")
+    for layer in layers:
+        error, own = layer.stream.difference.error, layer.worst
+        row: list[str | Text] = [layer.name, _bar(error, low, high, bound), percent(error)]
+        if own is not None and own.alone is not None:
+            row += [kind_of(own.name), percent(own.alone.error)]
+        else:
+            row += ["", ""]
+        if layer.effect is not None:
+            row += [f"{layer.effect.alone:.4f}", f"{layer.effect.added:+.4f}"]
+        made.add_row(*row)
+    return made
+
+
+def _ends(errors: list[float]) -> tuple[float, float]:
+    """Powers of ten around all errors that a bar can show: its empty and its full length."""
+    shown = [error for error in errors if _LEAST < error < _MOST]
+    if not shown:
+        return _LEAST, _MOST
+    return 10.0 ** math.floor(math.log10(min(shown))), 10.0 ** math.ceil(math.log10(max(shown)))
+
+
+def _bar(error: float, low: float, high: float, bound: float) -> Text:
+    at = min(max(error, low), high) if error == error else high  # NaN is as bad as it gets
+    share = math.log(at / low) / math.log(high / low)
+    whole, part = divmod(round(share * _BAR * 8), 8)
+    color = "green" if error <= bound else "yellow" if error <= 10 * bound else "red"
+    return Text(("█" * whole + _EIGHTHS[part]).rstrip(), color)
+
+
+def _line(layer: LayerSummary) -> str:
+    from deepmnn.inspect.compare.summary import percent
+
+    text = f"{layer.name}: off by {percent(layer.stream.difference.error)}"
+    if layer.worst is not None and layer.worst.alone is not None:
+        text += f"; of its own most in {layer.worst.name}, {percent(layer.worst.alone.error)}"
+    if layer.effect is not None:
+        text += f"; KL {layer.effect.alone:.4f} alone, {layer.effect.added:+.4f} added"
+    return text
+
+
+def _print_vanished(found: Comparison) -> None:
+    if found.vanished:
+        parts = (f"{len(names)} by {name}" for name, names in found.vanished.items())
+        out.say(f"values that passes leave out: {', '.join(parts)}", "dim")
+    if found.hidden:
+        first = ", ".join(found.hidden[:3])
+        more = f" and {len(found.hidden) - 3} more" if len(found.hidden) > 3 else ""
+        out.say(f"values that one of the two does not tell: {first}{more}", "dim")
+
+
+def _print_findings(found: Comparison) -> None:
+    if not found.findings:
+        out.say("nothing that rounding does not explain", "green")
+        return
+    out.say(f"{len(found.findings)} differences that rounding does not explain:", "bold red")
+    for each in found.findings[:_MOST_FINDINGS]:
+        out.say(f"  {each.kind} {each.place}: {each.text}", "red")
+    if len(found.findings) > _MOST_FINDINGS:
+        out.say(f"  and {len(found.findings) - _MOST_FINDINGS} more: --json has all", "red")
+
+
+def _print_predictions(found: Comparison) -> None:
+    from deepmnn.inspect.compare.summary import effect_words, logits_error, percent, sum_of_effects
+
+    error = logits_error(found)
+    if error is None or found.divergence is None:
+        return
+    out.say(f"logits off by {percent(error)}", "bold")
+    out.say(
+        f"KL divergence {found.divergence.mean:.3g} nats on average, "
+        f"{found.divergence.percentile_99:.3g} at 99 %; "
+        f"same first choice {found.divergence.same_first_choice:.1%}"
+    )
+    if found.effects:
+        total = sum_of_effects(found)
+        out.say(f"effects of the layers, each alone: {total:.3g} in all. {effect_words(found)}")
+
+
+def _plain(value: Any) -> Any:
+    """As JSON has it."""
+    if isinstance(value, dict):
+        return {key: _plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value

@@ -1,0 +1,146 @@
+"""What a comparison says, in a few figures and words: the terminal and the page show the same."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deepmnn.graph.stages import LAYER
+from deepmnn.inspect.compare.compare import LOGITS, Compared
+from deepmnn.inspect.compare.comparison import Comparison
+from deepmnn.inspect.compare.effects import Effect
+
+BOUND = 0.01
+"""Relative error from which on a value is named, unless it is said."""
+
+NOTHING = 1e-6
+"""KL divergence, in nats, that roundings of float32 explain."""
+
+LEAST_SHARE, MOST_SHARE = 0.7, 1.3
+"""Of the whole KL divergence: between them the sum of the layers' effects explains it."""
+
+
+@dataclass(frozen=True)
+class LayerSummary:
+    """A decoder layer, or what comes before the first, or after the last.
+
+    Attributes:
+        name: "embeddings", "layer 3", "predictions".
+        stream: the last value of it: the residual stream behind a layer; the logits.
+        worst: the value with the largest error of its own; None where no node ran alone.
+        effect: on the predictions; None where it was not measured.
+    """
+
+    name: str
+    stream: Compared
+    worst: Compared | None
+    effect: Effect | None
+
+
+def by_layer(found: Comparison) -> list[LayerSummary]:
+    """Of each place of which both models tell a value, in order."""
+    groups: dict[int, list[Compared]] = {}
+    for each in found.values:
+        groups.setdefault(each.layer, []).append(each)
+    effects = {effect.layer: effect for effect in found.effects}
+    made = []
+    for layer, values in groups.items():
+        alone = [(own.error, value) for value in values if (own := value.alone) is not None]
+        worst = max(alone, key=lambda pair: pair[0], default=(0.0, None))[1]
+        name = _layer_name(layer, found.layers)
+        made.append(LayerSummary(name, values[-1], worst, effects.get(layer)))
+    return made
+
+
+def first_past(found: Comparison, bound: float) -> Compared | None:
+    """The first value whose error is not within a bound."""
+    return next((each for each in found.values if not each.difference.error <= bound), None)
+
+
+def past_words(found: Comparison, value: Compared) -> list[str]:
+    """What grew there: its own error, and that of what it reads."""
+    origin = value.origin
+    formats = f" in {', '.join(origin.formats)}" if origin.formats else ""
+    words = [f"{value.name} ({origin.op}{formats}) is off by {percent(value.difference.error)}"]
+    if value.alone is not None:
+        explained = percent(origin.bound)
+        words.append(
+            f"{percent(value.alone.error)} of its own; rounding explains up to {explained}"
+        )
+    errors = {each.name: each.difference.error for each in found.values}
+    words += [f"it reads {name}, off by {percent(errors[name])}" for name in origin.reads]
+    return words
+
+
+def logits_error(found: Comparison) -> float | None:
+    """Relative; None where a model does not tell them."""
+    return next((each.difference.error for each in found.values if each.name == LOGITS), None)
+
+
+def is_past(found: Comparison, bound: float) -> bool:
+    """Whether the logits, or the last value that both tell, are not within a bound."""
+    error = logits_error(found)
+    if error is None and found.values:
+        error = found.values[-1].difference.error
+    return error is not None and not error <= bound
+
+
+def sum_of_effects(found: Comparison) -> float:
+    """Of each layer alone, in nats."""
+    return math.fsum(effect.alone for effect in found.effects)
+
+
+def effect_words(found: Comparison) -> str:
+    """What the sum of the layers' effects means beside the whole; "" where it is not known."""
+    if not found.effects or found.divergence is None:
+        return ""
+    whole, total = found.divergence.mean, sum_of_effects(found)
+    if max(whole, total) < NOTHING:
+        return "The predictions are the same but for rounding of float32."
+    worst = max(found.effects, key=lambda effect: effect.alone)
+    harm = f"layer {worst.layer} does most, {percent(worst.alone / total)} of the sum"
+    share = total / whole if whole else math.inf
+    if share > MOST_SHARE:
+        return (
+            "Each layer alone does more harm than with the others: later layers correct earlier "
+            f"ones, as calibration with corrections makes them; alone, {harm}."
+        )
+    if share < LEAST_SHARE:
+        return (
+            "The layers together do more harm than each alone: their errors amplify one another; "
+            f"alone, {harm}."
+        )
+    return f"The layers' errors add up to the whole, so a layer's own effect counts; {harm}."
+
+
+def kind_of(name: str) -> str:
+    """What a value is in any layer: "self_attn.q_proj"; experts are one kind."""
+    return re.sub(r"\.\d+(?=\.|$)", ".*", LAYER.sub("", name).lstrip("."))
+
+
+def kinds(values: Sequence[Compared]) -> dict[str, list[Compared]]:
+    """Values of layers by what they are, in the order of the first layer that has one."""
+    found: dict[str, list[Compared]] = {}
+    for each in values:
+        if LAYER.match(each.name):
+            found.setdefault(kind_of(each.name), []).append(each)
+    return found
+
+
+def percent(share: float) -> str:
+    """An error for people: "3.2 %", "4e-05 %", "infinite"."""
+    if not math.isfinite(share):
+        return "no number" if math.isnan(share) else "infinite"
+    if share == 0 or share >= 1:
+        return f"{share * 100:,.0f} %"
+    if share < 1e-5:
+        return f"{share * 100:.0e} %"
+    return f"{share * 100:#.2g}".rstrip(".") + " %"
+
+
+def _layer_name(layer: int, count: int) -> str:
+    if layer < 0:
+        return "embeddings"
+    return "predictions" if layer >= count else f"layer {layer}"
