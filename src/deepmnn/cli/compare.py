@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -12,7 +13,7 @@ from typer import Argument, Option
 
 from deepmnn.cli import options
 from deepmnn.cli.compared import as_json, print_comparison
-from deepmnn.cli.console import err
+from deepmnn.cli.console import err, out
 from deepmnn.cli.progress import work_progress
 
 if TYPE_CHECKING:
@@ -112,8 +113,9 @@ def compare(
     """
     from deepmnn.inspect.compare.comparison import check_pair
     from deepmnn.inspect.compare.comparison import compare as run
+    from deepmnn.inspect.compare.page import page
     from deepmnn.inspect.compare.summary import BOUND, is_past
-    from deepmnn.inspect.page_file import check_page
+    from deepmnn.inspect.page_file import check_page, write_page
     from deepmnn.inspect.sides.opened import SideOptions, opened
     from deepmnn.quant.recipe_file import read_recipe
 
@@ -153,10 +155,15 @@ def compare(
                 sketches=html is not None,
                 progress=progress,
             )
+    limit = BOUND if bound is None else bound
+    if html is not None:
+        write_page(html, page(found, (_label(name), _label(reference or name)), limit), overwrite)
     if as_json_:
         as_json(found)
     else:
-        print_comparison(found, BOUND if bound is None else bound)
+        print_comparison(found, limit)
+        if html is not None:
+            out.say(f"written: {html}", "dim")
     if found.findings or (bound is not None and is_past(found, bound)):
         raise typer.Exit(1)
 
@@ -187,3 +194,8 @@ def _wants_effects(naive: Graph) -> bool:
     if not few:
         err.say("the model is large: --effects measures what each layer does to the predictions")
     return few
+
+
+def _label(name: str) -> str:
+    """What a page calls a model: no page tells where it lies on somebody's disk."""
+    return Path(name).resolve().name if os.path.lexists(name) else name

@@ -11,7 +11,7 @@ one. Of all layers together that is the divergence of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -48,7 +48,6 @@ class Effects:
         self._model, self._exact, self._samples = model, exact, samples
         self._alone: list[Layer] = []
         self._up_to: list[Layer] = []
-        self._clean: Layer = {}
         self._possible = len(model.parts) == len(exact.parts)
         self.found: list[Effect] = []
 
@@ -67,23 +66,31 @@ class Effects:
         if not self._possible:
             return
         own = self._model.from_layer(number, self._samples, known)
-        clean = {name: known[name] for name in entered}
-        copies = self._advance(number, [*self._alone, *self._up_to, clean], leaving)
-        self._alone, self._up_to = copies[:number], copies[number:-1]
-        self._alone.append({name: own[name] for name in leaving})
-        self._up_to.append({name: layer[name] for name in leaving})
+        copies = self._advance(number, [*self._alone, *self._up_to], leaving)
+        alone, up_to = ({name: given[name] for name in leaving} for given in (own, layer))
         if last:
-            self.found = self._effects(copies[-1])
+            clean = {name: known[name] for name in entered}
+            exact = next(self._advance(number, [clean], leaving))
+            self.found = self._effects(exact, copies, alone, up_to)
+        else:
+            made = list(copies)
+            self._alone, self._up_to = [*made[:number], alone], [*made[number:], up_to]
 
-    def _effects(self, exact: Layer) -> list[Effect]:
-        alone = [self._divergence(exact, copy) for copy in self._alone]
-        up_to = [self._divergence(exact, copy) for copy in self._up_to]
-        added = np.diff(up_to, prepend=0.0).tolist()
-        return [Effect(layer, *pair) for layer, pair in enumerate(zip(alone, added, strict=True))]
+    def _effects(
+        self, exact: Layer, copies: Iterator[Layer], alone: Layer, up_to: Layer
+    ) -> list[Effect]:
+        """Of all layers. copies: of the earlier ones; memory holds one at a time, for logits are
+        large.
+        """
+        found = [self._divergence(exact, copy) for copy in copies]
+        count = len(found) // 2
+        single = [*found[:count], self._divergence(exact, alone)]
+        joint = [*found[count:], self._divergence(exact, up_to)]
+        added = np.diff(joint, prepend=0.0).tolist()
+        return [Effect(layer, *pair) for layer, pair in enumerate(zip(single, added, strict=True))]
 
-    def _advance(self, number: int, copies: list[Layer], leaving: set[str]) -> list[Layer]:
+    def _advance(self, number: int, copies: list[Layer], leaving: set[str]) -> Iterator[Layer]:
         """Takes copies through a layer of the exact model, several at a time."""
-        passed: list[Layer] = []
         tokens = sum(map(len, self._samples))
         count = 1 if LOGITS in leaving else max(1, _TOGETHER // tokens)
         for start in range(0, len(copies), count):
@@ -93,8 +100,7 @@ class Effects:
             made = self._exact.from_layer(number, samples, joined)
             for index in range(len(together)):
                 rows = slice(index * tokens, (index + 1) * tokens)
-                passed.append({name: np.array(made[name][rows]) for name in leaving})
-        return passed
+                yield {name: np.array(made[name][rows]) for name in leaving}
 
     def _divergence(self, exact: Layer, copy: Layer) -> float:
         return float(divergence(exact[LOGITS], copy[LOGITS]).mean())
