@@ -33,12 +33,18 @@ def as_json(found: Comparison) -> None:
 
 def print_comparison(found: Comparison, bound: float) -> None:
     """For people. bound: relative error from which on a value is named."""
-    from deepmnn.inspect.compare.summary import by_layer, first_past, past_words, percent
+    from deepmnn.inspect.compare.summary import (
+        by_layer,
+        first_past,
+        past_words,
+        percent,
+        read_words,
+    )
 
     out.say(found.model, "bold")
     out.say(f"against {found.reference}", "bold")
     layers = by_layer(found)
-    out.say(f"{found.tokens:,} tokens in {found.samples} samples, {found.layers} layers", "dim")
+    out.say(read_words(found), "dim")
     if out.is_terminal:
         out.print(_table(layers, bound))
     else:
@@ -122,14 +128,19 @@ def _print_vanished(found: Comparison) -> None:
 
 
 def _print_findings(found: Comparison) -> None:
+    from deepmnn.inspect.compare.summary import alike
+
     if not found.findings:
         out.say("nothing that rounding does not explain", "green")
         return
-    out.say(f"{len(found.findings)} differences that rounding does not explain:", "bold red")
-    for each in found.findings[:_MOST_FINDINGS]:
-        out.say(f"  {each.kind} {each.place}: {each.text}", "red")
-    if len(found.findings) > _MOST_FINDINGS:
-        out.say(f"  and {len(found.findings) - _MOST_FINDINGS} more: --json has all", "red")
+    count = len(found.findings)
+    what = "1 difference" if count == 1 else f"{count} differences"
+    out.say(f"{what} that rounding does not explain:", "bold red")
+    groups = alike(found.findings)
+    for each, place in groups[:_MOST_FINDINGS]:
+        out.say(f"  {each.kind} {place}: {each.text}", "red")
+    if len(groups) > _MOST_FINDINGS:
+        out.say(f"  and {len(groups) - _MOST_FINDINGS} more: --json has all", "red")
 
 
 def _print_predictions(found: Comparison) -> None:

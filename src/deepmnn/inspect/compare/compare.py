@@ -183,10 +183,7 @@ class _Run:
                 continue
             pair = self._pair(name, layer)
             if pair is not None:
-                compared = Compared(name, self._layers[name], difference(*pair))
-                if self._sketches:
-                    compared.sketch = sketch(*pair[:2])
-                self._found[name] = compared
+                self._found[name] = self._compared(name, pair)
             if name == LOGITS:
                 self._divergence = divergence(self._known[name], layer[name])
 
@@ -221,11 +218,16 @@ class _Run:
             return
         own = side.alone(number, self._samples, self._known)
         for name in own:
-            apart = self._difference(name, own) if name in self._known else None
-            if apart is not None and name in self._found:
-                self._found[name].as_written = apart
-            elif apart is not None and name in self._layers:
-                self._looked[name] = Compared(name, self._layers[name], apart, apart)
+            pair = self._pair(name, own) if name in self._known else None
+            if pair is not None and name in self._found:
+                self._found[name].as_written = difference(*pair)
+            elif pair is not None and name in self._layers:
+                made = self._looked[name] = self._compared(name, pair)
+                made.alone = made.as_written = made.difference
+
+    def _compared(self, name: str, pair: tuple[Array, Array, Array]) -> Compared:
+        kept = sketch(*pair[:2]) if self._sketches else None
+        return Compared(name, self._layers[name], difference(*pair), sketch=kept)
 
     def _difference(self, name: str, layer: Layer) -> Difference | None:
         """Of a value and the reference's; None where nothing can be compared."""

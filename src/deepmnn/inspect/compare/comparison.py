@@ -55,6 +55,8 @@ class Comparison:
         layers: decoder layers.
         tokens, samples: that were compared.
         values: that both tell, in the order of the level-0 graph.
+        inside: values of fused nodes, as the model's numbers give them in the level-0 graph on the
+            reference's inputs (`Values.inside`).
         vanished: pass → values of the level-0 graph that it leaves out of the model's.
         hidden: other values that one of the two does not tell.
         divergence: of the predictions; None where one of them tells none.
@@ -70,6 +72,7 @@ class Comparison:
     tokens: int
     samples: int
     values: tuple[Compared, ...]
+    inside: tuple[Compared, ...]
     vanished: dict[str, tuple[str, ...]]
     hidden: tuple[str, ...]
     divergence: Divergence | None
@@ -115,9 +118,10 @@ def compare(
         None if inner is None else Inside(inner, bounds),
         sketches,
     )
-    known = origins(naive, [each.name for each in found.compared], model.formats, bounds)
-    for each in found.compared:
-        each.origin = known[each.name]
+    for values in (found.compared, found.inside):
+        known = origins(naive, [each.name for each in values], model.formats, bounds)
+        for each in values:
+            each.origin = known[each.name]
     tensors = _weights(model, reference, progress) if weights else []
     vanished = _vanished(model, naive)
     gone = {name for names in vanished.values() for name in names}
@@ -128,6 +132,7 @@ def compare(
         tokens=sum(map(len, samples)),
         samples=len(samples),
         values=tuple(found.compared),
+        inside=tuple(found.inside),
         vanished=vanished,
         hidden=tuple(name for name in found.missing if name not in gone),
         divergence=found.divergence,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from deepmnn.conversion.report import pieces
 from deepmnn.conversion.report.svg import escaped
@@ -11,26 +11,29 @@ from deepmnn.inspect.compare import page_charts as charts
 from deepmnn.inspect.compare.compare import Compared
 from deepmnn.inspect.compare.comparison import Comparison
 from deepmnn.inspect.compare.summary import (
+    alike,
     by_layer,
     first_past,
     kind_of,
     logits_error,
     past_words,
     percent,
+    read_words,
     sum_of_effects,
 )
 
 _FOOTER = "Made by deepmnn compare."
 
 _STYLE = """
-.found { border-left: 4px solid var(--chosen); }
-.sound { border-left: 4px solid var(--c2); }
-.found p, .sound p { color: var(--ink); }
 .plain { background: var(--card); border: 1px solid var(--rule); border-radius: 10px;
-  padding: 8px 14px; margin-top: 10px; }
-.said td { white-space: normal; text-align: left; min-width: 12em; }
-.said th { text-align: left; }
-td { overflow-wrap: anywhere; }
+  padding: 8px 14px; margin: 10px 0 12px; }
+.plain p { color: var(--ink); max-width: none; overflow-wrap: anywhere; }
+.plain.found { border-left: 4px solid var(--chosen); }
+.plain.sound { border-left: 4px solid var(--c2); }
+.plain.past { border-left: 4px solid var(--c1); }
+ol { margin: 4px 0; padding-left: 22px; font-size: 0.92rem; overflow-wrap: anywhere; }
+li + li { margin-top: 4px; }
+li small { color: var(--faint); margin-left: 6px; }
 """
 
 
@@ -55,18 +58,15 @@ def page(found: Comparison, names: tuple[str, str], bound: float) -> str:
 
 
 def _head(title: str, found: Comparison) -> str:
-    words = (
-        f"Model: {found.model}. Reference: {found.reference}. {found.tokens:,} tokens in "
-        f"{found.samples} samples, {found.layers} decoder layers, {len(found.values):,} values."
-    )
+    words = f"Model: {found.model}. Reference: {found.reference}. {read_words(found)}."
     figures = [(f"{len(found.findings):,}", "differences that rounding does not explain")]
     error = logits_error(found)
     if error is not None:
         figures.append((percent(error), "relative error of the logits"))
     if found.divergence is not None:
         judged = found.divergence
-        figures.append((f"{judged.mean:.3g}", "nats of KL divergence, mean"))
-        figures.append((f"{judged.percentile_99:.3g}", "nats, 99 % of the tokens are below"))
+        said = f"nats of KL divergence, mean; {judged.percentile_99:.3g} at 99 %"
+        figures.append((f"{judged.mean:.3g}", said))
         figures.append((f"{judged.same_first_choice:.1%}", "of tokens have the same first choice"))
     if found.effects:
         figures.append((f"{sum_of_effects(found):.3g}", "nats, effects of layers alone, summed"))
@@ -81,9 +81,12 @@ def _findings(found: Comparison) -> str:
         words = "Every difference is one that the storage formats and float32 explain."
         body = f'<div class="plain sound"><p>{escaped(words)}</p></div>'
         return pieces.section("Findings", "", body)
-    rows = [(each.place, each.kind, each.text) for each in found.findings]
-    table = pieces.table(("place", "kind", "what was found"), rows)
-    body = f'<div class="said found">{table}</div>'
+    items = "".join(
+        f"<li><b>{escaped(place)}</b> <small>{escaped(each.kind)}</small>"
+        f"<br>{escaped(each.text)}</li>"
+        for each, place in alike(found.findings)
+    )
+    body = f'<div class="plain found"><ol>{items}</ol></div>'
     words = (
         "These differences are larger than rounding explains: each is a fault to look into, the "
         "first one first."
@@ -95,21 +98,37 @@ def _depth(found: Comparison, bound: float) -> str:
     past = first_past(found, bound)
     if past is None:
         words = f"No value is off by more than {percent(bound)}."
-        said = f'<div class="plain"><p>{escaped(words)}</p></div>'
+        said = f'<div class="plain sound"><p>{escaped(words)}</p></div>'
     else:
         first, *rest = past_words(found, past)
         items = "".join(f"<li>{escaped(each)}</li>" for each in rest)
         said = (
-            f'<div class="plain"><p>The first value past {escaped(percent(bound))}: '
+            f'<div class="plain past"><p>The first value past {escaped(percent(bound))}: '
             f"{escaped(first)}.</p><ul>{items}</ul></div>"
         )
-    return pieces.section("Error by depth", "", charts.depth(found, bound) + said)
+    return pieces.section("Error by depth", "", said + charts.depth(found, bound))
 
 
 def _values(found: Comparison) -> str:
     wrong = {each.place for each in found.findings}
-    rows = [_row(each) for each in found.values]
-    styles = {at: "chosen" for at, each in enumerate(found.values) if each.name in wrong}
+    tables = [("All that both tell", found.values)]
+    if found.inside:
+        tables.append(("Inside fused nodes, by the graph as it is written", found.inside))
+    folded = "".join(
+        f"<details><summary>{escaped(what)} <small>{len(values):,} values</small></summary>"
+        f"{_table(values, wrong)}</details>"
+        for what, values in tables
+    )
+    layers = (
+        f"<details><summary>By layer <small>{found.layers:,} decoder layers</small></summary>"
+        f"{_by_layer(found)}</details>"
+    )
+    return pieces.section("Values", "", layers + folded)
+
+
+def _table(values: Sequence[Compared], wrong: Collection[str]) -> str:
+    """wrong: names of those with findings."""
+    styles = {at: "chosen" for at, each in enumerate(values) if each.name in wrong}
     columns = (
         "value",
         "op",
@@ -121,15 +140,7 @@ def _values(found: Comparison) -> str:
         "largest difference",
         "at row, column",
     )
-    made = pieces.table(columns, rows, styles)
-    layers = _by_layer(found)
-    return pieces.section(
-        "Values",
-        "",
-        f"<details><summary>By layer <small>{found.layers} decoder layers</small></summary>"
-        f"{layers}</details><details><summary>All that both tell <small>{len(rows):,} values"
-        f"</small></summary>{made}</details>",
-    )
+    return pieces.table(columns, [_row(each) for each in values], styles)
 
 
 def _row(each: Compared) -> Sequence[str]:

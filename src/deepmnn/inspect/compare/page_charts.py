@@ -23,7 +23,7 @@ from deepmnn.inspect.compare.summary import (
 COLORS = 8
 """Kinds that a chart has lines for: as many colours as there are."""
 
-_STREAMS = 5
+_STREAMS = 6
 """Layers whose residual stream is shown."""
 
 _FOUND = 6
@@ -50,21 +50,24 @@ def depth(found: Comparison, bound: float) -> str:
         "Relative error of the residual stream behind each layer, and of the logits; the dashed "
         "line is the bound. It holds what all nodes before have done.",
     )
-    own = _own(found.values, found.layers)
+    own = _own(found.values, names, layers[0].stream.layer)
     return f'<div class="wide">{running}</div>' + own
 
 
-def _own(values: Sequence[Compared], layers: int) -> str:
+def _own(values: Sequence[Compared], names: Sequence[str], first: int) -> str:
+    """names: of the places of the axis; the first one is of the layer `first`."""
     table = {
         kind: [
-            (each.layer, each.alone.error, each.name) for each in group if each.alone is not None
+            (each.layer - first, each.alone.error, each.name)
+            for each in group
+            if each.alone is not None
         ]
         for kind, group in kinds(values).items()
     }
     shown = _largest({kind: points for kind, points in table.items() if points}, SHARP_BOUND)
     if not shown:
         return ""
-    drawn = _kind_lines(shown, layers, "Own errors by layer")
+    drawn = _kind_lines(shown, names, "Own errors by layer")
     card = pieces.card(
         "Of their own",
         drawn,
@@ -76,7 +79,7 @@ def _own(values: Sequence[Compared], layers: int) -> str:
 
 
 Points = Sequence[tuple[int, float, str]]
-"""(layer, error, name), of one kind."""
+"""(place, error, name), of one kind."""
 
 
 def _largest(table: Mapping[str, Points], least: float) -> dict[str, Points]:
@@ -89,10 +92,10 @@ def _largest(table: Mapping[str, Points], least: float) -> dict[str, Points]:
     return {kind: points for kind, points in table.items() if kind in kept}
 
 
-def _kind_lines(table: Mapping[str, Points], layers: int, label: str) -> str:
+def _kind_lines(table: Mapping[str, Points], layers: int | Sequence[str], label: str) -> str:
     lines = []
     for at, points in enumerate(table.values()):
-        names = {layer: name for layer, _, name in points}
+        names = {place: name for place, _, name in points}
         lines.append(Line(f"c{at}", [point[:2] for point in points], _said(names)))
     return charts.layer_lines(lines, layers, label, percent, width=WIDE)
 
@@ -134,19 +137,19 @@ def effects(found: Comparison) -> str:
 def distributions(found: Comparison) -> str:
     """Of the residual stream here and there, and of values with findings."""
     layers = by_layer(found)
-    step = max(1, -(-len(layers) // _STREAMS))
-    chosen = [layer.stream for layer in layers[::-1][::step][::-1]]
-    wrong = {finding.place for finding in found.findings if finding.kind == "value"}
-    first = [each for each in found.values if each.name in wrong][:_FOUND]
-    picked = dict.fromkeys(each.name for each in [*first, *chosen])
-    cards = [_distribution(each) for each in found.values if each.name in picked]
-    if not any(cards):
+    places = {round(at * (len(layers) - 1) / (_STREAMS - 1)) for at in range(_STREAMS)}
+    wrong = {finding.place for finding in found.findings}
+    values = [*found.inside, *found.values]
+    picked = [each for each in values if each.name in wrong][:_FOUND]
+    picked += [layers[at].stream for at in sorted(places)]
+    cards = {each.name: _distribution(each) for each in picked}
+    if not any(cards.values()):
         return ""
     words = (
         "How often numbers lie where, heights logarithmic. Numbers beyond an end of the axis are "
         "counted at it."
     )
-    body = f'<div class="charts">{"".join(cards)}</div>{pieces.key(_BOTH)}'
+    body = f'<div class="charts">{"".join(cards.values())}</div>{pieces.key(_BOTH)}'
     return pieces.section("Distributions", words, body)
 
 

@@ -11,12 +11,16 @@ from deepmnn.graph.stages import LAYER
 from deepmnn.inspect.compare.compare import LOGITS, Compared
 from deepmnn.inspect.compare.comparison import Comparison
 from deepmnn.inspect.compare.effects import Effect
+from deepmnn.inspect.compare.findings import Finding
 
 BOUND = 0.01
 """Relative error from which on a value is named, unless it is said."""
 
 NOTHING = 1e-6
 """KL divergence, in nats, that roundings of float32 explain."""
+
+MUCH = 0.5
+"""KL divergence, in nats, from which on further errors change little."""
 
 LEAST_SHARE, MOST_SHARE = 0.7, 1.3
 """Of the whole KL divergence: between them the sum of the layers' effects explains it."""
@@ -74,6 +78,19 @@ def past_words(found: Comparison, value: Compared) -> list[str]:
     return words
 
 
+def alike(findings: Sequence[Finding]) -> list[tuple[Finding, str]]:
+    """Findings that say the same of several layers once, each with words for its place."""
+    groups: dict[tuple[str, str, str], list[Finding]] = {}
+    for each in findings:
+        groups.setdefault((each.kind, kind_of(each.place), each.text), []).append(each)
+    return [(group[0], _place_words(group)) for group in groups.values()]
+
+
+def _place_words(group: Sequence[Finding]) -> str:
+    more = f" and in {len(group) - 1} more layers" if len(group) > 1 else ""
+    return group[0].place + more.removesuffix("s" if len(group) == 2 else "")
+
+
 def logits_error(found: Comparison) -> float | None:
     """Relative; None where a model does not tell them."""
     return next((each.difference.error for each in found.values if each.name == LOGITS), None)
@@ -102,6 +119,8 @@ def effect_words(found: Comparison) -> str:
     worst = max(found.effects, key=lambda effect: effect.alone)
     harm = f"layer {worst.layer} does most, {percent(worst.alone / total)} of the sum"
     share = total / whole if whole else math.inf
+    if share > MOST_SHARE and whole > MUCH:
+        return f"The predictions are too far off for effects to add up; alone, {harm}."
     if share > MOST_SHARE:
         return (
             "Each layer alone does more harm than with the others: later layers correct earlier "
@@ -138,6 +157,13 @@ def percent(share: float) -> str:
     if share < 1e-5:
         return f"{share * 100:.0e} %"
     return f"{share * 100:#.2g}".rstrip(".") + " %"
+
+
+def read_words(found: Comparison) -> str:
+    """How much of what was compared."""
+    samples = "1 sample" if found.samples == 1 else f"{found.samples} samples"
+    layers = "1 layer" if found.layers == 1 else f"{found.layers} layers"
+    return f"{found.tokens:,} tokens in {samples}, {layers}, {len(found.values):,} values"
 
 
 def _layer_name(layer: int, count: int) -> str:
