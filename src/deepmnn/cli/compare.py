@@ -12,9 +12,9 @@ import typer
 from typer import Argument, Option
 
 from deepmnn.cli import options
-from deepmnn.cli.compared import as_json, print_comparison
 from deepmnn.cli.console import err, out
 from deepmnn.cli.progress import work_progress
+from deepmnn.errors import RequestError
 
 if TYPE_CHECKING:
     from deepmnn.backends.base import I32
@@ -111,6 +111,7 @@ def compare(
 
     Exit code 1: there is a difference that rounding does not explain.
     """
+    from deepmnn.cli.compared import as_json, print_comparison
     from deepmnn.inspect.compare.comparison import check_pair
     from deepmnn.inspect.compare.comparison import compare as run
     from deepmnn.inspect.compare.page import page
@@ -161,7 +162,7 @@ def compare(
     if as_json_:
         as_json(found)
     else:
-        print_comparison(found, limit)
+        print_comparison(found, (name, reference or name), limit)
         if html is not None:
             out.say(f"written: {html}", "dim")
     if found.findings or (bound is not None and is_past(found, bound)):
@@ -169,9 +170,19 @@ def compare(
 
 
 def _default_backend(name: str, reference: str | None) -> str | None:
-    """The reference's: of a converted model itself numpy, else see `default_reference`."""
+    """The reference's: of a converted model itself numpy, else see `default_reference`.
+
+    Raises RequestError for a folder for MNN alone.
+    """
+    from deepmnn.exporters.mnn.folder import is_exported
     from deepmnn.inspect.sides.opened import default_reference
 
+    if reference is None and os.path.lexists(name) and is_exported(Path(name)):
+        raise RequestError(
+            f"{name} is a folder for MNN, and no reference is given",
+            "a reference, for its weights are not read back",
+            "Give the converted model or the checkpoint that it was made of.",
+        )
     chosen = default_reference(reference or name).backend
     return "reference" if reference is None and chosen is None else chosen
 

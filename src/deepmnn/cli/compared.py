@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
 
 from deepmnn.cli.console import out, print_json
-
-if TYPE_CHECKING:
-    from deepmnn.inspect.compare.comparison import Comparison
-    from deepmnn.inspect.compare.summary import LayerSummary
+from deepmnn.inspect.compare.comparison import Comparison
+from deepmnn.inspect.compare.difference import percent
+from deepmnn.inspect.compare.summary import (
+    LayerSummary,
+    alike,
+    by_layer,
+    effect_words,
+    first_past,
+    kind_of,
+    logits_error,
+    past_words,
+    read_words,
+    sum_of_effects,
+)
 
 _BAR = 24
 """Columns of the longest bar."""
@@ -31,18 +41,15 @@ def as_json(found: Comparison) -> None:
     print_json(_plain(asdict(found)), indent=2)
 
 
-def print_comparison(found: Comparison, bound: float) -> None:
-    """For people. bound: relative error from which on a value is named."""
-    from deepmnn.inspect.compare.summary import (
-        by_layer,
-        first_past,
-        past_words,
-        percent,
-        read_words,
-    )
+def print_comparison(found: Comparison, names: tuple[str, str], bound: float) -> None:
+    """For people.
 
-    out.say(found.model, "bold")
-    out.say(f"against {found.reference}", "bold")
+    Args:
+        names: of the model and the reference, as they were given.
+        bound: relative error from which on a value is named.
+    """
+    out.say(f"{names[0]}: {found.model}", "bold")
+    out.say(f"against {names[1]}: {found.reference}", "bold")
     layers = by_layer(found)
     out.say(read_words(found), "dim")
     if out.is_terminal:
@@ -65,8 +72,6 @@ def print_comparison(found: Comparison, bound: float) -> None:
 
 def _table(layers: list[LayerSummary], bound: float) -> Table:
     """The layers, each with a bar: equal ratios of errors are equally far apart."""
-    from deepmnn.inspect.compare.summary import kind_of, percent
-
     low, high = _ends([layer.stream.difference.error for layer in layers])
     made = Table(box=None, header_style="dim", pad_edge=False)
     made.add_column("", no_wrap=True)
@@ -107,8 +112,6 @@ def _bar(error: float, low: float, high: float, bound: float) -> Text:
 
 
 def _line(layer: LayerSummary) -> str:
-    from deepmnn.inspect.compare.summary import percent
-
     text = f"{layer.name}: off by {percent(layer.stream.difference.error)}"
     if layer.worst is not None and layer.worst.alone is not None:
         text += f"; of its own most in {layer.worst.name}, {percent(layer.worst.alone.error)}"
@@ -128,8 +131,6 @@ def _print_vanished(found: Comparison) -> None:
 
 
 def _print_findings(found: Comparison) -> None:
-    from deepmnn.inspect.compare.summary import alike
-
     if not found.findings:
         out.say("nothing that rounding does not explain", "green")
         return
@@ -144,8 +145,6 @@ def _print_findings(found: Comparison) -> None:
 
 
 def _print_predictions(found: Comparison) -> None:
-    from deepmnn.inspect.compare.summary import effect_words, logits_error, percent, sum_of_effects
-
     error = logits_error(found)
     if error is None or found.divergence is None:
         return

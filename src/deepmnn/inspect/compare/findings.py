@@ -22,7 +22,7 @@ from deepmnn.graph.ir import Graph
 from deepmnn.graph.signatures import caches_written
 from deepmnn.inspect.compare.attributes import AttributeDifference
 from deepmnn.inspect.compare.compare import Compared
-from deepmnn.inspect.compare.difference import Difference
+from deepmnn.inspect.compare.difference import Difference, percent
 from deepmnn.inspect.compare.origin import between, nearest
 from deepmnn.inspect.compare.weights import TensorDifference
 
@@ -88,14 +88,16 @@ def weight_findings(
         rows = f"rows {each.rows} to {each.rows + BLOCK_ROWS - 1}"
         apart = each.rows_error > max(ROWS_RATIO * each.usual_error, EXACT_BOUND)
         if not each.error <= bound:
-            text = f"off by {each.error:.2%}, rounding explains {bound:.2%}"
+            text = f"off by {percent(each.error)}, rounding explains {percent(bound)}"
             if each.instead:
                 text += f"; it is the reference's {each.instead}"
             elif apart:
-                text += f"; {rows} by {each.rows_error:.2%}, others by {each.usual_error:.2%}"
+                text += (
+                    f"; {rows} by {percent(each.rows_error)}, others by {percent(each.usual_error)}"
+                )
             yield Finding("weight", each.name, each.error, bound, text)
         elif apart:
-            text = f"{rows} are off by {each.rows_error:.2%}, others by {each.usual_error:.2%}"
+            text = f"{rows} are off by {percent(each.rows_error)}, others by {percent(each.usual_error)}"
             yield Finding("weight", each.name, each.rows_error, ROWS_RATIO * each.usual_error, text)
 
 
@@ -125,7 +127,7 @@ def value_findings(
             before = max((errors[name] for name in ancestors[each.name]), default=0.0)
             found, error = each.difference, each.difference.error
             bound = max(bound, GROWTH * before)
-            words = f"what it reads by {before:.2%}"
+            words = f"what it reads by {percent(before)}"
         if not error <= bound:
             text = _value_text(makers[each.name].op, found, bound, words)
             inner = between(naive, each.name, {other.name for other in compared})
@@ -140,7 +142,7 @@ def value_findings(
 
 
 def _value_text(op: str, found: Difference, bound: float, words: str) -> str:
-    text = f"{op}: off by {found.error:.2%}, {words}; rounding explains {bound:.2%}"
+    text = f"{op}: off by {percent(found.error)}, {words}; rounding explains {percent(bound)}"
     if found.onset is not None:
         text += f"; from position {found.onset} on"
     if found.block_ratio > ROWS_RATIO:

@@ -10,6 +10,7 @@ from deepmnn.conversion.report.svg import escaped
 from deepmnn.inspect.compare import page_charts as charts
 from deepmnn.inspect.compare.compare import Compared
 from deepmnn.inspect.compare.comparison import Comparison
+from deepmnn.inspect.compare.difference import percent
 from deepmnn.inspect.compare.summary import (
     alike,
     by_layer,
@@ -17,7 +18,6 @@ from deepmnn.inspect.compare.summary import (
     kind_of,
     logits_error,
     past_words,
-    percent,
     read_words,
     sum_of_effects,
 )

@@ -10,13 +10,13 @@ from deepmnn.conversion.report.svg import escaped
 from deepmnn.graph.stages import LAYER
 from deepmnn.inspect.compare.compare import Compared
 from deepmnn.inspect.compare.comparison import Comparison
+from deepmnn.inspect.compare.difference import percent
 from deepmnn.inspect.compare.findings import SHARP_BOUND
 from deepmnn.inspect.compare.summary import (
     by_layer,
     effect_words,
     kind_of,
     kinds,
-    percent,
     sum_of_effects,
 )
 
@@ -71,8 +71,8 @@ def _own(values: Sequence[Compared], names: Sequence[str], first: int) -> str:
     card = pieces.card(
         "Of their own",
         drawn,
-        "Each node on the reference's own inputs, so no error of others is in it. Kinds of nodes "
-        "without a line are exact.",
+        "Each node on the reference's own inputs, so no error of others is in it. Shown are the "
+        "kinds of nodes with the largest errors; the table at the end has all.",
         pieces.key((kind, f"c{at}") for at, kind in enumerate(shown)),
     )
     return f'<div class="wide">{card}</div>'
@@ -123,7 +123,8 @@ def effects(found: Comparison) -> str:
     )
     words = (
         "KL divergence from the exact model, in nats. Alone: only this layer is the model's, all "
-        "others are exact. Added: what it adds to those before it."
+        "others are exact. Added: what it adds to those before it. Layer 0 has the embeddings, "
+        "too."
     )
     below = pieces.key((("alone", "c0"), ("added", "c1")))
     card = pieces.card("", drawn, words, below)

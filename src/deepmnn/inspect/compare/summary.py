@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from deepmnn.graph.stages import LAYER
 from deepmnn.inspect.compare.compare import LOGITS, Compared
 from deepmnn.inspect.compare.comparison import Comparison
+from deepmnn.inspect.compare.difference import percent
 from deepmnn.inspect.compare.effects import Effect
 from deepmnn.inspect.compare.findings import Finding
 
@@ -146,17 +147,6 @@ def kinds(values: Sequence[Compared]) -> dict[str, list[Compared]]:
         if LAYER.match(each.name):
             found.setdefault(kind_of(each.name), []).append(each)
     return found
-
-
-def percent(share: float) -> str:
-    """An error for people: "3.2 %", "4e-05 %", "infinite"."""
-    if not math.isfinite(share):
-        return "no number" if math.isnan(share) else "infinite"
-    if share == 0 or share >= 1:
-        return f"{share * 100:,.0f} %"
-    if share < 1e-5:
-        return f"{share * 100:.0e} %"
-    return f"{share * 100:#.2g}".rstrip(".") + " %"
 
 
 def read_words(found: Comparison) -> str:
