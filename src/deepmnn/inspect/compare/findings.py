@@ -86,18 +86,17 @@ def weight_findings(
     for each in found:
         bound = max(map(bound_of, formats_of(each.name)))
         rows = f"rows {each.rows} to {each.rows + BLOCK_ROWS - 1}"
+        worst, usual = percent(each.rows_error), percent(each.usual_error)
         apart = each.rows_error > max(ROWS_RATIO * each.usual_error, EXACT_BOUND)
         if not each.error <= bound:
             text = f"off by {percent(each.error)}, rounding explains {percent(bound)}"
             if each.instead:
                 text += f"; it is the reference's {each.instead}"
             elif apart:
-                text += (
-                    f"; {rows} by {percent(each.rows_error)}, others by {percent(each.usual_error)}"
-                )
+                text += f"; {rows} by {worst}, others by {usual}"
             yield Finding("weight", each.name, each.error, bound, text)
         elif apart:
-            text = f"{rows} are off by {percent(each.rows_error)}, others by {percent(each.usual_error)}"
+            text = f"{rows} are off by {worst}, others by {usual}"
             yield Finding("weight", each.name, each.rows_error, ROWS_RATIO * each.usual_error, text)
 
 
