@@ -22,7 +22,6 @@ from deepmnn.inspect.compare.summary import (
     logits_error,
     past_words,
     read_words,
-    sum_of_effects,
 )
 
 _BAR = 24
@@ -154,9 +153,8 @@ def _print_predictions(found: Comparison) -> None:
         f"{found.divergence.percentile_99:.3g} at 99 %; "
         f"same first choice {found.divergence.same_first_choice:.1%}"
     )
-    if found.effects:
-        total = sum_of_effects(found)
-        out.say(f"effects of the layers, each alone: {total:.3g} in all. {effect_words(found)}")
+    for words in effect_words(found):
+        out.say(words)
 
 
 def _plain(value: Any) -> Any:

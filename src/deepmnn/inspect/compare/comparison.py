@@ -20,7 +20,7 @@ from deepmnn.inspect.compare.compare import (
     compare_values,
     layers_of,
 )
-from deepmnn.inspect.compare.effects import Effect, Effects
+from deepmnn.inspect.compare.effects import Calm, Effect, Effects
 from deepmnn.inspect.compare.findings import (
     Finding,
     attribute_findings,
@@ -62,6 +62,7 @@ class Comparison:
         divergence: of the predictions; None where one of them tells none.
         effects: of each layer on the predictions; empty where they were not asked for, or cannot be
             measured.
+        calm: their sum, and the whole, of most tokens; None where there are no effects.
         weights: tensor by tensor; empty where one model's are not read.
         findings: what rounding does not explain, the first in the model's order first.
     """
@@ -77,6 +78,7 @@ class Comparison:
     hidden: tuple[str, ...]
     divergence: Divergence | None
     effects: tuple[Effect, ...]
+    calm: Calm | None
     weights: tuple[TensorDifference, ...]
     findings: tuple[Finding, ...]
 
@@ -137,6 +139,7 @@ def compare(
         hidden=tuple(name for name in found.missing if name not in gone),
         divergence=found.divergence,
         effects=tuple(watch.found) if watch is not None else (),
+        calm=watch.calm if watch is not None else None,
         weights=tuple(tensors),
         findings=tuple(_findings(model, reference, naive, found, tensors, bounds, vanished)),
     )

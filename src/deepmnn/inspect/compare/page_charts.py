@@ -17,7 +17,6 @@ from deepmnn.inspect.compare.summary import (
     effect_words,
     kind_of,
     kinds,
-    sum_of_effects,
 )
 
 COLORS = 8
@@ -128,10 +127,7 @@ def effects(found: Comparison) -> str:
     )
     below = pieces.key((("alone", "c0"), ("added", "c1")))
     card = pieces.card("", drawn, words, below)
-    said = (
-        f"Alone they sum to {sum_of_effects(found):.3g}, the whole model has "
-        f"{found.divergence.mean:.3g}. {effect_words(found)}"
-    )
+    said = " ".join(effect_words(found))
     return pieces.section("Effect on the predictions", said, f'<div class="wide">{card}</div>')
 
 

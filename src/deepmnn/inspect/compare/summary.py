@@ -11,7 +11,7 @@ from deepmnn.graph.stages import LAYER
 from deepmnn.inspect.compare.compare import LOGITS, Compared
 from deepmnn.inspect.compare.comparison import Comparison
 from deepmnn.inspect.compare.difference import percent
-from deepmnn.inspect.compare.effects import Effect
+from deepmnn.inspect.compare.effects import CALM_SHARE, Calm, Effect
 from deepmnn.inspect.compare.findings import Finding
 
 BOUND = 0.01
@@ -110,29 +110,41 @@ def sum_of_effects(found: Comparison) -> float:
     return math.fsum(effect.alone for effect in found.effects)
 
 
-def effect_words(found: Comparison) -> str:
-    """What the sum of the layers' effects means beside the whole; "" where it is not known."""
-    if not found.effects or found.divergence is None:
-        return ""
-    whole, total = found.divergence.mean, sum_of_effects(found)
+def effect_words(found: Comparison) -> list[str]:
+    """What the sum of the layers' effects means beside the whole; nothing where it is not known."""
+    if not found.effects or found.divergence is None or found.calm is None:
+        return []
+    whole, total, calm = found.divergence.mean, sum_of_effects(found), found.calm
     if max(whole, total) < NOTHING:
-        return "The predictions are the same but for rounding of float32."
+        return ["The predictions are the same but for rounding of float32."]
     worst = max(found.effects, key=lambda effect: effect.alone)
-    harm = f"layer {worst.layer} does most, {percent(worst.alone / total)} of the sum"
-    share = total / whole if whole else math.inf
-    if share > MOST_SHARE and whole > MUCH:
-        return f"The predictions are too far off for effects to add up; alone, {harm}."
-    if share > MOST_SHARE:
+    where = "The last part" if worst.layer >= found.layers else f"Layer {worst.layer}"
+    return [
+        f"Alone, the layers' effects sum to {total:.3g}; the whole is {whole:.3g}.",
+        f"Of the {CALM_SHARE:.0%} of tokens that change least: {calm.alone:.3g}, and "
+        f"{calm.whole:.3g}.",
+        _meaning(total / whole if whole else math.inf, calm, whole),
+        f"{where} does most, {percent(worst.alone / total)} of the sum.",
+    ]
+
+
+def _meaning(share: float, calm: Calm, whole: float) -> str:
+    most = calm.alone / calm.whole if calm.whole > 0 else 1.0
+    if LEAST_SHARE <= share <= MOST_SHARE:
+        return "They add up to the whole, so a layer's own effect counts."
+    if LEAST_SHARE <= most <= MOST_SHARE:
         return (
-            "Each layer alone does more harm than with the others: later layers correct earlier "
-            f"ones, as calibration with corrections makes them; alone, {harm}."
+            "They add up but for a few tokens, where a choice flips (of experts, say): one flip "
+            "does as much harm as two."
         )
-    if share < LEAST_SHARE:
+    if whole > MUCH:
+        return "The predictions are too far off for effects to add up."
+    if most > MOST_SHARE:
         return (
-            "The layers together do more harm than each alone: their errors amplify one another; "
-            f"alone, {harm}."
+            "Together they do less harm than alone: later layers correct earlier ones, as "
+            "calibration makes them, or the same tokens flip in several layers."
         )
-    return f"The layers' errors add up to the whole, so a layer's own effect counts; {harm}."
+    return "Together they do more harm than alone: their errors amplify one another."
 
 
 def kind_of(name: str) -> str:
