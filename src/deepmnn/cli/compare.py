@@ -209,4 +209,4 @@ def _wants_effects(naive: Graph) -> bool:
 
 def _label(name: str) -> str:
     """What a page calls a model: no page tells where it lies on somebody's disk."""
-    return Path(name).resolve().name if os.path.lexists(name) else name
+    return Path(os.path.abspath(name)).name if os.path.lexists(name) else name

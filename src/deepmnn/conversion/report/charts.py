@@ -370,7 +370,7 @@ def _places(layers: int | Sequence[str]) -> tuple[int, list[tuple[float, str]]]:
     """How many places an axis of layers has, and what is written below."""
     if isinstance(layers, int):
         return layers, _layer_names(layers)
-    return len(layers), [(place, name) for place, name in enumerate(layers)]
+    return len(layers), [(place, name) for place, name in enumerate(layers) if name]
 
 
 def _layer_names(layers: int) -> list[tuple[float, str]]:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 from deepmnn.conversion.report import charts, pieces
 from deepmnn.conversion.report.charts import WIDE, Bar, Distribution, Line
-from deepmnn.conversion.report.svg import escaped
 from deepmnn.graph.stages import LAYER
 from deepmnn.inspect.compare.compare import Compared
 from deepmnn.inspect.compare.comparison import Comparison
@@ -22,6 +21,9 @@ from deepmnn.inspect.compare.summary import (
 COLORS = 8
 """Kinds that a chart has lines for: as many colours as there are."""
 
+_LABELS = 16
+"""Below the axis of a chart, at most about."""
+
 _STREAMS = 6
 """Layers whose residual stream is shown."""
 
@@ -34,7 +36,7 @@ _BOTH = (("model", "c0"), ("reference", "c1"), ("difference", "c4"))
 def depth(found: Comparison, bound: float) -> str:
     """The running error, and each kind of node's own."""
     layers = by_layer(found)
-    names = [_short(layer.name) for layer in layers]
+    names = _places([layer.name for layer in layers])
     points = [(at, layer.stream.difference.error) for at, layer in enumerate(layers)]
 
     def said(at: int, error: float) -> str:
@@ -107,10 +109,10 @@ def effects(found: Comparison) -> str:
     """What each layer does to the predictions."""
     if not found.effects or found.divergence is None:
         return ""
-    groups, names = [], []
+    groups, places = [], []
     for effect in found.effects:
         name = f"layer {effect.layer}" if effect.layer < found.layers else "predictions"
-        names.append(_short(name))
+        places.append(name)
         groups.append(
             [
                 Bar("c0", effect.alone, f"{name} alone: {effect.alone:.3g} nats"),
@@ -118,7 +120,7 @@ def effects(found: Comparison) -> str:
             ]
         )
     drawn = charts.signed_groups(
-        groups, names, "Effect on the predictions by layer", pieces.plain, WIDE
+        groups, _places(places), "Effect on the predictions by layer", pieces.plain, WIDE
     )
     words = (
         "KL divergence from the exact model, in nats. Alone: only this layer is the model's, all "
@@ -144,7 +146,7 @@ def distributions(found: Comparison) -> str:
         return ""
     words = (
         "How often numbers lie where, heights logarithmic. Numbers beyond an end of the axis are "
-        "counted at it."
+        "counted at it. The narrower the difference, the better."
     )
     body = f'<div class="charts">{"".join(cards.values())}</div>{pieces.key(_BOTH)}'
     return pieces.section("Distributions", words, body)
@@ -159,13 +161,17 @@ def _distribution(each: Compared) -> str:
         Distribution("c0", sketch.model, _ends("model", sketch.model_ends)),
         Distribution("c4", sketch.difference, "the difference of the two"),
     ]
-    drawn = charts.distributions(found, sketch.low, sketch.high, pieces.plain, each.name)
+    drawn = charts.distributions(found, sketch.low, sketch.high, _figure, each.name)
     words = f"off by {percent(each.difference.error)}; {_ends('reference', sketch.reference_ends)}"
     return pieces.card(each.name, drawn, words)
 
 
 def _ends(whose: str, ends: tuple[float, float]) -> str:
-    return f"{whose} from {ends[0]:.3g} to {ends[1]:.3g}"
+    return f"{whose} from {_figure(ends[0])} to {_figure(ends[1])}"
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def weights(found: Comparison) -> str:
@@ -191,17 +197,19 @@ def weights(found: Comparison) -> str:
         drawn = f'<div class="wide">{pieces.card("", lines, "", below)}</div>'
     order = sorted(found.weights, key=lambda each: -each.error)
     rows = [
-        (
+        [
             each.name,
             percent(each.error),
             percent(each.usual_error),
             percent(each.rows_error),
             f"{each.rows:,}",
             each.instead,
-        )
+        ]
         for each in order
     ]
-    columns = ("tensor", "error", "usual 16 rows", "worst 16 rows", "from row", "it is instead")
+    columns = ["tensor", "error", "usual 16 rows", "worst 16 rows", "from row", "it is instead"]
+    if not any(each.instead for each in order):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     most = pieces.table(columns, rows[: pieces.SHOWN])
     rest = (
         f"<details><summary>All tensors <small>{len(rows):,}</small></summary>"
@@ -214,6 +222,14 @@ def weights(found: Comparison) -> str:
     return pieces.section("Weights", words, drawn + most + rest)
 
 
-def _short(name: str) -> str:
-    """A layer on an axis."""
-    return {"embeddings": "emb", "predictions": "logits"}.get(name, escaped(name.split()[-1]))
+def _places(names: Sequence[str]) -> list[str]:
+    """What is written below places: of many layers every second, fifth, ... one."""
+    step = next(step for step in (1, 2, 5, 10, 20, len(names)) if len(names) / step <= _LABELS)
+    found = []
+    for name in names:
+        number = name.removeprefix("layer ")
+        if number.isdigit():
+            found.append(number if int(number) % step == 0 else "")
+        else:
+            found.append({"embeddings": "emb", "predictions": "logits"}[name])
+    return found

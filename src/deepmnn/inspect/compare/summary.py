@@ -118,7 +118,7 @@ def effect_words(found: Comparison) -> list[str]:
     if max(whole, total) < NOTHING:
         return ["The predictions are the same but for rounding of float32."]
     worst = max(found.effects, key=lambda effect: effect.alone)
-    where = "The last part" if worst.layer >= found.layers else f"Layer {worst.layer}"
+    where = "What follows the last layer" if worst.layer >= found.layers else f"Layer {worst.layer}"
     return [
         f"Alone, the layers' effects sum to {total:.3g}; the whole is {whole:.3g}.",
         f"Of the {CALM_SHARE:.0%} of tokens that change least: {calm.alone:.3g}, and "
