@@ -53,8 +53,8 @@ def difference(found: NDArray[Any], wanted: NDArray[Any], positions: NDArray[Any
         return _of_choices(found, wanted)
     if np.isneginf(wanted).any() and not np.isnan(found).any():
         return _of_masked(found, wanted, positions)
-    apart = found - wanted
     with np.errstate(over="ignore", invalid="ignore"):
+        apart = found - wanted
         squares = np.square(apart, dtype=np.float64)
         norms = np.square(wanted, dtype=np.float64)
         total, norm = float(squares.sum()), float(norms.sum())
