@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
+from importlib.resources import files
 
 from deepmnn.conversion.report import pieces
 from deepmnn.conversion.report.svg import escaped
@@ -22,19 +23,7 @@ from deepmnn.inspect.compare.summary import (
     sum_of_effects,
 )
 
-_FOOTER = "Made by deepmnn compare."
-
-_STYLE = """
-.plain { background: var(--card); border: 1px solid var(--rule); border-radius: 10px;
-  padding: 8px 14px; margin: 10px 0 12px; }
-.plain p { color: var(--ink); max-width: none; overflow-wrap: anywhere; }
-.plain.found { border-left: 4px solid var(--chosen); }
-.plain.sound { border-left: 4px solid var(--c2); }
-.plain.past { border-left: 4px solid var(--c1); }
-ol { margin: 4px 0; padding-left: 22px; font-size: 0.92rem; overflow-wrap: anywhere; }
-li + li { margin-top: 4px; }
-li small { color: var(--faint); margin-left: 6px; }
-"""
+_FOOTER = "Made by deepmnn."
 
 
 def page(found: Comparison, names: tuple[str, str], bound: float) -> str:
@@ -54,7 +43,8 @@ def page(found: Comparison, names: tuple[str, str], bound: float) -> str:
         _values(found),
         _left_out(found),
     )
-    return pieces.document(title, _head(title, found) + "".join(sections), _FOOTER, _STYLE)
+    style = (files(__package__) / "page.css").read_text()
+    return pieces.document(title, _head(title, found) + "".join(sections), _FOOTER, style)
 
 
 def _head(title: str, found: Comparison) -> str:

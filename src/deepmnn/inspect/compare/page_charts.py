@@ -182,7 +182,7 @@ def weights(found: Comparison) -> str:
     for each in found.weights:
         name = each.name.removeprefix("model.")
         numbered = LAYER.match(name)
-        if numbered is None:
+        if numbered is None or int(numbered[1]) >= found.layers:  # layers of token prediction
             continue
         by_number = table.setdefault(kind_of(name.removesuffix(".weight")), {})
         layer = int(numbered[1])
