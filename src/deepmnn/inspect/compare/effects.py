@@ -24,7 +24,7 @@ from deepmnn.backends.base import I32
 from deepmnn.inspect.compare.compare import LOGITS
 from deepmnn.inspect.side import Layer
 from deepmnn.inspect.sides.staged import StagedSide
-from deepmnn.quant.divergence import F64, divergence
+from deepmnn.quant.divergence import F64, Rows
 
 CALM_SHARE = 0.95
 
@@ -100,10 +100,11 @@ class Effects:
         """Of all layers. copies: of the earlier ones; memory holds one at a time, for logits are
         large.
         """
-        found = [divergence(exact[LOGITS], copy[LOGITS]) for copy in copies]
+        truth = Rows(exact[LOGITS])
+        found = [truth.divergence(Rows(copy[LOGITS])) for copy in copies]
         count = len(found) // 2
         single, joint = (
-            np.stack([*parts, divergence(exact[LOGITS], own[LOGITS])])  # [layers, tokens]
+            np.stack([*parts, truth.divergence(Rows(own[LOGITS]))])  # [layers, tokens]
             for parts, own in ((found[:count], alone), (found[count:], up_to))
         )
         added = np.diff(joint.mean(axis=1), prepend=0.0).tolist()
