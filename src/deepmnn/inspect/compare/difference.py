@@ -96,7 +96,7 @@ def percent(share: float) -> str:
     if share == 0 or share >= 1:
         return f"{share * 100:,.0f} %"
     if share < 1e-5:
-        return f"{share * 100:.0e} %"
+        return f"{share * 100:.1g} %"
     return f"{share * 100:#.2g}".rstrip(".") + " %"
 
 
