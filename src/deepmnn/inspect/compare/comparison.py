@@ -98,8 +98,8 @@ def compare(
     Args:
         samples: token ids, each a sequence of its own.
         weights: compares their tensors, too.
-        effects: measures what each layer does to the predictions. It takes about as long as half as
-            many runs of the model as that has layers.
+        effects: measures what each layer does to the predictions. It takes about as many runs of
+            the model as that has layers.
         sketches: keeps how the numbers of each value are distributed.
         progress: called after each layer and tensor.
 
