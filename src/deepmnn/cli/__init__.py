@@ -18,6 +18,7 @@ from deepmnn.cli import cache
 from deepmnn.cli.bench import bench
 from deepmnn.cli.chat import chat
 from deepmnn.cli.check import check
+from deepmnn.cli.compare import compare
 from deepmnn.cli.console import err, out
 from deepmnn.cli.convert import convert
 from deepmnn.cli.demo import demo
@@ -92,7 +93,7 @@ def _options(
     pass
 
 
-for _verb in (demo, pull, convert, export, info, generate, chat, bench, check, report):
+for _verb in (demo, pull, convert, export, info, generate, chat, bench, check, compare, report):
     app.command()(with_flags(_verb))
 app.command("eval")(with_flags(evaluate))
 app.add_typer(cache.app, name="cache")

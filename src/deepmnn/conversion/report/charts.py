@@ -123,6 +123,35 @@ def layer_groups(
     return drawing(width, HEIGHT, label, [*parts, _bound(x, y, bound)])
 
 
+def signed_groups(
+    groups: Sequence[Sequence[Bar]],
+    layers: int | Sequence[str],
+    label: str,
+    shown: Shown,
+    width: float = WIDTH,
+) -> str:
+    """Bars side by side for each layer, upwards or downwards from 0; what is no finite number is
+    left out. The other arguments are as in `layer_lines`.
+    """
+    sizes = [bar.size for group in groups for bar in group if math.isfinite(bar.size)]
+    low, high = min([0.0, *sizes]), max([0.0, *sizes])
+    y = Scale(low, high if high > low else 1.0, HEIGHT - _BOTTOM, _TOP)
+    count, names = _places(layers)
+    x = _layer_scale(count, width)
+    parts = [_grid(x, y, shown, names)]
+    room = (x.end - x.begin) / max(count, 1)
+    for layer, group in enumerate(groups):
+        thick = min(room * 0.84 / max(len(group), 1), 16)
+        for place, bar in enumerate(group):
+            if math.isfinite(bar.size):
+                left = x(layer) + (place - len(group) / 2) * thick
+                top, bottom = y(max(bar.size, 0.0)), y(min(bar.size, 0.0))
+                parts.append(_rect(bar, left, top, thick, bottom - top))
+    if low < 0:
+        parts.append(f'<path class="axis" d="M{number(x.begin)} {number(y(0))}H{number(x.end)}"/>')
+    return drawing(width, HEIGHT, label, parts)
+
+
 def curve(
     points: Sequence[tuple[float, float, str, bool]],
     label: str,
@@ -341,7 +370,7 @@ def _places(layers: int | Sequence[str]) -> tuple[int, list[tuple[float, str]]]:
     """How many places an axis of layers has, and what is written below."""
     if isinstance(layers, int):
         return layers, _layer_names(layers)
-    return len(layers), [(place, name) for place, name in enumerate(layers)]
+    return len(layers), [(place, name) for place, name in enumerate(layers) if name]
 
 
 def _layer_names(layers: int) -> list[tuple[float, str]]:

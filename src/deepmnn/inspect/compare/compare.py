@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from deepmnn.backends.base import I32
 from deepmnn.errors import RequestError
@@ -20,12 +22,16 @@ from deepmnn.inspect.compare.difference import (
     guilty_expert,
     in_one_order,
 )
+from deepmnn.inspect.compare.origin import Origin
+from deepmnn.inspect.compare.sketch import Sketch, sketch
 from deepmnn.inspect.side import Layer, Side
 from deepmnn.inspect.sides.staged import StagedSide
 from deepmnn.quant.divergence import Divergence, Rows
 
 Progress = Callable[[int, int, str], None]
 """Called with (layers done, layers in all, what)."""
+
+Array = NDArray[Any]
 
 LOGITS = "logits"
 
@@ -42,6 +48,8 @@ class Compared:
         alone: computed from the reference's values, so that an error is the node's own; None where
             that is not possible.
         as_written: the same by the model's level-0 graph; None where nobody looked.
+        origin: what computes it.
+        sketch: how its numbers are distributed; None where nobody asked, and of indices.
     """
 
     name: str
@@ -49,6 +57,8 @@ class Compared:
     difference: Difference
     alone: Difference | None = None
     as_written: Difference | None = None
+    origin: Origin = field(default_factory=Origin)
+    sketch: Sketch | None = None
 
 
 @dataclass
@@ -96,6 +106,7 @@ def compare_values(
     progress: Progress | None = None,
     watch: Watch | None = None,
     inside: Inside | None = None,
+    sketches: bool = False,
 ) -> Values:
     """Runs both and compares.
 
@@ -107,11 +118,10 @@ def compare_values(
         progress: called after each layer.
         watch: called after each layer.
         inside: to look into fused nodes.
+        sketches: keeps how the numbers of each value are distributed.
     """
-    run, count = (
-        _Run(model, reference, naive, samples, watch, inside),
-        max(layers_of(naive).values()) + 1,
-    )
+    run = _Run(model, reference, naive, samples, watch, inside, sketches)
+    count = max(layers_of(naive).values()) + 1
     for number in run.layers():
         if progress is not None:
             progress(number + 1, count, f"layer {number}")
@@ -133,9 +143,11 @@ class _Run:
         samples: Sequence[I32],
         watch: Watch | None,
         inside: Inside | None,
+        sketches: bool,
     ) -> None:
         self._model, self._reference = model, reference
         self._samples, self._watch, self._inside = samples, watch, inside
+        self._sketches = sketches
         self._positions = np.concatenate([np.arange(len(sample)) for sample in samples])
         self._choices = choices(naive)
         self._layers = layers_of(naive)
@@ -175,9 +187,9 @@ class _Run:
         for name in layer:
             if name not in self._known or name not in self._layers:
                 continue
-            apart = self._difference(name, layer)
-            if apart is not None:
-                self._found[name] = Compared(name, self._layers[name], apart)
+            pair = self._pair(name, layer)
+            if pair is not None:
+                self._found[name] = self._compared(name, pair)
             if name == LOGITS:
                 self._divergence = divergence(self._known[name], layer[name])
 
@@ -212,14 +224,30 @@ class _Run:
             return
         own = side.alone(number, self._samples, self._known)
         for name in own:
-            apart = self._difference(name, own) if name in self._known else None
-            if apart is not None and name in self._found:
-                self._found[name].as_written = apart
-            elif apart is not None and name in self._layers:
-                self._looked[name] = Compared(name, self._layers[name], apart, apart)
+            pair = self._pair(name, own) if name in self._known else None
+            if pair is not None and name in self._found:
+                self._found[name].as_written = self._apart(name, pair)
+            elif pair is not None and name in self._layers:
+                made = self._looked[name] = self._compared(name, pair)
+                made.alone = made.as_written = made.difference
+
+    def _compared(self, name: str, pair: tuple[Array, Array, Array]) -> Compared:
+        kept = sketch(*pair[:2]) if self._sketches else None
+        return Compared(name, self._layers[name], self._apart(name, pair), sketch=kept)
 
     def _difference(self, name: str, layer: Layer) -> Difference | None:
         """Of a value and the reference's; None where nothing can be compared."""
+        pair = self._pair(name, layer)
+        return None if pair is None else self._apart(name, pair)
+
+    def _apart(self, name: str, pair: tuple[Array, Array, Array]) -> Difference:
+        found, wanted, _ = pair
+        chosen = self._known.get(self._sums.get(name, ""))
+        expert = None if chosen is None else guilty_expert(found, wanted, chosen)
+        return replace(difference(*pair), expert=expert)
+
+    def _pair(self, name: str, layer: Layer) -> tuple[Array, Array, Array] | None:
+        """A value, the reference's, and the positions of their rows: what can be compared."""
         found, wanted, positions = layer[name], self._known[name], self._positions
         indices = self._choices.get(name, name)
         if indices != name:
@@ -237,11 +265,7 @@ class _Run:
                 f"{name} is {list(found.shape)}, in the reference {list(wanted.shape)}",
                 "two models of one architecture and size",
             )
-        apart = difference(found, wanted, positions)
-        chosen = self._known.get(self._sums.get(name, ""))
-        if chosen is None:
-            return apart
-        return replace(apart, expert=guilty_expert(found, wanted, chosen))
+        return found, wanted, positions
 
 
 def layers_of(graph: Graph) -> dict[str, int]:

@@ -20,7 +20,7 @@ from deepmnn.inspect.compare.compare import (
     compare_values,
     layers_of,
 )
-from deepmnn.inspect.compare.effects import Effect, Effects
+from deepmnn.inspect.compare.effects import Calm, Effect, Effects
 from deepmnn.inspect.compare.findings import (
     Finding,
     attribute_findings,
@@ -30,6 +30,7 @@ from deepmnn.inspect.compare.findings import (
     value_findings,
     weight_findings,
 )
+from deepmnn.inspect.compare.origin import origins
 from deepmnn.inspect.compare.weights import TensorDifference, compare_weights
 from deepmnn.inspect.sides.opened import Subject, as_written, exact
 from deepmnn.inspect.sides.staged import StagedSide
@@ -55,11 +56,14 @@ class Comparison:
         layers: decoder layers.
         tokens, samples: that were compared.
         values: that both tell, in the order of the level-0 graph.
+        inside: values of fused nodes, as the model's numbers give them in the level-0 graph on the
+            reference's inputs (`Values.inside`).
         vanished: pass → values of the level-0 graph that it leaves out of the model's.
         hidden: other values that one of the two does not tell.
         divergence: of the predictions; None where one of them tells none.
         effects: of each layer on the predictions; empty where they were not asked for, or cannot be
             measured.
+        calm: their sum, and the whole, of most tokens; None where there are no effects.
         weights: tensor by tensor; empty where one model's are not read.
         findings: what rounding does not explain, the first in the model's order first.
     """
@@ -70,10 +74,12 @@ class Comparison:
     tokens: int
     samples: int
     values: tuple[Compared, ...]
+    inside: tuple[Compared, ...]
     vanished: dict[str, tuple[str, ...]]
     hidden: tuple[str, ...]
     divergence: Divergence | None
     effects: tuple[Effect, ...]
+    calm: Calm | None
     weights: tuple[TensorDifference, ...]
     findings: tuple[Finding, ...]
 
@@ -85,6 +91,7 @@ def compare(
     *,
     weights: bool = True,
     effects: bool = True,
+    sketches: bool = False,
     progress: Progress | None = None,
 ) -> Comparison:
     """Compares two opened models of one architecture and size.
@@ -92,8 +99,9 @@ def compare(
     Args:
         samples: token ids, each a sequence of its own.
         weights: compares their tensors, too.
-        effects: measures what each layer does to the predictions. It takes about as long as half as
-            many runs of the model as that has layers.
+        effects: measures what each layer does to the predictions. It takes about as many runs of
+            the model as that has layers.
+        sketches: keeps how the numbers of each value are distributed.
         progress: called after each layer and tensor.
 
     Raises RequestError: two vocabularies, or two architectures or sizes, or ids outside the
@@ -111,7 +119,12 @@ def compare(
         progress,
         watch.watch if watch is not None else None,
         None if inner is None else Inside(inner, bounds),
+        sketches,
     )
+    for values in (found.compared, found.inside):
+        known = origins(naive, [each.name for each in values], model.formats, bounds)
+        for each in values:
+            each.origin = known[each.name]
     tensors = _weights(model, reference, progress) if weights else []
     vanished = _vanished(model, naive)
     gone = {name for names in vanished.values() for name in names}
@@ -122,10 +135,12 @@ def compare(
         tokens=sum(map(len, samples)),
         samples=len(samples),
         values=tuple(found.compared),
+        inside=tuple(found.inside),
         vanished=vanished,
         hidden=tuple(name for name in found.missing if name not in gone),
         divergence=found.divergence,
         effects=tuple(watch.found) if watch is not None else (),
+        calm=watch.calm if watch is not None else None,
         weights=tuple(tensors),
         findings=tuple(_findings(model, reference, naive, found, tensors, bounds, vanished)),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +24,8 @@ class Difference:
 
     Attributes:
         error: the root mean square of the difference, relative to that of what is wanted; of
-            choices of experts the share that is different. Infinite where a number is none.
+            choices of experts the share that is different, and so where experts are masked by minus
+            infinity. Infinite where a number is none.
         cosine: between both, as vectors of all their numbers.
         largest: the largest difference of two numbers, and its `row` and `column`.
         found, wanted: the two numbers there.
@@ -55,8 +57,10 @@ def difference(found: NDArray[Any], wanted: NDArray[Any], positions: NDArray[Any
     """
     if np.issubdtype(wanted.dtype, np.integer):
         return _of_choices(found, wanted)
-    apart = found - wanted
+    if np.isneginf(wanted).any() and not np.isnan(found).any():
+        return _of_masked(found, wanted, positions)
     with np.errstate(over="ignore", invalid="ignore"):
+        apart = found - wanted
         squares = np.square(apart, dtype=np.float64)
         norms = np.square(wanted, dtype=np.float64)
         total, norm = float(squares.sum()), float(norms.sum())
@@ -108,12 +112,37 @@ def relative(squared: float, norm: float) -> float:
     return np.inf if squared > 0 else 0.0
 
 
+def percent(share: float) -> str:
+    """An error for people: "3.2 %", "4e-05 %", "infinite"."""
+    if not math.isfinite(share):
+        return "no number" if math.isnan(share) else "infinite"
+    if share == 0 or share >= 1:
+        return f"{share * 100:,.0f} %"
+    if share < 1e-5:
+        return f"{share * 100:.1g} %"
+    return f"{share * 100:#.2g}".rstrip(".") + " %"
+
+
 def in_one_order(layer: Layer, name: str, indices: str) -> NDArray[Any]:
     """A value that has a part for each expert chosen, in the order of the experts' numbers."""
     chosen = layer[indices]
     parts = layer[name].reshape(*chosen.shape, -1)
     order = np.argsort(chosen, axis=1)[:, :, None]
     return np.asarray(np.take_along_axis(parts, order, axis=1).reshape(len(parts), -1))
+
+
+def _of_masked(found: NDArray[Any], wanted: NDArray[Any], positions: NDArray[Any]) -> Difference:
+    """Of scores of experts, minus infinity where they may not be chosen."""
+    masks = np.isneginf(found), np.isneginf(wanted)
+    other = masks[0] != masks[1]
+    if not other.any():
+        here, there = (np.where(masks[1], 0, each) for each in (found, wanted))
+        return difference(here, there, positions)
+    row, column = np.argwhere(other)[0].tolist()
+    share = float(other.mean())
+    return Difference(
+        share, 1 - share, np.inf, row, column, float(found[row, column]), float(wanted[row, column])
+    )
 
 
 def _of_choices(found: NDArray[Any], wanted: NDArray[Any]) -> Difference:

@@ -2,8 +2,12 @@
 
 alone: the layer runs as the model has it on what enters it in the reference, and everything after
 it is exact. Errors of different layers hardly depend on each other, so the divergences add up to
-about that of the whole; but not where calibration has made later layers correct earlier ones
-(quant/correction.py): then each alone does more harm than together.
+about that of the whole. They do not
+
+- where calibration has made later layers correct earlier ones (quant/correction.py): then each
+  alone does more harm than together;
+- of tokens where a choice flips, of experts say: one flip does as much harm as two. They are few,
+  and the mean over all tokens is mostly theirs; so the sum is told without them, too (`Calm`).
 
 added: the model's layers up to this one, everything after it exact; less the same without this
 one. Of all layers together that is the divergence of the whole.
@@ -11,7 +15,7 @@ one. Of all layers together that is the divergence of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,7 +24,9 @@ from deepmnn.backends.base import I32
 from deepmnn.inspect.compare.compare import LOGITS
 from deepmnn.inspect.side import Layer
 from deepmnn.inspect.sides.staged import StagedSide
-from deepmnn.quant.divergence import divergence
+from deepmnn.quant.divergence import F64, Rows
+
+CALM_SHARE = 0.95
 
 _TOGETHER = 2048
 """Tokens of a step; one copy where their logits are computed."""
@@ -33,6 +39,19 @@ class Effect:
     layer: int
     alone: float
     added: float
+
+
+@dataclass(frozen=True)
+class Calm:
+    """Of the CALM_SHARE of tokens that change least, in nats of mean KL divergence.
+
+    Attributes:
+        alone: the effects of all layers alone, summed.
+        whole: of the whole model.
+    """
+
+    alone: float
+    whole: float
 
 
 class Effects:
@@ -48,9 +67,9 @@ class Effects:
         self._model, self._exact, self._samples = model, exact, samples
         self._alone: list[Layer] = []
         self._up_to: list[Layer] = []
-        self._clean: Layer = {}
         self._possible = len(model.parts) == len(exact.parts)
         self.found: list[Effect] = []
+        self.calm: Calm | None = None
 
     def watch(self, number: int, layer: Layer, known: Layer) -> None:
         """A layer has been compared.
@@ -67,23 +86,36 @@ class Effects:
         if not self._possible:
             return
         own = self._model.from_layer(number, self._samples, known)
-        clean = {name: known[name] for name in entered}
-        copies = self._advance(number, [*self._alone, *self._up_to, clean], leaving)
-        self._alone, self._up_to = copies[:number], copies[number:-1]
-        self._alone.append({name: own[name] for name in leaving})
-        self._up_to.append({name: layer[name] for name in leaving})
+        copies = self._advance(number, [*self._alone, *self._up_to], leaving)
+        alone, up_to = ({name: given[name] for name in leaving} for given in (own, layer))
         if last:
-            self.found = self._effects(copies[-1])
+            clean = {name: known[name] for name in entered}
+            exact = next(self._advance(number, [clean], leaving))
+            self._finish(exact, copies, alone, up_to)
+        else:
+            made = list(copies)
+            self._alone, self._up_to = [*made[:number], alone], [*made[number:], up_to]
 
-    def _effects(self, exact: Layer) -> list[Effect]:
-        alone = [self._divergence(exact, copy) for copy in self._alone]
-        up_to = [self._divergence(exact, copy) for copy in self._up_to]
-        added = np.diff(up_to, prepend=0.0).tolist()
-        return [Effect(layer, *pair) for layer, pair in enumerate(zip(alone, added, strict=True))]
+    def _finish(self, exact: Layer, copies: Iterator[Layer], alone: Layer, up_to: Layer) -> None:
+        """Of all layers. copies: of the earlier ones; memory holds one at a time, for logits are
+        large.
+        """
+        truth = Rows(exact[LOGITS])
+        found = [truth.divergence(Rows(copy[LOGITS])) for copy in copies]
+        count = len(found) // 2
+        single, joint = (
+            np.stack([*parts, truth.divergence(Rows(own[LOGITS]))])  # [layers, tokens]
+            for parts, own in ((found[:count], alone), (found[count:], up_to))
+        )
+        added = np.diff(joint.mean(axis=1), prepend=0.0).tolist()
+        self.found = [
+            Effect(layer, *pair)
+            for layer, pair in enumerate(zip(single.mean(axis=1).tolist(), added, strict=True))
+        ]
+        self.calm = _calm(single.sum(axis=0), joint[-1])
 
-    def _advance(self, number: int, copies: list[Layer], leaving: set[str]) -> list[Layer]:
+    def _advance(self, number: int, copies: list[Layer], leaving: set[str]) -> Iterator[Layer]:
         """Takes copies through a layer of the exact model, several at a time."""
-        passed: list[Layer] = []
         tokens = sum(map(len, self._samples))
         count = 1 if LOGITS in leaving else max(1, _TOGETHER // tokens)
         for start in range(0, len(copies), count):
@@ -93,8 +125,11 @@ class Effects:
             made = self._exact.from_layer(number, samples, joined)
             for index in range(len(together)):
                 rows = slice(index * tokens, (index + 1) * tokens)
-                passed.append({name: np.array(made[name][rows]) for name in leaving})
-        return passed
+                yield {name: np.array(made[name][rows]) for name in leaving}
 
-    def _divergence(self, exact: Layer, copy: Layer) -> float:
-        return float(divergence(exact[LOGITS], copy[LOGITS]).mean())
+
+def _calm(alone: F64, whole: F64) -> Calm:
+    """Of the sum of effects, and of the whole, of each token."""
+    most = np.maximum(alone, whole)
+    kept = most <= np.quantile(most, CALM_SHARE)
+    return Calm(float(alone[kept].mean()), float(whole[kept].mean()))

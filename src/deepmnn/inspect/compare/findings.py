@@ -23,7 +23,8 @@ from deepmnn.graph.ir import Graph
 from deepmnn.graph.signatures import caches_written
 from deepmnn.inspect.compare.attributes import AttributeDifference
 from deepmnn.inspect.compare.compare import Compared
-from deepmnn.inspect.compare.difference import Difference
+from deepmnn.inspect.compare.difference import Difference, percent
+from deepmnn.inspect.compare.origin import between, nearest
 from deepmnn.inspect.compare.weights import TensorDifference
 from deepmnn.quant.recipe import RECIPES
 
@@ -90,16 +91,17 @@ def weight_findings(
     for each in found:
         bound = max(map(bound_of, formats_of(each.name)))
         rows = f"rows {each.rows} to {each.rows + BLOCK_ROWS - 1}"
+        worst, usual = percent(each.rows_error), percent(each.usual_error)
         apart = each.rows_error > max(ROWS_RATIO * each.usual_error, EXACT_BOUND)
         if not each.error <= bound:
-            text = f"off by {each.error:.2%}, rounding explains {bound:.2%}"
+            text = f"off by {percent(each.error)}, rounding explains {percent(bound)}"
             if each.instead:
                 text += f"; it is the reference's {each.instead}"
             elif apart:
-                text += f"; {rows} by {each.rows_error:.2%}, others by {each.usual_error:.2%}"
+                text += f"; {rows} by {worst}, others by {usual}"
             yield Finding("weight", each.name, each.error, bound, text)
         elif apart:
-            text = f"{rows} are off by {each.rows_error:.2%}, others by {each.usual_error:.2%}"
+            text = f"{rows} are off by {worst}, others by {usual}"
             yield Finding("weight", each.name, each.rows_error, ROWS_RATIO * each.usual_error, text)
 
 
@@ -129,34 +131,22 @@ def value_findings(
             before = max((errors[name] for name in ancestors[each.name]), default=0.0)
             found, error = each.difference, each.difference.error
             bound = max(bound, GROWTH * before)
-            words = f"what it reads by {before:.2%}"
+            words = f"what it reads by {percent(before)}"
         if not error <= bound:
             text = _value_text(makers[each.name].op, found, bound, words)
-            between = _between(naive, each.name, {other.name for other in compared})
-            places = [finding.place for finding in inside if finding.place in between]
+            inner = between(naive, each.name, {other.name for other in compared})
+            places = [finding.place for finding in inside if finding.place in inner]
             if places:
                 text += f"; {places[0]} is in it"
             elif each.as_written is not None and each.as_written.error <= bound < error:
-                passes = [name for name, gone in vanished.items() if between.intersection(gone)]
+                passes = [name for name, gone in vanished.items() if inner.intersection(gone)]
                 suspects = [*passes, "the kernel"]
                 text += f"; the level-0 graph gives the right ones: suspect {' or '.join(suspects)}"
             yield Finding("value", each.name, error, bound, text)
 
 
-def _between(naive: Graph, value: str, known: Collection[str]) -> set[str]:
-    """The values that lie between one and the known ones before it."""
-    makers, between, left = naive.producers(), set[str](), [value]
-    while left:
-        node = makers.get(left.pop())
-        for name in () if node is None else node.inputs:
-            if name not in known and name not in between:
-                between.add(name)
-                left.append(name)
-    return between
-
-
 def _value_text(op: str, found: Difference, bound: float, words: str) -> str:
-    text = f"{op}: off by {found.error:.2%}, {words}; rounding explains {bound:.2%}"
+    text = f"{op}: off by {percent(found.error)}, {words}; rounding explains {percent(bound)}"
     if found.expert is not None:
         text += f"; most where expert {found.expert} is chosen"
     if found.onset is not None:
@@ -220,17 +210,3 @@ def folder_bound(quant: str) -> float:
         return max([MNN_FLOATS, *bounds])
     found = re.fullmatch(r"(\d) bits", quant)
     return STEPS * 2.0 ** -int(found[1]) if found else 1.0
-
-
-def nearest(graph: Graph, known: Iterable[str]) -> dict[str, set[str]]:
-    """Known value → the known values that it is computed from, through others that are not."""
-    kept = set(known)
-    above: dict[str, set[str]] = {}
-    found: dict[str, set[str]] = {}
-    for node in graph.nodes:
-        read: set[str] = set()
-        for name in node.inputs:
-            read |= {name} if name in kept else above.get(name, set())
-        for name in node.outputs:
-            above[name] = found[name] = read
-    return {name: found.get(name, set()) for name in kept}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deepmnn import _core
-from deepmnn.api.options import BACKENDS, KV_DTYPES
+from deepmnn.api.options import BACKENDS, KV_DTYPES, MLA_FORMS
 from deepmnn.artifact.cache import hold
 from deepmnn.artifact.reader import Artifact
 from deepmnn.artifact.restored import RestoredSource
@@ -70,11 +70,19 @@ class SideOptions:
             ("backend", self.backend, (None, *SIDES)),
             ("isa", self.isa, (None, *_core.isas())),
             ("kv_dtype", self.kv_dtype, tuple(KV_DTYPES)),
+            ("mla_form", self.mla_form, MLA_FORMS),
             ("optimize_level", self.optimize_level, (None, *range(MAX_LEVEL + 1))),
         ):
             if value not in known:
                 expected = ", ".join(str(each) for each in known if each is not None)
                 raise RequestError(f"{name} is {value!r:.40}", f"one of {expected}")
+        plain = self.as_it_is and self.kv_dtype == "f32" and self.mla_form == "auto"
+        if self.backend == TORCH and not (plain and self.quant is None and self.isa is None):
+            raise RequestError(
+                "PyTorch runs a checkpoint as it is",
+                "no level, passes, recipe, KV cache format or instruction set for it",
+                "Leave them out, or choose another backend.",
+            )
         unknown = sorted(self.disabled.difference(pass_names()))
         if unknown:
             raise RequestError(f"no pass is called {unknown[0]!r:.40}", ", ".join(pass_names()))
