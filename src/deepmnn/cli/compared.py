@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 from rich.text import Text
@@ -23,6 +23,9 @@ from deepmnn.inspect.compare.summary import (
     past_words,
     read_words,
 )
+
+if TYPE_CHECKING:
+    from deepmnn.inspect.bisect.bisect import Bisection
 
 _BAR = 24
 """Columns of the longest bar."""

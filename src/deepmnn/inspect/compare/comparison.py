@@ -110,7 +110,7 @@ def compare(
     naive = check_pair(model, reference)
     bounds = _bounds(model, reference, naive)
     inner = as_written(model)
-    watch = _effects(model, reference, samples) if effects else None
+    watch = _effects(model, reference, samples, progress) if effects else None
     found = compare_values(
         model.side,
         reference.side,
@@ -175,11 +175,13 @@ def _naive(subject: Subject) -> Graph:
     return models.build(config)
 
 
-def _effects(model: Subject, reference: Subject, samples: Sequence[I32]) -> Effects | None:
+def _effects(
+    model: Subject, reference: Subject, samples: Sequence[I32], progress: Progress | None
+) -> Effects | None:
     truth = exact(reference, model)
     if truth is None or not isinstance(model.side, StagedSide):
         return None
-    return Effects(model.side, truth, samples)
+    return Effects(model.side, truth, samples, progress)
 
 
 def _vanished(model: Subject, naive: Graph) -> dict[str, tuple[str, ...]]:

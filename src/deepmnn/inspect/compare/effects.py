@@ -15,7 +15,7 @@ one. Of all layers together that is the divergence of the whole.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -61,10 +61,18 @@ class Effects:
         model: its layers are put into the exact model.
         exact: the reference in float32, of the same layers (`opened.exact`).
         samples: those that are compared.
+        progress: called with (done, in all, what) while predictions are computed, at the end.
     """
 
-    def __init__(self, model: StagedSide, exact: StagedSide, samples: Sequence[I32]) -> None:
+    def __init__(
+        self,
+        model: StagedSide,
+        exact: StagedSide,
+        samples: Sequence[I32],
+        progress: Callable[[int, int, str], None] | None = None,
+    ) -> None:
         self._model, self._exact, self._samples = model, exact, samples
+        self._progress = progress
         self._alone: list[Layer] = []
         self._up_to: list[Layer] = []
         self._possible = len(model.parts) == len(exact.parts)
@@ -118,14 +126,16 @@ class Effects:
         """Takes copies through a layer of the exact model, several at a time."""
         tokens = sum(map(len, self._samples))
         count = 1 if LOGITS in leaving else max(1, _TOGETHER // tokens)
-        for start in range(0, len(copies), count):
-            together = copies[start : start + count]
-            joined = {name: np.concatenate([c[name] for c in together]) for name in together[0]}
-            samples = [*self._samples] * len(together)
-            made = self._exact.from_layer(number, samples, joined)
-            for index in range(len(together)):
-                rows = slice(index * tokens, (index + 1) * tokens)
-                yield {name: np.array(made[name][rows]) for name in leaving}
+        with self._exact.ready(number, count * tokens) as run:
+            for start in range(0, len(copies), count):
+                together = copies[start : start + count]
+                joined = {n: np.concatenate([copy[n] for copy in together]) for n in together[0]}
+                made = run([*self._samples] * len(together), joined)
+                for index in range(len(together)):
+                    rows = slice(index * tokens, (index + 1) * tokens)
+                    yield {name: np.array(made[name][rows]) for name in leaving}
+                if self._progress is not None and LOGITS in leaving:
+                    self._progress(start + 1, len(copies), "predictions, a layer changed")
 
 
 def _calm(alone: F64, whole: F64) -> Calm:

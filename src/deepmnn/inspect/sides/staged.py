@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -138,12 +139,32 @@ class StagedSide:
         """What a layer computes from the values that enter it."""
         return self._run(self.parts[number], samples, entered)
 
+    @contextmanager
+    def ready(self, number: int, tokens: int) -> Iterator[Callable[[Sequence[I32], Layer], Layer]]:
+        """A layer that is run several times, as `from_layer` runs it once.
+
+        tokens: of a run, at most.
+        """
+        with _ready(self.parts[number], tokens, self.open_stage) as run:
+            yield run
+
     def _run(self, part: Graph, samples: Sequence[I32], values: Layer) -> Layer:
-        tokens = sum(map(len, samples))
-        with tempfile.TemporaryDirectory(prefix="deepmnn-stage-") as folder:
-            stage = self.open_stage(part, tokens, Path(folder))
+        with _ready(part, sum(map(len, samples)), self.open_stage) as run:
+            return run(samples, values)
+
+
+@contextmanager
+def _ready(
+    part: Graph, tokens: int, open_stage: OpenStage
+) -> Iterator[Callable[[Sequence[I32], Layer], Layer]]:
+    with tempfile.TemporaryDirectory(prefix="deepmnn-stage-") as folder:
+        stage = open_stage(part, tokens, Path(folder))
+
+        def run(samples: Sequence[I32], values: Layer) -> Layer:
             inputs = {name: values[name] for name in part.inputs if _is_f32(part, name)}
             return stage.run(samples, inputs)
+
+        yield run
 
 
 def _is_f32(graph: Graph, name: str) -> bool:
