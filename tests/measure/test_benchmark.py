@@ -30,7 +30,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that needs no second to be measured."""
-    monkeypatch.setattr(module, "measure_machine", lambda _: Machine(1, "none", 1e12, 1e15))
+    monkeypatch.setattr(module, "measure_machine", lambda _: Machine(1, "none", 1e12, 1e15, 1e14))
 
 
 def test_every_backend_is_measured_with_the_batches_it_runs(
