@@ -22,7 +22,7 @@ from deepmnn.conversion import forward
 from deepmnn.conversion.bundled import bundled_checkpoint
 from deepmnn.conversion.calibrate import calibrate
 from deepmnn.conversion.convert import convert, plan_conversion
-from deepmnn.conversion.stage import Stage
+from deepmnn.conversion.stage import Stage, stored_from
 from deepmnn.conversion.taps import find_taps, steps
 from deepmnn.errors import RequestError, StorageError, TokenizerError
 from deepmnn.graph.levels import optimize
@@ -51,7 +51,7 @@ def tapped(tiny: TinyModel, samples: list[I32], folder: Path) -> dict[str, Any]:
     names = {tap.value for tap in taps.values()} | {tap.indices for tap in taps.values()}
     values: dict[str, Any] = {}
     for part in stages(graph, [name for name in names if name]):
-        stage = Stage(part, tiny, sum(map(len, samples)), folder)
+        stage = Stage(part, stored_from(tiny), sum(map(len, samples)), folder)
         values.update(stage.run(samples, {name: values[name] for name in stage.inputs}))
     return {name: tap.rows(values) for name, tap in taps.items()}
 

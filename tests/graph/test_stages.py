@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepmnn.conversion.stage import Stage
+from deepmnn.conversion.stage import Stage, stored_from
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.stages import stages
@@ -31,7 +31,7 @@ def test_stages_in_turn_give_transformers_logits(name: str, level: int, tmp_path
     samples = [np.array(ids, np.int32) for ids in prompts_for((7, 1, 20), 90)]
     values: dict[str, np.ndarray] = {}
     for part in stages(graph, ["logits"]):
-        stage = Stage(part, tiny, 28, tmp_path)
+        stage = Stage(part, stored_from(tiny), 28, tmp_path)
         values.update(stage.run(samples, {name: values[name] for name in stage.inputs}))
     want = np.concatenate([tiny.logits(sample.tolist()) for sample in samples])
     np.testing.assert_allclose(values["logits"], want, atol=2e-5 * float(np.abs(want).max()))

@@ -26,7 +26,7 @@ from deepmnn.conversion.forward import APART, LEVEL, Progress, batches
 from deepmnn.conversion.plan import Plan
 from deepmnn.conversion.report.observed import Observed
 from deepmnn.conversion.spool import Spool, Stream
-from deepmnn.conversion.stage import Stage
+from deepmnn.conversion.stage import Stage, stored_from
 from deepmnn.conversion.taps import Tap, find_taps, steps
 from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph
@@ -267,7 +267,7 @@ class _Layer:
     ) -> Iterator[tuple[int, int, dict[str, NDArray[Any]]]]:
         """Runs a part of the stage on chosen batches: (batch, its first row, all values)."""
         tokens = max(sum(map(len, batch)) for batch in self._batches)
-        stage = Stage(graph, source, tokens, self._spool.directory)
+        stage = Stage(graph, stored_from(source), tokens, self._spool.directory)
         first = 0
         for index, batch in enumerate(self._batches):
             rows = sum(map(len, batch))

@@ -13,7 +13,7 @@ from deepmnn.artifact.directory import storage_errors
 from deepmnn.backends.base import I32
 from deepmnn.conversion.plan import choose_formats
 from deepmnn.conversion.spool import Spool, Stream
-from deepmnn.conversion.stage import Stage
+from deepmnn.conversion.stage import Stage, stored_from
 from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.levels import optimize
@@ -81,7 +81,7 @@ def run_stage(
         spool: of `new_spool`.
     """
     tokens = max(sum(map(len, step)) for step in steps)
-    stage = Stage(graph, source, tokens, spool.directory)
+    stage = Stage(graph, stored_from(source), tokens, spool.directory)
     spool.begin(number + 1)
     first = 0
     for step in steps:

@@ -16,7 +16,7 @@ import numpy as np
 from deepmnn.backends.base import I32
 from deepmnn.conversion.forward import Progress, forward, read, staged
 from deepmnn.conversion.plan import Plan
-from deepmnn.conversion.stage import Stage
+from deepmnn.conversion.stage import Stage, stored_from
 from deepmnn.quant.divergence import Divergence, Rows
 from deepmnn.quant.recipe import RECIPES
 
@@ -63,8 +63,8 @@ class HeldOut:
         shutil.rmtree(directory, ignore_errors=True)  # of another recipe
         found = forward(graphs, plan.source, self._samples, directory, self._progress)
         tokens = max(map(len, self._samples))
-        exact = Stage(self._graphs[-1], self._source, tokens, self._directory)
-        rounded = Stage(graphs[-1], plan.source, tokens, self._directory)
+        exact = Stage(self._graphs[-1], stored_from(self._source), tokens, self._directory)
+        rounded = Stage(graphs[-1], stored_from(plan.source), tokens, self._directory)
         last, (logits,) = len(graphs) - 1, graphs[-1].outputs
         divergences, same, first = [], [], 0
         for sample in self._samples:

@@ -25,7 +25,7 @@ from deepmnn.backends.base import I32
 from deepmnn.conversion.forward import LEVEL, STREAM, Progress, new_spool, read, staged
 from deepmnn.conversion.plan import Plan
 from deepmnn.conversion.spool import Spool
-from deepmnn.conversion.stage import Stage
+from deepmnn.conversion.stage import Stage, stored_from
 from deepmnn.formats import F32, PANEL_COLS
 from deepmnn.graph.ir import Graph, Node
 from deepmnn.graph.levels import optimize
@@ -220,7 +220,8 @@ class _Copies:
         return {index for index, noisy in enumerate(self._noisy) if noisy.names & read}
 
     def _stage(self, graph: Graph, source: TensorSource) -> Stage:
-        return Stage(graph, source, sum(map(len, self._samples)), self._directory)
+        tokens = sum(map(len, self._samples))
+        return Stage(graph, stored_from(source), tokens, self._directory)
 
     def _write(self, spool: Spool, number: int, outputs: Mapping[str, NDArray[Any]]) -> None:
         spool.begin(number + 1)

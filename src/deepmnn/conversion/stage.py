@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from deepmnn import _core
 from deepmnn.artifact.manifest import PROGRAM
-from deepmnn.backends.base import F32, I32
+from deepmnn.backends.base import F32, I32, Batch
 from deepmnn.backends.cpu.lower import WeightLocation, lower
 from deepmnn.formats import U8, named
 from deepmnn.graph.ir import Graph, Weight
@@ -25,33 +25,63 @@ _SHARD = "stage.weights"
 _BLOCK_SIZE = 64
 
 
+Stored = Callable[[Weight], U8]
+"""The bytes of a weight, in its format."""
+
+
+def stored_from(source: TensorSource) -> Stored:
+    """What a source's tensors are stored as: codes that are kept, or rounded numbers."""
+    threads = _core.available_cores()
+
+    def stored(weight: Weight) -> U8:
+        is_kept = named(weight.format).is_kept
+        codes = weight.expr.codes(source) if is_kept and isinstance(source, Source) else None
+        if codes is not None:
+            return store_codes(weight, codes, threads)
+        return store(weight, weight.expr.read(source), threads)
+
+    return stored
+
+
 class Stage:
-    """Context manager: a stage (graph/stages.py) with its weights, in a temporary directory.
+    """A stage (graph/stages.py) with its weights, in a temporary directory of its own.
 
     Args:
         graph: the stage; weights have the formats in which it is to run.
-        source: where their numbers come from; read once, one weight at a time.
+        stored: their bytes; asked once for each, one at a time.
         tokens: of a step, at most.
         directory: where to put its files.
+        threads, isa, mla_form: as of `CpuBackend`.
+        kv_dtype: "f32", "bf16" or "int8".
     """
 
-    def __init__(self, graph: Graph, source: TensorSource, tokens: int, directory: Path) -> None:
-        self._graph = graph
-        threads = _core.available_cores()
+    def __init__(
+        self,
+        graph: Graph,
+        stored: Stored,
+        tokens: int,
+        directory: Path,
+        *,
+        threads: int = 0,
+        isa: str = "",
+        mla_form: str = "auto",
+        kv_dtype: str = "f32",
+    ) -> None:
+        self._graph, self._kv_dtype = graph, kv_dtype
         with tempfile.TemporaryDirectory(dir=directory) as folder:  # mapped files outlive it
             locations, offset = {}, 0
             with open(Path(folder) / _SHARD, "wb") as shard:
                 for name in dict.fromkeys(name for node in graph.nodes for name in node.weights):
-                    weight = graph.weights[name]
-                    data = _stored(weight, source, threads)
+                    data = stored(graph.weights[name])
                     locations[name] = WeightLocation(0, offset, data.nbytes)
                     shard.write(data.data)
                     offset += data.nbytes
             program = lower(graph, plan_memory(graph, reuse=True), locations, [_SHARD])
             (Path(folder) / PROGRAM).write_bytes(program)
-            self._model = _core.Model(folder)
+            self._model = _core.Model(folder, threads, isa)
+        self._model.set_mla_form(mla_form)
         self._blocks = -(-tokens // _BLOCK_SIZE)
-        self._cache = self._model.new_cache(self._blocks, _BLOCK_SIZE)
+        self._cache = self._model.new_cache(self._blocks, _BLOCK_SIZE, kv_dtype)
 
     @property
     def inputs(self) -> list[str]:
@@ -65,32 +95,40 @@ class Stage:
             samples: token ids; each is a sequence of its own, from its first position on.
             inputs: the values that earlier stages gave, for the same samples.
         """
-        lengths = [len(sample) for sample in samples]
-        starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        tables = np.full((len(samples), -(-max(lengths) // _BLOCK_SIZE)), -1, np.int32)
-        first = 0
-        for table, length in zip(tables, lengths, strict=True):
-            blocks = -(-length // _BLOCK_SIZE)
-            table[:blocks] = np.arange(first, first + blocks)
-            first += blocks
-        if first > self._blocks:  # samples do not share blocks: short ones take more than tokens
-            self._blocks, self._cache = first, self._model.new_cache(first, _BLOCK_SIZE)
+        batch, blocks = fresh_batch(samples, _BLOCK_SIZE)
+        if blocks > self._blocks:  # samples do not share blocks: short ones take more than tokens
+            self._blocks = blocks
+            self._cache = self._model.new_cache(blocks, _BLOCK_SIZE, self._kv_dtype)
         return self._model.run(
             self._cache,
-            np.concatenate(samples).astype(np.int32),
-            np.concatenate([np.arange(length) for length in lengths]).astype(np.int32),
-            starts,
-            np.array(lengths, np.int32),
-            tables,
-            np.arange(starts[-1], dtype=np.int32),
+            batch.ids,
+            batch.positions,
+            batch.sequence_starts,
+            batch.context_lengths,
+            batch.block_tables,
+            batch.logit_rows,
             dict(inputs),
         )
 
 
-def _stored(weight: Weight, source: TensorSource, threads: int) -> U8:
-    """A weight's bytes: codes that are kept, or rounded numbers."""
-    is_kept = named(weight.format).is_kept
-    codes = weight.expr.codes(source) if is_kept and isinstance(source, Source) else None
-    if codes is not None:
-        return store_codes(weight, codes, threads)
-    return store(weight, weight.expr.read(source), threads)
+def fresh_batch(samples: Sequence[I32], block_size: int) -> tuple[Batch, int]:
+    """Samples as one step, each a sequence without a history, every token's row wanted; and how
+    many cache blocks they take.
+    """
+    lengths = [len(sample) for sample in samples]
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    tables = np.full((len(samples), -(-max(lengths) // block_size)), -1, np.int32)
+    first = 0
+    for table, length in zip(tables, lengths, strict=True):
+        blocks = -(-length // block_size)
+        table[:blocks] = np.arange(first, first + blocks)
+        first += blocks
+    batch = Batch(
+        ids=np.concatenate(samples).astype(np.int32),
+        positions=np.concatenate([np.arange(length) for length in lengths]).astype(np.int32),
+        sequence_starts=starts,
+        context_lengths=np.array(lengths, np.int32),
+        block_tables=tables,
+        logit_rows=np.arange(starts[-1], dtype=np.int32),
+    )
+    return batch, first

@@ -36,6 +36,7 @@ class Signature:
         matrices: how its matrices are read; vectors are read whole.
         cost: what it multiplies.
         is_view: whether its output is its input's data, which does not move.
+        sums_choices: whether it reads rows for each choice of an expert, and gives their sum.
     """
 
     inputs: str
@@ -47,6 +48,7 @@ class Signature:
     matrices: Reading = "in_order"
     cost: cost.CostRule = cost.every_matrix
     is_view: bool = False
+    sums_choices: bool = False
 
     @property
     def cache_attrs(self) -> tuple[str, ...]:
@@ -272,7 +274,7 @@ SIGNATURES: dict[str, Signature] = {
         matrices="routed",
         cost=cost.one_matrix_experts,
     ),
-    "combine": Signature("ff", "f", _combine, attrs={"top_k": "size"}),
+    "combine": Signature("ff", "f", _combine, attrs={"top_k": "size"}, sums_choices=True),
     "select_rows": Signature("f", "f", _same, rows="t>r"),
     "add_rms_norm": Signature("ff", "ff", _add_rms_norm, "v", attrs={"eps": "eps"}),
     "swiglu": Signature("f", "f", _swiglu, "m", attrs={"intermediate_size": "size"}),
@@ -333,6 +335,7 @@ SIGNATURES: dict[str, Signature] = {
         attrs={"experts": "size", "top_k": "size", "intermediate_size": "size"},
         matrices="routed",
         cost=cost.experts,
+        sums_choices=True,
     ),
 }
 """op → signature."""
@@ -347,6 +350,23 @@ def caches_written(node: Node) -> tuple[str, ...]:
     """The cache entries that a node writes, in the order of its attributes."""
     keys = SIGNATURES[node.op].cache_attrs if node.op in SIGNATURES else ()
     return tuple(str(node.attrs[key]) for key in keys if key in node.attrs)
+
+
+def choices(graph: Graph) -> dict[str, str]:
+    """Value → the indices of the experts that it has a part of its row for; of an index itself.
+
+    The parts lie in the order of the indices, which two ways to choose the same experts may give
+    in two orders.
+    """
+    found: dict[str, str] = {}
+    for node in graph.nodes:
+        if SIGNATURES[node.op].sums_choices:
+            continue
+        chosen = [name for name in node.outputs if graph.values[name].dtype == "i32"]
+        read = [found[name] for name in node.inputs if name in found]
+        for indices in [*chosen, *read][:1]:
+            found.update(dict.fromkeys(node.outputs, indices))
+    return found
 
 
 def weights_read(graph: Graph, reading: Reading) -> set[str]:

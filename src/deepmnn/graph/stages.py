@@ -12,7 +12,8 @@ from collections.abc import Iterable, Iterator
 from deepmnn.graph.ir import Graph, Node
 from deepmnn.graph.signatures import caches_written
 
-_LAYER = re.compile(r"layers\.(\d+)\.")
+LAYER = re.compile(r"layers\.(\d+)\.")
+"""How the names of a layer's nodes begin."""
 
 
 def stages(graph: Graph, taps: Iterable[str] = ()) -> list[Graph]:
@@ -44,7 +45,7 @@ def _groups(nodes: list[Node]) -> Iterator[list[Node]]:
     """Nodes by layer, in order: a node without a layer goes with those before it, but after the
     last layer.
     """
-    layers = [int(found[1]) if (found := _LAYER.match(node.name)) else None for node in nodes]
+    layers = [int(found[1]) if (found := LAYER.match(node.name)) else None for node in nodes]
     last = max((index for index, layer in enumerate(layers) if layer is not None), default=-1)
     group: list[Node] = []
     current: int | None = None

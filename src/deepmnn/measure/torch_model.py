@@ -1,7 +1,8 @@
 """A checkpoint run by PyTorch and transformers: a reference that shares no code with deepmnn.
 
 Of a GGUF file, or a file of weights, transformers computes with the config and the numbers that
-deepmnn reads: that reference shares the reading.
+deepmnn reads: that reference shares the reading. Where transformers departs from the code that
+DeepSeek published, or has no such model, torch_deepseek.py has what DeepSeek's does.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from deepmnn.backends.base import F32
 from deepmnn.conversion.bundled import NAME, bundled_checkpoint
 from deepmnn.errors import CheckpointError, MissingDependencyError
 from deepmnn.measure.predictions import ROWS
+from deepmnn.measure.torch_deepseek import MOE_16B, moe_16b, normalize_weights
 from deepmnn.source.gguf.splits import models_in
 from deepmnn.source.hub import fetched
+from deepmnn.source.json_file import read_object
 from deepmnn.source.open import open_source
 from deepmnn.source.source import Source
 from deepmnn.text.text_files import SourceFiles, TextFiles
@@ -35,6 +38,7 @@ class TorchModel:
 
     Attributes:
         path: the directory or file.
+        model: transformers' own, for causal language modelling.
         vocab_size: width of the logits.
         has_tokenizer: whether there is a tokenizer.json.
 
@@ -57,8 +61,13 @@ class TorchModel:
             source = open_source(self.path)
             self._files = SourceFiles(source, self.path)
             kind, whole = _given(self._torch, transformers, source, self.path)
-        self._model = _loaded(transformers, kind, whole, self.path, self._torch.float32)
-        self.vocab_size = int(self._model.config.get_text_config().vocab_size)
+        elif (fields := read_object(self.path / "config.json", CheckpointError)).get(
+            "model_type"
+        ) == MOE_16B:
+            kind, whole["config"] = _moe_16b(self._torch, transformers, fields, self.path)
+        self.model = _loaded(transformers, kind, whole, self.path, self._torch.float32)
+        normalize_weights(self.model)
+        self.vocab_size = int(self.model.config.get_text_config().vocab_size)
         self.has_tokenizer = FILE in self._files
 
     @property
@@ -72,20 +81,33 @@ class TorchModel:
             end = min(start + ROWS, len(ids))
             given = self._torch.tensor([list(ids[:end])])
             with self._torch.inference_mode():
-                found = self._model(input_ids=given, use_cache=False, logits_to_keep=end - start)
+                found = self.model(input_ids=given, use_cache=False, logits_to_keep=end - start)
             logits: F32 = found.logits[0].float().numpy()
             yield logits
 
 
 def _given(torch: Any, transformers: Any, source: Source, path: Path) -> tuple[Any, dict[str, Any]]:
     """The class of a model, and what it is made of instead of a directory's files."""
-    try:
-        config = transformers.AutoConfig.for_model(**source.config)
-        kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-    except Exception as error:  # as below
-        raise _unread(path, error) from error
+    if source.config.get("model_type") == MOE_16B:
+        kind, config = _moe_16b(torch, transformers, source.config, path)
+    else:
+        try:
+            config = transformers.AutoConfig.for_model(**source.config)
+            kind = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+        except Exception as error:  # as below
+            raise _unread(path, error) from error
     state = {name: torch.from_numpy(source.read(name)) for name in source.names()}
     return kind, {"pretrained_model_name_or_path": None, "config": config, "state_dict": state}
+
+
+def _moe_16b(
+    torch: Any, transformers: Any, fields: Mapping[str, Any], path: Path
+) -> tuple[Any, Any]:
+    """As `moe_16b`. Raises CheckpointError when transformers refuses the fields."""
+    try:
+        return moe_16b(torch, transformers, fields)
+    except Exception as error:  # as below
+        raise _unread(path, error) from error
 
 
 def _unread(path: Path, error: Exception) -> CheckpointError:
@@ -108,6 +130,7 @@ def _loaded(transformers: Any, kind: Any, whole: Mapping[str, Any], path: Path, 
         model, report = kind.from_pretrained(
             **whole,
             dtype=dtype,
+            experts_implementation="eager",  # the others want rows of 16 bytes
             local_files_only=True,
             output_loading_info=True,
         )

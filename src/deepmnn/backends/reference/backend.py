@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
@@ -15,17 +15,15 @@ from deepmnn.graph.ir import Graph, Node
 MLA_FORMS = ("expanded", "absorbed")
 
 
-class ReferenceBackend:
-    """The oracle; see backends/base.py for the protocol.
+class Evaluator:
+    """Computes every value of a graph, a whole model or a stage of one (graph/stages.py).
 
     Args:
-        graph: the model.
+        graph: what is computed.
         read_weight: weight name → float32 array of that weight's shape; called once for each.
         mla_form: which form `mla_attention` takes, "expanded" or "absorbed". Both give the same
             result but for rounding.
     """
-
-    max_sequences: int | None = None
 
     def __init__(
         self, graph: Graph, read_weight: Callable[[str], F32], mla_form: str = "expanded"
@@ -35,11 +33,6 @@ class ReferenceBackend:
                 argument("mla_form", f" is {mla_form!r:.80}"), f"one of {', '.join(MLA_FORMS)}"
             )
         self.graph, self.mla_form = graph, mla_form
-        if "logits" not in graph.outputs:
-            raise GraphError(f"graph {graph.name!r} gives {graph.outputs}", "logits among them")
-        self.vocab_size = graph.values["logits"].width
-        self.outputs = tuple(graph.outputs)
-        self.cache_width = sum(graph.caches.values())
         self._read_weight = read_weight
         self._weights: dict[str, F32] = {}
 
@@ -47,30 +40,15 @@ class ReferenceBackend:
         """Allocates an empty cache. dtype: "f32", "bf16" or "int8". Raises RequestError."""
         return PagedCache(self.graph.caches, blocks, block_size, dtype)
 
-    def step(self, cache: Cache, batch: Batch) -> F32:
-        """Runs one step, appends to the cache, returns logits [rows, vocab_size].
+    def values(
+        self, cache: PagedCache, batch: Batch, inputs: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Every value by name, each [n, width]; the batch has been checked.
 
-        Raises:
-            RequestError: the batch does not fit the model or the cache.
+        inputs: what the graph reads besides ids and positions: the values of earlier stages.
         """
-        return self.trace(cache, batch)["logits"]
-
-    def run(self, cache: Cache, batch: Batch) -> dict[str, F32]:
-        """Like `step`, but returns every output by name, each [rows, width]."""
-        values = self.trace(cache, batch)
-        return {name: values[name] for name in self.outputs}
-
-    def sample(self, draws: list[Draw]) -> list[int]:
-        """The token ids that are drawn. Raises RequestError when logits are no numbers."""
-        return sample_in_turn(draws)
-
-    def trace(self, cache: Cache, batch: Batch) -> dict[str, Array]:
-        """Like `step`, but returns every value of the graph by name, each [n, width]."""
-        if not isinstance(cache, PagedCache):
-            raise RequestError(f"cache is a {type(cache).__name__}", "one made by new_cache")
-        check_batch(batch, cache, self.vocab_size)
-        inputs = {"ids": batch.ids, "positions": batch.positions}
-        values: dict[str, Array] = {name: inputs[name] for name in self.graph.inputs}
+        given = {"ids": batch.ids, "positions": batch.positions, **inputs}
+        values: dict[str, Array] = {name: given[name] for name in self.graph.inputs}
         for node in self.graph.nodes:
             outputs = self._call(node, values, cache, batch)
             values.update(zip(node.outputs, outputs, strict=True))
@@ -101,3 +79,45 @@ class ReferenceBackend:
                 raise GraphError(f"weight {name!r} has shape {array.shape}", f"{shape}")
             self._weights[name] = array
         return self._weights[name]
+
+
+class ReferenceBackend(Evaluator):
+    """The oracle; see backends/base.py for the protocol. Arguments as of `Evaluator`; the graph
+    gives logits.
+    """
+
+    max_sequences: int | None = None
+
+    def __init__(
+        self, graph: Graph, read_weight: Callable[[str], F32], mla_form: str = "expanded"
+    ) -> None:
+        super().__init__(graph, read_weight, mla_form)
+        if "logits" not in graph.outputs:
+            raise GraphError(f"graph {graph.name!r} gives {graph.outputs}", "logits among them")
+        self.vocab_size = graph.values["logits"].width
+        self.outputs = tuple(graph.outputs)
+        self.cache_width = sum(graph.caches.values())
+
+    def step(self, cache: Cache, batch: Batch) -> F32:
+        """Runs one step, appends to the cache, returns logits [rows, vocab_size].
+
+        Raises:
+            RequestError: the batch does not fit the model or the cache.
+        """
+        return self.trace(cache, batch)["logits"]
+
+    def run(self, cache: Cache, batch: Batch) -> dict[str, F32]:
+        """Like `step`, but returns every output by name, each [rows, width]."""
+        values = self.trace(cache, batch)
+        return {name: values[name] for name in self.outputs}
+
+    def sample(self, draws: list[Draw]) -> list[int]:
+        """The token ids that are drawn. Raises RequestError when logits are no numbers."""
+        return sample_in_turn(draws)
+
+    def trace(self, cache: Cache, batch: Batch) -> dict[str, Array]:
+        """Like `step`, but returns every value of the graph by name, each [n, width]."""
+        if not isinstance(cache, PagedCache):
+            raise RequestError(f"cache is a {type(cache).__name__}", "one made by new_cache")
+        check_batch(batch, cache, self.vocab_size)
+        return self.values(cache, batch, {})

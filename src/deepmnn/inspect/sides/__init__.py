@@ -1,0 +1,1 @@
+"""What each backend tells of a model's values."""
