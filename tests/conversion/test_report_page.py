@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from deepmnn.conversion.convert import plan_conversion
-from deepmnn.conversion.report.charts import Scale, histogram, layer_bars, level_bars
+from deepmnn.conversion.report.charts import histogram, layer_bars, level_bars
 from deepmnn.conversion.report.facts import (
     ActivationFacts,
     CalibrationFacts,
@@ -30,6 +30,7 @@ from deepmnn.conversion.report.facts import (
 )
 from deepmnn.conversion.report.page import page
 from deepmnn.conversion.report.recorder import Recorder
+from deepmnn.conversion.report.scale import Scale
 from deepmnn.graph.levels import PassResult
 from deepmnn.quant.observers import METHODS, StaticRange
 from deepmnn.quant.recipe import Recipe, Rule

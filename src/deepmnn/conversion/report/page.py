@@ -1,20 +1,17 @@
-"""report.html: the facts of a conversion as one page that needs nothing else.
-
-No scripts and no network: charts are inline SVG, and a policy in the page forbids everything else,
-whatever a stranger's tensor may be called.
+"""report.html: the facts of a conversion as one page that needs nothing else. Charts are inline
+SVG, and a policy in the page forbids scripts and the network.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import cache
-from importlib.resources import files
 
 from deepmnn.conversion.report import charts, page_calibration, pieces
-from deepmnn.conversion.report.charts import Bar, Line, escaped
+from deepmnn.conversion.report.charts import Bar, Line
 from deepmnn.conversion.report.facts import Facts, LayerFacts, Search, StoredFacts, WeightFacts
 from deepmnn.conversion.report.stored import as_stored, by_format
+from deepmnn.conversion.report.svg import escaped
 from deepmnn.formats import named
 from deepmnn.source.sizes import file_size
 
@@ -34,16 +31,11 @@ def page(facts: Facts) -> str:
         _graph(facts),
         _times(facts),
     )
-    policy = "default-src 'none'; style-src 'unsafe-inline'"
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escaped(title)}</title><style>\n{_style()}</style></head>\n<body><main>\n"
-        f"{_head(facts, title)}\n{''.join(sections)}"
-        f"<footer>deepmnn {escaped(facts.deepmnn_version)}; report.json beside this page has the "
-        "same facts in full.</footer>\n</main></body></html>\n"
+    footer = (
+        f"deepmnn {escaped(facts.deepmnn_version)}; report.json beside this page has the same "
+        "facts in full."
     )
+    return pieces.document(title, _head(facts, title) + "".join(sections), footer)
 
 
 def _head(facts: Facts, title: str) -> str:
@@ -65,9 +57,7 @@ def _head(facts: Facts, title: str) -> str:
         figures.append((same, "of its tokens have the same first choice"))
     if facts.calibration:
         figures.append((pieces.count(facts.calibration.tokens), "tokens of calibration"))
-    cards = "".join(f"<div><b>{escaped(b)}</b><span>{escaped(s)}</span></div>" for b, s in figures)
-    origin = f"<p>Converted from {escaped(facts.source)}.</p>" if facts.source else ""
-    return f'<h1>{escaped(title)}</h1>{origin}<div class="figures">{cards}</div>'
+    return pieces.head(title, f"Converted from {facts.source}." if facts.source else "", figures)
 
 
 def _search(facts: Facts) -> str:
@@ -272,8 +262,3 @@ def _spread(count: int, wanted: Sequence[int]) -> list[int]:
 
 def _short_size(nbytes: float) -> str:
     return file_size(nbytes).replace(".0 ", " ")
-
-
-@cache
-def _style() -> str:
-    return files(__package__).joinpath("page.css").read_text()

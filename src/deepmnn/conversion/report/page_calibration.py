@@ -7,8 +7,9 @@ from collections import defaultdict
 from collections.abc import Sequence
 
 from deepmnn.conversion.report import charts, pieces
-from deepmnn.conversion.report.charts import Line, escaped
+from deepmnn.conversion.report.charts import Line
 from deepmnn.conversion.report.facts import ActivationFacts, Facts
+from deepmnn.conversion.report.svg import escaped
 from deepmnn.quant.observers import MAX_DIVERGENCE
 
 _COLOURS = 8

@@ -1,13 +1,39 @@
-"""Pieces of the page: sections, cards, tables, numbers for people."""
+"""Pieces of pages: sections, cards, tables, numbers for people, and the page around them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from importlib.resources import files
 
-from deepmnn.conversion.report.charts import escaped
+from deepmnn.conversion.report.svg import escaped
 
 SHOWN = 12
 """Of long lists; report.json has all."""
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'"
+
+
+def document(title: str, body: str, footer: str, style: str = "") -> str:
+    """A whole page: one file without scripts, fonts or links, whatever a stranger's tensor may be
+    called.
+
+    body, footer: HTML. style: CSS besides the one that all pages have.
+    """
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escaped(title)}</title><style>\n{_style()}{style}</style></head>\n<body><main>\n"
+        f"{body}<footer>{footer}</footer>\n</main></body></html>\n"
+    )
+
+
+def head(title: str, words: str, figures: Sequence[tuple[str, str]]) -> str:
+    """What a page begins with. figures: a figure and what it is."""
+    cards = "".join(f"<div><b>{escaped(b)}</b><span>{escaped(s)}</span></div>" for b, s in figures)
+    said = f"<p>{escaped(words)}</p>" if words else ""
+    return f'<h1>{escaped(title)}</h1>{said}<div class="figures">{cards}</div>\n'
 
 
 def section(title: str, words: str, body: str) -> str:
@@ -73,3 +99,8 @@ def percent(share: float) -> str:
 def plain(value: float) -> str:
     """A number of two digits, or a whole one."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.2g}"
+
+
+@cache
+def _style() -> str:
+    return files(__package__).joinpath("page.css").read_text()
