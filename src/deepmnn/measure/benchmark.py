@@ -110,7 +110,7 @@ def benchmark(
     if progress:
         progress("the machine's limits")
     machine = measure_machine(model)
-    workload = _workload(model)
+    workload = workload_of(model)
     rows = []
     for prompt in prompt_tokens:
         for size in batch:
@@ -238,7 +238,7 @@ def measure_machine(model: LLM) -> Machine | None:
     return Machine(threads, isa, bandwidth, int8, float(_core.measure_f32_peak(threads, isa)))
 
 
-def _workload(model: LLM) -> Workload:
+def workload_of(model: LLM) -> Workload:
     """What a token costs."""
     from deepmnn.artifact.reader import Artifact
     from deepmnn.backends.mnn.backend import MnnBackend

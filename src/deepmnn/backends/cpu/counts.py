@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +39,13 @@ class Counts:
     pieces: I64
     stolen: I64
     threads: F64
+
+    @staticmethod
+    def total(found: Sequence[Counts]) -> Counts:
+        """Of several takes, at least one."""
+        return Counts(
+            *(sum(getattr(each, field.name) for each in found) for field in fields(Counts))
+        )
 
     @staticmethod
     def take(core: _core.Model) -> Counts:

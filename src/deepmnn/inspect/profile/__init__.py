@@ -1,6 +1,6 @@
 """Where the time and the memory of a model go: `profile` measures, `Profile` is what it found.
 
-    model, ids ──measure──► Profile ──► terminal (cli/profile.py), JSON, page.py, trace.py
+model, ids ──measure──► Profile ──► terminal (cli/profile.py), JSON, page.py, trace.py
 """
 
 from deepmnn.inspect.profile.measure import profile

@@ -102,10 +102,14 @@ class TimedEngine(Engine):
         steps: what each step has run.
     """
 
-    def __init__(self, backend: Backend, cache_tokens: int, context_length: int, **options: Any) -> None:
+    def __init__(
+        self, backend: Backend, cache_tokens: int, context_length: int, **options: Any
+    ) -> None:
         self.timeline = Timeline()
         self.steps: list[Step] = []
-        super().__init__(TimedBackend(backend, self.timeline), cache_tokens, context_length, **options)
+        super().__init__(
+            TimedBackend(backend, self.timeline), cache_tokens, context_length, **options
+        )
         usual = self.scheduler
         self.scheduler = TimedScheduler(
             self.timeline, self.manager, usual.max_batch_tokens, usual.max_sequences

@@ -1,4 +1,4 @@
-"""What the steps of a phase ran, and what each node takes for it: bytes and multiply-accumulates."""
+"""What the steps of a phase ran, and the bytes and multiply-accumulates of each node for that."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ class Load:
 
     Attributes:
         steps, tokens, rows: how many.
-        context: rows that a step reads from the cache, of all steps.
+        pairs: tokens and cached rows that they see.
+        context: cached rows that steps read, of all steps; most_context: of one.
     """
 
     def __init__(self, steps: Sequence[Step]) -> None:
@@ -55,7 +56,9 @@ class Load:
         self.steps = len(steps)
         self.tokens = sum(tokens * times for tokens, times in self._tokens.items())
         self.rows = sum(rows * times for rows, times in self._rows.items())
-        self.context = sum((s.history + s.tokens) * times for s, times in self._spans.items())
+        self.pairs = sum(span.tokens * span.seen * times for span, times in self._spans.items())
+        contexts = [sum(span.history + span.tokens for span in step) for step in steps]
+        self.context, self.most_context = sum(contexts), max(contexts, default=0)
 
     @property
     def contexts(self) -> tuple[int, int]:
@@ -73,18 +76,13 @@ class Load:
         call = Call.of(graph, node)
         costs = SIGNATURES[node.op].cost(call)
         sizes = self._rows if call.y[0].rows == ROWS else self._tokens
-        by_format = costs.with_experts * sum(size * times for size, times in sizes.items())
+        by_weights = float(costs.with_experts * sum(n * times for n, times in sizes.items()))
         by_cache = self._context_macs(costs, mla_form)
-        stored = {formats.named(graph.weights[name].format) for name in node.weights}
-        if any(format.is_quantized for format in stored):
-            int8, f32 = by_format, 0.0
-        else:
-            int8, f32 = 0.0, by_format
-        if kv_dtype == "int8":
-            int8 += by_cache
-        else:
-            f32 += by_cache
-        return Work(self._nbytes(graph, node, call, costs, sizes, kv_element_nbytes), int8, f32)
+        stored = (formats.named(graph.weights[name].format) for name in node.weights)
+        int8 = by_weights if any(format.is_quantized for format in stored) else 0.0
+        int8 += by_cache if kv_dtype == "int8" else 0.0
+        nbytes = self._nbytes(graph, node, call, costs, sizes, kv_element_nbytes)
+        return Work(nbytes, int8, by_weights + by_cache - int8)
 
     def _context_macs(self, costs: cost.Cost, mla_form: str) -> float:
         """Of attention. The form is chosen as native/ops/mla_attention.cc does."""

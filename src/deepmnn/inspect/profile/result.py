@@ -76,7 +76,11 @@ class Cost:
 
     @staticmethod
     def total(
-        name: str, costs: Sequence[Cost], machine: Machine | None, op: str = "", layer: int | None = None
+        name: str,
+        costs: Sequence[Cost],
+        machine: Machine | None,
+        op: str = "",
+        layer: int | None = None,
     ) -> Cost:
         """Of several."""
 
