@@ -92,6 +92,7 @@ class Recorder:
     def end(self, runs: int, asked: int) -> Phase:
         """What the phase took. runs: how often it was repeated, asked: how often it was to be."""
         load, costs, seconds = Load(self._steps), self._costs, self._seconds
+        rss, _ = resident()
         counts = Counts.total(self._counts) if self._counts else None
         nodes = costs.nodes(counts, load, seconds) if counts is not None else ()
         return Phase(
@@ -109,8 +110,8 @@ class Recorder:
             parts=self._parts(counts),
             threads=tuple(map(tuple, counts.threads.tolist())) if counts is not None else (),
             memory=self._owners(load),
-            rss=resident()[0],
-            peak_rss=self._peak_rss,
+            rss=rss,
+            peak_rss=max(self._peak_rss, rss),
             system=total(self._systems),
         )
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 from deepmnn.inspect.profile.trace import Trace
 from deepmnn.measure.benchmark import Machine
+
+NEITHER = 0.1
+"""Of a limit."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +20,8 @@ class Limits:
     Attributes:
         memory: of the read bandwidth, that its bytes take; above 1 where caches hold them.
         compute: of the peak in multiply-accumulates, int8 and float32 each by its own.
-        binds: the larger one, "memory" or "compute"; "" where there is neither.
+        binds: the larger one, "memory" or "compute"; "neither" below NEITHER: the time goes to
+            something else; "" where nothing is read or multiplied.
     """
 
     memory: float = 0.0
@@ -32,7 +37,9 @@ class Limits:
         least = cost.int8_macs / machine.int8_macs + cost.f32_macs / machine.f32_macs
         compute = least / cost.seconds
         binds = "memory" if memory >= compute else "compute"
-        return Limits(memory, compute, binds if memory or compute else "")
+        if max(memory, compute) < NEITHER:
+            binds = "neither" if memory or compute else ""
+        return Limits(memory, compute, binds)
 
 
 @dataclass(frozen=True)
@@ -107,8 +114,6 @@ class Cost:
 
     def beside(self, machine: Machine | None) -> Cost:
         """The same with its limits."""
-        from dataclasses import replace
-
         return replace(self, limits=Limits.of(self, machine)) if machine else self
 
 
@@ -233,6 +238,14 @@ class Profile:
     warm_up: System
     notes: tuple[str, ...] = ()
     trace: Trace | None = field(default=None, repr=False)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: the fields, but for the trace, and the speed of each phase."""
+        made = asdict(replace(self, trace=None))
+        del made["trace"]
+        for phase in self.phases:
+            made[phase.name]["tokens_per_second"] = phase.tokens_per_second
+        return made
 
     @property
     def phases(self) -> tuple[Phase, Phase]:
