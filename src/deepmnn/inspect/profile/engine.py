@@ -15,12 +15,12 @@ from deepmnn.engine.sequence import Sequence
 from deepmnn.inspect.profile.load import Step, StepSpan
 from deepmnn.inspect.profile.timeline import Timeline
 
-ENGINE, SCHEDULER, BATCH, BINDING, SAMPLER, OUTPUT = (
-    *("engine", "scheduler", "batch", "binding", "sampler", "output"),
-)
-"""The parts of a step, in Python."""
+LOOP, ENGINE, SCHEDULER = "loop", "engine", "scheduler"
+BATCH, BINDING, SAMPLER, OUTPUT = "batch", "binding", "sampler", "output"
+"""The parts of a step, in Python, each without those inside it."""
 
 MEANINGS = {
+    LOOP: "asks for one step after another",
     ENGINE: "the rest of the engine's step",
     SCHEDULER: "chooses the tokens of a step and their cache blocks",
     BATCH: "describes the step to the backend",

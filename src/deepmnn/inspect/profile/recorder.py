@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Self
 from deepmnn import _core
 from deepmnn.backends.cpu.backend import CpuBackend
 from deepmnn.backends.cpu.counts import Counts
+from deepmnn.backends.mnn.backend import MnnBackend
 from deepmnn.inspect.profile.costs import Costs
-from deepmnn.inspect.profile.engine import BINDING, TimedEngine
+from deepmnn.inspect.profile.engine import BINDING, LOOP, TimedEngine
 from deepmnn.inspect.profile.load import Load, Step
 from deepmnn.inspect.profile.memory import owners
 from deepmnn.inspect.profile.result import Owner, Part, Phase, System
@@ -76,7 +77,7 @@ class Recorder:
             self._core.memory(reset=True)
         forget_peak()
         before, begin = system(), perf_counter()
-        work()
+        timeline.run(LOOP, work)
         self._seconds += perf_counter() - begin
         self._systems.append(since(before, system()))
         self._python += timeline.seconds
@@ -134,7 +135,8 @@ class Recorder:
         for name, spent in self._python.items():
             where = "python"
             if name == BINDING and self._core is None:
-                name, where = type(self._model.backend).__name__.removesuffix("Backend"), "backend"
+                name = "MNN" if isinstance(self._model.backend, MnnBackend) else "numpy"
+                where = name
             found.append(self._part(name, where, self._calls[name] or len(self._steps), spent))
         found.sort(key=lambda part: -part.seconds)
         known = inside + sum(part.seconds for part in found)

@@ -122,7 +122,7 @@ class Part:
     """What a step does besides its ops.
 
     Attributes:
-        where: "core", "python", or "" for what no clock has seen.
+        where: "core", "python", "MNN" or "numpy"; "" for what no clock has seen.
         calls: how often; 0 where that has no meaning.
     """
 
