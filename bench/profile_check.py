@@ -42,7 +42,7 @@ from deepmnn.conversion.bundled import bundled_checkpoint
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "perf"
-FLAGS = "-O3 -DNDEBUG -g1 -fno-omit-frame-pointer"
+FLAGS = "-O3 -DNDEBUG -g1 -fno-omit-frame-pointer -fno-optimize-sibling-calls"
 
 CONTEXT, PROMPT = 128, 128
 OPS = 5
@@ -53,7 +53,7 @@ TURN = 0.15
 """Seconds of one turn."""
 
 SPANS = 1 << 16
-RUN = re.compile(r"(\w+)::run\(deepmnn::Step&\)")
+RUN = re.compile(r"(\w+)::run$")
 THREAD = re.compile(r"\s(\d+)\s+([\d.]+):\s*$")
 
 

@@ -217,11 +217,13 @@ nb::list profile(Model& model, bool reset) {
   std::vector<int64_t> zones;
   std::vector<std::vector<int64_t>> workers;
   model.profile(reset, [&](const Profile& profile) {
-    for (const Profile::Zone& zone : profile.zones()) zones.insert(zones.end(), {zone.calls, zone.ns});
+    const double rate = profile.clock().read().ns_per_unit();
+    const auto ns = [&](int64_t time) { return static_cast<int64_t>(static_cast<double>(time) * rate); };
+    for (const Profile::Zone& zone : profile.zones()) zones.insert(zones.end(), {zone.calls, ns(zone.time)});
     for (const Profile::Worker& worker : profile.workers()) {
       std::vector<int64_t>& rows = workers.emplace_back();
       for (const Work& work : worker.work) {
-        rows.insert(rows.end(), {work.pieces, work.stolen, work.own_ns, work.steal_ns, work.wait_ns});
+        rows.insert(rows.end(), {work.pieces, work.stolen, ns(work.own), ns(work.steal), ns(work.wait)});
       }
     }
   });
@@ -235,13 +237,15 @@ nb::list profile(Model& model, bool reset) {
 nb::list spans(Model& model) {
   std::vector<std::pair<int64_t, std::vector<int64_t>>> workers;
   model.profile(false, [&](const Profile& profile) {
+    const QuickClock::Reading clock = profile.clock().read();
     for (const Profile::Worker& worker : profile.workers()) {
       const int64_t room = static_cast<int64_t>(worker.spans.size()),
                     lost = std::max<int64_t>(0, worker.spanned - room);
       std::vector<int64_t>& rows = workers.emplace_back(lost, std::vector<int64_t>()).second;
       for (int64_t i = lost; i < worker.spanned; ++i) {
         const Span& span = worker.spans[static_cast<size_t>(i % room)];
-        rows.insert(rows.end(), {span.begin_ns, span.end_ns, span.zone, static_cast<int64_t>(span.doing), span.pieces});
+        rows.insert(rows.end(), {clock.ns_at(span.begin), clock.ns_at(span.end), span.zone,
+                                 static_cast<int64_t>(span.doing), span.pieces});
       }
     }
   });

@@ -12,22 +12,23 @@ void Profile::reset() {
   }
 }
 
-void Profile::worked(int index, int64_t own, int64_t stolen, int64_t begin_ns, int64_t own_end_ns, int64_t end_ns) {
+void Profile::worked(int index, int64_t own, int64_t stolen, int64_t begin, int64_t own_end, int64_t end) {
   if (zone_ == kNone) return;
   Worker& worker = workers_[static_cast<size_t>(index)];
   Work& work = worker.work[zone_];
   work.pieces += own + stolen;
   work.stolen += stolen;
-  work.own_ns += own_end_ns - begin_ns;
-  work.steal_ns += end_ns - own_end_ns;
-  if (own > 0) remember(worker, {begin_ns, own_end_ns, 0, Doing::own, own});
-  if (stolen > 0) remember(worker, {own_end_ns, end_ns, 0, Doing::stolen, stolen});
+  if (index > 0) work.own += own_end - begin;
+  if (stolen > 0 || index > 0) work.steal += end - own_end;
+  if (!keeps_spans()) return;
+  if (own > 0) remember(worker, {begin, own_end, 0, Doing::own, own});
+  if (stolen > 0) remember(worker, {own_end, end, 0, Doing::stolen, stolen});
 }
 
-void Profile::waited(int64_t begin_ns, int64_t end_ns) {
+void Profile::waited(int64_t begin, int64_t end) {
   if (zone_ == kNone) return;
-  workers_[0].work[zone_].wait_ns += end_ns - begin_ns;
-  remember(workers_[0], {begin_ns, end_ns, 0, Doing::waiting, 0});
+  workers_[0].work[zone_].wait += end - begin;
+  if (keeps_spans()) remember(workers_[0], {begin, end, 0, Doing::waiting, 0});
 }
 
 }  // namespace deepmnn

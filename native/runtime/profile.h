@@ -20,17 +20,17 @@ constexpr const char* kPartNames[kParts] = {"checks", "placing", "rope tables", 
 // What one worker did in one zone. Worker 0 is the caller: what it has not waited or stolen it has worked.
 struct Work {
   int64_t pieces = 0;
-  int64_t stolen = 0;    // of the pieces: those from the part of another worker
-  int64_t own_ns = 0;    // in pieces of its own part
-  int64_t steal_ns = 0;  // in those of others, and looking for them
-  int64_t wait_ns = 0;   // the caller's, until the last helper has left
+  int64_t stolen = 0;  // of the pieces: those from the part of another worker
+  int64_t own = 0;     // time in pieces of its own part; the caller's is not counted
+  int64_t steal = 0;   // time in those of others, and looking for them
+  int64_t wait = 0;    // the caller's, until the last helper has left
 };
 
 enum class Doing : int64_t { zone, own, stolen, waiting };
 
 // What one worker did for a while.
 struct Span {
-  int64_t begin_ns, end_ns;
+  int64_t begin, end;
   int64_t zone;
   Doing doing;
   int64_t pieces;
@@ -48,7 +48,7 @@ class Profile {
   }
 
   struct Zone {
-    int64_t calls = 0, ns = 0;
+    int64_t calls = 0, time = 0;
   };
   struct alignas(64) Worker {
     std::vector<Work> work;   // [zones]
@@ -60,25 +60,31 @@ class Profile {
   size_t zone_of(Part part) const { return zones_.size() - kParts + static_cast<size_t>(part); }
   void reset();
 
+  // What all times are: readings of this clock.
+  const QuickClock& clock() const { return clock_; }
+  int64_t now() const { return clock_.now(); }
+  bool keeps_spans() const { return !workers_[0].spans.empty(); }
+
   // The caller goes on to a zone, or is done with all.
   void enter(size_t zone) {
-    const int64_t now = now_ns();
+    const int64_t now = clock_.now();
     close(now);
     zone_ = zone;
-    since_ns_ = now;
+    since_ = now;
   }
   void leave() {
-    close(now_ns());
+    close(clock_.now());
     zone_ = kNone;
   }
 
-  // Of the pool. A worker has run `own` pieces of its part until own_end_ns, then `stolen` others.
-  void worked(int worker, int64_t own, int64_t stolen, int64_t begin_ns, int64_t own_end_ns, int64_t end_ns);
+  // Of the pool. A worker has run `own` pieces of its part, from begin to own_end, and then `stolen` others. The caller
+  // of a profile that keeps no spans need not look at the clock unless it steals: then begin is 0.
+  void worked(int worker, int64_t own, int64_t stolen, int64_t begin, int64_t own_end, int64_t end);
   // The caller has run all pieces by itself.
   void alone(int64_t pieces) {
     if (zone_ != kNone) workers_[0].work[zone_].pieces += pieces;
   }
-  void waited(int64_t begin_ns, int64_t end_ns);
+  void waited(int64_t begin, int64_t end);
 
  private:
   static constexpr size_t kNone = SIZE_MAX;
@@ -86,19 +92,19 @@ class Profile {
   void close(int64_t now) {
     if (zone_ == kNone) return;
     zones_[zone_].calls += 1;
-    zones_[zone_].ns += now - since_ns_;
-    remember(workers_[0], {since_ns_, now, 0, Doing::zone, 0});
+    zones_[zone_].time += now - since_;
+    if (keeps_spans()) remember(workers_[0], {since_, now, 0, Doing::zone, 0});
   }
   void remember(Worker& worker, Span span) {
-    if (worker.spans.empty()) return;
     span.zone = static_cast<int64_t>(zone_);
     worker.spans[static_cast<size_t>(worker.spanned++) % worker.spans.size()] = span;
   }
 
+  QuickClock clock_;
   std::vector<Zone> zones_;
   std::vector<Worker> workers_;
   size_t zone_ = kNone;  // written between dispatches
-  int64_t since_ns_ = 0;
+  int64_t since_ = 0;
 };
 
 }  // namespace deepmnn

@@ -98,7 +98,7 @@ void ThreadPool::dispatch(int64_t pieces, Call call) {
   awake_ = false;
   open(static_cast<uint32_t>(pieces), call);
   if (last_ns_ > kWorthWakingNs) wake_sleepers();
-  const int64_t done = work(0, start_ns_);
+  const int64_t done = work(0);
   close_and_wait(done);
   last_ns_ = now_ns() - start_ns_;
   if (failed_.load(std::memory_order_relaxed)) {
@@ -154,7 +154,7 @@ void ThreadPool::wake_sleepers() {
 void ThreadPool::close_and_wait(int64_t pieces) {
   const uint64_t state = state_.fetch_and(~kOpen, std::memory_order_acq_rel);
   if ((state & kInside) == 0) return;
-  const int64_t start = now_ns();
+  const int64_t start = now_ns(), began = profile_ ? profile_->now() : 0;
   const auto all_left = [&] { return (state_.load(std::memory_order_acquire) & kInside) == 0; };
   if (!spin_until(kCallerSpinNs, all_left, [&] { return helper_is_here(); })) {
     // A helper has lost its core in the middle of a piece: it may have this one.
@@ -163,7 +163,7 @@ void ThreadPool::close_and_wait(int64_t pieces) {
     helpers_->all_left.wait(lock, all_left);
   }
   const int64_t end = now_ns(), waited = end - start;
-  if (profile_) profile_->waited(start, end);
+  if (profile_) profile_->waited(began, profile_->now());
   if (pieces > 0 && waited > std::max(kStallNs, (start - start_ns_) / pieces * kStallPieces)) {
     alone_until_ns_ = end + std::min(waited * kAloneStalls, kAloneNs);
   }
@@ -181,18 +181,46 @@ bool ThreadPool::helper_is_here() const {
 }
 
 // Own part first, then everybody else's. Returns how many pieces that were.
-int64_t ThreadPool::work(int worker, int64_t begin_ns) {
+int64_t ThreadPool::work(int worker) {
   const Inside outer = inside;
   inside = {this, worker};
+  int64_t pieces;
+  if (profile_) {
+    pieces = work_counted(worker);
+  } else {
+    pieces = run_all(slots_[static_cast<size_t>(worker)], true, worker, 0);
+    pieces += steal(worker, pieces);
+  }
+  inside = outer;
+  return pieces;
+}
+
+// The caller's time is counted by zone: it looks at the clock only when there is something to steal.
+int64_t ThreadPool::work_counted(int worker) {
+  const bool always = worker > 0 || profile_->keeps_spans();
+  const int64_t begin = always ? profile_->now() : 0;
   const int64_t own = run_all(slots_[static_cast<size_t>(worker)], true, worker, 0);
-  const int64_t own_end_ns = profile_ ? now_ns() : 0;
-  int64_t pieces = own;
+  const int64_t own_end = always || pieces_left() ? profile_->now() : 0;
+  const int64_t stolen = steal(worker, own);
+  profile_->worked(worker, own, stolen, begin, own_end, own_end && (stolen > 0 || always) ? profile_->now() : 0);
+  return own + stolen;
+}
+
+bool ThreadPool::pieces_left() const {
+  for (const Slot& slot : slots_) {
+    const uint64_t range = slot.range.load(std::memory_order_relaxed);
+    if (static_cast<uint32_t>(range) < static_cast<uint32_t>(range >> 32)) return true;
+  }
+  return false;
+}
+
+// What is left of the others' parts, by a worker who has run `before` pieces. Returns how many pieces that were.
+int64_t ThreadPool::steal(int worker, int64_t before) {
+  int64_t pieces = before;
   for (int step = 1; step < workers_; ++step) {
     pieces += run_all(slots_[static_cast<size_t>((worker + step) % workers_)], false, worker, pieces);
   }
-  if (profile_) profile_->worked(worker, own, pieces - own, begin_ns, own_end_ns, now_ns());
-  inside = outer;
-  return pieces;
+  return pieces - before;
 }
 
 // What is left of a part, by a worker who has run `before` pieces. Returns how many pieces that were.
@@ -232,7 +260,7 @@ void ThreadPool::helper(int worker) {
     if (!join(seen_epoch)) continue;
     Slot& slot = slots_[static_cast<size_t>(worker)];
     slot.processor.store(current_processor(), std::memory_order_relaxed);
-    work(worker, profile_ ? now_ns() : 0);
+    work(worker);
     slot.processor.store(-1, std::memory_order_relaxed);
     leave();
   }

@@ -63,7 +63,10 @@ class ThreadPool {
   void wake_sleepers();
   void close_and_wait(int64_t pieces);
   bool helper_is_here() const;
-  int64_t work(int worker, int64_t begin_ns);
+  int64_t work(int worker);
+  int64_t work_counted(int worker);
+  int64_t steal(int worker, int64_t before);
+  bool pieces_left() const;
   int64_t run_all(Slot& slot, bool front, int worker, int64_t before);
   bool run_one(Slot& slot, bool front, int worker);
   void helper(int worker);
