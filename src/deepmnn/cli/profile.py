@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
     from deepmnn.inspect.profile import Phase, Profile
 
-_NODES = 8
-"""That are shown of a phase."""
+_MOST = 8
+"""Nodes, and layers, that are shown of a phase."""
 
 
 def profile(
@@ -117,8 +117,8 @@ def _print_phase(phase: Phase) -> None:
     out.say(f"{phase.name}: {words.headline(phase)}", "bold")
     for title, costs in (
         ("op", [*phase.kinds, phase.whole]),
-        (f"the {_NODES} nodes that take longest", words.busiest(phase, _NODES)),
-        ("layer", phase.layers),
+        ("the nodes that take longest", words.busiest(phase.nodes, _MOST)),
+        ("the layers that take longest", words.busiest(phase.layers, _MOST)),
     ):
         if costs:
             out.say(_line([*words.COST_COLUMNS, "busy/steal/wait"], title), "dim")

@@ -22,13 +22,17 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 64.0, 12.0, 14.0, 42.0
 
 @dataclass(frozen=True)
 class Block:
-    """A span of a flame chart: its name, seconds, class, what is said, and what is inside."""
+    """A span of a flame chart: its name, seconds, class, what is said, and what is inside.
+
+    short: a name for where the whole one has no room.
+    """
 
     name: str
     seconds: float
     style: str
     said: str
     inside: tuple[Block, ...] = ()
+    short: str = ""
 
 
 def styles(phases: Sequence[Phase]) -> dict[str, str]:
@@ -72,9 +76,9 @@ def _layer(phase: Phase, layer: Cost, style: Mapping[str, str]) -> Block:
         for node in phase.nodes
         if node.layer == layer.layer
     )
-    return Block(
-        layer.name, layer.seconds, "f32", f"{layer.name}: {words.share(layer.share)}", nodes
-    )
+    said = f"{layer.name}: {words.share(layer.share)}"
+    short = "" if layer.layer is None else str(layer.layer)
+    return Block(layer.name, layer.seconds, "f32", said, nodes, short)
 
 
 def flame(root: Block, label: str) -> str:
@@ -92,14 +96,18 @@ def flame(root: Block, label: str) -> str:
             f"{title(block.said)}</rect>"
         )
         parts.append(shape)
-        letters = int((wide - 8) / _LETTER)
-        if letters >= 4:
-            name = block.name if len(block.name) <= letters else block.name[: letters - 1] + "…"
-            parts.append(
-                f'<text class="on" x="{_fine(left + 4)}" y="{number(top + 16)}">'
-                f"{escaped(name)}</text>"
-            )
+        if name := _fitting(block, int((wide - 6) / _LETTER)):
+            place = f'x="{_fine(left + 3)}" y="{number(top + 16)}"'
+            parts.append(f'<text class="on" {place}>{escaped(name)}</text>')
     return drawing(_WIDTH, depth * _ROW, label, parts)
+
+
+def _fitting(block: Block, letters: int) -> str:
+    """As much of a block's name as there is room for."""
+    for name in (block.name, block.short):
+        if name and len(name) <= letters:
+            return name
+    return f"{block.name[: letters - 1]}…" if letters > 4 and not block.short else ""
 
 
 def _placed(root: Block) -> Iterator[tuple[int, float, Block]]:

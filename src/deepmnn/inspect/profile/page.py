@@ -71,7 +71,7 @@ def _phase(phase: Phase, style: Mapping[str, str]) -> str:
     if phase.kinds:
         rows = [_row(kind) for kind in (*phase.kinds, phase.whole)]
         body += _titled("By op", pieces.table(("op", *columns), rows, {len(rows) - 1: "total"}))
-        nodes = [_row(node) for node in words.busiest(phase, _NODES)]
+        nodes = [_row(node) for node in words.busiest(phase.nodes, _NODES)]
         body += _titled("The nodes that take longest", pieces.table(("node", *columns), nodes))
         layers = [_row(layer) for layer in phase.layers]
         body += _folded("By layer", pieces.table(("layer", *columns), layers))

@@ -135,9 +135,9 @@ def rss_words(phase: Phase) -> str:
     return f"{file_size(phase.rss)} of the process in memory, {file_size(phase.peak_rss)} at most"
 
 
-def busiest(phase: Phase, most: int) -> Sequence[Cost]:
-    """The nodes that took longest."""
-    return sorted(phase.nodes, key=lambda cost: -cost.seconds)[:most]
+def busiest(costs: Sequence[Cost], most: int) -> Sequence[Cost]:
+    """Those that took longest."""
+    return sorted(costs, key=lambda cost: -cost.seconds)[:most]
 
 
 def _meaning(part: Part) -> str:
