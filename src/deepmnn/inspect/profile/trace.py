@@ -83,7 +83,7 @@ def chrome(trace: Trace, title: str) -> dict[str, Any]:
     return {
         "traceEvents": events,
         "displayTimeUnit": "ms",
-        "otherData": {"program": "deepmnn profile", "lost_spans": trace.lost},
+        "otherData": {"program": "deepmnn", "lost_spans": trace.lost},
     }
 
 
