@@ -115,6 +115,20 @@ def test_a_phase_ends_when_its_time_is_up(artifact: Path, monkeypatch: pytest.Mo
         assert (phase.runs, phase.asked) == (1, 1000)
 
 
+def test_filling_a_long_context_takes_nothing_from_the_time_of_decode(
+    artifact: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = measure._Runs._prefill
+
+    def slow(*args: Any) -> None:
+        time.sleep(0.4)
+        usual(*args)
+
+    monkeypatch.setattr(measure, "SECONDS", 0.3)
+    monkeypatch.setattr(measure._Runs, "_prefill", slow)
+    assert profiled(artifact, ids=IDS, repeat=3).decode.runs == 3
+
+
 @pytest.mark.parametrize("bad", [{"repeat": 0}, {"batch": 0}, {"context": 0}, {"ids": []}])
 def test_impossible_counts_are_refused(artifact: Path, bad: dict[str, Any]) -> None:
     with pytest.raises(RequestError):

@@ -174,30 +174,21 @@ class _Runs:
         runs, end = 0, perf_counter() + SECONDS
         while runs < self._repeat and (runs == 0 or perf_counter() < end):
             tell(runs, self._repeat, "prefill")
-            answers = self._answers(self.prompt_tokens, 1)
-            recorder.count(lambda: self._run(answers))  # noqa: B023  # it is called at once
+            recorder.count(self._run, self._answers(self.prompt_tokens, 1))
             runs += 1
         return recorder.end(runs, self._repeat)
 
     def decode(self, recorder: Recorder, tell: Progress) -> Phase:
         """Steps in which every sequence gets a token; in rounds, where the context is too short."""
         recorder.begin("decode")
-        runs, end = 0, perf_counter() + SECONDS
+        runs, end = 0, 0.0
         while runs < self._repeat and (runs == 0 or perf_counter() < end):
-            tell(runs, self._repeat, "decode")
+            tell(runs, self._repeat, f"decode after {self._context} tokens")
             answers = self._decoding(0)
-            done = [0]
-            wanted = min(self._repeat - runs, self._round)
-
-            def steps(done: list[int] = done, wanted: int = wanted) -> None:
-                while done[0] < wanted and (done[0] == 0 or perf_counter() < end):
-                    self.engine.step()
-                    done[0] += 1
-
-            recorder.count(steps)
+            end = end or perf_counter() + SECONDS  # the first context may take longer than that
+            runs += recorder.count(self._steps, min(self._repeat - runs, self._round), end)
             self._check(answers)
             self._end(answers)
-            runs += done[0]
         return recorder.end(runs, self._repeat)
 
     def trace(self) -> Trace:
@@ -263,6 +254,14 @@ class _Runs:
         while self.engine.scheduler.busy:
             self.engine.step()
         self._check(answers)
+
+    def _steps(self, most: int, end: float) -> int:
+        """How many there was time for, at least one."""
+        done = 0
+        while done < most and (done == 0 or perf_counter() < end):
+            self.engine.step()
+            done += 1
+        return done
 
     def _end(self, answers: Sequence[Answer]) -> None:
         for answer in answers:

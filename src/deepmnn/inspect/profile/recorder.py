@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable
 from time import perf_counter
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 
 from deepmnn import _core
 from deepmnn.backends.cpu.backend import CpuBackend
@@ -21,6 +21,9 @@ from deepmnn.inspect.profile.system import forget_peak, resident, since, system,
 
 if TYPE_CHECKING:
     from deepmnn.api.llm import LLM
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 REST = "between the parts"
 """What no clock has seen."""
@@ -67,8 +70,8 @@ class Recorder:
         self._counts, self._systems, self._steps = [], [], []
         self._held, self._peak_rss = {}, 0
 
-    def count(self, work: Callable[[], None]) -> None:
-        """Runs work, which belongs to the phase; what happens between two calls does not."""
+    def count(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Work's result; it belongs to the phase, what happens between two calls does not."""
         timeline, steps = self._engine.timeline, self._engine.steps
         timeline.clear()
         steps.clear()
@@ -77,7 +80,7 @@ class Recorder:
             self._core.memory(reset=True)
         forget_peak()
         before, begin = system(), perf_counter()
-        timeline.run(LOOP, work)
+        result = timeline.run(LOOP, work, *args, **kwargs)
         self._seconds += perf_counter() - begin
         self._systems.append(since(before, system()))
         self._python += timeline.seconds
@@ -89,6 +92,7 @@ class Recorder:
                 before_it = self._held.get(name, (0, 0, 0))
                 self._held[name] = (held, pages, max(peak, before_it[2]))
         self._peak_rss = max(self._peak_rss, resident()[1])
+        return result
 
     def end(self, runs: int, asked: int) -> Phase:
         """What the phase took. runs: how often it was repeated, asked: how often it was to be."""
