@@ -10,7 +10,7 @@ import json
 import os
 import zlib
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 from deepmnn.errors import ArtifactError, Words
 from deepmnn.quant.recipe import Recipe
@@ -85,6 +85,7 @@ class Manifest(TypedDict):
     nodes_level_0: int
     nodes: int
     passes: list[PassRecord]
+    changes: NotRequired[list[str]]
     shards: list[ShardRecord]
     files: dict[str, FileRecord]
     crc32: int
@@ -156,6 +157,13 @@ def file_crc(path: Path) -> int:
     return crc
 
 
+def check_changes(fields: dict[str, Any], path: Path) -> None:
+    """Raises ArtifactError unless "changes" is missing or a list of texts: `Source.changes`."""
+    changes = fields.get("changes", [])
+    if type(changes) is not list or not all(type(change) is str for change in changes):
+        raise ArtifactError(f"{path}: changes is {changes!r:.80}", "a list of texts", AGAIN)
+
+
 def _check_manifest(fields: dict[str, Any], path: Path) -> None:
     """Raises ArtifactError unless every field of `Manifest` has its type."""
     counts = dict.fromkeys(("optimize_level", "nodes_level_0", "nodes"), int)
@@ -167,6 +175,7 @@ def _check_manifest(fields: dict[str, Any], path: Path) -> None:
     check_texts({key: fields[key] for key in texts}, path, AGAIN)
     if len(fields["files"]) > MAX_FILES:
         raise ArtifactError(f"{path} lists {len(fields['files'])} files", f"at most {MAX_FILES}")
+    check_changes(fields, path)
     for record in fields["passes"]:
         sizes = ("rewrites", "nodes_before", "nodes_after")
         if not _has(record, str, "name") or not _has(record, int, *sizes):

@@ -86,10 +86,14 @@ class RestoredSource(Source):
 
     def kept_format(self, name: str) -> str | None:
         """The kept format of all rows of a tensor. Raises TensorNotFoundError."""
-        self.shape(name)
-        found = {weight.format for weight, _ in self._parts[name]}
+        found = self.stored_formats(name)
         format = found.pop() if len(found) == 1 else formats.VECTOR.name
         return format if formats.named(format).is_kept else None
+
+    def stored_formats(self, name: str) -> set[str]:
+        """The formats in which the rows of a tensor are stored. Raises TensorNotFoundError."""
+        self.shape(name)
+        return {weight.format for weight, _ in self._parts[name]}
 
     def _gathered(self, name: str, arrays_of: Callable[[Weight], Arrays]) -> Arrays:
         """The rows of a tensor out of the arrays of every weight that has some of them."""

@@ -68,6 +68,7 @@ def write(
                 "optimize_level": plan.optimize_level,
                 "nodes_level_0": plan.nodes_level_0,
                 "nodes": plan.nodes,
+                **({"changes": list(plan.source.changes)} if plan.source.changes else {}),
                 "passes": [asdict(result) for result in plan.passes],
             }
         )

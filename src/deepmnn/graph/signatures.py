@@ -369,6 +369,19 @@ def choices(graph: Graph) -> dict[str, str]:
     return found
 
 
+def sums_of_choices(graph: Graph) -> dict[str, str]:
+    """What experts add up to → the indices of the experts."""
+    routed = choices(graph)
+    return {
+        output: routed[name]
+        for node in graph.nodes
+        if SIGNATURES[node.op].sums_choices
+        for output in node.outputs
+        for name in node.inputs
+        if name in routed
+    }
+
+
 def weights_read(graph: Graph, reading: Reading) -> set[str]:
     """The names of the weights that a node reads in this way."""
     found: set[str] = set()

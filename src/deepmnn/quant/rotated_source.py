@@ -37,6 +37,9 @@ from deepmnn.source.source import Source
 from deepmnn.source.tensor_names import EMBEDDING, HEAD
 from deepmnn.source.wrapped import WrappedSource
 
+ROTATED = "rotated"
+"""What `Source.changes` calls it."""
+
 _LAYER = re.compile(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)")
 _EXPERT = re.compile(r"mlp\.(experts\.\d+|shared_experts)\.")
 _ATTENTION, _MLP, _FINAL = "input_layernorm", "post_attention_layernorm", "model.norm.weight"
@@ -66,6 +69,7 @@ class RotatedSource(WrappedSource):
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
+        self.changes += (ROTATED,)
         self._model = read_config(source.config)
         self._threads = _core.available_cores()
 

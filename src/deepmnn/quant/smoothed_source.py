@@ -23,6 +23,9 @@ from deepmnn.formats import F32
 from deepmnn.source.source import Source
 from deepmnn.source.wrapped import WrappedSource
 
+SMOOTHED = "smoothed"
+"""What `Source.changes` calls it."""
+
 DOWN, _UP = "down_proj", "up_proj"
 _MOST = np.float32(32.0)
 """No factor is larger, nor smaller than its inverse."""
@@ -38,6 +41,7 @@ class SmoothedSource(WrappedSource):
 
     def __init__(self, source: Source, sizes: Mapping[str, F32]) -> None:
         super().__init__(source)
+        self.changes += (SMOOTHED,)
         self._factors = {name: _factors(size) for name, size in sizes.items()}
 
     def read(self, name: str) -> F32:

@@ -19,10 +19,14 @@ class Source(ABC):
     Attributes:
         config: the fields of config.json.
         paths: the directories and files that it is read from.
+        changes: what was done to the model's own numbers, in order: "rotated" and "smoothed"
+            (quant/rotated_source.py, smoothed_source.py) leave its logits as they are, and change
+            values on the way there.
     """
 
     config: dict[str, Any]
     paths: tuple[Path, ...] = ()
+    changes: tuple[str, ...] = ()
 
     @abstractmethod
     def names(self) -> list[str]:

@@ -13,7 +13,7 @@ class WrappedSource(Source):
     """
 
     def __init__(self, source: Source) -> None:
-        self.config, self.paths = source.config, source.paths
+        self.config, self.paths, self.changes = source.config, source.paths, source.changes
         self._source = source
 
     def names(self) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 
 from deepmnn.exporters.mnn import rotary
 from deepmnn.exporters.mnn.lower import Lowering
+from deepmnn.exporters.mnn.values import K_TURNED, LATENT, Q_LINEAR, Q_TURNED, beside
 from deepmnn.exporters.mnn.weights import Rows
 from deepmnn.graph.ir import Node
 from deepmnn.graph.signatures import padded
@@ -67,6 +68,8 @@ def gqa_attention(low: Lowering, node: Node) -> None:
         }
     angles = rotary.tables(low, node)
     turned = low.model.rope((q, k, *angles), (heads, kv_heads), dim, dim, norms)
+    for tensor, name in zip(turned, (Q_TURNED, K_TURNED), strict=True):
+        low.name(tensor, beside(node, name))
     shape = _Heads(heads, kv_heads, dim, v_dim)
     _finish(low, node, _attend(low, node, (*turned, v), shape), shape)
 
@@ -81,6 +84,7 @@ def mla_attention(low: Lowering, node: Node) -> None:
         turned = np.concatenate([turned[::2], turned[1::2]])
     q_rows = _per_head(np.concatenate([nope + turned, still]), heads, nope + pe)
     q = low.project(node.inputs[0], q_rows)
+    low.name(q, beside(node, Q_LINEAR))
     # MNN's RoPE op wants q and k of one head size: the shared key's head is filled with zeros.
     k_rows = np.concatenate([rank + turned, np.full(nope, -1)])
     k_pe = low.project(node.inputs[1], k_rows, ".rope")
@@ -88,6 +92,8 @@ def mla_attention(low: Lowering, node: Node) -> None:
     latent = low.model.rms_norm((latent,), low.norm(node.weights[0]), a["eps"])[0]
     angles = rotary.tables(low, node)
     q, k_pe = low.model.rope((q, k_pe, *angles), (heads, 1), nope + pe, pe, {})
+    for tensor, name in ((q, Q_TURNED), (k_pe, K_TURNED), (latent, LATENT)):
+        low.name(tensor, beside(node, name))
     k_pe, _ = low.model.split(k_pe, (pe, nope), 3)  # [1, tokens, 1, pe]
     form = _absorbed if low.mla_form == "absorbed" else _expanded
     form(low, node, q, k_pe, latent)

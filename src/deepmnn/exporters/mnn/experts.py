@@ -8,6 +8,7 @@ import numpy as np
 
 from deepmnn.exporters.mnn.lower import Lowering
 from deepmnn.exporters.mnn.model import Block, expert_name
+from deepmnn.exporters.mnn.values import ROUTED, beside
 from deepmnn.exporters.mnn.weights import Rows
 from deepmnn.formats import BLOCK_ROWS
 from deepmnn.graph.ir import Node
@@ -83,20 +84,22 @@ def moe(low: Lowering, node: Node) -> None:
             a["intermediate_size"],
             *node.weights[2 * expert : 2 * expert + 2],
         )
-    out = low.model.reshape(out, (-1, hidden, 1, 1))
-    packed = low.model.pack(out)
+    packed = low.model.pack(low.model.reshape(out, (-1, hidden, 1, 1)))
     if shared:
+        low.name(out, beside(node, ROUTED))
         packed = low.model.binary("ADD", packed, low.packed(shared[0]))
     low.set_packed(node.outputs[0], packed)
 
 
-def gate_and_up(low: Lowering, block: Block, x: int, weight: tuple[str, int], prefix: str) -> int:
-    """silu(gate) · up of packed x, by a gate-and-up weight of this intermediate size."""
+def gate_and_up(
+    low: Lowering, block: Block, x: int, weight: tuple[str, int], prefix: str
+) -> tuple[int, int]:
+    """Both of packed x, by a gate-and-up weight of this intermediate size."""
     gate, up = (
         low.linear(block, x, (stored, rows, None), prefix + part)
         for (stored, rows), part in zip(_gate_up_rows(low, *weight), ("gate", "up"), strict=True)
     )
-    return block.binary("MUL_SILU", up, gate)
+    return gate, up
 
 
 def _gate_up_rows(low: Lowering, weight: str, size: int) -> tuple[tuple[str, Rows], ...]:
@@ -114,7 +117,8 @@ def _expert(low: Lowering, name: str, hidden: int, size: int, gate_up: str, down
     block = Block()
     x = block.input("x", (-1, hidden))
     packed = block.pack(block.reshape(x, (-1, hidden, 1, 1)))
-    gated = gate_and_up(low, block, packed, (gate_up, size), f"{name}/")
+    gate, up = gate_and_up(low, block, packed, (gate_up, size), f"{name}/")
+    gated = block.binary("MUL_SILU", up, gate)
     out = low.linear(block, gated, (down, np.arange(hidden), None), f"{name}/down")
     out = block.reshape(block.unpack(out), (-1, hidden))
     low.model.subgraphs.append((name, block, [x], [out]))

@@ -140,6 +140,7 @@ def export(
                 "quant": artifact.manifest["quant"] if bits is None else f"{bits} bits",
                 "optimize_level": artifact.manifest["optimize_level"],
                 "mla_form": form,
+                "changes": artifact.manifest.get("changes", []),
                 "vocab_size": low.width(graph.outputs[0]),
                 "cache_width": low.cache_width,
                 "workload": asdict(workload),

@@ -23,6 +23,7 @@ from typing import Any
 from deepmnn.artifact.manifest import (
     MAX_FILES,
     VERIFY_ALWAYS_BYTES,
+    check_changes,
     check_crc,
     check_size,
     check_stamp,
@@ -172,6 +173,7 @@ def _check_fields(fields: dict[str, Any], path: Path) -> None:
         if not least <= fields[key] <= _MOST:
             raise ArtifactError(f"{path}: {key} is {fields[key]!r:.80}", f"{least} to {_MOST}")
     check_texts({key: fields[key] for key in _TEXTS}, path, _AGAIN)
+    check_changes(fields, path)
     if len(fields["files"]) > MAX_FILES:
         raise ArtifactError(f"{path} lists {len(fields['files'])} files", f"at most {MAX_FILES}")
     for name, record in {**fields["settings"], **fields["files"]}.items():

@@ -1,7 +1,8 @@
 """Graph → .mnn: every op of docs/ops.md in MNN's ops, weights streamed to the weight file.
 
 Activations stay packed (model.py) as long as an op allows. `linear` is lowered where its output is
-used, so that an attention can ask for its rows in the order MNN wants them.
+used, so that an attention can ask for its rows in the order MNN wants them. A tensor that holds a
+value of the graph has its name, by which values are found again in a network (values.py).
 """
 
 from __future__ import annotations
@@ -143,6 +144,7 @@ class Lowering:
                 )
             RULES[node.op](self, node)
         logits = self.graph.outputs[0]
+        self._name_values()
         row = self.model.reshape(self.plain(logits), (1, -1, self.width(logits)))
         self.model.tensors[row] = self.model.ops[-1]["name"] = "logits"
         self.model.outputs = ["logits"]
@@ -151,6 +153,19 @@ class Lowering:
     def _hidden_size(self) -> int:
         node = next(node for node in self.graph.nodes if node.op == "embedding")
         return self.graph.values[node.outputs[0]].width
+
+    def _name_values(self) -> None:
+        """Tensors get the names of what they hold: the first where a value has several."""
+        named: set[int] = set()
+        for name, value in self._values.items():
+            tensor = value.packed if value.plain is None else value.plain
+            if tensor is not None and tensor not in named and name not in self.graph.outputs:
+                named.add(tensor)
+                self.name(tensor, name)
+
+    def name(self, tensor: int, value: str) -> None:
+        """The tensor holds a value of the model."""
+        self.model.tensors[tensor] = value
 
     def next_attention(self, width: int) -> int:
         """MNN numbers the layers that cache; this one caches `width` elements a token."""
@@ -173,7 +188,7 @@ class Lowering:
         """The packed form of a value."""
         value = self._values[name]
         if value.packed is None and value.projection is not None:
-            value.packed = self.project(name, np.arange(value.width))
+            return self.project(name, np.arange(value.width))
         if value.packed is None:
             assert value.plain is not None
             shaped = self.model.reshape(value.plain, (-1, value.width, 1, 1))
@@ -229,19 +244,25 @@ class Lowering:
 
     def project(self, name: str, order: Rows, part: str = "") -> int:
         """Packed rows of a value that a linear map produces, in this order; -1 is a zero row."""
-        projection = self._values[name].projection
+        value = self._values[name]
+        projection, whole = value.projection, np.array_equal(order, np.arange(value.width))
+        if whole and value.packed is not None:
+            return value.packed
         if projection is None:
             raise UnsupportedModelError(
                 f"{name} does not come straight from a linear map", "q, k and v that do"
             )
         rows = np.where(order < 0, -1, projection.rows[order])
         bias = None if projection.bias is None else self.values(projection.bias)
-        return self.linear(
+        made = self.linear(
             self.model,
             self.packed(projection.source),
             (projection.weight, rows, bias),
             projection.name + part,
         )
+        if whole:
+            value.packed = made
+        return made
 
     def linear(self, block: Block, x: int, weight: tuple[str, Rows, F32 | None], name: str) -> int:
         """A convolution of packed x by rows of a stored weight; `bias` is over all its rows."""

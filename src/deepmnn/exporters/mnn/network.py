@@ -10,7 +10,7 @@ kind of op.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from deepmnn.errors import ArtifactError
@@ -46,6 +46,7 @@ class Network:
         layers: attentions, each with a cache.
         cache_width: elements that they cache for a token.
         context_length: positions that its tables hold.
+        tensors: what its ops compute, experts apart, by number.
     """
 
     hidden_size: int
@@ -53,6 +54,7 @@ class Network:
     layers: int
     cache_width: int
     context_length: int
+    tensors: tuple[Tensor | None, ...] = field(repr=False)
 
 
 def read_network(path: Path, data: bytes, weights: Path) -> Network:
@@ -60,9 +62,12 @@ def read_network(path: Path, data: bytes, weights: Path) -> Network:
 
     Raises ArtifactError, naming the op.
     """
-    return check_network(
-        FlatBuffer(data, TABLES, UNION, str(path), _AGAIN).root("Net"), path, weights
-    )
+    return check_network(decode_network(path, data), path, weights)
+
+
+def decode_network(path: Path, data: bytes) -> Table:
+    """The .mnn file as a Net of schema.py. Raises ArtifactError for a damaged one."""
+    return FlatBuffer(data, TABLES, UNION, str(path), _AGAIN).root("Net")
 
 
 def check_network(net: Table, path: Path, weights: Path) -> Network:
@@ -71,7 +76,7 @@ def check_network(net: Table, path: Path, weights: Path) -> Network:
     with WeightBlobs(weights) as blobs:
         state = State(blobs)
         try:
-            hidden_size, logits = _main(net, state)
+            hidden_size, logits, tensors = _main(net, state)
             for index, graph in enumerate(net["subgraphs"] or ()):
                 place = f"subgraph {index}"
                 _expert(graph, index, state)
@@ -80,11 +85,12 @@ def check_network(net: Table, path: Path, weights: Path) -> Network:
             raise ArtifactError(
                 f"{path}: {place}: {fault}", "what an export of this version holds", _AGAIN
             ) from None
-    return Network(hidden_size, logits, state.layers, state.cache_width, state.context_length)
+    sizes = (state.layers, state.cache_width, state.context_length)
+    return Network(hidden_size, logits, *sizes, tuple(tensors))
 
 
-def _main(net: Table, state: State) -> tuple[int, int]:
-    """→ the widths of input and logits."""
+def _main(net: Table, state: State) -> tuple[int, int, list[Tensor | None]]:
+    """→ the widths of input and logits, and all tensors."""
     ops, names = net["oplists"] or [], net["tensorName"] or []
     need(net["tensorNumber"] == len(names), f"{net['tensorNumber']} tensors, {len(names)} names")
     need(net["outputName"] == ["logits"], f"the outputs are {net['outputName']!r:.80}")
@@ -101,7 +107,7 @@ def _main(net: Table, state: State) -> tuple[int, int]:
     tensors = _run(ops, names, inputs, state)
     for name in (*inputs, "logits"):
         need(names.count(name) == 1, f"{names.count(name)} tensors are called {name}")
-    return hidden_size, _logits_width(tensors[names.index("logits")])
+    return hidden_size, _logits_width(tensors[names.index("logits")]), tensors
 
 
 def _logits_width(logits: Tensor | None) -> int:

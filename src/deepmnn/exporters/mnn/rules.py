@@ -8,6 +8,7 @@ import numpy as np
 
 from deepmnn.exporters.mnn import attention, experts
 from deepmnn.exporters.mnn.lower import Lowering, Projection, Rule
+from deepmnn.exporters.mnn.values import GATE, UP, beside
 from deepmnn.graph.ir import Node
 
 Sizes = tuple[int, ...]
@@ -118,8 +119,10 @@ def _select_rows(low: Lowering, node: Node) -> None:
 def _swiglu(low: Lowering, node: Node) -> None:
     weight = (node.weights[0], node.int_attr("intermediate_size"))
     x = low.packed(node.inputs[0])
-    gated = experts.gate_and_up(low, low.model, x, weight, f"/{node.name}.")
-    low.set_packed(node.outputs[0], gated)
+    gate, up = experts.gate_and_up(low, low.model, x, weight, f"/{node.name}.")
+    low.name(gate, beside(node, GATE))
+    low.name(up, beside(node, UP))
+    low.set_packed(node.outputs[0], low.model.binary("MUL_SILU", up, gate))
 
 
 RULES: dict[str, Rule] = {

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -12,9 +12,14 @@ from deepmnn.backends.base import I32
 from deepmnn.errors import RequestError
 from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph
-from deepmnn.graph.signatures import choices
+from deepmnn.graph.signatures import choices, sums_of_choices
 from deepmnn.graph.stages import LAYER
-from deepmnn.inspect.compare.difference import Difference, difference, in_one_order
+from deepmnn.inspect.compare.difference import (
+    Difference,
+    difference,
+    guilty_expert,
+    in_one_order,
+)
 from deepmnn.inspect.side import Layer, Side
 from deepmnn.inspect.sides.staged import StagedSide
 from deepmnn.quant.divergence import Divergence, Rows
@@ -36,12 +41,14 @@ class Compared:
         difference: each model as it runs.
         alone: computed from the reference's values, so that an error is the node's own; None where
             that is not possible.
+        as_written: the same by the model's level-0 graph; None where nobody looked.
     """
 
     name: str
     layer: int
     difference: Difference
     alone: Difference | None = None
+    as_written: Difference | None = None
 
 
 @dataclass
@@ -50,17 +57,35 @@ class Values:
 
     Attributes:
         compared: in the order of the level-0 graph.
+        inside: values that the model does not tell, as its own level-0 graph computes them from the
+            reference's values: of the first layer of each kind, for rounding may hide what is
+            wrong inside a fused node, and of those with an error that rounding does not explain.
         missing: values of the level-0 graph that the model or the reference does not tell.
         divergence: of the predictions.
     """
 
-    compared: list[Compared] = field(default_factory=list)
-    missing: list[str] = field(default_factory=list)
-    divergence: Divergence | None = None
+    compared: list[Compared]
+    inside: list[Compared]
+    missing: list[str]
+    divergence: Divergence | None
 
 
-Watch = Callable[[int, Layer], None]
-"""Called with a layer's number and the reference's values when the layer has been compared."""
+@dataclass(frozen=True)
+class Inside:
+    """How to look into fused nodes.
+
+    Attributes:
+        side: the model's numbers in its level-0 graph, in float32.
+        bounds: value → the error of its own that needs no explanation.
+    """
+
+    side: StagedSide
+    bounds: Mapping[str, float]
+
+
+Watch = Callable[[int, Layer, Layer], None]
+"""Called when a layer has been compared, with its number, the model's values and the reference's of
+this layer and its neighbours."""
 
 
 def compare_values(
@@ -70,6 +95,7 @@ def compare_values(
     samples: Sequence[I32],
     progress: Progress | None = None,
     watch: Watch | None = None,
+    inside: Inside | None = None,
 ) -> Values:
     """Runs both and compares.
 
@@ -80,8 +106,12 @@ def compare_values(
         samples: token ids; each is a sequence of its own.
         progress: called after each layer.
         watch: called after each layer.
+        inside: to look into fused nodes.
     """
-    run, count = _Run(model, reference, naive, samples, watch), max(layers_of(naive).values()) + 1
+    run, count = (
+        _Run(model, reference, naive, samples, watch, inside),
+        max(layers_of(naive).values()) + 1,
+    )
     for number in run.layers():
         if progress is not None:
             progress(number + 1, count, f"layer {number}")
@@ -102,13 +132,17 @@ class _Run:
         naive: Graph,
         samples: Sequence[I32],
         watch: Watch | None,
+        inside: Inside | None,
     ) -> None:
-        self._model, self._reference, self._naive = model, reference, naive
-        self._samples, self._watch = samples, watch
+        self._model, self._reference = model, reference
+        self._samples, self._watch, self._inside = samples, watch, inside
         self._positions = np.concatenate([np.arange(len(sample)) for sample in samples])
         self._choices = choices(naive)
         self._layers = layers_of(naive)
+        self._sums = sums_of_choices(naive)
         self._found: dict[str, Compared] = {}
+        self._looked: dict[str, Compared] = {}
+        self._kinds: set[tuple[str, ...]] = set()
         self._known: Layer = {}
         self._divergence: Divergence | None = None
 
@@ -121,17 +155,20 @@ class _Run:
             window.append(next(theirs, {}))
             self._known = {name: value for each in window for name, value in each.items()}
             self._match({**left, **layer})
-            self._match_alone(number, layer)
+            self._match_alone(number)
             left = {name: value for name, value in layer.items() if name not in self._found}
             if self._watch is not None:
-                self._watch(number, self._known)
+                self._watch(number, layer, self._known)
             yield number
 
     def result(self) -> Values:
         """What has been found."""
-        order = {name: at for at, name in enumerate(self._layers)}
-        found = sorted(self._found.values(), key=lambda each: order[each.name])
-        return Values(found, [name for name in order if name not in self._found], self._divergence)
+        found, looked = (
+            [table[name] for name in self._layers if name in table]
+            for table in (self._found, self._looked)
+        )
+        missing = [name for name in self._layers if name not in self._found]
+        return Values(found, looked, missing, self._divergence)
 
     def _match(self, layer: Layer) -> None:
         """Compares what both have by now."""
@@ -144,7 +181,7 @@ class _Run:
             if name == LOGITS:
                 self._divergence = divergence(self._known[name], layer[name])
 
-    def _match_alone(self, number: int, layer: Layer) -> None:
+    def _match_alone(self, number: int) -> None:
         """Compares what the layer's nodes compute from the reference's values."""
         model = self._model
         if not isinstance(model, StagedSide) or not model.reads(number) <= self._known.keys():
@@ -153,6 +190,33 @@ class _Run:
         for name in own:
             if name in self._found:
                 self._found[name].alone = self._difference(name, own)
+        inside = self._inside
+        if inside is None:
+            return
+        kind = tuple(node.op for node in inside.side.parts[number].nodes)
+        if kind not in self._kinds or any(self._is_suspicious(name, inside) for name in own):
+            self._look(number, inside.side)
+        self._kinds.add(kind)
+
+    def _is_suspicious(self, name: str, inside: Inside) -> bool:
+        found = self._found.get(name)
+        return (
+            found is not None
+            and found.alone is not None
+            and not found.alone.error <= inside.bounds.get(name, np.inf)
+        )
+
+    def _look(self, number: int, side: StagedSide) -> None:
+        """Compares what the model does not tell of a layer."""
+        if not side.reads(number) <= self._known.keys():
+            return
+        own = side.alone(number, self._samples, self._known)
+        for name in own:
+            apart = self._difference(name, own) if name in self._known else None
+            if apart is not None and name in self._found:
+                self._found[name].as_written = apart
+            elif apart is not None and name in self._layers:
+                self._looked[name] = Compared(name, self._layers[name], apart, apart)
 
     def _difference(self, name: str, layer: Layer) -> Difference | None:
         """Of a value and the reference's; None where nothing can be compared."""
@@ -173,7 +237,11 @@ class _Run:
                 f"{name} is {list(found.shape)}, in the reference {list(wanted.shape)}",
                 "two models of one architecture and size",
             )
-        return difference(found, wanted, positions)
+        apart = difference(found, wanted, positions)
+        chosen = self._known.get(self._sums.get(name, ""))
+        if chosen is None:
+            return apart
+        return replace(apart, expert=guilty_expert(found, wanted, chosen))
 
 
 def layers_of(graph: Graph) -> dict[str, int]:

@@ -13,6 +13,9 @@ from deepmnn.inspect.side import Layer
 
 F64 = NDArray[np.float64]
 
+GUILTY = 10.0
+"""How many times the squared error of other tokens an expert's must have to be named."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -28,6 +31,8 @@ class Difference:
         block_ratio: that error over the median of all blocks; 0 where there are fewer than 4.
         onset: the first position from which on the error is ten times that before; None: there is
             none.
+        expert: the one whose tokens have most of the error, of what experts add up to; None: it is
+            no one's in particular.
     """
 
     error: float
@@ -40,6 +45,7 @@ class Difference:
     block: int = 0
     block_ratio: float = 0.0
     onset: int | None = None
+    expert: int | None = None
 
 
 def difference(found: NDArray[Any], wanted: NDArray[Any], positions: NDArray[Any]) -> Difference:
@@ -76,6 +82,23 @@ def difference(found: NDArray[Any], wanted: NDArray[Any], positions: NDArray[Any
         ratio,
         _onset(squares.sum(axis=1), norms.sum(axis=1), positions),
     )
+
+
+def guilty_expert(found: NDArray[Any], wanted: NDArray[Any], chosen: NDArray[Any]) -> int | None:
+    """The expert whose tokens are off much more than all others, of sums [tokens, width].
+
+    chosen: the experts of each token, [tokens, top_k].
+    """
+    errors = np.square(found - wanted, dtype=np.float64).sum(axis=1)
+    ratios = {}
+    for expert in np.unique(chosen).tolist():
+        mine = (chosen == expert).any(axis=1)
+        if 0 < mine.sum() < len(mine):
+            ratios[expert] = errors[mine].mean() / max(errors[~mine].mean(), 1e-30)
+    if not ratios:
+        return None
+    worst = max(ratios, key=lambda expert: ratios[expert])
+    return worst if ratios[worst] > GUILTY else None
 
 
 def relative(squared: float, norm: float) -> float:

@@ -1,13 +1,18 @@
-"""What each layer alone does to the predictions: its errors, and everything after it exact.
+"""What each layer does to the predictions.
 
-The layer runs as the model has it on what enters it in the reference. What it gives runs through
-the reference's later layers, beside what the layers before it gave. As errors of different layers
-hardly depend on each other, the divergences of all layers add up to about that of the whole.
+alone: the layer runs as the model has it on what enters it in the reference, and everything after
+it is exact. Errors of different layers hardly depend on each other, so the divergences add up to
+about that of the whole; but not where calibration has made later layers correct earlier ones
+(quant/correction.py): then each alone does more harm than together.
+
+added: the model's layers up to this one, everything after it exact; less the same without this
+one. Of all layers together that is the divergence of the whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -21,36 +26,60 @@ _TOGETHER = 2048
 """Tokens of a step; one copy where their logits are computed."""
 
 
+@dataclass(frozen=True)
+class Effect:
+    """Of a layer, in nats of mean KL divergence from the exact model."""
+
+    layer: int
+    alone: float
+    added: float
+
+
 class Effects:
     """Collects them while a comparison goes through the layers (`watch`).
 
     Args:
-        model: its layers are put into the exact model one at a time.
-        exact: the reference in float32, of the same layers; what passes from one to the next is
-            known in the reference by name.
+        model: its layers are put into the exact model.
+        exact: the reference in float32, of the same layers (`opened.exact`).
         samples: those that are compared.
     """
 
     def __init__(self, model: StagedSide, exact: StagedSide, samples: Sequence[I32]) -> None:
         self._model, self._exact, self._samples = model, exact, samples
-        self._copies: list[Layer] = []
-        self.found: list[float | None] = []
+        self._alone: list[Layer] = []
+        self._up_to: list[Layer] = []
+        self._clean: Layer = {}
+        self._possible = len(model.parts) == len(exact.parts)
+        self.found: list[Effect] = []
 
-    def watch(self, number: int, known: Layer) -> None:
-        """A layer has been compared; known: the reference's values around it."""
-        last = number == len(self._exact.parts) - 1
+    def watch(self, number: int, layer: Layer, known: Layer) -> None:
+        """A layer has been compared.
+
+        Args:
+            layer: the model's values.
+            known: the reference's values around it.
+        """
         entered = self._exact.reads(number)
-        if not (self._model.reads(number) | entered) <= known.keys():
-            self.found = [None] * len(self._exact.parts)
+        last = number == len(self._exact.parts) - 1
+        leaving = {LOGITS} if last else self._exact.reads(number + 1)
+        if not (self._model.reads(number) | entered) <= known.keys() or not leaving <= layer.keys():
+            self._possible = False
+        if not self._possible:
             return
         own = self._model.from_layer(number, self._samples, known)
-        leaving = {LOGITS} if last else self._exact.reads(number + 1)
         clean = {name: known[name] for name in entered}
-        passed = self._advance(number, [*self._copies, clean], leaving)
-        *self._copies, exact = passed
-        self._copies.append({name: own[name] for name in leaving})
+        copies = self._advance(number, [*self._alone, *self._up_to, clean], leaving)
+        self._alone, self._up_to = copies[:number], copies[number:-1]
+        self._alone.append({name: own[name] for name in leaving})
+        self._up_to.append({name: layer[name] for name in leaving})
         if last:
-            self.found = [self._divergence(exact, copy) for copy in self._copies]
+            self.found = self._effects(copies[-1])
+
+    def _effects(self, exact: Layer) -> list[Effect]:
+        alone = [self._divergence(exact, copy) for copy in self._alone]
+        up_to = [self._divergence(exact, copy) for copy in self._up_to]
+        added = np.diff(up_to, prepend=0.0).tolist()
+        return [Effect(layer, *pair) for layer, pair in enumerate(zip(alone, added, strict=True))]
 
     def _advance(self, number: int, copies: list[Layer], leaving: set[str]) -> list[Layer]:
         """Takes copies through a layer of the exact model, several at a time."""

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cached_property
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,12 @@ from deepmnn.conversion.plan import choose_formats, naive_graph
 from deepmnn.conversion.stage import Stored, stored_from
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import RequestError, Words
+from deepmnn.exporters.mnn.cached import exported_model
 from deepmnn.exporters.mnn.folder import MnnFolder, is_exported
-from deepmnn.formats import F32
+from deepmnn.formats import F32, VECTOR
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.levels import MAX_LEVEL, optimize, pass_names
+from deepmnn.graph.tensors import tensors
 from deepmnn.inspect.side import Side
 from deepmnn.inspect.sides.staged import StagedSide, by_engine, by_numpy
 from deepmnn.measure.reference import EXACT
@@ -31,6 +34,7 @@ from deepmnn.quant.recipe import DEFAULT, Recipe, recipe_of
 from deepmnn.quant.store import stored_values
 from deepmnn.source.source import Source
 from deepmnn.text.text_files import SourceFiles, TextFiles
+from deepmnn.text.tokenizer import FILE, Tokenizer
 
 TORCH = "torch"
 """The backend that is none of deepmnn's."""
@@ -91,7 +95,11 @@ class Subject:
         config: the fields of config.json.
         tensors: its numbers under Hugging Face's names; None: MNN's weights are not read back.
         text_files: the tokenizer's and other small files.
+        stored: the bytes of a weight of its graph; None: it has no graph of ours.
+        level: of optimisation; None likewise.
         options: how it runs; the backend is known.
+        quant: how its numbers are stored, as an exported folder says, whose graph does not tell;
+            None: the graph does, or they are exact.
     """
 
     name: str
@@ -99,7 +107,41 @@ class Subject:
     config: dict[str, Any]
     tensors: Source | None
     text_files: TextFiles
+    stored: Stored | None
+    level: int | None
     options: SideOptions
+    quant: str | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Width of the logits."""
+        return self.side.vocab_size
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether it came with one."""
+        return FILE in self.text_files
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Raises TokenizerError when there is none."""
+        return Tokenizer(self.text_files)
+
+    def formats(self, tensor: str) -> set[str]:
+        """In which its numbers of a tensor are stored; floats of a checkpoint are what they are."""
+        if isinstance(self.tensors, RestoredSource):
+            return self.tensors.stored_formats(tensor)
+        return self._formats.get(tensor, {VECTOR.name})
+
+    @cached_property
+    def _formats(self) -> dict[str, set[str]]:
+        """Tensor → the formats of the graph's weights that are made of it."""
+        found: dict[str, set[str]] = {}
+        graph = self.side.graph if isinstance(self.side, StagedSide) else Graph("")
+        for weight in graph.weights.values():
+            for tensor in tensors(weight.expr):
+                found.setdefault(tensor.name, set()).add(weight.format)
+        return found
 
 
 @contextmanager
@@ -122,10 +164,13 @@ def opened(
     if exported:
         _check_exported(name, options)
         with hold(path):
-            yield _folder(name, MnnFolder.open(path), options)
+            folder = MnnFolder.open(path)
+            yield _folder(name, folder, folder.text_files, options)
     elif backend == "mnn":
         with converted(name, options.quant, progress) as held:
-            yield _exported(name, Artifact.open(held.path), options, progress)
+            artifact = Artifact.open(held.path)
+            with exported_model(artifact, progress) as kept:
+                yield _folder(name, MnnFolder.open(kept.path), artifact.text_files, options)
     elif here and not is_checkpoint(path):
         _check_converted(name, options)
         with hold(path):
@@ -139,6 +184,24 @@ def opened(
     else:
         with original(name, progress) as source:
             yield _source(name, source, options)
+
+
+def exact(reference: Subject, like: Subject) -> StagedSide | None:
+    """The reference's numbers in float32 on the engine, in a graph whose layers hand on what those
+    of another model do; None where its numbers cannot be read.
+    """
+    if reference.tensors is None or like.level is None:
+        return None
+    disabled = like.options.disabled
+    options = SideOptions(backend="cpu", quant=EXACT, optimize_level=like.level, disabled=disabled)
+    return _staged(reference.tensors, options)
+
+
+def as_written(subject: Subject) -> StagedSide | None:
+    """A model's numbers in the level-0 graph, in float32 by numpy; None: they cannot be read."""
+    if subject.tensors is None:
+        return None
+    return _staged(subject.tensors, SideOptions(backend="reference", quant=EXACT, optimize_level=0))
 
 
 def default_reference(name: str) -> SideOptions:
@@ -200,16 +263,23 @@ def _artifact(name: str, artifact: Artifact, options: SideOptions) -> Subject:
 
     level = artifact.manifest["optimize_level"]
     side = staged_side(graph, stored, numbers, options, f"{recipe}, level {level}")
-    return Subject(name, side, artifact.config, restored, artifact.text_files, options)
+    files = artifact.text_files
+    return Subject(name, side, artifact.config, restored, files, stored, level, options)
 
 
 def _source(name: str, source: Source, options: SideOptions, words: str = "") -> Subject:
     """A checkpoint, in a graph of its own."""
+    side = _staged(source, options, words)
+    files = SourceFiles(source, Path(name))
+    level = _level(options)
+    return Subject(name, side, source.config, source, files, stored_from(source), level, options)
+
+
+def _staged(source: Source, options: SideOptions, words: str = "") -> StagedSide:
+    """A checkpoint's numbers in the graph that the options ask for."""
     by_reference = options.backend == "reference"
     recipe = recipe_of(options.quant or (EXACT if by_reference else DEFAULT))
-    level = options.optimize_level
-    if level is None:
-        level = 0 if by_reference else MAX_LEVEL
+    level = _level(options)
     naive, _ = naive_graph(source)
     keep = None if recipe.name == EXACT else source
     graph, _ = optimize(
@@ -227,9 +297,14 @@ def _source(name: str, source: Source, options: SideOptions, words: str = "") ->
 
     without = f" without {', '.join(sorted(options.disabled))}" if options.disabled else ""
     words = f"{words or recipe.name}, level {level}{without}"
-    side = staged_side(graph, stored_from(source), numbers, options, words)
-    files = SourceFiles(source, Path(name))
-    return Subject(name, side, source.config, source, files, options)
+    return staged_side(graph, stored_from(source), numbers, options, words)
+
+
+def _level(options: SideOptions) -> int:
+    """At which a checkpoint runs."""
+    if options.optimize_level is not None:
+        return options.optimize_level
+    return 0 if options.backend == "reference" else MAX_LEVEL
 
 
 def staged_side(
@@ -262,14 +337,14 @@ def _torch(name: str, source: Source, options: SideOptions) -> Subject:
     from deepmnn.measure.torch_model import TorchModel
 
     side = TorchSide(TorchModel(name, options.threads))
-    return Subject(name, side, source.config, source, SourceFiles(source, Path(name)), options)
+    files = SourceFiles(source, Path(name))
+    return Subject(name, side, source.config, source, files, None, None, options)
 
 
-def _exported(
-    name: str, artifact: Artifact, options: SideOptions, progress: Progress | None
-) -> Subject:
-    raise NotImplementedError
+def _folder(name: str, folder: MnnFolder, files: TextFiles, options: SideOptions) -> Subject:
+    """A folder exported for MNN."""
+    from deepmnn.inspect.sides.mnn import MnnSide
 
-
-def _folder(name: str, folder: MnnFolder, options: SideOptions) -> Subject:
-    raise NotImplementedError
+    side = MnnSide(folder, options.threads or 0)
+    quant = str(folder.manifest["quant"])
+    return Subject(name, side, folder.config, None, files, None, None, options, quant)

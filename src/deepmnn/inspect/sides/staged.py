@@ -100,7 +100,7 @@ class StagedSide:
         views = {output for node in graph.nodes if is_view(node) for output in node.outputs}
         self._seen = [name for node in graph.nodes for name in node.outputs if name not in views]
         self.parts = stages(graph, self._seen)
-        self._open = open_stage
+        self.open_stage = open_stage
 
     def layers(self, samples: Sequence[I32]) -> Iterator[Layer]:
         """Every value of the graph but views; see `Side`."""
@@ -141,7 +141,7 @@ class StagedSide:
     def _run(self, part: Graph, samples: Sequence[I32], values: Layer) -> Layer:
         tokens = sum(map(len, samples))
         with tempfile.TemporaryDirectory(prefix="deepmnn-stage-") as folder:
-            stage = self._open(part, tokens, Path(folder))
+            stage = self.open_stage(part, tokens, Path(folder))
             inputs = {name: values[name] for name in part.inputs if _is_f32(part, name)}
             return stage.run(samples, inputs)
 

@@ -1,0 +1,1 @@
+"""What must be switched off for a model to give the reference's answers again."""

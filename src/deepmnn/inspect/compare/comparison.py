@@ -1,0 +1,236 @@
+"""Two models compared: everything that is measured, and what it means."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from deepmnn import models
+from deepmnn.backends.base import I32
+from deepmnn.conversion.plan import untied
+from deepmnn.errors import RequestError
+from deepmnn.graph.ir import Graph
+from deepmnn.graph.levels import optimize, pass_names
+from deepmnn.graph.tensors import tensors
+from deepmnn.inspect.compare.attributes import attribute_differences
+from deepmnn.inspect.compare.compare import (
+    Compared,
+    Inside,
+    Values,
+    compare_values,
+    layers_of,
+)
+from deepmnn.inspect.compare.effects import Effect, Effects
+from deepmnn.inspect.compare.findings import (
+    Finding,
+    attribute_findings,
+    bound_of,
+    folder_bound,
+    value_bounds,
+    value_findings,
+    weight_findings,
+)
+from deepmnn.inspect.compare.weights import TensorDifference, compare_weights
+from deepmnn.inspect.sides.opened import Subject, as_written, exact
+from deepmnn.inspect.sides.staged import StagedSide
+from deepmnn.measure.reference import check_comparable
+from deepmnn.quant.divergence import Divergence
+
+Progress = Callable[[int, int, str], None]
+"""Called with (done, in all, what)."""
+
+SUSPICIOUS = 0.5
+"""An error of a tensor from which on it may be another one."""
+
+CACHE_BOUNDS = {"f32": 0.0, "bf16": 2.0**-6, "int8": 0.05}
+"""What rounding keys and values explains of an attention's error."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What comparing a model with a reference gives.
+
+    Attributes:
+        model, reference: what they are, in a few words.
+        layers: decoder layers.
+        tokens, samples: that were compared.
+        values: that both tell, in the order of the level-0 graph.
+        vanished: pass → values of the level-0 graph that it leaves out of the model's.
+        hidden: other values that one of the two does not tell.
+        divergence: of the predictions; None where one of them tells none.
+        effects: of each layer on the predictions; empty where they were not asked for, or cannot be
+            measured.
+        weights: tensor by tensor; empty where one model's are not read.
+        findings: what rounding does not explain, the first in the model's order first.
+    """
+
+    model: str
+    reference: str
+    layers: int
+    tokens: int
+    samples: int
+    values: tuple[Compared, ...]
+    vanished: dict[str, tuple[str, ...]]
+    hidden: tuple[str, ...]
+    divergence: Divergence | None
+    effects: tuple[Effect, ...]
+    weights: tuple[TensorDifference, ...]
+    findings: tuple[Finding, ...]
+
+
+def compare(
+    model: Subject,
+    reference: Subject,
+    samples: Sequence[I32],
+    *,
+    weights: bool = True,
+    effects: bool = True,
+    progress: Progress | None = None,
+) -> Comparison:
+    """Compares two opened models of one architecture and size.
+
+    Args:
+        samples: token ids, each a sequence of its own.
+        weights: compares their tensors, too.
+        effects: measures what each layer does to the predictions. It takes about as long as half as
+            many runs of the model as that has layers.
+        progress: called after each layer and tensor.
+
+    Raises RequestError: two vocabularies, or two architectures or sizes, or ids outside the
+    vocabulary; and what the models raise while they run.
+    """
+    naive = check_pair(model, reference)
+    bounds = _bounds(model, reference, naive)
+    inner = as_written(model)
+    watch = _effects(model, reference, samples) if effects else None
+    found = compare_values(
+        model.side,
+        reference.side,
+        naive,
+        samples,
+        progress,
+        watch.watch if watch is not None else None,
+        None if inner is None else Inside(inner, bounds),
+    )
+    tensors = _weights(model, reference, progress) if weights else []
+    vanished = _vanished(model, naive)
+    gone = {name for names in vanished.values() for name in names}
+    return Comparison(
+        model=model.side.label,
+        reference=reference.side.label,
+        layers=max(layers_of(naive).values()),
+        tokens=sum(map(len, samples)),
+        samples=len(samples),
+        values=tuple(found.compared),
+        vanished=vanished,
+        hidden=tuple(name for name in found.missing if name not in gone),
+        divergence=found.divergence,
+        effects=tuple(watch.found) if watch is not None else (),
+        weights=tuple(tensors),
+        findings=tuple(_findings(model, reference, naive, found, tensors, bounds, vanished)),
+    )
+
+
+def check_pair(model: Subject, reference: Subject) -> Graph:
+    """The level-0 graph of two models that can be compared. Raises RequestError."""
+    check_comparable(model, reference)
+    ours, theirs = (_naive(subject) for subject in (model, reference))
+    here, there = (max(layers_of(graph).values()) for graph in (ours, theirs))
+    if here != there:
+        raise _other(f"{here} layers", f"{there}")
+    for name in ours.values.keys() & theirs.values.keys():
+        mine, other = ours.values[name].width, theirs.values[name].width
+        if mine != other:
+            raise _other(f"{name} of {mine} numbers", f"{other}")
+    if not ours.values.keys() & theirs.values.keys() > {"ids", "positions", "hidden", "logits"}:
+        raise _other(f"the architecture {ours.name}", theirs.name)
+    return theirs
+
+
+def _other(found: str, wanted: str) -> RequestError:
+    return RequestError(
+        f"the model has {found}, the reference {wanted}",
+        "two models of one architecture and size",
+        "Compare a model with the checkpoint that it was made of.",
+    )
+
+
+def _naive(subject: Subject) -> Graph:
+    config = subject.config if subject.tensors is None else untied(subject.tensors)
+    return models.build(config)
+
+
+def _effects(model: Subject, reference: Subject, samples: Sequence[I32]) -> Effects | None:
+    truth = exact(reference, model)
+    if truth is None or not isinstance(model.side, StagedSide):
+        return None
+    return Effects(model.side, truth, samples)
+
+
+def _vanished(model: Subject, naive: Graph) -> dict[str, tuple[str, ...]]:
+    """Pass → the values that are gone after it."""
+    if model.level is None:
+        return {}
+    passes = [name for name in pass_names(model.level) if name not in model.options.disabled]
+    left, found = set(naive.values), {}
+    for number, name in enumerate(passes):
+        later = model.options.disabled.union(passes[number + 1 :])
+        graph, _ = optimize(naive, model.level, disabled=later)
+        if gone := left - set(graph.values):
+            found[name] = tuple(value for value in naive.values if value in gone)
+            left -= gone
+    return found
+
+
+def _weights(
+    model: Subject, reference: Subject, progress: Progress | None
+) -> list[TensorDifference]:
+    """Of all tensors; none where both have the same ones, or one model's cannot be read."""
+    ours, theirs = model.tensors, reference.tensors
+    if ours is None or theirs is None or ours.paths == theirs.paths:
+        return []
+    return list(compare_weights(ours, theirs, SUSPICIOUS, progress))
+
+
+def _bounds(model: Subject, reference: Subject, naive: Graph) -> dict[str, float]:
+    """The error of its own that roundings explain, of every value."""
+    graphs = [(_stored_as(naive, (model, reference)), 0.0)]
+    for subject in (model, reference):
+        if isinstance(subject.side, StagedSide):
+            graphs.append((subject.side.graph, CACHE_BOUNDS[subject.options.kv_dtype]))
+    least = max((folder_bound(s.quant) for s in (model, reference) if s.quant), default=0.0)
+    return {name: max(bound, least) for name, bound in value_bounds(graphs, naive).items()}
+
+
+def _stored_as(naive: Graph, subjects: Sequence[Subject]) -> Graph:
+    """The level-0 graph, each weight in the coarsest format that one of the models stores it in."""
+    graph = naive.copy()
+    for weight in graph.weights.values():
+        formats = {
+            format
+            for tensor in tensors(weight.expr)
+            for subject in subjects
+            for format in subject.formats(tensor.name)
+        }
+        weight.format = max(formats, key=bound_of)
+    return graph
+
+
+def _findings(
+    model: Subject,
+    reference: Subject,
+    naive: Graph,
+    found: Values,
+    weights: Sequence[TensorDifference],
+    bounds: Mapping[str, float],
+    vanished: Mapping[str, Sequence[str]],
+) -> list[Finding]:
+    made: list[Finding] = []
+    if model.options.as_it_is and isinstance(model.side, StagedSide) and model.level is not None:
+        wanted, _ = optimize(_naive(model), model.level)
+        made += attribute_findings(attribute_differences(model.side.graph, wanted))
+    made += weight_findings(weights, lambda name: model.formats(name) | reference.formats(name))
+    inside = list(value_findings(found.inside, bounds, naive, {}))
+    values = [*inside, *value_findings(found.compared, bounds, naive, vanished, inside)]
+    order = {name: at for at, name in enumerate(naive.values)}
+    return [*made, *sorted(values, key=lambda finding: order[finding.place])]
