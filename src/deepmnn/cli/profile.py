@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
     from deepmnn.inspect.profile import Phase, Profile
 
+_THREADS = 16
 _MOST = 8
-"""Nodes, and layers, that are shown of a phase."""
+"""Threads, and nodes or layers, that are shown of a phase."""
 
 
 def profile(
@@ -128,6 +129,10 @@ def _print_phase(phase: Phase) -> None:
     out.say(f"{'time':>7} {'a step':>9}  beside the ops", "dim")
     for name, share, time, meaning in words.part_rows(phase):
         out.say(f"{share:>7} {time:>9}  {name}: {meaning}")
+    if len(phase.threads) > 1:
+        for name, *shares in words.thread_rows(phase)[:_THREADS]:
+            said = zip(shares, words.THREAD_COLUMNS, strict=True)
+            out.say(f"{name}: {', '.join(f'{share} {what}' for share, what in said)}")
     made = table("", *words.MEMORY_COLUMNS)
     for owner in phase.memory:
         made.add_row(*map(Text, words.memory_cells(owner)))

@@ -80,6 +80,9 @@ def _phase(phase: Phase, style: Mapping[str, str]) -> str:
     said = [(f"{name}: {what}", *cells) for name, *cells, what in words.part_rows(phase)]
     parts = pieces.table(("part", "time", "a step"), said)
     body += _titled("Beside the ops", parts)
+    if len(phase.threads) > 1:
+        threads = pieces.table(("thread", *words.THREAD_COLUMNS), words.thread_rows(phase))
+        body += _titled("Threads", threads)
     owners = [words.memory_cells(owner) for owner in phase.memory]
     memory = pieces.table(words.MEMORY_COLUMNS, owners)
     body += _titled("Memory by owner", memory)

@@ -97,6 +97,14 @@ def thread_cells(cost: Cost) -> list[str]:
     return [f"{value / whole:.0%}" for value in (cost.busy, cost.stealing, cost.waiting)]
 
 
+def thread_rows(phase: Phase) -> list[list[str]]:
+    """Of each thread of the core: its number, and shares of its time as in THREAD_COLUMNS."""
+    return [
+        [f"thread {number}", *(f"{value / (sum(times) or 1.0):.0%}" for value in times)]
+        for number, times in enumerate(phase.threads)
+    ]
+
+
 def part_rows(phase: Phase) -> list[tuple[str, str, str, str]]:
     """What a step does besides its ops: name, share, time of a step, meaning."""
     return [
