@@ -195,14 +195,17 @@ int64_t ThreadPool::work(int worker) {
   return pieces;
 }
 
-// The caller's time is counted by zone: it looks at the clock only when there is something to steal.
+// It looks at the clock between its own pieces and others' only when there are others. The caller's own time is counted
+// by zone.
 int64_t ThreadPool::work_counted(int worker) {
-  const bool always = worker > 0 || profile_->keeps_spans();
-  const int64_t begin = always ? profile_->now() : 0;
+  const bool timed = worker > 0 || profile_->keeps_spans();
+  const int64_t begin = timed ? profile_->now() : 0;
   const int64_t own = run_all(slots_[static_cast<size_t>(worker)], true, worker, 0);
-  const int64_t own_end = always || pieces_left() ? profile_->now() : 0;
-  const int64_t stolen = steal(worker, own);
-  profile_->worked(worker, own, stolen, begin, own_end, own_end && (stolen > 0 || always) ? profile_->now() : 0);
+  const bool left = pieces_left();
+  const int64_t own_end = left ? profile_->now() : 0;
+  const int64_t stolen = left ? steal(worker, own) : 0;
+  const int64_t end = timed || stolen > 0 ? profile_->now() : own_end;
+  profile_->worked(worker, own, stolen, begin, left ? own_end : end, end);
   return own + stolen;
 }
 

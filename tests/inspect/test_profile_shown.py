@@ -89,7 +89,7 @@ def test_the_trace_has_steps_ops_and_what_each_thread_did(found: Profile, artifa
     assert found.trace is not None
     nodes = {node.name for node in load(artifact, "cpu").artifact.graph().nodes}
     engine, *workers = found.trace.threads
-    steps = [event for event in engine.events if event.name == "engine"]
+    steps = [event for event in engine.events if event.name == "engine's step"]
     ops = [event for event in engine.events if event.category == "op"]
     assert {event.name for event in ops} == nodes
     assert len(ops) == len(nodes) * len(steps)

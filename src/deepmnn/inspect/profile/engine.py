@@ -1,27 +1,28 @@
-"""An engine that tells what its steps are made of: the usual one, with a clock around each part."""
+"""An engine that tells what its steps are made of: the usual one, with seven looks at the clock.
+
+A step of a tiny model takes as long as a few dozen lines of Python. So a step only keeps the times
+at which one part ended and the next began; what they mean is worked out when the steps are over.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as List
-from dataclasses import dataclass, field
-from typing import Any
+from time import perf_counter_ns as now
+from typing import Any, NamedTuple
 
-from deepmnn.backends.base import F32, Backend, Batch, Cache, Draw
-from deepmnn.backends.cpu.backend import CpuBackend
+from deepmnn.backends.base import F32, Backend, Draw
 from deepmnn.engine.engine import Engine, make_batch
 from deepmnn.engine.kv_cache import BlockTable
 from deepmnn.engine.scheduler import Scheduler, Span
 from deepmnn.engine.sequence import Sequence
 from deepmnn.inspect.profile.load import Step, StepSpan
-from deepmnn.inspect.profile.timeline import Timeline
 
-LOOP, ENGINE, SCHEDULER = "loop", "engine", "scheduler"
+STEP, LOOP, SCHEDULER = "engine's step", "loop", "scheduler"
 BATCH, BINDING, SAMPLER, OUTPUT = "batch", "binding", "sampler", "output"
-"""The parts of a step, in Python, each without those inside it."""
+"""The parts of a step, in Python."""
 
 MEANINGS = {
     LOOP: "asks for one step after another",
-    ENGINE: "the rest of the engine's step",
     SCHEDULER: "chooses the tokens of a step and their cache blocks",
     BATCH: "describes the step to the backend",
     BINDING: "goes from Python to the backend and back",
@@ -30,104 +31,94 @@ MEANINGS = {
 }
 
 
-class TimedBackend:
-    """A backend with a clock; see backends/base.py for the protocol."""
+class Mark(NamedTuple):
+    """A part, and when it began and ended, in nanoseconds of `perf_counter_ns`."""
 
-    def __init__(self, backend: Backend, timeline: Timeline) -> None:
-        self._backend, self._timeline = backend, timeline
-        self._core = backend.model if isinstance(backend, CpuBackend) else None
-        self.vocab_size, self.outputs = backend.vocab_size, backend.outputs
-        self.cache_width, self.max_sequences = backend.cache_width, backend.max_sequences
-
-    def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> Cache:
-        """As the backend."""
-        return self._backend.new_cache(blocks, block_size, dtype)
-
-    def step(self, cache: Cache, batch: Batch) -> F32:
-        """As the backend; what the core says of its own time is not the binding's."""
-        return self._timeline.run(BINDING, self._step, cache, batch)
-
-    def run(self, cache: Cache, batch: Batch) -> dict[str, F32]:
-        """As the backend."""
-        return self._backend.run(cache, batch)
-
-    def sample(self, draws: list[Draw]) -> list[int]:
-        """As the backend."""
-        return self._timeline.run(SAMPLER, self._backend.sample, draws)
-
-    def _step(self, cache: Cache, batch: Batch) -> F32:
-        if self._core is None:
-            return self._backend.step(cache, batch)
-        before = self._core.step_seconds
-        logits = self._backend.step(cache, batch)
-        self._timeline.exclude(self._core.step_seconds - before)
-        return logits
+    name: str
+    begin: int
+    end: int
 
 
-class TimedScheduler(Scheduler):
-    """A scheduler with a clock, for which no prompt is in the cache already."""
+class Laps(NamedTuple):
+    """The times of one step, in nanoseconds: where a part ends, the next one begins."""
 
-    def __init__(self, timeline: Timeline, *args: Any) -> None:
-        super().__init__(*args)
-        self._timeline = timeline
+    begun: int
+    scheduled: int
+    described: int
+    ran: int
+    committed: int
+    sampled: int
+    ended: int
 
-    def schedule(self) -> list[Span[Sequence]]:
-        """As usual."""
-        return self._timeline.run(SCHEDULER, super().schedule)
+    def parts(self) -> tuple[Mark, ...]:
+        """In order; the backend's step is inside of BINDING."""
+        return (
+            Mark(SCHEDULER, self.begun, self.scheduled),
+            Mark(BATCH, self.scheduled, self.described),
+            Mark(BINDING, self.described, self.ran),
+            Mark(SCHEDULER, self.ran, self.committed),
+            Mark(SAMPLER, self.committed, self.sampled),
+            Mark(OUTPUT, self.sampled, self.ended),
+        )
+
+
+class UnsharedScheduler(Scheduler):
+    """A scheduler for which no prompt is in the cache already."""
 
     def _share(self, sequence: Sequence) -> int:
         return 0
 
 
-@dataclass(eq=False)
-class TimedSequence(Sequence):
-    """A request with a clock."""
-
-    timeline: Timeline = field(default_factory=Timeline)
-
-    def draw(self, logits: F32) -> Draw:
-        """As usual."""
-        return self.timeline.run(SAMPLER, super().draw, logits)
-
-    def accept(self, tokens: List[int]) -> None:
-        """As usual."""
-        self.timeline.run(OUTPUT, super().accept, tokens)
-
-
 class TimedEngine(Engine):
-    """An engine with a clock.
-
-    Attributes:
-        timeline: where the time goes.
-        steps: what each step has run.
-    """
+    """An engine with a clock. It keeps what its steps were, until `clear`."""
 
     def __init__(
         self, backend: Backend, cache_tokens: int, context_length: int, **options: Any
     ) -> None:
-        self.timeline = Timeline()
-        self.steps: list[Step] = []
-        super().__init__(
-            TimedBackend(backend, self.timeline), cache_tokens, context_length, **options
-        )
+        super().__init__(backend, cache_tokens, context_length, **options)
         usual = self.scheduler
-        self.scheduler = TimedScheduler(
-            self.timeline, self.manager, usual.max_batch_tokens, usual.max_sequences
+        self.scheduler = UnsharedScheduler(
+            self.manager, usual.max_batch_tokens, usual.max_sequences
         )
+        self._forward_times = (0, 0, 0, 0)
+        self._sampled = 0
+        self._times: list[tuple[int, ...]] = []
+        self._ran: list[list[tuple[int, int, int]]] = []
+
+    def laps(self) -> list[Laps]:
+        """The times of the steps."""
+        return [Laps(*times) for times in self._times]
+
+    def ran(self) -> list[Step]:
+        """What the steps have run."""
+        return [tuple(StepSpan(*span) for span in step) for step in self._ran]
+
+    def clear(self) -> None:
+        """Forgets them."""
+        self._times.clear()
+        self._ran.clear()
 
     def step(self) -> list[Sequence]:
         """As usual."""
-        return self.timeline.run(ENGINE, super().step)
+        begun = now()
+        told = super().step()
+        self._times.append((begun, *self._forward_times, self._sampled, now()))
+        return told
 
     def forward(self, spans: List[Span[BlockTable]]) -> F32:
         """As usual."""
-        ran = tuple(StepSpan(span.count, span.table.length, span.rows) for span in spans)
-        batch = self.timeline.run(BATCH, make_batch, spans)
+        scheduled = now()
+        batch = make_batch(spans)
+        described = now()
         logits = self.backend.step(self.cache, batch)
-        self.timeline.run(SCHEDULER, self._commit, spans)
-        self.steps.append(ran)
-        return logits
-
-    def _commit(self, spans: List[Span[BlockTable]]) -> None:
+        ran = now()
+        self._ran.append([(span.count, span.table.length, span.rows) for span in spans])
         for span in spans:
             self.manager.commit(span.table, span.count)
+        self._forward_times = (scheduled, described, ran, now())
+        return logits
+
+    def _sample(self, sequences: list[Sequence], draws: list[Draw]) -> List[int | None]:
+        tokens = super()._sample(sequences, draws)
+        self._sampled = now()
+        return tokens

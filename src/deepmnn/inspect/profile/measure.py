@@ -15,11 +15,10 @@ from deepmnn.backends.mnn.backend import MnnBackend
 from deepmnn.engine.sequence import Sequence as Answer
 from deepmnn.errors import ContextLengthError, RequestError, Words, argument
 from deepmnn.inspect.profile.costs import Costs
-from deepmnn.inspect.profile.engine import TimedEngine, TimedSequence
+from deepmnn.inspect.profile.engine import Mark, TimedEngine
 from deepmnn.inspect.profile.recorder import Recorder
 from deepmnn.inspect.profile.result import Phase, Profile, System
 from deepmnn.inspect.profile.system import since, system
-from deepmnn.inspect.profile.timeline import Mark
 from deepmnn.inspect.profile.trace import Trace, traced
 from deepmnn.measure.benchmark import measure_machine
 from deepmnn.text.stream import TextStream
@@ -37,6 +36,9 @@ REPEAT = 100
 
 SECONDS = 15.0
 """After which a phase ends, though it was not repeated as often as it was to be."""
+
+MOST_STEPS = 4096
+"""Of decode, after which their marks are added up."""
 
 WARM_STEPS = 3
 TRACE_STEPS = 8
@@ -186,7 +188,10 @@ class _Runs:
             tell(runs, self._repeat, f"decode after {self._context} tokens")
             answers = self._decoding(0)
             end = end or perf_counter() + SECONDS  # the first context may take longer than that
-            runs += recorder.count(self._steps, min(self._repeat - runs, self._round), end)
+            left = self._round
+            while left > 0 and runs < self._repeat and (runs == 0 or perf_counter() < end):
+                done = recorder.count(self._steps, min(self._repeat - runs, left, MOST_STEPS), end)
+                runs, left = runs + done, left - done
             self._check(answers)
             self._end(answers)
         return recorder.end(runs, self._repeat)
@@ -194,10 +199,8 @@ class _Runs:
     def trace(self) -> Trace:
         """One more prompt and a few steps, with all that happens in them."""
         core = self._model.backend.model if isinstance(self._model.backend, CpuBackend) else None
-        marks: list[Mark] = []
-        phases: list[Mark] = []
         answers = self._answers(self._context, self._round)
-        self.engine.timeline.marks = marks
+        self.engine.clear()
         if core is not None:
             core.start_profile(TRACE_SPANS)
         try:
@@ -206,33 +209,31 @@ class _Runs:
             middle = perf_counter_ns()
             for _ in range(min(TRACE_STEPS, self._round)):
                 self.engine.step()
-            phases += [Mark("prefill", begin, middle), Mark("decode", middle, perf_counter_ns())]
+            phases = Mark("prefill", begin, middle), Mark("decode", middle, perf_counter_ns())
             self._end(answers)
-            return traced(core, phases, marks)
+            return traced(core, phases, self.engine.laps())
         finally:
-            self.engine.timeline.marks = None
             if core is not None:
                 core.stop_profile()
 
-    def _answers(self, prompt_tokens: int, new_tokens: int) -> list[TimedSequence]:
+    def _answers(self, prompt_tokens: int, new_tokens: int) -> list[Answer]:
         return [self._answer(prompt_tokens, new_tokens) for _ in range(self._batch)]
 
-    def _answer(self, prompt_tokens: int, new_tokens: int) -> TimedSequence:
+    def _answer(self, prompt_tokens: int, new_tokens: int) -> Answer:
         """A sequence with a prompt of so many tokens; a given one begins again at its end."""
         if self._ids is None:
             prompt = self._random.integers(0, self._model.vocab_size, prompt_tokens).tolist()
         else:
             prompt = list(islice(cycle(self._ids), prompt_tokens))
         tokenizer = self._model.tokenizer if self._model.has_tokenizer else None
-        return TimedSequence(
+        return Answer(
             prompt,
             params=self._params,
             limit=prompt_tokens + new_tokens,
             output=None if tokenizer is None else TextStream(tokenizer, (), False),
-            timeline=self.engine.timeline,
         )
 
-    def _decoding(self, steps: int) -> list[TimedSequence]:
+    def _decoding(self, steps: int) -> list[Answer]:
         """Sequences that have their context in the cache, and have made some steps more."""
         answers = self._answers(self._context, self._ahead + self._round + 1)
         self._prefill(answers)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from time import perf_counter
 from types import TracebackType
@@ -41,8 +41,7 @@ class Recorder:
         self.threads = int(getattr(self._core or model.backend, "threads", 1))
         self._name = ""
         self._seconds = 0.0
-        self._python: Counter[str] = Counter()
-        self._calls: Counter[str] = Counter()
+        self._python: dict[str, float] = defaultdict(float)
         self._counts: list[Counts] = []
         self._systems: list[System] = []
         self._steps: list[Step] = []
@@ -66,33 +65,42 @@ class Recorder:
     def begin(self, name: str) -> None:
         """A phase."""
         self._name, self._seconds = name, 0.0
-        self._python, self._calls = Counter(), Counter()
+        self._python = defaultdict(float)
         self._counts, self._systems, self._steps = [], [], []
         self._held, self._peak_rss = {}, 0
 
     def count(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Work's result; it belongs to the phase, what happens between two calls does not."""
-        timeline, steps = self._engine.timeline, self._engine.steps
-        timeline.clear()
-        steps.clear()
+        self._engine.clear()
         if self._core is not None:
             self._core.profile(reset=True)
             self._core.memory(reset=True)
         forget_peak()
+        inside = self._core.step_seconds if self._core is not None else 0.0
         before, begin = system(), perf_counter()
-        result = timeline.run(LOOP, work, *args, **kwargs)
-        self._seconds += perf_counter() - begin
+        result = work(*args, **kwargs)
+        seconds = perf_counter() - begin
         self._systems.append(since(before, system()))
-        self._python += timeline.seconds
-        self._calls += timeline.calls
-        self._steps += steps
+        self._seconds += seconds
+        self._add(seconds)
+        self._steps += self._engine.ran()
         if self._core is not None:
+            self._python[BINDING] -= self._core.step_seconds - inside
             self._counts.append(Counts.take(self._core))
             for name, (held, pages, peak) in self._core.memory().items():
                 before_it = self._held.get(name, (0, 0, 0))
                 self._held[name] = (held, pages, max(peak, before_it[2]))
         self._peak_rss = max(self._peak_rss, resident()[1])
         return result
+
+    def _add(self, seconds: float) -> None:
+        """The parts of some steps, which took so long with what asked for them."""
+        inside = 0
+        for laps in self._engine.laps():
+            inside += laps.ended - laps.begun
+            for part, begin, end in laps.parts():
+                self._python[part] += (end - begin) / 1e9
+        self._python[LOOP] += seconds - inside / 1e9
 
     def end(self, runs: int, asked: int) -> Phase:
         """What the phase took. runs: how often it was repeated, asked: how often it was to be."""
@@ -141,7 +149,7 @@ class Recorder:
             if name == BINDING and self._core is None:
                 name = "MNN" if isinstance(self._model.backend, MnnBackend) else "numpy"
                 where = name
-            found.append(self._part(name, where, self._calls[name] or len(self._steps), spent))
+            found.append(self._part(name, where, len(self._steps), spent))
         found.sort(key=lambda part: -part.seconds)
         known = inside + sum(part.seconds for part in found)
         return (*found, self._part(REST, "", 0, self._seconds - known))

@@ -10,7 +10,7 @@ import numpy as np
 
 from deepmnn import _core
 from deepmnn.backends.cpu.counts import I64
-from deepmnn.inspect.profile.timeline import Mark
+from deepmnn.inspect.profile.engine import STEP, Laps, Mark
 
 _ZONE = 0
 _DOING = {1: "own part", 2: "stolen", 3: "waiting"}
@@ -46,10 +46,12 @@ class Trace:
     lost: int = 0
 
 
-def traced(core: _core.Model | None, phases: Sequence[Mark], marks: Sequence[Mark]) -> Trace:
+def traced(core: _core.Model | None, phases: Sequence[Mark], steps: Sequence[Laps]) -> Trace:
     """What has happened, in Python and in the core (None: the backend is another one)."""
-    first = [Event(m.name, "phase", m.begin, m.end) for m in phases]
-    first += [Event(m.name, "engine", m.begin, m.end) for m in marks]
+    first = [Event(name, "phase", begin, end) for name, begin, end in phases]
+    for laps in steps:
+        marks = (Mark(STEP, laps.begun, laps.ended), *laps.parts())
+        first += [Event(name, "engine", begin, end) for name, begin, end in marks]
     spans = core.spans() if core is not None else []
     names = _zones(core) if core is not None else []
     threads = []
