@@ -9,8 +9,9 @@ Shares: `perf` looks 2000 times a second at what the engine's thread does, and k
 clocks. A sample belongs to the op whose `run` is on its stack, and its share is of all samples of
 the thread, as ours is of the wall time.
 
-Overhead: decode steps in turns, with nothing counted, with counts, and with counts and spans; every
-figure is the median over the rounds of the ratio to the turn beside it with nothing counted.
+Overhead: decode steps in turns, of the core alone with nothing counted, with counts, and with both
+counts and spans; and of the engine with and without a profile. Every figure is the median over the
+rounds of the ratio to the turn beside it with nothing counted.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -39,6 +41,8 @@ if "DEEPMNN_CORE" in os.environ:  # of a child that perf looks at
 from deepmnn import _core
 from deepmnn.backends.cpu.counts import Counts
 from deepmnn.conversion.bundled import bundled_checkpoint
+from deepmnn.engine.engine import Engine
+from deepmnn.inspect.profile.engine import TimedEngine
 
 ROOT = Path(__file__).parents[1]
 BUILD = ROOT / "build" / "perf"
@@ -173,6 +177,39 @@ def overhead(path: Path, threads: int, seconds: float) -> list[str]:
     return [path.name, str(threads), f"{median(ways['off']) * 1e6:.1f}", *costs]
 
 
+def engine_overhead(path: Path, threads: int, seconds: float) -> list[str]:
+    """A row: microseconds of a whole decode step of one answer, and the cost of a profile."""
+    model = deepmnn.load(path, "cpu", threads)
+    params = replace(model.generation_config.params, ignore_eos=True)
+    core, backend = model.backend.model, model.backend  # type: ignore[attr-defined]
+    engines = Engine(backend, 1024, 512), TimedEngine(backend, 1024, 512)
+    turns: tuple[list[float], list[float]] = ([], [])
+    end = perf_counter() + seconds
+    while perf_counter() < end:
+        for which in (0, 1) if len(turns[0]) % 2 else (1, 0):
+            if which:
+                core.start_profile()
+            turns[which].append(answered(engines[which], params))
+            core.stop_profile()
+        engines[1].clear()
+    ratios = (on / off - 1 for off, on in zip(*turns, strict=True))
+    return [path.name, str(threads), f"{median(turns[0]) * 1e6:.1f}", f"{median(ratios):+.1%}"]
+
+
+def answered(engine: Engine, params: deepmnn.SamplingParams) -> float:
+    """Seconds of a decode step: the median of a turn's."""
+    ids = [id % engine.backend.vocab_size for id in range(PROMPT)]
+    sequence = engine.submit(ids, replace(params, max_tokens=None))
+    while sequence.pending != 1 or not sequence.completion_tokens:
+        engine.step()
+    times, end = [], perf_counter() + TURN
+    while (begin := perf_counter()) < end and len(times) < engine.context_length - PROMPT - 2:
+        engine.step()
+        times.append(perf_counter() - begin)
+    engine.cancel(sequence)
+    return median(times)
+
+
 def turn(runs: Runs) -> float:
     """Seconds of a decode step: the median of a turn's."""
     times, end = [], perf_counter() + TURN
@@ -213,8 +250,10 @@ def main(
                     rows += looked_at(path, phase, n, seconds)
             print(f"\n{path.name}")
             print_table(["phase", "threads", "op", "profile", "perf", "points"], rows)
-        made = [overhead(path, n, seconds) for path in paths for n in counts]
-    print_table(["model", "threads", "decode step, µs", "with counts", "with spans"], made)
+        cores = [overhead(path, n, seconds) for path in paths for n in counts]
+        engines = [engine_overhead(path, n, seconds) for path in paths for n in counts]
+    print_table(["core", "threads", "decode step, µs", "with counts", "with spans"], cores)
+    print_table(["engine", "threads", "decode step, µs", "profiled"], engines)
 
 
 if __name__ == "__main__":

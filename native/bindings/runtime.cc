@@ -223,7 +223,7 @@ nb::list profile(Model& model, bool reset) {
     for (const Profile::Worker& worker : profile.workers()) {
       std::vector<int64_t>& rows = workers.emplace_back();
       for (const Work& work : worker.work) {
-        rows.insert(rows.end(), {work.pieces, work.stolen, ns(work.own), ns(work.steal), ns(work.wait)});
+        rows.insert(rows.end(), {work.pieces, work.stolen, ns(work.own), ns(work.steal), work.wait_ns});
       }
     }
   });

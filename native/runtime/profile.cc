@@ -25,10 +25,10 @@ void Profile::worked(int index, int64_t own, int64_t stolen, int64_t begin, int6
   if (stolen > 0) remember(worker, {own_end, end, 0, Doing::stolen, stolen});
 }
 
-void Profile::waited(int64_t begin, int64_t end) {
+void Profile::waited(int64_t ns, int64_t begin) {
   if (zone_ == kNone) return;
-  workers_[0].work[zone_].wait += end - begin;
-  if (keeps_spans()) remember(workers_[0], {begin, end, 0, Doing::waiting, 0});
+  workers_[0].work[zone_].wait_ns += ns;
+  if (keeps_spans()) remember(workers_[0], {begin, now(), 0, Doing::waiting, 0});
 }
 
 }  // namespace deepmnn

@@ -84,7 +84,8 @@ class Profile {
   void alone(int64_t pieces) {
     if (zone_ != kNone) workers_[0].work[zone_].pieces += pieces;
   }
-  void waited(int64_t begin, int64_t end);
+  // For so long; since `begin` of the clock, where spans are kept.
+  void waited(int64_t ns, int64_t begin);
 
  private:
   static constexpr size_t kNone = SIZE_MAX;

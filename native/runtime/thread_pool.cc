@@ -154,7 +154,7 @@ void ThreadPool::wake_sleepers() {
 void ThreadPool::close_and_wait(int64_t pieces) {
   const uint64_t state = state_.fetch_and(~kOpen, std::memory_order_acq_rel);
   if ((state & kInside) == 0) return;
-  const int64_t start = now_ns(), began = profile_ ? profile_->now() : 0;
+  const int64_t start = now_ns(), began = profile_ && profile_->keeps_spans() ? profile_->now() : 0;
   const auto all_left = [&] { return (state_.load(std::memory_order_acquire) & kInside) == 0; };
   if (!spin_until(kCallerSpinNs, all_left, [&] { return helper_is_here(); })) {
     // A helper has lost its core in the middle of a piece: it may have this one.
@@ -163,7 +163,7 @@ void ThreadPool::close_and_wait(int64_t pieces) {
     helpers_->all_left.wait(lock, all_left);
   }
   const int64_t end = now_ns(), waited = end - start;
-  if (profile_) profile_->waited(began, profile_->now());
+  if (profile_) profile_->waited(waited, began);
   if (pieces > 0 && waited > std::max(kStallNs, (start - start_ns_) / pieces * kStallPieces)) {
     alone_until_ns_ = end + std::min(waited * kAloneStalls, kAloneNs);
   }
