@@ -20,10 +20,10 @@ constexpr const char* kPartNames[kParts] = {"checks", "placing", "rope tables", 
 // What one worker did in one zone. Worker 0 is the caller: what it has not waited or stolen it has worked.
 struct Work {
   int64_t pieces = 0;
-  int64_t stolen = 0;  // of the pieces: those from the part of another worker
-  int64_t own = 0;     // time in pieces of its own part; the caller's is not counted
-  int64_t steal = 0;   // time in those of others, and looking for them
-  int64_t wait = 0;    // the caller's, until the last helper has left
+  int64_t stolen = 0;   // of the pieces: those from the part of another worker
+  int64_t own = 0;      // time in pieces of its own part; the caller's is not counted
+  int64_t steal = 0;    // time in those of others, and looking for them
+  int64_t wait_ns = 0;  // the caller's, until the last helper has left; in nanoseconds, which the pool has anyway
 };
 
 enum class Doing : int64_t { zone, own, stolen, waiting };
