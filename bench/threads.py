@@ -24,6 +24,7 @@ import typer
 import deepmnn
 from deepmnn import _core
 from deepmnn.backends.cpu.backend import CpuBackend
+from deepmnn.backends.cpu.counts import Counts
 from deepmnn.conversion.bundled import bundled_checkpoint
 from deepmnn.measure.benchmark import time_run
 
@@ -114,13 +115,17 @@ def prompt_lengths(model: deepmnn.LLM, lengths: Sequence[int], seconds: float) -
 
 def busy_shares(model: deepmnn.LLM, prompt: int, seconds: float) -> None:
     """The share of the threads' time in which they work, for each op."""
+    assert isinstance(model.backend, CpuBackend)
+    core = model.backend.model
     prefill, decode = Measured(seconds / 2), Measured(seconds / 2)
+    core.start_profile()
     for measured, tokens, new in ((prefill, prompt, 1), (decode, 1, NEW_TOKENS)):
         for seed in measured.rounds():
-            _profile(model, reset=True)
+            core.profile(reset=True)
             time_run(model, tokens, new, 1, seed)
-            for op, cost in _profile(model, reset=True).items():
+            for op, cost in _costs(core).items():
                 measured.figures[op].append(cost)
+    core.stop_profile()
     rows = []
     for op in prefill.figures:
         row = [op]
@@ -132,17 +137,17 @@ def busy_shares(model: deepmnn.LLM, prompt: int, seconds: float) -> None:
     print_table("Busy threads, a thread for each core", head, rows)
 
 
-def _profile(model: deepmnn.LLM, reset: bool) -> dict[str, tuple[float, float, float, float]]:
+def _costs(core: _core.Model) -> dict[str, tuple[float, float, float, float]]:
     """op → calls, seconds, seconds of all ops, busy share; "all" is the sum."""
-    assert isinstance(model.backend, CpuBackend)
-    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0, 0.0])
-    for entry in model.backend.model.profile(reset):
-        cost = (entry["calls"], entry["seconds"], entry["busy_seconds"])
+    counts, sums = Counts.take(core), defaultdict[str, list[float]](lambda: [0.0, 0.0, 0.0])
+    worked = counts.busy + counts.stealing
+    for zone, entry in enumerate(core.instructions):
+        cost = (counts.calls[zone], counts.seconds[zone], worked[zone])
         for op in (entry["op"], "all"):
-            sums[op] = [a + b for a, b in zip(sums[op], cost, strict=True)]
-    total, threads = sums["all"][1], model.backend.model.threads
+            sums[op] = [a + float(b) for a, b in zip(sums[op], cost, strict=True)]
+    total = sums["all"][1]
     return {
-        op: (calls, seconds, total, busy / (seconds * threads))
+        op: (calls, seconds, total, busy / (seconds * core.threads))
         for op, (calls, seconds, busy) in sums.items()
         if calls
     }

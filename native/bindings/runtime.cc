@@ -7,8 +7,10 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <memory>
 #include <new>
+#include <utility>
 
 #include "kernels/dispatch.h"
 #include "platform/memory.h"
@@ -189,21 +191,75 @@ nb::dict outputs(const Model& model) {
   return widths;
 }
 
-nb::list profile(Model& model, bool reset) {
-  nb::list ops;
-  for (const OpProfile& cost : model.profile(reset)) {
+// What the program's instructions are, in order.
+nb::list instructions(const Model& model) {
+  nb::list found;
+  for (const Instruction& instruction : model.instructions()) {
     nb::dict entry;
-    entry["op"] = cost.op;
-    entry["name"] = cost.name;
-    entry["calls"] = cost.calls;
-    entry["seconds"] = cost.seconds;
-    entry["busy_seconds"] = cost.busy_seconds;
-    entry["wait_seconds"] = cost.wait_seconds;
-    entry["row_macs"] = cost.row_macs;
-    entry["context_macs"] = cost.context_macs;
-    ops.append(entry);
+    entry["op"] = instruction.op;
+    entry["name"] = instruction.name;
+    entry["row_macs"] = instruction.row_macs;
+    entry["context_macs"] = instruction.context_macs;
+    found.append(entry);
   }
-  return ops;
+  return found;
+}
+
+nb::ndarray<nb::numpy, int64_t, nb::ndim<2>> int_array(std::vector<int64_t> numbers, size_t width) {
+  auto owned = std::make_unique<std::vector<int64_t>>(std::move(numbers));
+  std::vector<int64_t>* data = owned.release();
+  nb::capsule owner(data, [](void* pointer) noexcept { delete static_cast<std::vector<int64_t>*>(pointer); });
+  return {data->data(), {data->size() / width, width}, owner};
+}
+
+// [zones, 2] calls and nanoseconds, then for each worker [zones, 5], as Work has them.
+nb::list profile(Model& model, bool reset) {
+  std::vector<int64_t> zones;
+  std::vector<std::vector<int64_t>> workers;
+  model.profile(reset, [&](const Profile& profile) {
+    const double rate = profile.clock().read().ns_per_unit();
+    const auto ns = [&](int64_t time) { return static_cast<int64_t>(static_cast<double>(time) * rate); };
+    for (const Profile::Zone& zone : profile.zones()) zones.insert(zones.end(), {zone.calls, ns(zone.time)});
+    for (const Profile::Worker& worker : profile.workers()) {
+      std::vector<int64_t>& rows = workers.emplace_back();
+      for (const Work& work : worker.work) {
+        rows.insert(rows.end(), {work.pieces, work.stolen, ns(work.own), ns(work.steal), work.wait_ns});
+      }
+    }
+  });
+  nb::list found;
+  found.append(int_array(std::move(zones), 2));
+  for (std::vector<int64_t>& rows : workers) found.append(int_array(std::move(rows), 5));
+  return found;
+}
+
+// Of each worker: how many spans it has forgotten, and those it remembers, oldest first, [n, 5], as Span has them.
+nb::list spans(Model& model) {
+  std::vector<std::pair<int64_t, std::vector<int64_t>>> workers;
+  model.profile(false, [&](const Profile& profile) {
+    const QuickClock::Reading clock = profile.clock().read();
+    for (const Profile::Worker& worker : profile.workers()) {
+      const int64_t room = static_cast<int64_t>(worker.spans.size()),
+                    lost = std::max<int64_t>(0, worker.spanned - room);
+      std::vector<int64_t>& rows = workers.emplace_back(lost, std::vector<int64_t>()).second;
+      for (int64_t i = lost; i < worker.spanned; ++i) {
+        const Span& span = worker.spans[static_cast<size_t>(i % room)];
+        rows.insert(rows.end(), {clock.ns_at(span.begin), clock.ns_at(span.end), span.zone,
+                                 static_cast<int64_t>(span.doing), span.pieces});
+      }
+    }
+  });
+  nb::list found;
+  for (auto& [lost, rows] : workers) found.append(nb::make_tuple(lost, int_array(std::move(rows), 5)));
+  return found;
+}
+
+nb::dict memory(Model& model, bool reset) {
+  nb::dict owners;
+  for (const MemoryUse& use : model.memory(reset)) {
+    owners[use.owner.c_str()] = nb::make_tuple(use.nbytes, use.resident_nbytes, use.peak_nbytes);
+  }
+  return owners;
 }
 
 int checked_threads(int threads) {
@@ -230,6 +286,7 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("blocks", &KvCache::blocks)
       .def_prop_ro("block_size", &KvCache::block_size)
       .def_prop_ro("nbytes", &KvCache::nbytes)
+      .def_prop_ro("resident_nbytes", &KvCache::resident_nbytes)
       .def("copy_block", &KvCache::copy_block, "source"_a, "target"_a, nb::call_guard<nb::gil_scoped_release>());
   nb::class_<Model>(m, "Model")
       .def(nb::init<const Path&, int, const std::string&, const std::string&, const Path&>(), "directory"_a,
@@ -251,7 +308,12 @@ void bind_model(nb::module_& m) {
            "context_lengths"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(),
            "inputs"_a = nb::dict())
       .def("sample", &sample_rows, "draws"_a)
-      .def("profile", &profile, "reset"_a = false);
+      .def_prop_ro("instructions", &instructions)
+      .def("start_profile", &Model::start_profile, "spans"_a = 0, nb::call_guard<nb::gil_scoped_release>())
+      .def("stop_profile", &Model::stop_profile, nb::call_guard<nb::gil_scoped_release>())
+      .def("profile", &profile, "reset"_a = false)
+      .def("spans", &spans)
+      .def("memory", &memory, "reset"_a = false);
 }
 
 }  // namespace
@@ -260,6 +322,9 @@ void bind_model(nb::module_& m) {
 void bind_runtime(nb::module_& m) {
   using namespace deepmnn;
   bind_model(m);
+  nb::list parts;
+  for (const char* name : kPartNames) parts.append(name);
+  m.attr("PARTS") = nb::tuple(parts);
   m.def("available_cores", &cores, "root"_a = "", "processors"_a = nb::none());
   m.def("available_memory", [](const Path& root) { return available_memory(root.string()); }, "root"_a = "");
   m.def("numa_nodes", &numa_nodes, "processors"_a = nb::none(), "root"_a = "");

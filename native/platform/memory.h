@@ -33,4 +33,7 @@ void place_pages(const uint8_t* begin, const uint8_t* end, Placement placement, 
 // tell.
 std::vector<int> nodes_of_pages(const uint8_t* begin, const uint8_t* end);
 
+// Bytes of the pages in [begin, end) that are in memory; all of them where the system does not tell.
+int64_t resident_nbytes(const uint8_t* begin, const uint8_t* end);
+
 }  // namespace deepmnn

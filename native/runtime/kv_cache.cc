@@ -42,6 +42,10 @@ int64_t KvCache::row_nbytes(size_t entry) const {
   return scales_offset(entry) + (width + kCacheGroup - 1) / kCacheGroup * 4;
 }
 
+int64_t KvCache::resident_nbytes() const {
+  return deepmnn::resident_nbytes(memory_.data(), memory_.data() + memory_.nbytes());
+}
+
 bool KvCache::fits(const std::vector<CacheInfo>& entries) const {
   if (entries.size() != entries_.size()) return false;
   for (size_t i = 0; i < entries.size(); ++i) {

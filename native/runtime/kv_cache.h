@@ -20,6 +20,7 @@ class KvCache {
   int64_t block_size() const { return block_size_; }
   CacheType type() const { return type_; }
   int64_t nbytes() const { return memory_.nbytes(); }
+  int64_t resident_nbytes() const;  // of the pages that have been written
   bool fits(const std::vector<CacheInfo>& entries) const;
 
   // Copies one block of every entry. Throws Error("request") for a block out of range.

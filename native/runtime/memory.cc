@@ -39,7 +39,20 @@ Memory::Memory(int64_t nbytes, const char* what) : nbytes_(nbytes) {
   if (!block_) fail_memory(nbytes, what);
 }
 
+void MemoryUse::add(const Memory& memory, int64_t peak) {
+  nbytes += memory.nbytes();
+  if (memory.data()) resident_nbytes += deepmnn::resident_nbytes(memory.data(), memory.data() + memory.nbytes());
+  peak_nbytes += peak;
+}
+
+void Scratch::use(MemoryUse& use, bool reset) {
+  for (const Memory& block : blocks_) use.add(block, 0);
+  use.peak_nbytes += std::max(peak_, full_ + used_);
+  if (reset) peak_ = 0;
+}
+
 void Scratch::reset() {
+  peak_ = std::max(peak_, full_ + used_);
   if (blocks_.size() > 1) {
     const int64_t total = full_ + blocks_.back().nbytes();
     blocks_.clear();

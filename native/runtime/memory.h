@@ -1,7 +1,9 @@
 // Grow-only, 64-byte aligned memory, asked for only when the machine has it.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "platform/memory.h"
@@ -30,21 +32,35 @@ class Memory {
   int64_t nbytes_ = 0;
 };
 
+// Who holds how much: what is held, what of it has pages, and the most that was needed at once.
+struct MemoryUse {
+  std::string owner;
+  int64_t nbytes = 0, resident_nbytes = 0, peak_nbytes = 0;
+
+  void add(const Memory& memory, int64_t peak);
+};
+
 // One arena of a step: reserve() keeps at least that much, and forgets what was inside when it has to grow.
 class Arena {
  public:
   // How much of that it would have to ask for.
   int64_t missing(int64_t nbytes) const { return nbytes > memory_.nbytes() ? nbytes : 0; }
   uint8_t* reserve(int64_t nbytes, const char* what) {
+    peak_ = std::max(peak_, nbytes);
     if (nbytes > memory_.nbytes()) {
       memory_ = Memory();
       memory_ = Memory(nbytes, what);
     }
     return memory_.data();
   }
+  void use(MemoryUse& use, bool reset) {
+    use.add(memory_, peak_);
+    if (reset) peak_ = 0;
+  }
 
  private:
   Memory memory_;
+  int64_t peak_ = 0;  // what was asked for at once since somebody has looked
 };
 
 // Working memory of one op: take() as often as needed, reset() before the next op. What was taken stays where it is;
@@ -57,6 +73,7 @@ class Scratch {
     return reinterpret_cast<T*>(take_bytes(count, sizeof(T)));
   }
   void reset();
+  void use(MemoryUse& use, bool reset);
 
  private:
   uint8_t* take_bytes(int64_t count, int64_t item_nbytes);
@@ -64,6 +81,7 @@ class Scratch {
   std::vector<Memory> blocks_;  // the last one is being filled
   int64_t used_ = 0;            // of the last block
   int64_t full_ = 0;            // bytes in the blocks before it
+  int64_t peak_ = 0;            // of one op since somebody has looked
 };
 
 }  // namespace deepmnn

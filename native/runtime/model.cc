@@ -1,12 +1,12 @@
 #include "runtime/model.h"
 
 #include <algorithm>
-#include <chrono>
 #include <numeric>
 
 #include "kernels/dispatch.h"
 #include "platform/files.h"
 #include "platform/threads.h"
+#include "runtime/clock.h"
 #include "runtime/fail.h"
 #include "runtime/machine.h"
 #include "runtime/mapped_weights.h"
@@ -15,6 +15,7 @@ namespace deepmnn {
 namespace {
 
 constexpr int kMaxThreads = 1024;
+constexpr int64_t kMaxSpans = int64_t{1} << 24;  // of each worker
 
 Program read_program(const std::string& directory) {
   const MappedFile file(directory + "/program.bin");
@@ -36,10 +37,19 @@ int thread_count(int threads, const Numa& numa) {
   return numa.active() ? available_cores(numa.processors()) : available_cores();
 }
 
-int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
+// Ends the last zone of a step, whichever way it ends.
+class Leaving {
+ public:
+  explicit Leaving(Profile* profile) : profile_(profile) {}
+  ~Leaving() {
+    if (profile_) profile_->leave();
+  }
+  Leaving(const Leaving&) = delete;
+  Leaving& operator=(const Leaving&) = delete;
+
+ private:
+  Profile* profile_;
+};
 
 }  // namespace
 
@@ -122,7 +132,6 @@ void Model::build_ops() {
       if (use.reading == Reading::looked_up) id_limit_ = std::min(id_limit_, program_.weights[use.id].rows);
     }
   }
-  costs_.resize(ops_.size());
 }
 
 // Its rows are read by whichever worker takes their sequence and head: on several nodes their pages take turns.
@@ -146,11 +155,15 @@ void Model::place_rows(const KvCache& cache, const Batch& batch) {
 // Where each output goes, to the caller or to room that nobody looks into, and where each input comes from.
 void* const* Model::place_ports(const void* const* inputs, void* const* outputs, const Batch& batch) {
   size_t at = 0;
+  int64_t wanted = 0;
   for (size_t i = 0; i < outputs_.size(); ++i) {
     void* target = outputs[i];
-    if (!target) target = unwanted_[i].reserve(nbytes_of(outputs_[i].count(batch), 4), outputs_[i].name.c_str());
+    const int64_t nbytes = nbytes_of(outputs_[i].count(batch), 4);
+    if (target) wanted += nbytes;
+    if (!target) target = unwanted_[i].reserve(nbytes, outputs_[i].name.c_str());
     supplied_[at++] = target;
   }
+  wanted_peak_nbytes_ = std::max(wanted_peak_nbytes_, wanted);
   size_t next = 0;
   for (uint32_t id : program_.inputs) {
     const bool ours = id == ids_buffer_ || id == positions_buffer_;
@@ -163,13 +176,17 @@ void Model::step(KvCache& cache, const Batch& batch, const void* const* inputs, 
   std::lock_guard<Turns> turn(turns_);
   receive_faults();
   const int64_t start = now_ns();
+  const Leaving leaving(profile_.get());
+  enter(Part::checks);
   if (!cache.fits(program_.caches)) fail_request("a cache of another model", "one made by this model's new_cache");
   if (static_cast<int64_t>(block_uses_.size()) < cache.blocks())
     block_uses_.resize(static_cast<size_t>(cache.blocks()));
   check_batch(batch, cache, id_limit_, block_uses_);
   const NumaScope pinned(numa_, pool_.workers());
-  place_rows(cache, batch);
+  enter(Part::ropes);
   ropes_.compute(pool_, batch.positions, batch.tokens);
+  enter(Part::placing);
+  place_rows(cache, batch);
   quantized_.clear();
   Step step{batch,
             cache,
@@ -208,7 +225,12 @@ void Model::place_activations(Step& step) {
 void Model::run_ops(Step& step) {
   weights_.check();
   try {
-    for (size_t i = 0; i < ops_.size(); ++i) run_op(i, step);
+    for (size_t i = 0; i < ops_.size(); ++i) {
+      if (profile_) profile_->enter(i);
+      weights_.unpin();
+      scratch_.reset();
+      ops_[i]->run(step);
+    }
   } catch (const Error&) {
     weights_.check();
     throw;
@@ -216,21 +238,11 @@ void Model::run_ops(Step& step) {
   weights_.check();
 }
 
-void Model::run_op(size_t index, Step& step) {
-  const int64_t start = now_ns(), helpers = pool_.helper_busy_ns(), waited = pool_.caller_wait_ns();
-  weights_.unpin();
-  scratch_.reset();
-  ops_[index]->run(step);
-  const int64_t ns = now_ns() - start;
-  Cost& cost = costs_[index];
-  cost.calls += 1;
-  cost.ns += ns;
-  cost.busy_ns += ns - (pool_.caller_wait_ns() - waited) + (pool_.helper_busy_ns() - helpers);
-}
-
 std::vector<int32_t> Model::sample(const std::vector<Draw>& draws) {
   std::lock_guard<Turns> turn(turns_);
   const NumaScope pinned(numa_, pool_.workers());
+  const Leaving leaving(profile_.get());
+  enter(Part::sampling);
   std::vector<int32_t> tokens(draws.size());
   pool_.run(static_cast<int64_t>(draws.size()), [&](int64_t row, int) {
     const Draw& draw = draws[static_cast<size_t>(row)];
@@ -239,18 +251,39 @@ std::vector<int32_t> Model::sample(const std::vector<Draw>& draws) {
   return tokens;
 }
 
-std::vector<OpProfile> Model::profile(bool reset) {
-  std::lock_guard<Turns> turn(turns_);
-  std::vector<OpProfile> profiles;
-  for (size_t i = 0; i < ops_.size(); ++i) {
-    const Cost& cost = costs_[i];
-    const double seconds = static_cast<double>(cost.ns) * 1e-9, busy = static_cast<double>(cost.busy_ns) * 1e-9;
-    const Instruction& instruction = program_.instructions[i];
-    profiles.push_back({instruction.op, instruction.name, cost.calls, seconds, busy,
-                        std::max(0.0, seconds * threads() - busy), instruction.row_macs, instruction.context_macs});
-    if (reset) costs_[i] = Cost{};
+void Model::start_profile(int64_t spans) {
+  if (spans < 0 || spans > kMaxSpans) {
+    fail_request(std::to_string(spans) + " spans", "0 to " + std::to_string(kMaxSpans));
   }
-  return profiles;
+  std::lock_guard<Turns> turn(turns_);
+  const int64_t zones = static_cast<int64_t>(ops_.size()) + kParts, each = zones * static_cast<int64_t>(sizeof(Work));
+  require_memory(nbytes_of(threads(), each + spans * static_cast<int64_t>(sizeof(Span))), "a profile");
+  profile_ = std::make_unique<Profile>(threads(), static_cast<int64_t>(ops_.size()), spans);
+  pool_.count(profile_.get());
+}
+
+void Model::stop_profile() {
+  std::lock_guard<Turns> turn(turns_);
+  pool_.count(nullptr);
+  profile_ = nullptr;
+}
+
+void Model::fail_no_profile() { fail_request("a profile of a model that counts nothing", "start_profile before"); }
+
+std::vector<MemoryUse> Model::memory(bool reset) {
+  std::lock_guard<Turns> turn(turns_);
+  std::vector<MemoryUse> uses;
+  const auto add = [&](const char* owner) -> MemoryUse& { return uses.emplace_back(MemoryUse{owner}); };
+  MemoryUse& activations = add("activations");
+  for (Arena& arena : arenas_) arena.use(activations, reset);
+  scratch_.use(add("working memory"), reset);
+  quantized_.use(add("quantised rows"), reset);
+  ropes_.use(add("rope tables"), reset);
+  MemoryUse& outputs = add("outputs");
+  for (Arena& arena : unwanted_) arena.use(outputs, reset);
+  outputs.peak_nbytes += wanted_peak_nbytes_;
+  if (reset) wanted_peak_nbytes_ = 0;
+  return uses;
 }
 
 }  // namespace deepmnn

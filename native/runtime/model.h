@@ -9,24 +9,13 @@
 #include "runtime/batch.h"
 #include "runtime/numa.h"
 #include "runtime/op.h"
+#include "runtime/profile.h"
 #include "runtime/program.h"
 #include "runtime/step.h"
 #include "runtime/turns.h"
 #include "runtime/weight_store.h"
 
 namespace deepmnn {
-
-// What one instruction has cost since the last reset. Over all threads, busy + wait = seconds × threads.
-struct OpProfile {
-  std::string op;
-  std::string name;
-  int64_t calls = 0;
-  double seconds = 0;
-  double busy_seconds = 0;
-  double wait_seconds = 0;
-  uint64_t row_macs = 0;  // as Instruction has them
-  uint64_t context_macs = 0;
-};
 
 class Model {
  public:
@@ -73,16 +62,27 @@ class Model {
   };
   std::vector<int32_t> sample(const std::vector<Draw>& draws);
 
-  std::vector<OpProfile> profile(bool reset);
+  const std::vector<Instruction>& instructions() const { return program_.instructions; }
+
+  // Counts what steps cost from now on, afresh, and keeps that many spans of each worker; or no more.
+  void start_profile(int64_t spans);
+  void stop_profile();
+  // What has been counted, which `read` may look at until it returns. Throws Error("request") when nothing is counted.
+  template <class Read>
+  void profile(bool reset, Read&& read) {
+    std::lock_guard<Turns> turn(turns_);
+    if (!profile_) fail_no_profile();
+    read(static_cast<const Profile&>(*profile_));
+    if (reset) profile_->reset();
+  }
+  // Who holds how much besides weights and caches. reset: peaks begin anew.
+  std::vector<MemoryUse> memory(bool reset);
 
   // Wall time inside step() so far: what a caller spends beside it is the caller's own.
   double step_seconds() const { return static_cast<double>(step_ns_) * 1e-9; }
 
  private:
-  struct Cost {
-    int64_t calls = 0, ns = 0, busy_ns = 0;
-  };
-
+  [[noreturn]] static void fail_no_profile();
   void check_inputs();
   void check_outputs();
   void build_ops();
@@ -90,7 +90,9 @@ class Model {
   void place_rows(const KvCache& cache, const Batch& batch);
   void place_activations(Step& step);
   void run_ops(Step& step);
-  void run_op(size_t index, Step& step);
+  void enter(Part part) {
+    if (profile_) profile_->enter(profile_->zone_of(part));
+  }
 
   Program program_;
   Numa numa_;
@@ -99,7 +101,7 @@ class Model {
   WeightStore weights_;
   RopeTables ropes_;
   std::vector<std::unique_ptr<Op>> ops_;
-  std::vector<Cost> costs_;
+  std::unique_ptr<Profile> profile_;
   int64_t step_ns_ = 0;
   std::vector<Port> inputs_, outputs_;
   int64_t id_limit_ = INT32_MAX;      // ids must be below: the rows of the smallest table that is looked up
@@ -109,8 +111,9 @@ class Model {
 
   Turns turns_;
   Arena arenas_[kDims];
-  std::vector<Arena> unwanted_;  // of each output
-  std::vector<void*> supplied_;  // outputs, then the program's inputs, in this step
+  std::vector<Arena> unwanted_;     // of each output
+  int64_t wanted_peak_nbytes_ = 0;  // of the outputs that callers had of one step
+  std::vector<void*> supplied_;     // outputs, then the program's inputs, in this step
   Scratch scratch_;
   QuantizedCache quantized_;
   std::vector<int64_t> slots_;

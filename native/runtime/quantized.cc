@@ -44,6 +44,12 @@ void QuantizedCache::clear() {
   for (Entry& entry : entries_) entry.buffer = -1;
 }
 
+void QuantizedCache::use(MemoryUse& use, bool reset) {
+  for (Entry& entry : entries_) {
+    for (Arena* arena : {&entry.codes, &entry.heads, &entry.plain}) arena->use(use, reset);
+  }
+}
+
 QuantizedRows QuantizedCache::get(Step& step, const Buffer& buffer, RowForm form) {
   for (const Entry& entry : entries_) {
     if (entry.buffer == buffer.id && entry.form == form) return entry.rows;

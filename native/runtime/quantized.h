@@ -67,6 +67,7 @@ QuantizedRows quantize(Step& step, const float* x, int64_t stride, int64_t n, in
 class QuantizedCache {
  public:
   void clear();
+  void use(MemoryUse& use, bool reset);
   // The buffer's rows in an int8 form, quantised now or before.
   QuantizedRows get(Step& step, const Buffer& buffer, RowForm form);
   // Room for them, which the caller fills before anyone gets them.

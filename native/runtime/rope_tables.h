@@ -16,6 +16,9 @@ class RopeTables {
 
   // At the start of a step: fills every table for `tokens` positions.
   void compute(ThreadPool& pool, const int32_t* positions, int64_t tokens);
+  void use(MemoryUse& use, bool reset) {
+    for (Table& table : tables_) table.memory.use(use, reset);
+  }
 
   // [half] of one token.
   const float* cos(size_t id, int64_t token) const { return tables_[id].cos + token * half(id); }

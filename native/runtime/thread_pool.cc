@@ -1,11 +1,11 @@
 #include "runtime/thread_pool.h"
 
 #include <algorithm>
-#include <chrono>
 #include <string>
 #include <system_error>
 
 #include "platform/threads.h"
+#include "runtime/clock.h"
 #include "runtime/fail.h"
 
 namespace deepmnn {
@@ -29,11 +29,6 @@ struct Inside {
   int worker = 0;
 };
 thread_local Inside inside;
-
-int64_t now_ns() {
-  return std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch())
-      .count();
-}
 
 // Looks again and again until done(), the time is up or useless(): whether it is done. It never yields: beside another
 // busy process that gives away whole time slices, where a thread that sleeps is woken with priority.
@@ -93,13 +88,6 @@ void ThreadPool::stop() {
   helpers_->threads.clear();
 }
 
-int64_t ThreadPool::helper_busy_ns() const {
-  int64_t sum = 0;
-  for (size_t worker = 1; worker < slots_.size(); ++worker)
-    sum += slots_[worker].busy_ns.load(std::memory_order_relaxed);
-  return sum;
-}
-
 void ThreadPool::dispatch(int64_t pieces, Call call) {
   if (pieces <= 0) return;
   if (pieces > UINT32_MAX) fail_request("a step with " + std::to_string(pieces) + " pieces of work", "fewer tokens");
@@ -123,6 +111,7 @@ void ThreadPool::dispatch(int64_t pieces, Call call) {
 
 void ThreadPool::alone(int64_t pieces, Call call, int worker) {
   const Inside outer = inside;
+  if (profile_ && outer.pool != this) profile_->alone(pieces);
   inside = {this, worker};
   try {
     for (int64_t piece = 0; piece < pieces; ++piece) call.invoke(call.self, piece, worker);
@@ -165,7 +154,7 @@ void ThreadPool::wake_sleepers() {
 void ThreadPool::close_and_wait(int64_t pieces) {
   const uint64_t state = state_.fetch_and(~kOpen, std::memory_order_acq_rel);
   if ((state & kInside) == 0) return;
-  const int64_t start = now_ns();
+  const int64_t start = now_ns(), began = profile_ && profile_->keeps_spans() ? profile_->now() : 0;
   const auto all_left = [&] { return (state_.load(std::memory_order_acquire) & kInside) == 0; };
   if (!spin_until(kCallerSpinNs, all_left, [&] { return helper_is_here(); })) {
     // A helper has lost its core in the middle of a piece: it may have this one.
@@ -174,7 +163,7 @@ void ThreadPool::close_and_wait(int64_t pieces) {
     helpers_->all_left.wait(lock, all_left);
   }
   const int64_t end = now_ns(), waited = end - start;
-  caller_wait_ns_ += waited;
+  if (profile_) profile_->waited(waited, began);
   if (pieces > 0 && waited > std::max(kStallNs, (start - start_ns_) / pieces * kStallPieces)) {
     alone_until_ns_ = end + std::min(waited * kAloneStalls, kAloneNs);
   }
@@ -195,17 +184,57 @@ bool ThreadPool::helper_is_here() const {
 int64_t ThreadPool::work(int worker) {
   const Inside outer = inside;
   inside = {this, worker};
-  int64_t pieces = 0;
-  for (int step = 0; step < workers_; ++step) {
-    Slot& slot = slots_[static_cast<size_t>((worker + step) % workers_)];
-    while (run_one(slot, step == 0, worker)) {
-      ++pieces;
-      // After pieces 1, 2, 4, 8 ...: tiny ones are not worth a look at the clock each.
-      if (worker == 0 && (pieces & (pieces - 1)) == 0) wake_late();
-    }
+  int64_t pieces;
+  if (profile_) {
+    pieces = work_counted(worker);
+  } else {
+    pieces = run_all(slots_[static_cast<size_t>(worker)], true, worker, 0);
+    pieces += steal(worker, pieces);
   }
   inside = outer;
   return pieces;
+}
+
+// It looks at the clock between its own pieces and others' only when there are others. The caller's own time is counted
+// by zone.
+int64_t ThreadPool::work_counted(int worker) {
+  const bool timed = worker > 0 || profile_->keeps_spans();
+  const int64_t begin = timed ? profile_->now() : 0;
+  const int64_t own = run_all(slots_[static_cast<size_t>(worker)], true, worker, 0);
+  const bool left = pieces_left();
+  const int64_t own_end = left ? profile_->now() : 0;
+  const int64_t stolen = left ? steal(worker, own) : 0;
+  const int64_t end = timed || stolen > 0 ? profile_->now() : own_end;
+  profile_->worked(worker, own, stolen, begin, left ? own_end : end, end);
+  return own + stolen;
+}
+
+bool ThreadPool::pieces_left() const {
+  for (const Slot& slot : slots_) {
+    const uint64_t range = slot.range.load(std::memory_order_relaxed);
+    if (static_cast<uint32_t>(range) < static_cast<uint32_t>(range >> 32)) return true;
+  }
+  return false;
+}
+
+// What is left of the others' parts, by a worker who has run `before` pieces. Returns how many pieces that were.
+int64_t ThreadPool::steal(int worker, int64_t before) {
+  int64_t pieces = before;
+  for (int step = 1; step < workers_; ++step) {
+    pieces += run_all(slots_[static_cast<size_t>((worker + step) % workers_)], false, worker, pieces);
+  }
+  return pieces - before;
+}
+
+// What is left of a part, by a worker who has run `before` pieces. Returns how many pieces that were.
+int64_t ThreadPool::run_all(Slot& slot, bool front, int worker, int64_t before) {
+  int64_t pieces = before;
+  while (run_one(slot, front, worker)) {
+    ++pieces;
+    // After pieces 1, 2, 4, 8 ...: tiny ones are not worth a look at the clock each.
+    if (worker == 0 && (pieces & (pieces - 1)) == 0) wake_late();
+  }
+  return pieces - before;
 }
 
 bool ThreadPool::run_one(Slot& slot, bool front, int worker) {
@@ -234,9 +263,7 @@ void ThreadPool::helper(int worker) {
     if (!join(seen_epoch)) continue;
     Slot& slot = slots_[static_cast<size_t>(worker)];
     slot.processor.store(current_processor(), std::memory_order_relaxed);
-    const int64_t start = now_ns();
     work(worker);
-    slot.busy_ns.fetch_add(now_ns() - start, std::memory_order_relaxed);
     slot.processor.store(-1, std::memory_order_relaxed);
     leave();
   }

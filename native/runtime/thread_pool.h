@@ -14,6 +14,8 @@
 #include <type_traits>
 #include <vector>
 
+#include "runtime/profile.h"
+
 namespace deepmnn {
 
 class ThreadPool {
@@ -39,9 +41,8 @@ class ThreadPool {
                       const_cast<void*>(static_cast<const void*>(&function))});
   }
 
-  // Nanoseconds the helpers (workers 1 ...) have spent in pieces, and the caller has spent waiting for them.
-  int64_t helper_busy_ns() const;
-  int64_t caller_wait_ns() const { return caller_wait_ns_; }
+  // What the workers do is counted there from now on; null: nowhere. Between two dispatches.
+  void count(Profile* profile) { profile_ = profile; }
 
  private:
   struct Call {
@@ -52,7 +53,6 @@ class ThreadPool {
   // from the back.
   struct alignas(64) Slot {
     std::atomic<uint64_t> range{0};
-    std::atomic<int64_t> busy_ns{0};
     std::atomic<int> processor{-1};  // where a helper entered the dispatch it is in
   };
 
@@ -64,6 +64,10 @@ class ThreadPool {
   void close_and_wait(int64_t pieces);
   bool helper_is_here() const;
   int64_t work(int worker);
+  int64_t work_counted(int worker);
+  int64_t steal(int worker, int64_t before);
+  bool pieces_left() const;
+  int64_t run_all(Slot& slot, bool front, int worker, int64_t before);
   bool run_one(Slot& slot, bool front, int worker);
   void helper(int worker);
   bool wait_for_work(uint64_t seen_epoch);
@@ -77,7 +81,7 @@ class ThreadPool {
   std::vector<Slot> slots_;
   const int workers_;
   Call call_;
-  int64_t caller_wait_ns_ = 0;
+  Profile* profile_ = nullptr;
   int64_t start_ns_ = 0;         // when this dispatch began
   int64_t last_ns_ = INT64_MAX;  // how long the last one took; the first one wakes the helpers
   int64_t alone_until_ns_ = 0;   // after a stall

@@ -39,6 +39,9 @@ void tiny_dispatches(int threads) {
 // The caller's own part blocks until somebody else has done all the rest.
 void others_steal() {
   ThreadPool pool(3, 3);
+  Profile profile(3, 1, 8);
+  pool.count(&profile);
+  profile.enter(0);
   std::atomic<int> done{0};
   pool.run(30, [&](int64_t piece, int) {
     if (piece == 0) {
@@ -47,7 +50,15 @@ void others_steal() {
     ++done;
   });
   CHECK(done == 30);
-  CHECK(pool.helper_busy_ns() > 0);
+  profile.leave();
+  int64_t pieces = 0, stolen = 0, helpers = 0;
+  for (size_t worker = 0; worker < 3; ++worker) {
+    const Work& work = profile.workers()[worker].work[0];
+    pieces += work.pieces;
+    stolen += work.stolen;
+    if (worker > 0) helpers += work.own + work.steal;
+  }
+  CHECK(pieces == 30 && stolen >= 9 && helpers > 0);
 }
 
 // Worker-local memory needs no lock: one worker never runs two pieces at once.
@@ -128,6 +139,9 @@ void pools_come_and_go() {
 
 void waiting_is_counted() {
   ThreadPool pool(2, 2);
+  Profile profile(2, 2, 3);
+  pool.count(&profile);
+  profile.enter(1);
   std::atomic<bool> helper_started{false};
   pool.run(2, [&](int64_t piece, int worker) {
     if (worker == 1) {
@@ -137,8 +151,40 @@ void waiting_is_counted() {
       for (int i = 0; i < 20000 && !helper_started; ++i) sleep_us(100);
     }
   });
-  CHECK(!helper_started || pool.helper_busy_ns() > 15000000);
-  CHECK(!helper_started || pool.caller_wait_ns() > 5000000);
+  profile.leave();
+  const Work& caller = profile.workers()[0].work[1];
+  const Work& helper = profile.workers()[1].work[1];
+  const double rate = profile.clock().read().ns_per_unit();
+  CHECK(!helper_started || static_cast<double>(helper.own + helper.steal) * rate > 15e6);
+  CHECK(!helper_started || caller.wait_ns > 5000000);
+  CHECK(profile.zones()[1].calls == 1 && profile.zones()[0].calls == 0);
+  CHECK(static_cast<double>(profile.zones()[1].time) * rate > static_cast<double>(caller.wait_ns) * 0.99);
+}
+
+// While others' helpers come late and go: nothing is lost, rings keep the latest spans, and a pool can stop counting.
+void counting_comes_and_goes(int threads) {
+  ThreadPool pool(threads, threads);
+  for (int round = 0; round < 200; ++round) {
+    Profile profile(threads, 3, 4);
+    pool.count(&profile);
+    for (size_t zone = 0; zone < 3; ++zone) {
+      profile.enter(zone);
+      pool.run(static_cast<int64_t>(5 * zone), [](int64_t, int) {});
+    }
+    profile.leave();
+    pool.count(nullptr);
+    pool.run(50, [](int64_t, int) {});
+    for (size_t zone = 0; zone < 3; ++zone) {
+      int64_t pieces = 0;
+      for (const Profile::Worker& worker : profile.workers()) pieces += worker.work[zone].pieces;
+      CHECK(pieces == static_cast<int64_t>(5 * zone));
+      CHECK(profile.zones()[zone].calls == 1);
+    }
+    const Profile::Worker& caller = profile.workers()[0];
+    CHECK(caller.spanned >= 3 && caller.spans.size() == 4);
+    const Span& last = caller.spans[static_cast<size_t>((caller.spanned - 1) % 4)];
+    CHECK(last.doing == Doing::zone && last.zone == 2 && last.end >= last.begin);
+  }
 }
 
 // A helper that stays in a tiny piece for long: the dispatches after it are the caller's alone, nested ones too, and
@@ -186,6 +232,7 @@ int main() {
     workers_are_exclusive(threads);
     errors_reach_the_caller(threads);
     nested_runs(threads);
+    counting_comes_and_goes(threads);
   }
   others_steal();
   pools_inside_pools();

@@ -7,11 +7,14 @@ from os import PathLike
 from types import ModuleType
 from typing import Any
 
-from numpy import float16, float32, int8, int32, uint8
+from numpy import float16, float32, int8, int32, int64, uint8
 from numpy.typing import NDArray
 
 AnyPath = str | bytes | PathLike[str]
 """A name that is not UTF-8, too."""
+
+PARTS: tuple[str, ...]
+"""What a step does besides its instructions, and what `Model.sample` does."""
 
 kernels: ModuleType
 """The kernel table, one function per kernel, for tests: native/bindings/kernel_table.cc."""
@@ -79,6 +82,8 @@ class KvCache:
     blocks: int
     block_size: int
     nbytes: int
+    resident_nbytes: int
+    """Of the pages that have been written."""
     def copy_block(self, source: int, target: int) -> None:
         """Copies one block of every entry."""
 
@@ -154,11 +159,40 @@ class Model:
     ) -> list[int]:
         """`sample` of every (logits, temperature, top_k, top_p, min_p, u), by all threads."""
 
-    def profile(self, reset: bool = False) -> list[dict[str, Any]]:
-        """Cost of each op so far: op, name, calls, seconds, busy_seconds, wait_seconds.
+    @property
+    def instructions(self) -> list[dict[str, Any]]:
+        """Of the program, in order: op, name, and what each row takes in multiply-accumulates:
+        row_macs, and context_macs for each cached row that it sees (latent attention in its
+        absorbed form).
+        """
 
-        And what each of its rows takes in multiply-accumulates: row_macs, and context_macs for each
-        cached row that it sees (latent attention in its absorbed form).
+    def start_profile(self, spans: int = 0) -> None:
+        """Counts what steps cost from now on, afresh; otherwise no clock is read for it.
+
+        spans: how many each thread remembers, the latest ones; 40 bytes each.
+        """
+
+    def stop_profile(self) -> None:
+        """Counts no more, and forgets."""
+
+    def profile(self, reset: bool = False) -> list[NDArray[int64]]:
+        """What has been counted, by zone: the instructions, then `PARTS`, the parts of a step
+        around them. `backends.cpu.counts.Counts` reads it.
+
+        First calls and nanoseconds, [zones, 2]; then for each thread [zones, 5]: pieces, those of
+        them that it stole, nanoseconds in its own, in stolen ones, and waiting for the others
+        (which only the first thread counts). Raises RequestError when nothing is counted.
+        """
+
+    def spans(self) -> list[tuple[int, NDArray[int64]]]:
+        """For each thread: how many spans it has forgotten, and [n, 5] those that it remembers:
+        begin and end (nanoseconds of time.perf_counter_ns), zone, doing (0: the zone, 1: its own
+        pieces, 2: stolen ones, 3: waiting), pieces.
+        """
+
+    def memory(self, reset: bool = False) -> dict[str, tuple[int, int, int]]:
+        """Owner → bytes held, those of them in memory, and the most that was needed at once since
+        the last reset. Without weights and caches.
         """
 
 def available_cores(root: AnyPath = "", processors: list[int] | None = None) -> int:

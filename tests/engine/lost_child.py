@@ -218,7 +218,7 @@ def direct(directory: Path) -> None:
             except RequestError as error:
                 assert "forked" in str(error)  # noqa: PT017
                 refused(step)
-                refused(backend.model.profile)
+                refused(backend.model.memory)
                 backend = CpuBackend(directory, threads=2)
                 assert (step() == wanted).all()
                 os._exit(3)

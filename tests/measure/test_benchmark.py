@@ -12,10 +12,10 @@ from deepmnn.measure import benchmark as module
 from deepmnn.measure.benchmark import (
     BATCHES,
     Machine,
-    _workload,
     benchmark,
     measure_machine,
     time_run,
+    workload_of,
 )
 from tiny_artifact import tiny_artifact
 
@@ -30,7 +30,7 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that needs no second to be measured."""
-    monkeypatch.setattr(module, "measure_machine", lambda _: Machine(1, "none", 1e12, 1e15))
+    monkeypatch.setattr(module, "measure_machine", lambda _: Machine(1, "none", 1e12, 1e15, 1e14))
 
 
 def test_every_backend_is_measured_with_the_batches_it_runs(
@@ -63,7 +63,7 @@ def test_a_folder_has_the_shares_of_its_artifact(
     assert row.decode_macs_share
     assert row.prefill_macs_share
     through = deepmnn.load(artifact, "mnn")
-    assert _workload(model) == _workload(through)
+    assert workload_of(model) == workload_of(through)
 
 
 @pytest.mark.parametrize("wrong", [{"batch": ()}, {"batch": (0,)}, {"prompt_tokens": ()}])

@@ -69,13 +69,13 @@ def test_hidden_states_change_no_bit_of_quantised_logits(tiny, model_type):
 @pytest.mark.parametrize(
     ("model_type", "index"), [("qwen3", 1), ("qwen2", 3), ("deepseek_v2", 1), ("deepseek_v3", 0)]
 )
-def test_the_profile_says_what_torch_multiplies(tiny, model_type, index):
+def test_the_program_says_what_torch_multiplies(tiny, model_type, index):
     """For one token, which sees one row: its own."""
     model = tiny(model_type, index)
     with FlopCounterMode(display=False) as counter:
         model.logits([3])
-    profile = cpu()(lowered(model, 0), model).model.profile()
-    found = sum(entry["row_macs"] + entry["context_macs"] for entry in profile)
+    instructions = cpu()(lowered(model, 0), model).model.instructions
+    found = sum(entry["row_macs"] + entry["context_macs"] for entry in instructions)
     assert found == counter.get_total_flops() / 2
 
 

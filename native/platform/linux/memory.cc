@@ -83,4 +83,17 @@ std::vector<int> nodes_of_pages([[maybe_unused]] const uint8_t* begin, [[maybe_u
   return nodes;
 }
 
+int64_t resident_nbytes(const uint8_t* begin, const uint8_t* end) {
+  constexpr uintptr_t kPages = 4096;  // of one question
+  unsigned char in_memory[kPages];
+  const uintptr_t page = page_nbytes(), first = reinterpret_cast<uintptr_t>(begin) / page * page, last = page_up(end);
+  int64_t resident = 0;
+  for (uintptr_t at = first; at < last; at += kPages * page) {
+    const uintptr_t pages = std::min(kPages, (last - at) / page);
+    if (mincore(reinterpret_cast<void*>(at), pages * page, in_memory) != 0) return end - begin;
+    for (uintptr_t i = 0; i < pages; ++i) resident += in_memory[i] & 1 ? static_cast<int64_t>(page) : 0;
+  }
+  return std::min<int64_t>(resident, end - begin);
+}
+
 }  // namespace deepmnn

@@ -7,7 +7,11 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <string>
 #include <thread>
+
+#include "platform/linux/read.h"
+#include "platform/ticks.h"
 
 namespace deepmnn {
 namespace {
@@ -75,6 +79,12 @@ void pause_hint() {
 #elif defined(__aarch64__)
   asm volatile("yield");
 #endif
+}
+
+// The kernel takes the counter for its own clock only when that is so.
+bool has_steady_ticks() {
+  const std::string source = read_line("/sys/devices/system/clocksource/clocksource0/current_clocksource");
+  return source == "tsc" || source == "arch_sys_counter";
 }
 
 uint32_t fork_count() { return forks.load(std::memory_order_relaxed); }

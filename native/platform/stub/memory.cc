@@ -31,4 +31,6 @@ void place_pages(const uint8_t*, const uint8_t*, Placement, const std::vector<in
 
 std::vector<int> nodes_of_pages(const uint8_t*, const uint8_t*) { return {}; }
 
+int64_t resident_nbytes(const uint8_t* begin, const uint8_t* end) { return end - begin; }
+
 }  // namespace deepmnn

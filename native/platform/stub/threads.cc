@@ -1,5 +1,7 @@
 #include "platform/threads.h"
 
+#include "platform/ticks.h"
+
 namespace deepmnn {
 
 std::vector<int> allowed_processors() { return {0}; }
@@ -17,5 +19,7 @@ void receive_faults() {}
 void pause_hint() {}
 
 uint32_t fork_count() { return 0; }
+
+bool has_steady_ticks() { return false; }
 
 }  // namespace deepmnn

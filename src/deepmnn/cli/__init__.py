@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+from collections.abc import Sequence
 from io import TextIOWrapper
 from typing import Any, NoReturn
 
@@ -28,6 +29,7 @@ from deepmnn.cli.generate import generate
 from deepmnn.cli.info import info
 from deepmnn.cli.mnnconvert import SETTINGS, mnnconvert
 from deepmnn.cli.options import with_flags
+from deepmnn.cli.profile import profile
 from deepmnn.cli.pull import pull
 from deepmnn.cli.report import report
 from deepmnn.errors import DeepmnnError
@@ -93,20 +95,24 @@ def _options(
     pass
 
 
-for _verb in (demo, pull, convert, export, info, generate, chat, bench, check, compare, report):
+_VERBS = (
+    *(demo, pull, convert, export, info, generate, chat),
+    *(bench, profile, check, compare, report),
+)
+for _verb in _VERBS:
     app.command()(with_flags(_verb))
 app.command("eval")(with_flags(evaluate))
 app.add_typer(cache.app, name="cache")
 app.command(context_settings=SETTINGS)(mnnconvert)
 
 
-def main() -> None:
-    """Entry point of the `deepmnn` command."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `deepmnn` command. arguments: None takes those of the process."""
     for stream in (sys.stdin, sys.stdout):  # what a terminal's encoding lacks is shown, not raised
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
+        app(arguments)
     except Exception:  # a bug of ours; its message may quote a file
         err.print(traceback.format_exc(), soft_wrap=True)
         sys.exit(1)

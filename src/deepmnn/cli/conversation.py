@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from deepmnn.cli.whole_file import write_file
 from deepmnn.errors import RequestError, StorageError
 from deepmnn.source.json_file import read_object
 
@@ -71,7 +71,7 @@ class Conversation:
         from deepmnn.artifact.directory import storage_errors
 
         with storage_errors(path):
-            _write(path, data)
+            write_file(path, data, private=True)
 
     @classmethod
     def load(cls, path: Path) -> Conversation:
@@ -134,18 +134,3 @@ def _content(path: Path, message: Any, role: str) -> tuple[str, str]:
     raise RequestError(
         f"{path}: a message is {message!r:.80}", f'{{"role": "{role}", "content": "..."}}'
     )
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Into a temporary file beside it, renamed when complete. Raises OSError."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:60]}.")
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(temporary)
-        raise

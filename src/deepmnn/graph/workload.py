@@ -60,7 +60,7 @@ class Workload:
         costs = [
             SIGNATURES[node.op].cost(call) for node, call in zip(graph.nodes, calls, strict=True)
         ]
-        read = [_decode_nbytes(graph, *pair) for pair in zip(graph.nodes, calls, strict=True)]
+        read = [read_nbytes(graph, *pair) for pair in zip(graph.nodes, calls, strict=True)]
         wanted = [call.y[0].rows == ROWS for call in calls]
         return Workload(
             dense_nbytes=sum(nbytes["whole"] + nbytes["in_order"] for nbytes in read),
@@ -127,8 +127,8 @@ class Workload:
         return self.macs(tokens, seen, 0) + min(history * self.expand_macs - saved, 0)
 
 
-def _decode_nbytes(graph: Graph, node: Node, call: Call) -> Counter[Reading]:
-    """How weights are read → bytes that a decode step reads so: of a looked-up one a row."""
+def read_nbytes(graph: Graph, node: Node, call: Call) -> Counter[Reading]:
+    """How a node reads weights → bytes of those, stored; of a looked-up one a row."""
     signature, nbytes = SIGNATURES[node.op], Counter[Reading]()
     for position, reading in enumerate(signature.readings(call.w)):
         weight = graph.weights[node.weights[position]]

@@ -40,12 +40,13 @@ class Speed:
 
 @dataclass(frozen=True)
 class Machine:
-    """Measured limits: bytes per second read from memory, int8 multiply-accumulates per second."""
+    """Measured limits: bytes per second read from memory, multiply-accumulates per second."""
 
     threads: int
     isa: str
     read_bandwidth: float
     int8_macs: float
+    f32_macs: float
 
 
 @dataclass(frozen=True)
@@ -109,23 +110,24 @@ def benchmark(
     if progress:
         progress("the machine's limits")
     machine = measure_machine(model)
-    workload = _workload(model)
+    workload = workload_of(model)
     rows = []
     for prompt in prompt_tokens:
         for size in batch:
-            busy, times = _BusyTime(model), []
+            times = []
             for seed in range(repeat + 1):
                 if progress:
                     run = f"run {seed} of {repeat}" if seed else "warming up"
                     progress(f"{size} × {prompt}, {run}")
-                busy.drop()
-                times.append(time_run(model, prompt, new_tokens, size, seed, busy.prefill))
-                busy.decode()
+                times.append(time_run(model, prompt, new_tokens, size, seed))
+            if progress:
+                progress(f"{size} × {prompt}, busy threads")
+            busy = _busy(model, prompt, new_tokens, size, repeat + 1)
             prefills, decodes = zip(*times[1:], strict=True)
             prefill = Speed.of(size * prompt, prefills)
             decode = Speed.of(size * new_tokens, decodes)
             shares = _shares(model, machine, workload, prompt, new_tokens, size, prefill, decode)
-            rows.append(Row(prompt, new_tokens, size, prefill, decode, *shares, *busy.shares()))
+            rows.append(Row(prompt, new_tokens, size, prefill, decode, *shares, *busy))
             if on_row:
                 on_row(rows[-1])
     return Report(machine, rows)
@@ -189,38 +191,31 @@ def time_run(
         raise
 
 
-class _BusyTime:
-    """The busy share of the threads, for prefill and for decode, where the backend measures it."""
+def _busy(
+    model: LLM, prompt_tokens: int, new_tokens: int, batch: int, seed: int
+) -> tuple[float | None, float | None]:
+    """The busy share of the threads, 0 to 1, in prefill and in decode; None where the backend does
+    not count. It takes a run of its own, so that counting slows no run that is timed.
+    """
+    from deepmnn.backends.cpu.backend import CpuBackend
+    from deepmnn.backends.cpu.counts import Counts
 
-    def __init__(self, model: LLM) -> None:
-        from deepmnn.backends.cpu.backend import CpuBackend
+    if not isinstance(model.backend, CpuBackend):
+        return None, None
+    core, shares = model.backend.model, list[float]()
 
-        self._core = model.backend.model if isinstance(model.backend, CpuBackend) else None
-        self._sums = {"prefill": [0.0, 0.0], "decode": [0.0, 0.0]}
+    def share() -> None:
+        counts = Counts.take(core)
+        worked = float((counts.busy + counts.stealing).sum())
+        shares.append(worked / (worked + float(counts.waiting.sum())))
 
-    def prefill(self) -> None:
-        """Counts the time since the last call as prefill."""
-        self._add("prefill")
-
-    def decode(self) -> None:
-        """Counts the time since the last call as decode."""
-        self._add("decode")
-
-    def drop(self) -> None:
-        """Ignores the time since the last call."""
-        if self._core:
-            self._core.profile(reset=True)
-
-    def shares(self) -> tuple[float | None, float | None]:
-        """The shares of prefill and decode, 0 to 1; None where nothing was measured."""
-        prefill, decode = (busy / all_ if all_ else None for busy, all_ in self._sums.values())
-        return prefill, decode
-
-    def _add(self, phase: str) -> None:
-        if self._core:
-            for cost in self._core.profile(reset=True):
-                self._sums[phase][0] += cost["busy_seconds"]
-                self._sums[phase][1] += cost["busy_seconds"] + cost["wait_seconds"]
+    core.start_profile()
+    try:
+        time_run(model, prompt_tokens, new_tokens, batch, seed, share)
+        share()
+    finally:
+        core.stop_profile()
+    return shares[0], shares[1]
 
 
 def measure_machine(model: LLM) -> Machine | None:
@@ -239,10 +234,11 @@ def measure_machine(model: LLM) -> Machine | None:
     else:
         return None
     bandwidth = float(_core.measure_read_bandwidth(threads))
-    return Machine(threads, isa, bandwidth, float(_core.measure_int8_peak(threads, isa)))
+    int8 = float(_core.measure_int8_peak(threads, isa))
+    return Machine(threads, isa, bandwidth, int8, float(_core.measure_f32_peak(threads, isa)))
 
 
-def _workload(model: LLM) -> Workload:
+def workload_of(model: LLM) -> Workload:
     """What a token costs."""
     from deepmnn.artifact.reader import Artifact
     from deepmnn.backends.mnn.backend import MnnBackend
