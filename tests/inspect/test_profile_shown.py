@@ -232,9 +232,16 @@ def test_json_is_the_typed_result(artifact: Path) -> None:
 def test_what_cannot_be_written_is_refused_before_anything_runs(
     artifact: Path, tmp_path: Path
 ) -> None:
-    result = invoke(artifact, "--html", tmp_path / "nowhere" / "out.html")
+    result = invoke(artifact, "--trace", tmp_path / "nowhere" / "out.json")
     assert result.exit_code == 1
     assert "is no directory" in result.output
+    kept = tmp_path / "notes.html"
+    kept.write_text("mine")
+    for flags in (("--html", kept, "--overwrite"), ("--trace", kept)):
+        result = invoke(artifact, *flags)
+        assert result.exit_code == 1
+        assert "exists" in result.output
+        assert kept.read_text() == "mine"
 
 
 @pytest.mark.parametrize("kind", ["mnn", "converted"])

@@ -53,18 +53,21 @@ def profile(
         Path | None,
         Option(metavar="FILE", help="Write a trace for ui.perfetto.dev or chrome://tracing."),
     ] = None,
+    overwrite: Annotated[bool, Option(help="Replace an earlier page or trace.")] = False,
     *,
     load: Annotated[LoadOptions, {"cache_tokens": None, "max_sequences": None}],
 ) -> None:
     """Show what a model's time and memory go to: by op, layer, thread and owner."""
+    from deepmnn.inspect.page_file import check_page, write_page
     from deepmnn.inspect.profile import profile as measured
     from deepmnn.inspect.profile.input import prompt
     from deepmnn.inspect.profile.page import page
     from deepmnn.inspect.profile.trace import chrome
 
-    for file in (html, trace):  # what could not be written after a minute is refused now
-        if file is not None and not file.resolve().parent.is_dir():
-            raise StorageError(f"{file.parent} is no directory", "a directory that exists")
+    if html is not None:  # what could not be written after a minute is refused now
+        check_page(html, overwrite)
+    if trace is not None:
+        _check_trace(trace, overwrite)
     model = options.open_model(path or options.bundled(), load)
     ids = None if given is None else prompt(model, given)
     with work_progress("profiling") as progress:
@@ -78,7 +81,7 @@ def profile(
             progress=progress,
         )
     if html is not None:
-        write_file(html, page(found).encode())
+        write_page(html, page(found), overwrite)
     if trace is not None and found.trace is not None:
         made = chrome(found.trace, f"deepmnn {found.model}")
         write_file(trace, json.dumps(made).encode())
@@ -91,6 +94,16 @@ def profile(
             err.say(f"wrote {file}", "dim")
     if found.trace is not None and found.trace.lost:
         err.say(f"the trace had no room for its first {found.trace.lost:,} spans", "yellow")
+
+
+def _check_trace(path: Path, overwrite: bool) -> None:
+    """Raises StorageError unless a trace may be written there."""
+    from deepmnn.artifact.target import OVERWRITE
+
+    if not path.resolve().parent.is_dir():
+        raise StorageError(f"{path.parent} is no directory", "a directory that exists")
+    if path.exists() and not overwrite:
+        raise StorageError(f"{path} exists", "a new file", OVERWRITE)
 
 
 def _print(found: Profile) -> None:

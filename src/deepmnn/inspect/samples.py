@@ -42,7 +42,7 @@ def read_samples(
     tokenizer, nothing to read.
     """
     size = max(2, min(PIECE, context_length, tokens))
-    path = None if given is None or not _is_file(given) else Path(given)
+    path = None if given is None or not is_file(given) else Path(given)
     if path is not None and path.suffix in (".npy", ".bin"):
         ids = read_ids(path, vocab_size)
         pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
@@ -97,7 +97,8 @@ def read_ids(path: Path, vocab_size: int) -> I32:
     return ids.astype(np.int32)
 
 
-def _is_file(given: str) -> bool:
+def is_file(given: str) -> bool:
+    """Whether what was given is a file's name rather than a text."""
     try:
         return os.path.isfile(given)
     except ValueError:  # a text with a null character

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepmnn.errors import RequestError
-from deepmnn.inspect.samples import read_ids
+from deepmnn.inspect.samples import is_file, read_ids
 from deepmnn.measure.texts import read_texts
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ def prompt(model: LLM, given: str) -> list[int]:
     Of JSON Lines it is the first line. Raises RequestError: a file of something else, ids outside
     the vocabulary, nothing in it, a text for a model without a tokenizer.
     """
-    path = Path(given) if _is_file(given) else None
+    path = Path(given) if is_file(given) else None
     if path is not None and path.suffix in (".npy", ".bin"):
         ids = [int(id) for id in read_ids(path, model.vocab_size)]
     elif not model.has_tokenizer:
@@ -34,10 +33,3 @@ def prompt(model: LLM, given: str) -> list[int]:
     if not ids:
         raise RequestError(f"{given!r:.80} has no token", "at least one")
     return ids
-
-
-def _is_file(given: str) -> bool:
-    try:
-        return os.path.isfile(given)
-    except ValueError:  # a text with a null character
-        return False
