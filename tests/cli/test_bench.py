@@ -73,5 +73,6 @@ def test_it_says_what_it_measures_in_between(artifact: Path) -> None:
     assert rows == report.rows
     assert said == [
         "the machine's limits",
-        *("1 × 5, warming up", "1 × 5, run 1 of 1", "2 × 5, warming up", "2 × 5, run 1 of 1"),
+        *("1 × 5, warming up", "1 × 5, run 1 of 1", "1 × 5, busy threads"),
+        *("2 × 5, warming up", "2 × 5, run 1 of 1", "2 × 5, busy threads"),
     ]

@@ -95,6 +95,7 @@ def test_without_a_reference_numpy_or_torch_runs_the_same(models: Path) -> None:
 
 def test_a_terminal_shows_bars(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compared.out, "_force_terminal", True)
+    monkeypatch.setattr(compared.out, "_width", 120)
     text = good(models / "model", models / "source")
     assert re.search(r"layer 1 .*█+.* %.*self_attn|mlp", text)
     assert "KL alone" in text

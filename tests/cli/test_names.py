@@ -102,7 +102,7 @@ def test_every_verb_takes_a_hub_name(hub: FakeHub, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_directory_with_a_recipe(tmp_path: Path) -> None:
-    for quant in ("w4", "fp32"):
+    for quant in ("bf16", "fp32"):
         result = run("generate", CHECKPOINT, QUESTION, "--quant", quant)
         assert result.exit_code == 0, result.output
         assert f"converting tiny-r1 to {quant}" in result.stderr
@@ -110,7 +110,7 @@ def test_a_checkpoint_directory_with_a_recipe(tmp_path: Path) -> None:
     recipe.write_text("name: m\nrules:\n- {pattern: '*', format: w8}\n")
     result = run("generate", CHECKPOINT, QUESTION, "--quant", recipe)
     assert "**42**" in result.stdout
-    assert {entry.facts["recipe"] for entry in entries()} == {"w4", "fp32", "m"}
+    assert {entry.facts["recipe"] for entry in entries()} == {"bf16", "fp32", "m"}
     assert run("generate", CHECKPOINT, QUESTION, "--quant", tmp_path / "none.yaml").exit_code == 1
 
 
@@ -143,11 +143,11 @@ def test_list_and_remove(tmp_path: Path, home: Path) -> None:
 
 def test_what_is_in_use_is_not_removed() -> None:
     model = deepmnn.load("tiny-r1")
-    deepmnn.load("tiny-r1", quant="w4")
+    deepmnn.load("tiny-r1", quant="bf16")
     assert "in use" in run("cache", "list").stdout
     result = run("cache", "remove", "--all")
     assert result.exit_code == 1
-    assert "removed tiny-r1-w4-" in result.stdout
+    assert "removed tiny-r1-bf16-" in result.stdout
     assert "in use; expected models that no process has loaded" in result.stderr
     assert model.generate("What is 1 + 1?")
     del model
@@ -156,12 +156,12 @@ def test_what_is_in_use_is_not_removed() -> None:
 
 
 def test_the_limit_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DEEPMNN_CACHE_LIMIT", "6MB")
-    for quant in ("w8", "w4", "bf16"):
+    monkeypatch.setenv("DEEPMNN_CACHE_LIMIT", "13MB")
+    for quant in ("w8", "fp32", "bf16"):
         result = run("generate", "tiny-r1", QUESTION, "--quant", quant)
         assert result.exit_code == 0, result.output
     assert [entry.facts["recipe"] for entry in entries()] == ["bf16"]
-    assert "removed tiny-r1-w4-" in result.stderr
+    assert "removed tiny-r1-fp32-" in result.stderr
     monkeypatch.setenv("DEEPMNN_CACHE_LIMIT", "lots")
     assert (
         "DEEPMNN_CACHE_LIMIT is 'lots'" in run("generate", "tiny-r1", "x", "--quant", "w8").stderr

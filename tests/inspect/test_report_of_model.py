@@ -251,7 +251,7 @@ def everything(subject: Subject, name: str) -> Findings:
         told,
         name,
         JudgedBy(judgement, name, name),
-        Report(Machine(2, name, 1e10, 1e11), [row]),
+        Report(Machine(2, name, 1e10, 1e11, 1e10), [row]),
         1 << 30,
     )
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -206,8 +207,8 @@ def imported(path: Path) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield node.module or ""
-        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-            yield node.value
+        elif isinstance(node, ast.Call) and re.search("import|load", ast.unparse(node.func)):
+            yield from (str(a.value) for a in node.args if isinstance(a, ast.Constant))
 
 
 def test_nothing_else_imports_mnn() -> None:
