@@ -21,7 +21,8 @@ from deepmnn.graph.weights import Interleave
 from deepmnn.inspect.bisect.bisect import IN_THE_MODEL, NOTHING, Bisection, bisect
 from deepmnn.inspect.bisect.search import smallest
 from deepmnn.inspect.samples import read_samples
-from deepmnn.inspect.sides.opened import SideOptions, opened
+from deepmnn.inspect.sides.opened import opened
+from deepmnn.inspect.sides.options import SideOptions
 from planted import GQA, V2, V3, changed, shaken, source_of, wrong_pairs
 
 NUMPY = SideOptions(backend="reference")

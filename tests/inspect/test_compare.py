@@ -18,7 +18,8 @@ from deepmnn.graph.weights import Interleave
 from deepmnn.inspect.compare.comparison import Comparison, compare
 from deepmnn.inspect.compare.findings import Finding
 from deepmnn.inspect.samples import read_samples
-from deepmnn.inspect.sides.opened import SideOptions, opened
+from deepmnn.inspect.sides.opened import opened
+from deepmnn.inspect.sides.options import SideOptions
 from planted import (
     GQA,
     SMALL_EPS,

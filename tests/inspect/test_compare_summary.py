@@ -19,7 +19,8 @@ from deepmnn.inspect.compare.findings import Finding
 from deepmnn.inspect.compare.sketch import BINS, sketch
 from deepmnn.inspect.compare.summary import alike, effect_words
 from deepmnn.inspect.samples import read_samples
-from deepmnn.inspect.sides.opened import SideOptions, opened
+from deepmnn.inspect.sides.opened import opened
+from deepmnn.inspect.sides.options import SideOptions
 from deepmnn.quant.divergence import Divergence
 from tiny_models import CONFIGS, checkpoint_of, tiny_checkpoint
 

@@ -19,7 +19,7 @@ from deepmnn.errors import RequestError
 if TYPE_CHECKING:
     from deepmnn.backends.base import I32
     from deepmnn.graph.ir import Graph
-    from deepmnn.inspect.sides.opened import Subject
+    from deepmnn.inspect.sides.subject import Subject
 
 REFERENCE, SHOWN = "The reference", "Output"
 
@@ -125,7 +125,8 @@ def compare(
     from deepmnn.inspect.compare.page import page
     from deepmnn.inspect.compare.summary import BOUND, is_past
     from deepmnn.inspect.page_file import check_page, write_page
-    from deepmnn.inspect.sides.opened import SideOptions, opened
+    from deepmnn.inspect.sides.opened import opened
+    from deepmnn.inspect.sides.options import SideOptions
     from deepmnn.quant.recipe_file import read_recipe
 
     if html is not None:

@@ -37,8 +37,8 @@ from deepmnn.inspect.bisect.setting import (
 )
 from deepmnn.inspect.bisect.variant import Variants
 from deepmnn.inspect.compare.comparison import check_pair
-from deepmnn.inspect.sides.opened import Subject
 from deepmnn.inspect.sides.staged import StagedSide
+from deepmnn.inspect.sides.subject import Subject
 
 Axis = list[Switch]
 """Switches of one kind."""

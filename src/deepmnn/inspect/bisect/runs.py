@@ -18,7 +18,7 @@ from deepmnn.inspect.bisect.variant import Variants
 from deepmnn.inspect.compare.compare import LOGITS
 from deepmnn.inspect.compare.difference import relative
 from deepmnn.inspect.side import Side
-from deepmnn.inspect.sides.opened import Subject
+from deepmnn.inspect.sides.subject import Subject
 from deepmnn.quant.divergence import divergence
 
 Progress = Callable[[int, int, str], None]

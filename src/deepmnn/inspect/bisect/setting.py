@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from deepmnn.inspect.bisect.schedule import SPAN, WHOLE, Schedule
-from deepmnn.inspect.sides.opened import SideOptions
+from deepmnn.inspect.sides.options import SideOptions
 
 Place = tuple[int, str]
 """A layer (-1: before the first; the number of layers: after the last) and a role of weights."""

@@ -18,8 +18,9 @@ from deepmnn.graph.stages import LAYER
 from deepmnn.graph.tensors import tensors
 from deepmnn.inspect.bisect.setting import Place, Setting
 from deepmnn.inspect.compare.compare import layers_of
-from deepmnn.inspect.sides.opened import Subject, staged_side
+from deepmnn.inspect.sides.graphs import staged_side
 from deepmnn.inspect.sides.staged import Runner, StagedSide
+from deepmnn.inspect.sides.subject import Subject
 from deepmnn.quant.store import store, stored_values
 
 

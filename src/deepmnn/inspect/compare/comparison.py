@@ -32,8 +32,9 @@ from deepmnn.inspect.compare.findings import (
 )
 from deepmnn.inspect.compare.origin import origins
 from deepmnn.inspect.compare.weights import TensorDifference, compare_weights
-from deepmnn.inspect.sides.opened import Subject, as_written, exact
+from deepmnn.inspect.sides.graphs import as_written, exact
 from deepmnn.inspect.sides.staged import StagedSide
+from deepmnn.inspect.sides.subject import Subject
 from deepmnn.measure.reference import check_comparable
 from deepmnn.quant.divergence import Divergence
 
