@@ -18,7 +18,7 @@ from deepmnn.errors import RequestError
 from deepmnn.exporters.mnn.export import export
 from deepmnn.graph.passes import fuse_swiglu
 from deepmnn.graph.weights import Interleave
-from deepmnn.inspect.bisect.bisect import IN_THE_MODEL, NOTHING, Bisection, bisect
+from deepmnn.inspect.bisect.bisect import IN_THE_MODEL, NOTHING, ON_MNN, Bisection, bisect
 from deepmnn.inspect.bisect.search import smallest
 from deepmnn.inspect.samples import read_samples
 from deepmnn.inspect.sides.opened import opened
@@ -204,4 +204,4 @@ def test_mnn_against_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert found.blamed == ("MNN",)
     export(tmp_path / "model", tmp_path / "folder")
     found = bisected(tmp_path / "folder", source, 1e-4)
-    assert found.advice == (IN_THE_MODEL,)
+    assert found.advice == (ON_MNN,)

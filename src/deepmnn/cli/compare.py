@@ -129,6 +129,8 @@ def compare(
     from deepmnn.inspect.sides.options import SideOptions
     from deepmnn.quant.recipe_file import read_recipe
 
+    if bisect and html is not None:
+        raise typer.BadParameter("--html is given with --bisect, which writes no page")
     if html is not None:
         check_page(html, overwrite)
     ours = SideOptions(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ MOST_TOKENS = 1 << 20
 """Of a file of token ids."""
 
 _SEED = 20
+
+_FILE_NAME = re.compile(r"\S*/\S*|\S+\.(npy|bin|txt|md|json|jsonl|ndjson)")
 
 
 def read_samples(
@@ -42,7 +45,7 @@ def read_samples(
     tokenizer, nothing to read.
     """
     size = max(2, min(PIECE, context_length, tokens))
-    path = None if given is None or not is_file(given) else Path(given)
+    path = None if given is None else named_file(given)
     if path is not None and path.suffix in (".npy", ".bin"):
         ids = read_ids(path, vocab_size)
         pieces = [ids[start : start + size] for start in range(0, len(ids), size)]
@@ -97,12 +100,23 @@ def read_ids(path: Path, vocab_size: int) -> I32:
     return ids.astype(np.int32)
 
 
-def is_file(given: str) -> bool:
-    """Whether what was given is a file's name rather than a text."""
+def named_file(given: str) -> Path | None:
+    """The file that has this name; None: it is a text.
+
+    Raises RequestError for what looks like the name of a file that is missing.
+    """
     try:
-        return os.path.isfile(given)
+        if os.path.isfile(given):
+            return Path(given)
     except ValueError:  # a text with a null character
-        return False
+        return None
+    if _FILE_NAME.fullmatch(given):
+        raise RequestError(
+            f"the input {given!r:.80} looks like a file's name, and there is no such file",
+            "a file that exists, or a text",
+            "Check the path.",
+        )
+    return None
 
 
 def _bounded(pieces: list[I32], tokens: int) -> list[I32]:

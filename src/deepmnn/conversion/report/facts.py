@@ -14,7 +14,7 @@ from deepmnn.graph.ir import Weight
 from deepmnn.graph.levels import PassResult
 from deepmnn.quant.observers import MAX_DIVERGENCE, StaticRange
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Of report.json."""
 
 _LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.")

@@ -43,6 +43,10 @@ from deepmnn.inspect.sides.subject import Subject
 Axis = list[Switch]
 """Switches of one kind."""
 
+HIDES = {"activations": ("kernels", "weights")}
+"""Axis → the axes that, switched off, switch it off, too: numpy rounds no activations, and nobody
+does beside exact weights."""
+
 FEW = 4
 """Switches that are named one by one."""
 
@@ -50,6 +54,11 @@ NOTHING = "The answers are within the bound: there is nothing to switch off."
 IN_THE_MODEL = (
     "No switch brings the error under the bound: what is wrong is in the model's graph or its "
     "config. Compare the two models value by value."
+)
+ON_MNN = (
+    "A folder for MNN has nothing to switch off: its weights are rounded anew, and its kernels are "
+    "its own. Compare it value by value, export it with more bits, or give the converted model "
+    "with the backend mnn, which can run on our engine instead."
 )
 IN_THE_PROGRAM = (
     "The layers are right one at a time, the whole program is not: suspect the reuse of memory. "
@@ -153,7 +162,7 @@ class _Bisector:
     def _search_layers(self, axes: list[Axis]) -> Bisection:
         """Among what the layers are."""
         if not isinstance(self._model.side, StagedSide):
-            return self._result((), IN_THE_MODEL)
+            return self._result((), ON_MNN if self._model.quant is not None else IN_THE_MODEL)
         variants = Variants(self._model, self._reference)
         layers = by_layers(variants, self._samples)
         first = self._runs.trials[0] if self._runs.trials else None
@@ -203,7 +212,8 @@ class _Bisector:
                 if works([switch for each in rest for switch in each]):
                     needed = rest
             blamed = [switch for axis in needed for switch in axis]
-        on = [switch for switch in every if switch not in blamed]
+        hidden = {axis for switch in blamed for axis in HIDES.get(switch.axis, ())}
+        on = [switch for switch in every if switch not in blamed and switch.axis not in hidden]
         return self._result(
             blamed,
             "",
@@ -242,12 +252,12 @@ def _fewest(axis: Axis, works: Works[Switch]) -> list[Switch]:
     if members is not None:
         return members
     groups = [list(group) for _, group in groupby(sorted(axis, key=_group), key=_group)]
-
-    def together(off: list[list[Switch]]) -> bool:
-        return works([switch for group in off for switch in group])
-
-    found = smallest(groups, together) if len(groups) > 1 else None
-    return axis if found is None else [switch for group in found for switch in group]
+    needed = list(groups)
+    for group in groups:
+        rest = [switch for other in needed if other is not group for switch in other]
+        if rest and works(rest):
+            needed.remove(group)
+    return [switch for group in needed for switch in group]
 
 
 def _names(blamed: Sequence[Switch]) -> tuple[str, ...]:

@@ -15,6 +15,12 @@ Place = tuple[int, str]
 
 BACKEND = "backend"
 
+_WIDER = (
+    "Give these weights a wider format, or round them by a calibration if they were rounded to "
+    "nearest. Where comparing says that their formats do not explain the error, the stored numbers "
+    "are damaged: convert the model again."
+)
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -158,11 +164,7 @@ def place_switches(places: Mapping[Place, str], layers: int) -> list[Switch]:
     for place, format in places.items():
         layer, role = place
         name = f"{role} weights in {format} {_where(layer, layers)}"
-        advice = (
-            f"Give {role} weights a wider format than {format}, or calibrate; where that format "
-            "does not explain the error, the stored numbers are damaged: convert the model again."
-        )
-        found.append(Switch("weights", name, partial(off, place), advice, f"{role} weights"))
+        found.append(Switch("weights", name, partial(off, place), _WIDER, f"{role} weights"))
     return found
 
 

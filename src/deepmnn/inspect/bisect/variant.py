@@ -85,7 +85,9 @@ class Variants:
         side = staged_side(graph, stored, numbers, options, "")
         if not setting.by_numpy:
             return side
-        numpy = staged_side(graph, stored, numbers, replace(options, backend="reference"), "")
+        numpy = staged_side(
+            graph, stored, numbers, replace(options, backend="reference", isa=None), ""
+        )
 
         def opened(part: Graph, tokens: int, directory: Path) -> Runner:
             chosen = numpy if self._layer(part.nodes[-1].name) in setting.by_numpy else side
@@ -94,14 +96,14 @@ class Variants:
         return StagedSide("", graph, opened)
 
     def places(self) -> dict[Place, str]:
-        """Layer and role → how its weights are stored, in the model's order; vectors only where
+        """Layer and role → how its weights are stored, in the model's order; floats only where
         their numbers are not the reference's.
         """
         first = weights_read(self.graph, "looked_up")
         found: dict[Place, dict[str, None]] = {}
         for name in dict.fromkeys(name for node in self.graph.nodes for name in node.weights):
             weight = self.graph.weights[name]
-            if not named(weight.format).is_matrix:
+            if not _is_coded(weight):
                 ours, theirs = (weight.expr.read(each) for each in (self._own, self._exact))
                 if np.allclose(ours, theirs, rtol=1e-6, atol=0):
                     continue

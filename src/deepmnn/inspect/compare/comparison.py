@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from deepmnn import models
+from deepmnn.artifact.restored import RestoredSource
 from deepmnn.backends.base import I32
 from deepmnn.conversion.plan import untied
 from deepmnn.errors import RequestError
+from deepmnn.formats import FORMATS, named
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.levels import optimize, pass_names
 from deepmnn.graph.tensors import tensors
@@ -32,7 +34,7 @@ from deepmnn.inspect.compare.findings import (
 )
 from deepmnn.inspect.compare.origin import origins
 from deepmnn.inspect.compare.weights import TensorDifference, compare_weights
-from deepmnn.inspect.sides.graphs import as_written, exact
+from deepmnn.inspect.sides.graphs import as_written, truth
 from deepmnn.inspect.sides.staged import StagedSide
 from deepmnn.inspect.sides.subject import Subject
 from deepmnn.measure.reference import check_comparable
@@ -43,6 +45,9 @@ Progress = Callable[[int, int, str], None]
 
 SUSPICIOUS = 0.5
 """An error of a tensor from which on it may be another one."""
+
+_ACTIVATIONS = next(f.name for f in FORMATS.values() if f.is_quantized and f.bits == 8)
+"""The format of weights that is as coarse as activations are where weights have codes."""
 
 CACHE_BOUNDS = {"f32": 0.0, "bf16": 2.0**-6, "int8": 0.05}
 """What rounding keys and values explains of an attention's error."""
@@ -123,7 +128,7 @@ def compare(
         sketches,
     )
     for values in (found.compared, found.inside):
-        known = origins(naive, [each.name for each in values], model.formats, bounds)
+        known = origins(naive, [each.name for each in values], model.formats_told, bounds)
         for each in values:
             each.origin = known[each.name]
     tensors = _weights(model, reference, progress) if weights else []
@@ -179,10 +184,10 @@ def _naive(subject: Subject) -> Graph:
 def _effects(
     model: Subject, reference: Subject, samples: Sequence[I32], progress: Progress | None
 ) -> Effects | None:
-    truth = exact(reference, model)
-    if truth is None or not isinstance(model.side, StagedSide):
+    known = truth(reference, model)
+    if known is None or not isinstance(model.side, StagedSide):
         return None
-    return Effects(model.side, truth, samples, progress)
+    return Effects(model.side, known, samples, progress)
 
 
 def _vanished(model: Subject, naive: Graph) -> dict[str, tuple[str, ...]]:
@@ -205,9 +210,26 @@ def _weights(
 ) -> list[TensorDifference]:
     """Of all tensors; none where both have the same ones, or one model's cannot be read."""
     ours, theirs = model.tensors, reference.tensors
-    if ours is None or theirs is None or ours.paths == theirs.paths:
+    if ours is None or theirs is None or _same_numbers(model, reference):
         return []
     return list(compare_weights(ours, theirs, SUSPICIOUS, progress))
+
+
+def _same_numbers(model: Subject, reference: Subject) -> bool:
+    """Whether both run the very same files, whose roundings are no difference of theirs."""
+    ours, theirs = model.tensors, reference.tensors
+    if not isinstance(ours, RestoredSource) or not isinstance(theirs, RestoredSource):
+        return False
+    return ours.paths == theirs.paths
+
+
+def _as_activations(graph: Graph) -> Graph:
+    """Weights of codes as coarse as activations: all that rounds where the codes are the same."""
+    made = graph.copy()
+    for weight in made.weights.values():
+        if named(weight.format).levels:
+            weight.format = _ACTIVATIONS
+    return made
 
 
 def _bounds(model: Subject, reference: Subject, naive: Graph) -> dict[str, float]:
@@ -216,6 +238,8 @@ def _bounds(model: Subject, reference: Subject, naive: Graph) -> dict[str, float
     for subject in (model, reference):
         if isinstance(subject.side, StagedSide):
             graphs.append((subject.side.graph, CACHE_BOUNDS[subject.options.kv_dtype]))
+    if _same_numbers(model, reference):
+        graphs = [(_as_activations(graph), rest) for graph, rest in graphs]
     least = max((folder_bound(s.quant) for s in (model, reference) if s.quant), default=0.0)
     return {name: max(bound, least) for name, bound in value_bounds(graphs, naive).items()}
 

@@ -59,7 +59,7 @@ class Effects:
 
     Args:
         model: its layers are put into the exact model.
-        exact: the reference in float32, of the same layers (`opened.exact`).
+        exact: the reference, of the same layers (`graphs.truth`).
         samples: those that are compared.
         progress: called with (done, in all, what) while predictions are computed, at the end.
     """

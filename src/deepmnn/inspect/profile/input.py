@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepmnn.errors import RequestError
-from deepmnn.inspect.samples import is_file, read_ids
+from deepmnn.inspect.samples import named_file, read_ids
 from deepmnn.measure.texts import read_texts
 
 if TYPE_CHECKING:
@@ -19,7 +18,7 @@ def prompt(model: LLM, given: str) -> list[int]:
     Of JSON Lines it is the first line. Raises RequestError: a file of something else, ids outside
     the vocabulary, nothing in it, a text for a model without a tokenizer.
     """
-    path = Path(given) if is_file(given) else None
+    path = named_file(given)
     if path is not None and path.suffix in (".npy", ".bin"):
         ids = [int(id) for id in read_ids(path, model.vocab_size)]
     elif not model.has_tokenizer:

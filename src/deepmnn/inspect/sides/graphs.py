@@ -7,7 +7,7 @@ from collections.abc import Callable
 from deepmnn import _core
 from deepmnn.conversion.plan import choose_formats, naive_graph
 from deepmnn.conversion.stage import Stored, stored_from
-from deepmnn.formats import F32
+from deepmnn.formats import F32, named
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.levels import optimize
 from deepmnn.inspect.sides.options import SideOptions
@@ -19,12 +19,21 @@ from deepmnn.quant.store import stored_values
 from deepmnn.source.source import Source
 
 
-def exact(reference: Subject, like: Subject) -> StagedSide | None:
-    """The reference's numbers in float32 on the engine, in a graph whose layers hand on what those
-    of another model do; None where its numbers cannot be read.
+def truth(reference: Subject, like: Subject) -> StagedSide | None:
+    """The reference in a graph whose layers hand on what those of another model do: as it runs
+    where it has such a graph; one of exact numbers on the engine in float32. None: neither is so.
     """
-    if reference.tensors is None or like.level is None:
+    ours = like.side
+    if not isinstance(ours, StagedSide) or like.level is None or reference.tensors is None:
         return None
+    if isinstance(reference.side, StagedSide):
+        if [set(part.inputs) for part in reference.side.parts] == [
+            set(part.inputs) for part in ours.parts
+        ]:
+            return reference.side
+        kinds = {named(w.format) for w in reference.side.graph.weights.values()}
+        if any(kind.levels for kind in kinds) or reference.options.kv_dtype != "f32":
+            return None
     disabled = like.options.disabled
     options = SideOptions(backend="cpu", quant=EXACT, optimize_level=like.level, disabled=disabled)
     return source_side(reference.tensors, options)

@@ -57,6 +57,11 @@ class SideOptions:
                 "no level, passes, recipe, KV cache format or instruction set for it",
                 "Leave them out, or choose another backend.",
             )
+        if self.backend in ("reference", "mnn") and self.isa is not None:
+            raise RequestError(
+                f"an instruction set is given for the backend {self.backend!r}",
+                "the backend 'cpu', our engine, or none given",
+            )
         unknown = sorted(self.disabled.difference(pass_names()))
         if unknown:
             raise RequestError(f"no pass is called {unknown[0]!r:.40}", ", ".join(pass_names()))

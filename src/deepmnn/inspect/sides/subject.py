@@ -67,6 +67,10 @@ class Subject:
             return self.tensors.stored_formats(tensor)
         return self._formats.get(tensor, {VECTOR.name})
 
+    def formats_told(self, tensor: str) -> set[str]:
+        """The same for people: of a folder for MNN, which has no formats of ours, its recipe."""
+        return self.formats(tensor) if self.quant is None else {f"{self.quant} by MNN"}
+
     @cached_property
     def _formats(self) -> dict[str, set[str]]:
         """Tensor → the formats of the graph's weights that are made of it."""
