@@ -227,3 +227,17 @@ def test_a_page_is_not_replaced_unasked_and_never_half(
     assert result.exit_code == 1
     assert "No space" in result.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.html", "page.html"]
+
+
+@pytest.mark.parametrize("name", ["missing.npy", "no/such/text", "missing.txt"])
+def test_a_missing_file_is_no_text(models: Path, name: str) -> None:
+    result = run(models / "model", models / "source", "--input", name)
+    assert result.exit_code == 1
+    assert "there is no such file" in result.stderr
+
+
+def test_a_page_and_bisecting_are_two_things(models: Path, tmp_path: Path) -> None:
+    html = tmp_path / "page.html"
+    result = run(models / "model", models / "source", "--bisect", "--html", html)
+    assert result.exit_code == 2
+    assert not html.exists()

@@ -81,6 +81,27 @@ def test_a_sound_model_raises_no_alarm(
     assert not found.hidden
 
 
+@pytest.mark.parametrize("level", [2, 3])
+def test_effects_are_beside_the_reference_as_it_runs(tmp_path: Path, level: int) -> None:
+    """Not beside its numbers in float32, from which both are far."""
+    source = source_of(tmp_path / "source", V3)
+    convert(source, tmp_path / "model", "w3", optimize_level=level)
+    with ExitStack() as stack:
+        name = str(tmp_path / "model")
+        a = stack.enter_context(opened(name, SideOptions(isa="scalar")))
+        b = stack.enter_context(opened(name))
+        samples = read_samples(None, None, a.vocab_size, 128, 60)
+        found = compare(a, b, samples)
+        assert found.divergence is not None
+        assert len(found.effects) == 4
+        assert sum(effect.alone for effect in found.effects) < 1e-3
+        c = stack.enter_context(opened(str(source), TORCH))
+        found = compare(a, c, samples)
+        assert found.divergence is not None
+        added = sum(effect.added for effect in found.effects)
+        assert added == pytest.approx(found.divergence.mean, rel=1e-3)
+
+
 # --------------------------------------------------------------- planted faults
 
 BUILDERS: list[tuple[str, Plant, dict[str, Any], str, str]] = [

@@ -101,7 +101,7 @@ def _print_lines(lines: Iterable[Line]) -> None:
     lines = list(lines)
     made = table("", "check", "", "found", "expected")
     for column in made.columns:
-        column.justify, column.no_wrap = "left", False
+        column.justify, column.no_wrap, column.overflow = "left", False, "fold"
     made.columns[1].no_wrap = True
     for line in lines:
         verdict = Text(line.verdict, _STYLES[line.verdict])

@@ -91,7 +91,7 @@ def profile(
     _print(found)
     for file in (html, trace):
         if file is not None:
-            err.say(f"wrote {file}", "dim")
+            err.say(f"written: {file}", "dim")
     if found.trace is not None and found.trace.lost:
         err.say(f"the trace had no room for its first {found.trace.lost:,} spans", "yellow")
 

@@ -40,6 +40,11 @@ class Names:
 
 
 def locate(path: Path) -> tuple[Path, Names]:
-    """The directory and the names of a folder, or of a NAME.mnn file."""
-    is_file = path.suffix == ".mnn" and not path.is_dir()
-    return (path.parent, Names(path.stem)) if is_file else (path, Names())
+    """The directory and the names of a folder, which its network may stand for, or of a NAME.mnn
+    file.
+    """
+    if path.suffix != ".mnn" or path.is_dir():
+        return path, Names()
+    alone, whole = Names(path.stem), Names()
+    in_folder = path.name == whole.model and not (path.parent / alone.manifest).exists()
+    return path.parent, whole if in_folder else alone

@@ -19,8 +19,9 @@ from deepmnn.conversion.write import Progress
 from deepmnn.errors import RequestError, Words
 from deepmnn.exporters.mnn.cached import exported_model
 from deepmnn.exporters.mnn.folder import MnnFolder, is_exported
-from deepmnn.formats import F32
+from deepmnn.formats import F32, named
 from deepmnn.graph.ir import Weight
+from deepmnn.inspect.report.recorded import recorded
 from deepmnn.inspect.sides.graphs import source_side, staged_side
 from deepmnn.inspect.sides.options import TORCH, SideOptions
 from deepmnn.inspect.sides.subject import Subject
@@ -130,9 +131,18 @@ def _artifact(name: str, artifact: Artifact, options: SideOptions) -> Subject:
         return stored_values(weight, artifact.tensor(weight.name))
 
     level = artifact.manifest["optimize_level"]
-    side = staged_side(graph, stored, numbers, options, f"{recipe}, level {level}")
+    side = staged_side(graph, stored, numbers, options, f"{_rounded(artifact)}, level {level}")
     files = artifact.text_files
     return Subject(name, side, artifact.config, restored, files, stored, level, options)
+
+
+def _rounded(artifact: Artifact) -> str:
+    """The recipe, and whether weights of few bits were rounded to nearest, where that is known."""
+    recipe, known = str(artifact.manifest["quant"]), recorded(artifact)
+    kinds = {named(weight.format) for weight in artifact.graph().weights.values()}
+    few = any(kind.is_quantized and kind.bits < 8 for kind in kinds)
+    nearest = known is not None and known.calibration is None and few
+    return f"{recipe} rounded to nearest" if nearest else recipe
 
 
 def _source(name: str, source: Source, options: SideOptions, words: str = "") -> Subject:
