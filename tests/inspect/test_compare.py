@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from deepmnn.artifact.manifest import MANIFEST
 from deepmnn.conversion.convert import convert
-from deepmnn.errors import RequestError
+from deepmnn.errors import ArtifactError, RequestError
 from deepmnn.exporters.mnn.export import export
 from deepmnn.graph.passes import fuse_swiglu
 from deepmnn.graph.weights import Interleave
+from deepmnn.inspect.bisect.bisect import bisect
 from deepmnn.inspect.compare.comparison import Comparison, compare
 from deepmnn.inspect.compare.findings import Finding
 from deepmnn.inspect.samples import read_samples
 from deepmnn.inspect.sides.opened import opened
 from deepmnn.inspect.sides.options import SideOptions
+from exporters.folders import reseal
 from planted import (
     GQA,
     SMALL_EPS,
@@ -180,6 +185,39 @@ def test_a_damaged_block_of_rows_is_named(tmp_path: Path) -> None:
         assert "rows 16 to 31" in finding.text
 
 
+def test_one_row_is_enough(tmp_path: Path) -> None:
+    source = source_of(tmp_path / "source", GQA, hidden_size=72, intermediate_size=96)
+    name = "model.layers.1.mlp.down_proj.weight"
+
+    def without_a_row(w: np.ndarray) -> np.ndarray:
+        w = w.copy()
+        w[35] = 0
+        return w
+
+    damaged = changed(source, tmp_path / "damaged", {name: without_a_row})
+    convert(damaged, tmp_path / "model", "w4")
+    finding = first(compared(tmp_path / "model", source), "weight")
+    assert finding.place == name
+    assert "rows 32 to 47" in finding.text
+
+
+def test_a_program_that_is_not_the_graph(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine runs program.bin, the comparison the graph."""
+    source = source_of(tmp_path / "source", V3)
+    convert(source, tmp_path / "model", "fp32")
+    with monkeypatch.context() as patch:
+        other_base(patch)
+        convert(source, tmp_path / "other", "fp32")
+    shutil.copy(tmp_path / "other/program.bin", tmp_path / "model")
+    reseal(tmp_path / "model" / MANIFEST)
+    finding = first(compared(tmp_path / "model", source), "program")
+    assert "inv_freq" in finding.text
+    with opened(str(tmp_path / "model")) as a, opened(str(source), NUMPY) as b:
+        samples = read_samples(None, None, a.vocab_size, 128, 60)
+        with pytest.raises(ArtifactError, match="inv_freq"):
+            bisect(a, b, samples, 0.1)
+
+
 @pytest.mark.parametrize("model_type", ["deepseek_v2", "deepseek_v3", "deepseek"])
 def test_an_experts_swapped_matrices_are_named(tmp_path: Path, model_type: str) -> None:
     index = 1 if model_type == "deepseek" else 0
@@ -248,6 +286,7 @@ def test_other_models_are_refused(tmp_path: Path) -> None:
         "layers": ({"num_hidden_layers": 2}, GQA),
         "numbers": ({"intermediate_size": 64}, GQA),
         "architecture|numbers": ({}, V3),
+        "weight": ({}, "llama"),
     }
     for words, (fields, model_type) in others.items():
         other = source_of(tmp_path / words.replace("|", "-"), model_type, **fields)

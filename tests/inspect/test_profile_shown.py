@@ -237,7 +237,7 @@ def test_what_cannot_be_written_is_refused_before_anything_runs(
     assert "is no directory" in result.output
     kept = tmp_path / "notes.html"
     kept.write_text("mine")
-    for flags in (("--html", kept, "--overwrite"), ("--trace", kept)):
+    for flags in (("--html", kept, "--overwrite"), ("--trace", kept, "--overwrite")):
         result = invoke(artifact, *flags)
         assert result.exit_code == 1
         assert "exists" in result.output

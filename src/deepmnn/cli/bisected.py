@@ -28,7 +28,7 @@ def print_bisection(found: Bisection) -> None:
         out.say(f"to blame: {name}", "bold red")
     for advice in found.advice:
         out.say(advice)
-    out.say(f"{len(found.trials)} runs", "dim")
+    out.say("1 run" if len(found.trials) == 1 else f"{len(found.trials)} runs", "dim")
 
 
 def _add(made: Table, name: str, trial: Trial) -> None:

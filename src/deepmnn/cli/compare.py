@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from deepmnn.graph.ir import Graph
     from deepmnn.inspect.sides.subject import Subject
 
+MOST = 1 << 20
+"""Tokens."""
+
 REFERENCE, SHOWN = "The reference", "Output"
 
 MOST_PARAMETERS = 10**9
@@ -46,7 +49,9 @@ def compare(
             "text, or ids at random for a model without a tokenizer.",
         ),
     ] = None,
-    tokens: Annotated[int, Option(min=2, help="At most so many, in samples of 128.")] = 512,
+    tokens: Annotated[
+        int, Option(min=2, max=MOST, help="At most so many, in samples of 128.")
+    ] = 512,
     backend: Annotated[
         str | None, Option(help="cpu, reference (numpy), mnn, or torch (a checkpoint).")
     ] = None,

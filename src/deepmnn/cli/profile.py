@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rich.text import Text
-from typer import Option
+from typer import BadParameter, Option
 
 from deepmnn.api.options import LoadOptions
 from deepmnn.cli import options
@@ -64,6 +64,8 @@ def profile(
     from deepmnn.inspect.profile.page import page
     from deepmnn.inspect.profile.trace import chrome
 
+    if html is not None and trace is not None and html.resolve() == trace.resolve():
+        raise BadParameter("--html and --trace are one file")
     if html is not None:  # what could not be written after a minute is refused now
         check_page(html, overwrite)
     if trace is not None:
@@ -99,10 +101,15 @@ def profile(
 def _check_trace(path: Path, overwrite: bool) -> None:
     """Raises StorageError unless a trace may be written there."""
     from deepmnn.artifact.target import OVERWRITE
+    from deepmnn.inspect.profile.trace import BEGIN
 
     if not path.resolve().parent.is_dir():
         raise StorageError(f"{path.parent} is no directory", "a directory that exists")
-    if path.exists() and not overwrite:
+    if not path.exists():
+        return
+    if not path.is_file() or not path.read_bytes()[: len(BEGIN)] == BEGIN:
+        raise StorageError(f"{path} exists and is no trace", "a new file", "Choose another name.")
+    if not overwrite:
         raise StorageError(f"{path} exists", "a new file", OVERWRITE)
 
 

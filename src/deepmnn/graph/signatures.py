@@ -382,6 +382,11 @@ def sums_of_choices(graph: Graph) -> dict[str, str]:
     }
 
 
+def read_weights(graph: Graph) -> set[str]:
+    """The names of the weights that nodes read: all but those that are only kept."""
+    return {name for node in graph.nodes for name in node.weights}
+
+
 def weights_read(graph: Graph, reading: Reading) -> set[str]:
     """The names of the weights that a node reads in this way."""
     found: set[str] = set()

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from deepmnn import _core
 from deepmnn.backends.base import I32
-from deepmnn.errors import RequestError
+from deepmnn.errors import ArtifactError, RequestError
 from deepmnn.exporters.mnn.folder import is_exported
 from deepmnn.inspect.bisect.runs import (
     Logits,
@@ -115,12 +115,18 @@ def bisect(
         bound: of the relative error of the logits.
         progress: called before each run.
 
-    Raises RequestError as `check_pair`, for a bound that is not positive, and for a model whose
-    numbers cannot be read.
+    Raises ArtifactError where program.bin is not the graph, RequestError as `check_pair`, for a
+    bound that is not positive, and for a model whose numbers cannot be read.
     """
     if not 0 < bound < math.inf:
         raise RequestError(f"the bound is {bound}", "a positive number, such as 0.01")
     check_pair(model, reference)
+    if model.program is not None and model.program.verdict == "wrong":
+        raise ArtifactError(
+            f"program.bin of {model.name} is not its graph: {model.program.found}",
+            model.program.expected,
+            model.program.advice,
+        )
     runs = Runs(side_logits(reference.side, samples), bound, progress)
     return _Bisector(model, reference, samples, runs, bound).run()
 

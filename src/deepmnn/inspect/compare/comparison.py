@@ -13,6 +13,7 @@ from deepmnn.errors import RequestError
 from deepmnn.formats import FORMATS, named
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.levels import optimize, pass_names
+from deepmnn.graph.signatures import read_weights
 from deepmnn.graph.tensors import tensors
 from deepmnn.inspect.compare.attributes import attribute_differences
 from deepmnn.inspect.compare.compare import (
@@ -28,6 +29,7 @@ from deepmnn.inspect.compare.findings import (
     attribute_findings,
     bound_of,
     folder_bound,
+    program_findings,
     value_bounds,
     value_findings,
     weight_findings,
@@ -163,8 +165,13 @@ def check_pair(model: Subject, reference: Subject) -> Graph:
         mine, other = ours.values[name].width, theirs.values[name].width
         if mine != other:
             raise _other(f"{name} of {mine} numbers", f"{other}")
-    if not ours.values.keys() & theirs.values.keys() > {"ids", "positions", "hidden", "logits"}:
-        raise _other(f"the architecture {ours.name}", theirs.name)
+    here_only, there_only = (
+        sorted(read_weights(one) - read_weights(other))
+        for one, other in ((ours, theirs), (theirs, ours))
+    )
+    if here_only or there_only:
+        found, wanted = (names[0] if names else "none besides" for names in (here_only, there_only))
+        raise _other(f"the weight {found} ({ours.name})", f"{wanted} ({theirs.name})")
     return theirs
 
 
@@ -268,6 +275,8 @@ def _findings(
     vanished: Mapping[str, Sequence[str]],
 ) -> list[Finding]:
     made: list[Finding] = []
+    if model.program is not None:
+        made += program_findings(model.program)
     if model.options.as_it_is and isinstance(model.side, StagedSide) and model.level is not None:
         wanted, _ = optimize(_naive(model), model.level)
         made += attribute_findings(attribute_differences(model.side.graph, wanted))

@@ -116,6 +116,8 @@ def percent(share: float) -> str:
     """An error for people: "3.2 %", "4e-05 %", "infinite"."""
     if not math.isfinite(share):
         return "no number" if math.isnan(share) else "infinite"
+    if share >= 1e4:
+        return f"{share * 100:.2g} %"
     if share == 0 or share >= 1:
         return f"{share * 100:,.0f} %"
     if share < 1e-5:

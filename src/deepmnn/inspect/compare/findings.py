@@ -21,6 +21,7 @@ import numpy as np
 from deepmnn.formats import BLOCK_ROWS, named
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.signatures import caches_written
+from deepmnn.inspect.check.line import Line
 from deepmnn.inspect.compare.attributes import AttributeDifference
 from deepmnn.inspect.compare.compare import Compared
 from deepmnn.inspect.compare.difference import Difference, percent
@@ -47,8 +48,13 @@ MNN_FLOATS = 4e-3
 GROWTH = 10.0
 """How many times its inputs' error a value's must be, where nodes cannot run alone."""
 
-ROWS_RATIO = 5.0
-"""How many times the usual error 16 rows of a matrix must have."""
+ROWS_RATIO = 1.7
+"""How many times the usual error 16 rows of a matrix must have. Sound ones have up to 1.2, of wide
+matrices 1.1: each row has scales of its own.
+"""
+
+COLUMNS_RATIO = 5.0
+"""How many times the usual error 16 columns of a value must have to be told of."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Finding:
     """Something that rounding does not explain.
 
     Attributes:
-        kind: "attribute", "weight" or "value".
+        kind: "program", "attribute", "weight" or "value".
         place: the node, tensor or value, by its name.
         error: relative; 0 for an attribute.
         bound: what would be explained.
@@ -79,6 +85,14 @@ def attribute_findings(found: Iterable[AttributeDifference]) -> list[Finding]:
         Finding("attribute", node, 0.0, 0.0, f"{each[0].op}: {'; '.join(map(str, each))}")
         for node, each in by_node.items()
     ]
+
+
+def program_findings(program: Line) -> list[Finding]:
+    """That program.bin, which the engine runs, is not the graph that is compared."""
+    if program.verdict != "wrong":
+        return []
+    text = f"{program.found}; expected {program.expected}. {program.advice}"
+    return [Finding("program", program.name, 0.0, 0.0, text)]
 
 
 def weight_findings(
@@ -151,7 +165,7 @@ def _value_text(op: str, found: Difference, bound: float, words: str) -> str:
         text += f"; most where expert {found.expert} is chosen"
     if found.onset is not None:
         text += f"; from position {found.onset} on"
-    if found.block_ratio > ROWS_RATIO:
+    if found.block_ratio > COLUMNS_RATIO:
         last = found.block + BLOCK_ROWS - 1
         text += (
             f"; most in columns {found.block} to {last}, {found.block_ratio:.0f} times the usual"

@@ -62,6 +62,10 @@ def traced(core: _core.Model | None, phases: Sequence[Mark], steps: Sequence[Lap
     return Trace(tuple(threads), sum(lost for lost, _ in spans))
 
 
+BEGIN = b'{"traceEvents": '
+"""How a trace's JSON begins."""
+
+
 def chrome(trace: Trace, title: str) -> dict[str, Any]:
     """The trace event format: complete events ("X") in microseconds, and names ("M")."""
     begin = min((e.begin for thread in trace.threads for e in thread.events), default=0)

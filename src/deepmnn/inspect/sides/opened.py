@@ -11,22 +11,27 @@ from pathlib import Path
 from typing import Any
 
 from deepmnn.artifact.cache import hold
+from deepmnn.artifact.manifest import PROGRAM
 from deepmnn.artifact.reader import Artifact
 from deepmnn.artifact.restored import RestoredSource
+from deepmnn.backends.cpu.program import read_program
+from deepmnn.backends.mnn.backend import check_kv_dtype
 from deepmnn.conversion.kept import converted, is_checkpoint, original
 from deepmnn.conversion.stage import stored_from
 from deepmnn.conversion.write import Progress
-from deepmnn.errors import RequestError, Words
+from deepmnn.errors import ArtifactError, RequestError, Words
 from deepmnn.exporters.mnn.cached import exported_model
 from deepmnn.exporters.mnn.folder import MnnFolder, is_exported
 from deepmnn.formats import F32, named
 from deepmnn.graph.ir import Weight
+from deepmnn.inspect.check.program import check_program, graph_of
 from deepmnn.inspect.report.recorded import recorded
 from deepmnn.inspect.sides.graphs import source_side, staged_side
 from deepmnn.inspect.sides.options import TORCH, SideOptions
 from deepmnn.inspect.sides.subject import Subject
 from deepmnn.measure.reference import EXACT
 from deepmnn.quant.store import stored_values
+from deepmnn.source.json_file import read_small
 from deepmnn.source.source import Source
 from deepmnn.text.text_files import SourceFiles, TextFiles
 
@@ -48,6 +53,8 @@ def opened(
     exported = here and is_exported(path)
     backend = options.backend or ("mnn" if exported else "cpu")
     options = replace(options, backend=backend)
+    if backend == "mnn":
+        check_kv_dtype(options.kv_dtype)
     if exported:
         _check_exported(name, options)
         with hold(path):
@@ -133,7 +140,12 @@ def _artifact(name: str, artifact: Artifact, options: SideOptions) -> Subject:
     level = artifact.manifest["optimize_level"]
     side = staged_side(graph, stored, numbers, options, f"{_rounded(artifact)}, level {level}")
     files = artifact.text_files
-    return Subject(name, side, artifact.config, restored, files, stored, level, options)
+    program = None
+    if options.backend == "cpu":
+        artifact.check_program()
+        decoded = read_program(read_small(artifact.path / PROGRAM, ArtifactError))
+        program = check_program(graph_of(decoded), graph)
+    return Subject(name, side, artifact.config, restored, files, stored, level, options, program)
 
 
 def _rounded(artifact: Artifact) -> str:
@@ -168,4 +180,4 @@ def _folder(name: str, folder: MnnFolder, files: TextFiles, options: SideOptions
 
     side = MnnSide(folder, options.threads or 0)
     quant = str(folder.manifest["quant"])
-    return Subject(name, side, folder.config, None, files, None, None, options, quant)
+    return Subject(name, side, folder.config, None, files, None, None, options, None, quant)

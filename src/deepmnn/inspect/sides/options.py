@@ -15,6 +15,9 @@ TORCH = "torch"
 
 SIDES = (*BACKENDS, TORCH)
 
+MOST_THREADS = 1024
+"""The core takes no more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SideOptions:
@@ -62,6 +65,8 @@ class SideOptions:
                 f"an instruction set is given for the backend {self.backend!r}",
                 "the backend 'cpu', our engine, or none given",
             )
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            raise RequestError(f"{self.threads} threads", f"1 to {MOST_THREADS}")
         unknown = sorted(self.disabled.difference(pass_names()))
         if unknown:
             raise RequestError(f"no pass is called {unknown[0]!r:.40}", ", ".join(pass_names()))

@@ -11,6 +11,7 @@ from deepmnn.conversion.stage import Stored
 from deepmnn.formats import VECTOR
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.tensors import tensors
+from deepmnn.inspect.check.line import Line
 from deepmnn.inspect.side import Side
 from deepmnn.inspect.sides.options import SideOptions
 from deepmnn.inspect.sides.staged import StagedSide
@@ -32,6 +33,7 @@ class Subject:
         stored: the bytes of a weight of its graph; None: it has no graph of ours.
         level: of optimisation; None likewise.
         options: how it runs; the backend is known.
+        program: whether program.bin is the graph; None where the engine runs none.
         quant: how its numbers are stored, as an exported folder says, whose graph does not tell;
             None: the graph does, or they are exact.
     """
@@ -44,6 +46,7 @@ class Subject:
     stored: Stored | None
     level: int | None
     options: SideOptions
+    program: Line | None = None
     quant: str | None = None
 
     @property
