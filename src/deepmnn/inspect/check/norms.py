@@ -99,5 +99,7 @@ def _measured(subject: Subject, node: Node, weight: str) -> float | None:
     out = subject.piece([y], node.inputs).run({x: np.full((1, width), size, np.float32)})[y][0]
     w = subject.weight(weight).astype(np.float64)
     w = np.tile(w, width // len(w))
+    if not w.any():
+        return None  # it gives zeros, whatever its eps
     share = float(out @ w / (w @ w))
     return float(size**2 * (1 / share**2 - 1))

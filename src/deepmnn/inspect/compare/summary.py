@@ -121,8 +121,8 @@ def effect_words(found: Comparison) -> list[str]:
     where = "What follows the last layer" if worst.layer >= found.layers else f"Layer {worst.layer}"
     return [
         f"Alone, the layers' effects sum to {total:.3g}; the whole is {whole:.3g}.",
-        f"Of the {CALM_SHARE:.0%} of tokens that change least: {calm.alone:.3g}, and "
-        f"{calm.whole:.3g}.",
+        f"Of the {CALM_SHARE:.0%} of tokens that change least they sum to {calm.alone:.3g}; the "
+        f"whole is {calm.whole:.3g}.",
         _meaning(total / whole if whole else math.inf, calm, whole),
         f"{where} does most, {percent(worst.alone / total)} of the sum.",
     ]
