@@ -25,6 +25,8 @@ from deepmnn.inspect.compare.compare import (
 )
 from deepmnn.inspect.compare.effects import Calm, Effect, Effects
 from deepmnn.inspect.compare.findings import (
+    NEAREST_RATIO,
+    ROWS_RATIO,
     Finding,
     attribute_findings,
     bound_of,
@@ -280,7 +282,10 @@ def _findings(
     if model.options.as_it_is and isinstance(model.side, StagedSide) and model.level is not None:
         wanted, _ = optimize(_naive(model), model.level)
         made += attribute_findings(attribute_differences(model.side.graph, wanted))
-    made += weight_findings(weights, lambda name: model.formats(name) | reference.formats(name))
+    ratio = NEAREST_RATIO if model.is_nearest else ROWS_RATIO
+    made += weight_findings(
+        weights, lambda name: model.formats(name) | reference.formats(name), ratio
+    )
     inside = list(value_findings(found.inside, bounds, naive, {}))
     values = [*inside, *value_findings(found.compared, bounds, naive, vanished, inside)]
     order = {name: at for at, name in enumerate(naive.values)}

@@ -145,7 +145,11 @@ def _artifact(name: str, artifact: Artifact, options: SideOptions) -> Subject:
         artifact.check_program()
         decoded = read_program(read_small(artifact.path / PROGRAM, ArtifactError))
         program = check_program(graph_of(decoded), graph)
-    return Subject(name, side, artifact.config, restored, files, stored, level, options, program)
+    known = recorded(artifact)
+    return Subject(
+        *(name, side, artifact.config, restored, files, stored, level, options, program),
+        is_nearest=known is not None and known.calibration is None,
+    )
 
 
 def _rounded(artifact: Artifact) -> str:

@@ -36,6 +36,7 @@ class Subject:
         program: whether program.bin is the graph; None where the engine runs none.
         quant: how its numbers are stored, as an exported folder says, whose graph does not tell;
             None: the graph does, or they are exact.
+        is_nearest: whether its weights are known to be rounded to nearest, not by a calibration.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Subject:
     options: SideOptions
     program: Line | None = None
     quant: str | None = None
+    is_nearest: bool = False
 
     @property
     def vocab_size(self) -> int:
