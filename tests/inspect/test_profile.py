@@ -329,7 +329,7 @@ def test_mnn_tells_what_it_can(artifact: Path) -> None:
         assert not phase.nodes
         assert not phase.threads
         assert sum(part.share for part in phase.parts) == pytest.approx(1)
-        assert max(phase.parts, key=lambda part: part.seconds).name == "MNN"
+        assert next(part for part in phase.parts if part.name == "MNN").seconds > 0
         assert phase.whole.nbytes > 0 < phase.whole.macs
         assert phase.whole.limits is not None
     with pytest.raises(RequestError, match="no batching"):
