@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from deepmnn import _core
 from deepmnn.artifact.manifest import PROGRAM
 from deepmnn.backends.base import F32, I32, Batch
+from deepmnn.backends.cpu.backend import arrays
 from deepmnn.backends.cpu.lower import WeightLocation, lower
 from deepmnn.formats import U8, named
 from deepmnn.graph.ir import Graph, Weight
@@ -99,16 +100,7 @@ class Stage:
         if blocks > self._blocks:  # samples do not share blocks: short ones take more than tokens
             self._blocks = blocks
             self._cache = self._model.new_cache(blocks, _BLOCK_SIZE, self._kv_dtype)
-        return self._model.run(
-            self._cache,
-            batch.ids,
-            batch.positions,
-            batch.sequence_starts,
-            batch.context_lengths,
-            batch.block_tables,
-            batch.logit_rows,
-            dict(inputs),
-        )
+        return self._model.run(self._cache, *arrays(batch), dict(inputs))
 
 
 def fresh_batch(samples: Sequence[I32], block_size: int) -> tuple[Batch, int]:

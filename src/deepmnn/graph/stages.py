@@ -7,7 +7,7 @@ what comes before the first is part of it, what comes after the last is a stage 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 
 from deepmnn.graph.ir import Graph, Node
 from deepmnn.graph.signatures import caches_written
@@ -68,18 +68,24 @@ def _part(graph: Graph, nodes: list[Node], wanted: set[str], whole: bool = True)
         if needed.intersection(node.outputs) or (whole and caches_written(node)):
             kept.append(node)
             needed.update(node.inputs)
-    kept.reverse()
-    produced = {name for node in kept for name in node.outputs}
-    read = dict.fromkeys(name for node in kept for name in node.inputs)
+    return subgraph(graph, kept[::-1], wanted)
+
+
+def subgraph(graph: Graph, nodes: list[Node], wanted: Collection[str]) -> Graph:
+    """Some nodes of a graph, in order, as a graph: it reads what they do not produce, and gives
+    what they produce of the wanted values.
+    """
+    produced = {name for node in nodes for name in node.outputs}
+    read = dict.fromkeys(name for node in nodes for name in node.inputs)
     inputs = [name for name in read if name not in produced]
-    entries = {name for node in kept for name in caches_written(node)}
-    names = dict.fromkeys([*inputs, *(name for node in kept for name in node.outputs)])
+    entries = {name for node in nodes for name in caches_written(node)}
+    names = dict.fromkeys([*inputs, *(name for node in nodes for name in node.outputs)])
     return Graph(
         name=graph.name,
         inputs=inputs,
         outputs=[name for name in names if name in wanted and name in produced],
-        nodes=kept,
+        nodes=nodes,
         values={name: graph.values[name] for name in names},
-        weights={name: graph.weights[name] for node in kept for name in node.weights},
+        weights={name: graph.weights[name] for node in nodes for name in node.weights},
         caches={name: width for name, width in graph.caches.items() if name in entries},
     )

@@ -86,12 +86,12 @@ def _call(core: Callable[..., T], cache: Cache, batch: Batch) -> T:
     if not isinstance(cache, _core.KvCache):
         raise RequestError(f"the cache is a {type(cache).__name__}", "one made by new_cache")
     try:  # the core converts nothing, so that the engine's own arrays go straight in
-        return core(cache, *_arrays(batch))
+        return core(cache, *arrays(batch))
     except TypeError:
-        return core(cache, *_arrays(_converted(batch)))
+        return core(cache, *arrays(_converted(batch)))
 
 
-def _arrays(batch: Batch) -> tuple[I32, ...]:
+def arrays(batch: Batch) -> tuple[I32, I32, I32, I32, I32, I32]:
     """In the order in which the core takes them."""
     return (
         batch.ids,

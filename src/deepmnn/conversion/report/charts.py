@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from deepmnn.conversion.report.scale import Scale
@@ -111,13 +111,8 @@ def layer_groups(
     count, names = _places(layers)
     x = _layer_scale(count, width)
     parts = [_grid(x, y, shown, names)]
-    room = (x.end - x.begin) / max(count, 1)
-    for layer, group in enumerate(groups):
-        thick = min(room * 0.84 / max(len(group), 1), 16)
-        for place, bar in enumerate(group):
-            if math.isnan(bar.size):
-                continue
-            left = x(layer) + (place - len(group) / 2) * thick
+    for bar, left, thick in _side_by_side(groups, x, count):
+        if not math.isnan(bar.size):
             top = y(max(bar.size, y.low))
             parts.append(_rect(bar, left, top, thick, y.begin - top))
     return drawing(width, HEIGHT, label, [*parts, _bound(x, y, bound)])
@@ -139,17 +134,24 @@ def signed_groups(
     count, names = _places(layers)
     x = _layer_scale(count, width)
     parts = [_grid(x, y, shown, names)]
+    for bar, left, thick in _side_by_side(groups, x, count):
+        if math.isfinite(bar.size):
+            top, bottom = y(max(bar.size, 0.0)), y(min(bar.size, 0.0))
+            parts.append(_rect(bar, left, top, thick, bottom - top))
+    if low < 0:
+        parts.append(f'<path class="axis" d="M{number(x.begin)} {number(y(0))}H{number(x.end)}"/>')
+    return drawing(width, HEIGHT, label, parts)
+
+
+def _side_by_side(
+    groups: Sequence[Sequence[Bar]], x: Scale, count: int
+) -> Iterator[tuple[Bar, float, float]]:
+    """Each bar of each place of the axis, where it begins and how thick it is."""
     room = (x.end - x.begin) / max(count, 1)
     for layer, group in enumerate(groups):
         thick = min(room * 0.84 / max(len(group), 1), 16)
         for place, bar in enumerate(group):
-            if math.isfinite(bar.size):
-                left = x(layer) + (place - len(group) / 2) * thick
-                top, bottom = y(max(bar.size, 0.0)), y(min(bar.size, 0.0))
-                parts.append(_rect(bar, left, top, thick, bottom - top))
-    if low < 0:
-        parts.append(f'<path class="axis" d="M{number(x.begin)} {number(y(0))}H{number(x.end)}"/>')
-    return drawing(width, HEIGHT, label, parts)
+            yield bar, x(layer) + (place - len(group) / 2) * thick, thick
 
 
 def curve(

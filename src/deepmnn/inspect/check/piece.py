@@ -20,7 +20,7 @@ from deepmnn.backends.cpu.lower import WeightLocation, lower
 from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.passes.memory_plan import plan_memory
-from deepmnn.graph.signatures import caches_written
+from deepmnn.graph.stages import subgraph
 
 Place = Callable[[Graph, Path], tuple[Mapping[str, WeightLocation], Sequence[str]]]
 """Puts the weight files of a graph into a directory; where each weight lies, and their names."""
@@ -33,21 +33,7 @@ def region(graph: Graph, outputs: Sequence[str], begins: Collection[str] = ()) -
         if needed.intersection(node.outputs).difference(begins):
             kept.append(node)
             needed.update(name for name in node.inputs if name not in begins)
-    kept.reverse()
-    produced = {name for node in kept for name in node.outputs}
-    read = dict.fromkeys(name for node in kept for name in node.inputs)
-    inputs = [name for name in read if name not in produced]
-    entries = {name for node in kept for name in caches_written(node)}
-    names = dict.fromkeys([*inputs, *(name for node in kept for name in node.outputs)])
-    return Graph(
-        graph.name,
-        inputs,
-        [name for name in outputs if name in produced],
-        kept,
-        {name: graph.values[name] for name in names},
-        {name: graph.weights[name] for node in kept for name in node.weights},
-        {name: width for name, width in graph.caches.items() if name in entries},
-    )
+    return subgraph(graph, kept[::-1], outputs)
 
 
 class Piece:

@@ -12,7 +12,7 @@ from deepmnn.conversion.plan import untied
 from deepmnn.errors import RequestError
 from deepmnn.formats import FORMATS, named
 from deepmnn.graph.ir import Graph
-from deepmnn.graph.levels import optimize, pass_names
+from deepmnn.graph.levels import PassResult, optimize
 from deepmnn.graph.signatures import read_weights
 from deepmnn.graph.tensors import tensors
 from deepmnn.inspect.compare.attributes import attribute_differences
@@ -136,7 +136,7 @@ def compare(
         for each in values:
             each.origin = known[each.name]
     tensors = _weights(model, reference, progress) if weights else []
-    vanished = _vanished(model, naive)
+    optimized, vanished = _optimized(model)
     gone = {name for names in vanished.values() for name in names}
     return Comparison(
         model=model.side.label,
@@ -152,7 +152,9 @@ def compare(
         effects=tuple(watch.found) if watch is not None else (),
         calm=watch.calm if watch is not None else None,
         weights=tuple(tensors),
-        findings=tuple(_findings(model, reference, naive, found, tensors, bounds, vanished)),
+        findings=tuple(
+            _findings(model, reference, naive, found, tensors, bounds, optimized, vanished)
+        ),
     )
 
 
@@ -199,19 +201,23 @@ def _effects(
     return Effects(model.side, known, samples, progress)
 
 
-def _vanished(model: Subject, naive: Graph) -> dict[str, tuple[str, ...]]:
-    """Pass → the values that are gone after it."""
+def _optimized(model: Subject) -> tuple[Graph | None, dict[str, tuple[str, ...]]]:
+    """The graph that the passes of this version make for a model, and pass → the values that are
+    gone after it; None and nothing of a model without a graph of ours.
+    """
     if model.level is None:
-        return {}
-    passes = [name for name in pass_names(model.level) if name not in model.options.disabled]
-    left, found = set(naive.values), {}
-    for number, name in enumerate(passes):
-        later = model.options.disabled.union(passes[number + 1 :])
-        graph, _ = optimize(naive, model.level, disabled=later)
-        if gone := left - set(graph.values):
-            found[name] = tuple(value for value in naive.values if value in gone)
-            left -= gone
-    return found
+        return None, {}
+    naive = _naive(model)
+    left, vanished = list(naive.values), dict[str, tuple[str, ...]]()
+
+    def note(graph: Graph, result: PassResult) -> None:
+        gone = tuple(name for name in left if name not in graph.values)
+        if gone:
+            vanished[result.name] = gone
+            left[:] = [name for name in left if name in graph.values]
+
+    graph, _ = optimize(naive, model.level, disabled=model.options.disabled, on_pass=note)
+    return graph, vanished
 
 
 def _weights(
@@ -274,14 +280,14 @@ def _findings(
     found: Values,
     weights: Sequence[TensorDifference],
     bounds: Mapping[str, float],
+    optimized: Graph | None,
     vanished: Mapping[str, Sequence[str]],
 ) -> list[Finding]:
     made: list[Finding] = []
     if model.program is not None:
         made += program_findings(model.program)
-    if model.options.as_it_is and isinstance(model.side, StagedSide) and model.level is not None:
-        wanted, _ = optimize(_naive(model), model.level)
-        made += attribute_findings(attribute_differences(model.side.graph, wanted))
+    if model.options.as_it_is and isinstance(model.side, StagedSide) and optimized is not None:
+        made += attribute_findings(attribute_differences(model.side.graph, optimized))
     ratio = NEAREST_RATIO if model.is_nearest else ROWS_RATIO
     made += weight_findings(
         weights, lambda name: model.formats(name) | reference.formats(name), ratio

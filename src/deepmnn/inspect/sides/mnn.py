@@ -6,7 +6,6 @@ very ops of the folder, with its values appended (exporters/mnn/tapped.py).
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from deepmnn.exporters.mnn.names import locate
 from deepmnn.exporters.mnn.network import check_network, decode_network
 from deepmnn.exporters.mnn.tapped import write_tapped
 from deepmnn.exporters.mnn.values import Held, held_values
+from deepmnn.graph.stages import LAYER
 from deepmnn.inspect.side import Layer
 from deepmnn.inspect.sides.original import Original
 from deepmnn.inspect.sides.samples import check_samples
@@ -30,8 +30,6 @@ from deepmnn.models import build, read_config
 
 MOST_BYTES = 128 << 20
 """Of the values that one run hands out: what is more takes several, each of the whole network."""
-
-_LAYER = re.compile(r"layers\.(\d+)\.")
 
 
 class MnnSide:
@@ -138,7 +136,7 @@ def _by_layer(found: Sequence[Held], layers: int) -> list[list[Held]]:
     """Values by layer, those before the first with it; those after the last come last."""
     groups: list[list[Held]] = [[] for _ in range(layers + 1)]
     for held in found:
-        layer = _LAYER.match(held.name)
+        layer = LAYER.match(held.name)
         last = layers if held.name in ("hidden", "logits") else 0
         groups[int(layer[1]) if layer else last].append(held)
     return groups

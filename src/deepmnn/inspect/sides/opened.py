@@ -138,27 +138,22 @@ def _artifact(name: str, artifact: Artifact, options: SideOptions) -> Subject:
         return stored_values(weight, artifact.tensor(weight.name))
 
     level = artifact.manifest["optimize_level"]
-    side = staged_side(graph, stored, numbers, options, f"{_rounded(artifact)}, level {level}")
+    known = recorded(artifact)
+    is_nearest = known is not None and known.calibration is None
+    kinds = {named(weight.format) for weight in graph.weights.values()}
+    if is_nearest and any(kind.is_quantized and kind.bits < 8 for kind in kinds):
+        recipe = f"{recipe} rounded to nearest"
+    side = staged_side(graph, stored, numbers, options, f"{recipe}, level {level}")
     files = artifact.text_files
     program = None
     if options.backend == "cpu":
         artifact.check_program()
         decoded = read_program(read_small(artifact.path / PROGRAM, ArtifactError))
         program = check_program(graph_of(decoded), graph)
-    known = recorded(artifact)
     return Subject(
         *(name, side, artifact.config, restored, files, stored, level, options, program),
-        is_nearest=known is not None and known.calibration is None,
+        is_nearest=is_nearest,
     )
-
-
-def _rounded(artifact: Artifact) -> str:
-    """The recipe, and whether weights of few bits were rounded to nearest, where that is known."""
-    recipe, known = str(artifact.manifest["quant"]), recorded(artifact)
-    kinds = {named(weight.format) for weight in artifact.graph().weights.values()}
-    few = any(kind.is_quantized and kind.bits < 8 for kind in kinds)
-    nearest = known is not None and known.calibration is None and few
-    return f"{recipe} rounded to nearest" if nearest else recipe
 
 
 def _source(name: str, source: Source, options: SideOptions, words: str = "") -> Subject:
