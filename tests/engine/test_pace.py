@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from fake_backend import FakeBackend, expected_answer
 
 from deepmnn.engine.engine import Engine, Step
 from deepmnn.engine.pace import Pace
 from deepmnn.text.sampling_params import SamplingParams
+from fake_backend import FakeBackend, expected_answer
 
 
 def taught(pace: Pace, plain: float, per_token: float, steps: int = 60) -> Pace:
