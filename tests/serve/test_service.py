@@ -54,13 +54,15 @@ def test_answers_are_those_of_generate(model: deepmnn.LLM) -> None:
     async def work() -> None:
         async with serving(model) as service:
             answers = [await service.ask(QUESTION, each) for each in params]
-            assert service.active == sum(each.n for each in params)
             found = await asyncio.gather(*map(whole, answers))
             for made, given in zip(found, expected, strict=True):
                 one = given if isinstance(given, list) else [given]
                 assert [each.text for each in made] == [each.text for each in one]
                 assert [each.ids for each in made] == [each.ids for each in one]
             assert service.active == 0
+            endless = await service.ask(QUESTION, SamplingParams(ignore_eos=True))
+            service.cancel_all()
+            assert [made.finish_reason for made in await whole(endless)] == ["cancelled"]
 
     run(work)
 
@@ -99,9 +101,11 @@ def test_a_full_queue_refuses_and_takes_again(model: deepmnn.LLM) -> None:
                 await asyncio.sleep(0.001)
             with pytest.raises(OverloadedError):
                 await service.ask(QUESTION, SamplingParams(n=2))
-            (made,) = await whole(await service.ask(QUESTION, SamplingParams(max_tokens=3)))
+            last = await service.ask(QUESTION, SamplingParams(max_tokens=3))
+            for answer in asked:
+                answer.cancel()
+            (made,) = await whole(last)
             assert made.finish_reason == "length"
-            service.cancel_all()
             await until_idle(service)
 
     run(work)
