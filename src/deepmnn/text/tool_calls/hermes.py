@@ -75,13 +75,11 @@ class HermesSplitter(MarkerSplitter):
 
     def _in_broken(self) -> bool:
         """What is no JSON goes as far as the marker."""
-        end = self._held.find(END)
-        if end < 0 and not self._over:
+        if END not in self._held and not self._over:
             return False
-        body = self._held[:end] if end >= 0 else self._held
-        self._held = self._held[len(body) :]
+        body, ended = self._until(END)
         body = body.rstrip()
-        self._argue(body.removesuffix("}") if end >= 0 else body)
+        self._argue(body.removesuffix("}") if ended else body)
         return self._end_call()
 
     def _in_rest(self) -> bool:
@@ -96,7 +94,7 @@ class HermesSplitter(MarkerSplitter):
 class HermesFormat:
     """See the head of this file."""
 
-    def __init__(self, special: frozenset[str]) -> None:
+    def __init__(self, special: frozenset[str] = frozenset()) -> None:
         self.special = special
 
     def splitter(self) -> HermesSplitter:
