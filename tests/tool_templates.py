@@ -79,6 +79,7 @@ V32 = """\
             {{- '</' + dsml + 'parameter>\\n' }}
           {%- endfor %}
         {%- endif -%}
+        {%- if not arguments %}{{ '\\n' }}{% endif -%}
         {{ '</' + dsml + 'invoke>\\n' }}
       {%- endfor -%}
       {{ '</' + dsml + 'function_calls>' }}

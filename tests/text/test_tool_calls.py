@@ -216,6 +216,7 @@ def test_random_calls_are_read_back(template: str, tmp_path: Path) -> None:
         (HERMES, '<tool_call>{"name": 5}</tool_call>', '<tool_call>{"name": 5}</tool_call>', []),
         (HERMES, '<tool_call>{"a" b}', '<tool_call>{"a" b}', []),
         (HERMES, '<tool_call>{"name":"f"}</tool_call>', "", [("f", "{}")]),
+        (HERMES, '<tool_call>{"name":"f","arguments":null}', "", [("f", "{}")]),
         (HERMES, '<tool_call>{"name":"f","parameters":{"a":1}}', "", [("f", '{"a":1}')]),
         (HERMES, '<tool_call> {"arguments":{"a":1},"name":"f"}', "", [("f", '{"a": 1}')]),
         (HERMES, '<tool_call>{"name":"f","arguments":"{\\"a\\":1}"}', "", [("f", '{"a":1}')]),

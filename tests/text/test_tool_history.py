@@ -107,7 +107,7 @@ def test_a_template_that_writes_no_calls_refuses_them(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "calls", [["now"], [{"function": {}}], [{"function": {"name": ""}}], {"name": "now"}, 5]
+    "calls", [["now"], [{"function": {}}], [{"function": {"name": None}}], {"name": "now"}, 5]
 )
 def test_calls_of_the_wrong_form_are_refused(calls: object, tmp_path: Path) -> None:
     tokenizer = tool_tokenizer(tmp_path, "qwen3")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from deepmnn.errors import RequestError, TokenizerError
+from deepmnn.errors import RequestError, TokenizerError, shown
 from deepmnn.text.chat_template import Message, check_messages
 from deepmnn.text.tokenizer import Tokenizer
 
@@ -114,15 +114,15 @@ def _calls(index: int, calls: object) -> list[dict[str, Any]]:
     """With all fields that templates look for. Raises RequestError."""
     made = []
     for call in calls if isinstance(calls, list) else [calls]:
-        match call:
-            case {"function": {"name": str(name), **rest}} if name:
-                function = {**rest, "name": name, "arguments": rest.get("arguments") or "{}"}
-                made.append({**call, "type": "function", "function": function})
-            case _:
-                raise RequestError(
-                    f"a tool call of message {index} is {call!r:.80}",
-                    '{"id": ..., "type": "function", "function": {"name": ..., "arguments": JSON}}',
-                )
+        fields = call if isinstance(call, dict) else {}
+        function = fields.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise RequestError(
+                f"a tool call of message {index} is {shown(call)}",
+                '{"id": ..., "type": "function", "function": {"name": ..., "arguments": JSON}}',
+            )
+        whole = {**function, "arguments": function.get("arguments") or "{}"}
+        made.append({**fields, "type": "function", "function": whole})
     return made
 
 
@@ -180,10 +180,10 @@ def _form(tokenizer: Tokenizer) -> _Form:
 def _abilities(tokenizer: Tokenizer) -> _Abilities:
     found = _known.get(tokenizer)
     if found is None:
-        shown = _rendered(tokenizer, [_ASK], tools=[_TOOL])
-        forms = _FORMS if shown else ()
+        prompt = _rendered(tokenizer, [_ASK], tools=[_TOOL])
+        forms = _FORMS if prompt else ()
         form = next((form for form in forms if _writes_calls(tokenizer, form)), None)
-        found = _known[tokenizer] = _Abilities(_NAME in shown, form)
+        found = _known[tokenizer] = _Abilities(_NAME in prompt, form)
     return found
 
 
