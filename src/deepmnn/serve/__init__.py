@@ -1,1 +1,1 @@
-"""The HTTP server: the endpoints that clients of OpenAI, Anthropic and vLLM know."""
+"""An HTTP server around one model, for the clients of OpenAI's and Anthropic's APIs."""
