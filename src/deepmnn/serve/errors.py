@@ -84,7 +84,7 @@ _OPENAI_TYPES = {429: "rate_limit_error"}
 _OPENAI_CODES = {401: "invalid_api_key", 429: "rate_limit_exceeded", 503: "unavailable"}
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """A request that is answered with an error, whatever it asks.
 
     Args:
@@ -110,7 +110,7 @@ class Refusal(Exception):
             self.headers = RETRY_AFTER | self.headers
 
     @classmethod
-    def of(cls, error: DeepmnnError) -> Refusal:
+    def of(cls, error: DeepmnnError) -> RefusedError:
         """What a client is told of one of deepmnn's errors."""
         message = str(error)
         if isinstance(error, OverloadedError):
@@ -120,7 +120,7 @@ class Refusal(Exception):
         if isinstance(error, RequestError | TokenizerError):
             return cls(400, message)
         if isinstance(error, MissingDependencyError):
-            return cls(501, message)
+            return cls(501, message, headers={"x-should-retry": "false"})
         return cls(500, "the server could not answer; its log says why")
 
     def body(self, scope: Scope) -> dict[str, Any]:
@@ -160,13 +160,13 @@ def request_id(scope: Scope) -> str | None:
 def add_handlers(app: FastAPI) -> None:
     """Has every error of a handler answered in the API's shape."""
 
-    @app.exception_handler(Refusal)
-    async def refused(request: Request, error: Refusal) -> JSONResponse:
+    @app.exception_handler(RefusedError)
+    async def refused(request: Request, error: RefusedError) -> JSONResponse:
         return error.response(request.scope)
 
     @app.exception_handler(DeepmnnError)
     async def failed(request: Request, error: DeepmnnError) -> JSONResponse:
-        refusal = Refusal.of(error)
+        refusal = RefusedError.of(error)
         if refusal.status == 500:
             raise error  # told to the log
         return refusal.response(request.scope)
@@ -180,7 +180,7 @@ def add_handlers(app: FastAPI) -> None:
         message = _ROUTING.get(error.status_code, "{detail}").format(
             method=request.method, path=shown(request.url.path), detail=error.detail
         )
-        refusal = Refusal(error.status_code, message, headers=error.headers)
+        refusal = RefusedError(error.status_code, message, headers=error.headers)
         return refusal.response(request.scope)
 
 
@@ -190,7 +190,7 @@ _ROUTING = {
 }
 
 
-def _validation(error: RequestValidationError) -> Refusal:
+def _validation(error: RequestValidationError) -> RefusedError:
     """The first field that is wrong, and how many more there are."""
     first, *others = error.errors()
     where = [str(part) for part in first["loc"] if part != "body"]
@@ -201,7 +201,7 @@ def _validation(error: RequestValidationError) -> Refusal:
         message = f"{name} is {shown(first.get('input'))}; {_lower(first['msg'])}"
     if others:
         message += f" ({len(others)} more)"
-    return Refusal(400, message, param=".".join(where) or None)
+    return RefusedError(400, message, param=".".join(where) or None)
 
 
 def _lower(text: str) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pydantic_core import from_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deepmnn.serve.errors import Refusal
+from deepmnn.serve.errors import RefusedError
 from deepmnn.serve.options import ServeOptions
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -47,24 +47,24 @@ class Guard:
                     return None  # the client has gone
                 _check_json(body)
                 receive = _again(body, receive)
-        except Refusal as refusal:
+        except RefusedError as refusal:
             return await refusal.response(scope)(scope, receive, send)
         return await self._app(scope, receive, send)
 
     def _check_host(self, headers: Headers) -> None:
-        """Raises Refusal for a name that only a page of a stranger would call this machine by."""
+        """Raises RefusedError for a name that only the page of a stranger would use."""
         if not self._names:
             return
         name = _host_name(_header(headers, b"host"))
         if name is not None and name not in self._names:
-            raise Refusal(
+            raise RefusedError(
                 403,
                 f"the Host header says {name[:80]!r}; expected a name of this machine. "
                 "The server's option allowed_hosts adds one.",
             )
 
     def _check_key(self, headers: Headers) -> None:
-        """Raises Refusal unless the request has the key, in one header or the other."""
+        """Raises RefusedError unless the request has the key, in one header or the other."""
         if self._key is None:
             return
         scheme, _, bearer = (_header(headers, b"authorization") or b"").partition(b" ")
@@ -72,7 +72,7 @@ class Guard:
         given = given or _header(headers, b"x-api-key") or b""
         if not hmac.compare_digest(given, self._key):
             found = "another API key" if given else "no API key"
-            raise Refusal(
+            raise RefusedError(
                 401,
                 f"the request has {found}; expected the server's, as Authorization: Bearer KEY "
                 "or x-api-key: KEY",
@@ -80,7 +80,7 @@ class Guard:
             )
 
     async def _read(self, receive: Receive) -> bytes | None:
-        """The body; None when the client has gone. Raises Refusal."""
+        """The body; None when the client has gone. Raises RefusedError."""
         limit, seconds = self._options.max_body_bytes, self._options.body_timeout
         parts: list[bytes] = []
         size = 0
@@ -93,13 +93,13 @@ class Guard:
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > limit:
-                        raise Refusal(
+                        raise RefusedError(
                             413, f"the body is too long; expected at most {limit:,} bytes"
                         )
                     if not message.get("more_body", False):
                         return b"".join(parts)
         except TimeoutError:
-            raise Refusal(
+            raise RefusedError(
                 408,
                 f"the body has not come within {seconds} s; expected all of it by then",
                 headers={"Connection": "close"},
@@ -127,11 +127,11 @@ def _has_body(headers: Headers) -> bool:
 
 
 def _check_type(headers: Headers) -> None:
-    """Raises Refusal unless the body is said to be JSON, which the form of no other site can."""
+    """Raises RefusedError unless the body is said to be JSON, which no form can say."""
     given = (_header(headers, b"content-type") or b"").decode("latin-1")
     kind = given.partition(";")[0].strip().lower()
     if kind != "application/json":
-        raise Refusal(
+        raise RefusedError(
             415,
             f"the Content-Type is {given[:80]!r}; expected application/json",
             headers={"Accept": "application/json"},
@@ -139,7 +139,7 @@ def _check_type(headers: Headers) -> None:
 
 
 def _check_json(body: bytes) -> None:
-    """Raises Refusal unless it is JSON in UTF-8, not nested deeper than 200 levels.
+    """Raises RefusedError unless it is JSON in UTF-8, not nested deeper than 200 levels.
 
     pydantic's parser also refuses what would fail later: halves of surrogate pairs, and numbers of
     thousands of digits.
@@ -147,7 +147,9 @@ def _check_json(body: bytes) -> None:
     try:
         from_json(body, allow_inf_nan=False)
     except ValueError as error:
-        raise Refusal(400, f"the body cannot be read: {error}; expected JSON in UTF-8") from None
+        raise RefusedError(
+            400, f"the body cannot be read: {error}; expected JSON in UTF-8"
+        ) from None
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

@@ -10,16 +10,20 @@ import json
 import sys
 import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any, TextIO
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from deepmnn.serve.errors import Refusal
+from deepmnn.serve.errors import RefusedError
 
 _ID_HEADERS = (b"x-request-id", b"request-id")
 """Where OpenAI's and Anthropic's clients look for a request's name."""
+
+_ASKED_OFTEN = ("/health", "/metrics")
+"""What programs look at every few seconds: no lines for that."""
 
 
 @dataclass(slots=True)
@@ -29,6 +33,7 @@ class Record:
     Attributes:
         id: what the client is told that the request is called.
         method, path: of HTTP; the path as it was sent, percent-encoded.
+        client: its address.
         status: of the answer; None when the client left before there was one.
         seconds: until the answer was complete.
         first_seconds: until its first token.
@@ -39,6 +44,7 @@ class Record:
 
     method: str
     path: str
+    client: str = ""
     id: str = field(default_factory=lambda: f"req_{token_hex(12)}")
     status: int | None = None
     seconds: float = 0.0
@@ -52,7 +58,7 @@ class Record:
     def facts(self) -> dict[str, Any]:
         """What is known, by name."""
         known = {name: getattr(self, name) for name in self.__slots__}
-        return {name: value for name, value in known.items() if value not in (None, [])}
+        return {name: value for name, value in known.items() if value not in (None, [], "")}
 
 
 class Log:
@@ -118,10 +124,8 @@ class Log:
         self._out(f"{time.strftime('%H:%M:%S')}  {shown}")
 
     def _out(self, line: str) -> None:
-        try:
+        with suppress(OSError):  # a full disk, or nobody reads the pipe: answers matter more
             print(line.replace("\x7f", "\\u007f"), file=self._stream, flush=True)
-        except OSError:  # a full disk, or nobody reads the pipe: answers matter more
-            pass
 
 
 class Logged:
@@ -138,7 +142,8 @@ class Logged:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")
-        record = Record(scope["method"], path[:200])
+        client = scope.get("client") or ("",)
+        record = Record(scope["method"], path[:200], client[0])
         scope.setdefault("state", {})["record"] = record
         names = [(name, record.id.encode()) for name in _ID_HEADERS]
         begun = time.perf_counter()
@@ -155,8 +160,9 @@ class Logged:
             self._log.error(record, error)
             if record.status is not None:
                 raise  # in the middle of an answer: the connection ends
-            refusal = Refusal(500, "the server failed; its log says why")
+            refusal = RefusedError(500, "the server failed; its log says why")
             await refusal.response(scope)(scope, receive, sent)
         finally:
             record.seconds = time.perf_counter() - begun
-            self._log.request(record)
+            if scope["path"] not in _ASKED_OFTEN:
+                self._log.request(record)

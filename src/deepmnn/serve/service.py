@@ -60,7 +60,7 @@ class Service:
         answer = Answer(self, self._mailbox)
         try:
             prepare = partial(self.model.request, prompt, params, answer.deliver)
-            made = await self._read(prepare)
+            made = await self.read(prepare)
         except BaseException:
             self.active -= params.n
             raise
@@ -70,7 +70,7 @@ class Service:
 
     async def tokens(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt. Raises as `ask` does."""
-        return await self._read(lambda: self.model.encode(prompt))
+        return await self.read(lambda: self.model.encode(prompt))
 
     def cancel_all(self) -> None:
         """Ends every answer before the engine's next step."""
@@ -96,7 +96,8 @@ class Service:
                 "Ask again later.",
             )
 
-    async def _read(self, work: Callable[[], T]) -> T:
+    async def read(self, work: Callable[[], T]) -> T:
+        """What work() gives, done by a worker thread. Raises what it raises."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
 
 
