@@ -17,6 +17,7 @@ from typing import TypeVar
 from deepmnn.api.llm import LLM
 from deepmnn.api.prompts import Prompt
 from deepmnn.engine.completion import Chunk
+from deepmnn.engine.pace import Pace
 from deepmnn.engine.request import Event, Failure, Request, result_of
 from deepmnn.errors import OverloadedError
 from deepmnn.text.sampling_params import SamplingParams
@@ -34,15 +35,20 @@ class Service:
         model: what answers.
         name: what clients call it.
         max_queue: answers that may wait beside those that run; more are refused.
+        max_stall: seconds that running answers may wait for a step with prompts in it (`Pace`).
 
     Attributes:
         active: answers that run or wait.
     """
 
-    def __init__(self, model: LLM, name: str, *, max_queue: int = 256) -> None:
+    def __init__(
+        self, model: LLM, name: str, *, max_queue: int = 256, max_stall: float | None = None
+    ) -> None:
         self.model, self.name = model, name
         self.active = 0
-        self._most = max_queue + model.driver.engine.scheduler.max_sequences
+        scheduler = model.engine.scheduler
+        scheduler.pace = Pace(max_stall)
+        self._most = max_queue + scheduler.max_sequences
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="deepmnn-reader")
         self._mailbox: _Mailbox | None = None
         self._answers: set[Answer] = set()
