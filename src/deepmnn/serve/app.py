@@ -19,22 +19,19 @@ from deepmnn.serve.errors import OPENAI_ERRORS, OpenAIError, RefusedError, add_h
 from deepmnn.serve.guard import Guard
 from deepmnn.serve.lifecycle import Lifecycle
 from deepmnn.serve.log import Log, Logged
-from deepmnn.serve.metrics import CONTENT_TYPE, Metrics
+from deepmnn.serve.metrics import CONTENT_TYPE
 from deepmnn.serve.options import ServeOptions
 
 OPEN_PATHS = ("/", "/health")
 """What everybody may read: a page without secrets, and whether the server is well."""
 
 
-def create_app(
-    lifecycle: Lifecycle, options: ServeOptions, name: str, log: Log | None = None
-) -> FastAPI:
+def create_app(lifecycle: Lifecycle, options: ServeOptions, log: Log | None = None) -> FastAPI:
     """The server's application.
 
     Args:
         lifecycle: has the service once the model is loaded.
         options: of the server.
-        name: of the model.
         log: where requests are written; None is standard error.
     """
     app = FastAPI(
@@ -45,11 +42,10 @@ def create_app(
         separate_input_output_schemas=False,
     )
     app.state.lifecycle = lifecycle
-    app.state.metrics = metrics = Metrics(name, lifecycle)
     add_handlers(app)
     for router in (models.router, tokens.router):  # and the protocols': a line each
         app.include_router(router)
-    _add_facts(app, lifecycle, metrics)
+    _add_facts(app, lifecycle)
     app.add_middleware(Guard, options=options, open_paths=OPEN_PATHS)
     if options.cors:
         app.add_middleware(
@@ -59,11 +55,11 @@ def create_app(
             allow_headers=["*"],
             expose_headers=["x-request-id", "request-id", "retry-after"],
         )
-    app.add_middleware(Logged, log=log or Log(prompts=options.log_prompts))
+    app.add_middleware(Logged, log=log or Log())
     return app
 
 
-def _add_facts(app: FastAPI, lifecycle: Lifecycle, metrics: Metrics) -> None:
+def _add_facts(app: FastAPI, lifecycle: Lifecycle) -> None:
     """What the server says of itself."""
 
     @app.api_route("/health", methods=["GET", "HEAD"], tags=["server"], responses=_HEALTH)
@@ -81,7 +77,7 @@ def _add_facts(app: FastAPI, lifecycle: Lifecycle, metrics: Metrics) -> None:
     @app.get("/metrics", tags=["server"], response_class=Response, responses=_METRICS)
     async def read_metrics() -> Response:
         """Counts and times, for Prometheus."""
-        return Response(metrics.text(), media_type=CONTENT_TYPE)
+        return Response(lifecycle.metrics.text(), media_type=CONTENT_TYPE)
 
     @app.post("/v1/embeddings", tags=["server"], status_code=404, responses=_NO_EMBEDDINGS)
     async def embeddings(request: Request) -> None:

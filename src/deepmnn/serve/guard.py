@@ -14,6 +14,7 @@ from pydantic_core import from_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deepmnn.serve.errors import RefusedError
+from deepmnn.serve.log import current
 from deepmnn.serve.options import ServeOptions
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -45,7 +46,10 @@ class Guard:
                 body = await self._read(receive)
                 if body is None:
                     return None  # the client has gone
-                _check_json(body)
+                asked = _read_json(body)
+                record = current.get()
+                if self._options.log_prompts and record is not None:
+                    record.body = asked
                 receive = _again(body, receive)
         except RefusedError as refusal:
             return await refusal.response(scope)(scope, receive, send)
@@ -138,14 +142,14 @@ def _check_type(headers: Headers) -> None:
         )
 
 
-def _check_json(body: bytes) -> None:
-    """Raises RefusedError unless it is JSON in UTF-8, not nested deeper than 200 levels.
+def _read_json(body: bytes) -> object:
+    """What a body says. Raises RefusedError unless it is JSON in UTF-8, at most 200 levels deep.
 
     pydantic's parser also refuses what would fail later: halves of surrogate pairs, and numbers of
     thousands of digits.
     """
     try:
-        from_json(body, allow_inf_nan=False)
+        return from_json(body, allow_inf_nan=False)
     except ValueError as error:
         raise RefusedError(
             400, f"the body cannot be read: {error}; expected JSON in UTF-8"

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from fastapi import Depends, Request
 
 from deepmnn.serve.errors import RefusedError
+from deepmnn.serve.metrics import Metrics
 from deepmnn.serve.service import Service
 
 Status = Literal["loading", "ready", "draining"]
@@ -17,17 +18,20 @@ class Lifecycle:
     """Where a server is between its start and its end. All methods are called on its event loop.
 
     Attributes:
-        status: "loading" until there is a model, "draining" from the first signal to end.
+        name: of the model.
+        metrics: of what is asked.
         current: the service; None while the model loads.
     """
 
-    def __init__(self, service: Service | None = None) -> None:
-        self.current = service
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.metrics = Metrics(name)
+        self.current: Service | None = None
         self._deadline: float | None = None
 
     @property
     def status(self) -> Status:
-        """The word that /health says."""
+        """The word that /health says: "draining" from the first signal to end."""
         if self._deadline is not None:
             return "draining"
         return "loading" if self.current is None else "ready"
@@ -35,6 +39,7 @@ class Lifecycle:
     def ready(self, service: Service) -> None:
         """The model is loaded: requests are answered from now on."""
         self.current = service
+        self.metrics.attach(service)
 
     def service(self) -> Service:
         """What answers. Raises RefusedError (503) unless the status is "ready"."""

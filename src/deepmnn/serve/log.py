@@ -11,6 +11,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from secrets import token_hex
 from typing import Any, TextIO
@@ -28,7 +29,7 @@ _ASKED_OFTEN = ("/health", "/metrics")
 
 @dataclass(slots=True)
 class Record:
-    """What the log says of one request. Endpoints fill in what they know.
+    """What the log says of one request: the guard and the metrics fill in what they see.
 
     Attributes:
         id: what the client is told that the request is called.
@@ -36,10 +37,10 @@ class Record:
         client: its address.
         status: of the answer; None when the client left before there was one.
         seconds: until the answer was complete.
-        first_seconds: until its first token.
-        prompt_tokens, cached_tokens, completion_tokens: as `Chunk` has them.
+        first_seconds: until the first token, from when the prompt was tokenised.
+        prompt_tokens, cached_tokens, completion_tokens: as `Chunk` has them, of all answers.
         finish_reasons: of each answer; "cancelled" when the client has left.
-        prompt: what was asked, when the server logs that.
+        body: what was asked, when the server logs that.
     """
 
     method: str
@@ -49,16 +50,20 @@ class Record:
     status: int | None = None
     seconds: float = 0.0
     first_seconds: float | None = None
-    prompt_tokens: int | None = None
-    cached_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
     finish_reasons: list[str] = field(default_factory=list)
-    prompt: Any = None
+    body: Any = None
 
     def facts(self) -> dict[str, Any]:
         """What is known, by name."""
         known = {name: getattr(self, name) for name in self.__slots__}
-        return {name: value for name, value in known.items() if value not in (None, [], "")}
+        return {name: value for name, value in known.items() if value not in (None, [], "", 0)}
+
+
+current: ContextVar[Record | None] = ContextVar("record", default=None)
+"""Of the request that is being answered."""
 
 
 class Log:
@@ -66,23 +71,19 @@ class Log:
 
     Args:
         stream: where; None is standard error.
-        prompts: whether what was asked may be written.
     """
 
-    def __init__(self, stream: TextIO | None = None, *, prompts: bool = False) -> None:
+    def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = sys.stderr if stream is None else stream
         self._people = self._stream.isatty()
-        self.prompts = prompts
 
     def request(self, record: Record) -> None:
         """How a request ended."""
         facts = record.facts()
-        if not self.prompts:
-            facts.pop("prompt", None)
         if not self._people:
             return self._write(facts)
         tokens = ""
-        if record.completion_tokens is not None:
+        if record.prompt_tokens:
             tokens = f"{record.prompt_tokens} + {record.completion_tokens} tokens"
         said = [
             record.method,
@@ -93,8 +94,8 @@ class Log:
             " ".join(record.finish_reasons),
             record.id,
         ]
-        if "prompt" in facts:
-            said.append(json.dumps(facts["prompt"], default=str))
+        if record.body is not None:
+            said.append(json.dumps(record.body))
         self._print("  ".join(part for part in said if part))
 
     def event(self, text: str, **facts: Any) -> None:
@@ -144,6 +145,7 @@ class Logged:
         path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")
         client = scope.get("client") or ("",)
         record = Record(scope["method"], path[:200], client[0])
+        current.set(record)
         scope.setdefault("state", {})["record"] = record
         names = [(name, record.id.encode()) for name in _ID_HEADERS]
         begun = time.perf_counter()

@@ -1,11 +1,13 @@
 """What Prometheus reads at /metrics: vLLM's names, so that its dashboards work, and a few of ours.
 
-Counts grow with the events of the engine; how full it is, is read when somebody asks.
+Counts grow with each event of an answer and each step of the engine; how full the engine is, is
+read when somebody asks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -16,126 +18,161 @@ from prometheus_client import (
     generate_latest,
 )
 
-from deepmnn.serve.lifecycle import Lifecycle
-
-_SECONDS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300)
-_FIRST = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256)
-_LENGTHS = tuple(2**power for power in range(18))
-_BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+from deepmnn.engine.completion import Chunk
+from deepmnn.engine.engine import Engine, Step
+from deepmnn.engine.request import Event, Failure
+from deepmnn.serve.log import Record, current
+from deepmnn.serve.service import Service
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # a time beside every count
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
+_SHORT = (0.001, 0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1, 2, 5, 10)
+_LONG = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800)
+_COUNTS = tuple(2**power for power in range(18))
+
+_COUNTERS = {
+    "vllm:prompt_tokens": "Tokens of prompts.",
+    "vllm:generation_tokens": "Tokens that were generated.",
+    "vllm:prefix_cache_queries": "Tokens of prompts, which were looked for in the cache.",
+    "vllm:prefix_cache_hits": "Those that were found there.",
+}
+_HISTOGRAMS: dict[str, tuple[str, Sequence[float]]] = {
+    "vllm:time_to_first_token_seconds": ("From the request to the first token.", _LONG),
+    "vllm:inter_token_latency_seconds": ("From one token to the next.", _SHORT),
+    "vllm:e2e_request_latency_seconds": ("From the request to the last token.", _LONG),
+    "vllm:request_queue_time_seconds": ("From the request to its first step.", _LONG),
+    "vllm:request_prefill_time_seconds": ("From the first step to the first token.", _LONG),
+    "vllm:request_decode_time_seconds": ("From the first token to the last.", _LONG),
+    "vllm:request_prompt_tokens": ("Tokens of a prompt.", _COUNTS),
+    "vllm:request_generation_tokens": ("Tokens of an answer.", _COUNTS),
+    "deepmnn:step_seconds": ("Of one run of the model over a batch.", _SHORT),
+    "deepmnn:step_answers": ("Answers that a step advances.", _COUNTS),
+    "deepmnn:step_prompt_tokens": ("Tokens of prompts that a step runs.", (0, *_COUNTS)),
+}
+_GAUGES: dict[str, tuple[str, Callable[[Engine], float]]] = {
+    "vllm:num_requests_running": ("Answers that run.", lambda e: len(e.scheduler.running)),
+    "vllm:num_requests_waiting": (
+        "Answers that wait for room.",
+        lambda e: len(e.scheduler.waiting),
+    ),
+    "vllm:kv_cache_usage_perc": (
+        "Share of the KV cache that answers hold, 0 to 1.",
+        lambda e: 1 - e.manager.free_blocks / e.cache.blocks,
+    ),
+    "deepmnn:cache_blocks": ("Blocks of the KV cache.", lambda e: e.cache.blocks),
+    "deepmnn:cache_blocks_free": ("Those that no answer holds.", lambda e: e.manager.free_blocks),
+}
+
 
 class Metrics:
     """The metrics of one server, in a registry of their own.
 
-    Args:
-        name: of the model, the label `model_name`.
-        lifecycle: whose engine is looked at.
+    name: of the model, the label `model_name`.
     """
 
-    def __init__(self, name: str, lifecycle: Lifecycle) -> None:
-        self._name, self._lifecycle = name, lifecycle
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._service: Service | None = None
         self._registry = CollectorRegistry()
-        self._gauges()
-        self.prompt_tokens = self._counter("vllm:prompt_tokens", "Tokens of prompts.")
-        self.generation_tokens = self._counter("vllm:generation_tokens", "Tokens generated.")
-        self.queries = self._counter(
-            "vllm:prefix_cache_queries", "Tokens of prompts that were looked for in the cache."
+        self.counters = {key: self._made(Counter, key, text) for key, text in _COUNTERS.items()}
+        self.histograms = {
+            key: self._made(Histogram, key, text, buckets=buckets)
+            for key, (text, buckets) in _HISTOGRAMS.items()
+        }
+        for key, (text, read) in _GAUGES.items():
+            self._made(Gauge, key, text).set_function(self._reader(read))
+        active = self._made(Gauge, "deepmnn:answers", "Answers under way, their prompts included.")
+        active.set_function(lambda: self._service.active if self._service else 0)
+        labels = ["model_name", "finished_reason"]
+        self._ended = Counter(
+            "vllm:request_success", "Answers that have ended.", labels, registry=self._registry
         )
-        self.hits = self._counter("vllm:prefix_cache_hits", "Tokens that were found there.")
-        self.preemptions = self._counter(
-            "vllm:num_preemptions", "Answers that gave their cache back and were run again."
-        )
-        self._success = Counter(
-            "vllm:request_success",
-            "Answers that have ended.",
-            ["model_name", "finished_reason"],
-            registry=self._registry,
-        )
-        self.time_to_first_token = self._histogram(
-            "vllm:time_to_first_token_seconds", "From the request to the first token.", _FIRST
-        )
-        self.inter_token_latency = self._histogram(
-            "vllm:inter_token_latency_seconds", "From one token to the next.", _SECONDS
-        )
-        self.e2e = self._histogram(
-            "vllm:e2e_request_latency_seconds", "From the request to the last token.", _SECONDS
-        )
-        self.queue_time = self._histogram(
-            "vllm:request_queue_time_seconds", "From the request to its first step.", _SECONDS
-        )
-        self.prefill_time = self._histogram(
-            "vllm:request_prefill_time_seconds", "From that to the first token.", _SECONDS
-        )
-        self.decode_time = self._histogram(
-            "vllm:request_decode_time_seconds", "From the first token to the last.", _SECONDS
-        )
-        self.request_prompt_tokens = self._histogram(
-            "vllm:request_prompt_tokens", "Tokens of a prompt.", _LENGTHS
-        )
-        self.request_generation_tokens = self._histogram(
-            "vllm:request_generation_tokens", "Tokens of an answer.", _LENGTHS
-        )
-        self.step_time = self._histogram(
-            "deepmnn:step_seconds", "Of one run of the model over a batch.", _SECONDS
-        )
-        self.batch_size = self._histogram(
-            "deepmnn:batch_sequences", "Answers that a step advances.", _BATCHES
-        )
-        self.batch_tokens = self._histogram("deepmnn:batch_tokens", "Tokens of a step.", _LENGTHS)
 
-    def finished(self, reason: str) -> None:
-        """An answer has ended; reason is a `Chunk.finish_reason`, or "error"."""
+    def attach(self, service: Service) -> None:
+        """Counts what this service does from now on."""
+        self._service = service
+        service.watch = lambda: _Watch(self, current.get())
+        service.model.driver.engine.watch = self._step
+
+    def ended(self, reason: str) -> None:
+        """An answer has ended. reason: a `Chunk.finish_reason`, or "error"."""
         word = "abort" if reason == "cancelled" else reason
-        self._success.labels(self._name, word).inc()
+        self._ended.labels(self._name, word).inc()
 
     def text(self) -> bytes:
         """Everything, as Prometheus reads it."""
         return generate_latest(self._registry)
 
-    def _gauges(self) -> None:
-        for name, text, read in (
-            ("vllm:num_requests_running", "Answers that run.", self._running),
-            ("vllm:num_requests_waiting", "Answers that wait for room.", self._waiting),
-            ("vllm:kv_cache_usage_perc", "Used share of the KV cache, 0 to 1.", self._usage),
-            ("deepmnn:active_answers", "Answers under way, tokenising included.", self._active),
-            ("deepmnn:cache_blocks", "Blocks of the KV cache.", self._blocks),
-            ("deepmnn:cache_blocks_free", "Blocks that no answer holds.", self._free_blocks),
-        ):
-            gauge = Gauge(name, text, ["model_name"], registry=self._registry)
-            gauge.labels(self._name).set_function(read)
+    def _step(self, step: Step) -> None:
+        """Called on the engine's thread."""
+        self.histograms["deepmnn:step_seconds"].observe(step.seconds)
+        self.histograms["deepmnn:step_answers"].observe(step.answers)
+        self.histograms["deepmnn:step_prompt_tokens"].observe(step.prompt_tokens)
 
-    def _running(self) -> float:
-        return self._read(lambda service: len(service.model.driver.engine.scheduler.running))
+    def _reader(self, read: Callable[[Engine], float]) -> Callable[[], float]:
+        """Reads a number of the engine's, which its thread may change meanwhile; 0 without one."""
+        return lambda: read(self._service.model.driver.engine) if self._service else 0.0
 
-    def _waiting(self) -> float:
-        return self._read(lambda service: len(service.model.driver.engine.scheduler.waiting))
-
-    def _active(self) -> float:
-        return self._read(lambda service: service.active)
-
-    def _blocks(self) -> float:
-        return self._read(lambda service: service.model.driver.engine.cache.blocks)
-
-    def _free_blocks(self) -> float:
-        return self._read(lambda service: service.model.driver.engine.manager.free_blocks)
-
-    def _usage(self) -> float:
-        blocks = self._blocks()
-        return 1 - self._free_blocks() / blocks if blocks else 0.0
-
-    def _read(self, fact: Callable[..., float]) -> float:
-        """A number of the engine's, which another thread may change meanwhile; 0 without one."""
-        service = self._lifecycle.current
-        return 0.0 if service is None else fact(service)
-
-    def _counter(self, name: str, text: str) -> Counter:
-        counter = Counter(name, text, ["model_name"], registry=self._registry)
-        return counter.labels(self._name)
-
-    def _histogram(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
-        made = Histogram(name, text, ["model_name"], registry=self._registry, buckets=buckets)
+    def _made(self, kind: Callable[..., Any], key: str, text: str, **more: Any) -> Any:
+        made = kind(key, text, ["model_name"], registry=self._registry, **more)
         return made.labels(self._name)
+
+
+class _Watch:
+    """Counts the events of the answers to one prompt, and adds them to the request's record."""
+
+    def __init__(self, metrics: Metrics, record: Record | None) -> None:
+        self._metrics, self._record = metrics, record or Record("", "")
+        self._last: dict[int, float] = {}
+        """Choice → seconds from its first token to its newest."""
+
+    def __call__(self, event: Event) -> None:
+        """Called with each event, on the event loop."""
+        if isinstance(event, Failure):
+            self._metrics.ended("error")
+            self._record.finish_reasons.append("error")
+            return
+        if event.ids:
+            self._tokens(event)
+        if event.finish_reason is not None:
+            self._end(event, event.finish_reason)
+
+    def _tokens(self, chunk: Chunk) -> None:
+        histograms, counters = self._metrics.histograms, self._metrics.counters
+        before = self._last.get(chunk.choice)
+        self._last[chunk.choice] = chunk.decode_seconds
+        counters["vllm:generation_tokens"].inc(len(chunk.ids))
+        self._record.completion_tokens += len(chunk.ids)
+        if before is not None:
+            latency = chunk.decode_seconds - before
+            histograms["vllm:inter_token_latency_seconds"].observe(latency)
+            return
+        histograms["vllm:time_to_first_token_seconds"].observe(chunk.prefill_seconds)
+        if chunk.choice == 0:  # the others have the same prompt
+            self._prompt(chunk)
+
+    def _prompt(self, chunk: Chunk) -> None:
+        counters, record = self._metrics.counters, self._record
+        counters["vllm:prompt_tokens"].inc(chunk.prompt_tokens)
+        counters["vllm:prefix_cache_queries"].inc(chunk.prompt_tokens)
+        counters["vllm:prefix_cache_hits"].inc(chunk.cached_tokens)
+        record.prompt_tokens += chunk.prompt_tokens
+        record.cached_tokens += chunk.cached_tokens
+        record.first_seconds = record.first_seconds or chunk.prefill_seconds
+
+    def _end(self, chunk: Chunk, reason: str) -> None:
+        self._metrics.ended(reason)
+        self._record.finish_reasons.append(reason)
+        if not chunk.completion_tokens:  # cancelled before it began
+            return
+        for key, value in (
+            ("e2e_request_latency_seconds", chunk.prefill_seconds + chunk.decode_seconds),
+            ("request_queue_time_seconds", chunk.queue_seconds),
+            ("request_prefill_time_seconds", chunk.prefill_seconds - chunk.queue_seconds),
+            ("request_decode_time_seconds", chunk.decode_seconds),
+            ("request_prompt_tokens", chunk.prompt_tokens),
+            ("request_generation_tokens", chunk.completion_tokens),
+        ):
+            self._metrics.histograms[f"vllm:{key}"].observe(value)

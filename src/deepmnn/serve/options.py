@@ -38,8 +38,8 @@ class ServeOptions:
             of its own (DNS rebinding). Elsewhere every name is taken unless some are given.
         model_name: what the model is called; None takes the last part of its path.
         max_queue: answers that may wait for the engine; with more the server says 429.
-        max_stall_ms: how long one step may make running streams wait for a new prompt; prompts are
-            cut to that, as far as measured speed tells.
+        max_stall_ms: how long running streams may wait for a step with parts of new prompts in it;
+            None is 2.75 times a step without them, at least 200 (`Pace`).
         max_connections: connections at a time.
         max_body_bytes: of a request.
         max_header_bytes: of a request's line and headers.
@@ -112,10 +112,11 @@ class ServeOptions:
         default=256,
         metadata={"help": "Answers that may wait; more get status 429.", "range": (1, 1_000_000)},
     )
-    max_stall_ms: int = field(
-        default=100,
+    max_stall_ms: int | None = field(
+        default=None,
         metadata={
-            "help": "Milliseconds that a new prompt may stop running streams for.",
+            "help": "Milliseconds that new prompts may hold up running streams for; "
+            "default: 2.75 steps, at least 200.",
             "range": (1, 60_000),
         },
     )

@@ -54,11 +54,11 @@ class Server:
 
     def __init__(self, options: ServeOptions, name: str, log: Log | None = None) -> None:
         self.options, self.name = options, name
-        self.log = log or Log(prompts=options.log_prompts)
-        self._lifecycle = Lifecycle()
-        app = create_app(self._lifecycle, options, name, self.log)
+        self.log = log or Log()
+        self._lifecycle = Lifecycle(name)
+        self.app = create_app(self._lifecycle, options, self.log)
         self._config = uvicorn.Config(
-            app,
+            self.app,
             http=partial(Connection, options=options),  # type: ignore[arg-type]
             loop="asyncio",
             ws="none",
@@ -114,7 +114,13 @@ class Server:
 
     def ready(self, model: LLM) -> None:
         """Answers with this model from now on."""
-        service = Service(model, self.name, max_queue=self.options.max_queue)
+        stall = self.options.max_stall_ms
+        service = Service(
+            model,
+            self.name,
+            max_queue=self.options.max_queue,
+            max_stall=None if stall is None else stall / 1000,
+        )
         self._call(partial(self._lifecycle.ready, service))
 
     def drain(self) -> None:
