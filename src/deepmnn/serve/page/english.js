@@ -78,7 +78,7 @@ export const ENGLISH = {
   reasoningOff: "Off",
   temperature: "Temperature",
   topP: "Top-p",
-  maxTokens: "Most tokens of an answer",
+  maxTokens: "Max tokens",
   seed: "Seed",
   byDefault: "default",
   apiKey: "API key",
