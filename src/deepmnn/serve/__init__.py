@@ -1,1 +1,1 @@
-"""A model as an HTTP server."""
+"""An HTTP server around one model, for the clients of OpenAI's and Anthropic's APIs."""
