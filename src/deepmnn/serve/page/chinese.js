@@ -65,6 +65,7 @@ export const CHINESE = {
   enterKey: "输入密钥",
   busy: "服务器繁忙。",
   busyWait: (time) => `服务器繁忙，请在 ${time}后重试。`,
+  notReady: "服务器暂时不接受请求。",
   refused: "服务器拒绝了请求。",
   failed: "服务器出错。",
   cut: "回答尚未完成，连接已中断。",

@@ -65,6 +65,7 @@ export const ENGLISH = {
   enterKey: "Enter the key",
   busy: "The server is busy.",
   busyWait: (time) => `The server is busy. Try again in ${time}.`,
+  notReady: "The server takes no requests now.",
   refused: "The server refused the request.",
   failed: "The server failed.",
   cut: "The connection broke before the answer was whole.",
