@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import http.client
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pytest
 
 import deepmnn
+from browser_page import launched, opened
 from fake_chat import FakeChat, running
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 FOLDER = Path(deepmnn.__file__).parent / "serve" / "page"
-CHROMIUM = shutil.which("chromium")
 
 QUESTION = "Why is the sky blue?"
 REASONING = "They ask about light.\n\nRayleigh it is."
@@ -28,13 +27,8 @@ ANSWER = "**Short** waves scatter more.\n\n```python\nprint(1 / 4**4)\n```\n\nTh
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
@@ -43,26 +37,6 @@ def chat() -> Iterator[FakeChat]:
     chat.answers[QUESTION] = [[("reasoning", REASONING), ("pause", 0.1), ("text", ANSWER)]]
     with running(chat.app) as chat.url:
         yield chat
-
-
-def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    """The page at an address, which must ask that server alone and have no error of its own."""
-    context = browser.new_context(**{"locale": "en-US", "color_scheme": "light"} | options)
-    context.set_default_timeout(10_000)
-    page = context.new_page()
-    asked: list[str] = []
-    wrong: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda said: wrong.append(said.text) if "Policy" in said.text else None)
-    page.goto(url)
-    page.wait_for_selector("#model option[value]", state="attached")
-    yield page
-    context.close()
-    assert not wrong
-    assert {urlsplit(each).netloc for each in asked if not each.startswith("data:")} == {
-        urlsplit(url).netloc
-    }
 
 
 @pytest.fixture
@@ -426,7 +400,9 @@ def test_errors_say_what_to_do(page: Page, chat: FakeChat) -> None:
         "empty": [[("reasoning", "Hm.")]],
     }
     ask(page, "busy")
-    assert texts(page, ".problem div") == ["The server is busy. Try again in 3 s.\n\n64 requests wait"]
+    assert texts(page, ".problem div") == [
+        "The server is busy. Try again in 3 s.\n\n64 requests wait"
+    ]
     page.click(".problem button")
     page.wait_for_selector(".answer p:has-text('fine')")
     for question, words, kept in (

@@ -211,7 +211,7 @@ export class Markdown {
     if (at < 0) return;
     this.#endLeaf();
     const after = line.slice(at + close.length);
-    if (/[^\s.,;。，；]/.test(after)) this.#block(after);
+    if (/[^\s.,;。，；]/.test(after)) this.#paragraph(after);
   }
 
   #write(lines, line) {
