@@ -1,67 +1,58 @@
-"""A server on loopback, in a thread of this process, for one model."""
+"""A server on loopback, in a thread of this process, and what it asks of its engine."""
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-
-import uvicorn
-from fastapi import FastAPI
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import StringIO
+from typing import Any
 
 from deepmnn import LLM
-from deepmnn.serve.errors import add_handlers
-from deepmnn.serve.lifecycle import Lifecycle
-from deepmnn.serve.protocols import ROUTERS
+from deepmnn.engine.request import Request
+from deepmnn.serve.log import Log
+from deepmnn.serve.options import ServeOptions
+from deepmnn.serve.run import Server
 from deepmnn.serve.service import Service
 
 
 @dataclass
 class Served:
-    """url: without a path. service: what answers; other threads may read its numbers."""
+    """url: without a path. asked: every request that the engine got."""
 
     url: str
+    model: LLM
     service: Service
+    asked: list[Request] = field(default_factory=list)
 
-    def until_idle(self, seconds: float = 30) -> None:
+    def until_idle(self) -> None:
         """Waits until nothing runs."""
-        end = time.monotonic() + seconds
-        while self.service.active:
-            assert time.monotonic() < end, f"{self.service.active} answers are left"
-            time.sleep(0.002)
+        self.until(lambda: not self.service.active)
 
-    def until_busy(self, seconds: float = 30) -> None:
-        """Waits until something runs."""
-        end = time.monotonic() + seconds
-        while not self.service.active:
-            assert time.monotonic() < end, "nothing runs"
-            time.sleep(0.002)
-
-
-@contextlib.contextmanager
-def serving(model: LLM, name: str = "tiny-r1") -> Iterator[Served]:
-    service = Service(model, name)
-    app = FastAPI()
-    app.state.lifecycle = Lifecycle(service)
-    add_handlers(app)
-    for router in ROUTERS:
-        app.include_router(router)
-    config = uvicorn.Config(app, port=0, log_level="warning", lifespan="off", ws="none")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    try:
-        end = time.monotonic() + 30
-        while not server.started:
-            assert thread.is_alive()
+    @staticmethod
+    def until(true: Any) -> None:
+        end = time.monotonic() + 60
+        while not true():
             assert time.monotonic() < end
-            time.sleep(0.005)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield Served(f"http://127.0.0.1:{port}", service)
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        assert not thread.is_alive()
-        service.close()
+            time.sleep(0.002)
+
+
+@contextmanager
+def serving(model: LLM, name: str = "tiny-r1") -> Iterator[Served]:
+    with Server(ServeOptions(port=0), name, Log(StringIO())) as server:
+        server.ready(model)
+        lifecycle = server.app.state.lifecycle
+        Served.until(lambda: lifecycle.current)
+        made = Served(server.url, model, lifecycle.current)
+        submit = model.driver.submit
+
+        def watched(requests: list[Request]) -> None:
+            made.asked += requests
+            submit(requests)
+
+        model.driver.submit = watched  # type: ignore[method-assign]
+        try:
+            yield made
+        finally:
+            model.driver.submit = submit  # type: ignore[method-assign]

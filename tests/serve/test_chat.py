@@ -10,20 +10,20 @@ from typing import Any
 import httpx
 import openai
 import pytest
-from http_server import Served, serving
 
 import deepmnn
 from deepmnn import SamplingParams
 from deepmnn.cli.options import bundled
 from deepmnn.serve.protocols.chat import ChatBody, ChatRequest
+from http_server import Served, serving
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 12 + 30?"}]
-ENDLESS: dict[str, Any] = {"messages": QUESTION, "ignore_eos": True, "temperature": 1, "seed": 3}
+ENDLESS: dict[str, Any] = {"ignore_eos": True, "n": 16}
 
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
-    with serving(deepmnn.load(bundled(), threads=1)) as server:
+    with serving(deepmnn.load(bundled(), threads=1, max_sequences=16)) as server:
         yield server
 
 
@@ -58,7 +58,7 @@ def collected(stream: Any) -> list[dict[str, Any]]:
 
 
 def test_an_answer_is_that_of_the_engine(served: Served, client: openai.OpenAI) -> None:
-    expected = served.service.model.generate(QUESTION)
+    expected = served.model.generate(QUESTION)
     answer = create(client, temperature=0)
     (choice,) = answer.choices
     assert choice.message.content == expected.text
@@ -107,7 +107,7 @@ def test_sampling_is_that_of_the_engine(served: Served, client: openai.OpenAI) -
     wanted = {"temperature": 2, "top_p": 0.999, "seed": 7, "frequency_penalty": 2}
     extra = {"top_k": 50, "min_p": 1e-9, "repetition_penalty": 2}
     params = SamplingParams(**wanted, **extra, n=3, max_tokens=20)
-    expected = served.service.model.generate(QUESTION, params)
+    expected = served.model.generate(QUESTION, params)
     answer = create(client, **wanted, extra_body=extra, n=3, max_completion_tokens=20)
     assert [c.message.reasoning_content for c in answer.choices] == [e.reasoning for e in expected]
     assert len({c.message.reasoning_content for c in answer.choices}) > 1
@@ -132,7 +132,7 @@ def test_stop(client: openai.OpenAI) -> None:
 
 
 def test_logprobs(served: Served, client: openai.OpenAI) -> None:
-    expected = served.service.model.generate(QUESTION, SamplingParams(max_tokens=8, logprobs=3))
+    expected = served.model.generate(QUESTION, SamplingParams(max_tokens=8, logprobs=3))
     fields = {"temperature": 0, "max_tokens": 8, "logprobs": True, "top_logprobs": 3}
     whole = create(client, **fields).choices[0].logprobs.content
     parts = [
@@ -142,7 +142,7 @@ def test_logprobs(served: Served, client: openai.OpenAI) -> None:
         for token in chunk.choices[0].logprobs.content
     ]
     assert parts == whole
-    tokenizer = served.service.model.tokenizer
+    tokenizer = served.model.tokenizer
     for made, each in zip(whole, expected.logprobs, strict=True):
         assert made.token == tokenizer.decode([each.id])
         assert bytes(made.bytes).decode() == made.token
@@ -157,10 +157,9 @@ def test_logprobs(served: Served, client: openai.OpenAI) -> None:
 
 def test_history_and_roles(served: Served) -> None:
     def text(*messages: dict[str, Any], **fields: Any) -> str:
-        chat = ChatRequest.read({"messages": messages, **fields}).prompt()
-        return served.service.model.tokenizer.decode(
-            served.service.model.encode(chat), skip_special_tokens=False
-        )
+        chat = ChatRequest.read({"messages": [*messages], **fields}).prompt()
+        ids = served.model.encode(chat)
+        return served.model.tokenizer.decode(ids, skip_special_tokens=False)
 
     user = {"role": "user", "content": "2 + 2?"}
     parts = {"role": "user", "content": [{"type": "text", "text": "2 + 2?"}]}
@@ -200,7 +199,7 @@ def test_reasoning_is_left_out(client: openai.OpenAI) -> None:
 
 def test_without_http(served: Served) -> None:
     """As a batch of requests from a file is answered."""
-    model = served.service.model
+    model = served.model
     asked = ChatRequest.read({"messages": QUESTION, "temperature": 0, "n": 2})
     body = ChatBody(asked, "tiny-r1", model.tokenizer)
     for chunk in model.stream(asked.prompt(), asked.params(model.generation_config.params)):
@@ -245,24 +244,29 @@ def test_impossible_values(client: openai.OpenAI, fields: dict[str, Any], said: 
     assert "expected" in raised.value.message
 
 
+def cancelled(served: Served) -> bool:
+    """Whether the last answers were ended before their end."""
+    served.until_idle()
+    return {each.sequence.finish_reason for each in served.asked[-16:]} == {"cancelled"}
+
+
 def test_who_leaves_ends_the_answer(served: Served, client: openai.OpenAI) -> None:
-    served.until_idle()
-    stream = create(client, extra_body={"ignore_eos": True}, stream=True)
+    stream = create(client, extra_body=ENDLESS, stream=True)
     next(iter(stream))
-    assert served.service.active == 1
+    assert served.service.active == 16
     stream.close()
-    served.until_idle()
+    assert cancelled(served)
 
 
 def test_who_leaves_without_a_stream_ends_it_too(served: Served) -> None:
-    served.until_idle()
+    body = {"messages": QUESTION, **ENDLESS}
     with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
-        client.post(f"{served.url}/v1/chat/completions", json=ENDLESS, timeout=0.2)
-    served.until_idle()
+        client.post(f"{served.url}/v1/chat/completions", json=body, timeout=0.2)
+    assert cancelled(served)
 
 
 def test_an_ended_server_says_so(served: Served, client: openai.OpenAI) -> None:
-    stream = iter(create(client, extra_body={"ignore_eos": True}, stream=True))
+    stream = iter(create(client, extra_body=ENDLESS, stream=True))
     next(stream)
     served.service.cancel_all()
     with pytest.raises(openai.APIError, match="the server is ending"):

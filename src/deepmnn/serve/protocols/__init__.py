@@ -1,9 +1,9 @@
-"""The APIs that clients speak, a file each; every one has its `router`.
+"""The APIs that clients speak: one file for each, with its `router`, and the parts that they share.
 
-    request.py ─► chat, completions, responses, messages: body → prompt and SamplingParams
-                                                        : chunks → body, or events (sse.py)
+    body of a request ─► prompt, SamplingParams        sampling.py, thinking.py, tools.py
+    chunks ─► body of the answer, or events            usage.py, logprobs.py
 
-That part of each knows no HTTP.
+None of that knows HTTP; sse.py sends what is made.
 """
 
 from deepmnn.serve.protocols import chat

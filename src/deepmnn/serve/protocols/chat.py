@@ -14,10 +14,11 @@ from starlette.responses import Response
 from deepmnn.api.chat import Chat
 from deepmnn.engine.completion import Chunk, Completion
 from deepmnn.errors import RequestError
+from deepmnn.serve.body import Body
 from deepmnn.serve.errors import OPENAI_ERRORS
 from deepmnn.serve.lifecycle import Ready
 from deepmnn.serve.protocols.logprobs import chat_logprobs
-from deepmnn.serve.protocols.request import Body, Sampling, joined
+from deepmnn.serve.protocols.sampling import Sampling, joined
 from deepmnn.serve.protocols.sse import EventStream, encode, new_id, respond
 from deepmnn.serve.protocols.thinking import Thinking
 from deepmnn.serve.protocols.tools import ToolFields, chat_tools

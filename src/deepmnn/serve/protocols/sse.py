@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,13 +19,14 @@ from starlette.types import Receive, Scope, Send
 
 from deepmnn.engine.completion import Chunk
 from deepmnn.errors import DeepmnnError
-from deepmnn.serve.errors import Refusal
+from deepmnn.serve.errors import RefusedError
 from deepmnn.serve.service import Answer
 
 PING_SECONDS = 15.0
 """So long a stream is silent at most: a prefill may take minutes, and proxies give up before."""
 
-_log = logging.getLogger(__name__)
+_ENDING = "the server is ending, and so does this answer; expected to be asked before. Ask again."
+_FAILED = "the server failed; its log says why"
 
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 """JSON text of a value; of a string, quickly."""
@@ -115,22 +115,17 @@ class EventStream(Response):
                 if text := "".join([self._text(client, chunk) for chunk in chunks]):
                     yield text
             yield self._events.end()
-        except Exception as error:
-            yield self._events.error(_refusal(error).body(scope))
+        except RefusedError as refusal:
+            yield self._events.error(refusal.body(scope))
+        except DeepmnnError as error:
+            yield self._events.error(RefusedError.of(error).body(scope))
+        except Exception:
+            yield self._events.error(RefusedError(500, _FAILED).body(scope))
+            raise  # for the log
 
     def _text(self, client: _Client, chunk: Chunk) -> str:
         client.check(chunk)
         return self._events.chunk(chunk)
-
-
-def _refusal(error: Exception) -> Refusal:
-    """What a client is told in the middle of a stream; what it is not told, the log says."""
-    if isinstance(error, Refusal):
-        return error
-    if not isinstance(error, DeepmnnError):
-        _log.error("an answer has failed", exc_info=error)
-        return Refusal(500, "the server could not answer; its log says why")
-    return Refusal.of(error)
 
 
 @dataclass
@@ -140,9 +135,11 @@ class _Client:
     gone: bool = False
 
     def check(self, chunk: Chunk) -> None:
-        """Raises Refusal when the server has ended the answer."""
+        """Raises RefusedError when the server has ended the answer."""
         if chunk.finish_reason == "cancelled" and not self.gone:
-            raise Refusal(503, "the server is ending; expected to be asked before. Ask again later")
+            raise RefusedError(
+                503, "the server is ending; expected to be asked before. Ask again later"
+            )
 
 
 @asynccontextmanager

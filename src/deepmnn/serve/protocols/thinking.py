@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from deepmnn.serve.protocols.request import Body
+from deepmnn.serve.body import Body
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ultra"]
 """How long to reason: "none" is not at all. The rest is for chat templates that know the word."""

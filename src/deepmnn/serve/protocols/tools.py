@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from deepmnn.errors import RequestError, shown
-from deepmnn.serve.protocols.request import Body
+from deepmnn.serve.body import Body
 
 _CHOICE = '"none", "auto", "required" or a function such as '
 

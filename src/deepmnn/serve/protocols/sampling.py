@@ -1,33 +1,20 @@
-"""The body of a request: its fields, what they may be, and how its tokens are to be drawn."""
+"""How tokens are to be drawn, as OpenAI's APIs and vLLM name it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, Self
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from deepmnn.errors import RequestError, shown
+from deepmnn.serve.body import Body
 from deepmnn.text.sampling_params import MOST_ANSWERS, SamplingParams
 
 MOST_STOPS = 16
 
 StopStrings = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MOST_STOPS)]
-
-
-class Body(BaseModel):
-    """A JSON object. Unknown fields are ignored, and null is a field that is not given."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-
-    @classmethod
-    def read(cls, body: object) -> Self:
-        """Checks one. Raises RequestError for the first field that is wrong."""
-        try:
-            return cls.model_validate(body)
-        except ValidationError as error:
-            raise _refusal(error.errors(include_url=False)) from None
 
 
 class Sampling(Body):
@@ -96,36 +83,3 @@ def sampled(recommended: SamplingParams, **given: Any) -> SamplingParams:
 def joined(texts: Sequence[str]) -> str:
     """Several texts of one speaker as one."""
     return "\n\n".join(text for text in texts if text)
-
-
-def _refusal(errors: Sequence[Mapping[str, Any]]) -> RequestError:
-    """The first field that is wrong; what it may be, where it may be several things."""
-    first = errors[0]
-    name = field_name(first["loc"]) or "the body"
-    if first["type"] == "missing":
-        return RequestError(f"{name} is missing", "a value for it")
-    same = [each for each in errors if field_name(each["loc"]) == name]
-    expected = " or ".join(dict.fromkeys(map(_expected, same)))
-    return RequestError(f"{name} is {shown(first['input'])}", expected)
-
-
-def field_name(place: Sequence[str | int]) -> str:
-    """Where a field stands, as one writes it: "messages[0].role".
-
-    pydantic puts in what it tries a value as ("str", "list[str]", a tag), which is left out.
-    """
-    name = ""
-    for part in place:
-        if isinstance(part, int):
-            name += f"[{part}]"
-        elif part.isidentifier() and part not in _KINDS and part != name.rpartition(".")[2]:
-            name += f".{part}" if name else part
-    return name
-
-
-_KINDS = {"str", "int", "float", "bool", "body"}
-
-
-def _expected(error: Mapping[str, Any]) -> str:
-    message = str(error["msg"]).removeprefix("Input should be ")
-    return message[:1].lower() + message[1:]
