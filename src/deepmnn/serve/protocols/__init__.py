@@ -6,6 +6,6 @@
 None of that knows HTTP; sse.py sends what is made.
 """
 
-from deepmnn.serve.protocols import chat
+from deepmnn.serve.protocols import chat, completions
 
-ROUTERS = (chat.router,)
+ROUTERS = (chat.router, completions.router)

@@ -18,6 +18,7 @@ from deepmnn.serve.body import Body
 from deepmnn.serve.errors import OPENAI_ERRORS
 from deepmnn.serve.lifecycle import Ready
 from deepmnn.serve.protocols.logprobs import chat_logprobs
+from deepmnn.serve.protocols.openai_events import OpenAIEvents, StreamOptions
 from deepmnn.serve.protocols.sampling import Sampling, joined
 from deepmnn.serve.protocols.sse import EventStream, encode, new_id, respond
 from deepmnn.serve.protocols.thinking import Thinking
@@ -110,13 +111,6 @@ class SchemaFormat(Body):
 AnyFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
 
 
-class StreamOptions(Body):
-    """include_usage: a last event with the usage; continuous_usage_stats: all events have it."""
-
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
-
-
 class ChatRequest(Sampling, Thinking, ToolFields):
     """A conversation, and what is wanted of the answer."""
 
@@ -175,7 +169,7 @@ def with_one_system(messages: list[Message]) -> list[Message]:
 
 
 class _Facts:
-    """What both forms of an answer say first."""
+    """What both forms of an answer need."""
 
     def __init__(self, asked: ChatRequest, name: str, tokenizer: Tokenizer) -> None:
         self.asked, self.name, self.tokenizer = asked, name, tokenizer
@@ -183,6 +177,7 @@ class _Facts:
         self.usage = Usage()
 
     def head(self, kind: str) -> dict[str, Any]:
+        """The first fields of an object of this kind."""
         return {"id": self.id, "object": kind, "created": self.created, "model": self.name}
 
 
@@ -239,57 +234,46 @@ def finish_reason(reason: str | None, called: bool) -> str | None:
     return "tool_calls" if called and reason == "stop" else reason
 
 
-class ChatEvents(_Facts):
-    """Answers to a conversation as events. What never changes in them is written once."""
-
-    ping = ": ping\n\n"
+class ChatEvents(OpenAIEvents):
+    """Answers to a conversation as events; name: of the model."""
 
     def __init__(self, asked: ChatRequest, name: str, tokenizer: Tokenizer) -> None:
-        super().__init__(asked, name, tokenizer)
-        self._head = "data: " + encode(self.head("chat.completion.chunk"))[:-1]
+        facts = _Facts(asked, name, tokenizer)
+        super().__init__(facts.head("chat.completion.chunk"), asked.stream_options, facts.usage)
+        self._asked, self._tokenizer = asked, tokenizer
         self._begun: set[int] = set()
-        self._called: dict[int, int] = {}  # answer → how many calls it has begun
-        options = asked.stream_options or StreamOptions()
-        self._usage_last = bool(options.include_usage)
-        self._usage_always = self._usage_last and bool(options.continuous_usage_stats)
+        self._calls: dict[int, int] = {}
+        """Answer → how many calls it has begun."""
         self._reasons = asked.include_reasoning is not False
 
     def chunk(self, chunk: Chunk) -> str:
         """Events with what is new, and one with the reason to end."""
-        self.usage.add(chunk)
+        self._usage.add(chunk)
         events = ""
         if chunk.choice not in self._begun:
             self._begun.add(chunk.choice)
             events = self._event(chunk, '"role":"assistant","content":""')
         delta = self._delta(chunk)
-        if delta or (chunk.logprobs and self.asked.logprobs):
+        if delta or (chunk.logprobs and self._asked.logprobs):
             events += self._event(chunk, delta, self._logprobs(chunk))
         if chunk.finish_reason:
-            reason = finish_reason(chunk.finish_reason, chunk.choice in self._called)
-            events += self._event(chunk, "", finish=encode(reason))
+            reason = encode(finish_reason(chunk.finish_reason, chunk.choice in self._calls))
+            times = f',"timings":{encode(self._usage.timings())}'
+            events += self._event(chunk, "", finish=reason, more=times)
         return events
 
-    def end(self) -> str:
-        """The usage, when it is asked for, and the end."""
-        last = ""
-        if self._usage_last:
-            facts = encode({"usage": self.usage.openai(), "timings": self.usage.timings()})
-            last = f'{self._head},"choices":[],{facts[1:]}\n\n'
-        return f"{last}data: [DONE]\n\n"
-
-    def error(self, body: dict[str, Any]) -> str:
-        """The error, and the end."""
-        return f"data: {encode(body)}\n\ndata: [DONE]\n\n"
-
-    def _event(self, chunk: Chunk, delta: str, logprobs: str = "null", finish: str = "null") -> str:
-        usage = ""
-        if self._usage_last:
-            usage = f',"usage":{encode(self.usage.openai()) if self._usage_always else "null"}'
-        if finish != "null":
-            usage += f',"timings":{encode(self.usage.timings())}'
-        return (
-            f'{self._head},"choices":[{{"index":{chunk.choice},"delta":{{{delta}}},'
-            f'"logprobs":{logprobs},"finish_reason":{finish}}}]{usage}}}\n\n'
+    def _event(
+        self,
+        chunk: Chunk,
+        delta: str,
+        logprobs: str = "null",
+        finish: str = "null",
+        more: str = "",
+    ) -> str:
+        return self.event(
+            f'"index":{chunk.choice},"delta":{{{delta}}},'
+            f'"logprobs":{logprobs},"finish_reason":{finish}',
+            more,
         )
 
     def _delta(self, chunk: Chunk) -> str:
@@ -309,9 +293,9 @@ class ChatEvents(_Facts):
 
     def _call(self, choice: int, delta: ToolCallDelta) -> Mapping[str, Any]:
         """A part of a call; the first one names it."""
-        if delta.index < self._called.get(choice, 0):
+        if delta.index < self._calls.get(choice, 0):
             return {"index": delta.index, "function": {"arguments": delta.arguments}}
-        self._called[choice] = delta.index + 1
+        self._calls[choice] = delta.index + 1
         function = {"name": delta.name, "arguments": delta.arguments}
         return {
             "index": delta.index,
@@ -321,9 +305,9 @@ class ChatEvents(_Facts):
         }
 
     def _logprobs(self, chunk: Chunk) -> str:
-        if not self.asked.logprobs:
+        if not self._asked.logprobs:
             return "null"
-        content = chat_logprobs(self.tokenizer, chunk.logprobs)
+        content = chat_logprobs(self._tokenizer, chunk.logprobs)
         return encode({"content": content, "refusal": None})
 
 
