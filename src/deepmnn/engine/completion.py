@@ -38,6 +38,7 @@ class Chunk:
         completion_tokens: tokens generated so far.
         prefill_seconds: from the request to the first token.
         decode_seconds: from the first token to this one.
+        queue_seconds: how much of prefill_seconds it waited for its turn.
         choice: which of the prompt's answers this is (`SamplingParams.n`).
         logprobs: one for each of ids, when `SamplingParams.logprobs` asks for them; else empty.
     """
@@ -53,6 +54,7 @@ class Chunk:
     prefill_seconds: float
     decode_seconds: float
     choice: int = 0
+    queue_seconds: float = 0.0
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     @property
@@ -81,6 +83,7 @@ class Completion:
     prefill_seconds: float = 0.0
     decode_seconds: float = 0.0
     tokens_per_second: float = 0.0
+    queue_seconds: float = 0.0
     logprobs: list[TokenLogprobs] = field(default_factory=list)
 
     def add(self, chunk: Chunk) -> None:
@@ -96,6 +99,7 @@ class Completion:
         self.prefill_seconds = chunk.prefill_seconds
         self.decode_seconds = chunk.decode_seconds
         self.tokens_per_second = chunk.tokens_per_second
+        self.queue_seconds = chunk.queue_seconds
 
     def __repr__(self) -> str:
         said = _said(self.reasoning, self.text)

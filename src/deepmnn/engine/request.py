@@ -62,7 +62,7 @@ class Request:
             # Handed over: its traceback leads back to the sequence, and to the engine.
             failure, sequence.error = Failure(self.index, sequence.error), None
             return failure
-        first, last = sequence.first_token, sequence.last_token
+        begun, first, last = sequence.scheduled, sequence.first_token, sequence.last_token
         reasoning, text = sequence.output.take() if sequence.output else ("", "")
         ids = sequence.ids[sequence.prompt_tokens + self._reported :]
         logprobs = sequence.logprobs[self._reported :]
@@ -79,6 +79,7 @@ class Request:
             prefill_seconds=first - sequence.submitted if first else 0.0,
             decode_seconds=last - first if first and last else 0.0,
             choice=self.choice,
+            queue_seconds=begun - sequence.submitted if begun else 0.0,
             logprobs=logprobs,
         )
 
