@@ -11,23 +11,34 @@ from time import perf_counter
 
 from bench.serve.client import Exchange, post
 
-PATH = "/v1/completions"
-
 
 @dataclass(frozen=True)
 class Ask:
-    """A request: the token ids of its prompt, and how many tokens it wants."""
+    """A request: a prompt, and how many tokens it wants.
 
-    prompt: Sequence[int]
+    prompt: token ids for the completions endpoint, or what a user says in a chat. to_end: the
+    answer goes on behind an end token, so that all servers do the same work.
+    """
+
+    prompt: Sequence[int] | str
     tokens: int
+    to_end: bool = True
+
+    @property
+    def path(self) -> str:
+        """Of the endpoint."""
+        return "/v1/chat/completions" if isinstance(self.prompt, str) else "/v1/completions"
 
     def body(self, model: str) -> dict[str, object]:
-        """As the servers take it. Both continue behind an end token, so that the work is equal."""
+        """As servers take it: greedy, streaming, with the tokens counted at the end."""
+        prompt: dict[str, object] = {"prompt": self.prompt}
+        if isinstance(self.prompt, str):
+            prompt = {"messages": [{"role": "user", "content": self.prompt}]}
         return {
             "model": model,
-            "prompt": list(self.prompt),
+            **prompt,
             "max_tokens": self.tokens,
-            "ignore_eos": True,
+            "ignore_eos": self.to_end,
             "temperature": 0,
             "stream": True,
             "stream_options": {"include_usage": True},
@@ -43,7 +54,7 @@ class Target:
 
     async def ask(self, ask: Ask) -> Exchange:
         """Sends a request."""
-        return await post(self.port, PATH, ask.body(self.model))
+        return await post(self.port, ask.path, ask.body(self.model))
 
 
 Load = Callable[[Target], Awaitable[list[Exchange]]]

@@ -15,30 +15,41 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / TICK
 
 
-def main_thread_seconds(pid: int) -> float:
-    """Processor time of a process's first thread, to the nanosecond."""
-    return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
-
-
 def memory(pid: int) -> dict[str, int]:
     """Bytes: "rss" and "peak" (mapped files included), "own" (without), of a process."""
-    fields = _fields(Path(f"/proc/{pid}/status"))
+    fields = _sums(Path(f"/proc/{pid}/status").read_text())
     names = {"rss": "VmRSS", "peak": "VmHWM", "own": "RssAnon"}
     return {name: fields[key] for name, key in names.items()}
 
 
 def shares(pid: int) -> dict[str, int]:
-    """Bytes: "pss" (shared pages divided among who maps them), "private" of a process."""
-    fields = _fields(Path(f"/proc/{pid}/smaps_rollup"))
-    return {"pss": fields["Pss"], "private": fields["Private_Clean"] + fields["Private_Dirty"]}
+    """Bytes: "rss", "pss" (shared pages divided among who maps them), "private" of a process."""
+    return _shares(Path(f"/proc/{pid}/smaps_rollup").read_text())
 
 
-def _fields(path: Path) -> dict[str, int]:
-    """Those in kB, as bytes."""
-    found = {}
-    for line in path.read_text().splitlines():
+def model_shares(pid: int, model: Path) -> dict[str, int]:
+    """The same, of the model's files alone, as far as the process has them mapped."""
+    found, inside = [], False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if not line.split(" ", 1)[0].endswith(":"):  # the head of a mapping
+            inside = str(model.resolve()) in line
+        elif inside:
+            found.append(line)
+    return _shares("\n".join(found))
+
+
+def _shares(text: str) -> dict[str, int]:
+    fields = _sums(text)
+    private = fields.get("Private_Clean", 0) + fields.get("Private_Dirty", 0)
+    return {"rss": fields.get("Rss", 0), "pss": fields.get("Pss", 0), "private": private}
+
+
+def _sums(text: str) -> dict[str, int]:
+    """Lines like "Rss: 12 kB", equal names added up, as bytes."""
+    found: dict[str, int] = {}
+    for line in text.splitlines():
         name, _, value = line.partition(":")
         words = value.split()
         if len(words) == 2 and words[1] == "kB":
-            found[name] = 1024 * int(words[0])
+            found[name] = found.get(name, 0) + 1024 * int(words[0])
     return found
