@@ -39,6 +39,8 @@ class Service:
 
     Attributes:
         active: answers that run or wait.
+        watch: called for each prompt that is asked, gives what is then called with each event of
+            its answers; it must not raise.
     """
 
     def __init__(
@@ -46,6 +48,7 @@ class Service:
     ) -> None:
         self.model, self.name = model, name
         self.active = 0
+        self.watch: Callable[[], Callable[[Event], object]] | None = None
         scheduler = model.engine.scheduler
         scheduler.pace = Pace(max_stall)
         self._most = max_queue + scheduler.max_sequences
@@ -63,10 +66,10 @@ class Service:
         self.active += params.n  # at once: others ask while this one is tokenised
         if self._mailbox is None:
             self._mailbox = _Mailbox(asyncio.get_running_loop())
-        answer = Answer(self, self._mailbox)
+        answer = Answer(self, self._mailbox, self.watch() if self.watch else None)
         try:
             prepare = partial(self.model.request, prompt, params, answer.deliver)
-            made = await self._read(prepare)
+            made = await self.read(prepare)
         except BaseException:
             self.active -= params.n
             raise
@@ -76,7 +79,7 @@ class Service:
 
     async def tokens(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt. Raises as `ask` does."""
-        return await self._read(lambda: self.model.encode(prompt))
+        return await self.read(lambda: self.model.encode(prompt))
 
     def cancel_all(self) -> None:
         """Ends every answer before the engine's next step."""
@@ -102,7 +105,8 @@ class Service:
                 "Ask again later.",
             )
 
-    async def _read(self, work: Callable[[], T]) -> T:
+    async def read(self, work: Callable[[], T]) -> T:
+        """What work() gives, done by a worker thread. Raises what it raises."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
 
 
@@ -112,8 +116,10 @@ class Answer(AsyncIterator[Chunk]):
     Iteration raises the error that ended an answer. Whoever stops reading early calls `cancel`.
     """
 
-    def __init__(self, service: Service, mailbox: _Mailbox) -> None:
-        self._service, self._mailbox = service, mailbox
+    def __init__(
+        self, service: Service, mailbox: _Mailbox, watch: Callable[[Event], object] | None
+    ) -> None:
+        self._service, self._mailbox, self._watch = service, mailbox, watch
         self._requests: list[Request] = []
         self._events: deque[Event] = deque()
         self._waiter: asyncio.Future[None] | None = None
@@ -132,6 +138,8 @@ class Answer(AsyncIterator[Chunk]):
 
     def take(self, event: Event) -> None:
         """What the mailbox calls, on the event loop."""
+        if self._watch is not None:
+            self._watch(event)
         self._events.append(event)
         if isinstance(event, Failure) or event.finish_reason:
             self.unfinished -= 1

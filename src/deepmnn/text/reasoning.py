@@ -20,6 +20,11 @@ class ReasoningSplitter:
         self._after_tag = inside
         self._held = ""
 
+    @property
+    def inside(self) -> bool:
+        """Whether the answer reasons at this point."""
+        return self._inside
+
     def push(self, delta: str) -> tuple[str, str]:
         """The reasoning and the text that are certain by now."""
         self._held += delta
