@@ -1,8 +1,8 @@
 """The bare engine: the same prompts given to `deepmnn.LLM`, in a process of its own.
 
-    python -m bench.serve.bare stream deepmnn REQUEST
+    python -m bench.serve.bare VERB deepmnn REQUEST
 
-REQUEST is JSON; the answer is one line of JSON (bench.peers.worker).
+VERB is `stream` (times) or `answers` (texts). REQUEST is JSON; the answer is one line of JSON (bench.peers.worker).
 """
 
 from __future__ import annotations
@@ -44,5 +44,18 @@ def stream(name: str, request: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def answers(name: str, request: dict[str, Any]) -> list[str]:
+    """The whole greedy answers to what users say, reasoning first, one after another."""
+    import deepmnn
+
+    model = deepmnn.load(request["model"], threads=request["threads"])
+    found = []
+    for ask in request["asks"]:
+        params = deepmnn.SamplingParams(max_tokens=ask["tokens"], temperature=0)
+        answer = model.generate([{"role": "user", "content": ask["prompt"]}], params)
+        found.append(answer.reasoning + answer.text)
+    return found
+
+
 if __name__ == "__main__":
-    main({"stream": stream})
+    main({"stream": stream, "answers": answers})

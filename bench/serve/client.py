@@ -142,12 +142,13 @@ def _chunks(data: bytes, at: int) -> list[tuple[int, bytes]]:
 
 
 def _text(event: Json) -> str:
-    """What an event of either completions endpoint adds."""
+    """What an event of either completions endpoint adds, reasoning first."""
     if not event.get("choices"):
         return ""
     choice = event["choices"][0]
     delta = choice.get("delta") or {}
-    return choice.get("text") or delta.get("content") or delta.get("reasoning_content") or ""
+    parts = (choice.get("text"), delta.get("reasoning_content"), delta.get("content"))
+    return "".join(part for part in parts if part)
 
 
 async def post(port: int, path: str, body: Mapping[str, Any]) -> Exchange:
