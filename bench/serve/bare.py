@@ -2,7 +2,8 @@
 
     python -m bench.serve.bare VERB deepmnn REQUEST
 
-VERB is `stream` (times) or `answers` (texts). REQUEST is JSON; the answer is one line of JSON (bench.peers.worker).
+VERB is `stream` (times) or `answers` (texts). REQUEST is JSON; the answer is one line of JSON
+(bench.peers.worker).
 """
 
 from __future__ import annotations

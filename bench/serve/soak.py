@@ -33,6 +33,8 @@ PATIENCE = 60.0
 MOST_GROWTH = 0.02
 LONGEST = 48
 PROMPTS = 200
+CACHE_TOKENS = 4096
+"""Rows of the KV cache: so few that all are in use early, and are taken back again and again."""
 
 
 @dataclass
@@ -176,7 +178,7 @@ def main(
     peer = Peer("deepmnn", sys.executable)
     expected = call(peer, "answers", request, 600, None, "bench.serve.bare")
     command = [sys.executable, "-m", "deepmnn", "serve", model, "--threads", str(threads)]
-    command += ["--model-name", MODEL]
+    command += ["--model-name", MODEL, "--cache-tokens", str(CACHE_TOKENS)]
     with tempfile.TemporaryDirectory() as place:
         start = Running(lambda port: [*command, "--port", str(port)], Path(place) / "log", 120)
         with start as running:
