@@ -21,6 +21,7 @@ from deepmnn.errors import RequestError, shown
 from deepmnn.models import build, read_config
 from deepmnn.text.answer_end import end_ids
 from deepmnn.text.chat_template import Message
+from deepmnn.text.constraint import Constraint, Grammars, json_answer
 from deepmnn.text.generation_config import GenerationConfig
 from deepmnn.text.sampling_params import SamplingParams
 from deepmnn.text.stream import TextStream
@@ -68,6 +69,7 @@ class LLM:
         self._driver: Driver | None = None
         self._tokenizer: Tokenizer | None = None
         self._ends: frozenset[int] | None = None
+        self._made_grammars: Grammars | None = None
         self._parameters: int | None = None
 
     def __repr__(self) -> str:
@@ -124,6 +126,16 @@ class LLM:
             with making:
                 self._ends = self._ends or end_ids(self.tokenizer, self.generation_config)
         return self._ends
+
+    @property
+    def _grammars(self) -> Grammars:
+        """What answers may be held to. Raises MissingDependencyError without llguidance."""
+        if self._made_grammars is None:
+            with making:
+                self._made_grammars = self._made_grammars or Grammars(
+                    self.tokenizer, self.vocab_size, self._end_ids
+                )
+        return self._made_grammars
 
     @property
     def driver(self) -> Driver:
@@ -226,7 +238,9 @@ class LLM:
         engine = self.driver.engine
         asked = []
         for prompt, each in zip(read, wanted, strict=True):
-            asked.append((engine.check(self._encode(prompt, engine)), each))
+            ids = engine.check(self._encode(prompt, engine))
+            self._constraint(ids, each)  # raises where there can be none, and keeps the grammar
+            asked.append((ids, each))
         return single, asked
 
     def _params(self, params: Params, prompts: int) -> list[SamplingParams]:
@@ -290,7 +304,8 @@ class LLM:
 
     def _sequences(self, ids: list[int], params: SamplingParams) -> Iterator[Answer]:
         """One for each of the n answers to a prompt."""
-        first = self.driver.engine.sequence(ids, params, self._output(ids, params))
+        output, constraint = self._output(ids, params), self._constraint(ids, params)
+        first = self.driver.engine.sequence(ids, params, output, constraint)
         yield first
         for number in range(1, params.n):
             yield first.sibling(number, self._output(ids, params))
@@ -299,10 +314,20 @@ class LLM:
         """The text side of a request; None without a tokenizer, which only token ids can do."""
         if not self.has_tokenizer and not params.stop:
             return None
-        tokenizer = self.tokenizer
-        tail = tokenizer.decode(ids[-16:], skip_special_tokens=False).rstrip()
         stop = cast(tuple[str, ...], params.stop)
-        return TextStream(tokenizer, stop, tail.endswith("<think>"), self._end_ids)
+        return TextStream(self.tokenizer, stop, self._inside_reasoning(ids), self._end_ids)
+
+    def _constraint(self, ids: list[int], params: SamplingParams) -> Constraint | None:
+        """What holds an answer to the schema that is wanted, if one is."""
+        if params.json_schema is None:
+            return None
+        answer = json_answer(params.json_schema)
+        return self._grammars.constraint(answer, self._inside_reasoning(ids))
+
+    def _inside_reasoning(self, ids: list[int]) -> bool:
+        """Whether a prompt has opened the reasoning."""
+        tail = self.tokenizer.decode(ids[-16:], skip_special_tokens=False).rstrip()
+        return tail.endswith("<think>")
 
 
 def _count(number: float) -> str:

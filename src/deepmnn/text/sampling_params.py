@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
+from typing import Any
 
 from deepmnn.errors import RequestError, argument, shown
+from deepmnn.text.json_schema import checked_schema
 from deepmnn.text.token_ids import integer
 
 _LARGEST = 1e6
@@ -38,11 +41,15 @@ class SamplingParams:
             and multiplies the negative ones; > 1 makes them less likely (arXiv:1909.05858).
         presence_penalty: subtracted from the logits of tokens already in the answer.
         frequency_penalty: the same, times how often they are in it.
-        ignore_eos: do not stop at the model's end-of-sequence tokens.
+        ignore_eos: do not stop at the model's end-of-sequence tokens. An answer of a json_schema
+            ends with its document nevertheless.
         n: answers to one prompt, which is prefilled once. Answer i of them, counted from 0, is
             drawn with seed + i.
         logprobs: for each token of the answer its log probability and those of the `logprobs` most
-            likely tokens (`TokenLogprobs`); None gives none.
+            likely tokens (`TokenLogprobs`); None gives none. They are the model's own, before
+            penalties and what json_schema forbids.
+        json_schema: the answer, behind its reasoning, is a JSON document of this schema; True is
+            any object. Takes the extra `serve`. What max_tokens cuts is no whole document.
 
     Penalties come before the temperature, the repetition penalty first. Raises RequestError when a
     value is out of range.
@@ -80,6 +87,7 @@ class SamplingParams:
     ignore_eos: bool = False
     n: int = 1
     logprobs: int | None = None
+    json_schema: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         self._number("temperature", 0.0, math.inf)
@@ -105,6 +113,8 @@ class SamplingParams:
         self._set("stop", tuple(stop))
         if not isinstance(self.ignore_eos, bool):
             raise RequestError(f"ignore_eos is {shown(self.ignore_eos)}", "True or False")
+        if self.json_schema is not None:
+            self._set("json_schema", checked_schema(self.json_schema, "json_schema"))
 
     def __repr__(self) -> str:
         """What differs from the defaults."""
