@@ -92,7 +92,7 @@ class Sequence(BlockTable):
             self.ids.append(token)
             if self.constraint is not None:
                 self.constraint.accept(token)
-            if token in self.eos_ids and not self.params.ignore_eos:
+            if token in self.eos_ids and (self.constraint or not self.params.ignore_eos):
                 return self.finish("stop")
             if self.output is not None:
                 self.output.push(token)

@@ -8,9 +8,8 @@ its parser the tokens that go on from there.
 from __future__ import annotations
 
 import json
-import threading
-from collections import OrderedDict
 from collections.abc import Iterable
+from functools import lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -27,10 +26,15 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 _START = r"""
+%llguidance {"no_forcing": true}
 start: SPACE? answer
 SPACE: /[\x20\x0A]{1,4}/
 """
-"""White space may stand before an answer: models that reason put two line breaks there."""
+"""White space may stand before an answer: models that reason put two line breaks there.
+
+Where only one text can follow, llguidance would allow nothing but its usual tokens; it finds wrong
+ones where that text looks like a special token, and then refuses them itself.
+"""
 
 _LIMITS = {"max_lexer_states": 50_000, "max_grammar_size": 100_000, "verbose_errors": False}
 """Below llguidance's own, where a grammar's memory depends on them: a state takes 1 to 2 KB."""
@@ -84,8 +88,7 @@ class Grammars:
         tags = (self._added.get(OPEN), self._added.get(CLOSE))
         self._silent = {i for i in added if tokenizer.special_text(i) and i not in tags}
         self._barred = self._bar_tokens()
-        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
-        self._lock = threading.Lock()
+        self._compiled = lru_cache(_KEPT)(self._compile)
 
     def constraint(self, answer: str, inside_reasoning: bool) -> Constraint:
         """What holds an answer to a grammar.
@@ -97,16 +100,7 @@ class Grammars:
 
         Raises RequestError when llguidance can not do the grammar, or nothing satisfies it.
         """
-        with self._lock:
-            matcher = self._compiled.get(answer)
-        if matcher is None:
-            matcher = self._compile(answer)  # may take seconds: others need not wait for it
-        with self._lock:
-            self._compiled[answer] = matcher
-            self._compiled.move_to_end(answer)
-            while len(self._compiled) > _KEPT:
-                self._compiled.popitem(last=False)
-            return Constraint(self, matcher.deep_copy(), inside_reasoning)
+        return Constraint(self, self._compiled(answer).deep_copy(), inside_reasoning)
 
     def marker(self, text: str) -> str:
         """A marker as Lark: the added token that is written so, or else the text itself."""
