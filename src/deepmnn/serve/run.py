@@ -22,6 +22,7 @@ from typing import Any, Self
 import uvicorn
 
 from deepmnn.api.llm import LLM
+from deepmnn.engine.pace import Pace
 from deepmnn.errors import RequestError, StorageError, argument
 from deepmnn.serve.app import create_app
 from deepmnn.serve.connection import Connection
@@ -124,7 +125,7 @@ class Server:
             model,
             self.name,
             max_queue=self.options.max_queue,
-            max_stall=None if stall is None else stall / 1000,
+            pace=Pace(None if stall is None else stall / 1000),
         )
         self._call(partial(self._lifecycle.ready, service))
 
