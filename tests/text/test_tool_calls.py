@@ -330,3 +330,9 @@ def test_a_model_without_a_template_is_known_by_its_vocabulary(tmp_path: Path) -
     form = tool_format(Tokenizer(tmp_path))
     assert isinstance(form, DsmlFormat)
     assert form.special == {"｜DSML｜"}
+
+
+def test_examples_are_calls(answer: tuple[ToolFormat, str, str]) -> None:
+    form = answer[0]
+    text = form.example.replace("VALUE", "1").replace("true|false", "false")
+    assert read(form, [text]) == ("", [ToolCall("NAME", '{"ARGUMENT": 1}')])
