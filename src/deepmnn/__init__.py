@@ -16,6 +16,7 @@ from deepmnn import errors
 from deepmnn.errors import DeepmnnError
 
 if TYPE_CHECKING:
+    from deepmnn.api.chat import Chat
     from deepmnn.api.exporting import export
     from deepmnn.api.llm import LLM
     from deepmnn.api.loading import load
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "LLM",
+    "Chat",
     "Chunk",
     "Completion",
     "DeepmnnError",
@@ -47,6 +49,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "LLM": "deepmnn.api.llm",
+    "Chat": "deepmnn.api.chat",
     "LoadOptions": "deepmnn.api.options",
     "load": "deepmnn.api.loading",
     "MnnOptions": "deepmnn.backends.mnn.options",

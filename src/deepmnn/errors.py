@@ -11,6 +11,7 @@
     ├── MissingDependencyError an optional package is not installed
     ├── RequestError           a call's arguments are impossible (an empty prompt, an unknown token)
     │   └── ContextLengthError    prompt plus answer do not fit the context or the KV cache
+    ├── OverloadedError        a server has as many requests as it takes at a time
     └── StorageError           disk full, no permission, target already exists
 
 Each message has three parts: what was found, what was expected, what to do next. A part that names
@@ -120,6 +121,10 @@ class RequestError(DeepmnnError):
 
 class ContextLengthError(RequestError):
     """Prompt plus answer do not fit the context length or the KV cache."""
+
+
+class OverloadedError(DeepmnnError):
+    """A server has as many requests as it takes at a time: later it may answer."""
 
 
 class StorageError(DeepmnnError):

@@ -95,10 +95,8 @@ def test_patterns_that_meet() -> None:
     for schema in (
         {"allOf": patterns},
         {"$defs": {"a": {"allOf": patterns}}, "$ref": "#/$defs/a"},
-        {"patternProperties": {each["pattern"]: {} for each in patterns * 2} | {"^a{,40}": {}}},
+        {"patternProperties": {f"^a{number}$": {} for number in range(40)}},
     ):
-        if "patternProperties" in schema:
-            schema = {"patternProperties": {f"^a{number}$": {} for number in range(40)}}
         with pytest.raises(RequestError, match="pattern"):
             taken(schema)
 

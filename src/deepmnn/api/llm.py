@@ -3,40 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import TYPE_CHECKING, Any, overload
 
 from deepmnn.api.options import DEFAULT_CACHE_BYTES, KV_DTYPES, LoadOptions
 from deepmnn.api.prompts import Prompt, read_prompts
+from deepmnn.api.requests import Asked, Params, ask, encode, requests
 from deepmnn.backends.base import F32, Backend
 from deepmnn.engine.completion import Chunk, Completion
 from deepmnn.engine.driver import Driver, making
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.request import Event, Request, result_of
-from deepmnn.engine.sequence import Sequence as Answer
 from deepmnn.engine.session import Session
-from deepmnn.errors import RequestError, shown
+from deepmnn.errors import RequestError
 from deepmnn.models import build, read_config
 from deepmnn.text.answer_end import end_ids
-from deepmnn.text.chat_template import Message
-from deepmnn.text.constraint import Constraint, Grammars, json_answer
+from deepmnn.text.constraint import Grammars
 from deepmnn.text.generation_config import GenerationConfig
 from deepmnn.text.sampling_params import SamplingParams
-from deepmnn.text.stream import TextStream
 from deepmnn.text.text_files import TextFiles
 from deepmnn.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from deepmnn.artifact.reader import Artifact
     from deepmnn.exporters.mnn.folder import MnnFolder
-
-Params = SamplingParams | Sequence[SamplingParams] | None
-"""For all prompts, or one for each; None is what generation_config.json recommends."""
-
-Asked = tuple[list[int], SamplingParams]
-"""A prompt, checked, and what is wanted of it."""
 
 
 class LLM:
@@ -69,7 +61,7 @@ class LLM:
         self._driver: Driver | None = None
         self._tokenizer: Tokenizer | None = None
         self._ends: frozenset[int] | None = None
-        self._made_grammars: Grammars | None = None
+        self._grammars: Grammars | None = None
         self._parameters: int | None = None
 
     def __repr__(self) -> str:
@@ -120,7 +112,7 @@ class LLM:
         return self._tokenizer
 
     @property
-    def _end_ids(self) -> frozenset[int]:
+    def end_ids(self) -> frozenset[int]:
         """The tokens that end an answer, by the tokenizer's files, too."""
         if self._ends is None:
             with making:
@@ -128,14 +120,14 @@ class LLM:
         return self._ends
 
     @property
-    def _grammars(self) -> Grammars:
+    def grammars(self) -> Grammars:
         """What answers may be held to. Raises MissingDependencyError without llguidance."""
-        if self._made_grammars is None:
+        if self._grammars is None:
             with making:
-                self._made_grammars = self._made_grammars or Grammars(
-                    self.tokenizer, self.vocab_size, self._end_ids
+                self._grammars = self._grammars or Grammars(
+                    self.tokenizer, self.vocab_size, self.end_ids
                 )
-        return self._made_grammars
+        return self._grammars
 
     @property
     def driver(self) -> Driver:
@@ -189,9 +181,9 @@ class LLM:
     def generate(self, prompts: Prompt | Sequence[Prompt], params: Params = None) -> Any:
         """Answers one prompt (returns a Completion) or a list of them (returns a list).
 
-        A prompt is text, a conversation (a list of {"role", "content"}) or token ids: a list, an
-        array or a tensor of them, or what a Hugging Face tokenizer returns. A list of prompts, or a
-        matrix, runs as one batch.
+        A prompt is text, a conversation (a list of {"role", "content"}, or a `Chat`) or token ids:
+        a list, an array or a tensor of them, or what a Hugging Face tokenizer returns. A list of
+        prompts, or a matrix, runs as one batch.
 
         params is for all prompts, or a list with one for each; None is what generation_config.json
         recommends. Where its n is above 1, a list of n Completions stands in place of the one, of
@@ -199,8 +191,8 @@ class LLM:
 
         Raises RequestError, ContextLengthError or TokenizerError before any work is done.
         """
-        single, asked = self._ask(prompts, params)
-        answers = [[Completion() for _ in range(wanted.n)] for _, wanted in asked]
+        single, asked = ask(self, prompts, params)
+        answers = [[Completion() for _ in range(each.params.n)] for each in asked]
         for chunk in self._run(asked, whole=True):
             answers[chunk.index][chunk.choice].add(chunk)
         made = [given if len(given) > 1 else given[0] for given in answers]
@@ -220,114 +212,51 @@ class LLM:
 
         whole: one Chunk for each answer, when it is complete.
         """
-        return self._run(self._ask(prompts, params)[1], whole)
+        return self._run(ask(self, prompts, params)[1], whole)
 
     def encode(self, prompt: Prompt) -> list[int]:
         """The token ids of a prompt, however long it is."""
         single, prompts = read_prompts(prompt)
         if not single:
             raise RequestError(f"there are {len(prompts)} prompts", "one")
-        return list(self._encode(prompts[0]))
+        return list(encode(self, prompts[0]))
 
-    def _ask(self, prompts: Prompt | Sequence[Prompt], params: Params) -> tuple[bool, list[Asked]]:
-        """(whether it is a single prompt, all as the engine takes them)."""
-        single, read = read_prompts(prompts)
-        wanted = self._params(params, len(read))
-        if any(each.stop for each in wanted):
-            self.tokenizer  # noqa: B018  # raises when there is none
-        engine = self.driver.engine
-        asked = []
-        for prompt, each in zip(read, wanted, strict=True):
-            ids = engine.check(self._encode(prompt, engine))
-            self._constraint(ids, each)  # raises where there can be none, and keeps the grammar
-            asked.append((ids, each))
-        return single, asked
+    def request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        deliver: Callable[[Event], object],
+        index: int = 0,
+    ) -> list[Request]:
+        """One request for each of the n answers to a prompt, checked, for `driver.submit`.
 
-    def _params(self, params: Params, prompts: int) -> list[SamplingParams]:
-        """One for each prompt. Raises RequestError."""
-        given = self.generation_config.params if params is None else params
-        if isinstance(given, SamplingParams):
-            return [given] * prompts
-        if not isinstance(given, list | tuple) or not all(
-            isinstance(each, SamplingParams) for each in given
-        ):
-            raise RequestError(
-                f"the parameters are {shown(given)}", "deepmnn.SamplingParams, or a list of them"
-            )
-        if len(given) != prompts:
-            raise RequestError(
-                f"there are {len(given)} SamplingParams for {prompts} prompts", "one for each"
-            )
-        return list(given)
-
-    def _encode(self, prompt: Prompt, engine: Engine | None = None) -> Sequence[int]:
-        """The token ids; with an engine, a text that it can not take is not tokenised first."""
-        if isinstance(prompt, str):
-            self._check_length(prompt, engine)
-            return self.tokenizer.encode(prompt)
-        if not isinstance(prompt[0], Mapping):
-            return cast(Sequence[int], prompt)
-        messages = cast(Sequence[Message], prompt)
-        # Templates leave out nothing that the user says; of other messages they may.
-        said = [m.get("content") for m in messages if m.get("role") == "user"]
-        self._check_length("".join(t.strip() for t in said if isinstance(t, str)), engine)
-        text = self.tokenizer.apply_chat_template(messages)
-        self._check_length(text, engine)
-        return self.tokenizer.encode(text, add_special_tokens=False)
-
-    def _check_length(self, text: str, engine: Engine | None) -> None:
-        """Raises ContextLengthError when the text surely has too many tokens."""
-        if engine is None or len(text) < engine.context_length:
-            return
-        least = self.tokenizer.least_tokens(text)
-        if least >= engine.context_length:
-            raise engine.too_long(f"the prompt has at least {least:,} tokens")
+        For whoever cannot wait for chunks on a thread, such as a server: deliver is told of each
+        event by the engine's thread (`Request`); index is that of the chunks. Raises as generate
+        does.
+        """
+        single, asked = ask(self, prompt, params)
+        if not single:
+            raise RequestError(f"there are {len(asked)} prompts", "one")
+        return list(requests(self, asked[0], deliver, index))
 
     def _run(self, asked: list[Asked], whole: bool) -> Iterator[Chunk]:
         driver = self.driver
         events: SimpleQueue[Event] = SimpleQueue()
-        requests = [
-            Request(sequence, events.put, index, choice, whole=whole)
-            for index, (ids, params) in enumerate(asked)
-            for choice, sequence in enumerate(self._sequences(ids, params))
+        submitted = [
+            request
+            for index, each in enumerate(asked)
+            for request in requests(self, each, events.put, index, whole=whole)
         ]
-        unfinished = len(requests)
+        unfinished = len(submitted)
         try:
-            driver.submit(requests)
+            driver.submit(submitted)
             while unfinished:
                 chunk = result_of(events.get())
                 unfinished -= chunk.finish_reason is not None
                 yield chunk
         finally:
-            for request in requests:
+            for request in submitted:
                 driver.cancel(request)
-
-    def _sequences(self, ids: list[int], params: SamplingParams) -> Iterator[Answer]:
-        """One for each of the n answers to a prompt."""
-        output, constraint = self._output(ids, params), self._constraint(ids, params)
-        first = self.driver.engine.sequence(ids, params, output, constraint)
-        yield first
-        for number in range(1, params.n):
-            yield first.sibling(number, self._output(ids, params))
-
-    def _output(self, ids: list[int], params: SamplingParams) -> TextStream | None:
-        """The text side of a request; None without a tokenizer, which only token ids can do."""
-        if not self.has_tokenizer and not params.stop:
-            return None
-        stop = cast(tuple[str, ...], params.stop)
-        return TextStream(self.tokenizer, stop, self._inside_reasoning(ids), self._end_ids)
-
-    def _constraint(self, ids: list[int], params: SamplingParams) -> Constraint | None:
-        """What holds an answer to the schema that is wanted, if one is."""
-        if params.json_schema is None:
-            return None
-        answer = json_answer(params.json_schema)
-        return self._grammars.constraint(answer, self._inside_reasoning(ids))
-
-    def _inside_reasoning(self, ids: list[int]) -> bool:
-        """Whether a prompt has opened the reasoning."""
-        tail = self.tokenizer.decode(ids[-16:], skip_special_tokens=False).rstrip()
-        return tail.endswith("<think>")
 
 
 def _count(number: float) -> str:

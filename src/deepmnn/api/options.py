@@ -134,7 +134,7 @@ class LoadOptions:
         for each in fields(self):
             value = getattr(self, each.name)
             if value is not None or each.default is not None:
-                _check(each.name, value, each.metadata)
+                check_option(each.name, value, each.metadata)
 
     def check_backend(self, backend: str) -> None:
         """Raises RequestError when a choice is made that `backend` does not know."""
@@ -150,7 +150,7 @@ class LoadOptions:
                 )
 
 
-def _check(name: str, value: Any, rule: Mapping[str, Any]) -> None:
+def check_option(name: str, value: Any, rule: Mapping[str, Any]) -> None:
     """Raises RequestError unless the rule of a field allows its value."""
     if "choices" in rule:
         valid = isinstance(value, str) and value in rule["choices"]

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import cast
 
+from deepmnn.api.chat import Chat
 from deepmnn.errors import RequestError, shown
-from deepmnn.text.chat_template import Message
+from deepmnn.text.chat_template import Message, check_messages
 from deepmnn.text.token_ids import integer, plain, token_ids
 
-Prompt = str | Sequence[Message] | Sequence[int]
-"""Plain text, a conversation (rendered with the chat template), or token ids."""
+Prompt = str | Chat | Sequence[Message] | Sequence[int]
+"""Plain text, a conversation (rendered with the chat template; a list of messages is a Chat without
+more), or token ids."""
 
 _EXPECTED = "text, a list of messages, a list of token ids, or a list of those"
 
 
 def read_prompts(given: object) -> tuple[bool, list[Prompt]]:
-    """(whether it is a single prompt, the prompts in plain types: str, dict, int).
+    """(whether it is a single prompt, the prompts in plain types: str, Chat, int).
 
     Arrays and tensors stand for their nested lists, what a Hugging Face tokenizer returns for its
     input_ids without the padding. Raises RequestError for anything else that is no prompt.
@@ -41,6 +44,8 @@ def _read(value: object, name: str) -> Prompt | None:
     """
     if isinstance(value, str):
         return str.__str__(value)  # the text of a str subclass, whatever its own __str__ says
+    if isinstance(value, Chat):
+        return replace(value, messages=_read_messages(value.messages))
     if isinstance(value, bytes | bytearray | memoryview) or not isinstance(value, Sequence):
         raise _refusal(name, value)
     if not value:
@@ -51,7 +56,7 @@ def _read(value: object, name: str) -> Prompt | None:
     if kinds == {"token id"}:
         return token_ids(value)
     if kinds == {"message"}:
-        return [read_message(index, message) for index, message in enumerate(value)]
+        return Chat(_read_messages(value))
     if kinds == {"prompt"}:
         return None
     if "" in kinds:
@@ -66,6 +71,8 @@ def _kind(item: object) -> str:
         return "token id"
     if isinstance(item, Mapping):
         return "message"
+    if isinstance(item, Chat):
+        return "prompt"
     if isinstance(item, Sequence) and not isinstance(item, bytes | bytearray | memoryview):
         return "prompt"
     return ""
@@ -119,6 +126,10 @@ def read_message(index: int, message: Message) -> Message:
             )
         texts.append(text)
     return {**message, "content": "\n".join(texts)}
+
+
+def _read_messages(messages: Sequence[Message]) -> list[Message]:
+    return [read_message(index, each) for index, each in enumerate(check_messages(messages))]
 
 
 def _refusal(name: str, value: object, verb: str = " is") -> RequestError:

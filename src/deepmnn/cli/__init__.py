@@ -32,6 +32,7 @@ from deepmnn.cli.options import with_flags
 from deepmnn.cli.profile import profile
 from deepmnn.cli.pull import pull
 from deepmnn.cli.report import report
+from deepmnn.cli.serve import serve
 from deepmnn.errors import DeepmnnError
 
 _UsageError: type[Exception] = next(
@@ -96,7 +97,7 @@ def _options(
 
 
 _VERBS = (
-    *(demo, pull, convert, export, info, generate, chat),
+    *(demo, pull, convert, export, info, generate, chat, serve),
     *(bench, profile, check, compare, report),
 )
 for _verb in _VERBS:

@@ -1,8 +1,8 @@
 """What verbs share: the path of a model, the flags that load it and those that sample from it.
 
-A verb asks for flags by its parameters: one of type `LoadOptions` stands for a flag for each field
-of that class, one of type `Sampling` for those of `SamplingParams`. `with_flags` makes them from
-the fields' names, types, defaults and metadata.
+A verb asks for flags by its parameters: one of type `LoadOptions` or `ServeOptions` stands for a
+flag for each field of that class, one of type `Sampling` for those of `SamplingParams`.
+`with_flags` makes them from the fields' names, types, defaults and metadata.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.cli.console import err
 from deepmnn.cli.progress import byte_progress
 from deepmnn.errors import RequestError
+from deepmnn.serve.options import ServeOptions
 from deepmnn.text.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Sampling:
 
 
 def with_flags(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb as typer takes it: with flags in place of a `LoadOptions` or a `Sampling`.
+    """The verb as typer takes it: with flags in place of `LoadOptions`, `ServeOptions`, `Sampling`.
 
     A verb's annotation may replace the help text of a field, or leave its flag out, as in
     `load: Annotated[LoadOptions, {"cache_tokens": "KV cache rows.", "max_sequences": None}]`.
@@ -63,6 +64,9 @@ def with_flags(verb: Callable[..., None]) -> Callable[..., None]:
         if kind is LoadOptions:
             parameters += _flags(LoadOptions, "Loading", *texts)
             values[parameter.name] = _load_options
+        elif kind is ServeOptions:
+            parameters += _flags(ServeOptions, "Serving", *texts)
+            values[parameter.name] = _serve_options
         elif kind is Sampling:
             parameters += _flags(SamplingParams, "Sampling", *texts, optional=True)
             values[parameter.name] = _sampling
@@ -181,6 +185,11 @@ def _load_options(flags: dict[str, Any]) -> LoadOptions:
 
         given["quant"] = read_recipe(given["quant"])
     return LoadOptions(**given, mnn=MnnOptions(**mnn) if mnn else None)
+
+
+def _serve_options(flags: dict[str, Any]) -> ServeOptions:
+    """Takes its fields out of flags. Raises RequestError."""
+    return ServeOptions(**_take(ServeOptions, flags))
 
 
 def _sampling(flags: dict[str, Any]) -> Sampling:

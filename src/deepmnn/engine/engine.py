@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from array import array
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as List
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -27,6 +29,15 @@ _TOO_LONG_FOR_CACHE = Words(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What one step did: how long it took, and the prompt tokens and answers that it ran."""
+
+    seconds: float
+    prompt_tokens: int
+    answers: int
+
+
 class Engine:
     """Runs sequences on a backend. Not thread-safe: it has an owner, who shares it (driver.py).
 
@@ -38,6 +49,9 @@ class Engine:
         max_sequences: sequences that run at the same time, as far as the backend runs as many.
         kv_dtype: "f32", "bf16" or "int8".
         eos_ids: tokens that end an answer, beside those of its TextStream.
+
+    Attributes:
+        watch: called with each `Step`, on the owner's thread; it must not raise.
     """
 
     def __init__(
@@ -60,6 +74,7 @@ class Engine:
         self.context_length = min(context_length, self.manager.capacity)
         self._cache_is_short = self.context_length < context_length
         self.eos_ids = frozenset(eos_ids)
+        self.watch: Callable[[Step], object] | None = None
 
     def submit(
         self,
@@ -118,9 +133,12 @@ class Engine:
         An error is for the sequence that caused it (`Sequence.error`): when a step of several
         fails, each is tried alone, and only those that still fail are ended.
         """
+        began = time.perf_counter()
         spans = self.scheduler.schedule()
         if not spans:
             return self._refuse()
+        answers = sum([span.count == 1 for span in spans])
+        tokens = sum([span.count for span in spans]) - answers
         ready, rows, draws = self._draws(*self._forward(spans))
         for sequence, row, token in zip(ready, rows, self._sample(ready, draws), strict=True):
             if token is not None:
@@ -131,6 +149,10 @@ class Engine:
                     sequence.fail(error)
                 if sequence.finish_reason:
                     self.scheduler.remove(sequence)
+        step = Step(time.perf_counter() - began, tokens, answers)
+        self.scheduler.learn(step.seconds, tokens, answers)
+        if self.watch is not None:
+            self.watch(step)
         return [span.table for span in spans if span.rows or span.table.finish_reason]
 
     def cancel(self, sequence: Sequence) -> None:

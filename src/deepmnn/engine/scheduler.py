@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from deepmnn.engine.kv_cache import BlockManager, BlockTable
+from deepmnn.engine.pace import Pace
 from deepmnn.engine.sequence import Sequence
 
 Table = TypeVar("Table", bound=BlockTable, covariant=True)
@@ -31,6 +33,8 @@ class Scheduler:
     Sequences that share a prompt (`Sequence.leader`) wait until one of them has prefilled it, and
     take its rows then. When blocks run out the youngest sequence gives its own back and is run
     again later ("preemption by recompute"); its prefix may still be in the cache by then.
+
+    pace: bounds the prompt tokens that run beside answers; None leaves it at max_batch_tokens.
     """
 
     def __init__(self, manager: BlockManager, max_batch_tokens: int, max_sequences: int) -> None:
@@ -39,6 +43,7 @@ class Scheduler:
         self.max_sequences = min(max_sequences, max_batch_tokens)
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
+        self.pace: Pace | None = None
 
     @property
     def busy(self) -> bool:
@@ -61,10 +66,18 @@ class Scheduler:
         """The next step's spans, their cache rows reserved. Empty when no sequence can run."""
         while True:
             spans = self._decodes()
-            spans += self._prefills(self.max_batch_tokens - len(spans))
+            budget = self.max_batch_tokens - len(spans)
+            if spans and self.pace is not None:
+                budget = self.pace.prompt_tokens(budget)
+            spans += self._prefills(budget)
             if spans or len(self.running) < 2:
                 return spans
             self._preempt()
+
+    def learn(self, seconds: float, prompt_tokens: int, answers: int) -> None:
+        """What a step took, for the pace."""
+        if self.pace is not None and answers:
+            self.pace.learn(seconds, prompt_tokens)
 
     def make_room(self, table: BlockTable, count: int) -> None:
         """Makes `count` more rows of a table that is driven from outside writable.
@@ -116,6 +129,7 @@ class Scheduler:
                 joining.cached_tokens = shared
             self.waiting.remove(joining)
             self.running.append(joining)
+            joining.scheduled = joining.scheduled or time.perf_counter()
             spans.append(self._prefill(joining, count))
             budget -= count
         return spans

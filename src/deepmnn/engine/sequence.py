@@ -38,6 +38,7 @@ class Sequence(BlockTable):
     cached_tokens: int = 0
     preemptions: int = 0
     submitted: float = field(default_factory=time.perf_counter)
+    scheduled: float | None = None
     first_token: float | None = None
     last_token: float | None = None
     leader: Sequence | None = None

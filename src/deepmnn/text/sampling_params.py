@@ -48,6 +48,7 @@ class SamplingParams:
         logprobs: for each token of the answer its log probability and those of the `logprobs` most
             likely tokens (`TokenLogprobs`); None gives none. They are the model's own, before
             penalties and what json_schema forbids.
+        raw: leaves the reasoning in the text, tags included, as a plain completion has it.
         json_schema: the answer, behind its reasoning, is a JSON document of this schema; True is
             any object. Takes the extra `serve`. What max_tokens cuts is no whole document.
 
@@ -87,6 +88,7 @@ class SamplingParams:
     ignore_eos: bool = False
     n: int = 1
     logprobs: int | None = None
+    raw: bool = False
     json_schema: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
@@ -111,8 +113,9 @@ class SamplingParams:
                 argument("stop", f" is {shown(self.stop)}"), "one or several non-empty strings"
             )
         self._set("stop", tuple(stop))
-        if not isinstance(self.ignore_eos, bool):
-            raise RequestError(f"ignore_eos is {shown(self.ignore_eos)}", "True or False")
+        for name in ("ignore_eos", "raw"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"{name} is {shown(getattr(self, name))}", "True or False")
         if self.json_schema is not None:
             self._set("json_schema", checked_schema(self.json_schema, "json_schema"))
 

@@ -1,0 +1,53 @@
+"""deepmnn serve: a model behind HTTP."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deepmnn.api.options import LoadOptions
+from deepmnn.cli import options
+from deepmnn.cli.console import out
+from deepmnn.serve.options import ServeOptions
+
+if TYPE_CHECKING:
+    from deepmnn.serve.run import Server
+
+
+def serve(
+    path: options.OptionalModelPath = None,
+    *,
+    serving: ServeOptions,
+    load: LoadOptions,
+) -> None:
+    """Serve a model to clients of OpenAI's and Anthropic's APIs.
+
+    Ctrl-C or SIGTERM lets running requests end first; a second one does not.
+    """
+    from deepmnn.serve.run import Server
+
+    with Server(serving, serving.model_name or _name(path)) as server:
+        server.ready(options.open_model(path or options.bundled(), load))
+        _announce(server)
+        status = server.wait()
+    if status:
+        sys.exit(status)
+
+
+def _name(path: str | None) -> str:
+    """What clients call a model: a directory's name, or OWNER/NAME."""
+    if path is None:
+        return "tiny-r1"
+    local = Path(path)
+    return local.resolve().name if local.exists() else path
+
+
+def _announce(server: Server) -> None:
+    out.say(f"{server.name} is served at {server.url}", "bold")
+    headers = "-H 'Content-Type: application/json'"
+    if server.options.api_key:
+        headers += ' -H "Authorization: Bearer $DEEPMNN_API_KEY"'
+    body = '{"messages": [{"role": "user", "content": "What is 2 + 2?"}]}'
+    out.say("Try:")
+    out.say(f"curl {server.url}/v1/chat/completions {headers} -d '{body}'")
