@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from deepmnn.text.tool_calls.call import ToolCall, ToolCallDelta, add_deltas
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
@@ -41,6 +43,9 @@ class Chunk:
         queue_seconds: how much of prefill_seconds it waited for its turn.
         choice: which of the prompt's answers this is (`SamplingParams.n`).
         logprobs: one for each of ids, when `SamplingParams.logprobs` asks for them; else empty.
+        tool_calls: pieces of the calls of tools, when the request offers any.
+        reasoning_tokens: tokens generated so far that were reasoning.
+        stop_string: which of `SamplingParams.stop` has ended the answer; "" when none has.
     """
 
     index: int
@@ -56,6 +61,9 @@ class Chunk:
     choice: int = 0
     queue_seconds: float = 0.0
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    tool_calls: list[ToolCallDelta] = field(default_factory=list)
+    reasoning_tokens: int = 0
+    stop_string: str = ""
 
     @property
     def tokens_per_second(self) -> float:
@@ -85,6 +93,9 @@ class Completion:
     tokens_per_second: float = 0.0
     queue_seconds: float = 0.0
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    tool_calls: list[ToolCall] = field(default_factory=list)
+    reasoning_tokens: int = 0
+    stop_string: str = ""
 
     def add(self, chunk: Chunk) -> None:
         """Appends a chunk."""
@@ -92,6 +103,9 @@ class Completion:
         self.reasoning += chunk.reasoning
         self.ids += chunk.ids
         self.logprobs += chunk.logprobs
+        add_deltas(self.tool_calls, chunk.tool_calls)
+        self.reasoning_tokens = chunk.reasoning_tokens
+        self.stop_string = chunk.stop_string
         self.finish_reason = chunk.finish_reason
         self.prompt_tokens = chunk.prompt_tokens
         self.cached_tokens = chunk.cached_tokens

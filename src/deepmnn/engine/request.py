@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from deepmnn.engine.completion import Chunk
 from deepmnn.engine.sequence import Sequence
+from deepmnn.text.stream import Streamed
 
 T = TypeVar("T")
 
@@ -63,14 +64,15 @@ class Request:
             failure, sequence.error = Failure(self.index, sequence.error), None
             return failure
         begun, first, last = sequence.scheduled, sequence.first_token, sequence.last_token
-        reasoning, text = sequence.output.take() if sequence.output else ("", "")
+        output = sequence.output
+        streamed = output.take() if output else Streamed("", "", [])
         ids = sequence.ids[sequence.prompt_tokens + self._reported :]
         logprobs = sequence.logprobs[self._reported :]
         self._reported += len(ids)
         return Chunk(
             index=self.index,
-            text=text,
-            reasoning=reasoning,
+            text=streamed.text,
+            reasoning=streamed.reasoning,
             ids=ids,
             finish_reason=sequence.finish_reason,
             prompt_tokens=sequence.prompt_tokens,
@@ -81,6 +83,9 @@ class Request:
             choice=self.choice,
             queue_seconds=begun - sequence.submitted if begun else 0.0,
             logprobs=logprobs,
+            tool_calls=streamed.tool_calls,
+            reasoning_tokens=output.reasoning_tokens if output else 0,
+            stop_string=output.stop_string if output else "",
         )
 
 

@@ -14,16 +14,18 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from deepmnn import __version__
-from deepmnn.serve import models, tokens
+from deepmnn.serve import models, protocols, tokens
 from deepmnn.serve.errors import OPENAI_ERRORS, OpenAIError, RefusedError, add_handlers
 from deepmnn.serve.guard import Guard
 from deepmnn.serve.lifecycle import Lifecycle
 from deepmnn.serve.log import Log, Logged
 from deepmnn.serve.metrics import CONTENT_TYPE
 from deepmnn.serve.options import ServeOptions
+from deepmnn.serve.page import page_routes
 
-OPEN_PATHS = ("/", "/health")
-"""What everybody may read: a page without secrets, and whether the server is well."""
+PAGE = page_routes()
+OPEN_PATHS = ("/health", *(route.path for route in PAGE))
+"""What everybody may read: whether the server is well, and a page without secrets."""
 
 
 def create_app(lifecycle: Lifecycle, options: ServeOptions, log: Log | None = None) -> FastAPI:
@@ -43,9 +45,10 @@ def create_app(lifecycle: Lifecycle, options: ServeOptions, log: Log | None = No
     )
     app.state.lifecycle = lifecycle
     add_handlers(app)
-    for router in (models.router, tokens.router):  # and the protocols': a line each
+    for router in (models.router, tokens.router, *protocols.ROUTERS):
         app.include_router(router)
     _add_facts(app, lifecycle)
+    app.router.routes.extend(PAGE)
     app.add_middleware(Guard, options=options, open_paths=OPEN_PATHS)
     if options.cors:
         app.add_middleware(
