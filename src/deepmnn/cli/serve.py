@@ -29,10 +29,11 @@ def serve(
 
     with Server(serving, serving.model_name or model_name(path)) as server:
         server.ready(options.open_model(path or options.bundled(), load))
+        server.handle_signals()
         _announce(server)
-        status = server.wait()
-    if status:
-        sys.exit(status)
+        server.join()
+    if server.status:
+        sys.exit(server.status)
 
 
 def model_name(path: str | None) -> str:
