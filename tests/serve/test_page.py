@@ -284,8 +284,11 @@ def test_conversations_are_kept(page: Page, chat: FakeChat) -> None:
 def test_the_history_is_bounded_and_survives_damage(page: Page, chat: FakeChat) -> None:
     page.evaluate(
         """() => {
-            const keep = (id, changed, content) => localStorage.setItem(`deepmnn.conversation.${id}`,
-                JSON.stringify({id, title: id, changed, messages: [{role: "user", content}]}));
+            const keep = (id, changed, content) => {
+                const messages = [{role: "user", content}];
+                const text = JSON.stringify({id, title: id, changed, messages});
+                localStorage.setItem(`deepmnn.conversation.${id}`, text);
+            };
             for (let n = 0; n < 230; n++) keep(`old${n}`, n, "x".repeat(1000));
             keep("huge", 1000, "x".repeat(3_900_000));
             localStorage.setItem("deepmnn.conversation.bad", "{");
