@@ -11,6 +11,9 @@ from deepmnn.text.chat_template import Message
 
 ToolChoice = Literal["auto", "none", "required"]
 
+_TAKEN = {"self", "messages", "tools", "special_tokens", "add_generation_prompt"}
+"""What the chat template is given in any case."""
+
 
 @dataclass(frozen=True)
 class Chat:
@@ -43,6 +46,12 @@ class Chat:
         if self.tool_choice not in get_args(ToolChoice):
             expected = " or ".join(map(repr, get_args(ToolChoice)))
             raise RequestError(f"tool_choice is {shown(self.tool_choice)}", expected)
+        taken = _TAKEN & self.variables.keys()
+        if taken:
+            raise RequestError(
+                f"a variable of the chat template has the name {shown(min(taken))}",
+                "a name that the template does not get otherwise",
+            )
         names = [_name(index, tool) for index, tool in enumerate(self.tools)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:

@@ -210,17 +210,22 @@ class LLM:
         return list(encode(self, prompts[0]))
 
     def request(
-        self, prompt: Prompt, params: SamplingParams | None, deliver: Callable[[Event], object]
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None,
+        deliver: Callable[[Event], object],
+        index: int = 0,
     ) -> list[Request]:
         """One request for each of the n answers to a prompt, checked, for `driver.submit`.
 
         For whoever cannot wait for chunks on a thread, such as a server: deliver is told of each
-        event by the engine's thread (`Request`). Raises as generate does.
+        event by the engine's thread (`Request`); index is that of the chunks. Raises as generate
+        does.
         """
         single, asked = ask(self, prompt, params)
         if not single:
             raise RequestError(f"there are {len(asked)} prompts", "one")
-        return list(requests(self, asked[0], deliver))
+        return list(requests(self, asked[0], deliver, index))
 
     def _run(self, asked: list[Asked], whole: bool) -> Iterator[Chunk]:
         driver = self.driver

@@ -130,6 +130,7 @@ def _output(model: LLM, asked: Asked) -> TextStream | None:
     if not model.has_tokenizer and not asked.params.stop:
         return None
     tokenizer = model.tokenizer
-    inside = _opens_reasoning(tokenizer.decode(asked.ids[-_TAIL:], skip_special_tokens=False))
+    end = tokenizer.decode(asked.ids[-_TAIL:], skip_special_tokens=False)
+    inside = None if asked.params.raw else _opens_reasoning(end)
     stop = cast(tuple[str, ...], asked.params.stop)
     return TextStream(tokenizer, stop, inside, model.end_ids)

@@ -45,6 +45,7 @@ class Chunk:
         logprobs: one for each of ids, when `SamplingParams.logprobs` asks for them; else empty.
         tool_calls: pieces of the calls of tools, when the request offers any.
         reasoning_tokens: tokens generated so far that were reasoning.
+        stop_string: which of `SamplingParams.stop` has ended the answer; "" when none has.
     """
 
     index: int
@@ -62,6 +63,7 @@ class Chunk:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
     reasoning_tokens: int = 0
+    stop_string: str = ""
 
     @property
     def tokens_per_second(self) -> float:
@@ -93,6 +95,7 @@ class Completion:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     tool_calls: list[ToolCall] = field(default_factory=list)
     reasoning_tokens: int = 0
+    stop_string: str = ""
 
     def add(self, chunk: Chunk) -> None:
         """Appends a chunk."""
@@ -102,6 +105,7 @@ class Completion:
         self.logprobs += chunk.logprobs
         add_deltas(self.tool_calls, chunk.tool_calls)
         self.reasoning_tokens = chunk.reasoning_tokens
+        self.stop_string = chunk.stop_string
         self.finish_reason = chunk.finish_reason
         self.prompt_tokens = chunk.prompt_tokens
         self.cached_tokens = chunk.cached_tokens

@@ -85,6 +85,7 @@ class Request:
             logprobs=logprobs,
             tool_calls=streamed.tool_calls,
             reasoning_tokens=output.reasoning_tokens if output else 0,
+            stop_string=output.stop_string if output else "",
         )
 
 

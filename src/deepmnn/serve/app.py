@@ -14,7 +14,7 @@ from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import JSONResponse, Response
 
 from deepmnn import __version__
-from deepmnn.serve import models, tokens
+from deepmnn.serve import models, protocols, tokens
 from deepmnn.serve.errors import OPENAI_ERRORS, OpenAIError, RefusedError, add_handlers
 from deepmnn.serve.guard import Guard
 from deepmnn.serve.lifecycle import Lifecycle
@@ -45,7 +45,7 @@ def create_app(lifecycle: Lifecycle, options: ServeOptions, log: Log | None = No
     )
     app.state.lifecycle = lifecycle
     add_handlers(app)
-    for router in (models.router, tokens.router):  # and the protocols': a line each
+    for router in (models.router, tokens.router, *protocols.ROUTERS):
         app.include_router(router)
     _add_facts(app, lifecycle)
     app.router.routes.extend(PAGE)

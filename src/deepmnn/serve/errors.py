@@ -29,6 +29,7 @@ from deepmnn.errors import (
     TokenizerError,
     shown,
 )
+from deepmnn.serve.body import wrong_field
 
 RETRY_AFTER = {"Retry-After": "2"}
 """Seconds; clients wait longer with each attempt."""
@@ -173,7 +174,8 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        return _validation(error).response(request.scope)
+        field, found = wrong_field(error.errors())
+        return RefusedError(400, str(found), param=field or None).response(request.scope)
 
     @app.exception_handler(HTTPException)
     async def refused_by_http(request: Request, error: HTTPException) -> JSONResponse:
@@ -188,21 +190,3 @@ _ROUTING = {
     404: "there is nothing at {path}; expected a path that GET /openapi.json lists",
     405: "{path} does not take {method}; expected one of the methods in the header Allow",
 }
-
-
-def _validation(error: RequestValidationError) -> RefusedError:
-    """The first field that is wrong, and how many more there are."""
-    first, *others = error.errors()
-    where = [str(part) for part in first["loc"] if part != "body"]
-    name = ".".join(where) or "the body"
-    if first["type"] == "missing":
-        message = f"{name} is missing"
-    else:
-        message = f"{name} is {shown(first.get('input'))}; {_lower(first['msg'])}"
-    if others:
-        message += f" ({len(others)} more)"
-    return RefusedError(400, message, param=".".join(where) or None)
-
-
-def _lower(text: str) -> str:
-    return text[:1].lower() + text[1:]

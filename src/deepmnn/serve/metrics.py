@@ -125,8 +125,8 @@ class _Watch:
 
     def __init__(self, metrics: Metrics, record: Record | None) -> None:
         self._metrics, self._record = metrics, record or Record("", "")
-        self._last: dict[int, float] = {}
-        """Choice → seconds from its first token to its newest."""
+        self._last: dict[tuple[int, int], float] = {}
+        """Prompt and choice → seconds from its first token to its newest."""
 
     def __call__(self, event: Event) -> None:
         """Called with each event, on the event loop."""
@@ -141,8 +141,9 @@ class _Watch:
 
     def _tokens(self, chunk: Chunk) -> None:
         histograms, counters = self._metrics.histograms, self._metrics.counters
-        before = self._last.get(chunk.choice)
-        self._last[chunk.choice] = chunk.decode_seconds
+        answer = chunk.index, chunk.choice
+        before = self._last.get(answer)
+        self._last[answer] = chunk.decode_seconds
         counters["vllm:generation_tokens"].inc(len(chunk.ids))
         self._record.completion_tokens += len(chunk.ids)
         if before is not None:

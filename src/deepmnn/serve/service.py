@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
@@ -57,21 +57,25 @@ class Service:
         self._answers: set[Answer] = set()
 
     async def ask(self, prompt: Prompt, params: SamplingParams) -> Answer:
-        """Queues a prompt; its answer comes as an iterator of chunks.
+        """Queues a prompt; its answer comes as an iterator of chunks. Raises as `ask_all`."""
+        return await self.ask_all([prompt], params)
+
+    async def ask_all(self, prompts: Sequence[Prompt], params: SamplingParams) -> Answer:
+        """Queues several prompts together: `Chunk.index` says which of them a chunk answers.
 
         Raises RequestError, ContextLengthError or TokenizerError as `LLM.generate` does, and
         OverloadedError when the queue is full; then nothing has been queued.
         """
-        self._check_room(params.n)
-        self.active += params.n  # at once: others ask while this one is tokenised
+        count = len(prompts) * params.n
+        self._check_room(count)
+        self.active += count  # at once: others ask while this one is tokenised
         if self._mailbox is None:
             self._mailbox = _Mailbox(asyncio.get_running_loop())
         answer = Answer(self, self._mailbox, self.watch() if self.watch else None)
         try:
-            prepare = partial(self.model.request, prompt, params, answer.deliver)
-            made = await self.read(prepare)
+            made = await self.read(partial(self._requests, prompts, params, answer))
         except BaseException:
-            self.active -= params.n
+            self.active -= count
             raise
         answer.submit(made)
         self._answers.add(answer)
@@ -105,13 +109,20 @@ class Service:
                 "Ask again later.",
             )
 
+    def _requests(
+        self, prompts: Sequence[Prompt], params: SamplingParams, answer: Answer
+    ) -> list[Request]:
+        make = self.model.request
+        made = [make(each, params, answer.deliver, i) for i, each in enumerate(prompts)]
+        return [request for requests in made for request in requests]
+
     async def read(self, work: Callable[[], T]) -> T:
         """What work() gives, done by a worker thread. Raises what it raises."""
         return await asyncio.get_running_loop().run_in_executor(self._readers, work)
 
 
 class Answer(AsyncIterator[Chunk]):
-    """The answers to one prompt, chunk by chunk as they come: `Chunk.choice` says of which.
+    """The answers to one question, chunk by chunk as they come: `Chunk.choice` says of which.
 
     Iteration raises the error that ended an answer. Whoever stops reading early calls `cancel`.
     """
@@ -129,7 +140,8 @@ class Answer(AsyncIterator[Chunk]):
     def submit(self, requests: list[Request]) -> None:
         """Hands its requests to the engine."""
         self._requests, self.unfinished = requests, len(requests)
-        self.prompt_tokens = requests[0].sequence.prompt_tokens
+        firsts = [request for request in requests if request.choice == 0]
+        self.prompt_tokens = sum(request.sequence.prompt_tokens for request in firsts)
         self._service.model.driver.submit(requests)
 
     def deliver(self, event: Event) -> None:
@@ -153,15 +165,30 @@ class Answer(AsyncIterator[Chunk]):
             self._service.model.driver.cancel(request)
 
     async def __anext__(self) -> Chunk:
+        if not await self._wait():
+            raise StopAsyncIteration
+        return result_of(self._events.popleft())
+
+    async def some(self) -> list[Chunk]:
+        """The chunks that have come, at least one; none after the last. Raises as iteration."""
+        if not await self._wait():
+            return []
+        chunks = [result_of(self._events.popleft())]
+        while self._events and not isinstance(self._events[0], Failure):
+            chunks.append(result_of(self._events.popleft()))
+        return chunks
+
+    async def _wait(self) -> bool:
+        """Waits for an event; False when none will come any more."""
         while not self._events:
             if not self.unfinished:
-                raise StopAsyncIteration
+                return False
             self._waiter = asyncio.get_running_loop().create_future()
             try:
                 await self._waiter
             finally:
                 self._waiter = None
-        return result_of(self._events.popleft())
+        return True
 
 
 class _Mailbox:

@@ -11,13 +11,14 @@ class ReasoningSplitter:
     """Text deltas in, (reasoning, text) deltas out.
 
     inside: the prompt has opened the tag already, as DeepSeek-R1's chat template does. Otherwise
-    an answer reasons only if it begins with the tag. White space around the tags is dropped.
+    an answer reasons only if it begins with the tag. White space around the tags is dropped. None:
+    all is text, tags and white space included.
     """
 
-    def __init__(self, inside: bool) -> None:
-        self._inside = inside
-        self._undecided = not inside
-        self._after_tag = inside
+    def __init__(self, inside: bool | None) -> None:
+        self._inside = bool(inside)
+        self._undecided = inside is False
+        self._after_tag = bool(inside)
         self._held = ""
 
     @property

@@ -43,6 +43,7 @@ class SamplingParams:
             drawn with seed + i.
         logprobs: for each token of the answer its log probability and those of the `logprobs` most
             likely tokens (`TokenLogprobs`); None gives none.
+        raw: leaves the reasoning in the text, tags included, as a plain completion has it.
 
     Penalties come before the temperature, the repetition penalty first. Raises RequestError when a
     value is out of range.
@@ -80,6 +81,7 @@ class SamplingParams:
     ignore_eos: bool = False
     n: int = 1
     logprobs: int | None = None
+    raw: bool = False
 
     def __post_init__(self) -> None:
         self._number("temperature", 0.0, math.inf)
@@ -103,8 +105,9 @@ class SamplingParams:
                 argument("stop", f" is {shown(self.stop)}"), "one or several non-empty strings"
             )
         self._set("stop", tuple(stop))
-        if not isinstance(self.ignore_eos, bool):
-            raise RequestError(f"ignore_eos is {shown(self.ignore_eos)}", "True or False")
+        for name in ("ignore_eos", "raw"):
+            if not isinstance(getattr(self, name), bool):
+                raise RequestError(f"{name} is {shown(getattr(self, name))}", "True or False")
 
     def __repr__(self) -> str:
         """What differs from the defaults."""

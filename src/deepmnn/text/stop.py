@@ -21,6 +21,10 @@ class StopMatcher:
 
     Special tokens are no part of the text, but stop strings may name them (`<|im_end|>`): they are
     found in the text as it is shown, and in the text with the special tokens in it.
+
+    Attributes:
+        stopped: whether one has come.
+        found: which; of several, the one that begins first.
     """
 
     def __init__(self, stop: tuple[str, ...]) -> None:
@@ -28,6 +32,7 @@ class StopMatcher:
         self._held = ""
         self._shown: list[bool] = []  # of each character of `_held`
         self.stopped = False
+        self.found = ""
 
     def push(self, delta: str, *, hidden: bool = False) -> str:
         """The text that is now known to be part of the answer; hidden: delta is a special token."""
@@ -40,7 +45,10 @@ class StopMatcher:
             places.append([place for place in places[0] if self._shown[place]])
         begins = [begin for kept in places for begin in self._begins(kept)]
         self.stopped = bool(begins)
-        cut = min(begins) if begins else min(map(self._sure, places))
+        if begins:
+            cut, self.found = min(begins)
+        else:
+            cut = min(map(self._sure, places))
         text = self._release(cut)
         if self.stopped:
             self._release(len(self._held))
@@ -50,10 +58,10 @@ class StopMatcher:
         """What was held back, when the answer ends otherwise."""
         return self._release(len(self._held))
 
-    def _begins(self, places: Sequence[int]) -> list[int]:
+    def _begins(self, places: Sequence[int]) -> list[tuple[int, str]]:
         """Where stop strings begin in the held text, of which only `places` are looked at."""
         text = self._text(places)
-        return [places[at] for pattern in self._stop if (at := text.find(pattern)) >= 0]
+        return [(places[at], stop) for stop in self._stop if (at := text.find(stop)) >= 0]
 
     def _sure(self, places: Sequence[int]) -> int:
         """Where what may be the beginning of a stop string begins, likewise."""

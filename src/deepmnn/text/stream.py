@@ -25,7 +25,7 @@ class TextStream:
     Args:
         tokenizer: the model's.
         stop: text that ends the answer, special tokens included.
-        inside_reasoning: whether the prompt has opened the reasoning.
+        inside_reasoning: whether the prompt has opened the reasoning; None leaves it in the text.
         end_ids: tokens that end the answer, beside the engine's (answer_end.py).
         tools: how the model writes tool calls; None leaves them in the text. Calls within the
             reasoning are none.
@@ -38,7 +38,7 @@ class TextStream:
         self,
         tokenizer: Tokenizer,
         stop: tuple[str, ...],
-        inside_reasoning: bool,
+        inside_reasoning: bool | None,
         end_ids: frozenset[int] = frozenset(),
         tools: ToolFormat | None = None,
     ) -> None:
@@ -59,6 +59,11 @@ class TextStream:
     def stopped(self) -> bool:
         """Whether a stop string has ended the answer."""
         return self._matcher.stopped
+
+    @property
+    def stop_string(self) -> str:
+        """Which one has; "" when none has."""
+        return self._matcher.found
 
     def push(self, token: int) -> None:
         """Adds one token of the answer."""

@@ -67,7 +67,8 @@ class _Grammar:
             inner = {**each, **definitions} if isinstance(each, Mapping) else each
             self._lines.append(f"{rule}: {self._parameter(rule, key, inner)}")
             pieces.append(rule if key in required else f"{rule}?")
-        return " ".join(pieces)
+        blank = () if required else ('"\\n"?',)  # where no parameter is given
+        return " ".join([*pieces, *blank])
 
     def _parameter(self, rule: str, key: str, schema: Any) -> str:
         tags = self._tags
@@ -93,6 +94,6 @@ class _Grammar:
         marker = self._marker(DSML)
         if marker.startswith("<["):
             self._lines.append(f"{rule}_text: /(?s:.*)<\\//")
-            return f"{rule}_text {marker} " + quoted(f"{name}>\\n")
+            return f"{rule}_text {marker} " + quoted(f"{name}>\n")
         self._lines.append(f"{rule}_text[lazy]: /(?s:.*)<\\/{DSML}{name}>/")
         return f'{rule}_text "\\n"'
