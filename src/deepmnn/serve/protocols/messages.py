@@ -283,19 +283,25 @@ _DELTAS = {
 class MessageEvents:
     """An answer as events; name: of the model."""
 
-    ping = 'event: ping\ndata: {"type":"ping"}\n\n'
-
     def __init__(self, asked: MessagesRequest, name: str) -> None:
         self._facts = _Facts(asked, name)
         self._open: Block | None = None
         self._last: Chunk | None = None
+
+    def begin(self) -> str:
+        """Nothing: the message begins with the usage that the first chunk tells."""
+        return ""
+
+    def ping(self) -> str:
+        """Says that the answer is still to come."""
+        return _event("ping")
 
     def chunk(self, chunk: Chunk) -> str:
         """The events of the next chunk."""
         self._facts.usage.add(chunk)
         events = []
         if self._last is None:
-            events += [self._begin(), self.ping]
+            events += [self._message(), self.ping()]
         self._last = chunk
         for block, text in self._facts.blocks.add(chunk):
             if not text:
@@ -306,7 +312,7 @@ class MessageEvents:
 
     def end(self) -> str:
         """Closes the last block and the message."""
-        events = [] if self._last else [self._begin()]
+        events = [] if self._last else [self._message()]
         events.append(self._close())
         delta = self._facts.end(self._last) if self._last else {}
         usage = self._facts.usage.anthropic()
@@ -317,7 +323,7 @@ class MessageEvents:
         """The error."""
         return f"event: error\ndata: {encode(body)}\n\n"
 
-    def _begin(self) -> str:
+    def _message(self) -> str:
         return _event("message_start", message=self._facts.message([], None))
 
     def _start(self, block: Block) -> str:
