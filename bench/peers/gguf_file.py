@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,14 +34,18 @@ def build(config: Path, out: Path, needed: Path | None, source: Path | None) -> 
     return "model.gguf"
 
 
-def write(config: Config, path: Path) -> None:
-    """Writes the model that a config.json describes: `qwen2` or `deepseek_v2` without q_lora."""
+def write(config: Config, path: Path, vocabulary: Mapping[str, Any] | None = None) -> None:
+    """Writes the model that a config.json describes: `qwen2` or `deepseek_v2` without q_lora.
+
+    vocabulary: keys of a tokenizer, without "tokenizer." in front; None: it has none.
+    """
     import gguf
     import numpy as np
 
     architecture = {"qwen2": "qwen2", "deepseek_v2": "deepseek2"}[config["model_type"]]
     writer = gguf.GGUFWriter(path, architecture)
     _add_common(writer, config)
+    _add_vocabulary(writer, vocabulary or {"ggml.model": "no_vocab"})
     if architecture == "deepseek2":
         _add_deepseek2(writer, config)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q4_0)
@@ -86,7 +90,6 @@ def draw(name: str, shape: Shape) -> Any:
 
 def _add_common(writer: Any, config: Config) -> None:
     writer.add_name("random")
-    writer.add_tokenizer_model("no_vocab")
     writer.add_vocab_size(config["vocab_size"])
     writer.add_context_length(config["max_position_embeddings"])
     writer.add_block_count(config["num_hidden_layers"])
@@ -97,6 +100,12 @@ def _add_common(writer: Any, config: Config) -> None:
     writer.add_head_count_kv(1 if latent else config["num_key_value_heads"])
     writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
     writer.add_rope_freq_base(float(config["rope_theta"]))
+
+
+def _add_vocabulary(writer: Any, vocabulary: Mapping[str, Any]) -> None:
+    add = {bool: writer.add_bool, int: writer.add_uint32, str: writer.add_string}
+    for key, value in vocabulary.items():
+        add.get(type(value), writer.add_array)(f"tokenizer.{key}", value)
 
 
 def _add_deepseek2(writer: Any, config: Config) -> None:

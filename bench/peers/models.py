@@ -66,9 +66,9 @@ class Models:
 
         nbytes: its approximate size on disk.
         """
-        return self._build(replace(peer, name=engine(peer.name).BUILDER), shape, nbytes)
+        return self.build(replace(peer, name=engine(peer.name).BUILDER), shape, nbytes)
 
-    def _build(self, peer: Peer, shape: Shape, nbytes: int) -> Path:
+    def build(self, peer: Peer, shape: Shape, nbytes: int) -> Path:
         place = self.work / shape.name / peer.name
         config, source = shape.path.read_bytes(), source_of(peer.name).read_bytes()
         stamp = {"config": zlib.crc32(config), "builder": zlib.crc32(source)}
@@ -76,7 +76,7 @@ class Models:
             return place / kept
         needs, needed = builder(peer.name).NEEDS, None
         if needs:
-            needed = str(self._build(Peer(needs, self.python), shape, nbytes))
+            needed = str(self.build(Peer(needs, self.python), shape, nbytes))
         self._check_space(nbytes)
         self.say(f"{shape.name}: building for {peer.name}")
         partial = place.with_name(place.name + ".partial")

@@ -21,9 +21,11 @@ from deepmnn.serve.lifecycle import Lifecycle
 from deepmnn.serve.log import Log, Logged
 from deepmnn.serve.metrics import CONTENT_TYPE
 from deepmnn.serve.options import ServeOptions
+from deepmnn.serve.page import page_routes
 
-OPEN_PATHS = ("/", "/health")
-"""What everybody may read: a page without secrets, and whether the server is well."""
+PAGE = page_routes()
+OPEN_PATHS = ("/health", *(route.path for route in PAGE))
+"""What everybody may read: whether the server is well, and a page without secrets."""
 
 
 def create_app(lifecycle: Lifecycle, options: ServeOptions, log: Log | None = None) -> FastAPI:
@@ -46,6 +48,7 @@ def create_app(lifecycle: Lifecycle, options: ServeOptions, log: Log | None = No
     for router in (models.router, tokens.router, *protocols.ROUTERS):
         app.include_router(router)
     _add_facts(app, lifecycle)
+    app.router.routes.extend(PAGE)
     app.add_middleware(Guard, options=options, open_paths=OPEN_PATHS)
     if options.cors:
         app.add_middleware(

@@ -89,13 +89,13 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """What came is no HTTP: says so where that is still possible, and ends the connection."""
         error = sys.exception()
-        hint = getattr(error, "error_status_hint", 400)
-        status = 431 if hint == 431 else 400
+        status: int = getattr(error, "error_status_hint", 400)  # 431: too long, 501: a coding
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            expected = f"headers of at most {self._options.max_header_bytes:,} bytes"
             refusal = RefusedError(
                 status,
-                f"the request cannot be read: {error}; expected HTTP/1.1 with headers of at most "
-                f"{self._options.max_header_bytes:,} bytes",
+                f"the request cannot be read: {error}; expected "
+                f"{expected if status == 431 else 'HTTP/1.1'}",
             )
             body = json.dumps(refusal.body({"type": "http", "path": ""})).encode()
             headers = [

@@ -38,6 +38,7 @@ class Guard:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         try:
+            self._check_size(scope)
             self._check_host(scope["headers"])
             if scope["path"] not in self._open:
                 self._check_key(scope["headers"])
@@ -54,6 +55,14 @@ class Guard:
         except RefusedError as refusal:
             return await refusal.response(scope)(scope, receive, send)
         return await self._app(scope, receive, send)
+
+    def _check_size(self, scope: Scope) -> None:
+        """Raises RefusedError for headers that are too long; h11 counts unfinished ones only."""
+        size = len(scope["raw_path"]) + len(scope["query_string"])
+        size += sum(len(name) + len(value) for name, value in scope["headers"])
+        if size > self._options.max_header_bytes:
+            most = f"{self._options.max_header_bytes:,}"
+            raise RefusedError(431, f"the headers have {size:,} bytes; expected at most {most}")
 
     def _check_host(self, headers: Headers) -> None:
         """Raises RefusedError for a name that only the page of a stranger would use."""

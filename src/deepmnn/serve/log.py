@@ -74,8 +74,8 @@ class Log:
     """
 
     def __init__(self, stream: TextIO | None = None) -> None:
-        self._stream = sys.stderr if stream is None else stream
-        self._people = self._stream.isatty()
+        self.stream = sys.stderr if stream is None else stream
+        self._people = self.stream.isatty()
 
     def request(self, record: Record) -> None:
         """How a request ended."""
@@ -126,7 +126,7 @@ class Log:
 
     def _out(self, line: str) -> None:
         with suppress(OSError):  # a full disk, or nobody reads the pipe: answers matter more
-            print(line.replace("\x7f", "\\u007f"), file=self._stream, flush=True)
+            print(line.replace("\x7f", "\\u007f"), file=self.stream, flush=True)
 
 
 class Logged:

@@ -90,6 +90,11 @@ class Server:
         return port
 
     @property
+    def connections(self) -> int:
+        """How many clients are connected."""
+        return len(self._uvicorn.server_state.connections)
+
+    @property
     def url(self) -> str:
         """What a client on this machine asks."""
         scheme = "https" if self.options.tls_cert else "http"

@@ -74,7 +74,7 @@ export class AnswerView {
     const { problem } = this.answer;
     if (!problem) return null;
     const { kind, detail, wait } = problem;
-    const words = kind === "busy" && wait ? say("busyWait", duration(wait * 1000)) : say(kind);
+    const words = kind === "busy" && wait ? say("busyWait", say("seconds", Math.ceil(wait))) : say(kind);
     const { retry, enterKey } = this.actions;
     return make(
       "div",
@@ -89,9 +89,9 @@ export class AnswerView {
   #foot() {
     const { answer, actions } = this;
     const copy = answer.content && copyButton(say("copy"), say("copied"), () => answer.content);
-    const retry = iconButton("retry", say("retry"), actions.retry);
+    const retry = !answer.problem && iconButton("retry", say("retry"), actions.retry);
     const facts = make("span", { class: "facts", text: took(answer) });
-    return make("footer", { class: "actions" }, copy || null, retry, facts);
+    return make("footer", { class: "actions" }, copy, retry, facts);
   }
 }
 
@@ -152,11 +152,11 @@ function took(answer) {
   const { usage, times } = answer;
   if (!usage) return times.total === null ? "" : duration(times.total);
   const perSecond = speed(answer);
-  const inside = [usage.reasoning && say("reasoningTokens", count(usage.reasoning))].filter(Boolean);
+  const inside = usage.reasoning ? ` (${say("reasoningTokens", count(usage.reasoning))})` : "";
   const cached = usage.cached ? ` (${say("cachedTokens", count(usage.cached))})` : "";
   return [
-    say("tokens", count(usage.completion)) + (inside.length ? ` (${inside})` : ""),
-    perSecond && say("speed", perSecond.toFixed(perSecond < 10 ? 1 : 0)),
+    say("tokens", count(usage.completion)) + inside,
+    perSecond && say("speed", perSecond < 10 ? perSecond.toFixed(1) : count(Math.round(perSecond))),
     times.first !== null && say("firstToken", duration(times.first)),
     say("promptTokens", count(usage.prompt)) + cached,
   ]

@@ -15,7 +15,7 @@ export function make(tag, options = {}, ...children) {
       for (const [event, handler] of Object.entries(value)) element.addEventListener(event, handler);
     else element.setAttribute(name, value === true ? "" : value);
   }
-  element.append(...children.filter((child) => child !== null && child !== undefined));
+  element.append(...children.filter((child) => typeof child === "string" || child instanceof Node));
   return element;
 }
 

@@ -252,8 +252,11 @@ function emphasise(items, open) {
     if (item instanceof Node) add(item);
     else {
       let left = item.closes ? close(item.mark, item.width) : item.width;
-      for (; left > 0 && item.opens && opened.length < DEEPEST; left -= Math.min(left, 2))
-        opened.push({ mark: item.mark, width: Math.min(left, 2), nodes: [] });
+      while (left > 0 && item.opens && opened.length < DEEPEST) {
+        const width = left === 2 ? 2 : 1;
+        opened.push({ mark: item.mark, width, nodes: [] });
+        left -= width;
+      }
       if (left > 0) add(item.mark.repeat(left));
     }
   }

@@ -1,9 +1,9 @@
 // Markdown into DOM nodes as it streams. Lines that are whole are parsed once; only the last line,
 // which may go on, is taken back and parsed again when more comes.
 
-import { copyButton, make } from "./elements.js";
+import { codeBlock, Lines } from "./code.js";
+import { make } from "./elements.js";
 import { inline } from "./inline.js";
-import { say } from "./words.js";
 
 const DEEPEST = 24; // quotes and lists in one another
 const MOST_COLUMNS = 40;
@@ -41,7 +41,7 @@ export class Markdown {
     this.#mark = this.#position();
     this.#trial = true;
     const fence = this.#leaf?.kind === "code" && /^ *(`+|~+)$/.test(this.#rest);
-    const short = !this.#leaf?.code && this.#rest.length <= LONGEST_UNDECIDED;
+    const short = !this.#leaf?.lines && this.#rest.length <= LONGEST_UNDECIDED;
     const undecided = short && UNDECIDED.test(this.#rest);
     if (this.#rest && !fence && !undecided) this.#line(this.#rest);
     this.#show(true);
@@ -77,14 +77,13 @@ export class Markdown {
     this.#leaf = leaf;
     if (leaf?.kind === "paragraph") leaf.text = text;
     if (leaf?.kind === "table") removeAfter(leaf.body, rows);
-    if (leaf?.code) leaf.code.deleteData(leaf.length, leaf.code.length);
+    leaf?.lines?.draft(null);
   }
 
   #line(raw) {
-    let line = raw.replace(/\r$/, "").replaceAll("\t", "    ");
-    if (this.#leaf?.code) return this.#verbatim(raw.replace(/\r$/, ""));
-    let depth;
-    [line, depth] = this.#descend(line);
+    raw = raw.replace(/\r$/, "");
+    if (this.#leaf?.lines) return this.#verbatim(raw);
+    const [line, depth] = this.#descend(raw.replaceAll("\t", "    "));
     if (!line.trim()) {
       this.#close(depth);
       this.#endLeaf();
@@ -180,50 +179,44 @@ export class Markdown {
     } else this.#leaf.text += `\n${line.trimStart()}`;
   }
 
-  #code([, indent, fence, language]) {
-    const code = document.createTextNode("");
-    const name = language.trim().split(/\s/)[0];
-    const copy = copyButton(say("copyCode"), say("copied"), () => code.data);
-    const node = make(
-      "div",
-      { class: "code" },
-      make("div", { class: "code-head" }, make("span", { text: name }), copy),
-      make("pre", { tabindex: 0 }, make("code", {}, code)),
-    );
+  #code([, indent, fence, info]) {
+    const { node, lines } = codeBlock(info.trim().split(/\s/)[0]);
     this.#add(node);
-    this.#leaf = { kind: "code", code, length: 0, lines: 0, fence, indent: indent.length };
+    this.#leaf = { kind: "code", lines, fence, indent: indent.length };
   }
 
   #formula([, mark, first]) {
-    const close = mark === "$$" ? "$$" : "\\]";
-    const text = document.createTextNode("");
-    this.#add(make("div", { class: "math" }, text));
-    this.#leaf = { kind: "formula", code: text, length: 0, lines: 0, close, indent: 0 };
+    const node = this.#add(make("div", { class: "math", dir: "ltr" }));
+    this.#leaf = { kind: "formula", lines: new Lines(node), close: mark === "$$" ? "$$" : "\\]", indent: 0 };
     if (first.trim()) this.#verbatim(first);
   }
 
   /** A line of code or of a formula; its fence ends it. */
   #verbatim(line) {
-    const leaf = this.#leaf;
-    for (const { kind, content } of this.#stack) {
-      if (kind === "quote" && !QUOTE.test(line)) return this.#afterQuote(line);
-      if (kind === "quote") line = line.replace(QUOTE, "");
-      if (kind === "item") line = line.slice(Math.min(indentation(line), content));
+    const { kind, lines, fence, close, indent } = this.#leaf;
+    for (const container of this.#stack) {
+      if (container.kind === "quote" && !QUOTE.test(line)) return this.#afterQuote(line);
+      if (container.kind === "quote") line = line.replace(QUOTE, "");
+      if (container.kind === "item") line = line.slice(Math.min(indentation(line), container.content));
     }
-    line = line.slice(Math.min(indentation(line), leaf.indent));
-    if (leaf.kind === "code" && ends(line, leaf.fence)) return this.#endLeaf();
-    const at = leaf.kind === "formula" ? line.indexOf(leaf.close) : -1;
-    if (at < 0 || line.slice(0, at).trim()) {
-      leaf.code.appendData((leaf.lines ? "\n" : "") + (at < 0 ? line : line.slice(0, at)));
-      if (!this.#trial) {
-        leaf.lines += 1;
-        leaf.length = leaf.code.length;
-      }
+    line = line.slice(Math.min(indentation(line), indent));
+    if (kind === "code") {
+      if (ends(line, fence)) this.#endLeaf();
+      else this.#write(lines, line);
+      return;
     }
+    const at = line.indexOf(close);
+    const formula = at < 0 ? line : line.slice(0, at);
+    if (formula.trim()) this.#write(lines, formula.trim());
     if (at < 0) return;
     this.#endLeaf();
-    const after = line.slice(at + leaf.close.length);
-    if (/[^\s.,;。，；]/.test(after)) this.#block(after);
+    const after = line.slice(at + close.length);
+    if (/[^\s.,;。，；]/.test(after)) this.#paragraph(after);
+  }
+
+  #write(lines, line) {
+    if (this.#trial) lines.draft(line);
+    else lines.add(line);
   }
 
   #afterQuote(line) {

@@ -211,6 +211,7 @@ class Page {
   }
 
   openSettings() {
+    if (this.#drawer()) this.toggleSidebar();
     this.dialog.open(this.chosen);
   }
 

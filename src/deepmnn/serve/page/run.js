@@ -100,9 +100,11 @@ function counts(usage) {
   };
 }
 
+const SHORTEST = 0.05; // seconds; in less, tokens come in one piece and tell nothing of their speed
+
 /** Tokens per second after the first token, which waits for the prompt; null where it was not measured. */
 export function speed({ usage, times }) {
   const seconds = (times.total - times.first) / 1000;
-  if (!usage || times.first === null || usage.completion < 2 || !(seconds > 0)) return null;
+  if (!usage || times.first === null || usage.completion < 2 || !(seconds > SHORTEST)) return null;
   return (usage.completion - 1) / seconds;
 }

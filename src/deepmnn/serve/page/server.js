@@ -4,7 +4,7 @@ import { events } from "./sse.js";
 
 /**
  * What went wrong, in a form that survives localStorage.
- * kind: "unreachable" | "key" | "busy" | "refused" | "failed" | "cut"
+ * kind: "unreachable" | "key" | "busy" | "notReady" | "refused" | "failed" | "cut"
  * detail: the server's own words; wait: seconds until another try makes sense.
  */
 export class ServerError extends Error {
@@ -14,7 +14,7 @@ export class ServerError extends Error {
   }
 }
 
-const KINDS = { 401: "key", 403: "key", 429: "busy", 503: "busy" };
+const KINDS = { 401: "key", 403: "key", 429: "busy", 503: "notReady" };
 
 async function request(address, key, options = {}) {
   const headers = { "Content-Type": "application/json" };

@@ -41,5 +41,5 @@ export function duration(ms) {
     const whole = Math.round(seconds);
     return say("minutes", Math.floor(whole / 60), whole % 60);
   }
-  return say("seconds", seconds.toFixed(seconds < 1 ? 2 : seconds < 10 ? 1 : 0));
+  return say("seconds", seconds.toFixed(seconds < 0.995 ? 2 : seconds < 10 ? 1 : 0));
 }

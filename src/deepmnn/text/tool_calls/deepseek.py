@@ -17,10 +17,10 @@ V3.1, and V3.2-Exp:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 
+from deepmnn.text.json_schema import json_rule
 from deepmnn.text.tool_calls.format import Marker, Tool
 from deepmnn.text.tool_calls.functions import functions_of, quoted
 from deepmnn.text.tool_calls.json_end import JsonEnd
@@ -31,10 +31,11 @@ BEGIN, SEPARATOR, END = "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "<�
 MARKERS = (CALLS_BEGIN, BEGIN, SEPARATOR, END, CALLS_END)
 FENCE = "```json"
 
+_FENCE_END = "```"
 _LONGEST_NAME = 256
 _NAME_END = re.compile(rf"[\n`{{]|{re.escape(END)}")
 _OPENING = re.compile(r"\s*(?:```[a-z]*\s+)?(?=[^\s`])")
-_FENCED = re.compile(r"\s*(?:```[a-z]*\s)?(.*?)\s*(?:```)?\s*", re.DOTALL)
+_FENCED = re.compile(r"\s*(?:```[a-z]*\s)?(.*?)\s*`{0,3}\s*", re.DOTALL)
 
 
 class DeepSeekSplitter(MarkerSplitter):
@@ -52,7 +53,7 @@ class DeepSeekSplitter(MarkerSplitter):
             self._read(len(self._held) - len(body) + len(BEGIN))
             self._step = self._in_head
             return True
-        return not self._waits(BEGIN) and self._no_call()
+        return not self._may_become(BEGIN) and self._no_call()
 
     def _in_head(self) -> bool:
         kind, separator, rest = self._held.partition(SEPARATOR)
@@ -75,8 +76,8 @@ class DeepSeekSplitter(MarkerSplitter):
         """A fence, where there is one."""
         found = _OPENING.match(self._held)
         if found is None or END.startswith(self._held[found.end() :][: len(END)]):
-            if END not in self._held and not self._over:
-                return False
+            if END not in self._held:
+                return self._wait()
             self._step = self._in_broken
             return True
         self._held = self._held[found.end() :]
@@ -98,24 +99,22 @@ class DeepSeekSplitter(MarkerSplitter):
 
     def _in_fence(self) -> bool:
         """The end of the fence, where there is one."""
-        if self._waits("```"):
-            return False
         body = self._held.lstrip()
-        if body.startswith("```"):
-            self._held = body[3:]
+        if body.startswith(_FENCE_END):
+            self._held = body.removeprefix(_FENCE_END)
+        elif self._may_become(_FENCE_END):
+            return self._wait()
         return self._end_call()
 
     def _in_broken(self) -> bool:
         """What is no JSON goes as far as the marker."""
-        end = self._held.find(END)
-        if end < 0 and not self._over:
+        if END not in self._held and not self._over:
             return False
-        size = end if end >= 0 else len(self._held)
-        found = _FENCED.fullmatch(self._held[:size])
-        self._argue(found[1] if found else "")
-        if end >= 0 and not self._argued:
+        body, ended = self._until(END)
+        if found := _FENCED.fullmatch(body):
+            self._argue(found[1])
+        if ended and not self._argued:
             self._argue("{}")
-        self._held = self._held[size:]
         return self._end_call()
 
 
@@ -142,7 +141,7 @@ class DeepSeekFormat:
             else:
                 head, tail = f"{quoted(name)} {separator}", ""
             lines.append(f"call_{number}: {begin} {head} arguments_{number} {tail} {end}")
-            lines.append(f"arguments_{number}: %json {json.dumps(function.parameters)}")
+            lines.append(f"arguments_{number}: {json_rule(function.parameters)}")
         any_call = " | ".join(f"call_{number}" for number in range(len(functions)))
         more = ("(" + ('"\\n" ' if self._fenced else "") + "call)*") if parallel else ""
         answer = f"answer: {marker(CALLS_BEGIN)} call {more} {marker(CALLS_END)}"

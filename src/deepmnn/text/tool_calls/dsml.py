@@ -18,7 +18,6 @@ import re
 from collections.abc import Sequence
 from typing import NoReturn
 
-from deepmnn.text.stop import partial_match
 from deepmnn.text.tool_calls.dsml_grammar import dsml_grammar
 from deepmnn.text.tool_calls.dsml_tags import DsmlTags
 from deepmnn.text.tool_calls.format import Marker, Tool
@@ -50,7 +49,7 @@ class DsmlSplitter(MarkerSplitter):
             self._read(len(self._held) - len(body) + len(mark))
             self._step = self._in_invoke
             return True
-        return not self._waits(mark) and self._no_call()
+        return not self._may_become(mark) and self._no_call()
 
     def _in_invoke(self) -> bool:
         if found := _NAME.match(self._held):
@@ -70,18 +69,17 @@ class DsmlSplitter(MarkerSplitter):
             self._held, self._written = body, "{}"
             self._json, self._step = JsonEnd(), self._in_object
             return True
-        if self._waits(tags.parameter_begin, tags.invoke_end):
-            return False
-        if not self._over or body.startswith(tags.invoke_end):
-            self._close()
+        if self._may_become(tags.parameter_begin, tags.invoke_end) and body != tags.invoke_end:
+            return self._wait()
+        self._close()
         return self._end_call()
 
     def _in_parameter(self, body: str) -> bool:
         """Behind the beginning of a parameter's tag."""
         found = _PARAMETER.match(body)
         if found is None:
-            if len(body) <= _LONGEST_TAG and not self._over:
-                return False
+            if len(body) <= _LONGEST_TAG:
+                return self._wait()
             self._close()
             return self._end_call()
         self._argue((", " if self._written else "{") + _quoted(found[1]) + ": ")
@@ -94,7 +92,7 @@ class DsmlSplitter(MarkerSplitter):
         return True
 
     def _in_string(self) -> bool:
-        piece, ended = self._until_end()
+        piece, ended = self._until(self._tags.parameter_end)
         self._argue(_quoted(piece)[1:-1])
         if ended:
             self._argue('"')
@@ -107,18 +105,15 @@ class DsmlSplitter(MarkerSplitter):
         if self._held.startswith(("{", "[")):
             self._step = self._in_long_value
             return True
-        end = self._held.find(self._tags.parameter_end)
-        if end < 0 and not self._over:
-            return False
-        piece, _ = self._until_end()
-        value = piece.strip()
-        if end >= 0 or value:
-            self._argue(value if _is_json(value) else _quoted(value))
+        if self._tags.parameter_end not in self._held:
+            return self._wait()
+        value = self._until(self._tags.parameter_end)[0].rstrip()
+        self._argue(value if _is_json(value) else _quoted(value))
         self._step = self._in_body
         return True
 
     def _in_long_value(self) -> bool:
-        piece, ended = self._until_end()
+        piece, ended = self._until(self._tags.parameter_end)
         self._argue(piece)
         if ended:
             self._step = self._in_body
@@ -133,16 +128,6 @@ class DsmlSplitter(MarkerSplitter):
             self._step = self._in_body
             return True
         return not self._json.sound and self._end_call()
-
-    def _until_end(self) -> tuple[str, bool]:
-        """Takes what is surely the parameter's; and whether its end tag came."""
-        mark = self._tags.parameter_end
-        piece, found, rest = self._held.partition(mark)
-        if not found:
-            sure = len(piece) - (0 if self._over else partial_match(piece, (mark,)))
-            piece, rest = piece[:sure], piece[sure:]
-        self._held = rest
-        return piece, bool(found)
 
     def _close(self) -> None:
         """Ends the object of the arguments."""

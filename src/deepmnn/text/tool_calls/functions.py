@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepmnn.errors import RequestError, shown
+from deepmnn.text.json_schema import checked_schema
 from deepmnn.text.tool_calls.format import Tool
 
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -35,7 +36,8 @@ def _function(index: int, tool: Tool) -> Function:
             if parameters is None:
                 return Function(name, _NO_PARAMETERS)
             if isinstance(parameters, Mapping):
-                return Function(name, parameters)
+                schema = checked_schema(parameters, f"parameters of {shown(name)}")
+                return Function(name, {"type": "object", **schema})
             raise RequestError(
                 f"the parameters of the tool {shown(name)} are {shown(parameters)}",
                 "a JSON schema, an object",

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from deepmnn.text.json_schema import json_rule
 from deepmnn.text.tool_calls.format import Marker, Tool
 from deepmnn.text.tool_calls.functions import functions_of, quoted
 from deepmnn.text.tool_calls.json_end import JsonEnd
@@ -18,6 +19,7 @@ from deepmnn.text.tool_calls.splitter import MarkerSplitter, Step
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 
+_OBJECT = re.compile(r"\s*(?:\{|\Z)")
 _NAMED = re.compile(
     r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)'
 )
@@ -44,7 +46,7 @@ class HermesSplitter(MarkerSplitter):
                 self._named(name)
                 self._arguments, self._step = JsonEnd(), self._in_arguments
                 return True
-        if self._held.strip() and not self._held.lstrip().startswith("{"):
+        if not _OBJECT.match(self._held):
             return self._no_call()
         self._looked += self._whole.take(self._held[self._looked :])
         if not self._whole.done:
@@ -57,7 +59,7 @@ class HermesSplitter(MarkerSplitter):
             case {"name": str(name), **rest} if name:
                 self._read(self._looked)
                 self._named(name)
-                self._argue(_arguments(rest.get("arguments", rest.get("parameters", {}))))
+                self._argue(_arguments(rest.get("arguments", rest.get("parameters"))))
                 return self._end_call()
         return self._no_call()
 
@@ -75,13 +77,11 @@ class HermesSplitter(MarkerSplitter):
 
     def _in_broken(self) -> bool:
         """What is no JSON goes as far as the marker."""
-        end = self._held.find(END)
-        if end < 0 and not self._over:
+        if END not in self._held and not self._over:
             return False
-        body = self._held[:end] if end >= 0 else self._held
-        self._held = self._held[len(body) :]
+        body, ended = self._until(END)
         body = body.rstrip()
-        self._argue(body.removesuffix("}") if end >= 0 else body)
+        self._argue(body.removesuffix("}") if ended else body)
         return self._end_call()
 
     def _in_rest(self) -> bool:
@@ -96,7 +96,7 @@ class HermesSplitter(MarkerSplitter):
 class HermesFormat:
     """See the head of this file."""
 
-    def __init__(self, special: frozenset[str]) -> None:
+    def __init__(self, special: frozenset[str] = frozenset()) -> None:
         self.special = special
 
     def splitter(self) -> HermesSplitter:
@@ -113,7 +113,7 @@ class HermesFormat:
             lines.append(
                 f"call_{number}: {marker(BEGIN)} {head} arguments_{number} {tail} {marker(END)}"
             )
-            lines.append(f"arguments_{number}: %json {json.dumps(function.parameters)}")
+            lines.append(f"arguments_{number}: {json_rule(function.parameters)}")
         any_call = " | ".join(f"call_{number}" for number in range(len(functions)))
         more = ' ("\\n" call)*' if parallel else ""
         return "\n".join([f"answer: call{more}", f"call: {any_call}", *lines])
@@ -121,6 +121,8 @@ class HermesFormat:
 
 def _arguments(value: object) -> str:
     """As JSON text; some models write it into a string."""
+    if value is None:
+        return "{}"
     if isinstance(value, str) and isinstance(_json(value), dict):
         return value
     return json.dumps(value, ensure_ascii=False)

@@ -16,7 +16,8 @@ class MarkerSplitter:
     """Text, and calls behind markers; a format adds the steps that read a call.
 
     White space in front of a call is dropped, and so is what stands between calls or ends the
-    answer behind one. Text that turns out to be no call, in spite of its marker, is text.
+    answer behind one. Text that turns out to be no call, in spite of its marker, is text; only
+    the beginning of another call behind a call, with which a cut answer ends, is dropped.
 
     Args:
         begins: markers that begin calls. All markers begin with "<" and have no other "<".
@@ -53,8 +54,7 @@ class MarkerSplitter:
             pass
         if self._head:
             self._no_call()
-        if self._step == self._in_text and not (self._behind_call and not self._held.strip()):
-            self._say(self._held)
+            self._step()
         self._held = ""
         return self._taken()
 
@@ -74,7 +74,12 @@ class MarkerSplitter:
             else:
                 self._behind_call = True
             return True
-        sure = len(held) if self._over or "<" not in held else len(held) - self._partial(held)
+        if self._over:
+            cut = self._behind_call and any(m.startswith(held.strip()) for m in self._marks)
+            self._say("" if cut else held)
+            self._held = ""
+            return False
+        sure = len(held) - self._partial(held) if "<" in held else len(held)
         body = held[:sure].rstrip()
         self._say(body)
         self._held = held[len(body) :]
@@ -85,10 +90,25 @@ class MarkerSplitter:
         last = held.rfind("<")
         return partial_match(held[last:], self._marks)
 
-    def _waits(self, *marks: str) -> bool:
-        """Whether the held text, white space aside, may yet become one of these."""
+    def _may_become(self, *marks: str) -> bool:
+        """Whether the held text, white space aside, is the beginning of one of these."""
         body = self._held.lstrip()
-        return not self._over and any(mark.startswith(body) for mark in marks)
+        return any(mark.startswith(body) for mark in marks)
+
+    def _wait(self) -> bool:
+        """For more of a marker within a call. One that is cut off with the answer is dropped."""
+        if self._over:
+            self._held = ""
+        return False
+
+    def _until(self, mark: str) -> tuple[str, bool]:
+        """Takes what surely stands before a marker, and the marker; whether that has come."""
+        piece, found, rest = self._held.partition(mark)
+        if not found:
+            sure = len(piece) - partial_match(piece, (mark,))
+            piece, rest = piece[:sure], piece[sure:]
+        self._held = rest
+        return piece, bool(found)
 
     def _read(self, size: int) -> None:
         """Goes on in a call's head."""
@@ -97,7 +117,10 @@ class MarkerSplitter:
 
     def _no_call(self) -> bool:
         """What was taken for a call's head is text."""
-        self._say(self._head)
+        if self._over and self._behind_call:
+            self._held = ""  # another call, cut off with the answer
+        else:
+            self._say(self._head)
         self._head = ""
         self._step = self._in_text
         return True

@@ -1,0 +1,1 @@
+"""deepmnn's server under load, beside `llama-server`: see bench/README.md."""
