@@ -20,6 +20,7 @@ from deepmnn.engine.session import Session
 from deepmnn.errors import RequestError
 from deepmnn.models import build, read_config
 from deepmnn.text.answer_end import end_ids
+from deepmnn.text.constraint import Grammars
 from deepmnn.text.generation_config import GenerationConfig
 from deepmnn.text.sampling_params import SamplingParams
 from deepmnn.text.text_files import TextFiles
@@ -60,6 +61,7 @@ class LLM:
         self._driver: Driver | None = None
         self._tokenizer: Tokenizer | None = None
         self._ends: frozenset[int] | None = None
+        self._made_grammars: Grammars | None = None
         self._parameters: int | None = None
 
     def __repr__(self) -> str:
@@ -116,6 +118,16 @@ class LLM:
             with making:
                 self._ends = self._ends or end_ids(self.tokenizer, self.generation_config)
         return self._ends
+
+    @property
+    def grammars(self) -> Grammars:
+        """What answers may be held to. Raises MissingDependencyError without llguidance."""
+        if self._made_grammars is None:
+            with making:
+                self._made_grammars = self._made_grammars or Grammars(
+                    self.tokenizer, self.vocab_size, self.end_ids
+                )
+        return self._made_grammars
 
     @property
     def driver(self) -> Driver:

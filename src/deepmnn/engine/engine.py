@@ -15,6 +15,7 @@ from deepmnn.engine.kv_cache import CACHE_IS_SHORT, BlockManager, BlockTable
 from deepmnn.engine.scheduler import Scheduler, Span
 from deepmnn.engine.sequence import Sequence
 from deepmnn.errors import ContextLengthError, RequestError, Words, shown
+from deepmnn.text.constraint import Constraint
 from deepmnn.text.sampling_params import SamplingParams
 from deepmnn.text.stream import TextStream
 from deepmnn.text.token_ids import token_ids
@@ -76,22 +77,37 @@ class Engine:
         self.watch: Callable[[Step], object] | None = None
 
     def submit(
-        self, ids: List[int], params: SamplingParams, output: TextStream | None = None
+        self,
+        ids: List[int],
+        params: SamplingParams,
+        output: TextStream | None = None,
+        constraint: Constraint | None = None,
     ) -> Sequence:
         """Queues a request. Raises RequestError or ContextLengthError before any work is done."""
-        sequence = self.sequence(ids, params, output)
+        sequence = self.sequence(ids, params, output, constraint)
         self.scheduler.add(sequence)
         return sequence
 
     def sequence(
-        self, ids: List[int], params: SamplingParams, output: TextStream | None = None
+        self,
+        ids: List[int],
+        params: SamplingParams,
+        output: TextStream | None = None,
+        constraint: Constraint | None = None,
     ) -> Sequence:
         """A request that is not queued yet. Raises as `submit` does; any thread may call this."""
         prompt, eos_ids, most = self.check(ids), self.eos_ids, self.context_length
         limit = most if params.max_tokens is None else min(most, len(prompt) + params.max_tokens)
         if output is not None:
             eos_ids |= output.end_ids
-        return Sequence(prompt, params=params, limit=limit, eos_ids=eos_ids, output=output)
+        return Sequence(
+            prompt,
+            params=params,
+            limit=limit,
+            eos_ids=eos_ids,
+            output=output,
+            constraint=constraint,
+        )
 
     def check(self, ids: List[int]) -> list[int]:
         """The tokens of a prompt as a plain list; raises as `submit` does.
@@ -123,15 +139,13 @@ class Engine:
             return self._refuse()
         answers = sum([span.count == 1 for span in spans])
         tokens = sum([span.count for span in spans]) - answers
-        ready, logits = self._forward(spans)
-        rows = list(logits)
-        draws = [sequence.draw(row) for sequence, row in zip(ready, rows, strict=True)]
+        ready, rows, draws = self._draws(*self._forward(spans))
         for sequence, row, token in zip(ready, rows, self._sample(ready, draws), strict=True):
             if token is not None:
                 try:
                     sequence.record(row, token)
                     sequence.accept((token,))
-                except Exception as error:  # of its detokeniser
+                except Exception as error:  # of its detokeniser or its grammar
                     sequence.fail(error)
                 if sequence.finish_reason:
                     self.scheduler.remove(sequence)
@@ -211,6 +225,21 @@ class Engine:
             ready += alone
             rows.extend(logits)
         return ready, rows
+
+    def _draws(
+        self, sequences: list[Sequence], rows: Iterable[F32]
+    ) -> tuple[list[Sequence], list[F32], list[Draw]]:
+        """How each sequence's next token is drawn, without those whose grammar fails."""
+        ready, kept, draws = [], [], []
+        for sequence, row in zip(sequences, rows, strict=True):
+            try:
+                draws.append(sequence.draw(row))
+            except Exception as error:
+                self.fail(sequence, error)
+                continue
+            ready.append(sequence)
+            kept.append(row)
+        return ready, kept, draws
 
     def _sample(self, sequences: list[Sequence], draws: list[Draw]) -> List[int | None]:
         """Each sequence's next token; None where it failed."""

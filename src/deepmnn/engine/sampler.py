@@ -5,14 +5,16 @@ from __future__ import annotations
 import numpy as np
 
 from deepmnn.backends.base import F32, Draw
+from deepmnn.text.constraint import Constraint
 from deepmnn.text.sampling_params import SamplingParams
 
 
 class Sampler:
     """How the tokens of one sequence are drawn; holds its random numbers."""
 
-    def __init__(self, params: SamplingParams) -> None:
+    def __init__(self, params: SamplingParams, constraint: Constraint | None = None) -> None:
         self.params = params
+        self._constraint = constraint
         self._random = np.random.default_rng(params.seed)
         self._has_penalty = params.has_penalty
 
@@ -21,6 +23,8 @@ class Sampler:
         params = self.params
         if self._has_penalty:
             logits = penalize(logits, ids, prompt_tokens, params)
+        if self._constraint is not None:
+            logits = self._constraint.mask(logits)
         # In float32, as the core takes it: a double just below 1 would round up to 1.
         u = float(self._random.random(dtype=np.float32)) if params.temperature > 0 else 0.0
         top_k = min(params.top_k, len(logits))

@@ -11,6 +11,7 @@ from deepmnn.engine.completion import TokenLogprobs
 from deepmnn.engine.kv_cache import BlockTable
 from deepmnn.engine.logprobs import token_logprobs
 from deepmnn.engine.sampler import Sampler
+from deepmnn.text.constraint import Constraint
 from deepmnn.text.sampling_params import SamplingParams
 from deepmnn.text.stream import TextStream
 
@@ -20,16 +21,18 @@ class Sequence(BlockTable):
     """A prompt, the answer so far and when it is done.
 
     limit: the longest `ids` may grow. output: turns tokens into text; None when nobody reads it.
-    finish_reason: None while running, then "stop" (end-of-sequence token or stop string),
-    "length", "cancelled" or "error". error: what went wrong then. cached_tokens: prompt rows that
-    were found in the cache. Times are seconds of time.perf_counter(). leader: the sequence that
-    prefills the same prompt (`sibling`). logprobs: of the tokens so far, where params ask for them.
+    constraint: what holds the answer to a grammar. finish_reason: None while running, then "stop"
+    (end-of-sequence token, stop string or the end of the grammar), "length", "cancelled" or
+    "error". error: what went wrong then. cached_tokens: prompt rows that were found in the cache.
+    Times are seconds of time.perf_counter(). leader: the sequence that prefills the same prompt
+    (`sibling`). logprobs: of the tokens so far, where params ask for them.
     """
 
     params: SamplingParams = field(default_factory=SamplingParams)
     limit: int = 0
     eos_ids: frozenset[int] = frozenset()
     output: TextStream | None = None
+    constraint: Constraint | None = None
     finish_reason: str | None = None
     error: BaseException | None = None
     cached_tokens: int = 0
@@ -43,7 +46,7 @@ class Sequence(BlockTable):
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.ids)
-        self._sampler = Sampler(self.params)
+        self._sampler = Sampler(self.params, self.constraint)
 
     @property
     def answer(self) -> list[int]:
@@ -61,7 +64,13 @@ class Sequence(BlockTable):
         params = replace(self.params, seed=None if seed is None else seed + number)
         ids, eos_ids = self.ids[: self.prompt_tokens], self.eos_ids
         return Sequence(
-            ids, params=params, limit=self.limit, eos_ids=eos_ids, output=output, leader=self
+            ids,
+            params=params,
+            limit=self.limit,
+            eos_ids=eos_ids,
+            output=output,
+            constraint=self.constraint and self.constraint.copy(),
+            leader=self,
         )
 
     def draw(self, logits: F32) -> Draw:
@@ -82,12 +91,16 @@ class Sequence(BlockTable):
         self.first_token = self.first_token or self.last_token
         for token in tokens:
             self.ids.append(token)
-            if token in self.eos_ids and not self.params.ignore_eos:
+            if self.constraint is not None:
+                self.constraint.accept(token)
+            if token in self.eos_ids and (self.constraint or not self.params.ignore_eos):
                 return self.finish("stop")
             if self.output is not None:
                 self.output.push(token)
                 if self.output.stopped:
                     return self.finish("stop")
+            if self.constraint is not None and self.constraint.complete:
+                return self.finish("stop")
             if len(self.ids) >= self.limit:
                 return self.finish("length")
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Real
+from typing import Any
 
 from deepmnn.errors import RequestError, argument, shown
+from deepmnn.text.json_schema import checked_schema
 from deepmnn.text.token_ids import integer
 
 _LARGEST = 1e6
@@ -38,12 +41,16 @@ class SamplingParams:
             and multiplies the negative ones; > 1 makes them less likely (arXiv:1909.05858).
         presence_penalty: subtracted from the logits of tokens already in the answer.
         frequency_penalty: the same, times how often they are in it.
-        ignore_eos: do not stop at the model's end-of-sequence tokens.
+        ignore_eos: do not stop at the model's end-of-sequence tokens. An answer of a json_schema
+            ends with its document nevertheless.
         n: answers to one prompt, which is prefilled once. Answer i of them, counted from 0, is
             drawn with seed + i.
         logprobs: for each token of the answer its log probability and those of the `logprobs` most
-            likely tokens (`TokenLogprobs`); None gives none.
+            likely tokens (`TokenLogprobs`); None gives none. They are the model's own, before
+            penalties and what json_schema forbids.
         raw: leaves the reasoning in the text, tags included, as a plain completion has it.
+        json_schema: the answer, behind its reasoning, is a JSON document of this schema; True is
+            any object. Takes the extra `serve`. What max_tokens cuts is no whole document.
 
     Penalties come before the temperature, the repetition penalty first. Raises RequestError when a
     value is out of range.
@@ -82,6 +89,7 @@ class SamplingParams:
     n: int = 1
     logprobs: int | None = None
     raw: bool = False
+    json_schema: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
         self._number("temperature", 0.0, math.inf)
@@ -108,6 +116,8 @@ class SamplingParams:
         for name in ("ignore_eos", "raw"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} is {shown(getattr(self, name))}", "True or False")
+        if self.json_schema is not None:
+            self._set("json_schema", checked_schema(self.json_schema, "json_schema"))
 
     def __repr__(self) -> str:
         """What differs from the defaults."""

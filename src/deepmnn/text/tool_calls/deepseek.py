@@ -17,10 +17,10 @@ V3.1, and V3.2-Exp:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 
+from deepmnn.text.json_schema import json_rule
 from deepmnn.text.tool_calls.format import Marker, Tool
 from deepmnn.text.tool_calls.functions import functions_of, quoted
 from deepmnn.text.tool_calls.json_end import JsonEnd
@@ -147,7 +147,7 @@ class DeepSeekFormat:
             else:
                 head, tail = f"{quoted(name)} {separator}", ""
             lines.append(f"call_{number}: {begin} {head} arguments_{number} {tail} {end}")
-            lines.append(f"arguments_{number}: %json {json.dumps(function.parameters)}")
+            lines.append(f"arguments_{number}: {json_rule(function.parameters)}")
         any_call = " | ".join(f"call_{number}" for number in range(len(functions)))
         more = ("(" + ('"\\n" ' if self._fenced else "") + "call)*") if parallel else ""
         answer = f"answer: {marker(CALLS_BEGIN)} call {more} {marker(CALLS_END)}"

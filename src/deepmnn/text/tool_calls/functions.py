@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepmnn.errors import RequestError, shown
+from deepmnn.text.json_schema import checked_schema
 from deepmnn.text.tool_calls.format import Tool
 
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
@@ -50,7 +51,8 @@ def _function(index: int, tool: Tool) -> Function:
             f"the parameters of the tool {name} are {shown(parameters)}",
             "the JSON schema of an object",
         )
-    return Function(name, {"type": "object", **parameters})
+    schema = checked_schema(parameters, f"parameters of {name}")
+    return Function(name, {"type": "object", **schema})
 
 
 def quoted(text: str) -> str:
