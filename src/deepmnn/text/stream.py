@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from deepmnn.text.reasoning import ReasoningSplitter
+from deepmnn.text.reasoning import CLOSE, OPEN, ReasoningSplitter
 from deepmnn.text.stop import StopMatcher
 from deepmnn.text.tokenizer import Tokenizer
 from deepmnn.text.tool_calls.call import ToolCallDelta, joined
@@ -69,7 +69,7 @@ class TextStream:
         """Adds one token of the answer."""
         special = self._tokenizer.special_text(token)
         inside = self._splitter.inside
-        hidden = bool(special) and special not in self._special
+        hidden = bool(special) and special not in {OPEN, CLOSE, *self._special}
         if special and not hidden:  # it ends a character that was unfinished
             text = self._detokenizer.flush() + special
         else:

@@ -51,7 +51,7 @@ def _function(index: int, tool: Tool) -> Function:
             f"the parameters of the tool {name} are {shown(parameters)}",
             "the JSON schema of an object",
         )
-    schema = checked_schema(parameters, f"parameters of {name}")
+    schema = checked_schema(parameters, f"the schema of {name}")
     return Function(name, {"type": "object", **schema})
 
 
