@@ -356,5 +356,5 @@ def test_a_model_without_a_template_is_known_by_its_vocabulary(tmp_path: Path) -
 
 def test_examples_are_calls(answer: tuple[ToolFormat, str, str]) -> None:
     form = answer[0]
-    text = form.example.replace("VALUE", "1").replace("true|false", "false")
-    assert read(form, [text]) == ("", [ToolCall("NAME", '{"ARGUMENT": 1}')])
+    text = form.example.replace("<value>", "1").replace("true|false", "false")
+    assert read(form, [text]) == ("", [ToolCall("<function name>", '{"<argument>": 1}')])
