@@ -191,7 +191,8 @@ class Constraint:
         """The logits [vocab_size] with minus infinity where a token may not come next.
 
         They are this constraint's own copy, until the next call. Only the engine's thread makes
-        masks: all constraints of a model use the same memory meanwhile. Raises RequestError when the grammar is too complex at this point, or leads to nothing.
+        masks: all constraints of a model use the same memory meanwhile. Raises RequestError when
+        the grammar is too complex at this point, or leads to nothing.
         """
         if self._reasoning is not None:
             out = self._out
