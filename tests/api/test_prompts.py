@@ -14,7 +14,9 @@ import torch
 import transformers
 
 from deepmnn import LLM, SamplingParams
+from deepmnn.api.chat import Chat
 from deepmnn.errors import ContextLengthError, RequestError
+from deepmnn.text.tool_prompt import tell_tools
 from tiny_llm import CHAT, IDS
 
 FIVE = SamplingParams(max_tokens=5, ignore_eos=True)
@@ -180,11 +182,14 @@ def test_conversations(model: LLM, messages: Any, plain: str) -> None:
     assert alone.prompt_tokens == len(wanted)
 
 
-def test_a_turn_that_calls_tools_says_nothing(model: LLM) -> None:
+def test_calls_are_told_in_text_where_the_template_knows_none(model: LLM) -> None:
     call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
     turns = [*CHAT, {"role": "assistant", "content": None, "tool_calls": [call]}]
     turns += [{"role": "tool", "content": "4"}]
-    assert model.encode(turns) == model.tokenizer.encode_chat(turns)
+    assert model.encode(turns) == model.tokenizer.encode_chat(tell_tools(turns, []))
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    assert model.encode(Chat(turns, tools)) == model.tokenizer.encode_chat(tell_tools(turns, tools))
+    assert model.encode(Chat(turns, tools, tool_choice="none")) == model.encode(turns)
 
 
 IMPOSSIBLE: dict[str, Any] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
@@ -15,6 +16,10 @@ from deepmnn.text.constraint import Constraint, json_answer
 from deepmnn.text.reasoning import CLOSE, OPEN
 from deepmnn.text.sampling_params import SamplingParams
 from deepmnn.text.stream import TextStream
+from deepmnn.text.tokenizer import Tokenizer
+from deepmnn.text.tool_calls import ToolFormat, generic_format, tool_format
+from deepmnn.text.tool_history import takes_tools, tool_messages
+from deepmnn.text.tool_prompt import tell_tools
 
 if TYPE_CHECKING:
     from deepmnn.api.llm import LLM
@@ -29,10 +34,15 @@ _TAIL = 16
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt, checked and tokenised, and what is wanted of it."""
+    """A prompt, checked and tokenised, and what is wanted of it.
+
+    tools: how its answers call tools. constraint: what holds the first of them to a grammar.
+    """
 
     ids: list[int]
     params: SamplingParams
+    tools: ToolFormat | None
+    constraint: Constraint | None
 
 
 def ask(model: LLM, prompts: object, params: Params) -> tuple[bool, list[Asked]]:
@@ -47,9 +57,10 @@ def ask(model: LLM, prompts: object, params: Params) -> tuple[bool, list[Asked]]
     engine = model.driver.engine
     asked = []
     for prompt, each in zip(read, wanted, strict=True):
-        taken = Asked(engine.check(encode(model, prompt, engine)), each)
-        _constraint(model, taken)  # raises where there can be none; its grammar is kept
-        asked.append(taken)
+        ids = engine.check(encode(model, prompt, engine))
+        chat = prompt if isinstance(prompt, Chat) else None
+        tools = _format(model.tokenizer) if chat is not None and chat.offered else None
+        asked.append(Asked(ids, each, tools, _constraint(model, chat, tools, ids, each)))
     return single, asked
 
 
@@ -62,8 +73,8 @@ def requests(
     whole: bool = False,
 ) -> Iterator[Request]:
     """One request for each of the n answers to a prompt; see `Request`."""
-    output, constraint = _output(model, asked), _constraint(model, asked)
-    first = model.driver.engine.sequence(asked.ids, asked.params, output, constraint)
+    engine, output = model.driver.engine, _output(model, asked)
+    first = engine.sequence(asked.ids, asked.params, output, asked.constraint)
     yield Request(first, deliver, index, 0, whole=whole)
     for number in range(1, asked.params.n):
         sibling: Answer = first.sibling(number, _output(model, asked))
@@ -90,12 +101,68 @@ def _rendered(model: LLM, chat: Chat) -> str:
     names = dict(chat.variables)
     if chat.thinking is not None:  # DeepSeek's name, and Qwen's
         names = {"thinking": chat.thinking, "enable_thinking": chat.thinking} | names
-    if chat.offered:
-        names["tools"] = chat.offered
-    text = model.tokenizer.apply_chat_template(chat.messages, **names)
+    messages = chat.messages
+    if chat.offered or any(m.get("tool_calls") or m.get("role") == "tool" for m in messages):
+        if _own_format(model.tokenizer) is None:
+            messages = tell_tools(messages, chat.offered)
+        else:
+            messages = tool_messages(model.tokenizer, messages)
+            names |= {"tools": chat.offered} if chat.offered else {}
+    text = model.tokenizer.apply_chat_template(messages, **names)
     if chat.thinking is False and _opens_reasoning(text):
         text = f"{text.rstrip()}\n\n{CLOSE}\n\n"
     return text
+
+
+def _format(tokenizer: Tokenizer) -> ToolFormat:
+    """How answers call tools: as the model's template says, or as its messages tell it to."""
+    return _own_format(tokenizer) or generic_format(tokenizer)
+
+
+def _own_format(tokenizer: Tokenizer) -> ToolFormat | None:
+    """The template's; None where it knows no tools, or writes calls in a way that is not read."""
+    found = tool_format(tokenizer)
+    return found if found is not None and takes_tools(tokenizer) else None
+
+
+def _constraint(
+    model: LLM, chat: Chat | None, tools: ToolFormat | None, ids: list[int], params: SamplingParams
+) -> Constraint | None:
+    """What holds an answer to the calls or the schema that are wanted, if any are.
+
+    Where a schema is wanted and tools are offered, the answer may be either.
+    """
+    schema = params.json_schema
+    demanded = chat.demanded if chat is not None else []
+    if schema is None and not demanded:
+        return None
+    grammars, answers = model.grammars, []
+    callable = demanded or (chat.offered if chat is not None else [])
+    if tools is not None and chat is not None and callable:
+        parallel = chat.parallel_tool_calls
+        answers.append(tools.grammar(callable, grammars.marker, parallel=parallel))
+    if schema is not None and not demanded:
+        answers.append(json_answer(schema))
+    return grammars.constraint(_either(answers), _inside_reasoning(model, ids, params))
+
+
+def _either(answers: list[str]) -> str:
+    """A grammar whose rule `answer` is that of one of these."""
+    if len(answers) == 1:
+        return answers[0]
+    renamed = [
+        re.sub(r"^answer\b", f"answer_{number}", text, count=1, flags=re.M)
+        for number, text in enumerate(answers)
+    ]
+    any_of = " | ".join(f"answer_{number}" for number in range(len(answers)))
+    return "\n".join([f"answer: {any_of}", *renamed])
+
+
+def _inside_reasoning(model: LLM, ids: list[int], params: SamplingParams) -> bool | None:
+    """Whether a prompt has opened the reasoning; None where that is not told apart."""
+    if params.raw:
+        return None
+    return _opens_reasoning(model.tokenizer.decode(ids[-_TAIL:], skip_special_tokens=False))
 
 
 def _opens_reasoning(text: str) -> bool:
@@ -133,20 +200,6 @@ def _output(model: LLM, asked: Asked) -> TextStream | None:
     """The text side of a request; None without a tokenizer, which only token ids can do."""
     if not model.has_tokenizer and not asked.params.stop:
         return None
+    inside = _inside_reasoning(model, asked.ids, asked.params)
     stop = cast(tuple[str, ...], asked.params.stop)
-    return TextStream(model.tokenizer, stop, _inside_reasoning(model, asked), model.end_ids)
-
-
-def _constraint(model: LLM, asked: Asked) -> Constraint | None:
-    """What holds the answer to the schema that is wanted; None where none is."""
-    if asked.params.json_schema is None:
-        return None
-    answer = json_answer(asked.params.json_schema)
-    return model.grammars.constraint(answer, _inside_reasoning(model, asked))
-
-
-def _inside_reasoning(model: LLM, asked: Asked) -> bool | None:
-    """Whether the prompt has opened the reasoning; None where that is not told apart."""
-    if asked.params.raw:
-        return None
-    return _opens_reasoning(model.tokenizer.decode(asked.ids[-_TAIL:], skip_special_tokens=False))
+    return TextStream(model.tokenizer, stop, inside, model.end_ids, asked.tools)

@@ -21,6 +21,7 @@ __all__ = [
     "ToolCallDelta",
     "ToolCallSplitter",
     "ToolFormat",
+    "generic_format",
     "tool_format",
 ]
 
@@ -41,8 +42,13 @@ def tool_format(tokenizer: Tokenizer) -> ToolFormat | None:
     if CALLS_BEGIN in template:
         return DeepSeekFormat(_special(tokenizer, MARKERS), fenced=FENCE in template)
     if BEGIN in template and not _OTHER.search(template):
-        return HermesFormat(_special(tokenizer, (BEGIN, END)))
+        return generic_format(tokenizer)
     return None
+
+
+def generic_format(tokenizer: Tokenizer) -> ToolFormat:
+    """What a model is told to write that has no format of its own (tool_prompt.py)."""
+    return HermesFormat(_special(tokenizer, (BEGIN, END)))
 
 
 def _special(tokenizer: Tokenizer, marks: Iterable[str]) -> frozenset[str]:

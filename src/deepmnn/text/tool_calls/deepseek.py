@@ -17,10 +17,10 @@ V3.1, and V3.2-Exp:
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 
+from deepmnn.text.json_schema import json_rule
 from deepmnn.text.tool_calls.format import Marker, Tool
 from deepmnn.text.tool_calls.functions import functions_of, quoted
 from deepmnn.text.tool_calls.json_end import JsonEnd
@@ -123,6 +123,12 @@ class DeepSeekFormat:
 
     def __init__(self, special: frozenset[str], *, fenced: bool) -> None:
         self.special, self._fenced = special, fenced
+        call = '{"ARGUMENT": VALUE}'
+        if fenced:
+            call = f"function{SEPARATOR}NAME\n{FENCE}\n{call}\n{_FENCE_END}"
+        else:
+            call = f"NAME{SEPARATOR}{call}"
+        self.example = f"{CALLS_BEGIN}{BEGIN}{call}{END}{CALLS_END}"
 
     def splitter(self) -> DeepSeekSplitter:
         """For one answer."""
@@ -141,7 +147,7 @@ class DeepSeekFormat:
             else:
                 head, tail = f"{quoted(name)} {separator}", ""
             lines.append(f"call_{number}: {begin} {head} arguments_{number} {tail} {end}")
-            lines.append(f"arguments_{number}: %json {json.dumps(function.parameters)}")
+            lines.append(f"arguments_{number}: {json_rule(function.parameters)}")
         any_call = " | ".join(f"call_{number}" for number in range(len(functions)))
         more = ("(" + ('"\\n" ' if self._fenced else "") + "call)*") if parallel else ""
         answer = f"answer: {marker(CALLS_BEGIN)} call {more} {marker(CALLS_END)}"

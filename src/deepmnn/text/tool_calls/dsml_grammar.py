@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from deepmnn.text.json_schema import json_rule
 from deepmnn.text.tool_calls.dsml_tags import DSML, DsmlTags
 from deepmnn.text.tool_calls.format import Marker, Tool
 from deepmnn.text.tool_calls.functions import functions_of, quoted
@@ -59,7 +59,7 @@ class _Grammar:
         if plain and not properties and schema.get("additionalProperties") is False:
             return '"\\n"'
         if not plain or not properties:
-            self._lines.append(f"{name}_json: %json {json.dumps(schema)}")
+            self._lines.append(f"{name}_json: {json_rule(schema)}")
             return f'{name}_json "\\n"'
         pieces = []
         for number, (key, each) in enumerate(properties.items()):
@@ -81,7 +81,7 @@ class _Grammar:
         head = self._tag(f'{tags.parameter_begin} name="{key}" string="{kind}">')
         end = self._tag(f"{tags.parameter_end}\n")
         if not is_text:
-            self._lines.append(f"{rule}_value: %json {json.dumps(schema)}")
+            self._lines.append(f"{rule}_value: {json_rule(schema)}")
             return f"{head} {rule}_value {end}"
         values = [schema["const"]] if "const" in schema else schema.get("enum")
         if values is not None:

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Sequence
 
+from deepmnn.text.json_schema import json_rule
 from deepmnn.text.tool_calls.format import Marker, Tool
 from deepmnn.text.tool_calls.functions import functions_of, quoted
 from deepmnn.text.tool_calls.json_end import JsonEnd
@@ -95,6 +96,8 @@ class HermesSplitter(MarkerSplitter):
 class HermesFormat:
     """See the head of this file."""
 
+    example = f'{BEGIN}\n{{"name": "NAME", "arguments": {{"ARGUMENT": VALUE}}}}\n{END}'
+
     def __init__(self, special: frozenset[str] = frozenset()) -> None:
         self.special = special
 
@@ -112,7 +115,7 @@ class HermesFormat:
             lines.append(
                 f"call_{number}: {marker(BEGIN)} {head} arguments_{number} {tail} {marker(END)}"
             )
-            lines.append(f"arguments_{number}: %json {json.dumps(function.parameters)}")
+            lines.append(f"arguments_{number}: {json_rule(function.parameters)}")
         any_call = " | ".join(f"call_{number}" for number in range(len(functions)))
         more = ' ("\\n" call)*' if parallel else ""
         return "\n".join([f"answer: call{more}", f"call: {any_call}", *lines])
