@@ -89,11 +89,13 @@ class FakeBackend:
             for token in range(start, end):
                 known = history[: batch.positions[token] + 1]
                 logits[token] = (
-                    np.nan
-                    if self.spoilt.intersection(known)
-                    else expected_logits(known, self.vocab_size)
+                    np.nan if self.spoilt.intersection(known) else self.logits_after(known)
                 )
         return logits[batch.logit_rows]
+
+    def logits_after(self, ids: list[int]) -> F32:
+        """Logits [vocab_size] after the last of ids."""
+        return expected_logits(ids, self.vocab_size)
 
     def sample(self, draws: list[Draw]) -> list[int]:
         return sample_in_turn(draws)

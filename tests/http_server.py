@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from io import StringIO
 from typing import Any
+
+import anthropic
+import openai
 
 from deepmnn import LLM
 from deepmnn.engine.request import Request
@@ -19,11 +22,17 @@ from deepmnn.serve.service import Service
 
 @dataclass
 class Served:
-    """url: without a path. asked: every request that the engine got."""
+    """A server, and the official clients of its APIs.
+
+    url: without a path. asked: every request that the engine got. log: the server's.
+    """
 
     url: str
+    openai: openai.OpenAI
+    anthropic: anthropic.Anthropic
     model: LLM
     service: Service
+    log: StringIO
     asked: list[Request] = field(default_factory=list)
 
     def until_idle(self) -> None:
@@ -40,11 +49,16 @@ class Served:
 
 @contextmanager
 def serving(model: LLM, name: str = "tiny-r1") -> Iterator[Served]:
-    with Server(ServeOptions(port=0), name, Log(StringIO())) as server:
+    log = StringIO()
+    with ExitStack() as stack:
+        server = stack.enter_context(Server(ServeOptions(port=0), name, Log(log)))
         server.ready(model)
         lifecycle = server.app.state.lifecycle
         Served.until(lambda: lifecycle.current)
-        made = Served(server.url, model, lifecycle.current)
+        url, key = server.url, {"api_key": "-", "max_retries": 0}
+        ours = stack.enter_context(openai.OpenAI(base_url=f"{url}/v1", **key))
+        theirs = stack.enter_context(anthropic.Anthropic(base_url=url, **key))
+        made = Served(url, ours, theirs, model, lifecycle.current, log)
         submit = model.driver.submit
 
         def watched(requests: list[Request]) -> None:

@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import openai
 import pytest
 
@@ -18,7 +17,6 @@ from deepmnn.serve.protocols.chat import ChatBody, ChatRequest
 from http_server import Served, serving
 
 QUESTION: list[Any] = [{"role": "user", "content": "What is 12 + 30?"}]
-ENDLESS: dict[str, Any] = {"ignore_eos": True, "n": 16}
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +26,8 @@ def served() -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def client(served: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="-", max_retries=0) as made:
-        yield made
+def client(served: Served) -> openai.OpenAI:
+    return served.openai
 
 
 def create(client: openai.OpenAI, **fields: Any) -> Any:
@@ -211,7 +208,7 @@ def test_without_http(served: Served) -> None:
     assert json.dumps(made)
 
 
-# ------------------------------------------------------------------------------ errors, leaving
+# ------------------------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(
@@ -242,34 +239,3 @@ def test_impossible_values(client: openai.OpenAI, fields: dict[str, Any], said: 
         create(client, **fields)
     assert said in raised.value.message
     assert "expected" in raised.value.message
-
-
-def cancelled(served: Served) -> bool:
-    """Whether the last answers were ended before their end."""
-    served.until_idle()
-    return {each.sequence.finish_reason for each in served.asked[-16:]} == {"cancelled"}
-
-
-def test_who_leaves_ends_the_answer(served: Served, client: openai.OpenAI) -> None:
-    stream = create(client, extra_body=ENDLESS, stream=True)
-    next(iter(stream))
-    assert served.service.active == 16
-    stream.close()
-    assert cancelled(served)
-
-
-def test_who_leaves_without_a_stream_ends_it_too(served: Served) -> None:
-    body = {"messages": QUESTION, **ENDLESS}
-    with httpx.Client() as client, pytest.raises(httpx.ReadTimeout):
-        client.post(f"{served.url}/v1/chat/completions", json=body, timeout=0.2)
-    assert cancelled(served)
-
-
-def test_an_ended_server_says_so(served: Served, client: openai.OpenAI) -> None:
-    stream = iter(create(client, extra_body=ENDLESS, stream=True))
-    next(stream)
-    served.service.cancel_all()
-    with pytest.raises(openai.APIError, match="the server is ending"):
-        for _ in stream:
-            pass
-    served.until_idle()

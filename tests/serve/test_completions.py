@@ -7,7 +7,6 @@ from typing import Any
 
 import openai
 import pytest
-from http_server import Served, serving
 from tokenizers import AddedToken
 
 import deepmnn
@@ -16,6 +15,7 @@ from deepmnn.cli.options import bundled
 from deepmnn.errors import RequestError
 from deepmnn.text.fim import fim_prompt
 from deepmnn.text.tokenizer import Tokenizer
+from http_server import Served, serving
 
 TEXTS = ["The answer is", "Once upon a time"]
 GREEDY: dict[str, Any] = {"model": "any", "temperature": 0, "max_tokens": 12}
@@ -28,9 +28,8 @@ def served() -> Iterator[Served]:
 
 
 @pytest.fixture(scope="module")
-def client(served: Served) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="-", max_retries=0) as made:
-        yield made
+def client(served: Served) -> openai.OpenAI:
+    return served.openai
 
 
 def collected(stream: Any) -> list[str]:

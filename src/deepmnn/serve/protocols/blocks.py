@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from deepmnn.engine.completion import Chunk
@@ -18,14 +18,19 @@ class Block:
     Attributes:
         kind: what it is.
         index: which of the answer's blocks.
-        text: so far; of a call, its arguments as JSON text.
         name: of the tool that is called.
+        pieces: of its text.
     """
 
     kind: Kind
     index: int
-    text: str = ""
     name: str = ""
+    pieces: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """What it says so far; of a call, its arguments as JSON text."""
+        return "".join(self.pieces)
 
 
 class Blocks:
@@ -61,8 +66,8 @@ class Blocks:
         self, kind: Kind, text: str, name: str = "", begins: bool = False
     ) -> Iterator[tuple[Block, str]]:
         if begins or not self.made or self.made[-1].kind != kind:
-            self.made.append(Block(kind, len(self.made), name=name))
+            self.made.append(Block(kind, len(self.made), name))
             yield self.made[-1], ""
         if text:
-            self.made[-1].text += text
+            self.made[-1].pieces.append(text)
             yield self.made[-1], text
