@@ -27,8 +27,13 @@ def launched() -> Iterator[Browser]:
         browser.close()
 
 
-def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    """The page at an address, which must ask that server alone and have no error of its own."""
+def opened(
+    browser: Browser, url: str, *, seen: str = "#model option[value]", **options: Any
+) -> Iterator[Page]:
+    """The page at an address, which must ask that server alone and have no error of its own.
+
+    seen: what is there when the page can be used; by default, the model's name.
+    """
     context = browser.new_context(**{"locale": "en-US", "color_scheme": "light"} | options)
     context.set_default_timeout(10_000)
     page = context.new_page()
@@ -38,7 +43,7 @@ def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     page.on("pageerror", lambda error: wrong.append(str(error)))
     page.on("console", lambda said: wrong.append(said.text) if "Policy" in said.text else None)
     page.goto(url)
-    page.wait_for_selector("#model option[value]", state="attached")
+    page.wait_for_selector(seen, state="attached")
     yield page
     context.close()
     assert not wrong

@@ -40,7 +40,8 @@ heavy = {"torch", "transformers", "numpy", "tokenizers", "jinja2", "rich", "type
 heavy &= set(sys.modules)
 assert not heavy, heavy
 import deepmnn.cli
-heavy = {"numpy", "tokenizers", "jinja2", "safetensors", "deepmnn._core"} & set(sys.modules)
+heavy = {"numpy", "tokenizers", "jinja2", "safetensors", "deepmnn._core", "fastapi", "pydantic"}
+heavy &= set(sys.modules)
 assert not heavy, heavy
 import deepmnn.api.loading, deepmnn.conversion.convert
 assert not {"torch", "transformers"} & set(sys.modules)

@@ -1,4 +1,4 @@
-"""The endpoints that say what the server is, asked over HTTP; the official clients are the oracle."""
+"""The endpoints that say what the server is, over HTTP; official clients are the oracle."""
 
 from __future__ import annotations
 

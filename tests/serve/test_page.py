@@ -14,6 +14,7 @@ import pytest
 import deepmnn
 from browser_page import launched, opened
 from fake_chat import FakeChat, running
+from served import KEY, served, tiny_r1
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -98,6 +99,9 @@ def test_the_files_are_served_with_a_policy(chat: FakeChat) -> None:
 
 
 def test_modules_name_only_modules_that_there_are() -> None:
+    index = (FOLDER / "index.html").read_text()
+    loaded = set(re.findall(r'(?:src|href)="page/(.+?\.js)"', index))
+    assert loaded == {path.name for path in FOLDER.glob("*.js")}
     for path in FOLDER.glob("*.js"):
         code = path.read_text()
         for name in re.findall(r'from "(.+?)"', code):
@@ -284,8 +288,11 @@ def test_conversations_are_kept(page: Page, chat: FakeChat) -> None:
 def test_the_history_is_bounded_and_survives_damage(page: Page, chat: FakeChat) -> None:
     page.evaluate(
         """() => {
-            const keep = (id, changed, content) => localStorage.setItem(`deepmnn.conversation.${id}`,
-                JSON.stringify({id, title: id, changed, messages: [{role: "user", content}]}));
+            const keep = (id, changed, content) => {
+                const messages = [{role: "user", content}];
+                const text = JSON.stringify({id, title: id, changed, messages});
+                localStorage.setItem(`deepmnn.conversation.${id}`, text);
+            };
             for (let n = 0; n < 230; n++) keep(`old${n}`, n, "x".repeat(1000));
             keep("huge", 1000, "x".repeat(3_900_000));
             localStorage.setItem("deepmnn.conversation.bad", "{");
@@ -429,8 +436,8 @@ def test_a_server_that_went_away(browser: Browser) -> None:
     ask(page, QUESTION)
     said = "The server cannot be reached. Does it still run?"
     assert texts(page, ".answer .problem div") == [said]
-    page.wait_for_selector("#trouble")
-    assert texts(page, "#trouble") == [said]
+    page.wait_for_selector("#trouble .problem")
+    assert texts(page, "#trouble div div") == [said]
     assert not list(pages)
 
 
@@ -446,7 +453,7 @@ def test_a_key(page: Page, chat: FakeChat) -> None:
     page.click("#trouble button")
     page.fill("[name=key]", "s3cret")
     page.keyboard.press("Enter")
-    page.wait_for_selector("#trouble", state="hidden")
+    page.wait_for_selector("#trouble .problem", state="detached")
     page.click(".answer .problem button:has-text('Try again')")
     page.wait_for_selector(".answer strong:has-text('Short')")
 
@@ -528,3 +535,37 @@ def test_an_answer_goes_on_while_another_conversation_is_open(page: Page, chat: 
     page.wait_for_selector("#history li.running", state="detached")
     page.click("#history .title:has-text('slow')")
     assert texts(page, ".answer > .text") == ["one two"]
+
+
+@slow
+def test_the_real_server(browser: Browser) -> None:
+    with served(tiny_r1()) as server:
+        for page in opened(browser, server.url):
+            ask(page, "What is 12 + 30?")
+            assert "42" in texts(page, ".answer > .text")[0]
+            page.click(".thoughts summary")
+            assert "12 + 30" in texts(page, ".thoughts .text")[0]
+            ask(page, "What is 7 + 8?")
+            assert re.match(r"\d+ tokens \(\d+ of reasoning\) · ", texts(page, ".facts")[1])
+            page.click("[data-press=openSettings]")
+            page.fill("[name=maxTokens]", "3")
+            page.click("#settings .strong")
+            ask(page, "What is 20 + 2?")
+            assert texts(page, ".answer:last-child .facts")[0].startswith("3 tokens")
+            assert texts(page, ".note")[0].startswith("The answer reached its limit")
+
+
+@slow
+def test_the_page_waits_for_a_key_and_for_the_model(browser: Browser) -> None:
+    with served(api_key=KEY) as server:
+        for page in opened(browser, server.url, seen="#trouble .problem"):
+            assert texts(page, "#trouble strong") == ["The server wants an API key."]
+            page.click("#trouble button")
+            page.keyboard.type(KEY)
+            page.keyboard.press("Enter")
+            page.wait_for_selector("#trouble p:has-text('the model is still being loaded')")
+            server.ready(tiny_r1())
+            page.wait_for_selector("#model option[value]", state="attached")
+            page.wait_for_selector("#trouble .problem", state="detached")
+            ask(page, "What is 1 + 1?")
+            assert "2" in texts(page, ".answer > .text")[0]

@@ -32,7 +32,8 @@ RENDER = """async (pieces) => {
         if (node.nodeType === 3) return node.data;
         if (node.className === "code") node = node.querySelector("pre");
         if (node.className === "table") node = node.querySelector("table");
-        const tag = node.localName + (node.className && node.className !== "code" ? `.${node.className}` : "");
+        const side = ["math", "center", "end"].includes(node.className) ? `.${node.className}` : "";
+        const tag = node.localName + side;
         const fact = node.getAttribute("href") ?? node.getAttribute("start") ?? "";
         return [tag, fact, ...[...node.childNodes].map(tree)];
     };
@@ -123,11 +124,12 @@ SAMPLES = {
     "links": '[a](https://b.c/d) [*a* `b`](https://x.y/?q=1&r=2 "title") <https://e.f/g> [no] (x)',
     "lists": "- a\n- b\n  - c\n    - d\n  - e\n- f\n\n1. one\n2. two\n   1. three\n3. four",
     "loose lists": "- a\n\n  more\n\n- b\n\n7. seven\n\n8. eight\n\n   - x\n   - y",
-    "lists of code": "1. do:\n\n   ```sh\n   make  x\n\n     y\n   ```\n2. then\n\n   > said\n\nend",
+    "lists of code": "1. do:\n\n   ```sh\n   make  x\n\n     y\n   ```\n2. then\n\n   > so\n\nend",
     "list markers": "* a\n* b\n\ntext\n\n+ c\n+ d\n\n1) e\n2) f\n\nin\n1999. no list",
     "quotes": "> a\n> b\n>\n> - c\n>   d\n>\n> > e\n\nf\n> g\nlazy",
     "fences": "```python\nx = 1\n\n  y\n```\ntext\n~~~\n```\n~~~\n````md\n```\n````\n```\nopen",
-    "tables": "| a | b | c |\n|:--|:-:|--:|\n| 1 | **2** | `3` |\n| x \\| y | |\n\nafter\n\na | b\n- | -\n1 | 2",
+    "tables": "| a | b | c |\n|:--|:-:|--:|\n| 1 | **2** | `3` |\n| x \\| y | |\n\nafter",
+    "bare tables": "a | b\n- | -\n1 | 2",
     "no tables": "a | b\nc | d\n\n|---|\n\nx\n|--|--|",
     "rules": "a\n\n---\n\n***\n\n_ _ _\n\nb",
     "Chinese": "**重要**：用 `x`。\n\n1. **一**，二\n2. 三\n\n> 引用",

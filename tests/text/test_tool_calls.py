@@ -108,7 +108,7 @@ def test_an_answer_that_is_cut_off_loses_no_text(answer: tuple[ToolFormat, str, 
     form, text, _ = answer
     whole_text, whole = read(form, [text])
     for end in range(len(text)):
-        said, calls = read(form, list(text[:end]))
+        said, calls = read(form, [text[:end]])
         if not calls:
             assert said == text[:end]
             continue
@@ -195,7 +195,7 @@ def test_random_calls_are_read_back(template: str, tmp_path: Path) -> None:
     tokenizer, rng = tool_tokenizer(tmp_path, template), random.Random(template)
     form = tool_format(tokenizer)
     assert form is not None
-    for _ in range(60):
+    for _ in range(30):
         calls = []
         for _ in range(rng.randint(1, 3)):
             keys = [f"{rng.choice('abc')}-{i}_é" for i in range(rng.randint(0, 4))]
@@ -206,6 +206,27 @@ def test_random_calls_are_read_back(template: str, tmp_path: Path) -> None:
         size = rng.randint(1, 9)
         pieces = [text[at : at + size] for at in range(0, len(text), size)]
         assert read(form, pieces) == ("", calls), text
+
+
+def test_damaged_calls_are_the_same_however_they_are_cut(
+    answer: tuple[ToolFormat, str, str],
+) -> None:
+    form, text, _ = answer
+    rng, found = random.Random(0), set()
+    for _ in range(60):
+        damaged = text
+        for _ in range(rng.randint(1, 3)):
+            a, b = sorted(rng.sample(range(len(damaged) + 1), 2))
+            size = min(b - a, 30)
+            filling = rng.choice(["", rng.choice(WORDS), damaged[a : a + size] * 2])
+            damaged = damaged[:a] + filling + damaged[a + size :]
+        expected = read(form, [damaged])
+        assert read(form, list(damaged)) == expected, damaged
+        size = rng.randint(2, 9)
+        pieces = [damaged[at : at + size] for at in range(0, len(damaged), size)]
+        assert read(form, pieces) == expected, damaged
+        found.add(len(expected[1]))
+    assert len(found) > 2
 
 
 @pytest.mark.parametrize(
@@ -330,3 +351,9 @@ def test_a_model_without_a_template_is_known_by_its_vocabulary(tmp_path: Path) -
     form = tool_format(Tokenizer(tmp_path))
     assert isinstance(form, DsmlFormat)
     assert form.special == {"｜DSML｜"}
+
+
+def test_examples_are_calls(answer: tuple[ToolFormat, str, str]) -> None:
+    form = answer[0]
+    text = form.example.replace("VALUE", "1").replace("true|false", "false")
+    assert read(form, [text]) == ("", [ToolCall("NAME", '{"ARGUMENT": 1}')])

@@ -201,7 +201,9 @@ def test_text_of_dsml_may_hold_what_looks_like_an_end(tmp_path: Path) -> None:
         ["now"],
         [{"type": "web_search"}],
         [{"type": "function", "function": {"name": ""}}],
+        [{"type": "function", "function": {"name": 'f">\n'}}],
         [{"type": "function", "function": {"name": "f", "parameters": "none"}}],
+        [{"type": "function", "function": {"name": "f", "parameters": {"type": "string"}}}],
     ],
 )
 def test_what_is_no_tool_is_refused(tools: list[Any], tmp_path: Path) -> None:

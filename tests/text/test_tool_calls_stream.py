@@ -76,6 +76,15 @@ def test_special_markers_are_hidden_from_text_without_tools(template: str, tmp_p
     assert "｜" not in text
 
 
+def test_an_unfinished_character_stays_in_front_of_a_call(tmp_path: Path) -> None:
+    tokenizer = tool_tokenizer(tmp_path, "v3.1", special=True)
+    stream = TextStream(tokenizer, (), False, tools=tool_format(tokenizer))
+    for token in tokenizer.encode("Hm🐋", add_special_tokens=False)[:-1]:
+        stream.push(token)
+    parts = [stream.take(), *streamed(stream, tokenizer, BLOCKS["v3.1"])]
+    assert whole(parts)[1:] == ("Hm\ufffd", CALLS)
+
+
 @pytest.mark.parametrize("special", [False, True], ids=["spelled", "special"])
 def test_stop_strings_end_answers_with_calls(special: bool, tmp_path: Path) -> None:
     tokenizer = tool_tokenizer(tmp_path, "v3.1", special=special)

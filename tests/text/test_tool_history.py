@@ -10,7 +10,7 @@ import pytest
 
 from deepmnn.errors import RequestError
 from deepmnn.text.tokenizer import Tokenizer
-from deepmnn.text.tool_history import takes_tools, tool_messages
+from deepmnn.text.tool_history import takes_tools, tool_messages, writes_calls
 from tool_templates import TEMPLATES, tool_tokenizer
 
 ARGUMENTS = {"city": 'Zürich "HB"', "days": 3}
@@ -95,7 +95,9 @@ def test_other_messages_stay_as_they_are(tokenizer: Tokenizer) -> None:
 def test_which_templates_take_tools(tmp_path: Path) -> None:
     takes = {"r1": False, "v3.1": False, "v3.2": True, "qwen2.5": True, "smollm2": False}
     for template, expected in takes.items():
-        assert takes_tools(tool_tokenizer(tmp_path / template, template)) == expected
+        tokenizer = tool_tokenizer(tmp_path / template, template)
+        assert takes_tools(tokenizer) == expected
+        assert writes_calls(tokenizer) == (template != "smollm2")
 
 
 def test_a_template_that_writes_no_calls_refuses_them(tmp_path: Path) -> None:

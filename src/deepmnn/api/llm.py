@@ -61,7 +61,7 @@ class LLM:
         self._driver: Driver | None = None
         self._tokenizer: Tokenizer | None = None
         self._ends: frozenset[int] | None = None
-        self._made_grammars: Grammars | None = None
+        self._grammars: Grammars | None = None
         self._parameters: int | None = None
 
     def __repr__(self) -> str:
@@ -122,12 +122,12 @@ class LLM:
     @property
     def grammars(self) -> Grammars:
         """What answers may be held to. Raises MissingDependencyError without llguidance."""
-        if self._made_grammars is None:
+        if self._grammars is None:
             with making:
-                self._made_grammars = self._made_grammars or Grammars(
+                self._grammars = self._grammars or Grammars(
                     self.tokenizer, self.vocab_size, self.end_ids
                 )
-        return self._made_grammars
+        return self._grammars
 
     @property
     def driver(self) -> Driver:

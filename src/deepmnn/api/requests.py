@@ -143,7 +143,7 @@ def _constraint(
         answers.append(tools.grammar(callable, grammars.marker, parallel=parallel))
     if schema is not None and not demanded:
         answers.append(json_answer(schema))
-    return grammars.constraint(_either(answers), _inside_reasoning(model, ids))
+    return grammars.constraint(_either(answers), _inside_reasoning(model, ids, params))
 
 
 def _either(answers: list[str]) -> str:
@@ -158,8 +158,10 @@ def _either(answers: list[str]) -> str:
     return "\n".join([f"answer: {any_of}", *renamed])
 
 
-def _inside_reasoning(model: LLM, ids: list[int]) -> bool:
-    """Whether a prompt has opened the reasoning."""
+def _inside_reasoning(model: LLM, ids: list[int], params: SamplingParams) -> bool | None:
+    """Whether a prompt has opened the reasoning; None where that is not told apart."""
+    if params.raw:
+        return None
     return _opens_reasoning(model.tokenizer.decode(ids[-_TAIL:], skip_special_tokens=False))
 
 
@@ -198,6 +200,6 @@ def _output(model: LLM, asked: Asked) -> TextStream | None:
     """The text side of a request; None without a tokenizer, which only token ids can do."""
     if not model.has_tokenizer and not asked.params.stop:
         return None
-    inside = None if asked.params.raw else _inside_reasoning(model, asked.ids)
+    inside = _inside_reasoning(model, asked.ids, asked.params)
     stop = cast(tuple[str, ...], asked.params.stop)
     return TextStream(model.tokenizer, stop, inside, model.end_ids, asked.tools)

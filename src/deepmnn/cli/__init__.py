@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 
 from deepmnn import __version__
 from deepmnn.cli import cache
+from deepmnn.cli.batch import batch
 from deepmnn.cli.bench import bench
 from deepmnn.cli.chat import chat
 from deepmnn.cli.check import check
@@ -97,7 +98,7 @@ def _options(
 
 
 _VERBS = (
-    *(demo, pull, convert, export, info, generate, chat, serve),
+    *(demo, pull, convert, export, info, generate, chat, serve, batch),
     *(bench, profile, check, compare, report),
 )
 for _verb in _VERBS:

@@ -27,15 +27,16 @@ def serve(
     """
     from deepmnn.serve.run import Server
 
-    with Server(serving, serving.model_name or _name(path)) as server:
+    with Server(serving, serving.model_name or model_name(path)) as server:
         server.ready(options.open_model(path or options.bundled(), load))
+        server.handle_signals()
         _announce(server)
-        status = server.wait()
-    if status:
-        sys.exit(status)
+        server.join()
+    if server.status:
+        sys.exit(server.status)
 
 
-def _name(path: str | None) -> str:
+def model_name(path: str | None) -> str:
     """What clients call a model: a directory's name, or OWNER/NAME."""
     if path is None:
         return "tiny-r1"

@@ -65,7 +65,8 @@ def create_app(lifecycle: Lifecycle, options: ServeOptions, log: Log | None = No
 def _add_facts(app: FastAPI, lifecycle: Lifecycle) -> None:
     """What the server says of itself."""
 
-    @app.api_route("/health", methods=["GET", "HEAD"], tags=["server"], responses=_HEALTH)
+    @app.head("/health", include_in_schema=False)
+    @app.get("/health", tags=["server"], responses=_HEALTH)
     async def health() -> JSONResponse:
         """Whether requests are answered: status 200 when they are."""
         status = lifecycle.status

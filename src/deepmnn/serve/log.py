@@ -35,11 +35,12 @@ class Record:
         id: what the client is told that the request is called.
         method, path: of HTTP; the path as it was sent, percent-encoded.
         client: its address.
-        status: of the answer; None when the client left before there was one.
+        status: of the answer.
+        left: whether the client left before the end of the answer.
         seconds: until the answer was complete.
         first_seconds: until the first token, from when the prompt was tokenised.
         prompt_tokens, cached_tokens, completion_tokens: as `Chunk` has them, of all answers.
-        finish_reasons: of each answer; "cancelled" when the client has left.
+        finish_reasons: of each answer that has ended.
         body: what was asked, when the server logs that.
     """
 
@@ -48,6 +49,7 @@ class Record:
     client: str = ""
     id: str = field(default_factory=lambda: f"req_{token_hex(12)}")
     status: int | None = None
+    left: bool = False
     seconds: float = 0.0
     first_seconds: float | None = None
     prompt_tokens: int = 0
@@ -88,7 +90,8 @@ class Log:
         said = [
             record.method,
             record.path,
-            str(record.status or "left"),
+            str(record.status or ""),
+            "left" if record.left else "",
             f"{record.seconds:.2f} s",
             tokens,
             " ".join(record.finish_reasons),
@@ -149,9 +152,12 @@ class Logged:
         scope.setdefault("state", {})["record"] = record
         names = [(name, record.id.encode()) for name in _ID_HEADERS]
         begun = time.perf_counter()
+        record.left = True
 
         async def sent(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.body" and not message.get("more_body"):
+                record.left = False
+            elif message["type"] == "http.response.start":
                 record.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *names]
             await send(message)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field, fields
 from ipaddress import ip_address
 from typing import Any
 
 from deepmnn.api.options import check_option
-from deepmnn.errors import RequestError, Words, argument
+from deepmnn.errors import RequestError, Words, argument, shown
 
 KEY_VARIABLE = "DEEPMNN_API_KEY"
 """The environment variable that holds the API key."""
@@ -160,17 +161,15 @@ class ServeOptions:
             value = getattr(self, each.name)
             if value is not None or each.default is not None:
                 check_option(each.name, value, each.metadata)
-        for name in ("cors", "allowed_hosts"):
-            given = getattr(self, name)
-            object.__setattr__(self, name, (given,) if isinstance(given, str) else tuple(given))
+        self._set_names("cors", r"\*|https?://[^/\s]+", "origins such as 'https://chat.example'")
+        self._set_names("allowed_hosts", r"[^/\s]+", "names such as 'box.example'")
         if self.api_key is None:
             object.__setattr__(self, "api_key", os.environ.get(KEY_VARIABLE) or None)
         self._check_key()
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise RequestError(
-                Words("one of tls_cert and tls_key is given", "one of --tls-cert and --tls-key"),
-                "both, or neither",
-            )
+            only = "of tls_cert and tls_key only one is given"
+            flags = "of --tls-cert and --tls-key only one is given"
+            raise RequestError(Words(only, flags), "both, or neither")
 
     @property
     def loopback(self) -> bool:
@@ -188,6 +187,15 @@ class ServeOptions:
         if not self.loopback and not self.allowed_hosts:
             return frozenset()
         return frozenset(name.lower() for name in (*LOCAL_NAMES, self.host, *self.allowed_hosts))
+
+    def _set_names(self, name: str, pattern: str, expected: str) -> None:
+        """Makes a tuple of a field's texts. Raises RequestError unless each fits the pattern."""
+        given = getattr(self, name)
+        texts = (given,) if isinstance(given, str) else tuple(given)
+        for text in texts:
+            if not isinstance(text, str) or not re.fullmatch(pattern, text):
+                raise RequestError(argument(name, f" has {shown(text)}"), expected)
+        object.__setattr__(self, name, texts)
 
     def _check_key(self) -> None:
         """Raises RequestError for a key that no header can hold, and where there should be one."""

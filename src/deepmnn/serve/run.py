@@ -22,6 +22,7 @@ from typing import Any, Self
 import uvicorn
 
 from deepmnn.api.llm import LLM
+from deepmnn.engine.pace import Pace
 from deepmnn.errors import RequestError, StorageError, argument
 from deepmnn.serve.app import create_app
 from deepmnn.serve.connection import Connection
@@ -48,6 +49,11 @@ class Server:
         options: how.
         name: of the model.
         log: where requests are written; None is standard error.
+
+    Attributes:
+        port: where it listens, also when the options said 0.
+        status: of the process when the server has ended: 0 after draining, 128 + the number of a
+            second signal.
 
     Raises RequestError or StorageError when it cannot listen there.
     """
@@ -77,17 +83,13 @@ class Server:
         logging.getLogger("uvicorn").setLevel(logging.CRITICAL)  # `log` says what there is to say
         self._load_tls()
         self._sockets = _listen(options)
+        self.port: int = self._sockets[0].getsockname()[1]
+        self.status = 0
         self._uvicorn = _Uvicorn(self._config, self._lifecycle)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = threading.Thread(target=self._run, name="deepmnn-server", daemon=True)
-        self._signals = 0
-        self._status = 0
-
-    @property
-    def port(self) -> int:
-        """Where it listens, also when the options said 0."""
-        port: int = self._sockets[0].getsockname()[1]
-        return port
+        self._signalled = False
+        self._handlers: dict[signal.Signals, Any] = {}
 
     @property
     def connections(self) -> int:
@@ -115,7 +117,9 @@ class Server:
         trace: TracebackType | None,
     ) -> None:
         self.end()
-        self._thread.join()
+        self.join()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
 
     def ready(self, model: LLM) -> None:
         """Answers with this model from now on."""
@@ -124,7 +128,7 @@ class Server:
             model,
             self.name,
             max_queue=self.options.max_queue,
-            max_stall=None if stall is None else stall / 1000,
+            pace=Pace(None if stall is None else stall / 1000),
         )
         self._call(partial(self._lifecycle.ready, service))
 
@@ -137,28 +141,21 @@ class Server:
         """Ends at once, whatever runs."""
         self._call(self._uvicorn.stop)
 
-    def wait(self) -> int:
-        """Waits for the end: SIGTERM and Ctrl-C drain, a second one ends at once.
+    def join(self) -> None:
+        """Waits for the end."""
+        self._thread.join()
 
-        Returns the process's exit status: 0 after draining, 128 + the number of a second signal.
-        """
-        before = {
-            number: signal.signal(number, self._signal)
-            for number in (signal.SIGTERM, signal.SIGINT)
-        }
-        try:
-            self._thread.join()
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-        return self._status
+    def handle_signals(self) -> None:
+        """From now on SIGTERM and Ctrl-C drain; a second one ends at once. For the main thread."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._handlers[number] = signal.signal(number, self._signal)
 
     def _signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals += 1
-        if self._signals == 1:
+        if not self._signalled:
+            self._signalled = True
             self.drain()
         else:
-            self._status = 128 + number
+            self.status = 128 + number
             self.end()
 
     def _run(self) -> None:

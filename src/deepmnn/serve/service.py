@@ -35,7 +35,7 @@ class Service:
         model: what answers.
         name: what clients call it.
         max_queue: answers that may wait beside those that run; more are refused.
-        max_stall: seconds that running answers may wait for a step with prompts in it (`Pace`).
+        pace: bounds the prompts that run beside answers; None: as the engine does.
 
     Attributes:
         active: answers that run or wait.
@@ -44,13 +44,13 @@ class Service:
     """
 
     def __init__(
-        self, model: LLM, name: str, *, max_queue: int = 256, max_stall: float | None = None
+        self, model: LLM, name: str, *, max_queue: int = 256, pace: Pace | None = None
     ) -> None:
         self.model, self.name = model, name
         self.active = 0
         self.watch: Callable[[], Callable[[Event], object]] | None = None
         scheduler = model.engine.scheduler
-        scheduler.pace = Pace(max_stall)
+        scheduler.pace = pace
         self._most = max_queue + scheduler.max_sequences
         self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="deepmnn-reader")
         self._mailbox: _Mailbox | None = None

@@ -90,13 +90,14 @@ class Grammars:
         self._barred = self._bar_tokens()
         self._compiled = lru_cache(_KEPT)(self._compile)
 
-    def constraint(self, answer: str, inside_reasoning: bool) -> Constraint:
+    def constraint(self, answer: str, inside_reasoning: bool | None) -> Constraint:
         """What holds an answer to a grammar.
 
         Args:
             answer: defines the rule `answer`, in llguidance's dialect of Lark.
             inside_reasoning: whether the prompt has opened the reasoning. If not, an answer may
-                begin with the token `<think>`, where the tokenizer has it.
+                begin with the token `<think>`, where the tokenizer has it. None: there is no
+                reasoning, as in TextStream.
 
         Raises RequestError when llguidance can not do the grammar, or nothing satisfies it.
         """
@@ -166,14 +167,16 @@ class Constraint:
         complete: whether the answer is whole: nothing may follow, or an end token has come.
     """
 
-    def __init__(self, grammars: Grammars, matcher: LLMatcher, inside_reasoning: bool) -> None:
+    def __init__(
+        self, grammars: Grammars, matcher: LLMatcher, inside_reasoning: bool | None
+    ) -> None:
         self.complete = False
         self._grammars = grammars
         self._matcher = matcher
         self._inside_reasoning = inside_reasoning
         self._reasoning = b"" if inside_reasoning else None
         """The last bytes of the reasoning, no more than `</think>` lacks; None outside of it."""
-        self._may_open = not inside_reasoning and grammars.open_id is not None
+        self._may_open = inside_reasoning is False and grammars.open_id is not None
         self._words = np.zeros(-(-grammars.tokens.vocab_size // 32), np.int32)
 
     def copy(self) -> Constraint:

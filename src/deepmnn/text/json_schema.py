@@ -19,6 +19,11 @@ MOST_PATTERN_PROPERTIES = 32
 _SPACE = r"\x20|\x0A[\x20\x09]{0,16}"
 _EXPECTED = "a JSON schema: a dict of what JSON holds, or True"
 
+_FORMATS = {
+    *("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
+}
+"""Those that llguidance knows."""
+
 _NO_SCHEMAS = ("const", "enum", "default", "examples")
 """Keywords whose values are no schemas."""
 
@@ -109,18 +114,19 @@ def _check_patterns(schema: dict[str, Any], name: str) -> None:
         )
 
 
-def json_rule(schema: Mapping[str, Any] | bool) -> str:
+def json_rule(schema: Mapping[str, Any]) -> str:
     """A JSON document of a schema, as what stands in a rule of llguidance's Lark.
 
     Between the parts of the document there is nothing, a blank, or a line break with up to 16
     blanks or tabs: small models would otherwise write white space for ever. Properties come in
-    the schema's order. Strings, arrays and what `additionalProperties` allows end where the schema
-    or `max_tokens` says. A format that llguidance does not know is an annotation, as JSON Schema
-    has it.
+    the schema's order. Strings, arrays and other properties end where the schema or `max_tokens`
+    says. A format that llguidance does not know says nothing, as JSON Schema has it.
     """
-    options = {"whitespace_pattern": _SPACE}
-    fields = schema if isinstance(schema, Mapping) else {"type": "object"}
-    return f"%json {json.dumps({**fields, 'x-guidance': options})}"
+    own: dict[str, Any] = json.loads(json.dumps(schema))
+    for each in _schemas(own):
+        if isinstance(each.get("format"), str) and each["format"] not in _FORMATS:
+            del each["format"]
+    return f"%json {json.dumps({**own, 'x-guidance': {'whitespace_pattern': _SPACE}})}"
 
 
 def json_answer(schema: Mapping[str, Any]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from deepmnn.text.reasoning import ReasoningSplitter
+from deepmnn.text.reasoning import CLOSE, OPEN, ReasoningSplitter
 from deepmnn.text.stop import StopMatcher
 from deepmnn.text.tokenizer import Tokenizer
 from deepmnn.text.tool_calls.call import ToolCallDelta, joined
@@ -68,9 +68,12 @@ class TextStream:
     def push(self, token: int) -> None:
         """Adds one token of the answer."""
         special = self._tokenizer.special_text(token)
-        text = special or self._detokenizer.push(token)
-        hidden = bool(special) and special not in self._special
         inside = self._splitter.inside
+        hidden = bool(special) and special not in {OPEN, CLOSE, *self._special}
+        if special and not hidden:  # it ends a character that was unfinished
+            text = self._detokenizer.flush() + special
+        else:
+            text = special or self._detokenizer.push(token)
         self._add(self._splitter.push(self._matcher.push(text, hidden=hidden)))
         self._tokens += 1
         if inside or self._splitter.inside:  # reasoning is what an answer begins with

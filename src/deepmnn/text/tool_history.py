@@ -77,8 +77,15 @@ def takes_tools(tokenizer: Tokenizer) -> bool:
 
     Renders the template a few times, once for each tokenizer.
     """
-    abilities = _abilities(tokenizer)
-    return abilities.shows_tools and abilities.form is not None
+    return _abilities(tokenizer).shows_tools and writes_calls(tokenizer)
+
+
+def writes_calls(tokenizer: Tokenizer) -> bool:
+    """Whether a model's chat template writes earlier calls, whatever it says of tools.
+
+    Those of DeepSeek V3 and R1 do, and tell of no tools.
+    """
+    return _abilities(tokenizer).form is not None
 
 
 def tool_messages(tokenizer: Tokenizer, messages: Sequence[Message]) -> list[dict[str, Any]]:

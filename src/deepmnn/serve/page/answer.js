@@ -2,6 +2,7 @@
 
 import { copyButton, icon, iconButton, make } from "./elements.js";
 import { Markdown } from "./markdown.js";
+import { problemView } from "./problem.js";
 import { speed } from "./run.js";
 import { count, duration, say } from "./words.js";
 
@@ -72,18 +73,9 @@ export class AnswerView {
 
   #problem() {
     const { problem } = this.answer;
-    if (!problem) return null;
-    const { kind, detail, wait } = problem;
-    const words = kind === "busy" && wait ? say("busyWait", say("seconds", Math.ceil(wait))) : say(kind);
     const { retry, enterKey } = this.actions;
-    return make(
-      "div",
-      { class: "problem", role: "alert" },
-      icon("alert"),
-      make("div", {}, make("strong", { text: words }), detail && make("p", { text: detail })),
-      kind === "key" && button(say("enterKey"), enterKey),
-      button(say("retry"), retry),
-    );
+    const key = problem?.kind === "key" && [say("enterKey"), enterKey];
+    return problem && problemView(problem, key, [say("retry"), retry]);
   }
 
   #foot() {
@@ -93,10 +85,6 @@ export class AnswerView {
     const facts = make("span", { class: "facts", text: took(answer) });
     return make("footer", { class: "actions" }, copy, retry, facts);
   }
-}
-
-function button(text, press) {
-  return make("button", { type: "button", text, on: { click: press } });
 }
 
 /** Reasoning, folded: its text is made when a reader opens it. */

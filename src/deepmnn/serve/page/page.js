@@ -4,6 +4,7 @@ import { AnswerView } from "./answer.js";
 import { Conversations } from "./conversations.js";
 import { icon, label, make } from "./elements.js";
 import { Follow } from "./follow.js";
+import { problemView } from "./problem.js";
 import { questionView } from "./question.js";
 import { emptyAnswer, Run } from "./run.js";
 import { models } from "./server.js";
@@ -14,7 +15,7 @@ import { grow, onEnter } from "./typing.js";
 import { preferred, say, speak } from "./words.js";
 
 const SAVE_EVERY = 2000; // ms between saves of an answer that comes
-const ASK_AGAIN = 4000; // ms until the server is asked for its models again
+const ASK_AGAIN = 4; // seconds until the server is asked for its models again
 
 const $ = (id) => document.getElementById(id);
 
@@ -257,22 +258,20 @@ class Page {
     clearTimeout(this.later);
     try {
       this.models = await models(this.chosen.key);
-      $("trouble").hidden = true;
+      $("trouble").replaceChildren();
     } catch (error) {
-      this.#trouble(error.problem ?? { kind: "failed", detail: String(error.message) });
+      this.#trouble(error.problem ?? { kind: "failed", detail: String(error.message), wait: null });
     }
     this.#showModels();
   }
 
-  #trouble({ kind, detail }) {
-    const known = kind === "key" && this.chosen.key ? "wrongKey" : kind;
-    const own = ["unreachable", "key"].includes(kind) ? "" : detail;
-    const enter = make("button", { type: "button", text: say("enterKey") });
-    enter.addEventListener("click", () => this.dialog.open(this.chosen, "key"));
-    $("trouble").replaceChildren(icon("alert"), make("span", { text: `${say(known)} ${own}` }));
-    if (kind === "key") $("trouble").append(enter);
-    else this.later = setTimeout(() => this.findModels(), ASK_AGAIN);
-    $("trouble").hidden = false;
+  #trouble(problem) {
+    const locked = problem.kind === "key";
+    const kind = locked && this.chosen.key ? "wrongKey" : problem.kind;
+    const enter = [say("enterKey"), () => this.dialog.open(this.chosen, "key")];
+    const known = { ...problem, kind, detail: locked ? "" : problem.detail };
+    $("trouble").replaceChildren(problemView(known, locked && enter));
+    if (!locked) this.later = setTimeout(() => this.findModels(), (problem.wait ?? ASK_AGAIN) * 1000);
   }
 
   #model() {

@@ -6,6 +6,6 @@
 None of that knows HTTP; sse.py sends what is made.
 """
 
-from deepmnn.serve.protocols import chat, completions
+from deepmnn.serve.protocols import chat, completions, messages, responses
 
-ROUTERS = (chat.router, completions.router)
+ROUTERS = (chat.router, completions.router, messages.router, responses.router)

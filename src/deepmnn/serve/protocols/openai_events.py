@@ -25,13 +25,19 @@ class OpenAIEvents:
         usage: of the answers.
     """
 
-    ping = ": ping\n\n"
-
     def __init__(self, head: dict[str, Any], options: StreamOptions | None, usage: Usage) -> None:
         self._head = "data: " + encode(head)[:-1]
         self._usage = usage
         self._last = bool(options and options.include_usage)
         self._always = bool(self._last and options and options.continuous_usage_stats)
+
+    def begin(self) -> str:
+        """Nothing: the first event is that of the first token."""
+        return ""
+
+    def ping(self) -> str:
+        """A comment."""
+        return ": ping\n\n"
 
     def event(self, choice: str, more: str = "") -> str:
         """An event with one choice; choice, more: fields as JSON text, without braces."""

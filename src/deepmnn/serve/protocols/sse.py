@@ -48,13 +48,13 @@ class Whole(Protocol):
 
 
 class Events(Protocol):
-    """Writes an answer as events while it grows; all that it returns is text to send.
+    """Writes an answer as events while it grows; all that it returns is text to send."""
 
-    Attributes:
-        ping: what is sent while there is nothing to say.
-    """
+    def begin(self) -> str:
+        """The events before the first chunk."""
 
-    ping: str
+    def ping(self) -> str:
+        """What is sent while there is nothing to say."""
 
     def chunk(self, chunk: Chunk) -> str:
         """The events of the next chunk."""
@@ -101,12 +101,14 @@ class EventStream(Response):
     async def _texts(self, scope: Scope, client: _Client) -> AsyncIterator[str]:
         """What is to be sent, to the end or to an error."""
         try:
+            if text := self._events.begin():
+                yield text
             while True:
                 try:
                     async with asyncio.timeout(PING_SECONDS):
                         chunks = await self._answer.some()
                 except TimeoutError:
-                    yield self._events.ping
+                    yield self._events.ping()
                     continue
                 if client.gone:
                     return

@@ -14,9 +14,14 @@ Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max", "ul
 
 
 class ThinkingSwitch(Body):
-    """DeepSeek's and Anthropic's switch. "adaptive" leaves it to the model."""
+    """DeepSeek's and Anthropic's switch.
+
+    type: "adaptive" leaves it to the chat template. display: "omitted" leaves the text of the
+    thinking out of the answer (Anthropic's API).
+    """
 
     type: Literal["enabled", "disabled", "adaptive", "auto", "between_tools"]
+    display: Literal["summarized", "omitted"] | None = None
 
 
 class Thinking(Body):

@@ -72,6 +72,7 @@ class Usage:
             "cache_creation_input_tokens": 0,
             "cache_read_input_tokens": self.cached_tokens,
             "output_tokens": self.completion_tokens,
+            "output_tokens_details": {"thinking_tokens": self.reasoning_tokens},
         }
 
     def timings(self) -> dict[str, Any]:

@@ -123,6 +123,12 @@ class DeepSeekFormat:
 
     def __init__(self, special: frozenset[str], *, fenced: bool) -> None:
         self.special, self._fenced = special, fenced
+        call = '{"ARGUMENT": VALUE}'
+        if fenced:
+            call = f"function{SEPARATOR}NAME\n{FENCE}\n{call}\n{_FENCE_END}"
+        else:
+            call = f"NAME{SEPARATOR}{call}"
+        self.example = f"{CALLS_BEGIN}{BEGIN}{call}{END}{CALLS_END}"
 
     def splitter(self) -> DeepSeekSplitter:
         """For one answer."""

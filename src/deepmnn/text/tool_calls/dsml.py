@@ -141,6 +141,9 @@ class DsmlFormat:
 
     def __init__(self, special: frozenset[str], tags: DsmlTags) -> None:
         self.special, self._tags = special, tags
+        parameter = f'{tags.parameter_begin} name="ARGUMENT" string="true|false">VALUE'
+        call = f'{tags.invoke_begin} name="NAME">\n{parameter}{tags.parameter_end}\n'
+        self.example = f"{tags.block_begin}\n{call}{tags.invoke_end}\n{tags.block_end}"
 
     def splitter(self) -> DsmlSplitter:
         """For one answer."""

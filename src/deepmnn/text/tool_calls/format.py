@@ -30,9 +30,12 @@ class ToolFormat(Protocol):
     Attributes:
         special: the special tokens among its markers. They are hidden from text, but the
             splitter must see them.
+        example: how a call is written, for a model that must be told; NAME, ARGUMENT and VALUE
+            stand for what differs.
     """
 
     special: frozenset[str]
+    example: str
 
     def splitter(self) -> ToolCallSplitter:
         """For one answer, from behind its reasoning."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from deepmnn.text.json_schema import checked_schema
 from deepmnn.text.tool_calls.format import Tool
 
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
+_NAME = re.compile(r'[^\s"<>`{}]{1,128}')
+"""OpenAI's API allows fewer characters; these are all that can be read in every format."""
 
 
 @dataclass(frozen=True)
@@ -30,22 +33,26 @@ def functions_of(tools: Sequence[Tool]) -> list[Function]:
 
 
 def _function(index: int, tool: Tool) -> Function:
-    match tool:
-        case {"type": "function", "function": {"name": str(name), **rest}} if name:
-            parameters = rest.get("parameters")
-            if parameters is None:
-                return Function(name, _NO_PARAMETERS)
-            if isinstance(parameters, Mapping):
-                schema = checked_schema(parameters, f"parameters of {shown(name)}")
-                return Function(name, {"type": "object", **schema})
-            raise RequestError(
-                f"the parameters of the tool {shown(name)} are {shown(parameters)}",
-                "a JSON schema, an object",
-            )
-    raise RequestError(
-        f"tool {index} is {shown(tool)}",
-        '{"type": "function", "function": {"name": ..., "parameters": a JSON schema}}',
-    )
+    function = tool.get("function") if isinstance(tool, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RequestError(
+            f"tool {index} is {shown(tool)}",
+            '{"type": "function", "function": {"name": ..., "parameters": a JSON schema}}',
+        )
+    name, parameters = function["name"], function.get("parameters")
+    if not _NAME.fullmatch(name):
+        raise RequestError(
+            f"a tool's name is {shown(name)}", "at most 128 letters, digits, dashes or underscores"
+        )
+    if parameters is None:
+        return Function(name, _NO_PARAMETERS)
+    if not isinstance(parameters, Mapping) or parameters.get("type", "object") != "object":
+        raise RequestError(
+            f"the parameters of the tool {name} are {shown(parameters)}",
+            "the JSON schema of an object",
+        )
+    schema = checked_schema(parameters, f"the schema of {name}")
+    return Function(name, {"type": "object", **schema})
 
 
 def quoted(text: str) -> str:

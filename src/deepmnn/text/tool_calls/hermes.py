@@ -96,6 +96,8 @@ class HermesSplitter(MarkerSplitter):
 class HermesFormat:
     """See the head of this file."""
 
+    example = f'{BEGIN}\n{{"name": "NAME", "arguments": {{"ARGUMENT": VALUE}}}}\n{END}'
+
     def __init__(self, special: frozenset[str] = frozenset()) -> None:
         self.special = special
 
