@@ -70,14 +70,14 @@ def served(asks: list[Ask], streams: int, step_ms: float, profiled: bool) -> Cos
 
 def engine_alone(asks: list[Ask], streams: int, step_ms: float) -> Cost:
     """The same numbers of tokens on the same engine, with no text and nobody who reads."""
-
-    from bench.serve.paced import paced_model
+    from bench.serve.paced import between_steps, paced_model
 
     import deepmnn
-    from deepmnn.engine.request import Request, result_of
+    from deepmnn.engine.request import Event, Request, result_of
 
-    model, ended = paced_model(step_ms / 1e3), SimpleQueue()  # type: ignore[var-annotated]
-    driver, rng = model.driver, random.Random(0)
+    model = paced_model(step_ms / 1e3)
+    ended: SimpleQueue[Event] = SimpleQueue()
+    driver, rng, backend = model.driver, random.Random(0), model.backend
 
     def run(count: int) -> None:
         params = deepmnn.SamplingParams(max_tokens=asks[0].tokens, ignore_eos=True)

@@ -151,7 +151,8 @@ def serve(port: int, result: Path, seconds: float, streams: int, profiled: bool)
             server._call(profiles[0].enable)
             model.driver.run(lambda engine: profiles[1].enable())
         server.ready(model)
-        server.wait()
+        server.handle_signals()
+        server.join()
         if profiled:
             model.driver.run(lambda engine: profiles[1].disable())
     backend: Any = model.backend
