@@ -297,11 +297,13 @@ def test_the_history_is_bounded_and_survives_damage(page: Page, chat: FakeChat) 
             keep("huge", 1000, "x".repeat(3_900_000));
             localStorage.setItem("deepmnn.conversation.bad", "{");
             localStorage.setItem("deepmnn.conversation.odd", '{"id": "odd", "messages": [null]}');
-            localStorage.setItem("deepmnn.settings", "[1");
+            localStorage.setItem("deepmnn.settings", '{"system": 5, "key": null, "seed": 7}');
         }"""
     )
     page.reload()
     ask(page, QUESTION)
+    assert chat.asked[0]["seed"] == 7
+    assert chat.asked[0]["messages"] == [{"role": "user", "content": QUESTION}]
     titles = texts(page, "#history .title")
     assert titles[:2] == [QUESTION, "huge"]
     assert len(titles) < 110
@@ -527,9 +529,13 @@ def test_the_view_follows_until_the_reader_scrolls_up(page: Page, chat: FakeChat
 
 @slow
 def test_an_answer_goes_on_while_another_conversation_is_open(page: Page, chat: FakeChat) -> None:
-    chat.answers["slow"] = [[("text", "one "), ("pause", 1), ("text", "two")]]
+    chat.answers["slow"] = [[("text", "one "), ("pause", 2), ("text", "two")]]
     ask(page, "slow", whole=False)
     page.wait_for_selector(".answer > .text p")
+    page.hover("#history li")
+    page.click("#history [aria-label=Rename]")
+    page.keyboard.press("Escape")  # ends the renaming, not the answer
+    assert texts(page, "#history .title") == ["slow"]
     page.click(".new")
     ask(page, QUESTION)
     page.wait_for_selector("#history li.running", state="detached")

@@ -13,13 +13,13 @@ export class AnswerView {
   #thoughts = null; // made with the first reasoning
   #calls = [];
 
-  /** answer: a message of a conversation. actions: {retry(), enterKey()}. */
-  constructor(answer, actions) {
+  /** answer: a message of a conversation. elapsed: as for `update`. actions: {retry(), enterKey()}. */
+  constructor(answer, elapsed, actions) {
     this.answer = answer;
     this.actions = actions;
     this.waiting = make("p", { class: "waiting" }, make("i"), make("span"));
     this.node = make("article", { class: "answer", "aria-label": say("answer") }, this.waiting, this.#text.node);
-    this.update(0);
+    this.update(elapsed);
   }
 
   /** Shows what is new. elapsed: ms since the question, while the answer comes. */

@@ -83,16 +83,19 @@ export class Conversations {
 }
 
 function sound(found, id) {
+  const texts = (message, ...names) => names.every((name) => typeof message?.[name] === "string");
+  const question = (message) => message.role === "user" && texts(message, "content");
+  const answer = (message) =>
+    message.role === "assistant" &&
+    texts(message, "content", "reasoning") &&
+    Array.isArray(message.toolCalls) &&
+    message.toolCalls.every((call) => texts(call, "name", "arguments")) &&
+    message.times instanceof Object;
   return (
-    found !== null &&
+    texts(found, "title") &&
     found.id === id &&
-    typeof found.title === "string" &&
     Number.isFinite(found.changed) &&
     Array.isArray(found.messages) &&
-    found.messages.every(
-      (message) =>
-        typeof message?.content === "string" &&
-        (message.role === "user" || (message.role === "assistant" && Array.isArray(message.toolCalls))),
-    )
+    found.messages.every((message) => message && (question(message) || answer(message)))
   );
 }

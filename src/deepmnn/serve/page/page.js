@@ -57,6 +57,7 @@ class Page {
       if (this.#drawer()) this.toggleSidebar();
       else this.running?.stop();
     });
+    addEventListener("resize", () => grow($("question")));
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.#appear());
     addEventListener("hashchange", () => this.open(location.hash.slice(1)));
     addEventListener("pagehide", () => this.runs.forEach((run) => this.conversations.save(run.conversation)));
@@ -174,7 +175,7 @@ class Page {
       const before = () => this.current.messages.slice(0, at);
       if (message.role === "user")
         return questionView(message, (content) => this.ask([...before(), { role: "user", content }]));
-      const view = new AnswerView(message, {
+      const view = new AnswerView(message, this.running?.elapsed ?? 0, {
         retry: () => this.ask(before()),
         enterKey: () => this.dialog.open(this.chosen, "key"),
       });

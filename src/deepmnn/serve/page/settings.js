@@ -18,8 +18,13 @@ const DEFAULTS = {
 
 export function load() {
   const found = storage.read("settings");
-  const known = Object.entries(found ?? {}).filter(([name]) => name in DEFAULTS);
+  const known = Object.entries(found ?? {}).filter(([name, value]) => sound(DEFAULTS[name], value));
   return { ...DEFAULTS, ...Object.fromEntries(known) };
+}
+
+function sound(byDefault, value) {
+  if (byDefault === null) return value === null || ["string", "number", "boolean"].includes(typeof value);
+  return typeof value === typeof byDefault; // never, where there is no such setting
 }
 
 export function save(settings) {

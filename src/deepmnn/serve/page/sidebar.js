@@ -54,7 +54,9 @@ export class Sidebar {
     field.addEventListener("keydown", (event) => {
       if (event.isComposing || event.keyCode === 229) return;
       if (event.key === "Enter") finish(field.value);
-      if (event.key === "Escape") finish(title);
+      if (event.key !== "Escape") return;
+      event.stopPropagation(); // it stops no answer
+      finish(title);
     });
     entry.replaceChildren(field);
     field.focus();
