@@ -35,7 +35,7 @@ def opened(
     seen: what is there when the page can be used; by default, the model's name.
     """
     context = browser.new_context(**{"locale": "en-US", "color_scheme": "light"} | options)
-    context.set_default_timeout(10_000)
+    context.set_default_timeout(60_000)
     page = context.new_page()
     asked: list[str] = []
     wrong: list[str] = []

@@ -24,7 +24,7 @@ from deepmnn.serve.run import Server
 
 KEY = "sk-test-0123456789"
 
-router = APIRouter()
+router = APIRouter(include_in_schema=False)
 
 
 @router.post("/test/stream")

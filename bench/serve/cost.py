@@ -16,8 +16,9 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 from time import perf_counter, process_time, sleep
-from typing import Annotated
+from typing import Annotated, Any, cast
 
 import typer
 from bench.peers.child import ChildError
@@ -30,10 +31,14 @@ WARM_REQUESTS = 32
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a load: processor seconds of the server, tokens, and the profiler's seconds by part."""
+    """Of a load: processor seconds of the server, and tokens.
+
+    between: seconds from one step to the next. parts: the profiler's seconds.
+    """
 
     seconds: float
     tokens: int
+    between: float
     parts: dict[str, float]
 
     @property
@@ -47,7 +52,7 @@ def served(asks: list[Ask], streams: int, step_ms: float, profiled: bool) -> Cos
     with tempfile.TemporaryDirectory() as place:
         result, log = Path(place) / "result.json", Path(place) / "log"
         command = [sys.executable, "-m", "bench.serve.paced"]
-        tail = [str(result), str(step_ms), *(["profile"] if profiled else [])]
+        tail = [str(result), str(step_ms), str(streams), *(["profile"] if profiled else [])]
         with Running(lambda port: [*command, str(port), *tail], log, 120) as running:
             target = running.target
             asyncio.run(Clients(asks[:WARM_REQUESTS], streams)(target))  # type: ignore[arg-type]
@@ -59,21 +64,20 @@ def served(asks: list[Ask], streams: int, step_ms: float, profiled: bool) -> Cos
             replies = [exchange.read() for exchange in exchanges]
             if errors := [reply.error for reply in replies if reply.error]:
                 raise ChildError(errors[0])
-        parts = json.loads(result.read_text())["parts"] if result.exists() else {}
-    return Cost(seconds, sum(reply.tokens for reply in replies), parts)
+        found = json.loads(result.read_text())
+    return Cost(seconds, sum(reply.tokens for reply in replies), **found)
 
 
 def engine_alone(asks: list[Ask], streams: int, step_ms: float) -> Cost:
     """The same numbers of tokens on the same engine, with no text and nobody who reads."""
-    from queue import SimpleQueue
-
-    from bench.serve.paced import paced_model
+    from bench.serve.paced import between_steps, paced_model
 
     import deepmnn
-    from deepmnn.engine.request import Request, result_of
+    from deepmnn.engine.request import Event, Request, result_of
 
-    model, ended = paced_model(step_ms / 1e3), SimpleQueue()  # type: ignore[var-annotated]
-    driver, rng = model.driver, random.Random(0)
+    model = paced_model(step_ms / 1e3)
+    ended: SimpleQueue[Event] = SimpleQueue()
+    driver, rng, backend = model.driver, random.Random(0), model.backend
 
     def run(count: int) -> None:
         params = deepmnn.SamplingParams(max_tokens=asks[0].tokens, ignore_eos=True)
@@ -87,7 +91,9 @@ def engine_alone(asks: list[Ask], streams: int, step_ms: float) -> Cost:
     run(2)
     before, rounds = process_time(), -(-len(asks) // streams)
     run(rounds)
-    return Cost(process_time() - before, rounds * streams * asks[0].tokens, {})
+    seconds = process_time() - before
+    between = between_steps(cast(Any, backend), streams)
+    return Cost(seconds, rounds * streams * asks[0].tokens, between, {})
 
 
 def main(
@@ -117,9 +123,17 @@ def main(
     seen = sum(traced.parts.values()) or 1.0
     for part, seconds in traced.parts.items():
         print(f"| {part} | {total * seconds / seen:.0f} |")
-    print(f"\n{whole.tokens} tokens; {perf_counter() - began:.0f} s")
+    print(
+        f"\nFrom one step to the next: {1e3 * whole.between:.2f} ms; "
+        f"the engine alone {1e3 * alone.between:.2f} ms."
+    )
+    print(f"{whole.tokens} tokens; {perf_counter() - began:.0f} s")
     if out is not None:
-        fields = {"server": total, "engine": alone.microseconds, "parts": traced.parts}
+        fields = {
+            "server": {"microseconds": total, "between": whole.between},
+            "engine": {"microseconds": alone.microseconds, "between": alone.between},
+            "parts": traced.parts,
+        }
         out.write_text(json.dumps(fields, indent=1))
 
 

@@ -9,6 +9,7 @@ and every client's end is known on one clock. An answer that is gone by the next
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 from collections import Counter
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ class Ends:
 
 def measure(times: int, step_ms: float, rng: random.Random) -> tuple[Counter[int], list[float]]:
     """Steps that an abandoned answer still began with → how often; seconds until it was known."""
+    from deepmnn.serve.log import Log
     from deepmnn.serve.options import ServeOptions
     from deepmnn.serve.run import Server
 
@@ -47,7 +49,8 @@ def measure(times: int, step_ms: float, rng: random.Random) -> tuple[Counter[int
 
     with (
         patch.object(model.driver, "cancel", cancelled),
-        Server(ServeOptions(port=0), "bench") as server,
+        open(os.devnull, "w") as nowhere,
+        Server(ServeOptions(port=0), "bench", Log(nowhere)) as server,
     ):
         server.ready(model)
         target = Target(server.port, "bench")
@@ -77,7 +80,7 @@ async def _measure(
             raise SystemExit("the server has not noticed that a client left")
         end = ends.moments[0]
         known.append(end - left)
-        late[sum(begin > end and count == STREAMS for begin, count in backend.steps)] += 1
+        late[sum(begin > end and count == STREAMS for begin, _, count in backend.steps)] += 1
         for exchange in exchanges:
             exchange.abandon()
         await asyncio.sleep(4 * step_ms / 1e3)

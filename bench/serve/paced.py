@@ -1,9 +1,10 @@
 """A server whose engine computes nothing: what it takes is HTTP, text and scheduling alone.
 
-    python -m bench.serve.paced PORT RESULT STEP_MS [profile]
+    python -m bench.serve.paced PORT RESULT STEP_MS STREAMS [profile]
 
 It serves tiny-r1 with a backend that sleeps for each step and then gives tokens of its own. At the
-end (SIGTERM) it writes RESULT, a JSON file: processor time of each thread, by part with `profile`.
+end (SIGTERM) it writes RESULT, a JSON file: the time between steps of STREAMS answers, and with
+`profile` processor time by part.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ from __future__ import annotations
 import cProfile
 import json
 import sys
-import threading
 import time
 from collections import Counter
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -56,7 +58,7 @@ class PacedBackend:
     """Gives random printable tokens, one for each sequence after `seconds` of sleep.
 
     Attributes:
-        steps: (begin, sequences) of each step, begin in seconds of perf_counter.
+        steps: (begin, end, sequences) of each step, in seconds of perf_counter.
     """
 
     max_sequences: int | None = None
@@ -65,7 +67,7 @@ class PacedBackend:
 
     def __init__(self, tokenizer: Any, vocab_size: int, seconds: float) -> None:
         self.vocab_size, self.seconds = vocab_size, seconds
-        self.steps: list[tuple[float, int]] = []
+        self.steps: list[tuple[float, float, int]] = []
         plain = [i for i in range(vocab_size) if tokenizer.decode([i]).isascii()]
         plain = [i for i in plain if tokenizer.decode([i]).strip()]
         self._tokens = np.random.default_rng(0).choice(plain, 4099).tolist()
@@ -76,9 +78,9 @@ class PacedBackend:
         return Cache(blocks, block_size)
 
     def step(self, cache: object, batch: Batch) -> F32:
-        self.steps.append((time.perf_counter(), len(batch.context_lengths)))
-        if self.seconds:
-            time.sleep(self.seconds)
+        begin = time.perf_counter()
+        time.sleep(self.seconds)
+        self.steps.append((begin, time.perf_counter(), len(batch.context_lengths)))
         return self._logits[: len(batch.logit_rows)]
 
     def run(self, cache: object, batch: Batch) -> dict[str, F32]:
@@ -108,13 +110,14 @@ def paced_model(seconds: float) -> deepmnn.LLM:
     return deepmnn.LLM(real.artifact, real.text_files, backend, real.options)
 
 
-def thread_seconds() -> dict[str, float]:
-    """Processor time of every thread of this process that Python knows."""
-    return {
-        thread.name: time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
-        for thread in threading.enumerate()
-        if thread.ident is not None
-    }
+def between_steps(backend: PacedBackend, sequences: int) -> float:
+    """Median seconds from the end of a step to the next one's begin, while so many answers run."""
+    pairs = [
+        begin - end
+        for (_, end, count), (begin, _, following) in pairwise(backend.steps)
+        if count == following == sequences
+    ]
+    return median(pairs) if pairs else 0.0
 
 
 def parts(profiles: list[cProfile.Profile]) -> dict[str, float]:
@@ -136,7 +139,7 @@ def _part(file: str) -> str:
     return next((part for piece, part in PARTS.items() if piece in file), "other")
 
 
-def serve(port: int, result: Path, seconds: float, profiled: bool) -> None:
+def serve(port: int, result: Path, seconds: float, streams: int, profiled: bool) -> None:
     from deepmnn.serve.options import ServeOptions
     from deepmnn.serve.run import Server
 
@@ -148,13 +151,15 @@ def serve(port: int, result: Path, seconds: float, profiled: bool) -> None:
             server._call(profiles[0].enable)
             model.driver.run(lambda engine: profiles[1].enable())
         server.ready(model)
-        server.wait()
+        server.handle_signals()
+        server.join()
         if profiled:
             model.driver.run(lambda engine: profiles[1].disable())
-    answer = {"threads": thread_seconds(), "parts": parts(profiles)}
+    backend: Any = model.backend
+    answer = {"between": between_steps(backend, streams), "parts": parts(profiles)}
     result.write_text(json.dumps(answer))
 
 
 if __name__ == "__main__":
-    port, result, step_ms, *rest = sys.argv[1:]
-    serve(int(port), Path(result), float(step_ms) / 1e3, rest == ["profile"])
+    port, result, step_ms, streams, *rest = sys.argv[1:]
+    serve(int(port), Path(result), float(step_ms) / 1e3, int(streams), rest == ["profile"])

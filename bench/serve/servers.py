@@ -9,9 +9,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from types import TracebackType
+from typing import Protocol
 from urllib.error import URLError
 from urllib.request import urlopen
 
@@ -43,8 +45,13 @@ class Room:
         return self.sequences * -(-self.tokens // PAGE) * PAGE
 
 
-Command = Callable[[Path, int, Room, int, Path | None], list[str]]
-"""(model, port, room, threads, source) → what starts the server."""
+class Command(Protocol):
+    """What starts a server."""
+
+    def __call__(
+        self, model: Path, port: int, room: Room, threads: int, source: Path | None
+    ) -> list[str]:
+        """source: the checkout of a peer."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +119,16 @@ def version(kind: Kind, source: Path | None) -> str:
 class Running:
     """A server on a free port of this machine, from its first good answer to its end.
 
-    log: the file for what it prints. seconds: how long it may take to start.
+    log: the file for what it prints. seconds: how long it may take to start. place: its working
+    directory, where llama-server leaves a log of its own.
 
     Raises ChildError when it ends, or does not get ready.
     """
 
-    def __init__(self, command: Callable[[int], list[str]], log: Path, seconds: float) -> None:
-        self._command, self._log, self._seconds = command, log, seconds
+    def __init__(
+        self, command: Callable[[int], list[str]], log: Path, seconds: float, place: Path = ROOT
+    ) -> None:
+        self._command, self._log, self._seconds, self._place = command, log, seconds, place
 
     def __enter__(self) -> Running:
         port = free_port()
@@ -126,7 +136,7 @@ class Running:
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(
                 self._command(port),
-                cwd=ROOT,
+                cwd=self._place,
                 env=os.environ | {"HF_HUB_OFFLINE": "1"},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
@@ -188,7 +198,8 @@ def start(
 ) -> Running:
     """A server of that kind. Its files are read first, so that it does not wait for the disk."""
     read_files(model)
-    return Running(lambda port: kind.command(model, port, room, threads, source), log, seconds)
+    command = partial(kind.command, model, room=room, threads=threads, source=source)
+    return Running(command, log, seconds, log.parent)
 
 
 def free_port() -> int:

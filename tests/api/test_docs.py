@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 import deepmnn
-from tiny_llm import load
+from deepmnn.cli.options import bundled
 
 PAGE = Path(__file__).parents[2] / "docs" / "python.md"
 
 
-def test_the_examples_run(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_examples_run(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
-    model = load(artifact, "cpu", threads=1)
+    model = deepmnn.load(bundled(), threads=1)
 
     def open_tiny(name: str) -> Any:
         asked.append(name)
@@ -29,6 +29,8 @@ def test_the_examples_run(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> No
         exec(example, names)
     assert len(examples) >= 4
     assert asked == ["r1-w4"]
+    assert names["schema"]["required"] == ["sum"]
+    assert names["chat"].tools == [names["add"]]
     assert len(names["first"].ids) == 20
     assert names["first"].ids != names["second"].ids
     assert (len(names["story"].ids), len(names["total"].ids)) == (20, 3)

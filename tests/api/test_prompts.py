@@ -16,7 +16,8 @@ import transformers
 from deepmnn import LLM, SamplingParams
 from deepmnn.api.chat import Chat
 from deepmnn.errors import ContextLengthError, RequestError
-from deepmnn.text.tool_prompt import tell_tools
+from deepmnn.text.tool_calls import tool_format
+from deepmnn.text.tool_prompt import describe_tools, tell_tools
 from tiny_llm import CHAT, IDS
 
 FIVE = SamplingParams(max_tokens=5, ignore_eos=True)
@@ -182,14 +183,34 @@ def test_conversations(model: LLM, messages: Any, plain: str) -> None:
     assert alone.prompt_tokens == len(wanted)
 
 
-def test_calls_are_told_in_text_where_the_template_knows_none(model: LLM) -> None:
-    call = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
-    turns = [*CHAT, {"role": "assistant", "content": None, "tool_calls": [call]}]
-    turns += [{"role": "tool", "content": "4"}]
-    assert model.encode(turns) == model.tokenizer.encode_chat(tell_tools(turns, []))
-    tools = [{"type": "function", "function": {"name": "f"}}]
-    assert model.encode(Chat(turns, tools)) == model.tokenizer.encode_chat(tell_tools(turns, tools))
-    assert model.encode(Chat(turns, tools, tool_choice="none")) == model.encode(turns)
+CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
+CALLED = [
+    *CHAT,
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "content": "4"},
+]
+TOOLS = [{"type": "function", "function": {"name": "f"}}]
+
+
+def test_calls_are_written_as_the_template_writes_them(model: LLM) -> None:
+    """R1's knows calls, and no tools: those stand in the system message, with its own markers."""
+    form = tool_format(model.tokenizer)
+    assert form is not None
+    assert model.encode(CALLED) == model.tokenizer.encode_chat(CALLED)
+    told = describe_tools(CALLED, TOOLS, form)
+    assert "<｜tool▁calls▁begin｜>" in told[0]["content"]
+    assert model.encode(Chat(CALLED, TOOLS)) == model.tokenizer.encode_chat(told)
+    assert model.encode(Chat(CALLED, TOOLS, tool_choice="none")) == model.encode(CALLED)
+
+
+def test_calls_are_told_in_text_where_the_template_knows_none(
+    model: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepmnn.api.requests.tool_format", lambda tokenizer: None)
+    assert model.encode(CALLED) == model.tokenizer.encode_chat(tell_tools(CALLED, []))
+    told = tell_tools(CALLED, TOOLS)
+    assert model.encode(Chat(CALLED, TOOLS)) == model.tokenizer.encode_chat(told)
+    assert model.encode(Chat(CALLED, TOOLS, tool_choice="none")) == model.encode(CALLED)
 
 
 IMPOSSIBLE: dict[str, Any] = {

@@ -95,8 +95,8 @@ def test_a_conversation_is_tokenised_with_the_template(http: httpx.Client) -> No
         ("/tokenize", {"messages": [{"content": "no role"}]}, None),
         ("/tokenize", {"messages": "x"}, "messages"),
         ("/tokenize", [], None),
-        ("/detokenize", {"tokens": [-1]}, "tokens.0"),
-        ("/detokenize", {"tokens": [1, 1 << 40]}, "tokens.1"),
+        ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
+        ("/detokenize", {"tokens": [1, 1 << 40]}, "tokens[1]"),
         ("/detokenize", {}, "tokens"),
     ],
 )

@@ -75,10 +75,10 @@ def test_a_key_of_any_bytes_is_compared(server: Server) -> None:
         assert status(exchange(server, sent)) == 401
 
 
-def test_health_is_open(server: Server) -> None:
+def test_health_and_the_page_are_open(server: Server) -> None:
     with client(server) as http:
-        assert http.get("/health").status_code == 200
-        assert http.get("/").status_code == 404  # the page's place
+        for path in ("/health", "/", "/page/page.js"):
+            assert http.get(path).status_code == 200
 
 
 def test_anthropics_clients_get_their_error(server: Server) -> None:

@@ -32,7 +32,8 @@ RENDER = """async (pieces) => {
         if (node.nodeType === 3) return node.data;
         if (node.className === "code") node = node.querySelector("pre");
         if (node.className === "table") node = node.querySelector("table");
-        const side = ["math", "center", "end"].includes(node.className) ? `.${node.className}` : "";
+        if (node.className === "math") return [`${node.localName}.math`, "", node.textContent];
+        const side = ["center", "end"].includes(node.className) ? `.${node.className}` : "";
         const tag = node.localName + side;
         const fact = node.getAttribute("href") ?? node.getAttribute("start") ?? "";
         return [tag, fact, ...[...node.childNodes].map(tree)];
@@ -129,6 +130,7 @@ SAMPLES = {
     "quotes": "> a\n> b\n>\n> - c\n>   d\n>\n> > e\n\nf\n> g\nlazy",
     "fences": "```python\nx = 1\n\n  y\n```\ntext\n~~~\n```\n~~~\n````md\n```\n````\n```\nopen",
     "tables": "| a | b | c |\n|:--|:-:|--:|\n| 1 | **2** | `3` |\n| x \\| y | |\n\nafter",
+    "long code": "```c\n" + "int x = 1; /* a\n\n b */ 'c'\n" * 120 + "```\nend",
     "bare tables": "a | b\n- | -\n1 | 2",
     "no tables": "a | b\nc | d\n\n|---|\n\nx\n|--|--|",
     "rules": "a\n\n---\n\n***\n\n_ _ _\n\nb",

@@ -35,7 +35,7 @@ def until(condition: object, seconds: float = 30) -> None:
 
 def test_draining_lets_what_runs_end_and_refuses_the_rest() -> None:
     with served(tiny_r1(), drain_timeout=60) as server, client(server) as http:
-        with http.stream("POST", "/test/stream", json={"max_tokens": 1500}) as answer:
+        with http.stream("POST", "/test/stream", json={"max_tokens": 1000}) as answer:
             lines = answer.iter_lines()
             next(lines)
             server.drain()
@@ -172,23 +172,40 @@ def command(*arguments: str, **environment: str) -> Iterator[tuple[subprocess.Po
         process.communicate()
 
 
-def test_the_command_serves_and_drains(tmp_path: object) -> None:
-    with command() as (process, url):
+def test_the_command_serves_and_a_second_signal_ends_it_at_once() -> None:
+    endless = {"prompt": "x", "stream": True, "ignore_eos": True, "n": 64, "max_tokens": 4000}
+    with command() as (process, url), httpx.Client(base_url=url, trust_env=False) as http:
         assert process.stdout is not None
         assert process.stdout.readline() == "Try:\n"
         assert f"curl {url}/v1/chat/completions" in process.stdout.readline()
-        assert httpx.get(f"{url}/health", trust_env=False).json() == {"status": "ready"}
-        assert httpx.get(f"{url}/v1/models", trust_env=False).json()["data"][0]["id"] == "tiny-r1"
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert http.get("/v1/models").json()["data"][0]["id"] == "tiny-r1"
+        with http.stream("POST", "/v1/completions", json=endless) as answer:
+            lines = answer.iter_lines()
+            next(lines)
+            process.send_signal(signal.SIGINT)
+            until(lambda: http.get("/health").json() == {"status": "draining"})
+            next(lines)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 128 + signal.SIGTERM
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(lines)
         assert process.stderr is not None
         log = process.stderr.read()
-        assert '"event": "draining"' in log
-        assert '"path": "/v1/models"' in log
-        assert "Traceback" not in log
+    assert '"event": "draining"' in log
+    assert '"path": "/v1/models"' in log
+    assert "Traceback" not in log
 
 
-def test_ctrl_c_is_a_signal_to_end_too() -> None:
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_one_signal_is_a_good_end(number: signal.Signals) -> None:
     with command() as (process, _):
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         assert process.wait(30) == 0
+
+
+def test_an_interrupt_while_the_model_loads_ends_the_server() -> None:
+    with pytest.raises(KeyboardInterrupt), served() as server:
+        raise KeyboardInterrupt
+    with pytest.raises(OSError, match="refused"):
+        connect(server)

@@ -11,15 +11,16 @@ import pytest
 
 from byte_tokenizer import write_tokenizer
 from deepmnn.text.tokenizer import Tokenizer
-from deepmnn.text.tool_calls import HermesFormat, ToolCall, ToolFormat, tool_format
+from deepmnn.text.tool_calls import ToolCall, ToolFormat, tool_format
 from deepmnn.text.tool_calls.call import add_deltas, joined
 from deepmnn.text.tool_calls.deepseek import MARKERS, DeepSeekFormat
 from deepmnn.text.tool_calls.dsml import DsmlFormat
 from deepmnn.text.tool_calls.dsml_tags import V32, V41
+from deepmnn.text.tool_calls.hermes import HermesFormat
 from deepmnn.text.tool_history import tool_messages
 from tool_templates import TEMPLATES, behind_assistant, tool_tokenizer
 
-HERMES = HermesFormat()
+HERMES = HermesFormat(frozenset())
 DEEPSEEK = DeepSeekFormat(frozenset(), fenced=True)
 DSML = DsmlFormat(frozenset(), V32)
 
@@ -355,5 +356,5 @@ def test_a_model_without_a_template_is_known_by_its_vocabulary(tmp_path: Path) -
 
 def test_examples_are_calls(answer: tuple[ToolFormat, str, str]) -> None:
     form = answer[0]
-    text = form.example.replace("VALUE", "1").replace("true|false", "false")
-    assert read(form, [text]) == ("", [ToolCall("NAME", '{"ARGUMENT": 1}')])
+    text = form.example.replace("<value>", "1").replace("true|false", "false")
+    assert read(form, [text]) == ("", [ToolCall("<function name>", '{"<argument>": 1}')])

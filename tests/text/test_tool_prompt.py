@@ -3,7 +3,8 @@
 import json
 import re
 
-from deepmnn.text.tool_prompt import tell_tools
+from deepmnn.text.tool_calls.deepseek import DeepSeekFormat
+from deepmnn.text.tool_prompt import describe_tools, tell_tools
 
 ADD = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 SUB = {"type": "function", "function": {"name": "sub", "description": "a − b"}}
@@ -57,3 +58,11 @@ def test_calls_and_results_become_text() -> None:
 def test_other_messages_stay_as_they_are() -> None:
     messages = [{"role": "system", "content": "Be brief."}, ASKED, {"role": "assistant"}]
     assert tell_tools(messages, []) == messages
+
+
+def test_a_model_is_shown_its_own_format() -> None:
+    form = DeepSeekFormat(frozenset(), fenced=True)
+    called = {"role": "assistant", "content": None, "tool_calls": [CALL]}
+    told = describe_tools([ASKED, called], [ADD], form)
+    assert told[1:] == [ASKED, called]
+    assert told[0]["content"].endswith(form.example)

@@ -18,8 +18,8 @@ from deepmnn.text.sampling_params import SamplingParams
 from deepmnn.text.stream import TextStream
 from deepmnn.text.tokenizer import Tokenizer
 from deepmnn.text.tool_calls import ToolFormat, generic_format, tool_format
-from deepmnn.text.tool_history import takes_tools, tool_messages
-from deepmnn.text.tool_prompt import tell_tools
+from deepmnn.text.tool_history import takes_tools, tool_messages, writes_calls
+from deepmnn.text.tool_prompt import describe_tools, tell_tools
 
 if TYPE_CHECKING:
     from deepmnn.api.llm import LLM
@@ -103,11 +103,15 @@ def _rendered(model: LLM, chat: Chat) -> str:
         names = {"thinking": chat.thinking, "enable_thinking": chat.thinking} | names
     messages = chat.messages
     if chat.offered or any(m.get("tool_calls") or m.get("role") == "tool" for m in messages):
-        if _own_format(model.tokenizer) is None:
+        form = _own_format(model.tokenizer)
+        if form is None:
             messages = tell_tools(messages, chat.offered)
         else:
             messages = tool_messages(model.tokenizer, messages)
-            names |= {"tools": chat.offered} if chat.offered else {}
+            if chat.offered and takes_tools(model.tokenizer):
+                names["tools"] = chat.offered
+            elif chat.offered:
+                messages = describe_tools(messages, chat.offered, form)
     text = model.tokenizer.apply_chat_template(messages, **names)
     if chat.thinking is False and _opens_reasoning(text):
         text = f"{text.rstrip()}\n\n{CLOSE}\n\n"
@@ -120,9 +124,9 @@ def _format(tokenizer: Tokenizer) -> ToolFormat:
 
 
 def _own_format(tokenizer: Tokenizer) -> ToolFormat | None:
-    """The template's; None where it knows no tools, or writes calls in a way that is not read."""
+    """The template's; None where it writes no calls, or writes them in a way that is not read."""
     found = tool_format(tokenizer)
-    return found if found is not None and takes_tools(tokenizer) else None
+    return found if found is not None and writes_calls(tokenizer) else None
 
 
 def _constraint(

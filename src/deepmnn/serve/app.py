@@ -42,6 +42,7 @@ def create_app(lifecycle: Lifecycle, options: ServeOptions, log: Log | None = No
         docs_url=None,  # their pages load scripts from other servers
         redoc_url=None,
         separate_input_output_schemas=False,
+        responses=OPENAI_ERRORS,  # of a router: what its API answers instead
     )
     app.state.lifecycle = lifecycle
     add_handlers(app)
@@ -103,4 +104,4 @@ _HEALTH: _Documented = {
     code: {"content": {"application/json": {"schema": {"type": "object"}}}} for code in (200, 503)
 }
 _METRICS: _Documented = {200: {"content": {"text/plain": {}}}}
-_NO_EMBEDDINGS: _Documented = {404: {"model": OpenAIError}, **OPENAI_ERRORS}
+_NO_EMBEDDINGS: _Documented = {404: {"model": OpenAIError}}

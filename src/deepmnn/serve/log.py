@@ -152,18 +152,24 @@ class Logged:
         scope.setdefault("state", {})["record"] = record
         names = [(name, record.id.encode()) for name in _ID_HEADERS]
         begun = time.perf_counter()
-        record.left = True
+        complete = False
+
+        async def got() -> Message:
+            message = await receive()
+            record.left |= message["type"] == "http.disconnect" and not complete
+            return message
 
         async def sent(message: Message) -> None:
-            if message["type"] == "http.response.body" and not message.get("more_body"):
-                record.left = False
+            nonlocal complete
+            if message["type"] == "http.response.body":
+                complete = not message.get("more_body")
             elif message["type"] == "http.response.start":
                 record.status = message["status"]
                 message["headers"] = [*message.get("headers", ()), *names]
             await send(message)
 
         try:
-            await self._app(scope, receive, sent)
+            await self._app(scope, got, sent)
         except Exception as error:
             self._log.error(record, error)
             if record.status is not None:

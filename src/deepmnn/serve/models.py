@@ -8,11 +8,11 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from deepmnn.serve.errors import OPENAI_ERRORS, RefusedError
+from deepmnn.serve.errors import RefusedError
 from deepmnn.serve.lifecycle import Ready
 from deepmnn.serve.service import Service
 
-router = APIRouter(responses=OPENAI_ERRORS, tags=["models"])
+router = APIRouter(tags=["models"])
 
 _STARTED = int(time.time())
 

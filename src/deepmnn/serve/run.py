@@ -1,8 +1,9 @@
 """Running a server: a thread with an event loop that listens from the start, and its end.
 
-with Server(options, name) as server:      # answers "loading"
-    server.ready(deepmnn.load(...))        # answers requests
-    server.wait()                          # until a signal, and what runs has ended
+with Server(options, name) as server:  # says "loading"
+    server.ready(deepmnn.load(...))  # answers requests
+    server.handle_signals()
+    server.join()  # until a signal, and what runs has ended
 """
 
 from __future__ import annotations

@@ -9,15 +9,15 @@ from pydantic import AliasChoices, BaseModel, Field
 
 from deepmnn.api.chat import Chat
 from deepmnn.errors import RequestError
-from deepmnn.serve.errors import OPENAI_ERRORS
+from deepmnn.serve.body import Body
 from deepmnn.serve.lifecycle import Ready
 
-router = APIRouter(responses=OPENAI_ERRORS, tags=["tokens"])
+router = APIRouter(tags=["tokens"])
 
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 
 
-class Tokenize(BaseModel):
+class Tokenize(Body):
     """What is to be tokenised: a text, or a conversation with the model's chat template.
 
     prompt: the text; llama.cpp's name is `content`.
@@ -41,7 +41,7 @@ class Tokens(BaseModel):
     tokens: list[int]
 
 
-class Detokenize(BaseModel):
+class Detokenize(Body):
     """Token ids that are to be text."""
 
     tokens: list[TokenId]

@@ -84,6 +84,7 @@ class Grammars:
             ) from error
         added = tokenizer.library.get_added_tokens_decoder()
         self._added = {token.content: index for index, token in added.items()}
+        self.most = np.empty((4 * -(-self.tokens.vocab_size // 32), 8), np.float32)
         self.open_id = self._added.get(OPEN)
         tags = (self._added.get(OPEN), self._added.get(CLOSE))
         self._silent = {i for i in added if tokenizer.special_text(i) and i not in tags}
@@ -178,6 +179,7 @@ class Constraint:
         """The last bytes of the reasoning, no more than `</think>` lacks; None outside of it."""
         self._may_open = inside_reasoning is False and grammars.open_id is not None
         self._words = np.zeros(-(-grammars.tokens.vocab_size // 32), np.int32)
+        self._out = np.empty(grammars.vocab_size, np.float32)  # new memory would take longer
 
     def copy(self) -> Constraint:
         """Another one, for an answer that begins."""
@@ -186,19 +188,24 @@ class Constraint:
         return Constraint(self._grammars, matcher, self._inside_reasoning)
 
     def mask(self, logits: F32) -> F32:
-        """A copy of logits [vocab_size], minus infinity where a token may not come next.
+        """The logits [vocab_size] with minus infinity where a token may not come next.
 
-        Raises RequestError when the grammar is too complex at this point, or leads to nothing.
+        They are this constraint's own copy, until the next call. Only the engine's thread makes
+        masks: all constraints of a model use the same memory meanwhile. Raises RequestError when
+        the grammar is too complex at this point, or leads to nothing.
         """
         if self._reasoning is not None:
-            out = logits.copy()
+            out = self._out
+            np.copyto(out, logits)
             out[self._grammars.barred_from_reasoning(len(self._reasoning))] = -np.inf
             return out
         words = self._words
         self._matcher.unsafe_compute_mask_ptr(words.ctypes.data, words.nbytes)
         self._check()
-        most = _MOST.take(words.view(np.uint8), axis=0).reshape(-1)[: len(logits)]
-        out = np.minimum(logits, most)
+        most = self._grammars.most
+        # "clip" is never needed, and spares a copy.
+        _MOST.take(words.view(np.uint8), axis=0, out=most, mode="clip")
+        out = np.minimum(logits, most.reshape(-1)[: len(logits)], out=self._out)
         ends = self._grammars.ends
         out[ends] = logits[ends] if self._matcher.is_accepting() else -np.inf
         if self._may_open:

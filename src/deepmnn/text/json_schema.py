@@ -19,9 +19,8 @@ MOST_PATTERN_PROPERTIES = 32
 _SPACE = r"\x20|\x0A[\x20\x09]{0,16}"
 _EXPECTED = "a JSON schema: a dict of what JSON holds, or True"
 
-_FORMATS = {
-    *("date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uri", "uuid")
-}
+_DATES = ("date", "date-time", "duration", "time")
+_FORMATS = (*_DATES, "email", "hostname", "ipv4", "ipv6", "uri", "uuid")
 """Those that llguidance knows."""
 
 _NO_SCHEMAS = ("const", "enum", "default", "examples")

@@ -1,7 +1,9 @@
 """Tools for a model whose chat template knows none: told of in the messages themselves.
 
-The words are those of the Hermes format (NousResearch/Hermes-Function-Calling), which many small
-models have been trained with. Calls in it are read by `tool_calls.hermes`.
+Where the template writes calls, the model has a format of its own, and is shown that one
+(DeepSeek V3, R1 and V3.1). For others the words are those of the Hermes format
+(NousResearch/Hermes-Function-Calling), which many small models have been trained with. Calls in
+it are read by `tool_calls.hermes`.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from contextlib import suppress
 from typing import Any
 
 from deepmnn.text.chat_template import Message
+from deepmnn.text.tool_calls.format import ToolFormat
+from deepmnn.text.tool_calls.hermes import HermesFormat
 
 _HEAD = """\
 # Tools
@@ -23,10 +27,19 @@ You may call one or more of these functions to answer. Each line is the JSON sch
 _TAIL = """
 </tools>
 
-To call a function, answer with its name and its arguments as JSON between these tags:
-<tool_call>
-{"name": "<function name>", "arguments": {"<argument>": <value>}}
-</tool_call>"""
+To call a function, answer with its name and its arguments as JSON in this form:
+"""
+
+
+def describe_tools(
+    messages: Sequence[Message], tools: Sequence[Mapping[str, Any]], form: ToolFormat
+) -> list[Message]:
+    """The conversation with the tools at the end of its system message, and how to call them."""
+    described = _HEAD + "\n".join(map(_json, tools)) + _TAIL + form.example
+    if messages and messages[0].get("role") == "system":
+        said = "\n\n".join([*_said(messages[0]), described])
+        return [{**messages[0], "content": said}, *messages[1:]]
+    return [{"role": "system", "content": described}, *messages]
 
 
 def tell_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
@@ -44,13 +57,7 @@ def tell_tools(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) 
             told.append({"role": "assistant", "content": "\n".join([*_said(message), *calls])})
         else:
             told.append(message)
-    if not tools:
-        return told
-    described = _HEAD + "\n".join(map(_json, tools)) + _TAIL
-    if told and told[0].get("role") == "system":
-        said = "\n\n".join([*_said(told[0]), described])
-        return [{**told[0], "content": said}, *told[1:]]
-    return [{"role": "system", "content": described}, *told]
+    return describe_tools(told, tools, HermesFormat(frozenset())) if tools else told
 
 
 def _answered(told: list[Message], result: str) -> list[Message]:

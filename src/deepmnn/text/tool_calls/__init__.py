@@ -14,7 +14,6 @@ from deepmnn.text.tool_calls.format import Marker, Tool, ToolCallSplitter, ToolF
 from deepmnn.text.tool_calls.hermes import BEGIN, END, HermesFormat
 
 __all__ = [
-    "HermesFormat",
     "Marker",
     "Tool",
     "ToolCall",

@@ -22,7 +22,12 @@ from collections.abc import Sequence
 
 from deepmnn.text.json_schema import json_rule
 from deepmnn.text.tool_calls.format import Marker, Tool
-from deepmnn.text.tool_calls.functions import functions_of, quoted
+from deepmnn.text.tool_calls.functions import (
+    EXAMPLE_ARGUMENTS,
+    EXAMPLE_NAME,
+    functions_of,
+    quoted,
+)
 from deepmnn.text.tool_calls.json_end import JsonEnd
 from deepmnn.text.tool_calls.splitter import MarkerSplitter, Step
 
@@ -123,11 +128,11 @@ class DeepSeekFormat:
 
     def __init__(self, special: frozenset[str], *, fenced: bool) -> None:
         self.special, self._fenced = special, fenced
-        call = '{"ARGUMENT": VALUE}'
+        name, call = EXAMPLE_NAME, EXAMPLE_ARGUMENTS
         if fenced:
-            call = f"function{SEPARATOR}NAME\n{FENCE}\n{call}\n{_FENCE_END}"
+            call = f"function{SEPARATOR}{name}\n{FENCE}\n{call}\n{_FENCE_END}"
         else:
-            call = f"NAME{SEPARATOR}{call}"
+            call = f"{name}{SEPARATOR}{call}"
         self.example = f"{CALLS_BEGIN}{BEGIN}{call}{END}{CALLS_END}"
 
     def splitter(self) -> DeepSeekSplitter:

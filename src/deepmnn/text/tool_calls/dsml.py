@@ -21,6 +21,7 @@ from typing import NoReturn
 from deepmnn.text.tool_calls.dsml_grammar import dsml_grammar
 from deepmnn.text.tool_calls.dsml_tags import DsmlTags
 from deepmnn.text.tool_calls.format import Marker, Tool
+from deepmnn.text.tool_calls.functions import EXAMPLE_NAME
 from deepmnn.text.tool_calls.json_end import JsonEnd
 from deepmnn.text.tool_calls.splitter import MarkerSplitter, Step
 
@@ -141,8 +142,8 @@ class DsmlFormat:
 
     def __init__(self, special: frozenset[str], tags: DsmlTags) -> None:
         self.special, self._tags = special, tags
-        parameter = f'{tags.parameter_begin} name="ARGUMENT" string="true|false">VALUE'
-        call = f'{tags.invoke_begin} name="NAME">\n{parameter}{tags.parameter_end}\n'
+        parameter = f'{tags.parameter_begin} name="<argument>" string="true|false"><value>'
+        call = f'{tags.invoke_begin} name="{EXAMPLE_NAME}">\n{parameter}{tags.parameter_end}\n'
         self.example = f"{tags.block_begin}\n{call}{tags.invoke_end}\n{tags.block_end}"
 
     def splitter(self) -> DsmlSplitter:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,9 +12,12 @@ from deepmnn.text.tool_calls.dsml_tags import DSML, DsmlTags
 from deepmnn.text.tool_calls.format import Marker, Tool
 from deepmnn.text.tool_calls.functions import functions_of, quoted
 
-_PLAIN = {"type", "properties", "required", "additionalProperties", "description", "title"}
-_DEFINITIONS = ("$defs", "definitions")
-_PLAIN_TEXT = {"type", "description", "title", "default", "examples", "enum", "const"}
+_NOTES = {"$schema", "title", "description", "default", "examples"}
+_DEFINITIONS = {"$defs", "definitions"}
+_PLAIN = {"type", "properties", "required", "additionalProperties"} | _NOTES | _DEFINITIONS
+_TEXT = {"type", "enum", "const"} | _NOTES
+_REFERENCE = re.compile(r'"\$(?:ref|dynamicRef)": "(?!#/(?:\$defs|definitions)/)')
+"""Elsewhere than to the definitions: a property's schema by itself has no such place."""
 
 
 def dsml_grammar(tags: DsmlTags, tools: Sequence[Tool], marker: Marker, *, parallel: bool) -> str:
@@ -47,46 +52,34 @@ class _Grammar:
         return f" {self._marker(DSML)} ".join(quoted(piece) for piece in text.split(DSML))
 
     def _body(self, name: str, schema: Mapping[str, Any]) -> str:
-        definitions = {key: schema[key] for key in _DEFINITIONS if key in schema}
         properties = schema.get("properties", {})
-        required = schema.get("required", ())
-        plain = (
-            set(schema) <= _PLAIN | set(_DEFINITIONS)
-            and isinstance(properties, Mapping)
-            and set(required) <= set(properties)
-            and not any('"' in key for key in properties)
-        )
-        if plain and not properties and schema.get("additionalProperties") is False:
+        if not properties and schema.get("additionalProperties") is False and _is_plain(schema):
             return '"\\n"'
-        if not plain or not properties:
+        if not properties or not _is_plain(schema):
             self._lines.append(f"{name}_json: {json_rule(schema)}")
             return f'{name}_json "\\n"'
-        pieces = []
+        definitions = {key: schema[key] for key in _DEFINITIONS & set(schema)}
+        required, pieces = schema.get("required", ()), []
         for number, (key, each) in enumerate(properties.items()):
             rule = f"{name}_{number}"
-            inner = {**each, **definitions} if isinstance(each, Mapping) else each
-            self._lines.append(f"{rule}: {self._parameter(rule, key, inner)}")
+            self._lines.append(f"{rule}: {self._parameter(rule, key, each, definitions)}")
             pieces.append(rule if key in required else f"{rule}?")
         blank = () if required else ('"\\n"?',)  # where no parameter is given
         return " ".join([*pieces, *blank])
 
-    def _parameter(self, rule: str, key: str, schema: Any) -> str:
-        tags = self._tags
-        is_text = (
-            isinstance(schema, Mapping)
-            and schema.get("type") == "string"
-            and set(schema) <= _PLAIN_TEXT | set(_DEFINITIONS)
-        )
+    def _parameter(
+        self, rule: str, key: str, schema: Mapping[str, Any], definitions: Mapping[str, Any]
+    ) -> str:
+        tags, is_text = self._tags, _is_text(schema)
         kind = "true" if is_text else "false"
         head = self._tag(f'{tags.parameter_begin} name="{key}" string="{kind}">')
         end = self._tag(f"{tags.parameter_end}\n")
         if not is_text:
-            self._lines.append(f"{rule}_value: {json_rule(schema)}")
+            self._lines.append(f"{rule}_value: {json_rule({**schema, **definitions})}")
             return f"{head} {rule}_value {end}"
-        values = [schema["const"]] if "const" in schema else schema.get("enum")
-        if values is not None:
-            return f"{head} ({' | '.join(quoted(str(value)) for value in values)}) {end}"
-        return f"{head} {self._any_text(rule)}"
+        if not {"enum", "const"} & set(schema):
+            return f"{head} {self._any_text(rule)}"
+        return f"{head} ({' | '.join(map(quoted, _values(schema)))}) {end}"
 
     def _any_text(self, rule: str) -> str:
         """Up to the end tag, and that: "</" alone is text, too."""
@@ -97,3 +90,35 @@ class _Grammar:
             return f"{rule}_text {marker} " + quoted(f"{name}>\n")
         self._lines.append(f"{rule}_text[lazy]: /(?s:.*)<\\/{DSML}{name}>/")
         return f'{rule}_text "\\n"'
+
+
+def _is_plain(schema: Mapping[str, Any]) -> bool:
+    """Whether a schema says which parameters there are, and nothing that goes beyond one."""
+    properties, required = schema.get("properties", {}), schema.get("required", [])
+    return (
+        set(schema) <= _PLAIN
+        and isinstance(properties, dict)
+        and isinstance(required, list)
+        and all(isinstance(each, dict) for each in properties.values())
+        and all(isinstance(key, str) and key in properties for key in required)
+        and not any('"' in key or DSML in key for key in properties)
+        and not _REFERENCE.search(json.dumps(schema))
+    )
+
+
+def _is_text(schema: Mapping[str, Any]) -> bool:
+    """Whether a parameter is text of any kind, or one of some texts. Other text comes as JSON."""
+    listed = bool({"enum", "const"} & set(schema))
+    values = _values(schema)
+    return (
+        schema.get("type") == "string"
+        and set(schema) <= _TEXT
+        and listed == bool(values)
+        and all(isinstance(value, str) and DSML not in value for value in values)
+    )
+
+
+def _values(schema: Mapping[str, Any]) -> list[Any]:
+    """What a parameter may be, where that is listed."""
+    found = [schema["const"]] if "const" in schema else schema.get("enum", [])
+    return found if isinstance(found, list) else [found]

@@ -30,8 +30,7 @@ class ToolFormat(Protocol):
     Attributes:
         special: the special tokens among its markers. They are hidden from text, but the
             splitter must see them.
-        example: how a call is written, for a model that must be told; NAME, ARGUMENT and VALUE
-            stand for what differs.
+        example: how a call is written, for a model that must be told.
     """
 
     special: frozenset[str]

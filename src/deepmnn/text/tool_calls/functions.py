@@ -12,6 +12,7 @@ from deepmnn.errors import RequestError, shown
 from deepmnn.text.json_schema import checked_schema
 from deepmnn.text.tool_calls.format import Tool
 
+EXAMPLE_NAME, EXAMPLE_ARGUMENTS = "<function name>", '{"<argument>": <value>}'
 _NO_PARAMETERS = {"type": "object", "properties": {}, "additionalProperties": False}
 _NAME = re.compile(r'[^\s"<>`{}]{1,128}')
 """OpenAI's API allows fewer characters; these are all that can be read in every format."""

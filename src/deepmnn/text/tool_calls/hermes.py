@@ -13,7 +13,12 @@ from collections.abc import Sequence
 
 from deepmnn.text.json_schema import json_rule
 from deepmnn.text.tool_calls.format import Marker, Tool
-from deepmnn.text.tool_calls.functions import functions_of, quoted
+from deepmnn.text.tool_calls.functions import (
+    EXAMPLE_ARGUMENTS,
+    EXAMPLE_NAME,
+    functions_of,
+    quoted,
+)
 from deepmnn.text.tool_calls.json_end import JsonEnd
 from deepmnn.text.tool_calls.splitter import MarkerSplitter, Step
 
@@ -96,9 +101,9 @@ class HermesSplitter(MarkerSplitter):
 class HermesFormat:
     """See the head of this file."""
 
-    example = f'{BEGIN}\n{{"name": "NAME", "arguments": {{"ARGUMENT": VALUE}}}}\n{END}'
+    example = f'{BEGIN}\n{{"name": "{EXAMPLE_NAME}", "arguments": {EXAMPLE_ARGUMENTS}}}\n{END}'
 
-    def __init__(self, special: frozenset[str] = frozenset()) -> None:
+    def __init__(self, special: frozenset[str]) -> None:
         self.special = special
 
     def splitter(self) -> HermesSplitter:
