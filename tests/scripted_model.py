@@ -23,26 +23,30 @@ _END = 1
 
 
 class ScriptedBackend(FakeBackend):
-    """says: the reasoning and the text of the next answers. pause: seconds of a step."""
+    """pause: seconds of a step."""
 
     def __init__(self, model: LLM) -> None:
         super().__init__(model.vocab_size)
         self._tokenizer = model.tokenizer
-        self._begin = self._tokenizer.token_id(MARKS[1])
         self.pause = 0.0
         self.says("")
 
-    def says(self, text: str) -> None:
-        """What follows "<think>" and a line break."""
-        turn = f"<think>\n{text}"
-        self._turn = [*self._tokenizer.encode(turn, add_special_tokens=False), _END]
+    def says(self, text: str, behind: str = f"{MARKS[1]}<think>\n") -> None:
+        """What the next answers say; behind: where prompts end, and nothing else does."""
+        self._answer = [*self._ids(text), _END]
+        self._behind = self._ids(behind)
 
     def logits_after(self, ids: list[int]) -> F32:
         logits = np.zeros(self.vocab_size, np.float32)
-        if self._begin in ids:
-            said = ids[::-1].index(self._begin)
-            logits[self._turn[min(said, len(self._turn) - 1)]] = 9
+        mark, last = self._behind, self._behind[-1]
+        for end in range(len(ids), len(mark) - 1, -1):
+            if ids[end - 1] == last and ids[end - len(mark) : end] == mark:
+                logits[self._answer[min(len(ids) - end, len(self._answer) - 1)]] = 9
+                break
         return logits
+
+    def _ids(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
 
     def step(self, cache: FakeCache, batch: Batch) -> F32:
         time.sleep(self.pause)

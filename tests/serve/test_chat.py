@@ -110,6 +110,15 @@ def test_sampling_is_that_of_the_engine(served: Served, client: openai.OpenAI) -
     assert len({c.message.reasoning_content for c in answer.choices}) > 1
 
 
+def test_what_was_cached_is_counted(served: Served, client: openai.OpenAI) -> None:
+    system = {"role": "system", "content": "Add the numbers, one place after the other. " * 9}
+    for _ in range(2):
+        usage = create(client, messages=[system, *QUESTION], max_tokens=2).usage
+    cached = usage.prompt_tokens_details.cached_tokens
+    assert 0 < cached == served.asked[-1].sequence.cached_tokens < usage.prompt_tokens
+    assert usage.prompt_cache_miss_tokens == usage.prompt_tokens - cached
+
+
 def test_what_others_write_for_off(client: openai.OpenAI) -> None:
     greedy = create(client, temperature=0, max_tokens=20).choices[0].message
     off = {"top_k": -1, "seed": -1}

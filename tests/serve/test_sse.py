@@ -19,7 +19,10 @@ from scripted_model import ScriptedBackend, scripted_model
 QUESTION = [{"role": "user", "content": "Why?"}]
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/chat/completions": {"messages": QUESTION, "n": 2},
-    "/v1/completions": {"prompt": ["<｜Assistant｜>", "a<｜Assistant｜>"], "max_tokens": 3000},
+    "/v1/completions": {
+        "prompt": [f"{start}<｜Assistant｜><think>\n" for start in ("", "a")],
+        "max_tokens": 3000,
+    },
     "/v1/messages": {"messages": QUESTION, "max_tokens": 3000},
     "/v1/responses": {"input": "Why?"},
 }

@@ -27,12 +27,20 @@ CLOSED = {
     "additionalProperties": False,
 }
 FIRST, SECOND = {"city": "Zürich", "days": 3}, {"city": 'Bern "B"'}
+
+
+def written(arguments: str) -> str:
+    """As DeepSeek-R1 writes it."""
+    head = "<｜tool▁call▁begin｜>function<｜tool▁sep｜>weather\n```json\n"
+    return f"{head}{arguments}\n```<｜tool▁call▁end｜>"
+
+
 SAID = (
-    "I look it up.</think>\n\nOne moment.\n"
-    f'<tool_call>\n{{"name": "weather", "arguments": {json.dumps(FIRST, ensure_ascii=False)}}}\n'
-    f'</tool_call>\n<tool_call>\n{{"name": "weather", "arguments": {json.dumps(SECOND)}}}\n'
-    "</tool_call>"
+    "I look it up.</think>\n\nOne moment.\n<｜tool▁calls▁begin｜>"
+    f"{written(json.dumps(FIRST, ensure_ascii=False))}\n{written(json.dumps(SECOND))}"
+    "<｜tool▁calls▁end｜>"
 )
+RESULTS_END = "<｜tool▁outputs▁end｜>"
 QUESTION: list[Any] = [{"role": "user", "content": "How is the weather?"}]
 
 
@@ -90,7 +98,7 @@ def test_chat(scripted: tuple[Served, ScriptedBackend]) -> None:
     found = [call.function.arguments for call in whole.message.tool_calls or ()]
     assert found == [call.function.arguments for call in calls]  # type: ignore[union-attr]
     # What is sent back reaches the model.
-    backend.says("Good.</think>\n\nIt rains.")
+    backend.says("It rains.", RESULTS_END)
     history = [
         *QUESTION,
         choice.message.model_dump(exclude_none=True),
@@ -148,7 +156,7 @@ def test_responses(scripted: tuple[Served, ScriptedBackend]) -> None:
         *call,
         "completed",
     ]
-    backend.says("Good.</think>\n\nIt rains.")
+    backend.says("It rains.", RESULTS_END)
     outputs = [
         {"type": "function_call_output", "call_id": call.call_id, "output": "Rain."}
         for call in calls
@@ -185,7 +193,7 @@ def test_messages(scripted: tuple[Served, ScriptedBackend]) -> None:
     ]
     assert final.stop_reason == "tool_use"
     assert final.usage.output_tokens == made.usage.output_tokens
-    backend.says("Good.</think>\n\nIt rains.")
+    backend.says("It rains.", RESULTS_END)
     results = [
         {
             "type": "tool_result",
@@ -196,7 +204,7 @@ def test_messages(scripted: tuple[Served, ScriptedBackend]) -> None:
     ]
     history: list[Any] = [*QUESTION, made.to_param(), {"role": "user", "content": results}]
     again = client.messages.create(messages=history, **fields)
-    assert [getattr(block, "text", None) for block in again.content] == [None, "It rains."]
+    assert [getattr(block, "text", None) for block in again.content] == ["It rains."]
     asked = served.model.tokenizer.decode(served.asked[-1].sequence.ids)
     assert asked.count("Rain.") == 2
     counted = client.messages.count_tokens(
@@ -207,7 +215,9 @@ def test_messages(scripted: tuple[Served, ScriptedBackend]) -> None:
 
 def test_arguments_that_are_no_json(scripted: tuple[Served, ScriptedBackend]) -> None:
     served, backend = scripted
-    backend.says('Hm.</think>\n\n<tool_call>\n{"name": "weather", "arguments": {"city": Bern}}')
+    backend.says(
+        f"Hm.</think>\n\n<｜tool▁calls▁begin｜>{written('{city: Bern}')}<｜tool▁calls▁end｜>"
+    )
     made = served.openai.chat.completions.create(model="x", messages=QUESTION, tools=CHAT_TOOLS)
     (call,) = made.choices[0].message.tool_calls or ()
     assert "Bern" in call.function.arguments  # type: ignore[union-attr]
@@ -223,6 +233,7 @@ def test_arguments_that_are_no_json(scripted: tuple[Served, ScriptedBackend]) ->
 
 def test_a_call_is_required(tiny: Served) -> None:
     fields: Any = {"model": "x", "max_tokens": 400, "temperature": 0}
+    fields |= {"reasoning_effort": "none", "parallel_tool_calls": False}
     named = {"type": "function", "function": {"name": "closed"}}
     for choice in (named, "required"):
         tools = CHAT_TOOLS if choice == named else CHAT_TOOLS[1:]
@@ -244,7 +255,6 @@ def test_a_call_is_required(tiny: Served) -> None:
         messages=QUESTION,
         tools=CHAT_TOOLS,
         tool_choice=allowed,
-        parallel_tool_calls=False,
         **fields,
     )
     (call,) = made.choices[0].message.tool_calls or ()
@@ -255,6 +265,7 @@ def test_a_call_is_required(tiny: Served) -> None:
         tools=RESPONSE_TOOLS,
         tool_choice={"type": "function", "name": "closed"},
         parallel_tool_calls=False,
+        reasoning={"effort": "none"},
         max_output_tokens=400,
         temperature=0,
     )
@@ -265,6 +276,7 @@ def test_a_call_is_required(tiny: Served) -> None:
         max_tokens=400,
         messages=QUESTION,
         tools=ANTHROPIC_TOOLS,
+        thinking={"type": "disabled"},
         tool_choice={"type": "tool", "name": "closed", "disable_parallel_tool_use": True},
     )
     assert message.stop_reason == "tool_use"

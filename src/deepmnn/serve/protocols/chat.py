@@ -20,7 +20,7 @@ from deepmnn.serve.lifecycle import Ready
 from deepmnn.serve.protocols.logprobs import chat_logprobs
 from deepmnn.serve.protocols.openai_events import OpenAIEvents, StreamOptions
 from deepmnn.serve.protocols.sampling import Sampling, joined
-from deepmnn.serve.protocols.sse import EventStream, encode, new_id, respond
+from deepmnn.serve.protocols.sse import STREAMED, EventStream, encode, new_id, respond
 from deepmnn.serve.protocols.thinking import Thinking
 from deepmnn.serve.protocols.tools import ToolFields, chat_tools
 from deepmnn.serve.protocols.usage import Usage
@@ -311,7 +311,7 @@ class ChatEvents(OpenAIEvents):
         return encode({"content": content, "refusal": None})
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post("/v1/chat/completions", response_model=None, responses=STREAMED)
 async def create(asked: ChatRequest, request: Request, service: Ready) -> Response:
     """Answers a conversation: as a `chat.completion`, or as a stream of its chunks."""
     model = service.model

@@ -19,7 +19,7 @@ from deepmnn.serve.lifecycle import Ready
 from deepmnn.serve.protocols.logprobs import TextLogprobs
 from deepmnn.serve.protocols.openai_events import OpenAIEvents, StreamOptions
 from deepmnn.serve.protocols.sampling import Sampling
-from deepmnn.serve.protocols.sse import EventStream, encode, new_id, respond
+from deepmnn.serve.protocols.sse import STREAMED, EventStream, encode, new_id, respond
 from deepmnn.serve.protocols.usage import Usage
 from deepmnn.text.fim import fim_prompt
 from deepmnn.text.sampling_params import MOST_ANSWERS, MOST_LOGPROBS, SamplingParams
@@ -170,7 +170,7 @@ class CompletionEvents(OpenAIEvents):
         )
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post("/v1/completions", response_model=None, responses=STREAMED)
 async def create(asked: CompletionRequest, request: Request, service: Ready) -> Response:
     """Continues text: as a `text_completion`, or as a stream of them."""
     model = service.model

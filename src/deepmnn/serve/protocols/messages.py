@@ -18,7 +18,7 @@ from deepmnn.serve.errors import ANTHROPIC_ERRORS
 from deepmnn.serve.lifecycle import Ready
 from deepmnn.serve.protocols.blocks import Block, Blocks
 from deepmnn.serve.protocols.sampling import StopStrings, joined, sampled
-from deepmnn.serve.protocols.sse import EventStream, encode, new_id, respond
+from deepmnn.serve.protocols.sse import STREAMED, EventStream, encode, new_id, respond
 from deepmnn.serve.protocols.thinking import Effort, ThinkingSwitch, chat_thinking
 from deepmnn.serve.protocols.turns import Turns
 from deepmnn.serve.protocols.usage import Usage
@@ -360,7 +360,7 @@ class TokenCount(BaseModel):
     input_tokens: int
 
 
-@router.post("/v1/messages", response_model=None)
+@router.post("/v1/messages", response_model=None, responses=STREAMED)
 async def create(asked: MessagesRequest, request: Request, service: Ready) -> Response:
     """Answers a conversation: as a `message`, or as a stream of events."""
     params = asked.params(service.model.generation_config.params)

@@ -20,7 +20,7 @@ from deepmnn.serve.lifecycle import Ready
 from deepmnn.serve.protocols.blocks import Block, Blocks
 from deepmnn.serve.protocols.logprobs import chat_logprobs
 from deepmnn.serve.protocols.sampling import sampled
-from deepmnn.serve.protocols.sse import EventStream, encode, new_id, respond
+from deepmnn.serve.protocols.sse import STREAMED, EventStream, encode, new_id, respond
 from deepmnn.serve.protocols.thinking import Effort, chat_thinking
 from deepmnn.serve.protocols.tools import ToolFields, chat_tools
 from deepmnn.serve.protocols.turns import Turns
@@ -435,7 +435,7 @@ class ResponseEvents:
         return done + self._event("response.output_item.done", output_index=block.index, item=item)
 
 
-@router.post("/v1/responses", response_model=None)
+@router.post("/v1/responses", response_model=None, responses=STREAMED)
 async def create(asked: ResponsesRequest, request: Request, service: Ready) -> Response:
     """Answers a conversation: as a `response`, or as a stream of events."""
     model = service.model

@@ -28,6 +28,11 @@ PING_SECONDS = 15.0
 _ENDING = "the server is ending, and so does this answer; expected to be asked before. Ask again."
 _FAILED = "the server failed; its log says why"
 
+STREAMED: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"application/json": {}, "text/event-stream": {}}}
+}
+"""An answer of either kind, as FastAPI documents it."""
+
 encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 """JSON text of a value; of a string, quickly."""
 
