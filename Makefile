@@ -66,7 +66,7 @@ $(VENV)/.test: $(VENV)/.installed
 	@$(SAY) "Installing PyTorch, which the tests compare with (a large download)" -- \
 		$(PIP) torch==2.13.0
 	@$(SAY) "Installing MNN, transformers, gguf and pytest, and compiling what has changed" -- \
-		$(PIP) -v --no-build-isolation --editable ".[mnn,torch,gguf,test,fuzz]"
+		$(PIP) -v --no-build-isolation --editable ".[mnn,torch,gguf,serve,test,fuzz]"
 	@touch $@
 
 $(VENV)/.lint: $(VENV)/.installed

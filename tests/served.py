@@ -30,7 +30,7 @@ router = APIRouter(include_in_schema=False)
 @router.post("/test/stream")
 async def stream(asked: dict[str, Any], service: Ready) -> StreamingResponse:
     """The least that a streaming endpoint is: a line of text for each chunk."""
-    params = SamplingParams(max_tokens=asked["max_tokens"], ignore_eos=True)
+    params = SamplingParams(max_tokens=asked["max_tokens"], n=asked.get("n", 1), ignore_eos=True)
     answer = await service.ask([{"role": "user", "content": "What is 2 + 2?"}], params)
 
     async def lines() -> AsyncIterator[bytes]:

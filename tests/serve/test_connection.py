@@ -55,6 +55,9 @@ def test_a_broken_chunk_ends_the_connection(server: Server) -> None:
         answer = exchange(server, start + body)
         assert answer.startswith(b"HTTP/1.1 400")
         assert answer.count(b"HTTP/1.1 4") == 1
+    unwanted = start.replace(b"application/json", b"text/plain")  # refused while it breaks
+    assert exchange(server, unwanted + b"zz\r\n").count(b"HTTP/1.1 4") == 1
+    assert '"event": "error"' not in server.log.stream.getvalue()
     with client(server) as http:
         assert http.get("/version").status_code == 200
 

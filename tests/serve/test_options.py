@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -76,6 +77,15 @@ def test_one_name_is_a_list_of_one() -> None:
     options = ServeOptions(cors="https://a.example", allowed_hosts=["B.example", "c"])
     assert options.cors == ("https://a.example",)
     assert {"b.example", "c", "localhost"} <= options.host_names
+
+
+def test_without_the_extra_the_command_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "deepmnn.serve.run", None)
+    result = CliRunner().invoke(app, ["serve", "--port", "0"])
+    assert result.exit_code == 1
+    assert 'pip install "deepmnn[serve]"' in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import httpx
 import pytest
@@ -54,12 +57,12 @@ def test_draining_lets_what_runs_end_and_refuses_the_rest() -> None:
 
 def test_draining_takes_no_longer_than_it_may() -> None:
     with served(tiny_r1(), drain_timeout=1) as server, client(server) as http:
-        with http.stream("POST", "/test/stream", json=WAITING) as answer:
+        with http.stream("POST", "/test/stream", json=WAITING | {"n": 32}) as answer:
             lines = answer.iter_lines()
             next(lines)
             server.drain()
             *_, last = lines
-            assert last == '[0, "cancelled"]'
+            assert last == '[0, "cancelled"]'  # of one that still waited
         server.join()
 
 
@@ -141,7 +144,21 @@ def test_localhost_is_every_address_of_that_name() -> None:
         assert answered
 
 
-def test_a_certificate_that_is_none(tmp_path: object) -> None:
+def test_https(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("no openssl to make a certificate with")
+    key, cert = str(tmp_path / "key.pem"), str(tmp_path / "cert.pem")
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+    names = ["-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1"]
+    files = ["-nodes", "-keyout", key, "-out", cert]
+    subprocess.run([*make, *names, *files], check=True, capture_output=True)
+    trust = ssl.create_default_context(cafile=cert)
+    with served(tls_cert=cert, tls_key=key) as server, client(server, verify=trust) as http:
+        assert server.url.startswith("https:")
+        assert http.get("/health").json() == {"status": "loading"}
+
+
+def test_a_certificate_that_is_none() -> None:
     with pytest.raises(RequestError, match="certificate"):
         Server(ServeOptions(tls_cert="/nowhere", tls_key="/nowhere"), "x")
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from deepmnn.api.options import LoadOptions
 from deepmnn.cli import options
 from deepmnn.cli.console import out
+from deepmnn.errors import MissingDependencyError
 from deepmnn.serve.options import ServeOptions
 
 if TYPE_CHECKING:
@@ -25,7 +26,14 @@ def serve(
 
     Ctrl-C or SIGTERM lets running requests end first; a second one does not.
     """
-    from deepmnn.serve.run import Server
+    try:
+        from deepmnn.serve.run import Server
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the server cannot be imported: {error}",
+            "fastapi, uvicorn and prometheus-client",
+            'Run: pip install "deepmnn[serve]"',
+        ) from error
 
     with Server(serving, serving.model_name or model_name(path)) as server:
         server.ready(options.open_model(path or options.bundled(), load))

@@ -167,9 +167,11 @@ class ServeOptions:
             object.__setattr__(self, "api_key", os.environ.get(KEY_VARIABLE) or None)
         self._check_key()
         if (self.tls_cert is None) != (self.tls_key is None):
-            only = "of tls_cert and tls_key only one is given"
-            flags = "of --tls-cert and --tls-key only one is given"
-            raise RequestError(Words(only, flags), "both, or neither")
+            found = Words(
+                "of tls_cert and tls_key only one is given",
+                "of --tls-cert and --tls-key only one is given",
+            )
+            raise RequestError(found, "both, or neither")
 
     @property
     def loopback(self) -> bool:
