@@ -114,6 +114,7 @@ FULL: tuple[Case, ...] = (
     Closed(16, 128, 2048, 64, requests=32),
     Closed(64, 128, 2048, 64, requests=64),
     Open(16, 128, 2048, 64, requests=24, rate=0.12),
+    Arriving(17, 128, 128, 250),
     Arriving(5, 128, 128, 400),
 )
 QUICK: tuple[Case, ...] = (

@@ -23,7 +23,9 @@ def memory(pid: int) -> dict[str, int]:
 
 
 def shares(pid: int) -> dict[str, int]:
-    """Bytes: "rss", "pss" (shared pages divided among who maps them), "private" of a process."""
+    """Bytes of a process: "rss", "pss" (shared pages divided among who maps them), "private", and
+    "huge": in huge pages, which the kernel makes whenever it likes of memory that wants them.
+    """
     return _shares(Path(f"/proc/{pid}/smaps_rollup").read_text())
 
 
@@ -41,7 +43,8 @@ def model_shares(pid: int, model: Path) -> dict[str, int]:
 def _shares(text: str) -> dict[str, int]:
     fields = _sums(text)
     private = fields.get("Private_Clean", 0) + fields.get("Private_Dirty", 0)
-    return {"rss": fields.get("Rss", 0), "pss": fields.get("Pss", 0), "private": private}
+    rss, pss, huge = (fields.get(name, 0) for name in ("Rss", "Pss", "AnonHugePages"))
+    return {"rss": rss, "pss": pss, "private": private, "huge": huge}
 
 
 def _sums(text: str) -> dict[str, int]:

@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from bench.peers.child import ChildError
 from bench.serve.loads import Ask, Clients
 from bench.serve.process import model_shares, shares
-from bench.serve.servers import MODEL, Running
+from bench.serve.servers import KV_DTYPE, MODEL, Running
 
 ASKS = [Ask([300 + i, 301, 302, 303], 16) for i in range(4)]
 
 
-def available() -> int:
-    """Bytes that programs can still get."""
-    for line in Path("/proc/meminfo").read_text().splitlines():
-        if line.startswith("MemAvailable:"):
-            return 1024 * int(line.split()[1])
-    raise OSError("/proc/meminfo has no MemAvailable")
+def answer(running: Running) -> None:
+    """Has a server read all weights. Raises ChildError."""
+    for exchange in asyncio.run(Clients(ASKS, 4)(running.target)):
+        if error := exchange.read().error:
+            raise ChildError(error)
 
 
 def main(
@@ -34,29 +34,25 @@ def main(
 ) -> None:
     """Start two, have both answer, and print what each holds."""
     command = [sys.executable, "-m", "deepmnn", "serve", str(model), "--threads", "1"]
-    command += ["--cache-tokens", str(cache_tokens), "--model-name", MODEL]
-    weights = sum(f.stat().st_size for f in model.glob("*.safetensors"))
-    print(f"weights: {weights / 1e6:.0f} MB\n")
-    print("| server | all its memory, MB | private, MB | of weights, MB | private of weights, MB |")
+    command += ["--cache-tokens", str(cache_tokens), "--kv-dtype", KV_DTYPE]
+    command += ["--model-name", MODEL]
+    weights = sum(file.stat().st_size for file in model.glob("*.safetensors"))
+    print(f"weights: {weights / 1e6:.0f} MB; MB of each server when both have answered:\n")
+    print("| server | all | its own | weights | weights that it holds alone |")
     print("|---|--:|--:|--:|--:|")
     with ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        own, free = 0, []
-        for number in ("first", "second"):
-            free.append(available())
-            start = Running(lambda port: [*command, "--port", str(port)], place / number, 120)
-            running = stack.enter_context(start)
-            for exchange in asyncio.run(Clients(ASKS, 4)(running.target)):
-                if error := exchange.read().error:
-                    raise SystemExit(f"the {number} server: {error}")
+        servers = {}
+        for name in ("first", "second"):
+            start = Running(lambda port: [*command, "--port", str(port)], place / name, 120)
+            servers[name] = stack.enter_context(start)
+            answer(servers[name])
+        for name, running in servers.items():
             whole, mapped = shares(running.pid), model_shares(running.pid, model)
-            cells = [whole["rss"], whole["private"], mapped["rss"], mapped["private"]]
-            print(f"| {number} | " + " | ".join(f"{cell / 1e6:.1f}" for cell in cells) + " |")
-            own = whole["private"]
-        free.append(available())
-    fell = free[1] - free[2]
-    print(f"\nThe second server's own bytes are {own / weights:.1%} of the model's.")
-    print(f"The machine's free memory fell by {fell / 1e6:.0f} MB ({fell / weights:.1%}).")
+            alone = mapped["private"]
+            cells = [whole["rss"], whole["private"] - alone, mapped["rss"], alone]
+            print(f"| {name} | " + " | ".join(f"{cell / 1e6:.1f}" for cell in cells) + " |")
+    print(f"\nThe second server holds {alone / weights:.1%} of the weights a second time.")
 
 
 if __name__ == "__main__":
