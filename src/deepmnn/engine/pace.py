@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-_LEAST = 16
+_LEAST = 8
 """Tokens: with fewer a prompt would hardly get on, and a step reads all weights for them."""
 
 _WEIGHT = 0.2
 """Of the newest step in the averages."""
 
-_AUTO_FACTOR, _AUTO_FLOOR = 2.75, 0.2
+_AUTO_FACTOR = 2.5
 
 
 class Pace:
@@ -17,8 +17,8 @@ class Pace:
     It learns from the steps it sees: how long one takes without prompt tokens, and how much longer
     each of them makes it.
 
-    max_stall: seconds that a step may take beside running answers, as far as a chunk of 16 tokens
-        allows; None: 2.75 times a step without prompts, at least 0.2 s.
+    max_stall: seconds that a step may take beside running answers, as far as a span of 8 tokens
+        allows; None: 2.5 times a step without prompts.
     """
 
     def __init__(self, max_stall: float | None = None) -> None:
@@ -44,7 +44,7 @@ class Pace:
     def _stall(self) -> float:
         if self._max_stall is not None:
             return self._max_stall
-        return max(_AUTO_FACTOR * (self._plain or 0.0), _AUTO_FLOOR)
+        return _AUTO_FACTOR * (self._plain or 0.0)
 
 
 def _average(old: float | None, new: float) -> float:
