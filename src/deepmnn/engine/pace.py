@@ -18,7 +18,8 @@ class Pace:
     each of them makes it.
 
     max_stall: seconds that a step may take beside running answers, as far as a span of 8 tokens
-        allows; None: 2.5 times a step without prompts.
+        allows; None: 2.5 times a step without prompts, and more where more prompts wait than
+        answers run: as many times as they are more, for whoever waits counts as much.
     """
 
     def __init__(self, max_stall: float | None = None) -> None:
@@ -26,11 +27,14 @@ class Pace:
         self._plain: float | None = None
         self._per_token: float | None = None
 
-    def prompt_tokens(self, most: int) -> int:
-        """How many the next step may run beside answers, at most `most`."""
+    def prompt_tokens(self, most: int, answers: int, prompts: int) -> int:
+        """How many the next step may run, at most `most`, beside so many answers.
+
+        prompts: how many could be read now.
+        """
         if self._per_token is None:
             return min(most, _LEAST)
-        room = (self._stall() - (self._plain or 0.0)) / self._per_token
+        room = (self._stall(prompts / answers) - (self._plain or 0.0)) / self._per_token
         return min(most, max(_LEAST, int(room) // _LEAST * _LEAST))
 
     def learn(self, seconds: float, prompt_tokens: int) -> None:
@@ -41,10 +45,10 @@ class Pace:
             each = max(seconds - self._plain, 1e-3 * self._plain) / prompt_tokens
             self._per_token = _average(self._per_token, each)
 
-    def _stall(self) -> float:
+    def _stall(self, prompts_per_answer: float) -> float:
         if self._max_stall is not None:
             return self._max_stall
-        return _AUTO_FACTOR * (self._plain or 0.0)
+        return _AUTO_FACTOR * (self._plain or 0.0) * max(1.0, prompts_per_answer)
 
 
 def _average(old: float | None, new: float) -> float:

@@ -68,7 +68,7 @@ class Scheduler:
             spans = self._decodes()
             budget = self.max_batch_tokens - len(spans)
             if spans and self.pace is not None:
-                budget = self.pace.prompt_tokens(budget)
+                budget = self.pace.prompt_tokens(budget, len(spans), self._prompts(len(spans)))
             spans += self._prefills(budget)
             if spans or len(self.running) < 2:
                 return spans
@@ -133,6 +133,11 @@ class Scheduler:
             spans.append(self._prefill(joining, count))
             budget -= count
         return spans
+
+    def _prompts(self, answers: int) -> int:
+        """How many prompts could be read now, beside so many running answers."""
+        places = self.max_sequences - len(self.running)
+        return len(self.running) - answers + min(places, len(self.waiting))
 
     def _prefill(self, sequence: Sequence, count: int) -> Span[Sequence]:
         self.manager.append(sequence, count)

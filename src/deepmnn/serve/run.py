@@ -33,9 +33,13 @@ from deepmnn.serve.lifecycle import Lifecycle
 from deepmnn.serve.log import Log
 from deepmnn.serve.options import ServeOptions
 from deepmnn.serve.service import Service
+from deepmnn.text.sampling_params import SamplingParams
 
 _LAST_WORDS = 5
 """Seconds for clients to read the ends of answers that were cut short."""
+
+_FIRST_TOKENS = 8
+"""Of the answer that a model gives before it is served."""
 
 _HEADERS = [
     ("X-Content-Type-Options", "nosniff"),
@@ -126,7 +130,6 @@ class Server:
 
     def ready(self, model: LLM) -> None:
         """Answers with this model from now on."""
-        _settle(model)
         stall = self.options.max_stall_ms
         service = Service(
             model,
@@ -134,6 +137,7 @@ class Server:
             max_queue=self.options.max_queue,
             pace=Pace(None if stall is None else stall / 1000),
         )
+        _settle(model)
         self._call(partial(self._lifecycle.ready, service))
 
     def drain(self) -> None:
@@ -214,14 +218,16 @@ class _Uvicorn(uvicorn.Server):
 
 
 def _settle(model: LLM) -> None:
-    """Has the model read its files, and lets go of what that took.
+    """Has the model read its files and weights, and lets go of what that took.
 
+    The first answer also tells the engine's pace how long a step takes.
     What is there now stays: the garbage collector need not look through it again and again, for
     tenths of a second, while streams wait. And reading a large tokenizer takes 100 MB, which the C
     library would keep.
     """
     if model.has_tokenizer:
         model.end_ids  # noqa: B018
+    model.generate([0], SamplingParams(max_tokens=_FIRST_TOKENS, ignore_eos=True))
     gc.collect()
     gc.freeze()
     with suppress(OSError, AttributeError):  # another C library than glibc
