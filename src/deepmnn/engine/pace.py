@@ -8,7 +8,7 @@ _LEAST = 8
 _WEIGHT = 0.2
 """Of the newest step in the averages."""
 
-_AUTO_FACTOR = 2.5
+_AUTO_FACTOR = 2.25
 
 
 class Pace:
@@ -18,7 +18,7 @@ class Pace:
     each of them makes it.
 
     max_stall: seconds that a step may take beside running answers, as far as a span of 8 tokens
-        allows; None: 2.5 times a step without prompts, and more where more prompts wait than
+        allows; None: 2.25 times a step without prompts, and more where more prompts wait than
         answers run: as many times as they are more, for whoever waits counts as much.
     """
 

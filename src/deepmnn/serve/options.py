@@ -40,7 +40,7 @@ class ServeOptions:
         model_name: what the model is called; None takes the last part of its path.
         max_queue: answers that may wait for the engine; with more the server says 429.
         max_stall_ms: how long running streams may wait for a step with parts of new prompts in it;
-            None is 2.5 times a step without them (`Pace`).
+            None is 2.25 times a step without them (`Pace`).
         max_connections: connections at a time.
         max_body_bytes: of a request.
         max_header_bytes: of a request's line and headers.
@@ -117,7 +117,7 @@ class ServeOptions:
         default=None,
         metadata={
             "help": "Milliseconds that new prompts may hold up running streams for; "
-            "default: 2.5 steps.",
+            "default: 2.25 steps.",
             "range": (1, 60_000),
         },
     )

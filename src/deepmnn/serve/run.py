@@ -127,6 +127,7 @@ class Server:
         self.join()
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        gc.unfreeze()  # what `_settle` froze: the interpreter's end looks through it, too
 
     def ready(self, model: LLM) -> None:
         """Answers with this model from now on."""
