@@ -11,6 +11,7 @@ from deepmnn.api.options import LoadOptions
 from deepmnn.cli import options
 from deepmnn.cli.console import err
 from deepmnn.cli.progress import count_progress
+from deepmnn.cli.serve import importing, model_name
 
 
 def batch(
@@ -30,9 +31,9 @@ def batch(
 
     Until all are answered, the answers are in OUT.jsonl.partial.
     """
-    from deepmnn.cli.serve import model_name
-    from deepmnn.serve.batch.run import run_batch
-    from deepmnn.serve.batch.tasks import task_ids
+    with importing():
+        from deepmnn.serve.batch.run import run_batch
+        from deepmnn.serve.batch.tasks import task_ids
 
     task_ids(source)  # before the model is loaded
     model = options.open_model(path, load)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,14 +28,8 @@ def serve(
 
     Ctrl-C or SIGTERM lets running requests end first; a second one does not.
     """
-    try:
+    with importing():
         from deepmnn.serve.run import Server
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"the server cannot be imported: {error}",
-            "fastapi, uvicorn and prometheus-client",
-            'Run: pip install "deepmnn[serve]"',
-        ) from error
 
     with Server(serving, serving.model_name or model_name(path)) as server:
         server.ready(options.open_model(path or options.bundled(), load))
@@ -42,6 +38,19 @@ def serve(
         server.join()
     if server.status:
         sys.exit(server.status)
+
+
+@contextmanager
+def importing() -> Iterator[None]:
+    """For imports of what the extra `serve` brings. Raises MissingDependencyError without it."""
+    try:
+        yield
+    except ImportError as error:
+        raise MissingDependencyError(
+            f"the server cannot be imported: {error}",
+            "fastapi, uvicorn and prometheus-client",
+            'Run: pip install "deepmnn[serve]"',
+        ) from error
 
 
 def model_name(path: str | None) -> str:
