@@ -52,12 +52,14 @@ def read(path: Path) -> dict[str, dict[str, Any]]:
 def test_answers_are_those_of_generate(model: deepmnn.LLM, tmp_path: Path) -> None:
     tasks = [task(f"q{number}", question(number)) for number in range(20)]
     tasks.append(task("two", question(7, n=2, temperature=1, seed=5)))
+    asked = {"input": "What is 3 + 30?", "max_output_tokens": 12}
+    tasks.append(task("response", asked, "/v1/responses"))
     tasks.append(task("text", {"prompt": ["12 + ", "13 + "], "max_tokens": 4}, TEXT))
     source, target = write(tmp_path / "in.jsonl", tasks), tmp_path / "out.jsonl"
     told: list[tuple[int, int]] = []
     counts = run_batch(model, "m", source, target, progress=lambda *each: told.append(each))
-    assert (counts.total, counts.answered, counts.refused, counts.before) == (22, 22, 0, 0)
-    assert told == [(done, 22) for done in range(1, 23)]
+    assert (counts.total, counts.answered, counts.refused, counts.before) == (23, 23, 0, 0)
+    assert told == [(done, 23) for done in range(1, 24)]
     found = read(target)
     assert set(found) == {each["custom_id"] for each in tasks}
     assert not (tmp_path / "out.jsonl.partial").exists()
@@ -70,6 +72,11 @@ def test_answers_are_those_of_generate(model: deepmnn.LLM, tmp_path: Path) -> No
         answer = model.generate(question(number)["messages"], params)
         assert choice["message"].get("reasoning_content", "") == answer.reasoning
     assert len(found["two"]["response"]["body"]["choices"]) == 2
+    (thought,) = found["response"]["response"]["body"]["output"]
+    params = deepmnn.SamplingParams(max_tokens=12)
+    assert (
+        thought["content"][0]["text"] == model.generate(question(3)["messages"], params).reasoning
+    )
     assert len(found["text"]["response"]["body"]["choices"]) == 2
 
 

@@ -17,6 +17,7 @@ from deepmnn.errors import RequestError
 from deepmnn.serve.body import Body
 from deepmnn.serve.errors import OPENAI_ERRORS
 from deepmnn.serve.lifecycle import Ready
+from deepmnn.serve.protocols.answer_format import ObjectFormat, TextFormat
 from deepmnn.serve.protocols.logprobs import chat_logprobs
 from deepmnn.serve.protocols.openai_events import OpenAIEvents, StreamOptions
 from deepmnn.serve.protocols.sampling import Sampling, joined
@@ -87,18 +88,6 @@ class NamedSchema(Body):
 
     name: str | None = None
     json_schema: dict[str, Any] = Field(alias="schema")
-
-
-class TextFormat(Body):
-    """Any text."""
-
-    type: Literal["text"]
-
-
-class ObjectFormat(Body):
-    """A JSON object of any form."""
-
-    type: Literal["json_object"]
 
 
 class SchemaFormat(Body):
