@@ -41,7 +41,7 @@ def collected(stream: Any) -> list[str]:
 
 
 def test_prompts_of_every_kind(served: Served, client: openai.OpenAI) -> None:
-    expected = served.model.generate(TEXTS, SamplingParams(max_tokens=12, raw=True))
+    expected = served.model.generate(TEXTS, SamplingParams(max_tokens=12, split_reasoning=False))
     ids = [served.model.encode(text) for text in TEXTS]
     for prompt in (TEXTS, ids):
         made = client.completions.create(prompt=prompt, **GREEDY)
@@ -82,7 +82,9 @@ def test_reasoning_stays_in_the_text(served: Served, client: openai.OpenAI) -> N
 
 
 def test_logprobs(served: Served, client: openai.OpenAI) -> None:
-    expected = served.model.generate(TEXTS[0], SamplingParams(max_tokens=12, logprobs=2, raw=True))
+    expected = served.model.generate(
+        TEXTS[0], SamplingParams(max_tokens=12, logprobs=2, split_reasoning=False)
+    )
     made = client.completions.create(prompt=TEXTS[0], logprobs=2, **GREEDY).choices[0]
     found = made.logprobs
     assert found

@@ -164,7 +164,7 @@ def _either(answers: list[str]) -> str:
 
 def _inside_reasoning(model: LLM, ids: list[int], params: SamplingParams) -> bool | None:
     """Whether a prompt has opened the reasoning; None where that is not told apart."""
-    if params.raw:
+    if not params.split_reasoning:
         return None
     return _opens_reasoning(model.tokenizer.decode(ids[-_TAIL:], skip_special_tokens=False))
 

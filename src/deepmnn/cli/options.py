@@ -193,8 +193,10 @@ def _serve_options(flags: dict[str, Any]) -> ServeOptions:
 
 
 def _sampling(flags: dict[str, Any]) -> Sampling:
-    """Takes its fields out of flags."""
-    return Sampling(_take(SamplingParams, flags))
+    """Takes its fields out of flags, those that have one."""
+    shown = [field.name for field in fields(SamplingParams) if "help" in field.metadata]
+    found = {name: flags.pop(name, None) for name in shown}
+    return Sampling({name: value for name, value in found.items() if value not in (None, [])})
 
 
 def _take(kind: type[Any], flags: dict[str, Any]) -> dict[str, Any]:

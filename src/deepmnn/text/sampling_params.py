@@ -48,7 +48,8 @@ class SamplingParams:
         logprobs: for each token of the answer its log probability and those of the `logprobs` most
             likely tokens (`TokenLogprobs`); None gives none. They are the model's own, before
             penalties and what json_schema forbids.
-        raw: leaves the reasoning in the text, tags included, as a plain completion has it.
+        split_reasoning: takes the reasoning out of the text; False leaves it there, tags included,
+            as a plain completion has it.
         json_schema: the answer, behind its reasoning, is a JSON document of this schema; True is
             any object. Takes the extra `serve`. What max_tokens cuts is no whole document.
 
@@ -88,7 +89,7 @@ class SamplingParams:
     ignore_eos: bool = False
     n: int = 1
     logprobs: int | None = None
-    raw: bool = False
+    split_reasoning: bool = True
     json_schema: Mapping[str, Any] | None = field(default=None, hash=False)
 
     def __post_init__(self) -> None:
@@ -113,7 +114,7 @@ class SamplingParams:
                 argument("stop", f" is {shown(self.stop)}"), "one or several non-empty strings"
             )
         self._set("stop", tuple(stop))
-        for name in ("ignore_eos", "raw"):
+        for name in ("ignore_eos", "split_reasoning"):
             if not isinstance(getattr(self, name), bool):
                 raise RequestError(f"{name} is {shown(getattr(self, name))}", "True or False")
         if self.json_schema is not None:

@@ -77,7 +77,9 @@ class CompletionRequest(Sampling):
                 "one of them: a prompt's own tokens get no log probabilities",
             )
         tokens = self.max_tokens or DEFAULT_TOKENS
-        return self.sampling(recommended, max_tokens=tokens, logprobs=self.logprobs, raw=True)
+        return self.sampling(
+            recommended, max_tokens=tokens, logprobs=self.logprobs, split_reasoning=False
+        )
 
     def echoed(self, tokenizer: Tokenizer) -> list[str]:
         """What stands in front of the answers to each prompt."""
