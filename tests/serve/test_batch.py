@@ -156,6 +156,10 @@ def test_it_goes_on_from_what_is_there(model: deepmnn.LLM, tmp_path: Path) -> No
     assert set(found) == {f"q{number}" for number in range(6)}
     assert [name for name, line in found.items() if "mine" in line] == ["q1", "q4"]
     target.unlink()
+    other = {"custom_id": "q1", "response": {"body": {"model": "other"}}}
+    partial.write_text(json.dumps(other) + "\n")
+    with pytest.raises(RequestError, match="has answers of 'other'; expected those of 'm'"):
+        run_batch(model, "m", source, target)
     partial.write_text('{"custom_id": "elsewhere"}\n')
     with pytest.raises(RequestError, match=r"the answer to 'elsewhere', which .* lacks"):
         run_batch(model, "m", source, target)
@@ -186,7 +190,7 @@ def _killed(tmp_path: Path, kills: int, count: int) -> None:
             break
     assert kills > 10 or not target.exists(), "it was done before it could be killed"
     if not target.exists():
-        subprocess.run(command, check=True, stderr=subprocess.DEVNULL, timeout=200)
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL, timeout=400)
     assert set(read(target)) == {each["custom_id"] for each in tasks}
     assert all(line["response"]["status_code"] == 200 for line in read(target).values())
     assert sorted(os.listdir(tmp_path)) == ["in.jsonl", "out.jsonl"]
@@ -199,4 +203,4 @@ def test_killed_it_loses_and_doubles_nothing(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_killed_fifty_times_it_loses_and_doubles_nothing(tmp_path: Path) -> None:
-    _killed(tmp_path, kills=50, count=30_000)
+    _killed(tmp_path, kills=50, count=6_000)

@@ -232,7 +232,7 @@ def test_without_http(served: Served) -> None:
         ({"top_logprobs": 2}, "top_logprobs is 2 without logprobs"),
         ({"max_tokens": 0}, "max_tokens is 0"),
         ({"stop": ["x"] * 17}, "stop is ["),
-        ({"stop": 5}, "stop is 5; expected a valid string or a valid list"),
+        ({"stop": 5}, "stop is 5; expected text or a list"),
         ({"logit_bias": {"5": 1}}, "logit_bias"),
         ({"functions": [{"name": "f"}]}, "functions"),
         ({"tools": [{"type": "web_search"}]}, "tool 0 is"),

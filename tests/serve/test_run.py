@@ -193,6 +193,7 @@ def test_the_command_serves_and_a_second_signal_ends_it_at_once() -> None:
     endless = {"prompt": "x", "stream": True, "ignore_eos": True, "n": 64, "max_tokens": 4000}
     with command() as (process, url), httpx.Client(base_url=url, trust_env=False) as http:
         assert process.stdout is not None
+        assert "KV cache" in process.stdout.readline()
         assert process.stdout.readline() == "Try:\n"
         assert f"curl {url}/v1/chat/completions" in process.stdout.readline()
         assert http.get("/v1/models").json()["data"][0]["id"] == "tiny-r1"

@@ -89,7 +89,7 @@ def test_the_server_ends(scripted: Scripted, path: str) -> None:
         said = [next(lines) for _ in range(20)]
         served.service.cancel_all()
         said += lines
-    assert any("the server is ending" in line for line in said[-4:])
+    assert any("the server is shutting down" in line for line in said[-4:])
     assert ended(served, path) == {"cancelled"}
 
 

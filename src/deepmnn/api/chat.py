@@ -25,7 +25,7 @@ class Chat:
             "description": ..., "parameters": a JSON schema}}.
         tool_choice: "auto" leaves it to the model, "none" gives it no tools, "required" has it
             call one: its answer is constrained to calls that fit the schemas.
-        tool_name: with "required": this one.
+        tool_name: this one must be called; tool_choice becomes "required".
         parallel_tool_calls: with "required": whether one answer may have several calls.
         thinking: whether to reason before answering; None is what the chat template does. Where
             the template opens the reasoning in any case, False closes it at once.
@@ -52,6 +52,8 @@ class Chat:
                 f"a variable of the chat template has the name {shown(min(taken))}",
                 "a name that the template does not get otherwise",
             )
+        if self.tool_name is not None and self.tool_choice == "auto":
+            object.__setattr__(self, "tool_choice", "required")
         names = [_name(index, tool) for index, tool in enumerate(self.tools)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
@@ -61,6 +63,10 @@ class Chat:
         if self.tool_name is not None and self.tool_name not in names:
             raise RequestError(
                 f"the tool {shown(self.tool_name)} must be called", f"one of {shown(names)}"
+            )
+        if self.tool_name is not None and self.tool_choice == "none":
+            raise RequestError(
+                f"tool_choice is 'none', and {shown(self.tool_name)} must be called", "one of them"
             )
 
     @property

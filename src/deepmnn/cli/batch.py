@@ -37,15 +37,19 @@ def batch(
 
     task_ids(source)  # before the model is loaded
     model = options.open_model(path, load)
-    with count_progress("answering") as report:
-        counts = run_batch(
-            model,
-            model_name(path),
-            source,
-            target,
-            overwrite=overwrite,
-            progress=lambda done, total: report(done, total, ""),
-        )
+    try:
+        with count_progress("answering") as report:
+            counts = run_batch(
+                model,
+                model_name(path),
+                source,
+                target,
+                overwrite=overwrite,
+                progress=lambda done, total: report(done, total, ""),
+            )
+    except KeyboardInterrupt:
+        err.say(f"stopped; the same command goes on from {target}.partial", "dim")
+        raise
     before = f", {counts.before} before" if counts.before else ""
     refused = f", {counts.refused} refused" if counts.refused else ""
     err.say(f"{target}: {counts.answered} answered{refused}{before}", "dim")

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from deepmnn.conversion.write import Progress
     from deepmnn.text.needs import Needs
 
-_NAMES = "A converted model, a folder exported for MNN, a checkpoint, or OWNER/NAME on the hub"
+_NAMES = (
+    "A converted model, a checkpoint, a GGUF file, a folder exported for MNN, or OWNER/NAME on the "
+    "hub"
+)
 ModelPath = Annotated[str, Argument(metavar="MODEL", help=f"{_NAMES}.")]
 OptionalModelPath = Annotated[
     str | None, Argument(metavar="[MODEL]", help=f"{_NAMES}; default: the bundled tiny-r1.")

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING
 
 from deepmnn.api.options import LoadOptions
 from deepmnn.cli import options
-from deepmnn.cli.console import out
+from deepmnn.cli.console import file_size, out
 from deepmnn.errors import MissingDependencyError
 from deepmnn.serve.options import ServeOptions
 
 if TYPE_CHECKING:
+    from deepmnn.api.llm import LLM
     from deepmnn.serve.run import Server
 
 
@@ -32,9 +33,10 @@ def serve(
         from deepmnn.serve.run import Server
 
     with Server(serving, serving.model_name or model_name(path)) as server:
-        server.ready(options.open_model(path or options.bundled(), load))
+        model = options.open_model(path or options.bundled(), load)
+        server.ready(model)
         server.handle_signals()
-        _announce(server)
+        _announce(server, model)
         server.join()
     if server.status:
         sys.exit(server.status)
@@ -61,11 +63,19 @@ def model_name(path: str | None) -> str:
     return local.resolve().name if local.exists() else path
 
 
-def _announce(server: Server) -> None:
+def _announce(server: Server, model: LLM) -> None:
     out.say(f"{server.name} is served at {server.url}", "bold")
+    engine = model.driver.engine
+    cache = engine.manager.capacity
+    out.say(
+        f"context {engine.context_length:,} tokens, KV cache {cache:,} tokens "
+        f"({file_size(cache * model.kv_bytes_per_token)}), "
+        f"{engine.scheduler.max_sequences} answers at a time",
+        "dim",
+    )
     headers = "-H 'Content-Type: application/json'"
     if server.options.api_key:
         headers += ' -H "Authorization: Bearer $DEEPMNN_API_KEY"'
     body = '{"messages": [{"role": "user", "content": "What is 2 + 2?"}]}'
     out.say("Try:")
-    out.say(f"curl {server.url}/v1/chat/completions {headers} -d '{body}'")
+    out.write(f"curl {server.url}/v1/chat/completions {headers} -d '{body}'\n")

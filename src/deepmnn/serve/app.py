@@ -59,7 +59,7 @@ def create_app(lifecycle: Lifecycle, options: ServeOptions, log: Log | None = No
             allow_headers=["*"],
             expose_headers=["x-request-id", "request-id", "retry-after"],
         )
-    app.add_middleware(Logged, log=log or Log())
+    app.add_middleware(Logged, log=log or Log(), responded=lifecycle.metrics.responded)
     return app
 
 

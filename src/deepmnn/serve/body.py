@@ -55,9 +55,28 @@ def _field_name(place: Sequence[str | int]) -> str:
 
 _KINDS = {"str", "int", "float", "bool", "body"}
 
+_EXPECTED = {
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "dict_type": "an object",
+    "list_type": "a list",
+    "string_type": "text",
+    "int_type": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "too_short": "at least {min_length} of them",
+    "too_long": "at most {max_length} of them",
+    "string_too_short": "text of at least {min_length} characters",
+    "string_too_long": "text of at most {max_length} characters",
+    "union_tag_invalid": "the type {expected_tags}",
+    "union_tag_not_found": "an object with a type",
+}
+"""pydantic's kinds of errors, in our words."""
+
 
 def _expected(error: Mapping[str, Any]) -> str:
-    if error["type"] in ("model_type", "model_attributes_type", "dict_type"):
-        return "an object"
+    kind, facts = error["type"], error.get("ctx", {})
+    if kind in _EXPECTED:
+        return _EXPECTED[kind].format(**facts)
     message = str(error["msg"]).removeprefix("Input should be ")
     return message[:1].lower() + message[1:]

@@ -142,7 +142,11 @@ class RefusedError(Exception):
         }
 
     def response(self, scope: Scope) -> JSONResponse:
-        """The answer to a request."""
+        """The answer to a request; the log gets its code and the field that is meant."""
+        record = scope.get("state", {}).get("record")
+        if record is not None:
+            code = self.code or _OPENAI_CODES.get(self.status)
+            record.error = " ".join(filter(None, (code, self.param))) or None
         return JSONResponse(self.body(scope), self.status, self.headers)
 
 
@@ -179,12 +183,19 @@ def add_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused_by_http(request: Request, error: HTTPException) -> JSONResponse:
+        path = request.url.path
         message = _ROUTING.get(error.status_code, "{detail}").format(
-            method=request.method, path=shown(request.url.path), detail=error.detail
+            method=request.method, path=shown(path), detail=error.detail
         )
+        if error.status_code == 404 and path.startswith(_WITHOUT_BASE):
+            message += ". A client of OpenAI's API needs the base URL with /v1 at its end"
+        elif error.status_code == 404 and path.startswith("/v1/v1/"):
+            message += ". A client of Anthropic's API needs the base URL without /v1"
         refusal = RefusedError(error.status_code, message, headers=error.headers)
         return refusal.response(request.scope)
 
+
+_WITHOUT_BASE = ("/chat/completions", "/completions", "/responses", "/models")
 
 _ROUTING = {
     404: "there is nothing at {path}; expected a path that GET /openapi.json lists",

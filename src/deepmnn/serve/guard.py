@@ -84,7 +84,7 @@ class Guard:
         given = bearer.strip() if scheme.lower() == b"bearer" else b""
         given = given or _header(headers, b"x-api-key") or b""
         if not hmac.compare_digest(given, self._key):
-            found = "another API key" if given else "no API key"
+            found = "a wrong API key" if given else "no API key"
             raise RefusedError(
                 401,
                 f"the request has {found}; expected the server's, as Authorization: Bearer KEY "

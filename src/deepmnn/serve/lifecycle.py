@@ -46,7 +46,7 @@ class Lifecycle:
         if self.status == "draining":
             raise RefusedError(
                 503,
-                "the server is ending and takes no more requests; expected one before that. "
+                "the server is shutting down and takes no more requests. "
                 "Ask another server, or this one when it is back.",
                 headers={"Connection": "close"},
             )

@@ -10,6 +10,7 @@ import json
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ class Record:
         method, path: of HTTP; the path as it was sent, percent-encoded.
         client: its address.
         status: of the answer.
+        error: why it is an error: a word for programs, and the field of the request.
         left: whether the client left before the end of the answer.
         seconds: until the answer was complete.
         first_seconds: until the first token, from when the prompt was tokenised.
@@ -49,6 +51,7 @@ class Record:
     client: str = ""
     id: str = field(default_factory=lambda: f"req_{token_hex(12)}")
     status: int | None = None
+    error: str | None = None
     left: bool = False
     seconds: float = 0.0
     first_seconds: float | None = None
@@ -91,6 +94,7 @@ class Log:
             record.method,
             record.path,
             str(record.status or ""),
+            record.error or "",
             "left" if record.left else "",
             f"{record.seconds:.2f} s",
             tokens,
@@ -135,11 +139,13 @@ class Log:
 class Logged:
     """Gives each request a `Record` (in `scope["state"]`) and a line in the log.
 
+    responded: called with the status of each response.
+
     An exception that nobody expected becomes status 500; only the log says what it was.
     """
 
-    def __init__(self, app: ASGIApp, log: Log) -> None:
-        self._app, self._log = app, log
+    def __init__(self, app: ASGIApp, log: Log, responded: Callable[[int], object]) -> None:
+        self._app, self._log, self._responded = app, log, responded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request of ASGI."""
@@ -178,5 +184,7 @@ class Logged:
             await refusal.response(scope)(scope, receive, sent)
         finally:
             record.seconds = time.perf_counter() - begun
+            if record.status is not None:
+                self._responded(record.status)
             if scope["path"] not in _ASKED_OFTEN:
                 self._log.request(record)

@@ -14,6 +14,7 @@ from prometheus_client import (
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     disable_created_metrics,
     generate_latest,
 )
@@ -35,19 +36,25 @@ _COUNTS = tuple(2**power for power in range(18))
 _COUNTERS = {
     "vllm:prompt_tokens": "Tokens of prompts.",
     "vllm:generation_tokens": "Tokens that were generated.",
-    "vllm:prefix_cache_queries": "Tokens of prompts, which were looked for in the cache.",
-    "vllm:prefix_cache_hits": "Those that were found there.",
+    "vllm:prefix_cache_queries": "Tokens of prompts that were looked for in the prefix cache.",
+    "vllm:prefix_cache_hits": "Tokens of prompts that were found in the prefix cache.",
 }
 _HISTOGRAMS: dict[str, tuple[str, Sequence[float]]] = {
-    "vllm:time_to_first_token_seconds": ("From the request to the first token.", _LONG),
-    "vllm:inter_token_latency_seconds": ("From one token to the next.", _SHORT),
-    "vllm:e2e_request_latency_seconds": ("From the request to the last token.", _LONG),
-    "vllm:request_queue_time_seconds": ("From the request to its first step.", _LONG),
-    "vllm:request_prefill_time_seconds": ("From the first step to the first token.", _LONG),
-    "vllm:request_decode_time_seconds": ("From the first token to the last.", _LONG),
+    "vllm:time_to_first_token_seconds": ("Time from the request to the first token.", _LONG),
+    "vllm:inter_token_latency_seconds": ("Time from one token of an answer to the next.", _SHORT),
+    "vllm:e2e_request_latency_seconds": ("Time from the request to the last token.", _LONG),
+    "vllm:request_queue_time_seconds": ("Time that a request waits for its first step.", _LONG),
+    "vllm:request_prefill_time_seconds": (
+        "Time from a request's first step to the first token.",
+        _LONG,
+    ),
+    "vllm:request_decode_time_seconds": (
+        "Time from the first token of an answer to the last.",
+        _LONG,
+    ),
     "vllm:request_prompt_tokens": ("Tokens of a prompt.", _COUNTS),
     "vllm:request_generation_tokens": ("Tokens of an answer.", _COUNTS),
-    "deepmnn:step_seconds": ("Of one run of the model over a batch.", _SHORT),
+    "deepmnn:step_seconds": ("Time of one step: one run of the model over a batch.", _SHORT),
     "deepmnn:step_answers": ("Answers that a step advances.", _COUNTS),
     "deepmnn:step_prompt_tokens": ("Tokens of prompts that a step runs.", (0, *_COUNTS)),
 }
@@ -62,7 +69,10 @@ _GAUGES: dict[str, tuple[str, Callable[[Engine], float]]] = {
         lambda e: 1 - e.manager.free_blocks / e.cache.blocks,
     ),
     "deepmnn:cache_blocks": ("Blocks of the KV cache.", lambda e: e.cache.blocks),
-    "deepmnn:cache_blocks_free": ("Those that no answer holds.", lambda e: e.manager.free_blocks),
+    "deepmnn:cache_blocks_free": (
+        "Blocks of the KV cache that no answer holds.",
+        lambda e: e.manager.free_blocks,
+    ),
 }
 
 
@@ -85,6 +95,10 @@ class Metrics:
             self._made(Gauge, key, text).set_function(self._reader(read))
         active = self._made(Gauge, "deepmnn:answers", "Answers under way, their prompts included.")
         active.set_function(lambda: self._service.active if self._service else 0)
+        ProcessCollector(registry=self._registry)
+        self._responses = Counter(
+            "deepmnn:http_responses", "Answers over HTTP.", ["status"], registry=self._registry
+        )
         labels = ["model_name", "finished_reason"]
         self._ended = Counter(
             "vllm:request_success", "Answers that have ended.", labels, registry=self._registry
@@ -95,6 +109,10 @@ class Metrics:
         self._service = service
         service.watch = lambda: _Watch(self, current.get())
         service.model.driver.engine.watch = self._step
+
+    def responded(self, status: int) -> None:
+        """A request has got this status of HTTP."""
+        self._responses.labels(str(status)).inc()
 
     def ended(self, reason: str) -> None:
         """An answer has ended. reason: a `Chunk.finish_reason`, or "error"."""

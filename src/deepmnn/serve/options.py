@@ -213,7 +213,8 @@ class ServeOptions:
                 Words("an api_key, or insecure=True", f"an API key in {KEY_VARIABLE}"),
                 Words(
                     f"Put a key into the environment variable {KEY_VARIABLE}.",
-                    f"Run: {KEY_VARIABLE}=$(openssl rand -hex 24) deepmnn serve ..., "
-                    "or let anybody ask with --insecure.",
+                    f"Run: export {KEY_VARIABLE}=$(openssl rand -hex 24), then deepmnn serve "
+                    f"again; clients need what echo ${KEY_VARIABLE} prints. Or let anybody ask "
+                    "with --insecure.",
                 ),
             )

@@ -11,6 +11,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -204,7 +205,8 @@ class _Mailbox:
         self._events.append((answer, event))
         if not self._woken:
             self._woken = True
-            self._loop.call_soon_threadsafe(self._hand_out)
+            with suppress(RuntimeError):  # the loop has ended, and nobody reads any more
+                self._loop.call_soon_threadsafe(self._hand_out)
 
     def _hand_out(self) -> None:
         self._woken = False  # first: what comes from now on wakes the loop again

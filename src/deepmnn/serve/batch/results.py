@@ -30,6 +30,7 @@ class Results:
 
     Attributes:
         done: the custom_id of every line that is there.
+        models: what the answers there are from.
 
     Raises StorageError: the file is there, another process writes it, the disk is full, ...
     """
@@ -100,6 +101,7 @@ class Results:
     def _read(self) -> set[str]:
         """The names of what is there; cuts off a line without an end. Raises StorageError."""
         done: set[str] = set()
+        self.models: set[str] = set()
         end = 0
         with open(self._file, "rb", closefd=False) as file:
             for number, line in enumerate(file, 1):
@@ -113,7 +115,10 @@ class Results:
     def _custom_id(self, line: bytes, number: int) -> str:
         try:
             match json.loads(line):
-                case {"custom_id": str(name)}:
+                case {"custom_id": str(name), **rest}:
+                    match rest:
+                        case {"response": {"body": {"model": str(model)}}}:
+                            self.models.add(model)
                     return name
         except (ValueError, RecursionError):
             pass

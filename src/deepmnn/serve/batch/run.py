@@ -72,6 +72,12 @@ def run_batch(
                 "answers to these requests",
                 Words("Move it away, or overwrite=True.", "Move it away, or --overwrite."),
             )
+        if results.models - {name}:
+            raise RequestError(
+                f"{results.partial} has answers of {shown(min(results.models - {name}))}",
+                f"those of {name!r}, which answers now",
+                Words("Move it away, or overwrite=True.", "Move it away, or --overwrite."),
+            )
         counts = Counts(len(ids), len(results.done))
         if counts.done < counts.total:
             asyncio.run(_Run(model, name, results, counts, progress).all_of(source))

@@ -47,7 +47,7 @@ export const ENGLISH = {
   retry: "Try again",
   edit: "Edit",
   editLabel: "Edit the question",
-  editNote: "The answers below it go.",
+  editNote: "The answers below will be deleted.",
   toolCall: "Tool call",
   tokens: (n) => (n === "1" ? "1 token" : `${n} tokens`),
   speed: (n) => `${n} tok/s`,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request
 from pydantic import Field
@@ -17,7 +17,7 @@ from deepmnn.errors import RequestError
 from deepmnn.serve.body import Body
 from deepmnn.serve.errors import OPENAI_ERRORS
 from deepmnn.serve.lifecycle import Ready
-from deepmnn.serve.protocols.answer_format import ObjectFormat, TextFormat
+from deepmnn.serve.protocols.answer_format import AnyFormat, wanted_schema
 from deepmnn.serve.protocols.logprobs import chat_logprobs
 from deepmnn.serve.protocols.openai_events import OpenAIEvents, StreamOptions
 from deepmnn.serve.protocols.sampling import Sampling, joined
@@ -83,23 +83,6 @@ class ChatMessage(Body):
         return made
 
 
-class NamedSchema(Body):
-    """A JSON schema; its name and `strict` change nothing: it is always kept to."""
-
-    name: str | None = None
-    json_schema: dict[str, Any] = Field(alias="schema")
-
-
-class SchemaFormat(Body):
-    """A JSON document of a schema."""
-
-    type: Literal["json_schema"]
-    json_schema: NamedSchema
-
-
-AnyFormat = Annotated[TextFormat | ObjectFormat | SchemaFormat, Field(discriminator="type")]
-
-
 class ChatRequest(Sampling, Thinking, ToolFields):
     """A conversation, and what is wanted of the answer."""
 
@@ -139,13 +122,6 @@ class ChatRequest(Sampling, Thinking, ToolFields):
             logprobs=(self.top_logprobs or 0) if self.logprobs else None,
             json_schema=wanted_schema(self.response_format),
         )
-
-
-def wanted_schema(format: TextFormat | ObjectFormat | SchemaFormat | None) -> Any:
-    """The JSON schema of an answer; None where it may be any text."""
-    if isinstance(format, SchemaFormat):
-        return format.json_schema.json_schema
-    return {"type": "object"} if isinstance(format, ObjectFormat) else None
 
 
 def with_one_system(messages: list[Message]) -> list[Message]:

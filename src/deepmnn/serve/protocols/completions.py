@@ -16,6 +16,7 @@ from deepmnn.engine.completion import Chunk, Completion
 from deepmnn.errors import RequestError
 from deepmnn.serve.errors import OPENAI_ERRORS
 from deepmnn.serve.lifecycle import Ready
+from deepmnn.serve.protocols.answer_format import AnyFormat, wanted_schema
 from deepmnn.serve.protocols.logprobs import TextLogprobs
 from deepmnn.serve.protocols.openai_events import OpenAIEvents, StreamOptions
 from deepmnn.serve.protocols.sampling import Sampling
@@ -50,6 +51,7 @@ class CompletionRequest(Sampling):
     stream_options: StreamOptions | None = None
     logprobs: int | None = Field(None, ge=0, le=MOST_LOGPROBS)
     echo: bool | None = None
+    response_format: AnyFormat | None = None
     best_of: int | None = Field(None, ge=1, le=MOST_ANSWERS)
 
     def prompts(self, tokenizer: Tokenizer) -> Sequence[Prompt]:
@@ -78,7 +80,11 @@ class CompletionRequest(Sampling):
             )
         tokens = self.max_tokens or DEFAULT_TOKENS
         return self.sampling(
-            recommended, max_tokens=tokens, logprobs=self.logprobs, split_reasoning=False
+            recommended,
+            max_tokens=tokens,
+            logprobs=self.logprobs,
+            split_reasoning=False,
+            json_schema=wanted_schema(self.response_format),
         )
 
     def echoed(self, tokenizer: Tokenizer) -> list[str]:

@@ -35,6 +35,15 @@ class Sampling(Body):
     ignore_eos: bool | None = None
     n: int | None = Field(None, ge=1, le=MOST_ANSWERS)
     logit_bias: dict[str, float] | None = None
+    guided_json: dict[str, Any] | None = Field(None, description="vLLM's: as response_format.")
+    structured_outputs: dict[str, Any] | None = Field(None, description="vLLM's: `json` only.")
+    guided_choice: Any = Field(None, description="Refused.")
+    guided_regex: Any = Field(None, description="Refused.")
+    guided_grammar: Any = Field(None, description="Refused.")
+    grammar: Any = Field(None, description="Refused.")
+    stop_token_ids: list[Any] | None = Field(None, description="Refused.")
+    min_tokens: int | None = Field(None, ge=0, description="At most 0.")
+    continue_final_message: bool | None = Field(None, description="At most false.")
 
     def sampling(self, recommended: SamplingParams, **more: Any) -> SamplingParams:
         """What the fields ask for, and `more`, which are fields of SamplingParams.
@@ -47,9 +56,36 @@ class Sampling(Body):
                 "none: no token is made likelier by itself",
                 "Leave it out, or use response_format to have a form kept.",
             )
+        for name in _REFUSED:
+            if value := getattr(self, name):
+                raise RequestError(
+                    f"{name} is {shown(value)}",
+                    "none: this server does not do that",
+                    "Leave it out, or use response_format with a JSON schema.",
+                )
         names = (*_SAMPLED, "seed", "stop", "ignore_eos", "n")
+        more["json_schema"] = more.get("json_schema") or self._guided()
         return sampled(recommended, **{name: getattr(self, name) for name in names}, **more)
 
+    def _guided(self) -> Any:
+        """The JSON schema in vLLM's fields. Raises RequestError for its other constraints."""
+        others = {k: v for k, v in (self.structured_outputs or {}).items() if v is not None}
+        schema = others.pop("json", None)
+        if others:
+            raise RequestError(f"structured_outputs has {shown([*others])}", "json with a schema")
+        return self.guided_json or schema
+
+
+_REFUSED = (
+    "guided_choice",
+    "guided_regex",
+    "guided_grammar",
+    "grammar",
+    "stop_token_ids",
+    "min_tokens",
+    "continue_final_message",
+)
+"""What would change the answer, and is not there: better no answer than another one."""
 
 _SAMPLED = (
     "temperature",

@@ -25,7 +25,7 @@ from deepmnn.serve.service import Answer
 PING_SECONDS = 15.0
 """So long a stream is silent at most: a prefill may take minutes, and proxies give up before."""
 
-_ENDING = "the server is ending, and so does this answer; expected to be asked before. Ask again."
+_ENDING = "the server is shutting down; this answer was cut. Ask again later."
 _FAILED = "the server failed; its log says why"
 
 STREAMED: dict[int | str, dict[str, Any]] = {
@@ -144,9 +144,7 @@ class _Client:
     def check(self, chunk: Chunk) -> None:
         """Raises RefusedError when the server has ended the answer."""
         if chunk.finish_reason == "cancelled" and not self.gone:
-            raise RefusedError(
-                503, "the server is ending; expected to be asked before. Ask again later"
-            )
+            raise RefusedError(503, _ENDING)
 
 
 @asynccontextmanager

@@ -108,7 +108,11 @@ class _Facts:
 
     def _text(self) -> dict[str, Any]:
         format = self.asked.text.format if self.asked.text else None
-        return {"format": (format or TextFormat(type="text")).model_dump(by_alias=True)}
+        return {
+            "format": (format or TextFormat(type="text")).model_dump(
+                by_alias=True, exclude_none=True
+            )
+        }
 
 
 class ResponseBody:
