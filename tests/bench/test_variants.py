@@ -153,6 +153,7 @@ def test_the_schemes(tmp_path: Path, shape: Shape) -> None:
     assert head[-1] == "decode at 128, tok/s"
 
 
+@pytest.mark.slow
 def test_tiny_r1_is_asked_the_same_problems_in_every_scheme(tmp_path: Path) -> None:
     asked = schemes.problems(3)
     assert asked == schemes.problems(3)

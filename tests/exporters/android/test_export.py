@@ -160,6 +160,7 @@ def test_a_phone_needs_a_tokenizer(tmp_path: Path) -> None:
     assert not (tmp_path / "phone").exists()
 
 
+@pytest.mark.slow
 def test_killed_at_every_moment(artifact: Path, tmp_path: Path) -> None:
     """A folder is whole or not there, and the next export needs no help."""
     place, calls, finished = tmp_path / "phone", 0, False

@@ -135,6 +135,7 @@ def test_killed_at_every_moment(artifacts: dict[str, Path], place: Path) -> None
     assert sorted(os.listdir(place)) == sorted({name.split("/")[0] for name in OTHERS})
 
 
+@pytest.mark.slow
 def test_killed_while_overwriting(artifacts: dict[str, Path], place: Path) -> None:
     """The old model, the new one, or none; a network is never beside another's weights."""
     path, calls, finished, found = place / "small.mnn", 0, False, set()
