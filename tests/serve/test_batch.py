@@ -112,6 +112,7 @@ def test_what_cannot_be_answered_has_its_error(model: deepmnn.LLM, tmp_path: Pat
         (json.dumps(task("", {})), "line 1 is"),
         (json.dumps({**task("a", {}), "body": "x"}), "line 1 is"),
         (b"\xff\xfe", "line 1 is no JSON"),
+        ('{"custom_id": "\\ud800"}', "line 1 is no JSON"),
     ],
 )
 def test_a_file_of_no_requests_is_refused(
@@ -129,6 +130,19 @@ def test_files_in_the_way(model: deepmnn.LLM, tmp_path: Path) -> None:
     target = tmp_path / "out.jsonl"
     with pytest.raises(RequestError, match="cannot be read"):
         run_batch(model, "m", tmp_path / "none.jsonl", target)
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(RequestError, match="is no file"):
+        run_batch(model, "m", tmp_path / "fifo", target)
+    requests = write(tmp_path / "q.jsonl.partial", [task("a", question(1))])
+    with pytest.raises(RequestError, match="holds the requests"):
+        run_batch(model, "m", requests, tmp_path / "q.jsonl")
+    (tmp_path / "link.jsonl.partial").symlink_to(source)
+    with pytest.raises(RequestError, match="holds the requests"):
+        run_batch(model, "m", source, tmp_path / "link.jsonl", overwrite=True)
+    copied = write(tmp_path / "copy.jsonl", [task("a", question(1))])
+    with pytest.raises(StorageError, match="cannot be written"):
+        run_batch(model, "m", copied, tmp_path / "link.jsonl", overwrite=True)
+    assert source.read_bytes() == copied.read_bytes()
     with pytest.raises(RequestError, match="holds the requests"):
         run_batch(model, "m", source, source, overwrite=True)
     target.write_text("precious")
@@ -148,7 +162,8 @@ def test_it_goes_on_from_what_is_there(model: deepmnn.LLM, tmp_path: Path) -> No
     tasks = [task(f"q{number}", question(number)) for number in range(6)]
     source, target = write(tmp_path / "in.jsonl", tasks), tmp_path / "out.jsonl"
     partial = tmp_path / "out.jsonl.partial"
-    kept = [{"custom_id": "q1", "mine": True}, {"custom_id": "q4", "mine": True}]
+    mine = {"mine": True, "response": {"body": {}}}
+    kept = [{"custom_id": "q1", **mine}, {"custom_id": "q4", **mine}]
     partial.write_text("".join(json.dumps(each) + "\n" for each in kept) + '{"custom_id": "q2", "r')
     counts = run_batch(model, "m", source, target)
     assert (counts.before, counts.answered) == (2, 4)
@@ -160,7 +175,7 @@ def test_it_goes_on_from_what_is_there(model: deepmnn.LLM, tmp_path: Path) -> No
     partial.write_text(json.dumps(other) + "\n")
     with pytest.raises(RequestError, match="has answers of 'other'; expected those of 'm'"):
         run_batch(model, "m", source, target)
-    partial.write_text('{"custom_id": "elsewhere"}\n')
+    partial.write_text(json.dumps({"custom_id": "elsewhere", **mine}) + "\n")
     with pytest.raises(RequestError, match=r"the answer to 'elsewhere', which .* lacks"):
         run_batch(model, "m", source, target)
     partial.write_text("no JSON\n")

@@ -285,14 +285,14 @@ def many_patterns(count: int) -> list[dict[str, Any]]:
         {"type": "array", "uniqueItems": True},
         {"type": "string", "pattern": "(?=a)b"},
         {"type": "string", "pattern": "(a)\\1"},
-        {"type": "string", "maxLength": 2**62},
+        {"type": "string", "maxLength": 2**52},
         {"allOf": many_patterns(8)},
         {"allOf": [{"anyOf": [{"required": [f"{i}{j}"]} for j in range(9)]} for i in range(9)]},
         {"type": "integer", "multipleOf": 999999937},
     ],
 )
 def test_schemas_that_no_answer_is_held_to(grammars: Grammars, schema: dict[str, Any]) -> None:
-    with pytest.raises(RequestError, match="no answer can be held"):
+    with pytest.raises(RequestError, match=r"no answer can be held|has the number|has multipleOf"):
         grammars.constraint(answer(schema), False)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from deepmnn import SamplingParams
 from deepmnn.errors import RequestError
-from deepmnn.text.json_schema import MOST_CHARACTERS, MOST_DEPTH, json_rule
+from deepmnn.text.json_schema import MOST_CHARACTERS, MOST_DEPTH, checked_schema, json_rule
 
 
 def taken(schema: object) -> Mapping[str, Any]:
@@ -114,3 +114,24 @@ def test_whitespace_is_not_the_clients() -> None:
     made = json_rule({"x-guidance": {"whitespace_pattern": ".*", "lenient": True}})
     assert "lenient" not in made
     assert ".*" not in made
+
+
+@pytest.mark.parametrize(
+    ("schema", "message"),
+    [
+        ({"type": "integer", "multipleOf": 999_979}, "has multipleOf 999979; expected at most"),
+        ({"multipleOf": 1e9}, "has multipleOf"),
+        ({"allOf": [{"multipleOf": 997}, {"multipleOf": 991}]}, "has multipleOf 991 and 997"),
+        ({"const": 2**53 + 1}, "has the number 9007199254740993"),
+        ({"properties": {"a": {"enum": [1, [2**64]]}}}, "has the number 18446744073709551616"),
+        ({"minimum": -(10**30)}, "has the number -1000000000000000000"),
+    ],
+)
+def test_numbers_that_take_memory_or_would_be_rounded(schema: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestError, match=message):
+        checked_schema(schema, "json_schema")
+
+
+def test_usual_numbers() -> None:
+    for schema in ({"multipleOf": 0.01}, {"multipleOf": 1000}, {"maximum": 1e300, "const": 2**53}):
+        assert checked_schema(schema, "json_schema") == schema

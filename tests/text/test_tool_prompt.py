@@ -66,3 +66,10 @@ def test_a_model_is_shown_its_own_format() -> None:
     told = describe_tools([ASKED, called], [ADD], form)
     assert told[1:] == [ASKED, called]
     assert told[0]["content"].endswith(form.example)
+
+
+def test_arguments_that_are_no_json_stay_text() -> None:
+    for arguments in ("[" * 100_000, '{"a": '):
+        call = {**CALL, "function": {"name": "add", "arguments": arguments}}
+        (told,) = tell_tools([{"role": "assistant", "tool_calls": [call]}], [])
+        assert json.loads(told["content"].split("\n")[1])["arguments"] == arguments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -55,8 +56,8 @@ class Chat:
         if self.tool_name is not None and self.tool_choice == "auto":
             object.__setattr__(self, "tool_choice", "required")
         names = [_name(index, tool) for index, tool in enumerate(self.tools)]
-        twice = next((name for name in names if names.count(name) > 1), None)
-        if twice is not None:
+        if len(set(names)) < len(names):
+            twice = next(name for name, count in Counter(names).items() if count > 1)
             raise RequestError(f"two tools have the name {shown(twice)}", "a name for each")
         if self.tool_choice == "required" and not names:
             raise RequestError("a tool must be called, and there are no tools", "tools")

@@ -81,10 +81,10 @@ class Guard:
         if self._key is None:
             return
         scheme, _, bearer = (_header(headers, b"authorization") or b"").partition(b" ")
-        given = bearer.strip() if scheme.lower() == b"bearer" else b""
-        given = given or _header(headers, b"x-api-key") or b""
-        if not hmac.compare_digest(given, self._key):
-            found = "a wrong API key" if given else "no API key"
+        given = [bearer.strip() if scheme.lower() == b"bearer" else b""]
+        given.append(_header(headers, b"x-api-key") or b"")
+        if not any(hmac.compare_digest(each, self._key) for each in given):
+            found = "a wrong API key" if any(given) else "no API key"
             raise RefusedError(
                 401,
                 f"the request has {found}; expected the server's, as Authorization: Bearer KEY "

@@ -44,7 +44,7 @@ class Tokens(BaseModel):
 class Detokenize(Body):
     """Token ids that are to be text."""
 
-    tokens: list[TokenId]
+    tokens: Annotated[list[TokenId], Field(fail_fast=True)]
 
 
 class Text(BaseModel):

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from typing import Any
 
-from deepmnn.errors import RequestError, argument
+from deepmnn.errors import RequestError, argument, shown
 
 MOST_CHARACTERS = 64 * 1024
 MOST_DEPTH = 64
 MOST_COMBINED = 8
 """Different regular expressions that texts may have to match at once: the time to see whether one
 can doubles with each of them."""
+MOST_STEPS = 10_000
+"""The product of all different values of multipleOf, as whole numbers: an automaton has a state for
+each."""
+MOST_NUMBER = 2**53
+"""Numbers beyond it are not kept exactly."""
 MOST_PATTERN_PROPERTIES = 32
 """Each is compared with each other, and with every property."""
 
@@ -54,6 +60,7 @@ def checked_schema(given: object, name: str) -> dict[str, Any]:
         )
     schema: dict[str, Any] = json.loads(text)
     _check_patterns(schema, name)
+    _check_numbers(schema, name)
     return schema
 
 
@@ -111,6 +118,47 @@ def _check_patterns(schema: dict[str, Any], name: str) -> None:
             argument(name, f" has {properties} patternProperties"),
             f"at most {MOST_PATTERN_PROPERTIES}",
         )
+
+
+def _check_numbers(schema: dict[str, Any], name: str) -> None:
+    """Raises RequestError for numbers that take too much memory, or would be rounded."""
+    for number in _numbers(schema):
+        if abs(number) > MOST_NUMBER and isinstance(number, int):
+            raise RequestError(
+                argument(name, f" has the number {shown(number)}"), "integers of up to 2^53"
+            )
+    given = {str(s["multipleOf"]) for s in _schemas(schema) if _is_number(s.get("multipleOf"))}
+    steps = 1
+    for text in given:
+        try:
+            digits = Decimal(text).normalize().as_tuple().digits
+        except ArithmeticError:
+            digits = ()
+        steps *= max(1, int("".join(map(str, digits)) or "0") * _zeros(text))
+    if steps > MOST_STEPS:
+        raise RequestError(
+            argument(name, f" has multipleOf {' and '.join(sorted(given))}"),
+            f"at most {MOST_STEPS:,}, all different ones multiplied",
+        )
+
+
+def _zeros(text: str) -> int:
+    """What the zeros at the end of a whole number multiply it by."""
+    exponent = Decimal(text).normalize().as_tuple().exponent
+    return 10 ** min(exponent, 20) if isinstance(exponent, int) and exponent > 0 else 1
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _numbers(value: object) -> Iterator[int | float]:
+    """All numbers anywhere in JSON."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        yield value
+    elif isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(each)
 
 
 def json_rule(schema: Mapping[str, Any]) -> str:

@@ -72,7 +72,8 @@ def _call(call: Mapping[str, Any]) -> str:
     function = call.get("function") or {}
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):  # as OpenAI's API has them
-        with suppress(ValueError):  # what the model wrote was no JSON: it sees what it wrote
+        # What the model wrote was no JSON: it sees what it wrote.
+        with suppress(ValueError, RecursionError):
             arguments = json.loads(arguments)
     made = _json({"name": function.get("name"), "arguments": arguments})
     return f"<tool_call>\n{made}\n</tool_call>"

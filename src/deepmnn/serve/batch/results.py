@@ -17,8 +17,15 @@ from typing import Any, Self
 
 from deepmnn.errors import StorageError, Words
 
+_FLAGS = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+
 SYNC_SECONDS = 1.0
 """So much may be lost when the machine itself goes down."""
+
+
+def partial_of(path: Path) -> Path:
+    """Where the answers are until they are complete."""
+    return path.with_name(f"{path.name}.partial")
 
 
 class Results:
@@ -36,7 +43,7 @@ class Results:
     """
 
     def __init__(self, path: Path, *, overwrite: bool = False) -> None:
-        self.path, self.partial = path, path.with_name(f"{path.name}.partial")
+        self.path, self.partial = path, partial_of(path)
         if path.exists() and not overwrite:
             raise StorageError(
                 f"{path} already exists",
@@ -44,7 +51,7 @@ class Results:
                 Words("Choose another one, or overwrite=True.", "Choose another, or --overwrite."),
             )
         try:
-            self._file = os.open(self.partial, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            self._file = os.open(self.partial, _FLAGS, 0o666)
             try:
                 fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -115,10 +122,9 @@ class Results:
     def _custom_id(self, line: bytes, number: int) -> str:
         try:
             match json.loads(line):
-                case {"custom_id": str(name), **rest}:
-                    match rest:
-                        case {"response": {"body": {"model": str(model)}}}:
-                            self.models.add(model)
+                case {"custom_id": str(name), "response": {"body": dict(body)}}:
+                    if isinstance(body.get("model"), str):
+                        self.models.add(body["model"])
                     return name
         except (ValueError, RecursionError):
             pass

@@ -11,7 +11,7 @@ from typing import Any
 from deepmnn.api.llm import LLM
 from deepmnn.errors import DeepmnnError, RequestError, Words, shown
 from deepmnn.serve.batch.endpoints import ENDPOINTS
-from deepmnn.serve.batch.results import Results
+from deepmnn.serve.batch.results import Results, partial_of
 from deepmnn.serve.batch.tasks import Task, read_tasks, task_ids
 from deepmnn.serve.errors import RefusedError
 from deepmnn.serve.protocols.sse import new_id
@@ -62,8 +62,9 @@ def run_batch(
     file that holds no requests, StorageError when the answers cannot be written.
     """
     ids = task_ids(source)
-    if target.exists() and target.samefile(source):
-        raise RequestError(f"{target} holds the requests", "another file for the answers")
+    for place in (target, partial_of(target)):
+        if place.exists() and place.samefile(source):
+            raise RequestError(f"{place} holds the requests", "another file for the answers")
     with Results(target, overwrite=overwrite) as results:
         strange = results.done - ids
         if strange:
@@ -81,6 +82,12 @@ def run_batch(
         counts = Counts(len(ids), len(results.done))
         if counts.done < counts.total:
             asyncio.run(_Run(model, name, results, counts, progress).all_of(source))
+        if counts.done != counts.total:
+            raise RequestError(
+                f"{source} has changed: {counts.done} of its {counts.total} requests are answered",
+                "the same requests all the time",
+                "The same call goes on.",
+            )
         results.finish()
     return counts
 

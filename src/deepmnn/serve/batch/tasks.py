@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import from_json
 
 from deepmnn.errors import RequestError, shown
 from deepmnn.serve.batch.endpoints import ENDPOINTS
@@ -29,6 +30,8 @@ class Task:
 
 def read_tasks(path: Path) -> Iterator[Task]:
     """One by one. Raises RequestError for a file that cannot be read, or a line that is no task."""
+    if path.exists() and not path.is_file():
+        raise RequestError(f"{path} is no file", "one, for it is read several times")
     try:
         with path.open("rb") as file:
             number = 0
@@ -61,8 +64,8 @@ def _task(line: bytes, where: str) -> Task:
     if len(line) > MOST_BYTES:
         raise RequestError(f"{where} has more than {MOST_BYTES:,} bytes", "a shorter request")
     try:
-        fields = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        fields = from_json(line, allow_inf_nan=False)
+    except ValueError as error:
         raise RequestError(f"{where} is no JSON: {error}", "an object on each line") from None
     match fields:
         case {"custom_id": str(name), "url": str(url), "body": dict(body)} if name:

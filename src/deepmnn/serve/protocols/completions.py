@@ -31,9 +31,10 @@ router = APIRouter(responses=OPENAI_ERRORS, tags=["OpenAI"])
 DEFAULT_TOKENS = 16
 """OpenAI's: so long is an answer when max_tokens is not given."""
 
-TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=1 << 31)]], Field(min_length=1)]
-Texts = Annotated[list[str], Field(min_length=1, max_length=MOST_ANSWERS)]
-Rows = Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_ANSWERS)]
+TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
+Texts = Annotated[list[str], Field(min_length=1, max_length=MOST_ANSWERS, fail_fast=True)]
+Rows = Annotated[list[TokenIds], Field(min_length=1, max_length=MOST_ANSWERS, fail_fast=True)]
 
 
 class CompletionRequest(Sampling):

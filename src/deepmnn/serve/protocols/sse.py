@@ -80,7 +80,9 @@ async def respond(request: Request, answer: Answer, collected: Whole) -> Respons
                 collected.add(chunk)
     if client.gone:
         return Response(status_code=499)  # nobody reads it
-    return Response(encode(collected.body()), media_type="application/json")
+    # On another thread: with log probabilities it may take seconds.
+    text = await asyncio.to_thread(lambda: encode(collected.body()))
+    return Response(text, media_type="application/json")
 
 
 class EventStream(Response):
