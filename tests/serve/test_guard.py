@@ -197,7 +197,7 @@ def test_long_bodies_are_refused_however_they_come(server: Server, http: httpx.C
     assert http.post("/tokenize", content=chunks(), headers=headers).status_code == 413
     assert http.get("/health").status_code == 200  # on the same connection
     announced = request("POST /tokenize", JSON, f"x-api-key: {KEY}", "Content-Length: 99999999")
-    with connect(server, announced + b" " * 3000) as connection:
+    with connect(server, announced + b" ") as connection:  # the rest need not come
         assert status(connection.recv(4096)) == 413
 
 

@@ -44,7 +44,7 @@ class Guard:
                 self._check_key(scope["headers"])
             if _has_body(scope["headers"]):
                 _check_type(scope["headers"])
-                body = await self._read(receive)
+                body = await self._read(scope["headers"], receive)
                 if body is None:
                     return None  # the client has gone
                 asked = _read_json(body)
@@ -92,9 +92,12 @@ class Guard:
                 headers={"WWW-Authenticate": "Bearer"},
             )
 
-    async def _read(self, receive: Receive) -> bytes | None:
+    async def _read(self, headers: Headers, receive: Receive) -> bytes | None:
         """The body; None when the client has gone. Raises RefusedError."""
         limit, seconds = self._options.max_body_bytes, self._options.body_timeout
+        too_long = RefusedError(413, f"the body is too long; expected at most {limit:,} bytes")
+        if (said := _header(headers, b"content-length")) and int(said) > limit:
+            raise too_long  # h11 has made sure that it is a number
         parts: list[bytes] = []
         size = 0
         try:
@@ -106,9 +109,7 @@ class Guard:
                     parts.append(message.get("body", b""))
                     size += len(parts[-1])
                     if size > limit:
-                        raise RefusedError(
-                            413, f"the body is too long; expected at most {limit:,} bytes"
-                        )
+                        raise too_long
                     if not message.get("more_body", False):
                         return b"".join(parts)
         except TimeoutError:
