@@ -20,6 +20,8 @@ from deepmnn.serve.service import Service
 _AHEAD = 2
 """Times as many as the engine runs together: the next ones are tokenised by then."""
 
+_ANEW = Words("Move it away, or overwrite=True.", "Move it away, or --overwrite.")
+
 
 @dataclass
 class Counts:
@@ -71,13 +73,14 @@ def run_batch(
             raise RequestError(
                 f"{results.partial} has the answer to {shown(min(strange))}, which {source} lacks",
                 "answers to these requests",
-                Words("Move it away, or overwrite=True.", "Move it away, or --overwrite."),
+                _ANEW,
             )
-        if results.models - {name}:
+        others = results.models - {name}
+        if others:
             raise RequestError(
-                f"{results.partial} has answers of {shown(min(results.models - {name}))}",
+                f"{results.partial} has answers of {shown(min(others))}",
                 f"those of {name!r}, which answers now",
-                Words("Move it away, or overwrite=True.", "Move it away, or --overwrite."),
+                _ANEW,
             )
         counts = Counts(len(ids), len(results.done))
         if counts.done < counts.total:
