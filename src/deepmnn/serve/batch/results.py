@@ -50,24 +50,24 @@ class Results:
                 "a file that is not there yet",
                 Words("Choose another one, or overwrite=True.", "Choose another, or --overwrite."),
             )
+        self._synced = time.monotonic()
         try:
             self._file = os.open(self.partial, _FLAGS, 0o666)
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(self._file)
+        except OSError as error:
+            raise self._failed(error) from None
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if overwrite:
+                os.ftruncate(self._file, 0)
+            self.done = self._read()
+        except BaseException as error:
+            os.close(self._file)
+            if isinstance(error, BlockingIOError):
                 raise StorageError(
                     f"another process writes {self.partial}", "one at a time", "Wait for it."
                 ) from None
-            if overwrite:
-                os.ftruncate(self._file, 0)
-        except OSError as error:
-            raise self._failed(error) from None
-        self._synced = time.monotonic()
-        try:
-            self.done = self._read()
-        except BaseException:
-            os.close(self._file)
+            if isinstance(error, OSError):
+                raise self._failed(error) from None
             raise
 
     def __enter__(self) -> Self:
