@@ -19,6 +19,8 @@
 #include "runtime/fail.h"
 #include "runtime/machine.h"
 #include "runtime/model.h"
+#include "runtime/read_units.h"
+#include "runtime/weight_plan.h"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -254,6 +256,22 @@ nb::list spans(Model& model) {
   return found;
 }
 
+// Nothing where all weights are mapped.
+nb::dict streaming(const Model& model) {
+  nb::dict found;
+  if (!model.streams()) return found;
+  const StreamCounts counts = model.stream_counts();
+  found["reads"] = counts.reads;
+  found["read_nbytes"] = counts.read_nbytes;
+  found["read_seconds"] = static_cast<double>(counts.read_ns) * 1e-9;
+  found["wait_seconds"] = static_cast<double>(counts.wait_ns) * 1e-9;
+  found["expert_hits"] = counts.expert_hits;
+  found["expert_misses"] = counts.expert_misses;
+  found["predicted"] = counts.guesses;
+  found["predicted_used"] = counts.good_guesses;
+  return found;
+}
+
 nb::dict memory(Model& model, bool reset) {
   nb::dict owners;
   for (const MemoryUse& use : model.memory(reset)) {
@@ -281,6 +299,26 @@ nb::dict numa_nodes(const std::optional<std::vector<int>>& processors, const Pat
   return nodes;
 }
 
+WeightPlan plan_of(const nb::bytes& program, int64_t memory) {
+  const Program parsed = parse_program(reinterpret_cast<const uint8_t*>(program.c_str()), program.size());
+  return plan_weights(parsed, read_units(parsed), memory);
+}
+
+void bind_plan(nb::module_& m) {
+  nb::class_<WeightPlan>(m, "WeightPlan")
+      .def_ro("mapped", &WeightPlan::mapped)
+      .def_ro("total_nbytes", &WeightPlan::total_nbytes)
+      .def_ro("least_nbytes", &WeightPlan::least_nbytes)
+      .def_ro("memory_nbytes", &WeightPlan::memory_nbytes)
+      .def_ro("resident_nbytes", &WeightPlan::resident_nbytes)
+      .def_ro("streamed_nbytes", &WeightPlan::streamed_nbytes)
+      .def_ro("ring_nbytes", &WeightPlan::ring_nbytes)
+      .def_ro("expert_nbytes", &WeightPlan::expert_nbytes)
+      .def_ro("cache_nbytes", &WeightPlan::cache_nbytes)
+      .def_ro("table_nbytes", &WeightPlan::table_nbytes);
+  m.def("plan_weights", &plan_of, "program"_a, "memory"_a = 0);
+}
+
 void bind_model(nb::module_& m) {
   nb::class_<KvCache>(m, "KvCache")
       .def_prop_ro("blocks", &KvCache::blocks)
@@ -289,14 +327,16 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("resident_nbytes", &KvCache::resident_nbytes)
       .def("copy_block", &KvCache::copy_block, "source"_a, "target"_a, nb::call_guard<nb::gil_scoped_release>());
   nb::class_<Model>(m, "Model")
-      .def(nb::init<const Path&, int, const std::string&, const std::string&, const Path&>(), "directory"_a,
-           "threads"_a = 0, "isa"_a = "", "numa"_a = "off", "numa_root"_a = "",
+      .def(nb::init<const Path&, int, const std::string&, const std::string&, const Path&, int64_t>(), "directory"_a,
+           "threads"_a = 0, "isa"_a = "", "numa"_a = "off", "numa_root"_a = "", "memory"_a = 0,
            nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("vocab_size", &Model::vocab_size)
       .def_prop_ro("isa", &Model::isa)
       .def_prop_ro("numa", &Model::numa)
       .def_prop_ro("threads", &Model::threads)
       .def_prop_ro("weight_nbytes", &Model::weight_nbytes)
+      .def_prop_ro("weight_plan", &Model::weight_plan)
+      .def_prop_ro("streaming", &streaming)
       .def_prop_ro("caches", &caches)
       .def_prop_ro("outputs", &outputs)
       .def_prop_ro("step_seconds", &Model::step_seconds)
@@ -321,6 +361,7 @@ void bind_model(nb::module_& m) {
 
 void bind_runtime(nb::module_& m) {
   using namespace deepmnn;
+  bind_plan(m);
   bind_model(m);
   nb::list parts;
   for (const char* name : kPartNames) parts.append(name);

@@ -16,11 +16,17 @@ class Embedding : public Op {
   }
 
   void run(Step& step) override {
-    const Weight table = step.pin(table_);
     const int32_t* ids = step.ints(ids_);
     float* y = step.f32(y_);
-    for_rows(step, step.n(y_), y_.width,
-             [&](int64_t row, int) { step.kernels.decode_row(table, ids[row], y + row * y_.width); });
+    const uint8_t** blocks = step.scratch.take<const uint8_t*>(kTableRows);
+    for (int64_t first = 0; first < step.n(y_); first += kTableRows) {
+      const int64_t n = std::min(kTableRows, step.n(y_) - first);
+      step.weights.pin_rows(table_.id, ids + first, n, blocks);
+      for_rows(step, n, y_.width, [&](int64_t i, int) {
+        const Weight block{blocks[i], kBlockRows, table_.cols, table_.format};
+        step.kernels.decode_row(block, ids[first + i] % kBlockRows, y + (first + i) * y_.width);
+      });
+    }
   }
 
  private:

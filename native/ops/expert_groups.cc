@@ -43,10 +43,30 @@ ExpertGroups group_by_expert(Step& step, const int32_t* indices, int64_t tokens,
   return groups;
 }
 
-const Weight* pin_experts(Step& step, const ExpertGroups& groups, const uint32_t* ids, int64_t each) {
-  uint32_t* chosen = step.scratch.take<uint32_t>(groups.active * each);
-  for (int64_t i = 0; i < groups.active; ++i) std::copy_n(ids + groups.experts[i] * each, each, chosen + i * each);
-  return step.pin(chosen, groups.active * each);
+ExpertTurns::ExpertTurns(Step& step, const ExpertGroups& groups, const uint32_t* ids, int64_t each)
+    : step_(step),
+      each_(each),
+      ids_(step.scratch.take<uint32_t>(groups.active * each)),
+      weights_(step.scratch.take<Weight>(groups.active * each)),
+      turn_(step.scratch.take<int32_t>(groups.active)),
+      left_(groups.active) {
+  for (int64_t i = 0; i < groups.active; ++i) {
+    std::copy_n(ids + groups.experts[i] * each, each, ids_ + i * each);
+    turn_[i] = static_cast<int32_t>(i);
+  }
+}
+
+bool ExpertTurns::next() {
+  turn_ += n_;
+  left_ -= n_;
+  if (n_ == 0) {
+    mark_ = step_.scratch.mark();
+  } else if (left_ > 0) {
+    step_.weights.unpin();
+    step_.scratch.rewind(mark_);
+  }
+  n_ = left_ > 0 ? step_.weights.pin_some(ids_, each_, turn_, left_, weights_) : 0;
+  return n_ > 0;
 }
 
 void combine_choices(Step& step, const float* parts, const int32_t* place, const float* weights, int64_t tokens,

@@ -23,9 +23,28 @@ struct ExpertGroups {
 // expert.
 ExpertGroups group_by_expert(Step& step, const int32_t* indices, int64_t tokens, int64_t top_k, int64_t experts);
 
-// The weights of the chosen experts, and of no others: expert e has ids[e * each .. (e + 1) * each); those of
-// groups.experts[i] come at [i * each].
-const Weight* pin_experts(Step& step, const ExpertGroups& groups, const uint32_t* ids, int64_t each);
+// The chosen experts, some of them at a time: those whose weights are in memory. Expert e has the weights
+// ids[e * each .. (e + 1) * each).
+class ExpertTurns {
+ public:
+  ExpertTurns(Step& step, const ExpertGroups& groups, const uint32_t* ids, int64_t each);
+
+  // Pins the weights of the next ones, and unpins those before; false when all have had their turn. Scratch that was
+  // taken since is free again.
+  bool next();
+  int64_t n() const { return n_; }
+  int64_t group(int64_t i) const { return turn_[i]; }  // which group has a turn, ascending, i < n()
+  const Weight& weight(int64_t i, int64_t which) const { return weights_[turn_[i] * each_ + which]; }
+
+ private:
+  Step& step_;
+  const int64_t each_;
+  uint32_t* ids_;    // [active, each]
+  Weight* weights_;  // [active, each]
+  int32_t* turn_;    // groups: those of this turn, then those that are left
+  int64_t n_ = 0, left_;
+  Scratch::Mark mark_;
+};
 
 // y [tokens, width] = sum over j of weights[token, j] * parts[place(token, j)] (+ shared [tokens, width]), in the order
 // of choice.

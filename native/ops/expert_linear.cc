@@ -32,7 +32,6 @@ class ExpertLinear : public Op {
     const int64_t n = step.n(x_);
     const ExpertGroups groups =
         group_by_expert(step, step.ints(indices_), n, top_k_, static_cast<int64_t>(experts_.size()));
-    const Weight* weights = pin_experts(step, groups, experts_.data(), 1);
     const int64_t in = in_, out = out_;
     const int32_t* index = per_choice_ ? groups.choices : groups.tokens;
     const FormedRows quantized = FormedRows::all(forms_, [&](RowForm form) {
@@ -40,23 +39,31 @@ class ExpertLinear : public Op {
       return gather(step, rows, index, groups.n, in);
     });
     float* parts = step.scratch.take<float>(groups.n * out);
-    LinearTask* tasks = step.scratch.take<LinearTask>(groups.active);
-    for (int64_t i = 0; i < groups.active; ++i) {
-      LinearTask task;
-      task.weight = weights[i];
-      task.rows.x = step.f32(x_);
-      task.rows.stride = in;
-      task.rows.index = index + groups.starts[i];
-      task.rows.quantized = quantized.from(groups.starts[i], task.weight);
-      task.rows.n = groups.size(i);
-      task.y = parts + groups.starts[i] * out;
-      task.y_stride = task.out_cols = out;
-      tasks[i] = task;
+    ExpertTurns turns(step, groups, experts_.data(), 1);
+    while (turns.next()) {
+      LinearTask* tasks = step.scratch.take<LinearTask>(turns.n());
+      for (int64_t i = 0; i < turns.n(); ++i) {
+        const int64_t start = groups.starts[turns.group(i)];
+        LinearTask task;
+        task.weight = turns.weight(i, 0);
+        task.rows.x = step.f32(x_);
+        task.rows.stride = in;
+        task.rows.index = index + start;
+        task.rows.quantized = quantized.from(start, task.weight);
+        task.rows.n = groups.size(turns.group(i));
+        task.y = parts + start * out;
+        task.y_stride = task.out_cols = out;
+        tasks[i] = task;
+      }
+      run_linear(step, tasks, turns.n());
     }
-    run_linear(step, tasks, groups.active);
     float* y = step.f32(y_);
     for_rows(step, groups.n, out,
              [&](int64_t choice, int) { std::copy_n(parts + groups.place[choice] * out, out, y + choice * out); });
+  }
+
+  RoutedWeights routed() const override {
+    return {experts_.data(), static_cast<int64_t>(experts_.size()), 1, top_k_};
   }
 
  private:

@@ -38,72 +38,85 @@ class Moe : public Op {
     if (n == 0) return;
     const ExpertGroups groups =
         group_by_expert(step, step.ints(indices_), n, top_k_, static_cast<int64_t>(experts_.size()) / 2);
-    const Weight* weights = pin_experts(step, groups, experts_.data(), 2);  // gate_up, down, gate_up, ...
-    const Hidden hidden = run_gate_up(step, groups, weights);
-    const float* parts = run_down(step, groups, weights, hidden);
+    const FormedRows rows = FormedRows::all(gate_up_forms_, [&](RowForm form) {
+      return gather(step, step.quantized.get(step, x_, form), groups.tokens, groups.n, x_.width);
+    });
+    const Hidden hidden = take_hidden(step, groups);
+    float* parts = step.scratch.take<float>(groups.n * y_.width);  // [choices, hidden], sorted by expert
+    ExpertTurns turns(step, groups, experts_.data(), 2);           // gate_up, down
+    while (turns.next()) {
+      run_gate_up(step, groups, turns, rows, hidden);
+      run_down(step, groups, turns, hidden, parts);
+    }
     combine_choices(step, parts, groups.place, step.f32(weights_), n, top_k_, y_.width,
                     has_shared_ ? step.f32(shared_) : nullptr, step.f32(y_));
   }
 
+  RoutedWeights routed() const override {
+    return {experts_.data(), static_cast<int64_t>(experts_.size()) / 2, 2, top_k_};
+  }
+
  private:
   // Rows of intermediate_size, one a choice, sorted by expert: quantised alone where all experts read one form of them,
-  // else as floats, too.
+  // else floats.
   struct Hidden {
-    const float* x;
-    FormedRows quantized;
+    float* x = nullptr;
+    QuantizedRows direct;
   };
 
-  Hidden run_gate_up(Step& step, const ExpertGroups& groups, const Weight* weights) const {
+  Hidden take_hidden(Step& step, const ExpertGroups& groups) const {
     const RowForm only = down_forms_.only();
-    QuantizedRows direct;
-    if (only != RowForm::floats) direct = take_quantized(step, groups.n, size_, only);
-    float* floats = only == RowForm::floats ? step.scratch.take<float>(groups.n * size_) : nullptr;
-    QuantizedRows* outputs = step.scratch.take<QuantizedRows>(groups.active);
-    LinearTask* tasks = step.scratch.take<LinearTask>(groups.active);
-    const FormedRows quantized = FormedRows::all(gate_up_forms_, [&](RowForm form) {
-      return gather(step, step.quantized.get(step, x_, form), groups.tokens, groups.n, x_.width);
-    });
-    for (int64_t i = 0; i < groups.active; ++i) {
+    if (only == RowForm::floats) return {step.scratch.take<float>(groups.n * size_), {}};
+    return {nullptr, take_quantized(step, groups.n, size_, only)};
+  }
+
+  void run_gate_up(Step& step, const ExpertGroups& groups, const ExpertTurns& turns, const FormedRows& rows,
+                   const Hidden& hidden) const {
+    QuantizedRows* outputs = step.scratch.take<QuantizedRows>(turns.n());
+    LinearTask* tasks = step.scratch.take<LinearTask>(turns.n());
+    for (int64_t i = 0; i < turns.n(); ++i) {
+      const int64_t group = turns.group(i), start = groups.starts[group];
       LinearTask task;
-      task.weight = weights[2 * i];
+      task.weight = turns.weight(i, 0);
       task.rows.x = step.f32(x_);
       task.rows.stride = x_.width;
-      task.rows.index = groups.tokens + groups.starts[i];
-      task.rows.quantized = quantized.from(groups.starts[i], task.weight);
-      task.rows.n = groups.size(i);
+      task.rows.index = groups.tokens + start;
+      task.rows.quantized = rows.from(start, task.weight);
+      task.rows.n = groups.size(group);
       task.out_cols = size_;
       task.epilogue = Epilogue::swiglu;
-      if (only != RowForm::floats) {
-        outputs[i] = direct.from(groups.starts[i]);
-      } else {
-        task.y = floats + groups.starts[i] * size_;
+      if (hidden.x) {
+        task.y = hidden.x + start * size_;
         task.y_stride = size_;
+      } else {
+        outputs[i] = hidden.direct.from(start);
       }
       tasks[i] = task;
     }
-    run_linear(step, tasks, groups.active, only != RowForm::floats ? outputs : nullptr);
-    return {floats, FormedRows::all(down_forms_, [&](RowForm form) {
-              return form == only ? direct : quantize(step, floats, size_, groups.n, size_, form);
-            })};
+    run_linear(step, tasks, turns.n(), hidden.x ? nullptr : outputs);
   }
 
-  // [choices, hidden], sorted by expert.
-  const float* run_down(Step& step, const ExpertGroups& groups, const Weight* weights, const Hidden& hidden) const {
-    float* parts = step.scratch.take<float>(groups.n * y_.width);
-    LinearTask* tasks = step.scratch.take<LinearTask>(groups.active);
-    for (int64_t i = 0; i < groups.active; ++i) {
+  void run_down(Step& step, const ExpertGroups& groups, const ExpertTurns& turns, const Hidden& hidden,
+                float* parts) const {
+    LinearTask* tasks = step.scratch.take<LinearTask>(turns.n());
+    for (int64_t i = 0; i < turns.n(); ++i) {
+      const int64_t group = turns.group(i), start = groups.starts[group];
       LinearTask task;
-      task.weight = weights[2 * i + 1];
-      if (hidden.x) task.rows.x = hidden.x + groups.starts[i] * size_;
+      task.weight = turns.weight(i, 1);
+      const RowForm form = form_of(task.weight.format);
       task.rows.stride = size_;
-      task.rows.quantized = hidden.quantized.from(groups.starts[i], task.weight);
-      task.rows.n = groups.size(i);
-      task.y = parts + groups.starts[i] * y_.width;
+      task.rows.n = groups.size(group);
+      if (hidden.x) task.rows.x = hidden.x + start * size_;
+      if (!hidden.x) {
+        task.rows.quantized = hidden.direct.from(start);
+      } else if (form != RowForm::floats) {
+        task.rows.quantized = quantize(step, task.rows.x, size_, task.rows.n, size_, form);
+      }
+      task.y = parts + start * y_.width;
       task.y_stride = task.out_cols = y_.width;
       tasks[i] = task;
     }
-    run_linear(step, tasks, groups.active);
-    return parts;
+    run_linear(step, tasks, turns.n());
   }
 
   int64_t top_k_, size_;

@@ -53,6 +53,7 @@ MappedWeights::MappedWeights(const std::string& directory, const Program& progra
     const MappedFile& shard = *shards_[info.shard];
     check_weight(info, program.shards[info.shard], shard.nbytes());
     bytes_.push_back(shard.data() + info.offset);
+    row_blocks_.push_back(block_nbytes(info.format, info.cols));
   }
   if (numa.active()) copy_to_nodes(program, numa, workers);
   check();

@@ -23,6 +23,9 @@ class MappedWeights : public Residency {
   void pin(const uint32_t* ids, int64_t n, Weight* out) override {
     for (int64_t i = 0; i < n; ++i) out[i].data = bytes_[ids[i]];
   }
+  void pin_rows(uint32_t id, const int32_t* rows, int64_t n, const uint8_t** blocks) override {
+    for (int64_t i = 0; i < n; ++i) blocks[i] = bytes_[id] + rows[i] / kBlockRows * row_blocks_[id];
+  }
   void unpin() override {}  // all of it stays
   void check() const override;
 
@@ -32,6 +35,7 @@ class MappedWeights : public Residency {
   std::vector<std::unique_ptr<MappedFile>> shards_;
   std::vector<std::unique_ptr<PrivateCopy>> copies_;  // instead of the shards
   std::vector<const uint8_t*> bytes_;                 // of each weight
+  std::vector<int64_t> row_blocks_;                   // bytes of kBlockRows rows of each
 };
 
 }  // namespace deepmnn

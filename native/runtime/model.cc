@@ -10,6 +10,8 @@
 #include "runtime/fail.h"
 #include "runtime/machine.h"
 #include "runtime/mapped_weights.h"
+#include "runtime/read_units.h"
+#include "runtime/streamed_weights.h"
 
 namespace deepmnn {
 namespace {
@@ -54,16 +56,25 @@ class Leaving {
 }  // namespace
 
 Model::Model(const std::string& directory, int threads, const std::string& isa, const std::string& numa,
-             const std::string& numa_root)
+             const std::string& numa_root, int64_t memory)
     : program_(read_program(directory)),
       numa_(numa, numa_root),
       kernels_(select_kernels(isa.c_str())),
       pool_(thread_count(threads, numa_), static_cast<int>(numa_.processors().size()),
             [this](int worker) { numa_.pin(worker, pool_.workers()); }),
-      weights_(program_, std::make_unique<MappedWeights>(directory, program_, numa_, pool_.workers())) {
+      weights_(program_, open_weights(directory, memory)) {
   check_inputs();
   check_outputs();
   build_ops();
+  if (streams()) prefetch_ = std::make_unique<Prefetch>(program_, ops_, ropes_);
+}
+
+std::unique_ptr<Residency> Model::open_weights(const std::string& directory, int64_t memory) {
+  ReadUnits units = read_units(program_);
+  plan_ = plan_weights(program_, units, memory);
+  if (plan_.mapped) return std::make_unique<MappedWeights>(directory, program_, numa_, pool_.workers());
+  if (numa_.active()) fail_request("numa with a memory budget", "numa off");
+  return std::make_unique<StreamedWeights>(directory, program_, std::move(units), plan_);
 }
 
 // Token ids and positions go in, and whatever an earlier part of the model gave.
@@ -225,11 +236,13 @@ void Model::place_activations(Step& step) {
 void Model::run_ops(Step& step) {
   weights_.check();
   try {
+    weights_.residency().begin_step(step.batch.tokens);
     for (size_t i = 0; i < ops_.size(); ++i) {
       if (profile_) profile_->enter(i);
       weights_.unpin();
       scratch_.reset();
       ops_[i]->run(step);
+      if (prefetch_) prefetch_->after(i, step);
     }
   } catch (const Error&) {
     weights_.check();

@@ -9,10 +9,12 @@
 #include "runtime/batch.h"
 #include "runtime/numa.h"
 #include "runtime/op.h"
+#include "runtime/prefetch.h"
 #include "runtime/profile.h"
 #include "runtime/program.h"
 #include "runtime/step.h"
 #include "runtime/turns.h"
+#include "runtime/weight_plan.h"
 #include "runtime/weight_store.h"
 
 namespace deepmnn {
@@ -20,9 +22,10 @@ namespace deepmnn {
 class Model {
  public:
   // Loads `directory`/program.bin and its shards. threads 0: one per physical core. isa "": the best one. numa: as
-  // Numa takes it, with the root of its /sys. Throws Error("artifact") for anything wrong in the directory.
+  // Numa takes it, with the root of its /sys. memory: bytes that weights may take, 0: as many as they are. Throws
+  // Error("artifact") for anything wrong in the directory.
   Model(const std::string& directory, int threads, const std::string& isa, const std::string& numa = "off",
-        const std::string& numa_root = "");
+        const std::string& numa_root = "", int64_t memory = 0);
 
   // What a step takes besides ids and positions, and what it gives, in the program's order: [rows of dim, width] each.
   struct Port {
@@ -41,6 +44,10 @@ class Model {
   const char* isa() const { return kernels_.isa; }
   int threads() const { return pool_.workers(); }  // that work: as asked for, at most one per processor
   int64_t weight_nbytes() const { return weights_.nbytes(); }
+  const WeightPlan& weight_plan() const { return plan_; }
+  // What has been read since it was loaded; null where all weights are mapped.
+  bool streams() const { return weights_.residency().streams(); }
+  StreamCounts stream_counts() const { return weights_.residency().counts(); }
   const std::vector<CacheInfo>& caches() const { return program_.caches; }
   const char* numa() const { return numa_.mode(); }
   void place(const KvCache& cache) const;  // on the nodes, before anything is in it
@@ -86,6 +93,7 @@ class Model {
   void check_inputs();
   void check_outputs();
   void build_ops();
+  std::unique_ptr<Residency> open_weights(const std::string& directory, int64_t memory);
   void* const* place_ports(const void* const* inputs, void* const* outputs, const Batch& batch);
   void place_rows(const KvCache& cache, const Batch& batch);
   void place_activations(Step& step);
@@ -98,9 +106,11 @@ class Model {
   Numa numa_;
   const Kernels& kernels_;
   ThreadPool pool_;
+  WeightPlan plan_;
   WeightStore weights_;
   RopeTables ropes_;
   std::vector<std::unique_ptr<Op>> ops_;
+  std::unique_ptr<Prefetch> prefetch_;  // where weights are streamed
   std::unique_ptr<Profile> profile_;
   int64_t step_ns_ = 0;
   std::vector<Port> inputs_, outputs_;

@@ -15,10 +15,19 @@ namespace deepmnn {
 
 class Step;
 
+// Weights of an op that it reads only when its indices choose their expert: expert e has ids[e * each .. (e + 1) * each).
+struct RoutedWeights {
+  const uint32_t* ids = nullptr;
+  int64_t experts = 0;  // 0: it has none
+  int64_t each = 0;
+  int64_t top_k = 0;  // indices of a row
+};
+
 class Op {
  public:
   virtual ~Op() = default;
   virtual void run(Step& step) = 0;
+  virtual RoutedWeights routed() const { return {}; }
 };
 
 // A buffer as an op sees it: rows of `width` elements, Step::n(dim) of them.

@@ -59,6 +59,10 @@ class Step {
     weights.pin(ids, n, pinned);
     return pinned;
   }
+  // Several groups of `each`, in scratch, that are used one group after another (Residency::pin_some).
+  int64_t pin_some(const uint32_t* ids, int64_t each, int32_t* groups, int64_t n, Weight* out) {
+    return weights.pin_some(ids, each, groups, n, out);
+  }
   // A vector's numbers; null for a weight that the op has not got.
   const float* pin_vector(const WeightRef& weight) {
     return weight.id == WeightRef::kNone ? nullptr : reinterpret_cast<const float*>(pin(weight).data);

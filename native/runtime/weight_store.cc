@@ -32,4 +32,11 @@ void WeightStore::pin(const uint32_t* ids, int64_t n, Weight* out) {
   residency_->pin(ids, n, out);
 }
 
+int64_t WeightStore::pin_some(const uint32_t* ids, int64_t each, int32_t* groups, int64_t n, Weight* out) {
+  for (int64_t i = 0; i < n; ++i) {
+    for (int64_t j = groups[i] * each; j < (groups[i] + 1) * each; ++j) out[j] = weights_[ids[j]];
+  }
+  return residency_->pin_some(ids, each, groups, n, out);
+}
+
 }  // namespace deepmnn

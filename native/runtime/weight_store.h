@@ -34,7 +34,14 @@ class WeightStore {
 
   // The weights ids[0 .. n), with bytes that Residency keeps until unpin().
   void pin(const uint32_t* ids, int64_t n, Weight* out);
+  // Groups of them, as Residency::pin_some does: out is filled for those that come first.
+  int64_t pin_some(const uint32_t* ids, int64_t each, int32_t* groups, int64_t n, Weight* out);
+  void pin_rows(uint32_t id, const int32_t* rows, int64_t n, const uint8_t** blocks) {
+    residency_->pin_rows(id, rows, n, blocks);
+  }
   void unpin() { residency_->unpin(); }
+  Residency& residency() { return *residency_; }
+  const Residency& residency() const { return *residency_; }
   void check() const { residency_->check(); }
 
  private:

@@ -87,6 +87,35 @@ class KvCache:
     def copy_block(self, source: int, target: int) -> None:
         """Copies one block of every entry."""
 
+class WeightPlan:
+    """Where weights are, for a number of bytes. All sizes in bytes."""
+
+    mapped: bool
+    """Everything fits: the weight files are mapped."""
+    total_nbytes: int
+    """Of all weights."""
+    least_nbytes: int
+    """The fewest that the model can run with."""
+    memory_nbytes: int
+    """What the plan takes: resident, ring, cache and table together."""
+    resident_nbytes: int
+    """Vectors and dense weights that stay in memory."""
+    streamed_nbytes: int
+    """Dense weights that every step reads anew, by way of the ring."""
+    ring_nbytes: int
+    expert_nbytes: int
+    """Of all routed experts."""
+    cache_nbytes: int
+    """The cache of experts."""
+    table_nbytes: int
+    """Room for rows of lookup tables, which are read when they are needed."""
+
+def plan_weights(program: bytes, memory: int = 0) -> WeightPlan:
+    """What a model with that program.bin would do with so many bytes for weights; 0: all of them.
+
+    Raises ArtifactError for a damaged program, RequestError for less than its least_nbytes.
+    """
+
 class Model:
     """A loaded artifact directory. Not thread-safe: one step at a time."""
 
@@ -95,6 +124,12 @@ class Model:
     threads: int
     """That work: as asked for, at most one for each processor."""
     weight_nbytes: int
+    weight_plan: WeightPlan
+    streaming: dict[str, float]
+    """Since the model was loaded; empty where all weights are mapped. reads, read_nbytes;
+    read_seconds: while at least one read was on its way; wait_seconds: while a step waited;
+    expert_hits, expert_misses: of the experts that steps chose, in memory by then or not;
+    predicted, predicted_used: experts read before they were chosen, and those that then were."""
     caches: dict[str, int]
     """Row width of each cache entry, in elements."""
     outputs: dict[str, int]
@@ -110,10 +145,15 @@ class Model:
         isa: str = "",
         numa: str = "off",
         numa_root: AnyPath = "",
+        memory: int = 0,
     ) -> None:
         """Maps the weights and checks the program. threads 0: one for each core.
 
         numa: "off", "distribute" or "isolate" (docs/numa.md); numa_root: where /sys lies.
+
+        memory: bytes that weights may take. 0, and as many as there are, maps them all. With less
+        some stay in memory and the others are read when they are needed (`weight_plan`).
+        RequestError for less than `weight_plan.least_nbytes`.
 
         Raises ArtifactError for anything wrong in the directory. So does every step from the moment
         on that a weight file is cut, or cannot be read, while the model uses it.

@@ -1,0 +1,155 @@
+#include "runtime/expert_cache.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "platform/direct_file.h"
+#include "runtime/fail.h"
+
+namespace deepmnn {
+namespace {
+
+constexpr double kHalfLife = 128.0;  // tokens
+constexpr double kMostWeight = 1e100;
+
+}  // namespace
+
+ExpertCache::ExpertCache(const ReadUnits& units, const WeightPlan& plan) : entries_(units.units.size()) {
+  for (const ExpertClass& each : plan.classes) {
+    Slots& slots = slots_.emplace_back();
+    slots.room = each.room;
+    slots.memory = Memory(nbytes_of(each.slots, each.room) + kReadAlign, "a cache of experts");
+    const uintptr_t address = reinterpret_cast<uintptr_t>(slots.memory.data());
+    slots.base = slots.memory.data() + (kReadAlign - address % kReadAlign) % kReadAlign;
+    slots.units.assign(static_cast<size_t>(each.slots), kNone);
+  }
+  for (size_t i = 0; i < units.units.size(); ++i) {
+    if (units.units[i].need != Need::routed) continue;
+    const auto same = [&](const ExpertClass& each) { return each.room == units.units[i].room; };
+    const auto found = std::find_if(plan.classes.begin(), plan.classes.end(), same);
+    entries_[i].size = static_cast<uint32_t>(found - plan.classes.begin());
+  }
+}
+
+void ExpertCache::begin_step(int64_t tokens) {
+  for (uint32_t unit : wanted_) {
+    Entry& each = entry(unit);
+    each.wanted = false;
+    if (each.state == State::queued || each.state == State::failed) each.state = State::absent;
+  }
+  wanted_.clear();
+  next_wanted_ = 0;
+  failures_.clear();
+  forget_guesses();
+  weight_ *= std::exp2(static_cast<double>(tokens) / kHalfLife);
+  if (weight_ < kMostWeight) return;
+  for (Entry& each : entries_) each.score /= weight_;
+  weight_ = 1.0;
+}
+
+void ExpertCache::want(uint32_t unit, int64_t uses) {
+  Entry& each = entry(unit);
+  each.score += weight_ * static_cast<double>(uses);
+  if (each.wanted) return;
+  each.wanted = true;
+  const bool here = each.state == State::here;
+  ++(here ? hits : misses);
+  if (each.by_guess) ++good_guesses;
+  each.by_guess = false;
+  // Even one that is here is listed: begin_step has to find it.
+  wanted_.push_back(unit);
+  if (each.state == State::absent || each.state == State::failed) each.state = State::queued;
+}
+
+void ExpertCache::guess(uint32_t unit) {
+  Entry& each = entry(unit);
+  if (each.guessed) return;
+  each.guessed = true;
+  guessed_.push_back(unit);
+}
+
+void ExpertCache::forget_guesses() {
+  for (uint32_t unit : guessed_) entry(unit).guessed = false;
+  guessed_.clear();
+  next_guessed_ = 0;
+}
+
+// Free, or of the unit that was used least of late and is not needed by this step.
+int32_t ExpertCache::free_slot(uint32_t size) {
+  Slots& slots = slots_[size];
+  int32_t best = -1;
+  double least = 0.0;
+  for (size_t i = 0; i < slots.units.size(); ++i) {
+    if (slots.units[i] == kNone) return static_cast<int32_t>(i);
+    const Entry& each = entry(slots.units[i]);
+    if (each.state != State::here || each.pinned || each.wanted || each.guessed) continue;
+    if (best >= 0 && each.score >= least) continue;
+    best = static_cast<int32_t>(i);
+    least = each.score;
+  }
+  if (best < 0) return best;
+  Entry& gone = entry(slots.units[static_cast<size_t>(best)]);
+  gone.state = State::absent;
+  gone.slot = -1;
+  gone.by_guess = false;
+  return best;
+}
+
+bool ExpertCache::next(bool guessed, uint32_t* unit, uint8_t** to) {
+  std::vector<uint32_t>& list = guessed ? guessed_ : wanted_;
+  size_t& at = guessed ? next_guessed_ : next_wanted_;
+  const State waiting = guessed ? State::absent : State::queued;
+  while (at < list.size() && entry(list[at]).state != waiting) ++at;
+  if (at == list.size()) return false;
+  Entry& each = entry(list[at]);
+  const int32_t slot = free_slot(each.size);
+  if (slot < 0) return false;
+  *unit = list[at++];
+  slots_[each.size].units[static_cast<size_t>(slot)] = *unit;
+  each.slot = slot;
+  each.state = State::reading;
+  each.by_guess = guessed;
+  guesses += guessed;
+  *to = slot_of(each);
+  return true;
+}
+
+void ExpertCache::arrived(uint32_t unit) { entry(unit).state = State::here; }
+
+void ExpertCache::failed(uint32_t unit, const std::string& why) {
+  Entry& each = entry(unit);
+  slots_[each.size].units[static_cast<size_t>(each.slot)] = kNone;
+  each.slot = -1;
+  each.by_guess = false;
+  each.state = each.wanted ? State::failed : State::absent;
+  if (each.wanted) failures_[unit] = why;
+}
+
+const uint8_t* ExpertCache::find(uint32_t unit) {
+  Entry& each = entry(unit);
+  if (each.state == State::here) return slot_of(each);
+  if (each.state != State::failed) return nullptr;
+  each.state = State::absent;
+  each.wanted = false;
+  const std::string why = failures_[unit];
+  failures_.erase(unit);
+  throw Error("artifact", why);
+}
+
+void ExpertCache::pin(uint32_t unit) {
+  Entry& each = entry(unit);
+  if (!each.pinned) pinned_.push_back(unit);
+  each.pinned = true;
+  each.wanted = false;
+}
+
+void ExpertCache::unpin() {
+  for (uint32_t unit : pinned_) entry(unit).pinned = false;
+  pinned_.clear();
+}
+
+int64_t ExpertCache::pins(uint32_t unit) const {
+  return std::max<int64_t>(1, static_cast<int64_t>(slots_[entries_[unit].size].units.size()) / 2);
+}
+
+}  // namespace deepmnn

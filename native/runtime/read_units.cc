@@ -1,0 +1,121 @@
+#include "runtime/read_units.h"
+
+#include <algorithm>
+#include <map>
+#include <tuple>
+#include <utility>
+
+#include "platform/direct_file.h"
+#include "runtime/routing_slice.h"
+
+namespace deepmnn {
+namespace {
+
+int64_t round_up(int64_t nbytes) { return (nbytes + kReadAlign - 1) / kReadAlign * kReadAlign; }
+
+// The most that any reader needs of each weight.
+std::vector<Need> needs(const Program& program) {
+  std::vector<Need> need(program.weights.size(), Need::rows);
+  const auto raise = [&](uint32_t id, Need least) { need[id] = std::min(need[id], least); };
+  for (const Instruction& instruction : program.instructions) {
+    for (const WeightUse& use : instruction.weights) {
+      if (use.reading == Reading::whole) raise(use.id, Need::always);
+      // What comes twice, or in two ways, has no place in an order.
+      if (use.reading == Reading::routed) raise(use.id, need[use.id] == Need::dense ? Need::always : Need::routed);
+      if (use.reading == Reading::in_order) raise(use.id, need[use.id] == Need::rows ? Need::dense : Need::always);
+    }
+  }
+  for (const RoutingSlice& slice : routing_slices(program)) {
+    for (size_t i : slice.instructions) {
+      for (const WeightUse& use : program.instructions[i].weights) raise(use.id, Need::always);
+    }
+  }
+  return need;
+}
+
+class Builder {
+ public:
+  explicit Builder(const Program& program) : program_(program), need_(needs(program)) {
+    made_.unit_of.assign(program.weights.size(), UINT32_MAX);
+    made_.at.assign(program.weights.size(), 0);
+  }
+
+  ReadUnits build() {
+    for (const Instruction& instruction : program_.instructions) {
+      made_.dense_of.emplace_back();
+      const size_t each = weights_per_expert(instruction);
+      std::vector<uint32_t> expert;
+      for (const WeightUse& use : instruction.weights) {
+        if (need_[use.id] == Need::routed && use.reading == Reading::routed) {
+          expert.push_back(use.id);
+          if (expert.size() == each) add(std::exchange(expert, {}));
+        } else {
+          add({use.id});
+        }
+        if (need_[use.id] == Need::dense && use.reading == Reading::in_order) {
+          made_.dense_of.back().push_back(made_.unit_of[use.id]);
+        }
+      }
+      if (!expert.empty()) add(expert);
+    }
+    for (uint32_t id = 0; id < program_.weights.size(); ++id) add({id});  // those that nobody reads
+    return std::move(made_);
+  }
+
+ private:
+  using Place = std::tuple<uint32_t, uint64_t, uint64_t>;
+
+  // A unit of those weights, unless they have one.
+  void add(std::vector<uint32_t> ids) {
+    ids.erase(std::remove_if(ids.begin(), ids.end(), [&](uint32_t id) { return made_.unit_of[id] != UINT32_MAX; }),
+              ids.end());
+    if (ids.empty()) return;
+    std::vector<Place> key;
+    for (uint32_t id : ids) {
+      const WeightInfo& info = program_.weights[id];
+      key.emplace_back(info.shard, info.offset, info.nbytes);
+    }
+    const Need need = need_[ids[0]];
+    // What comes in order is not shared: each place in the order has its own.
+    const auto [found, fresh] = known_.try_emplace({need, key}, static_cast<uint32_t>(made_.units.size()));
+    const bool alone = fresh || need == Need::dense;
+    const uint32_t unit = alone ? static_cast<uint32_t>(made_.units.size()) : found->second;
+    if (alone) made_.units.push_back(ReadUnit{need, {}, 0, 0});
+    ReadUnit filled{need, {}, 0, 0};
+    for (uint32_t id : ids) {
+      made_.unit_of[id] = unit;
+      made_.at[id] = place(filled, program_.weights[id]);
+    }
+    if (alone) made_.units[unit] = std::move(filled);
+  }
+
+  // Adds the weight to the unit, and returns where it lies.
+  static int64_t place(ReadUnit& unit, const WeightInfo& info) {
+    const int64_t nbytes = static_cast<int64_t>(info.nbytes);
+    unit.nbytes += nbytes;
+    if (!unit.runs.empty()) {
+      ReadRun& last = unit.runs.back();
+      if (last.shard == info.shard && last.offset + static_cast<uint64_t>(last.nbytes) == info.offset) {
+        const int64_t at = last.at + last.nbytes;
+        last.nbytes += nbytes;
+        unit.room = round_up(last.at + last.nbytes);
+        return at;
+      }
+    }
+    const int64_t at = unit.room + static_cast<int64_t>(info.offset % kReadAlign);
+    unit.runs.push_back({info.shard, info.offset, nbytes, at});
+    unit.room = round_up(at + nbytes);
+    return at;
+  }
+
+  const Program& program_;
+  const std::vector<Need> need_;
+  ReadUnits made_;
+  std::map<std::pair<Need, std::vector<Place>>, uint32_t> known_;
+};
+
+}  // namespace
+
+ReadUnits read_units(const Program& program) { return Builder(program).build(); }
+
+}  // namespace deepmnn

@@ -1,0 +1,44 @@
+// What is read from files at once: a weight, or all weights of one expert.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "runtime/program.h"
+
+namespace deepmnn {
+
+// When a unit's bytes are needed.
+enum class Need : uint8_t {
+  always,  // by every step, and small: vectors, and what routing is decided by
+  dense,   // by every step, in the program's order
+  routed,  // when routing chooses it
+  rows,    // a few rows, those of the step's ids
+};
+
+// Bytes that lie together in a file. `at`: where they go in the unit's room; it stands to kReadAlign as `offset` does.
+struct ReadRun {
+  uint32_t shard = 0;
+  uint64_t offset = 0;
+  int64_t nbytes = 0;
+  int64_t at = 0;
+};
+
+struct ReadUnit {
+  Need need = Need::always;
+  std::vector<ReadRun> runs;  // mostly one
+  int64_t nbytes = 0;         // of its weights
+  int64_t room = 0;           // bytes of memory that it takes, a multiple of kReadAlign: direct reads bring a little more
+};
+
+struct ReadUnits {
+  std::vector<ReadUnit> units;     // in the order of their first use
+  std::vector<uint32_t> unit_of;   // of each weight
+  std::vector<int64_t> at;         // where each weight lies in its unit's room
+  std::vector<std::vector<uint32_t>> dense_of;  // the dense units of each instruction
+};
+
+// Weights that lie in the same bytes are one unit.
+ReadUnits read_units(const Program& program);
+
+}  // namespace deepmnn

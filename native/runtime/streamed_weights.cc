@@ -1,0 +1,333 @@
+#include "runtime/streamed_weights.h"
+
+#include <algorithm>
+#include <atomic>
+#include <system_error>
+
+#include "platform/threads.h"
+#include "runtime/clock.h"
+#include "runtime/fail.h"
+#include "runtime/weight_store.h"
+
+namespace deepmnn {
+namespace {
+
+constexpr int kReaders = 3;  // so that the disk has the next read before it is done with one
+
+uint8_t* aligned(const Memory& memory) {
+  const uintptr_t address = reinterpret_cast<uintptr_t>(memory.data());
+  return memory.data() + (kReadAlign - address % kReadAlign) % kReadAlign;
+}
+
+int64_t round_up(int64_t nbytes) { return (nbytes + kReadAlign - 1) / kReadAlign * kReadAlign; }
+
+}  // namespace
+
+StreamedWeights::StreamedWeights(const std::string& directory, const Program& program, ReadUnits units, WeightPlan plan)
+    : units_(std::move(units)),
+      plan_(std::move(plan)),
+      weights_(program.weights),
+      experts_(units_, plan_),
+      ring_(units_, plan_),
+      threads_(std::make_unique<Threads>()),
+      forks_(fork_count()) {
+  open_files(directory, program);
+  read_residents();
+  row_memory_ = Memory(plan_.table_nbytes + kReadAlign, "rows of tables");
+  rows_ = aligned(row_memory_);
+  row_reads_.reserve(kTableRows);
+  try {
+    for (int i = 0; i < kReaders; ++i) threads_->readers.emplace_back([this] { run_reader(); });
+  } catch (const std::system_error&) {
+    if (threads_->readers.empty()) fail_request("no thread that reads weights", "a system that allows one more");
+  }
+}
+
+StreamedWeights::~StreamedWeights() {
+  if (forks_ != fork_count()) {
+    static_cast<void>(threads_.release());  // only the parent has them
+    return;
+  }
+  {
+    Lock lock(mutex_);
+    stop_ = true;
+  }
+  work_.notify_all();
+  for (std::thread& reader : threads_->readers) reader.join();
+}
+
+void StreamedWeights::open_files(const std::string& directory, const Program& program) {
+  for (const std::string& shard : program.shards) {
+    files_.push_back(std::make_unique<DirectFile>(directory + "/" + shard));
+  }
+  for (const WeightInfo& info : program.weights) {
+    check_weight(info, program.shards[info.shard], files_[info.shard]->nbytes());
+  }
+}
+
+void StreamedWeights::read_residents() {
+  int64_t nbytes = 0;
+  std::vector<uint32_t> found;
+  for (uint32_t i = 0; i < units_.units.size(); ++i) {
+    if (!plan_.resident[i]) continue;
+    found.push_back(i);
+    nbytes += units_.units[i].room;
+  }
+  resident_memory_ = Memory(nbytes + kReadAlign, "weights that stay in memory");
+  resident_.assign(units_.units.size(), nullptr);
+  uint8_t* room = aligned(resident_memory_);
+  for (uint32_t unit : found) {
+    resident_[unit] = room;
+    for (const ReadRun& run : units_.units[unit].runs) perform_run(run, room);
+    room += units_.units[unit].room;
+  }
+}
+
+// A child has none of the threads that read, and a lock that one of them may have held.
+void StreamedWeights::check_fork() const {
+  if (forks_ == fork_count()) return;
+  fail_request("a forked process uses a model with a memory budget, which reads weights by threads of its parent",
+               "a model that was loaded in that process");
+}
+
+template <class Done>
+void StreamedWeights::wait(Lock& lock, Done&& done) {
+  if (done()) return;
+  const int64_t start = now_ns();
+  news_.wait(lock, done);
+  counts_.wait_ns += now_ns() - start;
+}
+
+void StreamedWeights::pin(const uint32_t* ids, int64_t n, Weight* out) {
+  Lock lock(mutex_, std::defer_lock);
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t unit = units_.unit_of[ids[i]];
+    const uint8_t* room = resident_[unit];
+    if (!room) {
+      if (!lock.owns_lock()) {
+        check_fork();
+        lock.lock();
+      }
+      if (is_routed(ids[i])) {
+        if (!experts_.find(unit)) experts_.want(unit, 1);
+        work_.notify_all();
+        wait(lock, [&] { return (room = experts_.find(unit)) != nullptr; });
+        experts_.pin(unit);
+      } else if (ring_.has(unit)) {
+        ring_.want(unit);
+        ring_waits_ = true;
+        work_.notify_all();
+        wait(lock, [&] { return (room = ring_.pin(unit)) != nullptr; });
+        ring_waits_ = false;
+      } else {
+        fail_artifact("program.bin: weight " + weights_[ids[i]].name + " is read whole", "some rows of it");
+      }
+    }
+    out[i].data = bytes(ids[i], room);
+  }
+}
+
+// Whether all of them are in memory; then they are pinned.
+bool StreamedWeights::pin_group(const uint32_t* ids, int64_t each, Weight* out) {
+  for (int64_t i = 0; i < each; ++i) {
+    const uint32_t unit = units_.unit_of[ids[i]];
+    const uint8_t* const room = resident_[unit] ? resident_[unit] : experts_.find(unit);
+    if (!room) return false;
+    out[i].data = bytes(ids[i], room);
+  }
+  for (int64_t i = 0; i < each; ++i) {
+    const uint32_t unit = units_.unit_of[ids[i]];
+    if (!resident_[unit]) experts_.pin(unit);
+  }
+  return true;
+}
+
+int64_t StreamedWeights::pin_some(const uint32_t* ids, int64_t each, int32_t* groups, int64_t n, Weight* out) {
+  if (n == 0) return 0;
+  check_fork();
+  Lock lock(mutex_);
+  for (int64_t i = 0; i < n; ++i) {  // what nobody has foretold
+    for (int64_t j = 0; j < each; ++j) {
+      const uint32_t unit = units_.unit_of[ids[groups[i] * each + j]];
+      if (!resident_[unit] && !experts_.find(unit) && !experts_.is_coming(unit)) experts_.want(unit, 1);
+    }
+  }
+  work_.notify_all();
+  const uint32_t first = units_.unit_of[ids[groups[0] * each]];
+  const int64_t most = resident_[first] ? n : std::min(n, experts_.pins(first));
+  int64_t pinned = 0;
+  wait(lock, [&] {
+    for (int64_t i = 0; i < n && pinned < most; ++i) {
+      if (!pin_group(ids + groups[i] * each, each, out + groups[i] * each)) continue;
+      std::rotate(groups + pinned, groups + i, groups + i + 1);
+      ++pinned;
+    }
+    return pinned > 0;
+  });
+  return pinned;
+}
+
+void StreamedWeights::want_rows(uint32_t id, const int32_t* rows, int64_t n, const uint8_t** blocks) {
+  const WeightInfo& info = weights_[id];
+  const int64_t block = block_nbytes(info.format, info.cols), room = round_up(block) + kReadAlign;
+  row_reads_.clear();
+  for (int64_t i = 0; i < n; ++i) {
+    const uint64_t offset = info.offset + static_cast<uint64_t>(rows[i] / kBlockRows * block);
+    size_t at = 0;
+    while (at < row_reads_.size() && row_reads_[at].run.offset != offset) ++at;
+    if (at == row_reads_.size()) {
+      uint8_t* const to = rows_ + static_cast<int64_t>(at) * room;
+      row_reads_.push_back({{info.shard, offset, block, static_cast<int64_t>(offset % kReadAlign)}, to, false, false, ""});
+    }
+    blocks[i] = row_reads_[at].to + row_reads_[at].run.at;
+  }
+}
+
+void StreamedWeights::pin_rows(uint32_t id, const int32_t* rows, int64_t n, const uint8_t** blocks) {
+  const uint32_t unit = units_.unit_of[id];
+  if (resident_[unit]) {
+    const int64_t block = block_nbytes(weights_[id].format, weights_[id].cols);
+    for (int64_t i = 0; i < n; ++i) blocks[i] = bytes(id, resident_[unit]) + rows[i] / kBlockRows * block;
+    return;
+  }
+  check_fork();
+  Lock lock(mutex_);
+  want_rows(id, rows, n, blocks);
+  work_.notify_all();
+  wait(lock, [&] {
+    return std::all_of(row_reads_.begin(), row_reads_.end(), [](const RowRead& read) { return read.done; });
+  });
+  for (const RowRead& read : row_reads_) {
+    if (!read.why.empty()) throw Error("artifact", read.why);
+  }
+}
+
+void StreamedWeights::unpin() {
+  if (forks_ != fork_count()) return;
+  Lock lock(mutex_);
+  experts_.unpin();
+  ring_.unpin();
+  lock.unlock();
+  work_.notify_all();
+}
+
+void StreamedWeights::begin_step(int64_t tokens) {
+  check_fork();
+  Lock lock(mutex_);
+  // A step that ended by an error may have left rows on their way.
+  wait(lock, [&] {
+    return std::all_of(row_reads_.begin(), row_reads_.end(), [](const RowRead& read) { return read.done; });
+  });
+  row_reads_.clear();
+  experts_.unpin();
+  ring_.unpin();
+  experts_.begin_step(tokens);
+}
+
+void StreamedWeights::expect(const uint32_t* ids, const int32_t* uses, int64_t n) {
+  {
+    Lock lock(mutex_);
+    for (int64_t i = 0; i < n; ++i) {
+      const uint32_t unit = units_.unit_of[ids[i]];
+      if (!resident_[unit] && is_routed(ids[i])) experts_.want(unit, uses[i]);
+    }
+  }
+  work_.notify_all();
+}
+
+void StreamedWeights::guess(const uint32_t* ids, int64_t n) {
+  {
+    Lock lock(mutex_);
+    experts_.forget_guesses();
+    for (int64_t i = 0; i < n; ++i) {
+      const uint32_t unit = units_.unit_of[ids[i]];
+      if (!resident_[unit] && is_routed(ids[i])) experts_.guess(unit);
+    }
+  }
+  work_.notify_all();
+}
+
+StreamCounts StreamedWeights::counts() const {
+  Lock lock(mutex_);
+  StreamCounts counts = counts_;
+  counts.expert_hits = experts_.hits;
+  counts.expert_misses = experts_.misses;
+  counts.guesses = experts_.guesses;
+  counts.good_guesses = experts_.good_guesses;
+  return counts;
+}
+
+// What a step waits for comes first, what may be needed last.
+bool StreamedWeights::next(Read* read) {
+  for (size_t i = 0; i < row_reads_.size(); ++i) {
+    if (row_reads_[i].started) continue;
+    row_reads_[i].started = true;
+    *read = {Source::rows, 0, row_reads_[i].to, i};
+    return true;
+  }
+  *read = {Source::ring, 0, nullptr, 0};
+  if (ring_waits_ && ring_.next(&read->unit, &read->to)) return true;
+  read->source = Source::experts;
+  if (experts_.next(false, &read->unit, &read->to)) return true;
+  read->source = Source::ring;
+  if (ring_.next(&read->unit, &read->to)) return true;
+  read->source = Source::experts;
+  return experts_.next(true, &read->unit, &read->to);
+}
+
+void StreamedWeights::run_reader() {
+  Lock lock(mutex_);
+  Read read;
+  while (!stop_) {
+    if (!next(&read)) {
+      work_.wait(lock);
+      continue;
+    }
+    if (active_++ == 0) active_since_ = now_ns();
+    const ReadRun row = read.source == Source::rows ? row_reads_[read.row].run : ReadRun{};
+    lock.unlock();
+    const std::string why = perform(read, row);
+    lock.lock();
+    const int64_t now = now_ns();
+    if (--active_ == 0) counts_.read_ns += now - active_since_;
+    finish(read, why);
+    news_.notify_all();
+  }
+}
+
+// "", or why it could not be read.
+std::string StreamedWeights::perform(const Read& read, const ReadRun& row) const {
+  try {
+    if (read.source == Source::rows) {
+      perform_run(row, read.to);
+    } else {
+      for (const ReadRun& run : units_.units[read.unit].runs) perform_run(run, read.to);
+    }
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+void StreamedWeights::perform_run(const ReadRun& run, uint8_t* room) const {
+  files_[run.shard]->read(run.offset, run.nbytes, room + run.at);
+}
+
+void StreamedWeights::finish(const Read& read, const std::string& why) {
+  ++counts_.reads;
+  if (read.source == Source::rows) {
+    RowRead& row = row_reads_[read.row];
+    counts_.read_nbytes += row.run.nbytes;
+    row.done = true;
+    row.why = why;
+    return;
+  }
+  if (why.empty()) counts_.read_nbytes += units_.units[read.unit].nbytes;
+  if (read.source == Source::ring) {
+    why.empty() ? ring_.arrived(read.to) : ring_.failed(read.to, why);
+  } else {
+    why.empty() ? experts_.arrived(read.unit) : experts_.failed(read.unit, why);
+  }
+}
+
+}  // namespace deepmnn
