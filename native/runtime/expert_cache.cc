@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <utility>
 
 #include "platform/direct_file.h"
 #include "runtime/fail.h"
@@ -74,18 +75,21 @@ void ExpertCache::forget_guesses() {
   next_guessed_ = 0;
 }
 
-// Free, or of the unit that was used least of late and is not needed by this step.
-int32_t ExpertCache::free_slot(uint32_t size) {
+// Free, or of the unit that was used least of late and is not needed by this step: for one that is wanted a guess gives
+// way at last, or two guesses could keep each other from ever being used.
+int32_t ExpertCache::free_slot(uint32_t size, bool guessed) {
   Slots& slots = slots_[size];
   int32_t best = -1;
   double least = 0.0;
+  bool best_guessed = false;
   for (size_t i = 0; i < slots.units.size(); ++i) {
     if (slots.units[i] == kNone) return static_cast<int32_t>(i);
     const Entry& each = entry(slots.units[i]);
-    if (each.state != State::here || each.pinned || each.wanted || each.guessed) continue;
-    if (best >= 0 && each.score >= least) continue;
+    if (each.state != State::here || each.pinned || each.wanted || (each.guessed && guessed)) continue;
+    if (best >= 0 && std::make_pair(each.guessed, each.score) >= std::make_pair(best_guessed, least)) continue;
     best = static_cast<int32_t>(i);
     least = each.score;
+    best_guessed = each.guessed;
   }
   if (best < 0) return best;
   Entry& gone = entry(slots.units[static_cast<size_t>(best)]);
@@ -102,7 +106,7 @@ bool ExpertCache::next(bool guessed, uint32_t* unit, uint8_t** to) {
   while (at < list.size() && entry(list[at]).state != waiting) ++at;
   if (at == list.size()) return false;
   Entry& each = entry(list[at]);
-  const int32_t slot = free_slot(each.size);
+  const int32_t slot = free_slot(each.size, guessed);
   if (slot < 0) return false;
   *unit = list[at++];
   slots_[each.size].units[static_cast<size_t>(slot)] = *unit;

@@ -67,7 +67,7 @@ class ExpertCache {
   static constexpr uint32_t kNone = UINT32_MAX;
 
   Entry& entry(uint32_t unit) { return entries_[unit]; }
-  int32_t free_slot(uint32_t size);
+  int32_t free_slot(uint32_t size, bool guessed);
   uint8_t* slot_of(const Entry& entry) const {
     const Slots& slots = slots_[entry.size];
     return slots.base + entry.slot * slots.room;

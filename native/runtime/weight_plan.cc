@@ -46,7 +46,8 @@ class Planner {
     const int64_t useful = std::min(left, useful_experts());
     place_dense(splits, left - experts_of(kLeastSlots), left - useful);
     place_experts(left - plan_.ring_nbytes - dense_resident_);
-    plan_.resident_nbytes = always_ + dense_resident_;
+    place_tables(left - plan_.ring_nbytes - dense_resident_ - plan_.cache_nbytes);
+    plan_.resident_nbytes = always_ + dense_resident_ + tables_;
     plan_.memory_nbytes = plan_.resident_nbytes + plan_.ring_nbytes + plan_.cache_nbytes + plan_.table_nbytes;
     return std::move(plan_);
   }
@@ -179,6 +180,16 @@ class Planner {
     }
   }
 
+  // A table of which a few rows are read stays when there is nothing better.
+  void place_tables(int64_t nbytes) {
+    for (size_t i = 0; i < units_.units.size(); ++i) {
+      const ReadUnit& unit = units_.units[i];
+      if (unit.need != Need::rows || unit.room > nbytes - tables_) continue;
+      plan_.resident[i] = true;
+      tables_ += unit.room;
+    }
+  }
+
   // So many slots of each class.
   int64_t experts_of(int64_t slots) const {
     int64_t nbytes = 0;
@@ -205,7 +216,7 @@ class Planner {
   const ReadUnits& units_;
   WeightPlan plan_;
   std::vector<uint32_t> dense_;  // in program order
-  int64_t always_ = 0, dense_room_ = 0, dense_resident_ = 0;
+  int64_t always_ = 0, dense_room_ = 0, dense_resident_ = 0, tables_ = 0;
 };
 
 }  // namespace
