@@ -62,9 +62,7 @@ class ExpertLinear : public Op {
              [&](int64_t choice, int) { std::copy_n(parts + groups.place[choice] * out, out, y + choice * out); });
   }
 
-  RoutedWeights routed() const override {
-    return {experts_.data(), static_cast<int64_t>(experts_.size()), 1, top_k_};
-  }
+  RoutedWeights routed() const override { return {experts_.data(), static_cast<int64_t>(experts_.size()), 1, top_k_}; }
 
  private:
   int64_t top_k_, in_, out_;

@@ -31,9 +31,9 @@ class DirectFile {
   const std::string path_;
   uint64_t nbytes_ = 0;
   [[maybe_unused]] int file_ = -1;
-  [[maybe_unused]] int buffered_ = -1;                    // the same file, for systems that refuse direct reads
+  [[maybe_unused]] int buffered_ = -1;  // the same file, for systems that refuse direct reads
   [[maybe_unused]] mutable std::atomic<bool> direct_{true};
-  [[maybe_unused]] int64_t changed_ns_ = 0;               // when its bytes were last changed
+  [[maybe_unused]] int64_t changed_ns_ = 0;  // when its bytes were last changed
 };
 
 }  // namespace deepmnn

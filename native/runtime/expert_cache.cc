@@ -99,12 +99,18 @@ int32_t ExpertCache::free_slot(uint32_t size, bool guessed) {
   return best;
 }
 
-bool ExpertCache::next(bool guessed, uint32_t* unit, uint8_t** to) {
-  std::vector<uint32_t>& list = guessed ? guessed_ : wanted_;
+bool ExpertCache::waits(bool guessed) {
+  const std::vector<uint32_t>& list = guessed ? guessed_ : wanted_;
   size_t& at = guessed ? next_guessed_ : next_wanted_;
   const State waiting = guessed ? State::absent : State::queued;
   while (at < list.size() && entry(list[at]).state != waiting) ++at;
-  if (at == list.size()) return false;
+  return at < list.size();
+}
+
+bool ExpertCache::next(bool guessed, uint32_t* unit, uint8_t** to) {
+  if (!waits(guessed)) return false;
+  const std::vector<uint32_t>& list = guessed ? guessed_ : wanted_;
+  size_t& at = guessed ? next_guessed_ : next_wanted_;
   Entry& each = entry(list[at]);
   const int32_t slot = free_slot(each.size, guessed);
   if (slot < 0) return false;
@@ -147,9 +153,11 @@ void ExpertCache::pin(uint32_t unit) {
   each.wanted = false;
 }
 
-void ExpertCache::unpin() {
+int64_t ExpertCache::unpin() {
+  const int64_t pinned = static_cast<int64_t>(pinned_.size());
   for (uint32_t unit : pinned_) entry(unit).pinned = false;
   pinned_.clear();
+  return pinned;
 }
 
 int64_t ExpertCache::pins(uint32_t unit) const {

@@ -24,6 +24,8 @@ class ExpertCache {
 
   // A step will use this unit, for so many rows: it is read if it is not here, and stays until it has been pinned.
   void want(uint32_t unit, int64_t uses);
+  // Whether there is one to be read, be there a slot for it or not.
+  bool waits(bool guessed);
   // It may: it is read when there is nothing else to do. forget_guesses() takes that back.
   void guess(uint32_t unit);
   void forget_guesses();
@@ -39,7 +41,7 @@ class ExpertCache {
   const uint8_t* find(uint32_t unit);
   bool is_coming(uint32_t unit) const { return entries_[unit].wanted; }
   void pin(uint32_t unit);
-  void unpin();
+  int64_t unpin();  // how many were pinned
   // How many units may be pinned at once, so that as many can be read meanwhile.
   int64_t pins(uint32_t unit) const;
 
@@ -49,8 +51,8 @@ class ExpertCache {
   enum class State : uint8_t { absent, queued, reading, here, failed };
   struct Entry {
     State state = State::absent;
-    bool wanted = false;   // by this step, and not pinned yet
-    bool guessed = false;  // by this step
+    bool wanted = false;    // by this step, and not pinned yet
+    bool guessed = false;   // by this step
     bool by_guess = false;  // that is why it was read, and nobody has wanted it since
     bool pinned = false;
     uint32_t size = 0;  // its class

@@ -61,6 +61,22 @@ void Scratch::reset() {
   used_ = full_ = 0;
 }
 
+// Blocks that came after the mark become one, for what will be taken next.
+void Scratch::rewind(const Mark& mark) {
+  peak_ = std::max(peak_, full_ + used_);
+  if (blocks_.size() == mark.blocks) {
+    used_ = mark.used;
+    return;
+  }
+  used_ = 0;
+  if (blocks_.size() == mark.blocks + 1) return;
+  int64_t more = 0;
+  for (size_t i = mark.blocks; i < blocks_.size(); ++i) more += blocks_[i].nbytes();
+  for (size_t i = mark.blocks; i + 1 < blocks_.size(); ++i) full_ -= blocks_[i].nbytes();
+  blocks_.resize(mark.blocks);
+  blocks_.emplace_back(more, "working memory");
+}
+
 uint8_t* Scratch::take_bytes(int64_t count, int64_t item_nbytes) {
   const int64_t nbytes = (nbytes_of(count, item_nbytes) + kAlign - 1) / kAlign * kAlign;
   if (blocks_.empty() || used_ + nbytes > blocks_.back().nbytes()) {

@@ -73,17 +73,13 @@ class Scratch {
     return reinterpret_cast<T*>(take_bytes(count, sizeof(T)));
   }
   void reset();
-  // What is taken from here on is given back by rewind, which may keep it where it has needed a block of its own.
+  // What is taken after mark() is given back by rewind().
   struct Mark {
     size_t blocks = 0;
     int64_t used = 0;
   };
   Mark mark() const { return {blocks_.size(), used_}; }
-  void rewind(const Mark& mark) {
-    if (mark.blocks != blocks_.size()) return;
-    peak_ = std::max(peak_, full_ + used_);
-    used_ = mark.used;
-  }
+  void rewind(const Mark& mark);
   void use(MemoryUse& use, bool reset);
 
  private:

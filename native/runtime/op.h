@@ -15,7 +15,8 @@ namespace deepmnn {
 
 class Step;
 
-// Weights of an op that it reads only when its indices choose their expert: expert e has ids[e * each .. (e + 1) * each).
+// Weights of an op that it reads only when its indices choose their expert: expert e has ids[e * each .. (e + 1) *
+// each).
 struct RoutedWeights {
   const uint32_t* ids = nullptr;
   int64_t experts = 0;  // 0: it has none

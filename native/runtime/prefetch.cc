@@ -6,8 +6,8 @@
 namespace deepmnn {
 namespace {
 
+constexpr size_t kLayersAhead = 1;      // the one after that is guessed right too seldom (docs/log.md)
 constexpr int64_t kMostGuessRows = 32;  // more rows choose so many experts that a guess of each is worth nothing
-
 // A buffer behind those of its arena.
 uint32_t add_buffer(Program& program, const BufferInfo& like, Dim dim) {
   BufferInfo buffer = like;
@@ -42,22 +42,27 @@ Prefetch::Prefetch(Program& program, const std::vector<std::unique_ptr<Op>>& ops
     choice.indices = int_buffer(program, indices_of(program, program.instructions[slices[i].reader]));
     // Plain graphs have several instructions that read what one decides: the last of them looks ahead.
     const bool last = i + 1 < slices.size() && slices[i + 1].decider != slices[i].decider;
-    if (last) choice.next = ops[slices[i + 1].reader]->routed();
-    if (choice.next.experts > 0) add_guess(program, slices[i], slices[i + 1], ropes, choice);
+    size_t decider = slices[i].decider;
+    for (size_t j = i + 1; last && j < slices.size() && choice.next.size() < kLayersAhead; ++j) {
+      if (slices[j].decider == decider) continue;
+      decider = slices[j].decider;
+      Guess guess = make_guess(program, slices[i], slices[j], ropes);
+      guess.weights = ops[slices[j].reader]->routed();
+      if (guess.weights.experts > 0) choice.next.push_back(std::move(guess));
+    }
     choices_[slices[i].decider].push_back(std::move(choice));
   }
 }
 
-// Copies of the next layer's routing, on the rows that this layer's experts read.
-void Prefetch::add_guess(Program& program, const RoutingSlice& here, const RoutingSlice& next, RopeTables& ropes,
-                         Choice& choice) {
+// Copies of a later layer's routing, on the rows that this layer's experts read.
+Prefetch::Guess Prefetch::make_guess(Program& program, const RoutingSlice& here, const RoutingSlice& next,
+                                     RopeTables& ropes) {
+  Guess guess;
   const uint32_t rows = program.instructions[here.reader].inputs[0];
   const Instruction& reader = program.instructions[next.reader];
   const Dim dim = program.buffers[rows].dim;
-  if (next.instructions.empty() || program.buffers[rows].width != program.buffers[reader.inputs[0]].width ||
-      program.buffers[rows].offset < 0) {
-    return;
-  }
+  const bool same = program.buffers[rows].width == program.buffers[reader.inputs[0]].width;
+  if (next.instructions.empty() || !same || program.buffers[rows].offset < 0) return guess;
   std::map<uint32_t, uint32_t> copies{{reader.inputs[0], rows}};
   for (size_t i : next.instructions) {
     auto copy = std::make_unique<Instruction>(program.instructions[i]);
@@ -67,10 +72,11 @@ void Prefetch::add_guess(Program& program, const RoutingSlice& here, const Routi
       copies[output] = fresh;
       output = fresh;
     }
-    choice.guess.push_back(make_op(OpSpec(program, *copy, ropes), copy->op));
+    guess.ops.push_back(make_op(OpSpec(program, *copy, ropes), copy->op));
     instructions_.push_back(std::move(copy));
   }
-  choice.guessed = int_buffer(program, copies.at(indices_of(program, reader)));
+  guess.indices = int_buffer(program, copies.at(indices_of(program, reader)));
+  return guess;
 }
 
 // The experts that rows choose, each once, with how many choose it.
@@ -95,16 +101,21 @@ void Prefetch::announce(const Choice& choice, Step& step) {
   const int64_t rows = step.n(choice.indices), chosen = rows * choice.weights.top_k;
   gather(choice.weights, step.i32(choice.indices), chosen);
   residency.expect(ids_.data(), uses_.data(), static_cast<int64_t>(ids_.size()));
-  if (choice.next.experts == 0) return;
-  if (chosen >= choice.next.experts) {  // about all of them
-    residency.guess(choice.next.ids, choice.next.experts * choice.next.each);
-  } else if (!choice.guess.empty() && rows <= kMostGuessRows) {
-    for (const std::unique_ptr<Op>& op : choice.guess) {
+  residency.forget_guesses();
+  if (choice.next.empty()) return;
+  if (chosen >= choice.next[0].weights.experts) {  // about all of them
+    const RoutedWeights& all = choice.next[0].weights;
+    return residency.guess(all.ids, all.experts * all.each);
+  }
+  if (rows > kMostGuessRows) return;
+  for (const Guess& guess : choice.next) {
+    for (const std::unique_ptr<Op>& op : guess.ops) {
       step.weights.unpin();
       step.scratch.reset();
       op->run(step);
     }
-    gather(choice.next, step.i32(choice.guessed), rows * choice.next.top_k);
+    if (guess.ops.empty()) continue;
+    gather(guess.weights, step.i32(guess.indices), rows * guess.weights.top_k);
     residency.guess(ids_.data(), static_cast<int64_t>(ids_.size()));
   }
 }

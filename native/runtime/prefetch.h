@@ -23,25 +23,28 @@ class Prefetch {
   }
 
  private:
+  // What a later layer will choose: its routing on this layer's rows.
+  struct Guess {
+    RoutedWeights weights;
+    std::vector<std::unique_ptr<Op>> ops;  // none where its routing needs more than those
+    Buffer indices;
+  };
   // What an instruction has just chosen, and how to guess what comes next.
   struct Choice {
     Buffer indices;
     RoutedWeights weights;
-    RoutedWeights next;                     // without experts: there is nothing to guess
-    std::vector<std::unique_ptr<Op>> guess; // the next layer's routing on this layer's rows
-    Buffer guessed;
+    std::vector<Guess> next;  // of the layers that follow, nearest first
   };
 
   void announce(const Choice& choice, Step& step);
   void gather(const RoutedWeights& weights, const int32_t* indices, int64_t n);
-  void add_guess(Program& program, const RoutingSlice& here, const RoutingSlice& next, RopeTables& ropes,
-                 Choice& choice);
+  Guess make_guess(Program& program, const RoutingSlice& here, const RoutingSlice& next, RopeTables& ropes);
 
-  std::vector<std::vector<Choice>> choices_;             // [instructions]
+  std::vector<std::vector<Choice>> choices_;                // [instructions]
   std::vector<std::unique_ptr<Instruction>> instructions_;  // that were made for guesses
-  std::vector<uint32_t> ids_;    // of the weights of those that were gathered
-  std::vector<int32_t> uses_;    // of each
-  std::vector<int32_t> counts_;  // of each expert
+  std::vector<uint32_t> ids_;                               // of the weights of those that were gathered
+  std::vector<int32_t> uses_;                               // of each
+  std::vector<int32_t> counts_;                             // of each expert
 };
 
 }  // namespace deepmnn

@@ -28,13 +28,13 @@ struct ReadUnit {
   Need need = Need::always;
   std::vector<ReadRun> runs;  // mostly one
   int64_t nbytes = 0;         // of its weights
-  int64_t room = 0;           // bytes of memory that it takes, a multiple of kReadAlign: direct reads bring a little more
+  int64_t room = 0;  // bytes of memory that it takes, a multiple of kReadAlign: direct reads bring a little more
 };
 
 struct ReadUnits {
-  std::vector<ReadUnit> units;     // in the order of their first use
-  std::vector<uint32_t> unit_of;   // of each weight
-  std::vector<int64_t> at;         // where each weight lies in its unit's room
+  std::vector<ReadUnit> units;                  // in the order of their first use
+  std::vector<uint32_t> unit_of;                // of each weight
+  std::vector<int64_t> at;                      // where each weight lies in its unit's room
   std::vector<std::vector<uint32_t>> dense_of;  // the dense units of each instruction
 };
 

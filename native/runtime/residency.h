@@ -12,8 +12,8 @@ namespace deepmnn {
 struct StreamCounts {
   int64_t reads = 0;
   int64_t read_nbytes = 0;
-  int64_t read_ns = 0;  // while at least one read was on its way
-  int64_t wait_ns = 0;  // while a step waited for one
+  int64_t read_ns = 0;                         // while at least one read was on its way
+  int64_t wait_ns = 0;                         // while a step waited for one
   int64_t expert_hits = 0, expert_misses = 0;  // of the experts that steps chose: in memory by then, or not
   int64_t guesses = 0, good_guesses = 0;       // experts read before they were chosen, and those that then were
 };
@@ -53,8 +53,9 @@ class Residency {
   virtual void begin_step(int64_t) {}
   // Later ops of this step will pin these routed weights, for uses[i] rows each.
   virtual void expect(const uint32_t*, const int32_t*, int64_t) {}
-  // They may, in place of those of the last guess.
+  // They may: those that are named first before others.
   virtual void guess(const uint32_t*, int64_t) {}
+  virtual void forget_guesses() {}
 
   virtual StreamCounts counts() const { return {}; }
 };

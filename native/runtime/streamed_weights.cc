@@ -13,6 +13,8 @@ namespace deepmnn {
 namespace {
 
 constexpr int kReaders = 3;  // so that the disk has the next read before it is done with one
+constexpr int kGuessing =
+    1;  // so many reads on their way, and no guess is read: what is needed now would share the disk
 
 uint8_t* aligned(const Memory& memory) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(memory.data());
@@ -78,8 +80,21 @@ void StreamedWeights::read_residents() {
   uint8_t* room = aligned(resident_memory_);
   for (uint32_t unit : found) {
     resident_[unit] = room;
-    for (const ReadRun& run : units_.units[unit].runs) perform_run(run, room);
     room += units_.units[unit].room;
+  }
+  std::atomic<size_t> next{0};
+  std::vector<std::string> failures(kReaders);
+  const auto read_some = [&](std::string& failure) {
+    for (size_t i = next++; i < found.size() && failure.empty(); i = next++) {
+      failure = read_unit(found[i], const_cast<uint8_t*>(resident_[found[i]]));
+    }
+  };
+  std::vector<std::thread> readers;
+  for (int i = 1; i < kReaders; ++i) readers.emplace_back(read_some, std::ref(failures[static_cast<size_t>(i)]));
+  read_some(failures[0]);
+  for (std::thread& reader : readers) reader.join();
+  for (const std::string& failure : failures) {
+    if (!failure.empty()) throw Error("artifact", failure);
   }
 }
 
@@ -110,13 +125,13 @@ void StreamedWeights::pin(const uint32_t* ids, int64_t n, Weight* out) {
       }
       if (is_routed(ids[i])) {
         if (!experts_.find(unit)) experts_.want(unit, 1);
-        work_.notify_all();
+        wake_readers(true);
         wait(lock, [&] { return (room = experts_.find(unit)) != nullptr; });
         experts_.pin(unit);
       } else if (ring_.has(unit)) {
         ring_.want(unit);
         ring_waits_ = true;
-        work_.notify_all();
+        wake_readers(true);
         wait(lock, [&] { return (room = ring_.pin(unit)) != nullptr; });
         ring_waits_ = false;
       } else {
@@ -152,7 +167,7 @@ int64_t StreamedWeights::pin_some(const uint32_t* ids, int64_t each, int32_t* gr
       if (!resident_[unit] && !experts_.find(unit) && !experts_.is_coming(unit)) experts_.want(unit, 1);
     }
   }
-  work_.notify_all();
+  wake_readers(true);
   const uint32_t first = units_.unit_of[ids[groups[0] * each]];
   const int64_t most = resident_[first] ? n : std::min(n, experts_.pins(first));
   int64_t pinned = 0;
@@ -177,7 +192,8 @@ void StreamedWeights::want_rows(uint32_t id, const int32_t* rows, int64_t n, con
     while (at < row_reads_.size() && row_reads_[at].run.offset != offset) ++at;
     if (at == row_reads_.size()) {
       uint8_t* const to = rows_ + static_cast<int64_t>(at) * room;
-      row_reads_.push_back({{info.shard, offset, block, static_cast<int64_t>(offset % kReadAlign)}, to, false, false, ""});
+      row_reads_.push_back(
+          {{info.shard, offset, block, static_cast<int64_t>(offset % kReadAlign)}, to, false, false, ""});
     }
     blocks[i] = row_reads_[at].to + row_reads_[at].run.at;
   }
@@ -205,10 +221,16 @@ void StreamedWeights::pin_rows(uint32_t id, const int32_t* rows, int64_t n, cons
 void StreamedWeights::unpin() {
   if (forks_ != fork_count()) return;
   Lock lock(mutex_);
-  experts_.unpin();
-  ring_.unpin();
-  lock.unlock();
-  work_.notify_all();
+  const bool room = experts_.unpin() + ring_.unpin() > 0;
+  wake_readers(room);
+}
+
+// Those that sleep, when there is something for them: each system call, and each thread that wakes for nothing, takes
+// time from the threads that compute.
+void StreamedWeights::wake_readers(bool news) {
+  if (!news || idle_ == 0) return;
+  const bool waits = experts_.waits(false) || !ring_.empty() || (active_ < kGuessing && experts_.waits(true));
+  if (waits) work_.notify_one();
 }
 
 void StreamedWeights::begin_step(int64_t tokens) {
@@ -231,20 +253,24 @@ void StreamedWeights::expect(const uint32_t* ids, const int32_t* uses, int64_t n
       const uint32_t unit = units_.unit_of[ids[i]];
       if (!resident_[unit] && is_routed(ids[i])) experts_.want(unit, uses[i]);
     }
+    wake_readers(true);
   }
-  work_.notify_all();
 }
 
 void StreamedWeights::guess(const uint32_t* ids, int64_t n) {
   {
     Lock lock(mutex_);
-    experts_.forget_guesses();
     for (int64_t i = 0; i < n; ++i) {
       const uint32_t unit = units_.unit_of[ids[i]];
       if (!resident_[unit] && is_routed(ids[i])) experts_.guess(unit);
     }
+    wake_readers(true);
   }
-  work_.notify_all();
+}
+
+void StreamedWeights::forget_guesses() {
+  Lock lock(mutex_);
+  experts_.forget_guesses();
 }
 
 StreamCounts StreamedWeights::counts() const {
@@ -272,6 +298,7 @@ bool StreamedWeights::next(Read* read) {
   read->source = Source::ring;
   if (ring_.next(&read->unit, &read->to)) return true;
   read->source = Source::experts;
+  if (active_ >= kGuessing) return false;
   return experts_.next(true, &read->unit, &read->to);
 }
 
@@ -280,9 +307,12 @@ void StreamedWeights::run_reader() {
   Read read;
   while (!stop_) {
     if (!next(&read)) {
+      ++idle_;
       work_.wait(lock);
+      --idle_;
       continue;
     }
+    wake_readers(true);  // one more, if there is more to read
     if (active_++ == 0) active_since_ = now_ns();
     const ReadRun row = read.source == Source::rows ? row_reads_[read.row].run : ReadRun{};
     lock.unlock();
@@ -295,22 +325,25 @@ void StreamedWeights::run_reader() {
   }
 }
 
-// "", or why it could not be read.
 std::string StreamedWeights::perform(const Read& read, const ReadRun& row) const {
+  return read.source == Source::rows ? read_run(row, read.to) : read_unit(read.unit, read.to);
+}
+
+std::string StreamedWeights::read_unit(uint32_t unit, uint8_t* room) const {
+  std::string failure;
+  for (const ReadRun& run : units_.units[unit].runs) {
+    if (failure.empty()) failure = read_run(run, room);
+  }
+  return failure;
+}
+
+std::string StreamedWeights::read_run(const ReadRun& run, uint8_t* room) const {
   try {
-    if (read.source == Source::rows) {
-      perform_run(row, read.to);
-    } else {
-      for (const ReadRun& run : units_.units[read.unit].runs) perform_run(run, read.to);
-    }
+    files_[run.shard]->read(run.offset, run.nbytes, room + run.at);
   } catch (const Error& error) {
     return error.what();
   }
   return "";
-}
-
-void StreamedWeights::perform_run(const ReadRun& run, uint8_t* room) const {
-  files_[run.shard]->read(run.offset, run.nbytes, room + run.at);
 }
 
 void StreamedWeights::finish(const Read& read, const std::string& why) {

@@ -33,6 +33,7 @@ class StreamedWeights : public Residency {
   void begin_step(int64_t tokens) override;
   void expect(const uint32_t* ids, const int32_t* uses, int64_t n) override;
   void guess(const uint32_t* ids, int64_t n) override;
+  void forget_guesses() override;
   StreamCounts counts() const override;
 
  private:
@@ -62,11 +63,14 @@ class StreamedWeights : public Residency {
   template <class Done>
   void wait(Lock& lock, Done&& done);
 
+  void wake_readers(bool news);
   void run_reader();
   bool next(Read* read);
+  // "", or why it could not be read.
   std::string perform(const Read& read, const ReadRun& row) const;
+  std::string read_unit(uint32_t unit, uint8_t* room) const;
+  std::string read_run(const ReadRun& run, uint8_t* room) const;
   void finish(const Read& read, const std::string& why);
-  void perform_run(const ReadRun& run, uint8_t* room) const;
   bool is_routed(uint32_t id) const { return units_.units[units_.unit_of[id]].need == Need::routed; }
 
   const ReadUnits units_;
@@ -85,6 +89,7 @@ class StreamedWeights : public Residency {
   bool stop_ = false;
   bool ring_waits_ = false;  // a step waits for the ring
   int active_ = 0;           // reads on their way
+  int idle_ = 0;             // readers that have nothing to do
   int64_t active_since_ = 0;
   StreamCounts counts_;
   struct Threads {

@@ -11,7 +11,7 @@
 namespace deepmnn {
 namespace {
 
-constexpr int64_t kLeastRing = int64_t{32} << 20;  // a shorter one has the disk wait
+constexpr int64_t kLeastRing = int64_t{16} << 20;  // a shorter one has the disk wait
 constexpr int64_t kRingSets = 3;                   // what one instruction needs, so many times: one is used, two come
 constexpr int64_t kLeastSlots = 2;                 // one is used, one comes
 constexpr int64_t kUsefulSteps = 2;                // the experts of so many choices, before anything else is resident

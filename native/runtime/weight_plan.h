@@ -17,21 +17,20 @@ struct ExpertClass {
 };
 
 struct WeightPlan {
-  bool mapped = false;       // everything fits: nothing is read by the model itself
-  int64_t total_nbytes = 0;  // of all weights
-  int64_t least_nbytes = 0;  // the fewest that a model can run with
-  int64_t memory_nbytes = 0; // what this plan takes: the five below, without `streamed`
+  bool mapped = false;        // everything fits: nothing is read by the model itself
+  int64_t total_nbytes = 0;   // of all weights
+  int64_t least_nbytes = 0;   // the fewest that a model can run with
+  int64_t memory_nbytes = 0;  // what this plan takes: the five below, without `streamed`
   int64_t resident_nbytes = 0;
   int64_t streamed_nbytes = 0;  // dense weights that every step reads anew, by way of
   int64_t ring_nbytes = 0;
-  int64_t cache_nbytes = 0;  // slots of experts
-  int64_t table_nbytes = 0;  // room for rows of tables
+  int64_t cache_nbytes = 0;   // slots of experts
+  int64_t table_nbytes = 0;   // room for rows of tables
   int64_t expert_nbytes = 0;  // of all experts
 
-  std::vector<bool> resident;         // [units], of those needed always or dense
-  std::vector<ExpertClass> classes;   // ascending by room
+  std::vector<bool> resident;        // [units], of those needed always or dense
+  std::vector<ExpertClass> classes;  // ascending by room
 };
-
 
 // Dense weights come before experts: each of their bytes is needed by every step. Throws Error("request") for fewer
 // bytes than plan.least_nbytes; memory 0: as many as there are weights, so that all are mapped.

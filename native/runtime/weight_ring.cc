@@ -72,14 +72,17 @@ const uint8_t* WeightRing::pin(uint32_t unit) {
   return base_ + entry->begin;
 }
 
-void WeightRing::unpin() {
+int64_t WeightRing::unpin() {
+  int64_t pinned = 0;
   for (Entry& entry : entries_) {
     if (!entry.pinned) continue;
+    ++pinned;
     entry.done = true;
     entry.pinned = false;
     used_ = std::max(used_, entry.number + 1);
   }
   drop_done();
+  return pinned;
 }
 
 // From the oldest on; what is still being read keeps its room.

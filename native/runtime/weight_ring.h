@@ -25,7 +25,7 @@ class WeightRing {
   // Its room, null while it has not come; it then stays until unpin(). Throws Error("artifact") when it could not be
   // read; the next one who wants it tries again.
   const uint8_t* pin(uint32_t unit);
-  void unpin();
+  int64_t unpin();  // how many were pinned
 
   // What is to be read next and where to; false while there is no room.
   bool next(uint32_t* unit, uint8_t** to);

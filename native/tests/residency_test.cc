@@ -4,14 +4,19 @@
 
 #include <algorithm>
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <memory>
 #include <random>
 #include <set>
 #include <vector>
 
 #include "kernels/dispatch.h"
+#include "platform/direct_file.h"
+#include "runtime/clock.h"
 #include "runtime/op.h"
 #include "runtime/step.h"
+#include "runtime/streamed_weights.h"
 #include "tests/check.h"
 
 namespace deepmnn {
@@ -27,6 +32,11 @@ class Held : public Residency {
   explicit Held(Bytes bytes) : bytes_(std::move(bytes)) {}
   void pin(const uint32_t* ids, int64_t n, Weight* out) override {
     for (int64_t i = 0; i < n; ++i) out[i].data = bytes_[ids[i]].data();
+  }
+  void pin_rows(uint32_t id, const int32_t* rows, int64_t n, const uint8_t** blocks) override {
+    Weight whole;
+    pin(&id, 1, &whole);
+    for (int64_t i = 0; i < n; ++i) blocks[i] = whole.data + rows[i] / kBlockRows * block_nbytes(Format::f32, kWidth);
   }
   void unpin() override {}
 
@@ -198,7 +208,62 @@ void weights_are_read_while_they_are_pinned_alone() {
   CHECK(*std::max_element(found.begin(), found.end()) > 0.1f);
 }
 
+// The program's weights in a file, with where they lie.
+class Stored {
+ public:
+  Stored(Program& program, const Bytes& bytes)
+      : directory_(std::filesystem::temp_directory_path() / ("deepmnn-residency-" + std::to_string(now_ns()))) {
+    std::filesystem::create_directory(directory_);
+    program.shards = {"weights"};
+    std::ofstream file(directory_ / "weights", std::ios::binary);
+    uint64_t offset = 0;
+    for (size_t i = 0; i < bytes.size(); ++i) {
+      program.weights[i].offset = offset;
+      program.weights[i].nbytes = bytes[i].size();
+      file.write(reinterpret_cast<const char*>(bytes[i].data()), static_cast<std::streamsize>(bytes[i].size()));
+      offset += bytes[i].size();
+    }
+  }
+  ~Stored() { std::filesystem::remove_all(directory_); }
+  std::string directory() const { return directory_.string(); }
+
+ private:
+  const std::filesystem::path directory_;
+};
+
+// As few bytes as possible: two experts at once, the head anew in each step, rows of the table.
+void weights_are_read_from_files() {
+  Program program = mixture();
+  const Bytes bytes = random_bytes(program);
+  const Stored stored(program, bytes);
+  std::vector<int32_t> ids;
+  for (int32_t i = 0; i < 200; ++i) ids.push_back(i * 7 % kVocab);
+  const auto nothing = [](size_t, const int32_t*) {};
+  const std::vector<float> wanted = run(program, std::make_unique<Held>(bytes), ids, nothing);
+  ReadUnits units = read_units(program);
+  WeightPlan plan;
+  plan.resident.assign(units.units.size(), false);
+  for (size_t i = 0; i < units.units.size(); ++i) {
+    const ReadUnit& unit = units.units[i];
+    if (unit.need == Need::always) plan.resident[i] = true;
+    if (unit.need == Need::dense) plan.ring_nbytes += 2 * unit.room;
+    if (unit.need != Need::routed) continue;
+    const auto same = [&](const ExpertClass& each) { return each.room == unit.room; };
+    if (std::none_of(plan.classes.begin(), plan.classes.end(), same)) plan.classes.push_back({unit.room, 1, 2});
+  }
+  plan.table_nbytes = kTableRows * 4 * kReadAlign;
+  auto streamed = std::make_unique<StreamedWeights>(stored.directory(), program, std::move(units), plan);
+  const StreamedWeights& seen = *streamed;
+  CHECK(plan.ring_nbytes > 0);
+  const std::vector<float> found =
+      run(program, std::move(streamed), ids, [&](size_t, const int32_t*) { CHECK(seen.counts().read_nbytes >= 0); });
+  CHECK(found == wanted);
+}
+
 }  // namespace
 }  // namespace deepmnn
 
-int main() { deepmnn::weights_are_read_while_they_are_pinned_alone(); }
+int main() {
+  deepmnn::weights_are_read_while_they_are_pinned_alone();
+  deepmnn::weights_are_read_from_files();
+}

@@ -13,7 +13,7 @@
 namespace deepmnn {
 namespace {
 
-constexpr int64_t kMostAtOnce = int64_t{1} << 30;  // the kernel takes no more than 2 GiB
+constexpr int64_t kMostAtOnce = int64_t{1} << 30;          // the kernel takes no more than 2 GiB
 constexpr int kFlags = O_RDONLY | O_CLOEXEC | O_NONBLOCK;  // a FIFO is refused, not waited for
 
 int64_t change_time(const struct stat& status) { return status.st_mtim.tv_sec * 1000000000 + status.st_mtim.tv_nsec; }

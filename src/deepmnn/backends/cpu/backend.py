@@ -42,8 +42,9 @@ class CpuBackend:
         isa: str = "",
         mla_form: str = "auto",
         numa: str = "off",
+        memory: int = 0,
     ) -> None:
-        self.model = _core.Model(directory, threads, isa, numa)
+        self.model = _core.Model(directory, threads, isa, numa, memory=memory)
         self.model.set_mla_form(mla_form)
         self.vocab_size = self.model.vocab_size
         self.outputs = tuple(self.model.outputs)
