@@ -342,6 +342,7 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("step_seconds", &Model::step_seconds)
       .def("new_cache", &new_cache, "blocks"_a, "block_size"_a, "dtype"_a = "f32")
       .def("set_mla_form", &set_mla_form, "form"_a)
+      .def("reserve", &Model::reserve, "working_nbytes"_a)
       .def("step", &step, "cache"_a, "ids"_a.noconvert(), "positions"_a.noconvert(), "sequence_starts"_a.noconvert(),
            "context_lengths"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert())
       .def("run", &run, "cache"_a, "ids"_a.noconvert(), "positions"_a.noconvert(), "sequence_starts"_a.noconvert(),

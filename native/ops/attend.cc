@@ -183,7 +183,14 @@ void merge_jobs(Step& step, const AttendShape& shape, const AttendJob* jobs, int
 
 }  // namespace
 
-void attend(Step& step, const AttendShape& shape, const AttendJob* jobs, int64_t count) {
+AttendRoom take_attend_room(Step& step, const AttendShape& shape) {
+  const int64_t tile = tile_queries(shape), workers = step.pool.size();
+  const Workspace own = take_workspace(step, shape, tile, workers);
+  return {own.acc, own.max_sum, own.limits,
+          step.scratch.take<float>(attention_work(tile, shape.qk_dim, shape.v_dim) * workers)};
+}
+
+void attend(Step& step, const AttendShape& shape, const AttendRoom& room, const AttendJob* jobs, int64_t count) {
   const int64_t tile = tile_queries(shape);
   int64_t items = 0, partials = 0;
   Split* splits = step.scratch.take<Split>(count);
@@ -198,15 +205,14 @@ void attend(Step& step, const AttendShape& shape, const AttendJob* jobs, int64_t
     first_partial[i] = partials;
     filled += list_items(jobs[i], splits[i], i, tile, partials, list + filled);
   }
-  const Workspace own = take_workspace(step, shape, tile, step.pool.size());
+  const Workspace own{room.acc, room.max_sum, room.limits};
   const Workspace shared = take_workspace(step, shape, tile, partials);
   const int64_t strip_floats = attention_work(tile, shape.qk_dim, shape.v_dim);
-  float* strips = step.scratch.take<float>(strip_floats * step.pool.size());
   step.pool.run(items, [&](int64_t piece, int worker) {
     const Item& item = list[piece];
     const bool only = item.partial < 0;
     const Workspace work = only ? part(own, shape, tile, worker) : part(shared, shape, tile, item.partial);
-    run_item(step, shape, jobs[item.job], item, work, strips + worker * strip_floats);
+    run_item(step, shape, jobs[item.job], item, work, room.strips + worker * strip_floats);
     if (only) normalise(step, shape, jobs[item.job], item, work);
   });
   if (partials) merge_jobs(step, shape, jobs, count, {splits, first_partial, shared, tile});

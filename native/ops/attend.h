@@ -42,7 +42,20 @@ struct AttendShape {
   float scale = 1.0f;
 };
 
-void attend(Step& step, const AttendShape& shape, const AttendJob* jobs, int64_t count);
+// What every worker computes with, in scratch.
+struct AttendRoom {
+  float* acc;       // [workers, tile, v_dim]
+  float* max_sum;   // [workers, tile, 2]
+  int32_t* limits;  // [workers, tile]
+  float* strips;    // [workers, attention_work]
+};
+AttendRoom take_attend_room(Step& step, const AttendShape& shape);
+
+// room: an op that attends several times takes it once.
+void attend(Step& step, const AttendShape& shape, const AttendRoom& room, const AttendJob* jobs, int64_t count);
+inline void attend(Step& step, const AttendShape& shape, const AttendJob* jobs, int64_t count) {
+  attend(step, shape, take_attend_room(step, shape), jobs, count);
+}
 
 // What the plain and the fused op share: q and y [tokens, heads, dim], k and v [keys, kv_heads, dim].
 class GroupedQueryOp : public Op {

@@ -14,6 +14,7 @@ struct Room {
   float* k;       // [context, group, nope + rope]
   float* v;       // [context, group, v]
   int64_t group;  // heads at once
+  AttendRoom attend;
   QuantizedRows latents;
 };
 
@@ -31,6 +32,7 @@ Room take_room(Step& step, const Mla& mla, const int64_t* sequences, int64_t cou
   room.rows = step.scratch.take<float>(context * mla.row_width());
   room.k = step.scratch.take<float>(context * room.group * mla.qk_dim());
   room.v = step.scratch.take<float>(context * room.group * mla.v_dim);
+  room.attend = take_attend_room(step, {mla.qk_dim(), mla.v_dim, mla.scale});
   return room;
 }
 
@@ -91,7 +93,7 @@ void attend_heads(Step& step, const Mla& mla, const Room& room, int64_t sequence
     job.out_token_stride = mla.y.width;
     jobs[i] = job;
   }
-  attend(step, {mla.qk_dim(), mla.v_dim, mla.scale}, jobs, heads);
+  attend(step, {mla.qk_dim(), mla.v_dim, mla.scale}, room.attend, jobs, heads);
 }
 
 void run_sequence(Step& step, const Mla& mla, Room& room, int64_t sequence) {

@@ -77,6 +77,11 @@ void Scratch::rewind(const Mark& mark) {
   blocks_.emplace_back(more, "working memory");
 }
 
+void Scratch::reserve(int64_t nbytes) {
+  if (!blocks_.empty()) return;
+  blocks_.emplace_back(nbytes, "working memory");
+}
+
 uint8_t* Scratch::take_bytes(int64_t count, int64_t item_nbytes) {
   const int64_t nbytes = (nbytes_of(count, item_nbytes) + kAlign - 1) / kAlign * kAlign;
   if (blocks_.empty() || used_ + nbytes > blocks_.back().nbytes()) {

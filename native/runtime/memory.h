@@ -81,6 +81,8 @@ class Scratch {
   Mark mark() const { return {blocks_.size(), used_}; }
   void rewind(const Mark& mark);
   void use(MemoryUse& use, bool reset);
+  // One block of so many bytes, before anything is taken: then less is never held twice while it grows.
+  void reserve(int64_t nbytes);
 
  private:
   uint8_t* take_bytes(int64_t count, int64_t item_nbytes);

@@ -251,6 +251,11 @@ void Model::run_ops(Step& step) {
   weights_.check();
 }
 
+void Model::reserve(int64_t working_nbytes) {
+  std::lock_guard<Turns> turn(turns_);
+  scratch_.reserve(working_nbytes);
+}
+
 std::vector<int32_t> Model::sample(const std::vector<Draw>& draws) {
   std::lock_guard<Turns> turn(turns_);
   const NumaScope pinned(numa_, pool_.workers());

@@ -52,6 +52,8 @@ class Model {
   const char* numa() const { return numa_.mode(); }
   void place(const KvCache& cache) const;  // on the nodes, before anything is in it
   void set_mla_form(MlaForm form) { mla_form_ = form; }
+  // Working memory for ops that need so many bytes: pages are taken when they are written.
+  void reserve(int64_t working_nbytes);
 
   // Runs one step: reads inputs()[i] from inputs[i], and writes outputs()[i] to outputs[i], which is null for one that
   // is not wanted. One step at a time: a second caller waits. Throws Error("request") before anything is written when

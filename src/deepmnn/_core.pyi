@@ -165,6 +165,12 @@ class Model:
     def set_mla_form(self, form: str) -> None:
         """How MLA attention runs: "auto", "absorbed" or "expanded" (docs/ops.md)."""
 
+    def reserve(self, working_nbytes: int) -> None:
+        """Working memory for ops that need so much: it does not have to grow, which takes more.
+
+        Pages are taken when they are written. Before the first step, or it does nothing.
+        """
+
     def step(
         self,
         cache: KvCache,

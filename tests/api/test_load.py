@@ -78,10 +78,8 @@ def test_a_dropped_model_is_collected(artifact: Path) -> None:
         {"max_sequences": 0},
         {"backend": ""},
         {"backend": 3},
-        {"kv_dtype": None},
         {"threads": True},
         {"cache_tokens": 2.0},
-        {"max_batch_tokens": None},
         {"max_sequences": 1 << 31},
         {"mnn": {"memory": "low"}},
         {"numa": "near"},
@@ -89,6 +87,11 @@ def test_a_dropped_model_is_collected(artifact: Path) -> None:
         {"isa": 2},
         {"mla_form": "folded"},
         {"mla_form": ["auto"]},
+        {"memory": "4 gigs"},
+        {"memory": "-1"},
+        {"memory": 0},
+        {"memory": True},
+        {"memory": 1.5},
     ],
     ids=str,
 )
@@ -112,6 +115,7 @@ EXPECTED = {
     "numa": "'off' or 'distribute' or 'isolate'",
     "isa": "the name of an instruction set, such as 'avx2'",
     "mla_form": "'auto' or 'absorbed' or 'expanded'",
+    "memory": "a size such as '4GiB', '800MB' or a number of bytes",
 }
 
 
@@ -121,6 +125,7 @@ EXPECTED = {
         ({"backend": "reference", "numa": "isolate"}, "backend 'cpu'"),
         ({"backend": "reference", "isa": "avx2"}, "backend 'cpu'"),
         ({"backend": "mnn", "numa": "distribute"}, "backend 'cpu'"),
+        ({"backend": "reference", "memory": "1GiB"}, "backend 'cpu' or backend 'mnn'"),
         ({"backend": "mnn", "isa": "scalar"}, "backend 'cpu'"),
         ({"backend": "mnn", "mla_form": "absorbed"}, "backend 'cpu' or backend 'reference'"),
     ],

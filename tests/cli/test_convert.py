@@ -10,8 +10,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner, Result
 
 from deepmnn.artifact.reader import Artifact
-from deepmnn.cli import app, options
-from deepmnn.errors import RequestError
+from deepmnn.cli import app
 from tiny_models import tiny_checkpoint
 
 
@@ -177,16 +176,6 @@ def test_budgets_that_make_no_sense(flags: tuple[str, ...], message: str, tmp_pa
     result = convert(tiny.path, tmp_path / "out", *flags)
     assert (result.exit_code, message in result.stderr) == (1, True), result.stderr
     assert not (tmp_path / "out").exists()
-
-
-def test_sizes_have_units() -> None:
-    for text, size in {
-        "12": 12, "1.5KB": 1500, "3GiB": 3 << 30, "700 MB": 700_000_000, "2TiB": 2 << 40,
-    }.items():  # fmt: skip
-        assert options.nbytes(text, "x") == size
-    for text in ("", "GB", "-1", "1e9", "1kb", "1PB", "9" * 99):
-        with pytest.raises(RequestError, match="as in 3GiB"):
-            options.nbytes(text, "x")
 
 
 def test_what_is_left_out_is_said(tmp_path: Path) -> None:

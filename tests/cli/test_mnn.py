@@ -14,7 +14,7 @@ from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.cli import app
 from tiny_artifact import tiny_artifact
 
-EXACT = ("--memory", "normal", "--precision", "high", "--threads", 1)
+EXACT = ("--mnn-memory", "normal", "--precision", "high", "--threads", 1)
 
 
 @pytest.fixture(scope="module")
@@ -89,10 +89,10 @@ def test_bench(folder: Path) -> None:
 
 
 def test_what_mnn_cannot_do(folder: Path, artifact: Path) -> None:
-    assert "'low' or 'normal' or 'high'" in bad("generate", folder, "x", "--memory", "tiny")
+    assert "'low' or 'normal' or 'high'" in bad("generate", folder, "x", "--mnn-memory", "tiny")
     assert "--precision" in bad("chat", folder, "--precision", "")
     assert "'f32'" in bad("generate", folder, "x", "--kv-dtype", "bf16")
-    assert "--backend mnn" in bad("generate", artifact, "x", "--memory", "low")
+    assert "--backend mnn" in bad("generate", artifact, "x", "--mnn-memory", "low")
     assert "--backend mnn" in bad("generate", artifact, "x", "--precision", "low")
     assert "--backend mnn" in bad("generate", folder, "x", "--backend", "cpu")
     assert "'cpu' or 'mnn'" in bad("generate", artifact, "x", "--backend", "gpu")

@@ -19,11 +19,12 @@ VERBS = ("generate", "chat", "bench", "eval", "demo")
 LOADING = {
     "--backend": None,
     "--threads": None,
-    "--kv-dtype": "f32",
+    "--kv-dtype": None,
     "--cache-tokens": None,
-    "--max-batch-tokens": 512,
+    "--max-batch-tokens": None,
     "--max-sequences": 64,
     "--memory": None,
+    "--mnn-memory": None,
     "--precision": None,
     "--numa": "off",
     "--isa": None,
@@ -63,7 +64,8 @@ def test_every_verb_has_the_loading_flags(verb: str) -> None:
     assert {flag: found[flag][0] for flag in wanted} == wanted
     assert ("--max-sequences" in found) == (verb != "bench")
     helps = {f.name: f.metadata["help"] for f in fields(LoadOptions) if f.name != "mnn"}
-    helps |= {f.name: f.metadata["help"] for f in fields(MnnOptions) if f.name != "mmap"}
+    own = {f.name: f.metadata["help"] for f in fields(MnnOptions) if f.name != "mmap"}
+    helps |= {"mnn_memory": own.pop("memory"), **own}
     if verb == "bench":
         helps["cache_tokens"] = "KV cache rows; default: what the runs need."
     for flag in wanted:
@@ -94,8 +96,18 @@ def test_a_verb_gets_what_was_given() -> None:
     assert got == [LoadOptions(), {}]
     got.clear()
     loading = ["--backend", "mnn", "--threads", "3", "--kv-dtype", "bf16", "--cache-tokens", "7"]
-    loading += ["--max-batch-tokens", "5", "--max-sequences", "6", "--memory", "high"]
-    loading += ["--precision", "low", "--numa", "isolate", "--isa", "avx2", "--mla-form"]
+    loading += ["--max-batch-tokens", "5", "--max-sequences", "6", "--memory", "3.5 GiB"]
+    loading += [
+        "--mnn-memory",
+        "high",
+        "--precision",
+        "low",
+        "--numa",
+        "isolate",
+        "--isa",
+        "avx2",
+        "--mla-form",
+    ]
     sampling = ["--temperature", "0.5", "--top-k", "0", "--seed", "4", "--stop", "a", "--stop", "b"]
     run_verb(verb, *loading, "absorbed", *sampling)
     assert got == [
@@ -110,6 +122,7 @@ def test_a_verb_gets_what_was_given() -> None:
             numa="isolate",
             isa="avx2",
             mla_form="absorbed",
+            memory="3.5 GiB",
         ),
         {"temperature": 0.5, "top_k": 0, "seed": 4, "stop": ["a", "b"]},
     ]
@@ -117,7 +130,7 @@ def test_a_verb_gets_what_was_given() -> None:
 
 def test_a_verb_may_reword_a_flag_or_leave_it_out() -> None:
     def verb(
-        *, load: Annotated[LoadOptions, {"threads": "Mine.", "isa": None, "memory": None}]
+        *, load: Annotated[LoadOptions, {"threads": "Mine.", "isa": None, "mnn_memory": None}]
     ) -> None:
         assert load == LoadOptions(threads=2)
 
@@ -125,8 +138,8 @@ def test_a_verb_may_reword_a_flag_or_leave_it_out() -> None:
     made.command()(options.with_flags(verb))
     shown = {p.name: p.help for p in typer.main.get_command(made).params if p.name != "help"}
     assert shown["threads"] == "Mine."
-    assert not {"isa", "memory"} & set(shown)
-    assert "precision" in shown
+    assert not {"isa", "mnn_memory"} & set(shown)
+    assert {"memory", "precision"} <= set(shown)
     run_verb(verb, "--threads", "2")
 
 
@@ -149,9 +162,14 @@ def test_what_is_given_goes_on_top_of_what_the_model_recommends(artifact: Path) 
         ("--cache-tokens 9999999999", "--cache-tokens is 9999999999; expected an integer from 1"),
         ("--max-batch-tokens 9999999999", "--max-batch-tokens is 9999999999; expected an integer"),
         ("--max-sequences 9999999999", "--max-sequences is 9999999999; expected an integer from 1"),
-        ("--memory tiny", "--memory is 'tiny'; expected 'low' or 'normal' or 'high'"),
+        ("--memory tiny", "--memory is 'tiny'; expected a size such as '4GiB', '800MB' or a"),
+        ("--memory 0", "--memory is '0'; expected a size"),
+        ("--mnn-memory tiny", "--mnn-memory is 'tiny'; expected 'low' or 'normal' or 'high'"),
         ("--precision tiny", "--precision is 'tiny'; expected 'low' or 'normal' or 'high'"),
-        ("--memory low", "--memory or --precision are given with the backend 'cpu'; expected"),
+        (
+            "--mnn-memory low",
+            "--mnn-memory or --precision are given with the backend 'cpu'; expected",
+        ),
         ("--numa near", "--numa is 'near'; expected 'off' or 'distribute' or 'isolate'"),
         ("--isa mmx", "instruction set 'mmx'; expected one this machine runs: "),
         (

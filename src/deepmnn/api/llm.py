@@ -8,7 +8,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, overload
 
-from deepmnn.api.options import DEFAULT_CACHE_BYTES, KV_DTYPES, LoadOptions
+from deepmnn.api.memory import Sizes, Split
+from deepmnn.api.options import KV_DTYPES, LoadOptions
 from deepmnn.api.prompts import Prompt, read_prompts
 from deepmnn.api.requests import Asked, Params, ask, encode, requests
 from deepmnn.backends.base import F32, Backend
@@ -40,6 +41,8 @@ class LLM:
         text_files: the tokenizer's and other small files.
         backend: what runs the steps.
         options: what `load` was given.
+        split: what everything gets of the memory; None where there is plenty, and of MNN.
+        sizes: the KV cache and the steps.
         tokenizer: raises TokenizerError at first use when the model has none.
     """
 
@@ -49,20 +52,24 @@ class LLM:
         text_files: TextFiles,
         backend: Backend,
         options: LoadOptions,
+        split: Split | None = None,
+        tokenizer: Tokenizer | None = None,
     ) -> None:
         self.artifact = artifact
         self.path: Path = text_files.directory
         self.text_files = text_files
         self.backend = backend
         self.options = options
+        self.split = split
         self.config: dict[str, Any] = dict(artifact.config)
         self.context_length = read_config(self.config).context_length
         self.generation_config = GenerationConfig.read(text_files, self.config)
         self._driver: Driver | None = None
-        self._tokenizer: Tokenizer | None = None
+        self._tokenizer = tokenizer
         self._ends: frozenset[int] | None = None
         self._grammars: Grammars | None = None
         self._parameters: int | None = None
+        self.sizes = split.sizes if split else self._usual_sizes()
 
     def __repr__(self) -> str:
         """The model and what runs it, on one line."""
@@ -71,13 +78,20 @@ class LLM:
         facts = [
             f"{self.artifact.path.name!r}",
             f"model_type={manifest['model_type']!r}",
-            f"parameters={_count(self.parameters)}",
+            *([] if self.is_streamed else [f"parameters={_count(self.parameters)}"]),
             f"recipe={manifest['quant']!r}",
             f"backend={backend!r}",
             *([] if core is None else [f"isa={core.isa!r}", f"threads={core.threads}"]),
             f"context_length={self.context_length}",
         ]
+        if self.split is not None and self.is_streamed:
+            facts.append(f"memory={self.split.line().removeprefix('memory ')!r}")
         return f"LLM({', '.join(facts)})"
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether weights are read from the disk while the model runs."""
+        return self.split is not None and self.split.is_streamed
 
     @property
     def vocab_size(self) -> int:
@@ -96,7 +110,7 @@ class LLM:
     @property
     def kv_bytes_per_token(self) -> int:
         """Bytes one token takes in the KV cache; int8: where widths are whole groups of 64."""
-        return math.ceil(self.backend.cache_width * KV_DTYPES[self.options.kv_dtype])
+        return math.ceil(self.backend.cache_width * KV_DTYPES[self.sizes.kv_dtype])
 
     @property
     def has_tokenizer(self) -> bool:
@@ -147,16 +161,22 @@ class LLM:
         return self.driver.run(lambda engine: engine)
 
     def _new_engine(self) -> Engine:
-        affordable = DEFAULT_CACHE_BYTES // max(1, self.kv_bytes_per_token)
+        sizes, together = self.sizes, self.options.max_sequences
         return Engine(
             self.backend,
-            self.options.cache_tokens or max(1, min(4 * self.context_length, affordable)),
+            sizes.cache_tokens,
             self.context_length,
-            kv_dtype=self.options.kv_dtype,
+            kv_dtype=sizes.kv_dtype,
             eos_ids=self.generation_config.eos_ids,
-            max_batch_tokens=self.options.max_batch_tokens,
-            max_sequences=self.options.max_sequences,
+            max_batch_tokens=sizes.max_batch_tokens,
+            max_sequences=together,
+            max_rows=min(together, sizes.max_batch_tokens) if self.split else None,
         )
+
+    def _usual_sizes(self) -> Sizes:
+        width = self.backend.cache_width
+        rows = {dtype: math.ceil(width * each) for dtype, each in KV_DTYPES.items()}
+        return Sizes.usual(self.options, self.context_length, rows)
 
     def session(self, *, share_prefix: bool = False) -> Session:
         """A sequence to drive by hand: prefill, decode, rollback."""

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepmnn.api.llm import LLM
-from deepmnn.api.options import LoadOptions
-from deepmnn.backends.base import F32, Backend
+from deepmnn.api.opened import Opened, open_cpu
+from deepmnn.api.options import DEFAULT_KV_DTYPE, LoadOptions
+from deepmnn.backends.base import F32
 from deepmnn.errors import RequestError, Words
 from deepmnn.text.needs import Needs, check_needs
 from deepmnn.text.text_files import SourceFiles
@@ -18,29 +19,27 @@ from deepmnn.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from deepmnn.artifact.cache import Hold
-    from deepmnn.artifact.reader import Artifact
     from deepmnn.backends.mnn.options import MnnOptions
+    from deepmnn.conversion.plan import Plan
     from deepmnn.conversion.write import Progress
-    from deepmnn.exporters.mnn.folder import MnnFolder
     from deepmnn.quant.recipe import Recipe
-    from deepmnn.source.source import Source
-    from deepmnn.text.text_files import TextFiles
 
 
 def load(
     path: str | os.PathLike[str],
     backend: str | None = None,
     threads: int | None = None,
-    kv_dtype: str = "f32",
+    kv_dtype: str | None = None,
     *,
     cache_tokens: int | None = None,
-    max_batch_tokens: int = 512,
+    max_batch_tokens: int | None = None,
     max_sequences: int = 64,
     mnn: MnnOptions | None = None,
     numa: str = "off",
     isa: str | None = None,
     mla_form: str = "auto",
     quant: str | Recipe | None = None,
+    memory: str | int | None = None,
     options: LoadOptions | None = None,
     needs: Needs | None = None,
     progress: Progress | None = None,
@@ -53,7 +52,7 @@ def load(
             (docs/models.md); the logger "deepmnn" says when and how
             large. A path that exists is never taken for a hub name.
         backend, threads, kv_dtype, cache_tokens, max_batch_tokens, max_sequences, mnn, numa, isa,
-            mla_form, quant: as `LoadOptions` says.
+            mla_form, quant, memory: as `LoadOptions` says.
         options: all of these as one value, instead of them.
         needs: "tokenizer", or "chat template": refuses a model without one, and a checkpoint before
             it is converted. None: a model may do without, and works on token ids.
@@ -61,10 +60,12 @@ def load(
             or exported for MNN.
 
     Raises ArtifactError when the path is no sound model, TokenizerError when it lacks what it
-    `needs`, RequestError when an argument is impossible, MissingDependencyError when MNN is wanted
+    `needs`, RequestError when an argument is impossible, or the memory too little,
+    MissingDependencyError when MNN is wanted
     and not installed; for a checkpoint as `convert`, and CheckpointError when the hub cannot be
     reached.
     """
+    from deepmnn.api.refused import check_conversion
     from deepmnn.artifact.cache import hold
     from deepmnn.conversion.kept import converted
     from deepmnn.exporters.mnn.folder import is_exported
@@ -81,29 +82,41 @@ def load(
         isa=isa,
         mla_form=mla_form,
         quant=quant,
+        memory=memory,
     )
     chosen = given if options is None else _only(options, given)
     exported = os.path.lexists(path) and is_exported(Path(path))
     name = chosen.backend or ("mnn" if exported else "cpu")
     _check_backend(path, name, exported, chosen)
 
-    def check(source: Source) -> None:
-        files = SourceFiles(source, Path(path))
+    def check(plan: Plan) -> None:
+        files = SourceFiles(plan.source, Path(path))
         check_needs(needs, files, Path(path), lambda: Tokenizer(files))
+        if chosen.memory_nbytes is not None:
+            check_conversion(plan, chosen.memory_nbytes)
 
     holds = [hold(Path(path)) if exported else converted(path, chosen.quant, progress, check)]
     try:
         if name == "mnn":
             opened = _open_mnn(holds, exported, chosen, progress)
+        elif name == "cpu":
+            opened = open_cpu(holds[0].path, chosen)
         else:
-            opened = _open_converted(holds[0].path, name, chosen)
+            opened = _open_reference(holds[0].path, chosen)
     except BaseException:
         for each in holds:
             each.release()
         raise
     for each in holds:
-        weakref.finalize(opened[-1], each.release)  # the backend reads the files
-    model = LLM(*opened, chosen)
+        weakref.finalize(opened.backend, each.release)  # the backend reads the files
+    model = LLM(
+        opened.artifact,
+        opened.text_files,
+        opened.backend,
+        chosen,
+        opened.split,
+        opened.tokenizer,
+    )
     check_needs(needs, model.text_files, Path(path), lambda: model.tokenizer)
     return model
 
@@ -132,7 +145,7 @@ def _check_backend(
     if backend == "mnn":
         from deepmnn.backends.mnn.backend import check_kv_dtype
 
-        check_kv_dtype(options.kv_dtype)
+        check_kv_dtype(options.kv_dtype or DEFAULT_KV_DTYPE)
     elif exported:
         raise RequestError(
             f"{path} is a folder for MNN, the backend is {backend!r}",
@@ -142,8 +155,8 @@ def _check_backend(
     elif options.mnn is not None:
         raise RequestError(
             Words(
-                f"memory, precision or mmap are given with the backend {backend!r}",
-                f"--memory or --precision are given with the backend {backend!r}",
+                f"mnn's memory, precision or mmap are given with the backend {backend!r}",
+                f"--mnn-memory or --precision are given with the backend {backend!r}",
             ),
             _MNN,
         )
@@ -161,11 +174,12 @@ def _open_mnn(
     exported: bool,
     options: LoadOptions,
     progress: Progress | None,
-) -> tuple[Artifact | MnnFolder, TextFiles, Backend]:
-    """The model as it was given, its tokenizer's files and the backend.
+) -> Opened:
+    """The model as it was given, and MNN with it.
 
     holds: the model's; that of the folder it is exported to comes with it.
     """
+    from deepmnn.api.refused import check_mnn
     from deepmnn.artifact.reader import Artifact
     from deepmnn.backends.mnn.backend import MnnBackend
     from deepmnn.exporters.mnn.cached import exported_model
@@ -175,31 +189,23 @@ def _open_mnn(
     if artifact is not None:
         holds.append(exported_model(artifact, progress))
     folder = MnnFolder.open(holds[-1].path)
+    if options.memory_nbytes is not None:
+        check_mnn(folder, options)
     backend = MnnBackend(folder, options.threads or 0, options.mnn)
-    return artifact or folder, folder.text_files, backend
+    return Opened(artifact or folder, folder.text_files, backend)
 
 
-def _open_converted(
-    path: Path, backend: str, options: LoadOptions
-) -> tuple[Artifact, TextFiles, Backend]:
-    """What `convert` wrote, its tokenizer's files and the backend."""
+def _open_reference(path: Path, options: LoadOptions) -> Opened:
+    """What `convert` wrote, and numpy to run it."""
     from deepmnn.artifact.reader import Artifact
-
-    artifact = Artifact.open(path)
-    if backend == "cpu":
-        artifact.check_program()
-        from deepmnn.backends.cpu.backend import CpuBackend
-
-        threads, isa = options.threads or 0, options.isa or ""
-        cpu = CpuBackend(path, threads, isa, options.mla_form, options.numa)
-        return artifact, artifact.text_files, cpu
     from deepmnn.backends.reference import ReferenceBackend
     from deepmnn.quant.store import stored_values
 
+    artifact = Artifact.open(path)
     graph = artifact.graph()
 
     def read_weight(name: str) -> F32:
         return stored_values(graph.weights[name], artifact.tensor(name))
 
     form = "absorbed" if options.mla_form == "absorbed" else "expanded"
-    return artifact, artifact.text_files, ReferenceBackend(graph, read_weight, form)
+    return Opened(artifact, artifact.text_files, ReferenceBackend(graph, read_weight, form))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.errors import RequestError, Words, argument
+from deepmnn.source.sizes import nbytes
 
 if TYPE_CHECKING:
     from deepmnn.quant.recipe import Recipe
@@ -21,6 +22,10 @@ MLA_FORMS = ("auto", "absorbed", "expanded")
 KV_DTYPES = {"f32": 4.0, "bf16": 2.0, "int8": 1.0625}
 """Storage formats of the KV cache and their bytes per element."""
 
+DEFAULT_KV_DTYPE = "f32"
+
+DEFAULT_BATCH_TOKENS = 512
+
 DEFAULT_CACHE_BYTES = 1 << 30
 """The KV cache may take this much unless cache_tokens says otherwise."""
 
@@ -28,6 +33,9 @@ MAX_SIZE = (1 << 31) - 1
 """No argument of `load` is larger: the core counts in 32 bits."""
 
 _SIZE = {"range": (1, MAX_SIZE)}
+
+MAX_MEMORY = 1 << 60
+"""Bytes; no machine has more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +52,12 @@ class LoadOptions:
             for an exported folder and "cpu" for anything else.
         threads: worker threads; None takes one for each physical core. Not more than there are
             hardware threads are started.
-        kv_dtype: how the KV cache is stored, "f32", "bf16" or "int8" (by MNN always "f32").
+        kv_dtype: how the KV cache is stored, "f32", "bf16" or "int8" (by MNN always "f32"). None
+            takes "f32", unless `memory` leaves no room for it.
         cache_tokens: rows of the KV cache, shared by all sequences that run together; None takes
-            four full contexts, but at most 1 GiB.
-        max_batch_tokens: tokens of one step; longer prompts are prefilled over several steps.
+            four full contexts, but at most 1 GiB, and less where `memory` is short.
+        max_batch_tokens: tokens of one step; longer prompts are prefilled over several steps. None
+            takes 512, and less where `memory` is very short.
         max_sequences: sequences that run together; MNN runs one at a time.
         mnn: how MNN computes.
         numa: for machines with several memory nodes, the C++ engine only: "distribute" spreads
@@ -61,6 +71,9 @@ class LoadOptions:
             rounding only.
         quant: how a checkpoint is converted at first use, "w8" (the default), "w4", "bf16", "fp32"
             or a deepmnn.Recipe; a converted model has its recipe already.
+        memory: what this process may hold in all (docs/memory.md), as "4GiB", "800 MB" or bytes:
+            weights that do not fit are read from the disk while the model runs. None: what the
+            machine, or this process's control group, has.
 
     Raises RequestError when a value is impossible by itself.
     """
@@ -76,17 +89,23 @@ class LoadOptions:
     threads: int | None = field(
         default=None, metadata={"help": "Worker threads; default: one for each core.", **_SIZE}
     )
-    kv_dtype: str = field(
-        default="f32",
-        metadata={"help": "KV cache: f32, bf16 or int8.", "choices": tuple(KV_DTYPES)},
+    kv_dtype: str | None = field(
+        default=None,
+        metadata={
+            "help": "KV cache: f32 (the default, if there is memory), bf16 or int8.",
+            "choices": tuple(KV_DTYPES),
+        },
     )
     cache_tokens: int | None = field(
         default=None,
         metadata={"help": "KV cache rows; default: four contexts, at most 1 GiB.", **_SIZE},
     )
-    max_batch_tokens: int = field(
-        default=512,
-        metadata={"help": "Tokens of one step; longer prompts take several.", **_SIZE},
+    max_batch_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens of one step; longer prompts take several; default: 512.",
+            **_SIZE,
+        },
     )
     max_sequences: int = field(
         default=64, metadata={"help": "Sequences that run together; with MNN one.", **_SIZE}
@@ -129,12 +148,28 @@ class LoadOptions:
             "expected": "a recipe's name or a deepmnn.Recipe",
         },
     )
+    memory: str | int | None = field(
+        default=None,
+        metadata={
+            "help": "What this process may hold in all, as in 4GiB: weights that do not fit are "
+            "read from the disk; default: what the machine has.",
+            "size": (1, MAX_MEMORY),
+            "backends": ("cpu", "mnn"),
+        },
+    )
 
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
             if value is not None or each.default is not None:
                 check_option(each.name, value, each.metadata)
+
+    @property
+    def memory_nbytes(self) -> int | None:
+        """`memory` in bytes."""
+        if self.memory is None or isinstance(self.memory, int):
+            return self.memory
+        return nbytes(self.memory, argument("memory"))
 
     def check_backend(self, backend: str) -> None:
         """Raises RequestError when a choice is made that `backend` does not know."""
@@ -159,7 +194,20 @@ def check_option(name: str, value: Any, rule: Mapping[str, Any]) -> None:
         low, high = rule["range"]
         valid = isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
         expected = f"an integer from {low} to {high}"
+    elif "size" in rule:
+        expected = "a size such as '4GiB', '800MB' or a number of bytes"
+        valid = _is_size(value, *rule["size"])
     else:
         valid, expected = isinstance(value, rule["type"]), rule["expected"]
     if not valid:
         raise RequestError(argument(name, f" is {value!r:.80}"), expected)
+
+
+def _is_size(value: Any, low: int, high: int) -> bool:
+    """Whether it is a number of bytes, or a text that says one."""
+    if isinstance(value, str):
+        try:
+            value = nbytes(value, "")
+        except RequestError:
+            return False
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high

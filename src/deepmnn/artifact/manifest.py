@@ -146,14 +146,19 @@ def manifest_crc(fields: dict[str, Any]) -> int:
     return zlib.crc32(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
 
 
-def file_crc(path: Path) -> int:
-    """CRC-32 of a file, as long as it is when it is opened. Raises OSError."""
+def file_crc(path: Path, forget: bool = False) -> int:
+    """CRC-32 of a file, as long as it is when it is opened. Raises OSError.
+
+    forget: nothing of it stays in the system's cache of files, as far as the system can do that.
+    """
     crc = 0
-    with path.open("rb") as file:
+    with path.open("rb", buffering=0) as file:
         left = os.fstat(file.fileno()).st_size
         while left and (chunk := file.read(min(left, _PIECE))):
             crc = zlib.crc32(chunk, crc)
             left -= len(chunk)
+            if forget and hasattr(os, "posix_fadvise"):
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
     return crc
 
 
@@ -234,10 +239,13 @@ def check_size(path: Path, record: FileRecord, again: str = AGAIN) -> None:
         raise ArtifactError(f"{path} has {found} bytes", f"{record['nbytes']}", again)
 
 
-def check_crc(path: Path, record: FileRecord, again: str = AGAIN) -> None:
-    """Raises ArtifactError, with `again` as its advice, unless the file's checksum is recorded."""
+def check_crc(path: Path, record: FileRecord, again: str = AGAIN, *, forget: bool = False) -> None:
+    """Raises ArtifactError, with `again` as its advice, unless the file's checksum is recorded.
+
+    forget: as of `file_crc`.
+    """
     try:
-        found = file_crc(path)
+        found = file_crc(path, forget)
     except OSError as fault:
         raise ArtifactError(f"{path} cannot be read: {fault}") from None
     if found != record["crc32"]:

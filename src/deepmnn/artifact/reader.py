@@ -74,11 +74,18 @@ class Artifact:
             check_crc(directory / name, record)
         shards = [_open_shard(directory, record) for record in manifest["shards"]]
         _check_unique(shards)
-        total = sum(record["nbytes"] for record in manifest["shards"])
-        if verify or (verify is None and total <= VERIFY_ALWAYS_BYTES):
-            for record in manifest["shards"]:
-                check_crc(directory / record["file"], record)
-        return cls(directory, manifest, shards)
+        artifact = cls(directory, manifest, shards)
+        if verify or (verify is None and artifact.weights_nbytes <= VERIFY_ALWAYS_BYTES):
+            artifact.verify()
+        return artifact
+
+    def verify(self, forget: bool = False) -> None:
+        """Raises ArtifactError unless the weights' checksums are right.
+
+        forget: nothing of them stays in the system's cache of files.
+        """
+        for record in self.manifest["shards"]:
+            check_crc(self.path / record["file"], record, forget=forget)
 
     @property
     def weights_nbytes(self) -> int:

@@ -8,10 +8,9 @@ flag for each field of that class, one of type `Sampling` for those of `Sampling
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import Field, dataclass, fields, is_dataclass, replace
 from functools import wraps
 from inspect import Parameter, signature
 from types import NoneType
@@ -23,7 +22,6 @@ from deepmnn.api.options import LoadOptions
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.cli.console import err
 from deepmnn.cli.progress import byte_progress
-from deepmnn.errors import RequestError
 from deepmnn.serve.options import ServeOptions
 from deepmnn.text.sampling_params import SamplingParams
 
@@ -154,7 +152,7 @@ def _flags(
     made = []
     for field in fields(kind):
         value = _value_type(hints[field.name])
-        text = (texts or {}).get(field.name, field.metadata.get("help"))
+        text = (texts or {}).get(_flag(field), field.metadata.get("help"))
         if is_dataclass(value):
             made += _flags(value, panel, texts, optional=True)
         elif text:
@@ -167,10 +165,15 @@ def _flags(
             )
             made.append(
                 Parameter(
-                    field.name, Parameter.KEYWORD_ONLY, default=option, annotation=value | None
+                    _flag(field), Parameter.KEYWORD_ONLY, default=option, annotation=value | None
                 )
             )
     return made
+
+
+def _flag(field: Field[Any]) -> str:
+    """The name of a field's flag, with underscores."""
+    return str(field.metadata.get("flag", field.name))
 
 
 def _value_type(hint: Any) -> type[Any]:
@@ -204,20 +207,5 @@ def _sampling(flags: dict[str, Any]) -> Sampling:
 
 def _take(kind: type[Any], flags: dict[str, Any]) -> dict[str, Any]:
     """Takes the fields of a dataclass out of flags; those that were given."""
-    found = {field.name: flags.pop(field.name, None) for field in fields(kind)}
+    found = {field.name: flags.pop(_flag(field), None) for field in fields(kind)}
     return {name: value for name, value in found.items() if value not in (None, [])}
-
-
-_UNITS = {"": 1} | {
-    f"{prefix}{unit}B": base**power
-    for unit, base in (("", 1000), ("i", 1024))
-    for power, prefix in enumerate("KMGT", 1)
-}
-
-
-def nbytes(text: str, what: str) -> int:
-    """Bytes of "3GiB", "700MB" or "123456". Raises RequestError."""
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]i?B|)", text.strip(), re.ASCII)
-    if found is None:
-        raise RequestError(f"{what} {text!r:.40}", "bytes, as in 3GiB, 700MB or 123456")
-    return int(float(found[1]) * _UNITS[found[2]])

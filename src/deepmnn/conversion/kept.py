@@ -32,6 +32,7 @@ from deepmnn.conversion import bundled
 from deepmnn.conversion.bundled import NAME, bundled_checkpoint
 from deepmnn.conversion.carry_out import carry_out, choose
 from deepmnn.conversion.convert import plan_conversion
+from deepmnn.conversion.plan import Plan
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import ArtifactError, CheckpointError, RequestError, Words
 from deepmnn.graph.levels import MAX_LEVEL
@@ -58,7 +59,7 @@ def converted(
     name: str | os.PathLike[str],
     quant: str | Recipe | None = None,
     progress: Progress | None = None,
-    check: Callable[[Source], None] | None = None,
+    check: Callable[[Plan], None] | None = None,
 ) -> Hold:
     """The converted model of that name; converts it when the cache does not have it yet.
 
@@ -68,7 +69,8 @@ def converted(
         name: a path, or, as a string, a name (above).
         quant: how a checkpoint is converted; a converted model has its recipe already.
         progress: called after each weight that is converted.
-        check: called with a checkpoint before it is converted; what it raises ends that.
+        check: called with what will be written before a checkpoint is converted; what it raises
+            ends that.
 
     Raises ArtifactError (the name means nothing, or its directory is no model), RequestError (the
     recipe; or one is given, and the model is converted with another), and as `convert` and
@@ -229,7 +231,7 @@ def _keep(
     source: _Local | _Snapshot,
     quant: Recipe | None,
     progress: Progress | None,
-    check: Callable[[Source], None] | None,
+    check: Callable[[Plan], None] | None,
 ) -> Hold:
     recipe = quant or recipe_of(DEFAULT)
     digest = _digest(source.identity, recipe)
@@ -239,7 +241,7 @@ def _keep(
     def make(target: Path) -> None:
         plan = plan_conversion(source.fetch(progress), recipe)
         if check is not None:
-            check(plan.source)
+            check(plan)
         cache.make_room(plan.nbytes)
         size = file_size(plan.nbytes)
         log.info("converting %s to %s, %s, once: %s", source.source, recipe.name, size, target)

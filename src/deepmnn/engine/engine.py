@@ -49,6 +49,7 @@ class Engine:
         max_sequences: sequences that run at the same time, as far as the backend runs as many.
         kv_dtype: "f32", "bf16" or "int8".
         eos_ids: tokens that end an answer, beside those of its TextStream.
+        max_rows: rows of logits of one step, for who wants them of every token.
 
     Attributes:
         watch: called with each `Step`, on the owner's thread; it must not raise.
@@ -65,8 +66,10 @@ class Engine:
         kv_dtype: str = "f32",
         eos_ids: Iterable[int] = (),
         block_size: int = BLOCK_SIZE,
+        max_rows: int | None = None,
     ) -> None:
         self.backend = backend
+        self.max_rows = max_rows or max_batch_tokens
         self.cache = backend.new_cache(-(-cache_tokens // block_size), block_size, kv_dtype)
         self.manager = BlockManager(self.cache)
         together = min(max_sequences, backend.max_sequences or max_sequences)

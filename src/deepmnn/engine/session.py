@@ -126,7 +126,8 @@ class Session:
         table = self._table
         if self._share_prefix and not table.length and not all_rows:
             engine.manager.share_prefix(table)
-        count = min(table.pending, engine.scheduler.max_batch_tokens)
+        most = engine.scheduler.max_batch_tokens
+        count = min(table.pending, min(most, engine.max_rows) if all_rows else most)
         engine.scheduler.make_room(table, count)
         return engine.forward([Span(table, count, count if all_rows else count == table.pending)])
 

@@ -26,11 +26,14 @@ class CpuBackend:
         mla_form: how `mla_attention` computes: "absorbed", "expanded", or "auto": whichever takes
             fewer operations for each sequence. Both give the same result but for rounding.
         numa: on a machine with several memory nodes "distribute" or "isolate" (docs/numa.md).
+        memory: bytes that weights may take; what does not fit is read while the model runs. 0: all
+            of them are mapped.
+        working: bytes that the ops of a step need at most, if that is known: no more is ever held.
 
     Raises:
         ArtifactError: the directory is damaged or of another version.
-        RequestError: threads, isa, mla_form or numa are impossible, or the system cannot place
-            memory.
+        RequestError: threads, isa, mla_form or numa are impossible, the system cannot place
+            memory, or `memory` is too little.
     """
 
     max_sequences: int | None = None
@@ -43,9 +46,12 @@ class CpuBackend:
         mla_form: str = "auto",
         numa: str = "off",
         memory: int = 0,
+        working: int = 0,
     ) -> None:
         self.model = _core.Model(directory, threads, isa, numa, memory=memory)
         self.model.set_mla_form(mla_form)
+        if working:
+            self.model.reserve(working)
         self.vocab_size = self.model.vocab_size
         self.outputs = tuple(self.model.outputs)
         self.cache_width = sum(self.model.caches.values())

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deepmnn.errors import RequestError, argument
+from deepmnn.errors import RequestError, Words, argument
 
 LEVELS = ("low", "normal", "high")
 
 
 @dataclass(frozen=True)
 class MnnOptions:
-    """How MNN computes. A field's metadata holds its help text on the command line.
+    """How MNN computes. A field's metadata holds its help text on the command line, and the name of
+    its flag where that is another ("flag").
 
     Attributes:
         memory: "low" rounds activations to int8 and multiplies them with the quantised weights,
@@ -30,7 +31,8 @@ class MnnOptions:
         default="low",
         metadata={
             "help": "MNN: low (int8 activations, quick; the default), normal or high "
-            "(floats, exact)."
+            "(floats, exact).",
+            "flag": "mnn_memory",  # --memory is how much there is
         },
     )
     precision: str = field(
@@ -45,8 +47,10 @@ class MnnOptions:
         for name in ("memory", "precision"):
             value = getattr(self, name)
             if value not in LEVELS:
+                flag = argument("mnn_memory" if name == "memory" else name).shell
+                said = f" is {value!r:.80}"
                 raise RequestError(
-                    argument(name, f" is {value!r:.80}"), " or ".join(map(repr, LEVELS))
+                    Words(f"{name}{said}", f"{flag}{said}"), " or ".join(map(repr, LEVELS))
                 )
         if not isinstance(self.mmap, str | Path | None):
             raise RequestError(f"mmap is {self.mmap!r:.80}", "a directory")

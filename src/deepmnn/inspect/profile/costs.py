@@ -52,7 +52,7 @@ class Costs:
             None if has_ops else workload_of(model),
             machine,
             model.kv_bytes_per_token / max(1, model.backend.cache_width),
-            model.options.kv_dtype,
+            model.sizes.kv_dtype,
             model.options.mla_form,
             in_int8=str(model.artifact.manifest["quant"]) not in ("fp32", "bf16", "fp16"),
         )

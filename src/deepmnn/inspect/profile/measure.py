@@ -109,7 +109,7 @@ def profile(
         parameters=model.parameters,
         backend=type(model.backend).__name__.removesuffix("Backend").lower(),
         threads=counted.threads,
-        kv_dtype=model.options.kv_dtype,
+        kv_dtype=model.sizes.kv_dtype,
         machine=machine,
         batch=batch,
         prompt_tokens=runs.prompt_tokens,
@@ -136,7 +136,7 @@ class _Runs:
         most = model.context_length
         self.prompt_tokens = min(PROMPT, max(1, most // 2)) if ids is None else len(ids)
         self._context = self.prompt_tokens if context is None else context
-        per_step = model.options.max_batch_tokens
+        per_step = model.sizes.max_batch_tokens
         # Sequences that are prefilled early decode until the last one is.
         self._ahead = -(-batch * self._context // max(1, per_step - batch)) + 1
         longest = max(self.prompt_tokens, self._context)
@@ -157,7 +157,7 @@ class _Runs:
             most,
             max_batch_tokens=max(per_step, batch),
             max_sequences=batch,
-            kv_dtype=model.options.kv_dtype,
+            kv_dtype=model.sizes.kv_dtype,
         )
         self._ids = None if ids is None else self.engine.check_ids(list(ids))
         self._random = np.random.default_rng(0)

@@ -6,13 +6,13 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deepmnn.api.options import KV_DTYPES, LoadOptions
+from deepmnn.api.options import DEFAULT_BATCH_TOKENS, KV_DTYPES
 from deepmnn.inspect.report.subject import Subject
 
 SHORTEST = 512
 """Tokens of the shortest context that is shown."""
 
-_STEP_TOKENS = LoadOptions().max_batch_tokens
+_STEP_TOKENS = DEFAULT_BATCH_TOKENS
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,295 @@
+"""How a budget of memory is split between everything that a model needs (docs/memory.md).
+
+    budget = the process as it is + what it grows by + KV cache + a step + weights
+
+The first four are counted here, each by a bound that is never too small; what is left is the
+weights' (`_core.plan_weights`), which are read from the disk where they do not fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from deepmnn import _core
+from deepmnn.api.options import (
+    DEFAULT_BATCH_TOKENS,
+    DEFAULT_CACHE_BYTES,
+    DEFAULT_KV_DTYPE,
+    LoadOptions,
+)
+from deepmnn.backends.cpu.footprint import Footprint, StepShape
+from deepmnn.backends.cpu.program import Program, read_program
+from deepmnn.engine.engine import BLOCK_SIZE
+from deepmnn.errors import RequestError, Words, argument
+from deepmnn.source.sizes import file_size
+
+GROWTH_NBYTES = 24 << 20
+"""What Python, the allocator and the tokenizer take more while requests run (measured)."""
+
+THREAD_NBYTES = 256 << 10
+"""Of a worker's stack and its counters."""
+
+TABLES = 4
+"""The engine's tables of a program take so many times the bytes of its file, at most."""
+
+TEMPLATE_NBYTES = 32 << 20
+"""Of the process that renders chat templates (text/limited_process.py)."""
+
+KV_SHARE = 8
+"""The KV cache takes at most one part in so many of a budget that weights have to share."""
+
+LEAST_ROWS = 4096
+"""Rows of the KV cache below which it is rather stored in fewer bits."""
+
+FEWEST_ROWS = 512
+"""Rows below which no cache is made that nobody asked for."""
+
+KV_DTYPES = ("f32", "bf16", "int8")
+"""From the exact one to the smallest."""
+
+BATCH_TOKENS = (512, 256, 128, 64, 32)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What memory decides: how the KV cache is stored, its rows, and the tokens of a step."""
+
+    kv_dtype: str
+    cache_tokens: int
+    max_batch_tokens: int
+
+    @staticmethod
+    def usual(options: LoadOptions, context_length: int, row_nbytes: Mapping[str, int]) -> Sizes:
+        """Where memory is no matter. row_nbytes: of a token in the KV cache, by dtype."""
+        dtype = options.kv_dtype or DEFAULT_KV_DTYPE
+        affordable = DEFAULT_CACHE_BYTES // max(1, row_nbytes[dtype])
+        rows = options.cache_tokens or max(1, min(4 * context_length, affordable))
+        return Sizes(dtype, rows, options.max_batch_tokens or DEFAULT_BATCH_TOKENS)
+
+
+def row_nbytes(caches: Mapping[str, int]) -> dict[str, int]:
+    """dtype → bytes that a token takes in the KV cache (docs/layouts.md), given its entries' widths
+    in elements; int8 rows have a scale for each 64 columns.
+    """
+    widths = list(caches.values())
+    int8 = sum(-(-width // 4) * 4 + 4 * -(-width // 64) for width in widths)
+    return {"f32": 4 * sum(widths), "bf16": 2 * sum(widths), "int8": int8}
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a model asks for, before a byte of its weights is read.
+
+    Attributes:
+        data: program.bin.
+        context_length: the longest sequence that the model takes.
+        threads: workers of the engine.
+        process: bytes that the process holds already: Python, libraries, tokenizer, server.
+        templates: whether chat templates are rendered.
+    """
+
+    data: bytes
+    context_length: int
+    threads: int
+    process: int
+    templates: bool = False
+
+    @cached_property
+    def program(self) -> Program:
+        """The program, read."""
+        return read_program(self.data)
+
+    @cached_property
+    def row_nbytes(self) -> dict[str, int]:
+        """dtype → bytes of a token in the KV cache."""
+        return row_nbytes(self.program.caches)
+
+    @cached_property
+    def weights(self) -> _core.WeightPlan:
+        """Of the weights when they have all the memory that they want."""
+        return _core.plan_weights(self.data)
+
+    @property
+    def base(self) -> int:
+        """The process, and what it grows by whatever is run."""
+        grown = GROWTH_NBYTES + self.threads * THREAD_NBYTES + TABLES * len(self.data)
+        return self.process + grown + (TEMPLATE_NBYTES if self.templates else 0)
+
+    def kv(self, sizes: Sizes) -> int:
+        """Bytes of the KV cache, in whole blocks, with the engine's record of each."""
+        blocks = -(-sizes.cache_tokens // BLOCK_SIZE)
+        return blocks * (BLOCK_SIZE * self.row_nbytes[sizes.kv_dtype] + 512)
+
+    def step(self, sizes: Sizes, options: LoadOptions) -> Footprint:
+        """The most that a step needs besides weights and cache."""
+        sequences = min(options.max_sequences, sizes.max_batch_tokens)
+        context = min(self.context_length, sizes.cache_tokens + BLOCK_SIZE)
+        shape = StepShape(
+            tokens=sizes.max_batch_tokens,
+            sequences=sequences,
+            rows=sequences,
+            context=context,
+            all_context=min(sequences * context, sizes.cache_tokens + BLOCK_SIZE),
+            threads=self.threads,
+            mla_form=options.mla_form,
+        )
+        return Footprint.of(self.program, shape)
+
+
+@dataclass(frozen=True)
+class Split:
+    """A budget, and what everything gets of it; all in bytes.
+
+    Attributes:
+        budget: in force: what was given, but not more than the machine has.
+        base: the process, and what it grows by.
+        sizes: what runs.
+        kv: of the KV cache.
+        step: of a step.
+        weights: how the weights are kept in what is left.
+        changes: what is smaller than usual, in words.
+    """
+
+    budget: int
+    base: int
+    sizes: Sizes
+    kv: int
+    step: Footprint
+    weights: _core.WeightPlan
+    changes: tuple[str, ...] = field(default=())
+
+    @property
+    def room(self) -> int:
+        """What is left for weights."""
+        return self.budget - self.base - self.kv - self.step.nbytes
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether weights are read from the disk while the model runs."""
+        return not self.weights.mapped
+
+    @property
+    def least(self) -> int:
+        """The smallest budget in which this runs."""
+        return self.base + self.kv + self.step.nbytes + self.weights.least_nbytes
+
+    @property
+    def whole(self) -> int:
+        """The budget from which on nothing is read again."""
+        return self.base + self.kv + self.step.nbytes + self.weights.total_nbytes
+
+    def line(self) -> str:
+        """The budget and its split, on one line."""
+        kv = f"KV cache {file_size(self.kv)} ({self.sizes.cache_tokens:,} tokens, "
+        kv += f"{self.sizes.kv_dtype})"
+        parts = [*_weights_said(self.weights), kv, f"a step {file_size(self.step.nbytes)}"]
+        parts.append(f"Python and the rest {file_size(self.base)}")
+        return f"memory {file_size(self.budget)}: {', '.join(parts)}"
+
+
+def _weights_said(weights: _core.WeightPlan) -> list[str]:
+    if weights.mapped:
+        return [f"weights {file_size(weights.total_nbytes)}, all of them"]
+    said = [f"{file_size(weights.resident_nbytes)} of weights stay"]
+    if weights.expert_nbytes:
+        cached, every = file_size(weights.cache_nbytes), file_size(weights.expert_nbytes)
+        said.append(f"experts {cached} of {every}")
+    if weights.streamed_nbytes:
+        said.append(f"{file_size(weights.streamed_nbytes)} read again in each step")
+    return said
+
+
+def split(demand: Demand, options: LoadOptions, budget: int) -> Split:
+    """Splits a budget; what `options` says stays, what it leaves open is chosen to fit.
+
+    Raises RequestError, with the smallest budget that would do, when nothing fits.
+    """
+    usual = Sizes.usual(options, demand.context_length, demand.row_nbytes)
+    whole = demand.weights.total_nbytes
+    if _room(demand, options, budget, usual) >= whole:
+        return _made(demand, options, budget, usual, usual)
+    least = demand.weights.least_nbytes
+    for sizes in _candidates(demand, options, budget):
+        if _room(demand, options, budget, sizes) >= least:
+            return _made(demand, options, budget, sizes, usual)
+    raise too_small(demand, options, budget)
+
+
+def too_small(demand: Demand, options: LoadOptions, budget: int) -> RequestError:
+    """The error for a budget in which nothing runs."""
+    needed = least_budget(demand, options)
+    given = {name for name in ("cache_tokens", "kv_dtype", "max_batch_tokens")
+             if getattr(options, name) is not None}  # fmt: skip
+    smaller = "Give it more, or convert the model with fewer bits."
+    flags = " or ".join(sorted(given))
+    hint: str | Words = smaller
+    if given:
+        shell = " or ".join("--" + name.replace("_", "-") for name in sorted(given))
+        hint = Words(f"{smaller} Or leave out {flags}.", f"{smaller} Or leave out {shell}.")
+    return RequestError(
+        argument("memory", f" is {file_size(budget)}, and this model does not run in it"),
+        f"at least {megabytes(needed)}",
+        hint,
+    )
+
+
+def megabytes(nbytes: int) -> str:
+    """Rounded up, as the flag takes it."""
+    return f"{math.ceil(nbytes / 1e6)}MB"
+
+
+def least_budget(demand: Demand, options: LoadOptions) -> int:
+    """The smallest budget in which the model runs, with what `options` says."""
+    *_, last = _candidates(demand, options, 0)
+    spent = demand.base + demand.kv(last) + demand.step(last, options).nbytes
+    return spent + demand.weights.least_nbytes
+
+
+def _room(demand: Demand, options: LoadOptions, budget: int, sizes: Sizes) -> int:
+    return budget - demand.base - demand.kv(sizes) - demand.step(sizes, options).nbytes
+
+
+def _made(demand: Demand, options: LoadOptions, budget: int, sizes: Sizes, usual: Sizes) -> Split:
+    room = _room(demand, options, budget, sizes)
+    return Split(
+        budget=budget,
+        base=demand.base,
+        sizes=sizes,
+        kv=demand.kv(sizes),
+        step=demand.step(sizes, options),
+        weights=_core.plan_weights(demand.data, room),
+        changes=tuple(_changes(sizes, usual)),
+    )
+
+
+def _candidates(demand: Demand, options: LoadOptions, budget: int) -> Iterator[Sizes]:
+    """From the best to the smallest, whatever fits: first within the cache's share of the budget,
+    exact keys and values before long contexts; then whatever leaves the weights the least they
+    need, the tokens of a step last.
+    """
+    dtypes = KV_DTYPES if options.kv_dtype is None else (options.kv_dtype,)
+    batches = BATCH_TOKENS if options.max_batch_tokens is None else (options.max_batch_tokens,)
+    one = demand.context_length
+    for dtype in dtypes:
+        share = budget // KV_SHARE // demand.row_nbytes[dtype]
+        rows = options.cache_tokens or min(one, share)
+        if rows <= share and rows >= min(one, options.cache_tokens or LEAST_ROWS):
+            yield Sizes(dtype, rows, batches[0])
+    fewest = min(one, FEWEST_ROWS)
+    wanted = (min(one, LEAST_ROWS), min(one, LEAST_ROWS // 2), fewest)
+    for batch in batches:
+        for rows in (options.cache_tokens,) if options.cache_tokens else wanted:
+            for dtype in dtypes:
+                yield Sizes(dtype, rows, batch)
+
+
+def _changes(sizes: Sizes, usual: Sizes) -> Iterator[str]:
+    if sizes.kv_dtype != usual.kv_dtype:
+        yield f"keys and values in {sizes.kv_dtype}, not {usual.kv_dtype}"
+    if sizes.cache_tokens < usual.cache_tokens:
+        yield f"a KV cache of {sizes.cache_tokens:,} tokens, not {usual.cache_tokens:,}"
+    if sizes.max_batch_tokens < usual.max_batch_tokens:
+        yield f"steps of {sizes.max_batch_tokens} tokens, not {usual.max_batch_tokens}"
