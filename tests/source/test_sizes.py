@@ -8,7 +8,8 @@ from deepmnn.source.sizes import nbytes
 
 def test_sizes_have_units() -> None:
     for text, size in {
-        "12": 12, "1.5KB": 1500, "3GiB": 3 << 30, "700 MB": 700_000_000, "3.5 GiB": 7 << 29, "2TiB": 2 << 40,
+        "12": 12, "1.5KB": 1500, "3GiB": 3 << 30, "700 MB": 700_000_000, "3.5 GiB": 7 << 29,
+        "2TiB": 2 << 40,
     }.items():  # fmt: skip
         assert nbytes(text, "x") == size
     for text in ("", "GB", "-1", "1e9", "1kb", "1PB", "9" * 99):

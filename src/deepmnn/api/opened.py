@@ -64,7 +64,7 @@ def open_cpu(path: Path, options: LoadOptions) -> Opened:
     budget, tokenizer = None, None
     if options.memory_nbytes is not None or not _is_plenty(artifact, options):
         tokenizer = _tokenizer(artifact.text_files)
-        budget = _budget(artifact, options, tokenizer)
+        budget = fitted(artifact, options, tokenizer)
     streamed = budget is not None and budget.is_streamed
     if artifact.weights_nbytes <= VERIFY_ALWAYS_BYTES:
         artifact.verify(forget=streamed)
@@ -114,8 +114,11 @@ def _tokenizer(files: TextFiles) -> Tokenizer | None:
         return None
 
 
-def _budget(artifact: Artifact, options: LoadOptions, tokenizer: Tokenizer | None) -> Split:
-    """Raises RequestError where nothing fits."""
+def fitted(artifact: Artifact, options: LoadOptions, tokenizer: Tokenizer | None) -> Split:
+    """The budget that is in force for a model in this process, split.
+
+    tokenizer: of the model, where this process has it. Raises RequestError where nothing fits.
+    """
     data = read_small(artifact.path / PROGRAM, ArtifactError)
     templates = tokenizer is not None and tokenizer.has_chat_template
     wanted = demand(data, read_config(artifact.config).context_length, options, templates)

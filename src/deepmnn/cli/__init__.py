@@ -30,6 +30,7 @@ from deepmnn.cli.generate import generate
 from deepmnn.cli.info import info
 from deepmnn.cli.mnnconvert import SETTINGS, mnnconvert
 from deepmnn.cli.options import with_flags
+from deepmnn.cli.plan import plan
 from deepmnn.cli.profile import profile
 from deepmnn.cli.pull import pull
 from deepmnn.cli.report import report
@@ -99,7 +100,7 @@ def _options(
 
 _VERBS = (
     *(demo, pull, convert, export, info, generate, chat, serve, batch),
-    *(bench, profile, check, compare, report),
+    *(plan, bench, profile, check, compare, report),
 )
 for _verb in _VERBS:
     app.command()(with_flags(_verb))

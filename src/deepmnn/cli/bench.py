@@ -40,6 +40,7 @@ def bench(
     prompts = _counts(prompt_tokens, "prompt-tokens")
     batches = None if batch is None else _counts(batch, "batch")
     rows = max(batches or BATCHES) * (max(prompts) + new_tokens + 32)
+    machine = _limits(load)
     model = options.open_model(
         path or options.bundled(), replace(load, cache_tokens=load.cache_tokens or rows)
     )
@@ -48,7 +49,7 @@ def bench(
         out.say(path or "tiny-r1", "bold")
         out.say(_line(_COLUMNS), "dim")
     with status("measuring") as progress:
-        report = benchmark(model, prompts, new_tokens, batches, repeat, progress, shown)
+        report = benchmark(model, prompts, new_tokens, batches, repeat, progress, shown, machine)
     if as_json:
         print_json(asdict(report), indent=2)
         return
@@ -59,6 +60,19 @@ def bench(
         f"{new_tokens} new tokens; mean ± standard deviation of {repeat} runs",
         "dim",
     )
+
+
+def _limits(load: LoadOptions) -> Machine | None:
+    """The machine's, within a budget: before the model is loaded, if they can be measured in it."""
+    from deepmnn import _core
+    from deepmnn.api.process_memory import give_back, held_nbytes
+    from deepmnn.measure.benchmark import LIMITS_NBYTES, limits
+
+    if load.memory_nbytes is None or held_nbytes() + LIMITS_NBYTES > load.memory_nbytes:
+        return None
+    found = limits(load.threads or _core.available_cores(), load.isa or _core.isas()[0])
+    give_back()
+    return found
 
 
 _COLUMNS = ("prompts", "prefill tok/s", "int8", "busy", "decode tok/s", "memory", "int8", "busy")

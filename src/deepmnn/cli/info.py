@@ -82,8 +82,20 @@ def _print_artifact(artifact: Artifact) -> None:
         f"{manifest['nodes_level_0']} -> {manifest['nodes']} nodes, "
         f"{len(manifest['shards'])} weight files"
     )
+    out.say(f"  {_memory(artifact)}")
     print_kinds(stored(weights))
     _print_levels(artifact.config)
+
+
+def _memory(artifact: Artifact) -> str:
+    """How it would run on this machine, as it is now."""
+    from deepmnn.api.opened import fitted
+    from deepmnn.api.options import LoadOptions
+
+    try:
+        return fitted(artifact, LoadOptions(), None).line()
+    except RequestError as error:
+        return error.shell
 
 
 def _print_checkpoint(path: Path, quant: str) -> None:

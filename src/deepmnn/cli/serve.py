@@ -73,6 +73,8 @@ def _announce(server: Server, model: LLM) -> None:
         f"{engine.scheduler.max_sequences} answers at a time",
         "dim",
     )
+    if model.split is not None:
+        out.say(model.split.line(), "dim")
     headers = "-H 'Content-Type: application/json'"
     if server.options.api_key:
         headers += ' -H "Authorization: Bearer $DEEPMNN_API_KEY"'

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from deepmnn.api.llm import LLM
 
 
+LIMITS_NBYTES = 520 << 20
+"""What it takes to measure the limits of a machine."""
+
 BATCHES = (1, 4, 16)
 """Batch sizes that are measured by default."""
 
@@ -87,11 +90,13 @@ def benchmark(
     repeat: int = 5,
     progress: Callable[[str], None] | None = None,
     on_row: Callable[[Row], None] | None = None,
+    machine: Machine | None = None,
 ) -> Report:
     """Times prefill and decode of random prompts, after one warm-up run of each shape.
 
     batch: how many prompts run together; None takes those of BATCHES that the backend allows.
     progress: called with what is measured next. on_row: called with each row when it is measured.
+    machine: its limits, where they were measured before the model was loaded.
 
     Raises RequestError for impossible counts and for larger batches than the backend allows,
     ContextLengthError when a shape does not fit.
@@ -109,7 +114,7 @@ def benchmark(
         )
     if progress:
         progress("the machine's limits")
-    machine = measure_machine(model)
+    machine = machine or measure_machine(model)
     workload = workload_of(model)
     rows = []
     for prompt in prompt_tokens:
@@ -221,18 +226,28 @@ def _busy(
 def measure_machine(model: LLM) -> Machine | None:
     """This machine's limits with the model's threads and instruction set (about a second).
 
-    MNN does not tell its instruction set: the limit is that of the machine's best one.
+    MNN does not tell its instruction set: the limit is that of the machine's best one. None for the
+    reference backend, and for weights that are streamed: what it measures with is in no budget.
     """
     from deepmnn import _core
     from deepmnn.backends.cpu.backend import CpuBackend
     from deepmnn.backends.mnn.backend import MnnBackend
 
+    if model.is_streamed:
+        return None
     if isinstance(model.backend, CpuBackend):
         threads, isa = model.backend.model.threads, model.backend.model.isa
     elif isinstance(model.backend, MnnBackend):
         threads, isa = model.backend.threads, _core.isas()[0]
     else:
         return None
+    return limits(threads, isa)
+
+
+def limits(threads: int, isa: str) -> Machine:
+    """This machine's, with so many threads and an instruction set. Takes LIMITS_NBYTES."""
+    from deepmnn import _core
+
     bandwidth = float(_core.measure_read_bandwidth(threads))
     int8 = float(_core.measure_int8_peak(threads, isa))
     return Machine(threads, isa, bandwidth, int8, float(_core.measure_f32_peak(threads, isa)))

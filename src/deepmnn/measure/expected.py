@@ -1,0 +1,145 @@
+"""How fast a model runs whose weights are partly read from the disk: the physics, in one place.
+
+A step takes
+
+    max(bytes missed / disk bandwidth, compute) + what cannot overlap
+
+Bytes missed in decode, a token:
+
+    sum over layers of experts a token uses x (1 - hit share) x bytes of an expert
+    + dense bytes that every step reads again + the row of the embedding table
+
+and in prefill, a step of T tokens: each expert that one of them uses, once, and the same rest.
+
+Assumed: routing chooses evenly, so that the hit share is the share of the experts that is cached
+(a trained mixture hits more: measure it, and give it as the hit rate); an expert's second half is
+read while its first is multiplied, so that only the first read after a routing waits by itself, for
+the share of reads that were not predicted a layer before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepmnn import _core
+from deepmnn.graph.workload import Workload
+
+DECODE_MEMORY_SHARE = 0.75
+"""Of the memory's bandwidth that decode reaches (docs/benchmarks.md)."""
+
+DECODE_MACS_SHARE = 0.35
+"""Of the int8 peak that a step of one token reaches."""
+
+PREFILL_MACS_SHARE = 0.55
+"""Of the int8 peak that prefill reaches."""
+
+STREAMED_READ_SHARE = 0.95
+"""Of the disk's bandwidth that streaming reaches, when it is the disk that takes the time."""
+
+PREDICTED = 0.75
+"""Share of a layer's missing experts that is asked for while the layer before it computes."""
+
+_TABLE_ROWS = 16
+"""A table is read in blocks of rows."""
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """Of a machine: bytes per second of disk and memory, seconds of a small read by itself, and
+    multiply-accumulates per second, all threads together.
+    """
+
+    disk: float
+    latency: float
+    memory: float
+    int8_macs: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one step takes, in bytes and seconds.
+
+    Attributes:
+        tokens: that it runs.
+        missed: bytes from the disk.
+        disk: seconds for those.
+        compute: seconds of everything else.
+        exposed: seconds of reads that nothing overlaps.
+    """
+
+    tokens: int
+    missed: float
+    disk: float
+    compute: float
+    exposed: float
+
+    @property
+    def seconds(self) -> float:
+        """Wall time."""
+        return max(self.disk, self.compute) + self.exposed
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Speed."""
+        return self.tokens / self.seconds
+
+
+def hit_share(weights: _core.WeightPlan) -> float:
+    """Of experts that routing chooses evenly, those that are in memory."""
+    if weights.mapped or not weights.expert_nbytes:
+        return 1.0
+    return min(1.0, weights.cache_nbytes / weights.expert_nbytes)
+
+
+def decode_step(
+    workload: Workload,
+    weights: _core.WeightPlan,
+    speeds: Speeds,
+    context: int,
+    kv_element_nbytes: float,
+    hit_rate: float | None = None,
+) -> Step:
+    """One token of one sequence, after `context` rows. hit_rate: measured; None: `hit_share`."""
+    hit = hit_share(weights) if hit_rate is None or weights.mapped else hit_rate
+    missed = 0.0
+    if not weights.mapped:
+        missed = (1 - hit) * sum(layer.top_k * layer.nbytes for layer in workload.experts)
+        missed += weights.streamed_nbytes + _TABLE_ROWS * workload.embedding_nbytes
+    read = workload.decode_nbytes(1, context) - workload.cache_width * context * 4
+    read += workload.cache_width * context * kv_element_nbytes
+    macs = workload.macs(1, context, 1)
+    compute = max(
+        read / (DECODE_MEMORY_SHARE * speeds.memory), macs / (DECODE_MACS_SHARE * speeds.int8_macs)
+    )
+    waits = 0.0
+    if not weights.mapped:
+        for layer in workload.experts:
+            surprises = layer.top_k * (1 - hit) * (1 - PREDICTED)
+            waits += min(1.0, surprises) * (speeds.latency + layer.nbytes / speeds.disk)
+    disk = missed / (STREAMED_READ_SHARE * speeds.disk)
+    # Where the disk takes the time anyway, a read that waits is one of those that count already.
+    return Step(1, missed, disk, compute, max(0.0, min(waits, compute)) if missed else 0.0)
+
+
+def prefill_step(
+    workload: Workload,
+    weights: _core.WeightPlan,
+    speeds: Speeds,
+    tokens: int,
+    step_tokens: int,
+) -> Step:
+    """A prompt of so many tokens, in steps of step_tokens."""
+    missed = 0.0
+    if not weights.mapped:
+        hit = hit_share(weights)
+        for start in range(0, tokens, step_tokens):
+            here = min(step_tokens, tokens - start)
+            for layer in workload.experts:
+                used = 1 if layer.wanted else here
+                missed += (1 - hit) * layer.touched(used) * layer.nbytes
+            missed += weights.streamed_nbytes
+    macs = workload.prefill_macs([tokens], step_tokens)
+    compute = macs / (PREFILL_MACS_SHARE * speeds.int8_macs)
+    disk = missed / (STREAMED_READ_SHARE * speeds.disk)
+    waits = len(workload.experts) * speeds.latency if missed else 0.0
+    return Step(tokens, missed, disk, compute, waits)
