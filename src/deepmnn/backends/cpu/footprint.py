@@ -101,18 +101,24 @@ def _product(shape: tuple[int, ...]) -> int:
 
 
 def _quantised(program: Program, shape: StepShape) -> int:
-    """The int8 form of the widest rows that products read, in each place that keeps one."""
-    widest = max(
+    """The int8 form of the rows that products read, in each place that keeps one."""
+    largest = max(
         (
-            _row_nbytes(program.weights[weight].cols, program.weights[weight].format)
+            _rows(program, each, shape)
+            * _row_nbytes(program.weights[weight].cols, program.weights[weight].format)
             for each in program.instructions
             for weight, reading in zip(each.weights, each.readings, strict=True)
             if reading == "in_order"
         ),
         default=0.0,
     )
-    tokens = max(shape.tokens, shape.rows)
-    return int(_QUANTISED_ROWS * tokens * widest)
+    return int(_QUANTISED_ROWS * largest)
+
+
+def _rows(program: Program, each: Instruction, shape: StepShape) -> int:
+    """Rows of an op's input, the most there may be."""
+    counts = {TOKENS: shape.tokens, CONTEXT: shape.all_context, ROWS: shape.rows}
+    return max((counts[program.buffers[index].dim] for index in each.inputs), default=0)
 
 
 def _row_nbytes(cols: int, format: str) -> float:
@@ -145,7 +151,7 @@ def _scratch(program: Program, each: Instruction, shape: StepShape) -> int:
         return _latent_attention(each, shape)
     if each.op in ("gqa_attention", "attention"):
         return _grouped_attention(each, shape)
-    rows = max(shape.tokens, shape.rows)
+    rows = _rows(program, each, shape)
     blocks = sum(-(-program.weights[weight].rows // 16) for weight in each.weights)
     tiles = _TILE_NBYTES * blocks * (-(-rows // _TILE_ROWS) if rows > 1 else 1)
     widths = [_product(program.buffers[i].shape) for i in (*each.inputs, *each.outputs)]
