@@ -274,7 +274,7 @@ def _candidates(demand: Demand, options: LoadOptions, budget: int) -> Iterator[S
     batches = BATCH_TOKENS if options.max_batch_tokens is None else (options.max_batch_tokens,)
     one = demand.context_length
     for dtype in dtypes:
-        share = budget // KV_SHARE // demand.row_nbytes[dtype]
+        share = budget // KV_SHARE // _row_cost(demand, options, dtype, batches[0])
         rows = options.cache_tokens or min(one, share)
         if rows <= share and rows >= min(one, options.cache_tokens or LEAST_ROWS):
             yield Sizes(dtype, rows, batches[0])
@@ -284,6 +284,13 @@ def _candidates(demand: Demand, options: LoadOptions, budget: int) -> Iterator[S
         for rows in (options.cache_tokens,) if options.cache_tokens else wanted:
             for dtype in dtypes:
                 yield Sizes(dtype, rows, batch)
+
+
+def _row_cost(demand: Demand, options: LoadOptions, dtype: str, batch: int) -> int:
+    """Bytes of one more row of the cache: its own, and what a step takes to read it."""
+    some, more = (Sizes(dtype, rows, batch) for rows in (LEAST_ROWS, 2 * LEAST_ROWS))
+    step = demand.step(more, options).nbytes - demand.step(some, options).nbytes
+    return demand.row_nbytes[dtype] + step // LEAST_ROWS
 
 
 def _changes(sizes: Sizes, usual: Sizes) -> Iterator[str]:
