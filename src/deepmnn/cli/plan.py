@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
+from rich.table import Table
 from typer import Argument, Option
 
 from deepmnn.api.options import LoadOptions
@@ -101,7 +102,10 @@ def _print(
 ) -> None:
     split = found.split
     out.say(f"{subject.name} in {subject.recipe}, memory {file_size(split.budget)}", "bold")
-    rows = table("", "of the memory", "bytes", "what")
+    rows = Table(header_style="dim")
+    rows.add_column("of the memory", no_wrap=True)
+    rows.add_column("bytes", justify="right", no_wrap=True)
+    rows.add_column("what")
     for what, size, note in _rows(subject, split):
         rows.add_row(what, file_size(size), note)
     out.print(rows)

@@ -225,7 +225,7 @@ def advice(
     chunk = replace(options, max_batch_tokens=4 * now.split.sizes.max_batch_tokens)
     tries.append((f"steps of {chunk.max_batch_tokens} tokens", subject, chunk, speeds))
     if subject.convertible is not None and subject.recipe != "w4":
-        smaller = _checkpoint(subject.name, subject.convertible, "w4")
+        smaller = _checkpoint(subject.name, subject.convertible, quant="w4")
         tries.append(("weights in w4", smaller, options, speeds))
     return _better(tries, now, hit_rate)
 
