@@ -7,9 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 import deepmnn
 from deepmnn import LoadOptions, _core
@@ -239,11 +237,12 @@ def test_what_is_too_small_is_refused_before_a_weight_is_read(
         deepmnn.load(small, memory="1MB")
 
 
-def test_a_checkpoint_that_needs_more_to_be_converted_is_refused(tmp_path: Path) -> None:
-    write_config(tmp_path)
-    save_file({"x": np.zeros(1 << 20, np.float32)}, tmp_path / "model.safetensors")
+def test_a_checkpoint_that_needs_more_to_be_converted_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(RequestError, match=r"has to be converted first.*deepmnn\.convert\("):
-        deepmnn.load(tmp_path, memory=held_nbytes() + MIB)
+        deepmnn.load("tiny-r1", memory=held_nbytes() + MIB)
 
 
 def test_logits_of_every_token_come_in_steps_that_fit(small: Path) -> None:

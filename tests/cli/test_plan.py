@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deepmnn.cli import app
+from deepmnn.cli.console import out
 from tiny_artifact import tiny_artifact
 
 PUBLISHED = Path(__file__).parents[1] / "models" / "published"
@@ -22,6 +23,7 @@ def limits(monkeypatch: pytest.MonkeyPatch) -> None:
     """This machine's, which takes a second to measure."""
     monkeypatch.setattr("deepmnn._core.measure_read_bandwidth", lambda threads: 10e9)
     monkeypatch.setattr("deepmnn._core.measure_int8_peak", lambda threads: 200e9)
+    monkeypatch.setattr(out, "_width", 160)
 
 
 def run(*arguments: object, code: int = 0) -> str:

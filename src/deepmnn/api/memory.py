@@ -39,7 +39,8 @@ TEMPLATE_NBYTES = 32 << 20
 """Of the process that renders chat templates (text/limited_process.py)."""
 
 KV_SHARE = 8
-"""The KV cache takes at most one part in so many of a budget that weights have to share."""
+"""The KV cache takes at most one part in so many of a budget that weights have to share; twice that
+where its rows are given, before it is stored in fewer bits."""
 
 LEAST_ROWS = 4096
 """Rows of the KV cache below which it is rather stored in fewer bits."""
@@ -272,9 +273,9 @@ def _candidates(demand: Demand, options: LoadOptions, budget: int) -> Iterator[S
     """
     dtypes = KV_DTYPES if options.kv_dtype is None else (options.kv_dtype,)
     batches = BATCH_TOKENS if options.max_batch_tokens is None else (options.max_batch_tokens,)
-    one = demand.context_length
+    one, part = demand.context_length, KV_SHARE // 2 if options.cache_tokens else KV_SHARE
     for dtype in dtypes:
-        share = budget // KV_SHARE // _row_cost(demand, options, dtype, batches[0])
+        share = budget // part // _row_cost(demand, options, dtype, batches[0])
         rows = options.cache_tokens or min(one, share)
         if rows <= share and rows >= min(one, options.cache_tokens or LEAST_ROWS):
             yield Sizes(dtype, rows, batches[0])
