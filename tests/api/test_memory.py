@@ -125,6 +125,7 @@ def test_the_smallest_budget_is_enough_and_a_byte_less_is_refused(
         split(demand, OPTIONS, least - 1)
 
 
+@pytest.mark.slow
 def test_v3_is_planned_from_its_config_alone() -> None:
     plan = plan_conversion(PUBLISHED / "DeepSeek-V3.json", "w4", random_weights=True)
     data = lower(plan.graph, plan.memory, plan.locations, [shard.file for shard in plan.shards])
