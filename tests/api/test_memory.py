@@ -99,7 +99,7 @@ def test_a_short_budget_makes_the_cache_smaller_first(lite: tuple[Plan, Demand])
 
 def test_then_it_is_stored_in_fewer_bits_and_that_is_said(lite: tuple[Plan, Demand]) -> None:
     _, demand = lite
-    found = split(demand, OPTIONS, 3 * GIB // 2)
+    found = split(demand, OPTIONS, 3 * GIB // 4)
     assert found.sizes.kv_dtype == "bf16"
     assert found.changes[0] == "keys and values in bf16, not f32"
 

@@ -42,7 +42,7 @@ KV_SHARE = 8
 """The KV cache takes at most one part in so many of a budget that weights have to share; twice that
 where its rows are given, before it is stored in fewer bits."""
 
-LEAST_ROWS = 4096
+LEAST_ROWS = 2048
 """Rows of the KV cache below which it is rather stored in fewer bits."""
 
 FEWEST_ROWS = 512
