@@ -89,6 +89,8 @@ def test_a_dropped_model_is_collected(artifact: Path) -> None:
         {"isa": 2},
         {"mla_form": "folded"},
         {"mla_form": ["auto"]},
+        {"kv_disk": 1.5},
+        {"kv_directory": 3},
     ],
     ids=str,
 )
@@ -112,6 +114,8 @@ EXPECTED = {
     "numa": "'off' or 'distribute' or 'isolate'",
     "isa": "the name of an instruction set, such as 'avx2'",
     "mla_form": "'auto' or 'absorbed' or 'expanded'",
+    "kv_disk": "bytes, as in '2GiB'",
+    "kv_directory": "a directory",
 }
 
 
@@ -123,6 +127,7 @@ EXPECTED = {
         ({"backend": "mnn", "numa": "distribute"}, "backend 'cpu'"),
         ({"backend": "mnn", "isa": "scalar"}, "backend 'cpu'"),
         ({"backend": "mnn", "mla_form": "absorbed"}, "backend 'cpu' or backend 'reference'"),
+        ({"backend": "mnn", "kv_disk": "1GiB"}, "backend 'cpu' or backend 'reference'"),
     ],
     ids=str,
 )

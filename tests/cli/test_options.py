@@ -21,6 +21,8 @@ LOADING = {
     "--threads": None,
     "--kv-dtype": "f32",
     "--cache-tokens": None,
+    "--kv-disk": None,
+    "--kv-directory": None,
     "--max-batch-tokens": 512,
     "--max-sequences": 64,
     "--memory": None,

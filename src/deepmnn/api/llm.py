@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, overload
 from deepmnn.api.options import DEFAULT_CACHE_BYTES, KV_DTYPES, LoadOptions
 from deepmnn.api.prompts import Prompt, read_prompts
 from deepmnn.api.requests import Asked, Params, ask, encode, requests
+from deepmnn.artifact.cache import cache_directory
 from deepmnn.backends.base import F32, Backend
 from deepmnn.engine.completion import Chunk, Completion
 from deepmnn.engine.driver import Driver, making
@@ -156,6 +157,8 @@ class LLM:
             eos_ids=self.generation_config.eos_ids,
             max_batch_tokens=self.options.max_batch_tokens,
             max_sequences=self.options.max_sequences,
+            kv_disk=self.options.kv_disk_nbytes,
+            kv_directory=Path(self.options.kv_directory or cache_directory() / "kv"),
         )
 
     def session(self, *, share_prefix: bool = False) -> Session:

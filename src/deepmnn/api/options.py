@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.errors import RequestError, Words, argument
+from deepmnn.source.sizes import nbytes
 
 if TYPE_CHECKING:
     from deepmnn.quant.recipe import Recipe
@@ -47,6 +49,10 @@ class LoadOptions:
         kv_dtype: how the KV cache is stored, "f32", "bf16" or "int8" (by MNN always "f32").
         cache_tokens: rows of the KV cache, shared by all sequences that run together; None takes
             four full contexts, but at most 1 GiB.
+        kv_disk: bytes of disk, such as "2GiB", for cache rows that make room for others; they come
+            back when they are wanted (docs/kv-disk.md). None, or 0: rows are forgotten, and an open
+            session keeps its own in memory.
+        kv_directory: where the file for them is; None takes kv/ in the user's cache.
         max_batch_tokens: tokens of one step; longer prompts are prefilled over several steps.
         max_sequences: sequences that run together; MNN runs one at a time.
         mnn: how MNN computes.
@@ -83,6 +89,24 @@ class LoadOptions:
     cache_tokens: int | None = field(
         default=None,
         metadata={"help": "KV cache rows; default: four contexts, at most 1 GiB.", **_SIZE},
+    )
+    kv_disk: str | int | None = field(
+        default=None,
+        metadata={
+            "help": "Disk for KV cache rows that make room, such as 2GiB; default: none.",
+            "type": (str, int),
+            "expected": "bytes, as in '2GiB'",
+            "backends": ("cpu", "reference"),
+        },
+    )
+    kv_directory: str | os.PathLike[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Where that is; default: kv/ in the user's cache.",
+            "type": (str, os.PathLike),
+            "expected": "a directory",
+            "backends": ("cpu", "reference"),
+        },
     )
     max_batch_tokens: int = field(
         default=512,
@@ -135,6 +159,12 @@ class LoadOptions:
             value = getattr(self, each.name)
             if value is not None or each.default is not None:
                 check_option(each.name, value, each.metadata)
+        _ = self.kv_disk_nbytes
+
+    @property
+    def kv_disk_nbytes(self) -> int:
+        """`kv_disk` in bytes. Raises RequestError."""
+        return nbytes(str(self.kv_disk or 0), argument("kv_disk"))
 
     def check_backend(self, backend: str) -> None:
         """Raises RequestError when a choice is made that `backend` does not know."""

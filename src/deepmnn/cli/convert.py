@@ -23,6 +23,7 @@ from deepmnn.cli.planned import (
 )
 from deepmnn.cli.progress import work_progress
 from deepmnn.errors import RequestError
+from deepmnn.source.sizes import nbytes
 
 
 def convert(
@@ -84,7 +85,7 @@ def convert(
 
     began = time.monotonic()
     named = _one_of(quant, recipe)
-    most = None if max_bytes is None else options.nbytes(max_bytes, "--max-bytes")
+    most = None if max_bytes is None else nbytes(max_bytes, "--max-bytes")
     budget = chosen_budget(named, target_kl, target_bpw, most)
     if no_calibration and calibration is not None:
         raise RequestError("--no-calibration and --calibration", "one of them")

@@ -8,7 +8,6 @@ flag for each field of that class, one of type `Sampling` for those of `Sampling
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, fields, is_dataclass, replace
@@ -23,7 +22,6 @@ from deepmnn.api.options import LoadOptions
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.cli.console import err
 from deepmnn.cli.progress import byte_progress
-from deepmnn.errors import RequestError
 from deepmnn.serve.options import ServeOptions
 from deepmnn.text.sampling_params import SamplingParams
 
@@ -206,18 +204,3 @@ def _take(kind: type[Any], flags: dict[str, Any]) -> dict[str, Any]:
     """Takes the fields of a dataclass out of flags; those that were given."""
     found = {field.name: flags.pop(field.name, None) for field in fields(kind)}
     return {name: value for name, value in found.items() if value not in (None, [])}
-
-
-_UNITS = {"": 1} | {
-    f"{prefix}{unit}B": base**power
-    for unit, base in (("", 1000), ("i", 1024))
-    for power, prefix in enumerate("KMGT", 1)
-}
-
-
-def nbytes(text: str, what: str) -> int:
-    """Bytes of "3GiB", "700MB" or "123456". Raises RequestError."""
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]i?B|)", text.strip(), re.ASCII)
-    if found is None:
-        raise RequestError(f"{what} {text!r:.40}", "bytes, as in 3GiB, 700MB or 123456")
-    return int(float(found[1]) * _UNITS[found[2]])
