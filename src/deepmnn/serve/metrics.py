@@ -95,7 +95,7 @@ _DISK_COUNTERS: dict[str, tuple[str, Callable[[KvDisk], int]]] = {
         lambda d: d.read,
     ),
     "deepmnn:kv_disk_blocks_lost": (
-        "Blocks that were damaged on the disk or not written at all, and run again.",
+        "Blocks that were damaged on the disk or could not be read, and are run again.",
         lambda d: d.lost,
     ),
 }
