@@ -349,6 +349,7 @@ def test_a_full_disk_is_told_once_and_tried_again(
             np.testing.assert_array_equal(session.decode(1), expected_logits(mine, 97))
     assert caplog.text.count("No space left on device; expected room for them") == 1
     assert not disk.written
+    assert disk.unwritten
     for session, mine in zip(sessions, ids, strict=True):
         mine.append(2)
         np.testing.assert_array_equal(session.decode(2), expected_logits(mine, 97))

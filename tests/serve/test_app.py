@@ -171,6 +171,7 @@ def test_metrics_count_cache_blocks_on_the_disk(tmp_path: Path) -> None:
         "_written_total": disk.written,
         "_read_total": disk.read,
         "_lost_total": 0,
+        "_unwritten_total": 0,
     }
     assert disk.read
 

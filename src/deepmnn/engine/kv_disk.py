@@ -59,7 +59,9 @@ class KvDisk:
 
     Attributes:
         capacity: blocks that fit.
-        written, read, lost: blocks so far; lost: those that were damaged or could not be read.
+        written, read: blocks so far.
+        lost: those that were damaged or could not be read.
+        unwritten: those that were forgotten, because the disk failed or has no place for them.
 
     Raises RequestError when not even one block fits, StorageError when no file can be made.
     """
@@ -73,7 +75,7 @@ class KvDisk:
                 argument("kv_disk", f" is {nbytes:,} bytes"),
                 f"{self._slot_nbytes:,} or more, which one block of the KV cache takes",
             )
-        self.written = self.read = self.lost = 0
+        self.written = self.read = self.lost = self.unwritten = 0
         # Aligned, and the only memory that this takes.
         self._buffer = memoryview(mmap.mmap(-1, self._slot_nbytes))
         self._rows = np.frombuffer(self._buffer, np.uint8)[: cache.block_nbytes]
@@ -128,12 +130,14 @@ class KvDisk:
             return True
         place = self._new_place()
         if place is None:
+            self.unwritten += 1
             return False
         self._cache.read_block(block, self._rows)
         try:
             self._transfer(os.pwritev, place)
         except OSError as error:
             heappush(self._places, place)
+            self.unwritten += 1
             self._warn(error)
             return False
         self._failing = False

@@ -98,6 +98,10 @@ _DISK_COUNTERS: dict[str, tuple[str, Callable[[KvDisk], int]]] = {
         "Blocks that were damaged on the disk or could not be read, and are run again.",
         lambda d: d.lost,
     ),
+    "deepmnn:kv_disk_blocks_unwritten": (
+        "Blocks that were forgotten, because the disk failed or has no place for them.",
+        lambda d: d.unwritten,
+    ),
 }
 
 
