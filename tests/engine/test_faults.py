@@ -150,6 +150,25 @@ def test_sessions_that_fail_are_as_they_were(tmp_path: Path) -> None:
     assert not disk.lost
 
 
+def test_a_session_whose_lost_rows_cannot_be_run_again(tmp_path: Path) -> None:
+    """The disk fails, then the model: what was said before stays, and is run when it can be."""
+    driver, backend = make_driver(tmp_path, max_batch_tokens=8)
+    session, other = Session(driver), Session(driver)
+    ids = [*range(60, 90)]
+    session.prefill(ids)
+    other.prefill([1] * 390)
+    disk = driver.engine.manager.disk
+    assert disk is not None
+    os.ftruncate(disk._file, 0)
+    backend.failures = 1
+    with pytest.raises(ArtifactError):
+        session.decode(7)
+    assert session.ids == ids
+    session.rollback(29)
+    ids[29:] = [8]
+    np.testing.assert_array_equal(session.decode(8), expected_logits(ids, VOCAB))
+
+
 def test_a_weight_file_that_is_cut_while_many_ask(tmp_path: Path) -> None:
     """The real engine, whose mapped model stays refused from then on."""
     made = tiny_artifact(tmp_path, "w8")

@@ -142,6 +142,7 @@ def test_random_walk_against_a_cache_without_limits(seed: int, tmp_path: Path) -
     assert manager.free_blocks == manager.cache.blocks
     assert not disk_of(manager)._holders
     assert not disk_of(manager)._held
+    assert {len(name) for name in disk_of(manager)._loose} <= {16}, "nobody looks for others"
 
 
 def test_a_prefix_that_made_room_is_read_and_not_run_again(tmp_path: Path) -> None:
@@ -245,13 +246,14 @@ def test_open_sessions_make_room_and_run_nothing_again(tmp_path: Path) -> None:
 
 
 def test_preempted_answers_run_nothing_again(tmp_path: Path) -> None:
-    engine, backend = make_engine(tmp_path, blocks=8, block_size=2)
-    sequences = [engine.submit([i, i + 1, i + 2], SamplingParams(max_tokens=10)) for i in range(4)]
+    engine, backend = make_engine(tmp_path, blocks=8, block_size=5)
+    prompts = [[i] * (2 + i) for i in range(6)]
+    sequences = [engine.submit(prompt, SamplingParams(max_tokens=10)) for prompt in prompts]
     run(engine)
     assert sum(s.preemptions for s in sequences) > 0
-    for i, sequence in enumerate(sequences):
-        assert sequence.answer == expected_answer([i, i + 1, i + 2], 10, backend.vocab_size)
-    assert sum(len(batch.ids) for batch in backend.steps) == 4 * (3 + 9)
+    for prompt, sequence in zip(prompts, sequences, strict=True):
+        assert sequence.answer == expected_answer(prompt, 10, backend.vocab_size)
+    assert sum(len(batch.ids) for batch in backend.steps) == sum(len(p) + 9 for p in prompts)
 
 
 def test_a_parked_tail_that_others_hold_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -268,6 +270,15 @@ def test_a_parked_tail_that_others_hold_comes_back_as_it_was(tmp_path: Path) -> 
     manager.unpark(child)
     check(manager, [parent, child])
     assert child.length == 6
+    other = BlockTable([*child.ids[:6], 8])
+    manager.fork(child, other)
+    assert manager.park(child)
+    assert manager.park(other)
+    for table in (child, other):
+        manager.unpark(table)
+        check(manager, [parent, child, other])
+        write(manager, table, 1)
+    check(manager, [parent, child, other])
 
 
 def test_what_differs_in_the_last_bits_is_not_taken_for_the_same(tmp_path: Path) -> None:

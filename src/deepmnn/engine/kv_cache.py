@@ -248,11 +248,8 @@ class BlockManager:
         name = next(self._numbers).to_bytes(_NAME_NBYTES)
         if not self.disk.hold(name):
             return None
-        if self._references[block] == 1:
-            self._block_of[name], self._key_of[block] = block, name
-        elif not self.disk.save(name, block):  # others hold it, and may write behind these rows
-            self.disk.let_go(name)
-            return None
+        # Others may hold the block; when they write behind these rows, it is forgotten: saved.
+        self._block_of[name], self._key_of[block] = block, name
         return name
 
     def _let_go(self, name: bytes) -> None:
@@ -260,7 +257,7 @@ class BlockManager:
         if self.disk is None:
             return
         self.disk.let_go(name)
-        if len(name) == _NAME_NBYTES:
+        if len(name) == _NAME_NBYTES and not self.disk.is_held(name):
             self.disk.discard(name)
             block = self._block_of.pop(name, None)
             if block is not None:
