@@ -276,6 +276,7 @@ def test_a_parked_tail_that_others_hold_comes_back_as_it_was(tmp_path: Path) -> 
     assert manager.park(other)
     for table in (child, other):
         manager.unpark(table)
+        assert table.length == 6
         check(manager, [parent, child, other])
         write(manager, table, 1)
     check(manager, [parent, child, other])
