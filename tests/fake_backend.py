@@ -13,7 +13,7 @@ from threading import Lock
 
 import numpy as np
 
-from deepmnn.backends.base import F32, Batch, Draw, sample_in_turn
+from deepmnn.backends.base import F32, U8, Batch, Draw, sample_in_turn
 
 
 def expected_logits(ids: list[int], vocab_size: int) -> F32:
@@ -36,12 +36,20 @@ class FakeCache:
         self.tokens = np.full((blocks, block_size), -1, np.int64)
         self.positions = np.full((blocks, block_size), -1, np.int64)
         self.copies = 0
+        self.block_nbytes = 16 * block_size
 
     def copy_block(self, source: int, target: int) -> None:
         assert source != target
         self.tokens[target] = self.tokens[source]
         self.positions[target] = self.positions[source]
         self.copies += 1
+
+    def read_block(self, block: int, rows: U8) -> None:
+        rows[:] = np.stack([self.tokens[block], self.positions[block]]).reshape(-1).view(np.uint8)
+
+    def write_block(self, block: int, rows: U8) -> None:
+        both = rows.view(np.int64).reshape(2, -1)
+        self.tokens[block], self.positions[block] = both
 
 
 class FakeBackend:

@@ -98,9 +98,16 @@ class Cache:
 
     blocks: int
     block_size: int
+    block_nbytes: int = 0
 
     def copy_block(self, source: int, target: int) -> None:
         """Nothing to copy."""
+
+    def read_block(self, block: int, rows: object) -> None:
+        """Nothing to read."""
+
+    def write_block(self, block: int, rows: object) -> None:
+        """Nothing to write."""
 
 
 def paced_model(seconds: float) -> deepmnn.LLM:

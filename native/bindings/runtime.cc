@@ -169,6 +169,21 @@ std::unique_ptr<KvCache> new_cache(const Model& model, int64_t blocks, int64_t b
   return cache;
 }
 
+using Bytes = nb::ndarray<uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using ConstBytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void read_block(const KvCache& cache, int64_t block, const Bytes& rows) {
+  require_length("rows", rows.shape(0), static_cast<size_t>(cache.block_nbytes()));
+  const nb::gil_scoped_release release;
+  cache.read_block(block, rows.data());
+}
+
+void write_block(KvCache& cache, int64_t block, const ConstBytes& rows) {
+  require_length("rows", rows.shape(0), static_cast<size_t>(cache.block_nbytes()));
+  const nb::gil_scoped_release release;
+  cache.write_block(block, rows.data());
+}
+
 void set_mla_form(Model& model, const std::string& form) {
   if (form == "auto") {
     model.set_mla_form(MlaForm::automatic);
@@ -325,7 +340,10 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("block_size", &KvCache::block_size)
       .def_prop_ro("nbytes", &KvCache::nbytes)
       .def_prop_ro("resident_nbytes", &KvCache::resident_nbytes)
-      .def("copy_block", &KvCache::copy_block, "source"_a, "target"_a, nb::call_guard<nb::gil_scoped_release>());
+      .def_prop_ro("block_nbytes", &KvCache::block_nbytes)
+      .def("copy_block", &KvCache::copy_block, "source"_a, "target"_a, nb::call_guard<nb::gil_scoped_release>())
+      .def("read_block", &read_block, "block"_a, "rows"_a.noconvert())
+      .def("write_block", &write_block, "block"_a, "rows"_a.noconvert());
   nb::class_<Model>(m, "Model")
       .def(nb::init<const Path&, int, const std::string&, const std::string&, const Path&, int64_t>(), "directory"_a,
            "threads"_a = 0, "isa"_a = "", "numa"_a = "off", "numa_root"_a = "", "memory"_a = 0,

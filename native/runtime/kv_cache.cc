@@ -54,6 +54,30 @@ bool KvCache::fits(const std::vector<CacheInfo>& entries) const {
   return true;
 }
 
+int64_t KvCache::block_nbytes() const {
+  int64_t total = 0;
+  for (size_t entry = 0; entry < entries_.size(); ++entry) total += block_size_ * row_nbytes(entry);
+  return total;
+}
+
+void KvCache::read_block(int64_t block, uint8_t* rows) const {
+  check_block(block, blocks_);
+  for (size_t entry = 0; entry < entries_.size(); ++entry) {
+    const int64_t nbytes = block_size_ * row_nbytes(entry);
+    std::memcpy(rows, data(entry) + block * nbytes, static_cast<size_t>(nbytes));
+    rows += nbytes;
+  }
+}
+
+void KvCache::write_block(int64_t block, const uint8_t* rows) {
+  check_block(block, blocks_);
+  for (size_t entry = 0; entry < entries_.size(); ++entry) {
+    const int64_t nbytes = block_size_ * row_nbytes(entry);
+    std::memcpy(data(entry) + block * nbytes, rows, static_cast<size_t>(nbytes));
+    rows += nbytes;
+  }
+}
+
 void KvCache::copy_block(int64_t source, int64_t target) {
   check_block(source, blocks_);
   check_block(target, blocks_);

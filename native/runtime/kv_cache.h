@@ -26,6 +26,12 @@ class KvCache {
   // Copies one block of every entry. Throws Error("request") for a block out of range.
   void copy_block(int64_t source, int64_t target);
 
+  // One block of every entry, entry after entry, in block_nbytes() bytes: out of the cache, and back into it. Throw as
+  // copy_block does.
+  int64_t block_nbytes() const;
+  void read_block(int64_t block, uint8_t* rows) const;
+  void write_block(int64_t block, const uint8_t* rows);
+
   // Row 0 of block 0 of an entry. Row r of block b lies (b * block_size + r) * row_nbytes(entry) bytes further.
   uint8_t* data(size_t entry) const { return memory_.data() + offsets_[entry]; }
   int64_t row_nbytes(size_t entry) const;

@@ -84,8 +84,16 @@ class KvCache:
     nbytes: int
     resident_nbytes: int
     """Of the pages that have been written."""
+    block_nbytes: int
+    """Of one block of every entry."""
     def copy_block(self, source: int, target: int) -> None:
         """Copies one block of every entry."""
+
+    def read_block(self, block: int, rows: NDArray[uint8]) -> None:
+        """One block of every entry, entry after entry, into rows [block_nbytes]."""
+
+    def write_block(self, block: int, rows: NDArray[uint8]) -> None:
+        """Puts back what `read_block` gave, here or into another block."""
 
 class WeightPlan:
     """Where weights are, for a number of bytes. All sizes in bytes."""

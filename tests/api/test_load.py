@@ -92,6 +92,8 @@ def test_a_dropped_model_is_collected(artifact: Path) -> None:
         {"memory": 0},
         {"memory": True},
         {"memory": 1.5},
+        {"kv_disk": 1.5},
+        {"kv_directory": 3},
     ],
     ids=str,
 )
@@ -116,6 +118,8 @@ EXPECTED = {
     "isa": "the name of an instruction set, such as 'avx2'",
     "mla_form": "'auto' or 'absorbed' or 'expanded'",
     "memory": "a size such as '4GiB', '800MB' or a number of bytes",
+    "kv_disk": "bytes, as in '2GiB'",
+    "kv_directory": "a directory",
 }
 
 
@@ -128,6 +132,7 @@ EXPECTED = {
         ({"backend": "reference", "memory": "1GiB"}, "backend 'cpu' or backend 'mnn'"),
         ({"backend": "mnn", "isa": "scalar"}, "backend 'cpu'"),
         ({"backend": "mnn", "mla_form": "absorbed"}, "backend 'cpu' or backend 'reference'"),
+        ({"backend": "mnn", "kv_disk": "1GiB"}, "backend 'cpu' or backend 'reference'"),
     ],
     ids=str,
 )

@@ -21,6 +21,8 @@ LOADING = {
     "--threads": None,
     "--kv-dtype": None,
     "--cache-tokens": None,
+    "--kv-disk": None,
+    "--kv-directory": None,
     "--max-batch-tokens": None,
     "--max-sequences": 64,
     "--memory": None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import anthropic
 import httpx
@@ -11,6 +12,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import deepmnn
+from deepmnn.cli.options import bundled
 from deepmnn.serve.run import Server
 from served import client, served, tiny_r1
 
@@ -144,6 +146,34 @@ def test_every_answer_has_a_name_and_no_server(http: httpx.Client) -> None:
         assert answer.headers["request-id"] == answer.headers["x-request-id"]
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "server" not in answer.headers
+
+
+def test_metrics_count_cache_blocks_on_the_disk(tmp_path: Path) -> None:
+    model = deepmnn.load(
+        bundled(), threads=1, cache_tokens=128, kv_disk="4MiB", kv_directory=tmp_path
+    )
+    with served(model) as server, client(server) as http:
+        for prompt in ([5] * 90, [6] * 90, [5] * 90):
+            body = {"prompt": prompt, "max_tokens": 2, "model": "x"}
+            assert http.post("/v1/completions", json=body).status_code == 200
+        told = http.get("/metrics").text
+    values = {
+        sample.name.removeprefix("deepmnn:kv_disk_blocks"): sample.value
+        for family in text_string_to_metric_families(told)
+        for sample in family.samples
+        if sample.name.startswith("deepmnn:kv_disk_blocks")
+    }
+    disk = model.engine.manager.disk
+    assert disk is not None
+    assert values == {
+        "": disk.capacity,
+        "_used": len(disk),
+        "_written_total": disk.written,
+        "_read_total": disk.read,
+        "_lost_total": 0,
+        "_unwritten_total": 0,
+    }
+    assert disk.read
 
 
 def test_metrics_count_what_was_answered() -> None:

@@ -32,6 +32,8 @@ def load(
     kv_dtype: str | None = None,
     *,
     cache_tokens: int | None = None,
+    kv_disk: str | int | None = None,
+    kv_directory: str | os.PathLike[str] | None = None,
     max_batch_tokens: int | None = None,
     max_sequences: int = 64,
     mnn: MnnOptions | None = None,
@@ -51,8 +53,8 @@ def load(
             OWNER/NAME@REVISION. A checkpoint is converted once, into the user's cache
             (docs/models.md); the logger "deepmnn" says when and how
             large. A path that exists is never taken for a hub name.
-        backend, threads, kv_dtype, cache_tokens, max_batch_tokens, max_sequences, mnn, numa, isa,
-            mla_form, quant, memory: as `LoadOptions` says.
+        backend, threads, kv_dtype, cache_tokens, kv_disk, kv_directory, max_batch_tokens,
+            max_sequences, mnn, numa, isa, mla_form, quant, memory: as `LoadOptions` says.
         options: all of these as one value, instead of them.
         needs: "tokenizer", or "chat template": refuses a model without one, and a checkpoint before
             it is converted. None: a model may do without, and works on token ids.
@@ -75,6 +77,8 @@ def load(
         threads=threads,
         kv_dtype=kv_dtype,
         cache_tokens=cache_tokens,
+        kv_disk=kv_disk,
+        kv_directory=kv_directory,
         max_batch_tokens=max_batch_tokens,
         max_sequences=max_sequences,
         mnn=mnn,

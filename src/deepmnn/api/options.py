@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,9 @@ DEFAULT_BATCH_TOKENS = 512
 
 DEFAULT_CACHE_BYTES = 1 << 30
 """The KV cache may take this much unless cache_tokens says otherwise."""
+
+BUDGETED_KV_DISK_BYTES = 4 << 30
+"""Of disk, for rows of the KV cache that make room where memory is short."""
 
 MAX_SIZE = (1 << 31) - 1
 """No argument of `load` is larger: the core counts in 32 bits."""
@@ -56,6 +60,10 @@ class LoadOptions:
             takes "f32", unless `memory` leaves no room for it.
         cache_tokens: rows of the KV cache, shared by all sequences that run together; None takes
             four full contexts, but at most 1 GiB, and less where `memory` is short.
+        kv_disk: bytes of disk, such as "2GiB", for cache rows that make room for others; they come
+            back when they are wanted (docs/kv-disk.md). None takes 4 GiB where `memory` is given,
+            else 0: rows are forgotten, and an open session keeps its own in memory.
+        kv_directory: where the file for them is; None takes kv/ in the user's cache.
         max_batch_tokens: tokens of one step; longer prompts are prefilled over several steps. None
             takes 512, and less where `memory` is very short.
         max_sequences: sequences that run together; MNN runs one at a time.
@@ -99,6 +107,25 @@ class LoadOptions:
     cache_tokens: int | None = field(
         default=None,
         metadata={"help": "KV cache rows; default: four contexts, at most 1 GiB.", **_SIZE},
+    )
+    kv_disk: str | int | None = field(
+        default=None,
+        metadata={
+            "help": "Disk for KV cache rows that make room, such as 2GiB; default: 4GiB with a "
+            "memory budget, else none.",
+            "type": (str, int),
+            "expected": "bytes, as in '2GiB'",
+            "backends": ("cpu", "reference"),
+        },
+    )
+    kv_directory: str | os.PathLike[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Where that is; default: kv/ in the user's cache.",
+            "type": (str, os.PathLike),
+            "expected": "a directory",
+            "backends": ("cpu", "reference"),
+        },
     )
     max_batch_tokens: int | None = field(
         default=None,
@@ -163,6 +190,14 @@ class LoadOptions:
             value = getattr(self, each.name)
             if value is not None or each.default is not None:
                 check_option(each.name, value, each.metadata)
+        _ = self.kv_disk_nbytes
+
+    @property
+    def kv_disk_nbytes(self) -> int:
+        """`kv_disk` in bytes. Raises RequestError."""
+        if self.kv_disk is None:
+            return 0 if self.memory is None else BUDGETED_KV_DISK_BYTES
+        return nbytes(str(self.kv_disk or 0), argument("kv_disk"))
 
     @property
     def memory_nbytes(self) -> int | None:

@@ -12,6 +12,7 @@ from deepmnn import _core
 from deepmnn.errors import RequestError
 
 I32 = NDArray[np.int32]
+U8 = NDArray[np.uint8]
 F32 = NDArray[np.float32]
 
 Draw = tuple[F32, float, int, float, float, float]
@@ -47,9 +48,19 @@ class Cache(Protocol):
 
     blocks: int
     block_size: int
+    block_nbytes: int
+    """Of one block of every entry; 0 where its rows cannot be taken out (MNN)."""
 
     def copy_block(self, source: int, target: int) -> None:
         """Copies one block of every entry (before a shared block is written to)."""
+        ...
+
+    def read_block(self, block: int, rows: U8) -> None:
+        """Puts one block of every entry into rows [block_nbytes]."""
+        ...
+
+    def write_block(self, block: int, rows: U8) -> None:
+        """Puts back what `read_block` gave, here or into another block: the same to the bit."""
         ...
 
 

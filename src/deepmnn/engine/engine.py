@@ -7,11 +7,13 @@ from array import array
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as List
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from deepmnn.backends.base import F32, Backend, Batch, Draw
-from deepmnn.engine.kv_cache import CACHE_IS_SHORT, BlockManager, BlockTable
+from deepmnn.engine.kv_cache import BlockManager, BlockTable, cache_is_full
+from deepmnn.engine.kv_disk import KvDisk
 from deepmnn.engine.scheduler import Scheduler, Span
 from deepmnn.engine.sequence import Sequence
 from deepmnn.errors import ContextLengthError, RequestError, Words, shown
@@ -50,6 +52,9 @@ class Engine:
         kv_dtype: "f32", "bf16" or "int8".
         eos_ids: tokens that end an answer, beside those of its TextStream.
         max_rows: rows of logits of one step, for who wants them of every token.
+        kv_disk: bytes that cache blocks may take on disk when they make room for others; 0: they
+            are forgotten, and what is idle keeps its own.
+        kv_directory: where; needed with kv_disk.
 
     Attributes:
         watch: called with each `Step`, on the owner's thread; it must not raise.
@@ -67,11 +72,16 @@ class Engine:
         eos_ids: Iterable[int] = (),
         block_size: int = BLOCK_SIZE,
         max_rows: int | None = None,
+        kv_disk: int = 0,
+        kv_directory: Path | None = None,
     ) -> None:
         self.backend = backend
         self.max_rows = max_rows or max_batch_tokens
         self.cache = backend.new_cache(-(-cache_tokens // block_size), block_size, kv_dtype)
-        self.manager = BlockManager(self.cache)
+        disk = None
+        if kv_disk and kv_directory is not None and self.cache.block_nbytes:
+            disk = KvDisk(self.cache, kv_disk, kv_directory)
+        self.manager = BlockManager(self.cache, disk)
         together = min(max_sequences, backend.max_sequences or max_sequences)
         self.scheduler = Scheduler(self.manager, max_batch_tokens, together)
         self.context_length = min(context_length, self.manager.capacity)
@@ -262,12 +272,7 @@ class Engine:
         """
         stuck = [*self.scheduler.running, *self.scheduler.waiting][:1]
         for sequence in stuck:
-            error = ContextLengthError(
-                f"the KV cache has {self.manager.free_blocks} free blocks, the rest is in use",
-                "room for the next tokens",
-                CACHE_IS_SHORT,
-            )
-            self.fail(sequence, error)
+            self.fail(sequence, cache_is_full(self.manager))
         return stuck
 
 

@@ -3,7 +3,13 @@
 A block is shared by every sequence whose tokens up to its end are the same: a full block is
 registered under a key that chains the hash of its tokens to the key of the block before it (the
 prefix caching of vLLM, arXiv:2309.06180). Blocks that nobody uses any more keep their rows until
-the space is needed, the least recently used first.
+the space is needed, the least recently used first; then they go to disk, if there is one
+(kv_disk.py), and come back when they are looked for.
+
+A sequence that does not run may be *parked*: it keeps the names of its blocks, and others may have
+the space. The name of a full block is its key; what has none gets a name that nobody looks for.
+While a parked sequence holds a name, it stands for one content, in memory, on disk or in both: so
+the same rows come back.
 """
 
 from __future__ import annotations
@@ -12,9 +18,14 @@ from array import array
 from collections import OrderedDict
 from dataclasses import dataclass, field
 from hashlib import blake2b
+from itertools import count as count_up
 
 from deepmnn.backends.base import Cache
+from deepmnn.engine.kv_disk import KvDisk
 from deepmnn.errors import ContextLengthError, Words
+
+_NAME_NBYTES = 8
+"""Of the name of a block without a key; keys are longer."""
 
 CACHE_IS_SHORT = Words(
     "Close sessions, or load the model with a larger cache_tokens.",
@@ -22,18 +33,29 @@ CACHE_IS_SHORT = Words(
 )
 
 
+def cache_is_full(manager: BlockManager) -> ContextLengthError:
+    """The error for what wants blocks while others hold them all."""
+    return ContextLengthError(
+        f"the KV cache has {manager.free_blocks} free blocks, the rest is in use",
+        "room for the next tokens",
+        CACHE_IS_SHORT,
+    )
+
+
 @dataclass(eq=False)
 class BlockTable:
     """The tokens of one sequence and the cache blocks of those that have been run.
 
     ids: every token known so far. length: how many of them have their rows in the cache.
-    blocks: cache blocks, in order. keys: the hash chain of the full ones.
+    blocks: cache blocks, in order. keys: the hash chain of the full ones. parked: names of the
+    blocks, while it holds none of them.
     """
 
     ids: list[int]
     length: int = 0
     blocks: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
+    parked: list[bytes] | None = None
 
     @property
     def pending(self) -> int:
@@ -42,15 +64,19 @@ class BlockTable:
 
 
 class BlockManager:
-    """Hands out the blocks of one cache, with reference counts."""
+    """Hands out the blocks of one cache, with reference counts.
 
-    def __init__(self, cache: Cache) -> None:
-        self.cache = cache
+    disk: where blocks go that have to make room; None: they are forgotten.
+    """
+
+    def __init__(self, cache: Cache, disk: KvDisk | None = None) -> None:
+        self.cache, self.disk = cache, disk
         self.block_size = cache.block_size
         self._references = [0] * cache.blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(cache.blocks))
         self._key_of: dict[int, bytes] = {}
         self._block_of: dict[bytes, int] = {}
+        self._numbers = count_up()
 
     @property
     def free_blocks(self) -> int:
@@ -74,9 +100,12 @@ class BlockManager:
         for index in range((len(table.ids) - 1) // self.block_size):
             key = self._chain(table, index)
             block = self._block_of.get(key)
+            if block is not None:
+                self._take(block)
+            elif len(self._free) > 1:  # one stays for what is to be run
+                block = self._bring_back(key)
             if block is None:
                 break
-            self._take(block)
             table.blocks.append(block)
             table.keys.append(key)
         table.length = len(table.blocks) * self.block_size
@@ -137,12 +166,16 @@ class BlockManager:
         for index in range(len(table.keys), table.length // self.block_size):
             key, block = self._chain(table, index), table.blocks[index]
             table.keys.append(key)
-            if key not in self._block_of:
+            if key not in self._block_of and self._is_new(key):
                 self._block_of[key], self._key_of[block] = block, key
 
     def rollback(self, table: BlockTable, length: int) -> None:
         """Drops the rows from `length` on. `table.ids` is the caller's to cut."""
         kept = -(-length // self.block_size)
+        if table.parked is not None:
+            for name in table.parked[kept:]:
+                self._let_go(name)
+            table.parked = table.parked[:kept] or None
         for block in reversed(table.blocks[kept:]):
             self._release(block)
         del table.blocks[kept:], table.keys[length // self.block_size :]
@@ -151,6 +184,110 @@ class BlockManager:
     def free(self, table: BlockTable) -> None:
         """Drops every row; full blocks can still be found by a later sequence with this prefix."""
         self.rollback(table, 0)
+
+    def park(self, table: BlockTable) -> bool:
+        """Leaves a table's blocks to whoever needs the space; `unpark` brings the same rows back.
+
+        Nothing is written before. False, and nothing has changed, without a disk or room there.
+        """
+        if self.disk is None or table.parked is not None:
+            return False
+        names: list[bytes] = []
+        for block in table.blocks:
+            name = self._hold(block)
+            if name is None:
+                for held in names:
+                    self._let_go(held)
+                return False
+            names.append(name)
+        for block in reversed(table.blocks):
+            self._release(block)
+        table.parked, table.blocks = names or None, []
+        return True
+
+    def missing(self, table: BlockTable) -> int:
+        """Free blocks that `unpark` takes."""
+        blocks = [self._block_of.get(name) for name in table.parked or ()]
+        return sum(block is None or self._references[block] == 0 for block in blocks)
+
+    def unpark(self, table: BlockTable) -> None:
+        """Gives a parked table its rows back, if as many blocks are free as are `missing`.
+
+        Rows that were lost on the disk, and those after them, are pending again.
+        """
+        if table.parked is None:
+            return
+        names, table.parked = table.parked, None
+        found = [self._block_of.get(name) for name in names]
+        for block in found:
+            if block is not None:
+                self._take(block)
+        for index, name in enumerate(names):
+            block = found[index]
+            if block is None:
+                block = self._bring_back(name)
+            if block is None:
+                break
+            table.blocks.append(block)
+        for block in reversed(found[len(table.blocks) :]):
+            if block is not None:
+                self._release(block)
+        for name in names:
+            self._let_go(name)
+        if len(table.blocks) < len(names):
+            table.length = len(table.blocks) * self.block_size
+            del table.keys[len(table.blocks) :]
+
+    def _hold(self, block: int) -> bytes | None:
+        """The name under which this block's rows will be found as they are; None without room."""
+        if self.disk is None:
+            return None
+        name = self._key_of.get(block)
+        if name is not None:
+            return name if self.disk.hold(name) else None
+        name = next(self._numbers).to_bytes(_NAME_NBYTES)
+        if not self.disk.hold(name):
+            return None
+        # Others may hold the block; when they write behind these rows, it is forgotten: saved.
+        self._block_of[name], self._key_of[block] = block, name
+        return name
+
+    def _let_go(self, name: bytes) -> None:
+        """Ends a `_hold`. Nobody looks for a name that is no key."""
+        if self.disk is None:
+            return
+        self.disk.let_go(name)
+        if len(name) == _NAME_NBYTES and not self.disk.is_held(name):
+            self.disk.discard(name)
+            block = self._block_of.pop(name, None)
+            if block is not None:
+                del self._key_of[block]
+                if block in self._free:
+                    self._free.move_to_end(block, last=False)
+
+    def _bring_back(self, name: bytes) -> int | None:
+        """A block with the rows that the disk has under this name; None where it has none."""
+        if self.disk is None or name not in self.disk:
+            return None
+        self.disk.touch(name)  # or it could make room itself for what the new block has held
+        block = self._new_block()
+        if self.disk.load(name, block):
+            self._block_of[name], self._key_of[block] = block, name
+            return block
+        self._release(block)
+        return None
+
+    def _is_new(self, key: bytes) -> bool:
+        """Whether rows just computed may be found by this key: no parked table has other ones.
+
+        The disk's may differ in the last bits, if a prompt was cut in other spans.
+        """
+        if self.disk is None:
+            return True
+        if self.disk.is_held(key):
+            return False
+        self.disk.discard(key)
+        return True
 
     def _chain(self, table: BlockTable, index: int) -> bytes:
         """The key of block `index`; those before it are in `table.keys`."""
@@ -187,7 +324,9 @@ class BlockManager:
                 self._free.move_to_end(block, last=False)
 
     def _forget(self, block: int) -> None:
-        """The block is about to be overwritten: nobody may find it by its key any more."""
+        """The block is about to be overwritten: its rows go to disk, or are forgotten."""
         key = self._key_of.pop(block, None)
         if key is not None:
             del self._block_of[key]
+            if self.disk is not None:
+                self.disk.save(key, block)

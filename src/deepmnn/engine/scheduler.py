@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from deepmnn.engine.kv_cache import BlockManager, BlockTable
+from deepmnn.engine.kv_cache import BlockManager, BlockTable, cache_is_full
 from deepmnn.engine.pace import Pace
 from deepmnn.engine.sequence import Sequence
 
@@ -31,8 +31,10 @@ class Scheduler:
     """Decodes first, then prefills in spans, at most max_batch_tokens in a step.
 
     Sequences that share a prompt (`Sequence.leader`) wait until one of them has prefilled it, and
-    take its rows then. When blocks run out the youngest sequence gives its own back and is run
-    again later ("preemption by recompute"); its prefix may still be in the cache by then.
+    take its rows then. When blocks run out and there is a disk for them, tables at rest (`rest`)
+    are parked, the one that has rested longest first. Where that is not enough, the youngest
+    sequence gives its blocks back. It is parked, too; without a disk it is run again later
+    ("preemption by recompute"), and its prefix may still be in the cache by then.
 
     pace: bounds the prompt tokens that run beside answers; None leaves it at max_batch_tokens.
     """
@@ -44,6 +46,7 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.pace: Pace | None = None
+        self._resting: dict[BlockTable, None] = {}
 
     @property
     def busy(self) -> bool:
@@ -61,6 +64,29 @@ class Scheduler:
             self.manager.free(sequence)
         elif sequence in self.waiting:
             self.waiting.remove(sequence)
+            self.manager.free(sequence)
+
+    def rest(self, table: BlockTable) -> None:
+        """Says that a table driven from outside has run: until `resume` it may be parked."""
+        self._resting.pop(table, None)
+        self._resting[table] = None
+
+    def resume(self, table: BlockTable) -> None:
+        """Brings the rows of a table at rest back; rows that were lost are pending again.
+
+        Others make room, as for `make_room`. Raises ContextLengthError when the cache is full even
+        so; the table stays parked.
+        """
+        self._resting.pop(table, None)
+        while self.manager.missing(table) > self.manager.free_blocks:
+            if not self._make_way():
+                raise cache_is_full(self.manager)
+        self.manager.unpark(table)
+
+    def drop(self, table: BlockTable) -> None:
+        """Frees the rows of a table that was at rest."""
+        self._resting.pop(table, None)
+        self.manager.free(table)
 
     def schedule(self) -> list[Span[Sequence]]:
         """The next step's spans, their cache rows reserved. Empty when no sequence can run."""
@@ -82,11 +108,11 @@ class Scheduler:
     def make_room(self, table: BlockTable, count: int) -> None:
         """Makes `count` more rows of a table that is driven from outside writable.
 
-        Running sequences give way, the youngest first: they can wait, the table's driver cannot.
-        Raises ContextLengthError when the cache is full even so.
+        Tables at rest give way, then running sequences, the youngest first: they can wait, the
+        table's driver cannot. Raises ContextLengthError when the cache is full even so.
         """
-        while self.running and not self.manager.can_append(table, count):
-            self._preempt()
+        while not self.manager.can_append(table, count) and self._make_way():
+            pass
         self.manager.append(table, count)
 
     def _decodes(self) -> list[Span[Sequence]]:
@@ -96,6 +122,8 @@ class Scheduler:
             if sequence.pending != 1 or sequence not in self.running:
                 continue
             while not (fits := self.manager.can_append(sequence, 1)):
+                if self._park():
+                    continue
                 if self.running[-1] is sequence:
                     break
                 self._preempt()
@@ -109,7 +137,7 @@ class Scheduler:
         spans = []
         for sequence in self.running:
             if sequence.pending > 1:
-                count = min(sequence.pending, budget, self.manager.room(sequence))
+                count = self._fitting(sequence, budget)
                 if count > 0:
                     spans.append(self._prefill(sequence, count))
                     budget -= count
@@ -117,11 +145,10 @@ class Scheduler:
             joining = next((s for s in self.waiting if not self._awaits_prompt(s)), None)
             if joining is None:
                 break
-            # Leave every running sequence a block to grow into, or it would be preempted at once.
-            if self.running and self.manager.free_blocks <= len(self.running):
+            if not self._admits(joining):
                 break
             shared = self._share(joining)
-            count = min(joining.pending, budget, self.manager.room(joining))
+            count = self._fitting(joining, budget)
             if count <= 0:
                 self.manager.free(joining)
                 break
@@ -133,6 +160,27 @@ class Scheduler:
             spans.append(self._prefill(joining, count))
             budget -= count
         return spans
+
+    def _admits(self, joining: Sequence) -> bool:
+        """Whether a sequence may join the running ones.
+
+        Each of them keeps a block to grow into, or one would be preempted at once. What was parked
+        comes back whole.
+        """
+        others = len(self.running)
+        needed = self.manager.missing(joining) + (others + 1 if others else 0)
+        while self.manager.free_blocks < needed:
+            if not self._park():
+                return False
+        return True
+
+    def _fitting(self, sequence: Sequence, most: int) -> int:
+        """How many of its pending tokens can run now, at most `most`; tables at rest make room."""
+        count = min(sequence.pending, most)
+        while count > 0 and (room := self.manager.room(sequence)) < count:
+            if not self._park():
+                return room
+        return count
 
     def _prompts(self, answers: int) -> int:
         """How many prompts could be read now, beside so many running answers."""
@@ -151,7 +199,13 @@ class Scheduler:
         return leader in self.running
 
     def _share(self, sequence: Sequence) -> int:
-        """Gives a sequence the rows of its prompt that are in the cache; returns how many."""
+        """Gives a sequence the rows of its prompt that are in the cache; returns how many.
+
+        One that was parked gets its own back.
+        """
+        if sequence.parked is not None:
+            self.manager.unpark(sequence)
+            return sequence.length
         leader = sequence.leader
         if leader is not None and leader in self.running and not sequence.completion_tokens:
             return self.manager.fork(leader, sequence)
@@ -159,6 +213,22 @@ class Scheduler:
 
     def _preempt(self) -> None:
         sequence = self.running.pop()
-        self.manager.free(sequence)
+        if not self.manager.park(sequence):
+            self.manager.free(sequence)
         sequence.preemptions += 1
         self.waiting.appendleft(sequence)
+
+    def _make_way(self) -> bool:
+        """Frees some blocks for a table that is driven from outside; False when nobody has any."""
+        if self._park():
+            return True
+        if self.running:
+            self._preempt()
+            return True
+        return False
+
+    def _park(self) -> bool:
+        """Parks the table that has rested longest, of those that can be."""
+        if self.manager.disk is None:
+            return False
+        return any(bool(table.blocks) and self.manager.park(table) for table in self._resting)

@@ -20,8 +20,10 @@ from deepmnn.text.token_ids import integer, plain, token_ids
 class Session:
     """Feeds tokens to the model and hands back logits.
 
-    Holds its cache blocks until it is closed or dropped. Any thread may use it, one at a time; the
-    model runs on the engine's thread, between the steps of other requests.
+    Holds its cache blocks until it is closed or dropped; with a disk for the cache, only while it
+    runs: others may have the space, and the rows come back when it runs again (docs/kv-disk.md).
+    Any thread may use it, one at a time; the model runs on the engine's thread, between the steps
+    of other requests.
 
         with model.session() as session:
             logits = session.prefill(ids)
@@ -45,7 +47,7 @@ class Session:
     @property
     def length(self) -> int:
         """Tokens in the context so far."""
-        return self._table.length
+        return len(self._table.ids)
 
     @property
     def ids(self) -> list[int]:
@@ -84,7 +86,7 @@ class Session:
             return
         table = self._table
         if table.ids:
-            self._driver.post(lambda engine: engine.manager.free(table))
+            self._driver.post(lambda engine: engine.scheduler.drop(table))
         self._closed = True  # last: interrupted before it, `__del__` frees once more, which is fine
 
     def __del__(self) -> None:
@@ -104,7 +106,7 @@ class Session:
     def _run(self, ids: List[int], *, all_rows: bool) -> F32:
         self._check_open()
         engine, table, given = self._driver.engine, self._table, token_ids(ids)
-        start, total = table.length, table.length + len(given)
+        start, total = self.length, self.length + len(given)
         if total > engine.context_length:
             raise ContextLengthError(
                 f"the context would have {total} tokens",
@@ -115,24 +117,36 @@ class Session:
         parts = []
         try:
             while table.pending:
-                parts.append(self._driver.run(partial(self._forward, all_rows)))
+                parts.append(self._driver.run(partial(self._forward, start if all_rows else None)))
         except BaseException:  # an interrupt, too, while the model may still run
             self._driver.run(partial(self._cut, start))
             raise
         return np.concatenate(parts)
 
-    def _forward(self, all_rows: bool, engine: Engine) -> F32:
-        """Runs as many pending tokens as a step takes."""
-        table = self._table
-        if self._share_prefix and not table.length and not all_rows:
-            engine.manager.share_prefix(table)
-        most = engine.scheduler.max_batch_tokens
-        count = min(table.pending, min(most, engine.max_rows) if all_rows else most)
-        engine.scheduler.make_room(table, count)
-        return engine.forward([Span(table, count, count if all_rows else count == table.pending)])
+    def _forward(self, wanted: int | None, engine: Engine) -> F32:
+        """Runs as many pending tokens as a step takes.
+
+        wanted: the first token whose logits are wanted; None: only the last one's are.
+        """
+        table, scheduler = self._table, engine.scheduler
+        try:
+            scheduler.resume(table)
+            if self._share_prefix and not table.length and wanted is None:
+                engine.manager.share_prefix(table)
+            most = scheduler.max_batch_tokens
+            count = min(table.pending, most if wanted is None else min(most, engine.max_rows))
+            scheduler.make_room(table, count)
+            rows = int(count == table.pending)
+            if wanted is not None:  # rows that the disk has lost may have to be run before
+                rows = min(count, max(0, table.length + count - wanted))
+            return engine.forward([Span(table, count, rows)])
+        finally:
+            scheduler.rest(table)
 
     def _cut(self, length: int, engine: Engine) -> None:
-        engine.manager.rollback(self._table, length)
+        if not length:
+            engine.scheduler.drop(self._table)
+        engine.manager.rollback(self._table, min(length, self._table.length))
         del self._table.ids[length:]
 
     def _check_open(self) -> None:

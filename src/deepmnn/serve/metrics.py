@@ -6,7 +6,7 @@ read when somebody asks.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from prometheus_client import (
@@ -18,9 +18,12 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
+from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.registry import Collector
 
 from deepmnn.engine.completion import Chunk
 from deepmnn.engine.engine import Engine, Step
+from deepmnn.engine.kv_disk import KvDisk
 from deepmnn.engine.request import Event, Failure
 from deepmnn.serve.log import Record, current
 from deepmnn.serve.service import Service
@@ -73,6 +76,32 @@ _GAUGES: dict[str, tuple[str, Callable[[Engine], float]]] = {
         "Blocks of the KV cache that no answer holds.",
         lambda e: e.manager.free_blocks,
     ),
+    "deepmnn:kv_disk_blocks": (
+        "Blocks of the KV cache that the disk has room for.",
+        lambda e: e.manager.disk.capacity if e.manager.disk else 0,
+    ),
+    "deepmnn:kv_disk_blocks_used": (
+        "Blocks of the KV cache that lie on the disk.",
+        lambda e: len(e.manager.disk) if e.manager.disk else 0,
+    ),
+}
+_DISK_COUNTERS: dict[str, tuple[str, Callable[[KvDisk], int]]] = {
+    "deepmnn:kv_disk_blocks_written": (
+        "Blocks of the KV cache written to the disk.",
+        lambda d: d.written,
+    ),
+    "deepmnn:kv_disk_blocks_read": (
+        "Blocks of the KV cache that came back from the disk.",
+        lambda d: d.read,
+    ),
+    "deepmnn:kv_disk_blocks_lost": (
+        "Blocks that were damaged on the disk or could not be read, and are run again.",
+        lambda d: d.lost,
+    ),
+    "deepmnn:kv_disk_blocks_unwritten": (
+        "Blocks that were forgotten, because the disk failed or has no place for them.",
+        lambda d: d.unwritten,
+    ),
 }
 
 
@@ -83,7 +112,7 @@ class Metrics:
     """
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self.name = name
         self._service: Service | None = None
         self._registry = CollectorRegistry()
         self.counters = {key: self._made(Counter, key, text) for key, text in _COUNTERS.items()}
@@ -95,6 +124,7 @@ class Metrics:
             self._made(Gauge, key, text).set_function(self._reader(read))
         active = self._made(Gauge, "deepmnn:answers", "Answers under way, their prompts included.")
         active.set_function(lambda: self._service.active if self._service else 0)
+        self._registry.register(_DiskCounters(self))
         ProcessCollector(registry=self._registry)
         self._responses = Counter(
             "deepmnn:http_responses", "Answers over HTTP.", ["status"], registry=self._registry
@@ -117,11 +147,16 @@ class Metrics:
     def ended(self, reason: str) -> None:
         """An answer has ended. reason: a `Chunk.finish_reason`, or "error"."""
         word = "abort" if reason == "cancelled" else reason
-        self._ended.labels(self._name, word).inc()
+        self._ended.labels(self.name, word).inc()
 
     def text(self) -> bytes:
         """Everything, as Prometheus reads it."""
         return generate_latest(self._registry)
+
+    @property
+    def disk(self) -> KvDisk | None:
+        """Where cache blocks go that make room; None without one."""
+        return self._service.model.driver.engine.manager.disk if self._service else None
 
     def _step(self, step: Step) -> None:
         """Called on the engine's thread."""
@@ -135,7 +170,22 @@ class Metrics:
 
     def _made(self, kind: Callable[..., Any], key: str, text: str, **more: Any) -> Any:
         made = kind(key, text, ["model_name"], registry=self._registry, **more)
-        return made.labels(self._name)
+        return made.labels(self.name)
+
+
+class _DiskCounters(Collector):
+    """What the disk for the KV cache has counted itself, read when somebody asks."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """A counter for each number."""
+        disk = self._metrics.disk
+        for key, (text, read) in _DISK_COUNTERS.items():
+            family = CounterMetricFamily(key, text, labels=["model_name"])
+            family.add_metric([self._metrics.name], read(disk) if disk else 0)
+            yield family
 
 
 class _Watch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from deepmnn.backends.base import I32
+from deepmnn.backends.base import I32, U8
 from deepmnn.errors import RequestError
 
 
@@ -22,12 +22,22 @@ class MnnCache:
                 f"a cache of {blocks} blocks of {block_size} rows", "one that fits in memory"
             ) from error
 
+    block_nbytes = 0
+
     def copy_block(self, source: int, target: int) -> None:
         """Copies one block."""
         for block in (source, target):
             if not 0 <= block < self.blocks:
                 raise RequestError(f"cache block {block}", f"a block below {self.blocks}")
         self._ids[target] = self._ids[source]
+
+    def read_block(self, block: int, rows: U8) -> None:
+        """Raises RequestError: MNN's keys and values are not here."""
+        raise RequestError("rows of MNN's cache", "another backend")
+
+    def write_block(self, block: int, rows: U8) -> None:
+        """Raises RequestError, as `read_block`."""
+        raise RequestError("rows of MNN's cache", "another backend")
 
     def append(self, table: I32, length: int, ids: I32) -> I32:
         """Writes a sequence's newest ids; all `length` of them, those in the blocks of `table`."""

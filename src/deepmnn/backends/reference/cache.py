@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import ml_dtypes
 import numpy as np
 
-from deepmnn.backends.base import F32, Batch
+from deepmnn.backends.base import F32, U8, Batch
 from deepmnn.errors import RequestError
 from deepmnn.formats import PART_COLS
 from deepmnn.quant.rotation import rotate, unrotate
@@ -86,14 +86,33 @@ class PagedCache:
             name: np.zeros((blocks, block_size, width), _DTYPES[dtype])
             for name, width in widths.items()
         }
+        self.block_nbytes = sum(entry[0].nbytes for entry in self.entries.values())
 
     def copy_block(self, source: int, target: int) -> None:
         """Copies one block of every entry."""
-        for name in (source, target):
-            if not 0 <= name < self.blocks:
-                raise RequestError(f"cache block {name}", f"a block below {self.blocks}")
+        for block in (source, target):
+            self._check(block)
         for entry in self.entries.values():
             entry[target] = entry[source]
+
+    def read_block(self, block: int, rows: U8) -> None:
+        """Puts one block of every entry into rows [block_nbytes]."""
+        self._check(block)
+        parts = [entry[block].reshape(-1).view(np.uint8) for entry in self.entries.values()]
+        np.concatenate(parts, out=rows)
+
+    def write_block(self, block: int, rows: U8) -> None:
+        """Puts back what `read_block` gave."""
+        self._check(block)
+        start = 0
+        for entry in self.entries.values():
+            target = entry[block].reshape(-1).view(np.uint8)
+            target[:] = rows[start : start + target.size]
+            start += target.size
+
+    def _check(self, block: int) -> None:
+        if not 0 <= block < self.blocks:
+            raise RequestError(f"cache block {block}", f"a block below {self.blocks}")
 
     def append(self, name: str, x: F32, batch: Batch, head: Sequence[int]) -> F32:
         """Writes the step's rows [tokens, width]; → all the sequences see, [context, width].
