@@ -23,8 +23,8 @@ ROOM = 450 << 20
 LEAST_CACHE = 1500
 """MiB below which it wants `--force-cache`."""
 
-_PREFILL = re.compile(r"^prefill: (\d+) tokens, ([\d.]+) s .*model load ([\d.]+) s")
-_DECODE = re.compile(r"^generation: (\d+) tokens, ([\d.]+) s/token")
+_PREFILL = re.compile(r"^prefill: \d+ tokens, ([\d.]+) s .*model load ([\d.]+) s")
+_STEP = re.compile(r'^BMOE_PROGRESS {"step":(\d+),.*?"wall_ms":([\d.]+)')
 
 
 def command(job: Job) -> list[str]:
@@ -62,21 +62,22 @@ def ends(line: str) -> str | None:
     """The prompt's end is told by its first token, that is one step late."""
     if "expert streaming ON" in line:
         return "load"
-    if line.startswith("BMOE_PROGRESS"):
-        return "prefill"
-    return "decode" if line.startswith("=== answer") else None
+    if step := _STEP.match(line):
+        return "prefill" if int(step[1]) == 1 else "decode"
+    return None
 
 
 def told(lines: Sequence[str]) -> Told:
-    """From the summary at the end."""
+    """From the summary at the end, or from its steps where it did not come to that."""
     seconds: dict[str, float] = {}
+    steps = [float(found[2]) / 1e3 for line in lines if (found := _STEP.match(line))]
+    if steps:
+        seconds["decode"] = sum(steps)
     for line in lines:
-        if found := _DECODE.match(line):
-            seconds["decode"] = int(found[1]) * float(found[2])
-        elif found := _PREFILL.match(line):
-            seconds |= {"prefill": float(found[2]), "load": float(found[3])}
+        if found := _PREFILL.match(line):
+            seconds |= {"prefill": float(found[1]), "load": float(found[2])}
     summary = [line for line in lines if line.startswith(("moe-", "compute:", "prefill:"))]
-    return Told(seconds, [], {"summary": summary} if summary else {})
+    return Told(seconds, len(steps), [], {"summary": summary} if summary else {})
 
 
 def version(source: Path | None) -> str:

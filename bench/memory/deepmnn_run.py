@@ -1,4 +1,4 @@
-"""deepmnn: one prompt and greedy steps; a line of JSON when a phase ends.
+"""deepmnn: one prompt and greedy steps; a line of JSON when a phase ends, and after some steps.
 
     python -m bench.memory.deepmnn_run REQUEST
 
@@ -17,6 +17,7 @@ from time import perf_counter
 from typing import Any
 
 KV_DTYPE = "int8"
+EVERY = 8
 KEPT_STEPS = 8
 """Steps whose logits are kept, to compare them bit for bit."""
 
@@ -49,12 +50,13 @@ def main(request: dict[str, Any]) -> None:
     before, kept, answer = now, [logits], []
 
     began = perf_counter()
-    for step in range(steps):
+    for step in range(1, steps + 1):
         answer.append(int(logits.argmax()))
         logits = session.decode(answer[-1])
-        if step < KEPT_STEPS:
+        if step <= KEPT_STEPS:
             kept.append(logits)
-    tell("decode", began, ids=answer, streaming=difference(before, streaming(model)))
+        if step % EVERY == 0 or step == steps:
+            tell("decode", began, ids=answer, streaming=difference(before, streaming(model)))
     if request["logits"]:
         np.save(request["logits"], np.stack(kept))
     sys.stdout.flush()

@@ -54,9 +54,9 @@ def told(lines: Sequence[str]) -> Told:
     """What these programs say."""
     phases = [fields for line in lines if (fields := _fields(line))]
     seconds = {str(fields["phase"]): float(fields["seconds"]) for fields in phases}
-    ids = next((fields["ids"] for fields in phases if "ids" in fields), [])
+    ids: list[int] = next((fields["ids"] for fields in reversed(phases) if "ids" in fields), [])
     own = {str(fields["phase"]): fields["streaming"] for fields in phases if "streaming" in fields}
-    return Told(seconds, list(ids), own)
+    return Told(seconds, len(ids), ids, own)
 
 
 def _fields(line: str) -> dict[str, Any] | None:

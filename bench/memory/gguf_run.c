@@ -1,4 +1,4 @@
-/* llama.cpp or ik_llama.cpp: one prompt and greedy steps; a line of JSON when a phase ends.
+/* llama.cpp or ik_llama.cpp: one prompt and greedy steps; a line of JSON when a phase ends, and after some steps.
 
    gguf_run MODEL IDS STEPS THREADS OPTION...
 
@@ -13,6 +13,8 @@
 #if !__has_include("gguf.h")
 #define IK_LLAMA 1 /* its GGUF functions are in ggml.h */
 #endif
+
+enum { EVERY = 8 };
 
 static double now(void) {
   struct timespec t;
@@ -90,6 +92,13 @@ static int run(struct llama_context* context, struct llama_batch* batch, const i
   return best(llama_get_logits_ith(context, count - 1), vocab);
 }
 
+static void tell_steps(double seconds, const int* ids, int count) {
+  printf("{\"phase\": \"decode\", \"seconds\": %.6f, \"ids\": [", seconds);
+  for (int i = 0; i < count; i++) printf("%s%d", i ? ", " : "", ids[i]);
+  printf("]}\n");
+  fflush(stdout);
+}
+
 int main(int argc, char** argv) {
   if (argc < 5) fail("MODEL IDS STEPS THREADS OPTION...");
   int steps = atoi(argv[3]), threads = atoi(argv[4]), count = 0, capacity = 1 << 16;
@@ -122,10 +131,7 @@ int main(int argc, char** argv) {
   for (int i = 0; i < steps; i++) {
     answer[i] = token;
     token = run(context, &batch, &token, 1, count + i, vocab);
+    if ((i + 1) % EVERY == 0 || i + 1 == steps) tell_steps(now() - began, answer, i + 1);
   }
-  printf("{\"phase\": \"decode\", \"seconds\": %.6f, \"ids\": [", now() - began);
-  for (int i = 0; i < steps; i++) printf("%s%d", i ? ", " : "", answer[i]);
-  printf("]}\n");
-  fflush(stdout);
   _Exit(0);
 }

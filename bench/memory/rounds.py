@@ -142,7 +142,7 @@ def summed_up(job: Job, engine: Engine, watched: Watched) -> Measured:
     """The phases of a run: times as the engine tells them, counters as the kernel does."""
     told = engine.told(watched.lines)
     before, phases = Counters(), {}
-    tokens = {"prefill": job.tokens, "decode": job.steps}
+    tokens = {"prefill": job.tokens, "decode": told.steps}
     for name in PHASES:
         if name in told.seconds and name in watched.counters:
             now = watched.counters[name]

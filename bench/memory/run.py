@@ -38,11 +38,15 @@ class Job:
 
 @dataclass(frozen=True)
 class Told:
-    """What an engine prints: wall seconds of its phases, the answer's ids, and counters of its own
-    by phase.
+    """What an engine prints, as far as it came.
+
+    Attributes:
+        seconds: wall time of its phases. steps: taken in "decode". ids: of the answer.
+        own: its own counters by phase.
     """
 
     seconds: dict[str, float] = field(default_factory=dict)
+    steps: int = 0
     ids: list[int] = field(default_factory=list)
     own: dict[str, Any] = field(default_factory=dict)
 
@@ -71,7 +75,7 @@ class Measured:
     """One run of one engine under one limit.
 
     Attributes:
-        phases: those that it finished, by name.
+        phases: those that it finished, and the steps that it came to, by name.
         peak_nbytes: the most that its group held, page cache included.
         failure: why it did not finish; "" when it did.
         distinct: different tokens of the answer; 0 where the engine does not tell them.

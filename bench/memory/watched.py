@@ -76,7 +76,7 @@ class Watched:
         """Why it did not end well, in one line; "" if it did."""
         if self.timed_out:
             reached = ", ".join(self.counters) or "nothing"
-            return f"too slow; done in time: {reached}"
+            return f"ended because it took too long; it came to: {reached}"
         if self.kills:
             return "killed: the group was out of memory"
         if self.code:
@@ -96,7 +96,7 @@ def watch(
 ) -> Watched:
     """Runs a program in the group to its end, or kills it after `timeout` seconds.
 
-    ends: the phase whose end a printed line tells, or None.
+    ends: the phase whose end a printed line tells, or None; the last line of a phase counts.
     """
     found = Watched()
     process = subprocess.Popen(
@@ -114,7 +114,7 @@ def watch(
             for line in _lines(process, timeout, found):
                 found.lines.append(line)
                 phase = ends(line)
-                if phase and phase not in found.counters:
+                if phase:
                     with suppress(OSError, ValueError):
                         found.counters[phase] = Counters.of(process.pid)
         finally:

@@ -99,7 +99,7 @@ def test_a_program_that_fails_says_why() -> None:
 def test_a_program_that_takes_too_long_is_ended() -> None:
     code = 'import time; print(\'{"phase": "load", "seconds": 1}\', flush=True); time.sleep(60)'
     found = run(code, timeout=1.0)
-    assert found.failure == "too slow; done in time: load"
+    assert found.failure == "ended because it took too long; it came to: load"
     assert found.code == -9
 
 
@@ -120,16 +120,18 @@ def test_what_our_programs_print() -> None:
 def test_what_bigmoe_prints() -> None:
     lines = [
         "bmoe: expert streaming ON  n_expert=64 o_direct=1 io_threads=4 cache=3000 MiB shards=1",
-        'BMOE_PROGRESS {"step":1}',
+        'BMOE_PROGRESS {"step":1,"steps":256,"wall_ms":500.5,"io_ms":1.0}',
+        'BMOE_PROGRESS {"step":2,"steps":256,"wall_ms":250.0,"io_ms":1.0}',
         "=== answer ===",
-        "generation: 256 tokens, 0.500 s/token (2.000 tok/s)",
         "prefill: 513 tokens, 20.500 s (25.0 tok/s) | model load 3.250 s | TTFT 23.750 s",
         "moe-cache: 41.0% hit, resident 3000.0 MiB",
     ]
     found = bigmoe.told(lines)
-    assert found.seconds == {"decode": 128.0, "prefill": 20.5, "load": 3.25}
+    assert found.seconds == {"decode": 0.7505, "prefill": 20.5, "load": 3.25}
+    assert found.steps == 2
     assert found.own["summary"][-1].startswith("moe-cache: 41.0%")
     assert [bigmoe.ends(line) for line in lines[:4]] == ["load", "prefill", "decode", None]
+    assert bigmoe.told(lines[:3]).steps == 2
 
 
 def test_bigmoe_gets_what_the_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
