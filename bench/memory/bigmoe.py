@@ -18,8 +18,10 @@ SETTINGS = (
     "Q4_0, streamed with direct reads: `--overlap --dense-weights anon --io-threads 4`, and an "
     "expert cache of what the limit leaves"
 )
-ROOM = 450 << 20
+ROOM = 350 << 20
 """Bytes for its code, KV cache, activations and read buffers."""
+SPARE = 32
+"""Tokens of a step beyond the prompt's: it may begin with a token of its own."""
 LEAST_CACHE = 1500
 """MiB below which it wants `--force-cache`."""
 
@@ -33,6 +35,7 @@ def command(job: Job) -> list[str]:
     words = [str(job.source / "build" / "cli" / "bmoe-cli"), "-m", str(job.model)]
     words += ["-p", job.text, "-n", str(job.steps), "-t", str(job.threads)]
     words += ["-c", str(-(-(job.tokens + job.steps + 8) // 256) * 256), "--progress"]
+    words += ["--ubatch", str(job.tokens + SPARE)]  # its own choice takes memory from the cache
     words += ["--moe-stream", "--overlap", "--dense-weights", "anon", "--io-threads", "4"]
     if "--cache-mb" not in job.extra:
         words += cache_words(job.model, job.limit)

@@ -99,6 +99,8 @@ def compile_program(source: Path, work: Path) -> Path:
         raise ChildError(f"{source} has no shared libraries in its folder build")
     command = ["cc", "-O2", "-o", str(made), str(PROGRAM)]
     command += [f"-I{source / folder}" for folder in ("include", "ggml/include")]
+    if "prefetch_experts" in (source / "include" / "llama.h").read_text():
+        command.append("-DPREFETCHES")
     for path in paths:
         command += [str(path), f"-Wl,-rpath,{path.parent}", f"-Wl,-rpath-link,{path.parent}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -44,7 +44,9 @@ static struct llama_model* load(const char* path, char** options, int count) {
 #ifdef IK_LLAMA
   params.use_mmap = map;
   params.repack_tensors = false; /* it would read the file instead of mapping it */
+#ifdef PREFETCHES
   params.defer_experts = has(options, count, "defer");
+#endif
   params.mla = 3;
   params.flash_attn = true;
 #else
@@ -55,6 +57,9 @@ static struct llama_model* load(const char* path, char** options, int count) {
 }
 
 static struct llama_context* context_of(struct llama_model* model, int tokens, int threads, char** options, int count) {
+#ifndef PREFETCHES
+  if (has(options, count, "prefetch")) fail("this version prefetches no experts");
+#endif
   struct llama_context_params params = llama_context_default_params();
   params.n_ctx = (uint32_t)(tokens + 255) / 256 * 256;
   params.n_threads = params.n_threads_batch = threads;
@@ -62,9 +67,9 @@ static struct llama_context* context_of(struct llama_model* model, int tokens, i
   params.flash_attn = true;
   params.mla_attn = 3;
   params.fused_moe_up_gate = true;
+#ifdef PREFETCHES
   params.prefetch_experts = has(options, count, "prefetch");
-#else
-  (void)options, (void)count;
+#endif
 #endif
   return llama_init_from_model(model, params);
 }

@@ -136,8 +136,8 @@ def test_what_bigmoe_prints() -> None:
 
 def test_bigmoe_gets_what_the_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bigmoe, "sizes", lambda model: (GIB // 2, 8 * GIB))
-    assert bigmoe.cache_words(Path("m"), 4 * GIB) == ["--cache-mb", "3134"]
-    assert bigmoe.cache_words(Path("m"), 2 * GIB) == ["--cache-mb", "1086", "--force-cache"]
+    assert bigmoe.cache_words(Path("m"), 4 * GIB) == ["--cache-mb", "3234"]
+    assert bigmoe.cache_words(Path("m"), 2 * GIB) == ["--cache-mb", "1186", "--force-cache"]
     assert bigmoe.cache_words(Path("m"), GIB // 2) == ["--cache-mb", "0"]
     assert bigmoe.cache_words(Path("m"), 64 * GIB) == ["--cache-mb", "8192"]
     assert bigmoe.cache_words(Path("m"), NO_LIMIT) == ["--cache-mb", "8192"]
