@@ -44,6 +44,9 @@ def main(
     ] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Of the prompt.")] = 512,
     steps: Annotated[int, typer.Option(min=1, help="After the prompt.")] = 256,
+    greedy: Annotated[
+        bool, typer.Option(help="Steps run what the engine chose, not the text's next tokens.")
+    ] = False,
     repeat: Annotated[int, typer.Option(min=1, help="Rounds.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Worker threads.")] = 2,
     seed: Annotated[int, typer.Option(help="Other random words.")] = 0,
@@ -67,7 +70,7 @@ def main(
         for folder in (out, work):
             folder.mkdir(parents=True, exist_ok=True)
         models = _models(_pairs(model, "model", tuple(BUILDERS)), chosen, shape, work, timeout)
-        prompt = read_prompt(models["deepmnn"], text, tokens, seed)
+        prompt = read_prompt(models["deepmnn"], text, tokens, steps, seed)
         sources = {name: Path(path) for name, path in _pairs(source, "source", SOURCES).items()}
         names = tuple(engine.name for engine in ENGINES)
         extra = {k: shlex.split(v) for k, v in _pairs(option, "option", names).items()}
@@ -79,6 +82,7 @@ def main(
             extra,
             prompt,
             steps,
+            greedy,
             threads,
             repeat,
             compare,
@@ -104,8 +108,9 @@ def measure(plan: Plan, out: Path) -> None:
         "memory": f"{host.memory_nbytes / 1e9:.1f} GB",
         "system": host.system,
         "models": ", ".join(f"{name} {_gb(path)}" for name, path in plan.models.items()),
-        "prompt": f"{len(plan.prompt.ids)} tokens, then {plan.steps} greedy steps",
+        "prompt": f"{len(plan.prompt.ids)} tokens, then {plan.steps} steps, {_kind(plan)}",
         "limits": ", ".join(map(limit_name, plan.limits)),
+        "read-ahead of mapped files": _read_ahead(plan.models),
         "threads": str(plan.threads),
         "rounds": str(plan.repeat),
         "load average before": f"{busy:.2f}",
@@ -114,6 +119,22 @@ def measure(plan: Plan, out: Path) -> None:
     versions = {e.name: e.version(plan.sources.get(e.source)) for e in plan.engines}
     run(plan, Found(versions), console.print, lambda found: save(out, plan, found, facts))
     console.print(f"{out / 'memory.md'}")
+
+
+def _read_ahead(models: dict[str, Path]) -> str:
+    """The kernel's setting for the models' disk."""
+    device = next(iter(models.values())).stat().st_dev
+    name = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        kib = Path(f"/sys/class/bdi/{name}/read_ahead_kb").read_text().strip()
+    except OSError:
+        return "unknown"
+    return f"{kib} KiB"
+
+
+def _kind(plan: Plan) -> str:
+    words = "random words" if plan.prompt.random else "text"
+    return f"{words}; steps are greedy" if plan.greedy else f"{words}, in the steps too"
 
 
 def _gb(path: Path) -> str:

@@ -37,6 +37,8 @@ def command(job: Job) -> list[str]:
     words += ["-c", str(-(-(job.tokens + job.steps + 8) // 256) * 256), "--progress"]
     words += ["--ubatch", str(job.tokens + SPARE)]  # its own choice takes memory from the cache
     words += ["--moe-stream", "--overlap", "--dense-weights", "anon", "--io-threads", "4"]
+    if job.random:  # of flat logits, so that its tokens are random, too
+        words += ["--temp", "1", "--top-k", "0", "--top-p", "1", "--seed", "1"]
     if "--cache-mb" not in job.extra:
         words += cache_words(job.model, job.limit)
     return [*words, *job.extra]

@@ -1,8 +1,9 @@
-"""deepmnn: one prompt and greedy steps; a line of JSON when a phase ends, and after some steps.
+"""deepmnn: one prompt and some steps; a line of JSON when a phase ends, and after some steps.
 
     python -m bench.memory.deepmnn_run REQUEST
 
-REQUEST is JSON: model, ids (a file of token ids), steps, threads, limit (bytes; 0: none), logits
+REQUEST is JSON: model, ids (a file of token ids: those of the prompt, then those to run in the
+steps; greedy ones follow), tokens (of the prompt), steps, threads, limit (bytes; 0: none), logits
 (the file for those of the prompt's last token and of the first steps; "": none).
 """
 
@@ -28,7 +29,8 @@ def main(request: dict[str, Any]) -> None:
     import deepmnn
     import deepmnn.backends.cpu.backend  # load imports it when it is needed first
 
-    ids = [int(word) for word in Path(request["ids"]).read_text().split()]
+    known = [int(word) for word in Path(request["ids"]).read_text().split()]
+    ids, given = known[: request["tokens"]], known[request["tokens"] :]
     steps = int(request["steps"])
     began = perf_counter()
     model = deepmnn.load(
@@ -51,7 +53,7 @@ def main(request: dict[str, Any]) -> None:
 
     began = perf_counter()
     for step in range(1, steps + 1):
-        answer.append(int(logits.argmax()))
+        answer.append(given[step - 1] if step <= len(given) else int(logits.argmax()))
         logits = session.decode(answer[-1])
         if step <= KEPT_STEPS:
             kept.append(logits)

@@ -73,6 +73,7 @@ def _deepmnn(job: Job) -> list[str]:
     request = {
         "model": str(job.model),
         "ids": str(job.ids),
+        "tokens": job.tokens,
         "steps": job.steps,
         "threads": job.threads,
         "limit": job.limit,
@@ -85,7 +86,8 @@ def _gguf(options: str) -> Callable[[Job], list[str]]:
     def command(job: Job) -> list[str]:
         assert job.source is not None
         program = compile_program(job.source, job.work)
-        words = [str(program), str(job.model), str(job.ids), str(job.steps), str(job.threads)]
+        numbers = (job.tokens, job.steps, job.threads)
+        words = [str(program), str(job.model), str(job.ids), *map(str, numbers)]
         return [*words, *options.split(), *job.extra]
 
     return command

@@ -1,9 +1,9 @@
-/* llama.cpp or ik_llama.cpp: one prompt and greedy steps; a line of JSON when a phase ends, and after some steps.
+/* llama.cpp or ik_llama.cpp: one prompt and some steps; a line of JSON when a phase ends, and after some steps.
 
-   gguf_run MODEL IDS STEPS THREADS OPTION...
+   gguf_run MODEL IDS TOKENS STEPS THREADS OPTION...
 
-   IDS is a file of token ids. Options: map (else the file is read), and for ik_llama.cpp defer and prefetch, its own
-   for mapped experts. */
+   IDS is a file of token ids: TOKENS of the prompt, then those to run in the steps; greedy ones follow. Options: map
+   (else the file is read), and for ik_llama.cpp defer and prefetch, its own for mapped experts. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -105,21 +105,22 @@ static void tell_steps(double seconds, const int* ids, int count) {
 }
 
 int main(int argc, char** argv) {
-  if (argc < 5) fail("MODEL IDS STEPS THREADS OPTION...");
-  int steps = atoi(argv[3]), threads = atoi(argv[4]), count = 0, capacity = 1 << 16;
+  if (argc < 6) fail("MODEL IDS TOKENS STEPS THREADS OPTION...");
+  int count = atoi(argv[3]), steps = atoi(argv[4]), threads = atoi(argv[5]), known = 0, capacity = 1 << 16;
   int* ids = malloc(sizeof(int) * (size_t)capacity);
   FILE* file = fopen(argv[2], "r");
   if (!file || !ids) fail("the ids cannot be read");
-  while (count < capacity && fscanf(file, "%d", &ids[count]) == 1) count++;
+  while (known < capacity && fscanf(file, "%d", &ids[known]) == 1) known++;
   fclose(file);
+  if (count < 1 || count > known) fail("there are fewer ids than tokens");
 
   llama_log_set(silent, NULL);
   llama_backend_init();
   double began = now();
-  struct llama_model* model = load(argv[1], argv + 5, argc - 5);
+  struct llama_model* model = load(argv[1], argv + 6, argc - 6);
   if (!model) fail("the model cannot be loaded");
   int vocab = llama_vocab_n_tokens(llama_model_get_vocab(model));
-  struct llama_context* context = context_of(model, count + steps, threads, argv + 5, argc - 5);
+  struct llama_context* context = context_of(model, count + steps, threads, argv + 6, argc - 6);
   if (!context) fail("no context can be made");
   struct llama_batch batch = llama_batch_init(count, 0, 1);
   printf("{\"phase\": \"load\", \"seconds\": %.6f}\n", now() - began);
@@ -134,8 +135,8 @@ int main(int argc, char** argv) {
   if (!answer) fail("out of memory");
   began = now();
   for (int i = 0; i < steps; i++) {
-    answer[i] = token;
-    token = run(context, &batch, &token, 1, count + i, vocab);
+    answer[i] = count + i < known ? ids[count + i] : token;
+    token = run(context, &batch, &answer[i], 1, count + i, vocab);
     if ((i + 1) % EVERY == 0 || i + 1 == steps) tell_steps(now() - began, answer, i + 1);
   }
   _Exit(0);

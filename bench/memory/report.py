@@ -21,7 +21,8 @@ NOTES = """\
 
 - Each run is a process of its own in a control group with the limit, page cache included, without
   swap. The model's files are dropped from the page cache before it. "Killed" is the kernel's word.
-- One prompt, then greedy steps. Tokens per second are medians of the rounds; **bold** marks the
+- One prompt, then steps of one token. BigMoeOnEdge takes no tokens: it draws its own where they are
+  random words, else it is greedy. Tokens per second are medians of the rounds; **bold** marks the
   fastest.
 - "Read" is what the process took from the disk, page faults included, as the kernel counts it.
 - "Disk" is the share of the best bandwidth of direct reads of 4 MiB that were measured in the same

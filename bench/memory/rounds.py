@@ -29,6 +29,7 @@ class Plan:
         engines, limits: in this order in the first round, in reverse in the next. limits: bytes.
         models: by "deepmnn" and "gguf". sources: checkouts by name. extra: words for the command
             line, by engine.
+        greedy: each step runs the token that the engine chose, not the one that is given.
         compare: deepmnn also runs without a limit first, for its logits.
         work: the folder for programs, logs and logits. timeout: seconds for one run.
     """
@@ -40,6 +41,7 @@ class Plan:
     extra: dict[str, list[str]]
     prompt: Prompt
     steps: int
+    greedy: bool
     threads: int
     repeat: int
     compare: bool
@@ -76,7 +78,8 @@ Save = Callable[[Found], None]
 
 def run(plan: Plan, found: Found, say: Say, save: Save) -> None:
     """Measures; what fails is noted, and the others continue. Raises GroupError."""
-    (plan.work / "ids").write_text(" ".join(map(str, plan.prompt.ids)))
+    ids = plan.prompt.ids + ([] if plan.greedy else plan.prompt.follow)
+    (plan.work / "ids").write_text(" ".join(map(str, ids)))
     ours = next((engine for engine in plan.engines if engine.name == "deepmnn"), None)
     for number in range(plan.repeat):
         _measure_disk(plan, found, number)
@@ -115,6 +118,7 @@ def measure(plan: Plan, engine: Engine, limit: int) -> Measured:
         plan.threads,
         limit,
         plan.work,
+        plan.prompt.random and not plan.greedy,
         logits,
         plan.extra.get(engine.name, ()),
     )

@@ -16,8 +16,10 @@ class Job:
 
     Attributes:
         model: the engine's. source: its checkout. python: the interpreter for those in Python.
-        ids: the file of the prompt's token ids. text: the same tokens as text.
-        steps: greedy ones. threads: worker threads. limit: bytes; 0: none.
+        ids: the file of the prompt's token ids, and of those to run in the steps; greedy ones
+            follow. text: the prompt as text. tokens: of the prompt. random: its tokens are random,
+            and an engine that chooses its own in the steps draws them.
+        threads: worker threads. limit: bytes; 0: none.
         work: a folder for programs and logs. logits: the file for them, from an engine that can.
         extra: more words for the command line.
     """
@@ -32,6 +34,7 @@ class Job:
     threads: int
     limit: int
     work: Path
+    random: bool = False
     logits: Path | None = None
     extra: Sequence[str] = ()
 

@@ -166,12 +166,12 @@ def tokenizer(tmp_path: Path) -> Tokenizer:
 
 
 def test_a_prompt_is_ids_and_the_same_as_text(tokenizer: Tokenizer) -> None:
-    prompt = random_prompt(tokenizer, 50, seed=3)
-    assert len(prompt.ids) == 50
+    prompt = random_prompt(tokenizer, 50, 20, seed=3)
+    assert (len(prompt.ids), len(prompt.follow), prompt.random) == (50, 20, True)
     assert tokenizer.encode(prompt.text, add_special_tokens=False) == prompt.ids
-    assert random_prompt(tokenizer, 50, seed=4) != prompt
+    assert random_prompt(tokenizer, 50, 20, seed=4) != prompt
     with pytest.raises(RequestError, match="the text has"):
-        cut(tokenizer, "short", 50)
+        cut(tokenizer, "short", 2, 50)
 
 
 def test_phases_are_the_differences_of_counters() -> None:
@@ -207,8 +207,9 @@ def plan(tmp_path: Path, repeat: int = 2) -> Plan:
         {"deepmnn": tmp_path / "model", "gguf": tmp_path / "model"},
         {},
         {"ik_llama": ["extra"]},
-        Prompt([1, 2, 3], "a b c"),
+        Prompt([1, 2, 3], "a b c", [4, 5], random=False),
         4,
+        False,
         2,
         repeat,
         True,
@@ -231,7 +232,7 @@ def test_engines_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     rounds.run(plan(tmp_path), found, lambda text: None, lambda found: None)
     forth = ["deepmnn 2", "ik_llama 2", "deepmnn 4", "ik_llama 4"]
     assert order == ["deepmnn 0", *forth, *reversed(forth)]
-    assert (tmp_path / "ids").read_text() == "1 2 3"
+    assert (tmp_path / "ids").read_text() == "1 2 3 4 5"
     assert len(found.rows[2 * GIB]["ik_llama"]) == 2
 
 
