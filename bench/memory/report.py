@@ -1,0 +1,197 @@
+"""The files of a report: memory.json and memory.md."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+
+from bench.memory.engines import Engine
+from bench.memory.rounds import Found, Plan, limit_name, raw
+from bench.memory.run import Measured
+from bench.peers.host import Host
+
+OURS = "deepmnn"
+GIB = 1 << 30
+
+NOTES = """\
+## How to read this
+
+- Each run is a process of its own in a control group with the limit, page cache included, without
+  swap. The model's files are dropped from the page cache before it. "Killed" is the kernel's word.
+- One prompt, then steps of one token. BigMoeOnEdge takes no tokens: it draws its own where they are
+  random words, else it is greedy. Tokens per second are medians of the rounds; **bold** marks the
+  fastest.
+- "Read" is what the process took from the disk, page faults included, as the kernel counts it.
+- "Disk" is the share of the best bandwidth of direct reads of 4 MiB that were measured in the same
+  run, 1 to 4 at the same time.
+- "Major faults" waited for the disk. "Cores busy" is processor time by wall time.
+- "Same bits": the logits of the prompt's last token and of the first steps are those of the same
+  engine without a limit."""
+
+Cell = Callable[[Sequence[Measured], float], str]
+
+
+def save(out: Path, plan: Plan, found: Found, facts: Mapping[str, str]) -> None:
+    """Writes what is there so far."""
+    fields = {
+        "host": asdict(Host.now()),
+        "facts": dict(facts),
+        "versions": found.versions,
+        "disk": [{str(depth): rate for depth, rate in each.items()} for each in found.disk],
+        "rows": raw(found),
+    }
+    _write(out / "memory.json", json.dumps(fields, indent=1))
+    _write(out / "memory.md", page(plan, found, facts))
+
+
+def _write(path: Path, text: str) -> None:
+    partial = path.with_name(f".{path.name}")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def page(plan: Plan, found: Found, facts: Mapping[str, str]) -> str:
+    """In Markdown."""
+    lines = ["# More model than memory", "", "| | |", "|---|---|"]
+    lines += [f"| {name} | {fact} |" for name, fact in facts.items()]
+    lines += [f"| disk | {_disk(found)} |", "", "## Engines", ""]
+    for engine in plan.engines:
+        extra = " ".join(plan.extra.get(engine.name, ()))
+        more = f", and `{extra}`" if extra else ""
+        version = found.versions.get(engine.name, "")
+        lines.append(f"- {engine.title} ({version}): {engine.settings}{more}")
+    for limit in sorted(found.rows, key=lambda each: each or float("inf")):
+        lines += ["", f"## {limit_name(limit)[0].upper()}{limit_name(limit)[1:]}", ""]
+        lines += table(plan.engines, found.rows[limit], found.bandwidth)
+    return "\n".join(lines) + f"\n\n{NOTES}"
+
+
+def _disk(found: Found) -> str:
+    if not found.disk:
+        return found.no_disk
+    best = {depth: max(each[depth] for each in found.disk) for depth in found.disk[0]}
+    rates = ", ".join(f"{rate / 1e9:.2f}" for rate in best.values())
+    return f"{rates} GB/s with {', '.join(map(str, best))} direct reads of 4 MiB at the same time"
+
+
+def table(
+    engines: Sequence[Engine], row: Mapping[str, Sequence[Measured]], bandwidth: float
+) -> list[str]:
+    """A column for each engine, and why a run did not finish."""
+    ran = [engine for engine in engines if engine.name in row]
+    head = ["", *(engine.title for engine in ran), "deepmnn / best peer"]
+    cells = [head, ["---"] * len(head)]
+    for phase in ("prefill", "decode"):
+        cells.append([f"{phase}, tok/s", *_rates(ran, row, phase), _ratio(row, phase)])
+    for name, cell in CELLS:
+        texts = [cell(row[engine.name], bandwidth) for engine in ran]
+        if any(texts):
+            cells.append([name, *texts, ""])
+    lines = ["| " + " | ".join(each) + " |" for each in cells]
+    for engine in ran:
+        failures = dict.fromkeys(each.failure for each in row[engine.name] if each.failure)
+        lines += [f"\n- {engine.title}: {failure}" for failure in failures]
+    return lines
+
+
+def _rates(
+    engines: Sequence[Engine], row: Mapping[str, Sequence[Measured]], phase: str
+) -> list[str]:
+    rates = [rate(row[engine.name], phase) for engine in engines]
+    best = max((each for each in rates if each), default=0.0)
+    texts = ["" if each is None else f"{each:.3g}" for each in rates]
+    return [
+        f"**{text}**" if each and each == best else text
+        for each, text in zip(rates, texts, strict=True)
+    ]
+
+
+def rate(runs: Sequence[Measured], phase: str) -> float | None:
+    """Tokens per second, the median of the runs that finished the phase."""
+    rates = [run.phases[phase].rate for run in runs if phase in run.phases]
+    return median(rates) if rates else None
+
+
+def _ratio(row: Mapping[str, Sequence[Measured]], phase: str) -> str:
+    ours = rate(row.get(OURS, ()), phase)
+    peers = [found for name in row if name != OURS and (found := rate(row[name], phase))]
+    return f"{ours / max(peers):.2f} ×" if ours and peers else ""
+
+
+def _of(phase: str, figure: Callable[[Measured, float], float], form: str) -> Cell:
+    """The median of a figure of the runs that finished a phase."""
+
+    def cell(runs: Sequence[Measured], bandwidth: float) -> str:
+        figures = [figure(run, bandwidth) for run in runs if phase in run.phases]
+        return form.format(median(figures)) if figures else ""
+
+    return cell
+
+
+def _share(phase: str) -> Callable[[Measured, float], float]:
+    def share(run: Measured, bandwidth: float) -> float:
+        found = run.phases[phase]
+        return found.read_nbytes / found.seconds / bandwidth if bandwidth else 0.0
+
+    return share
+
+
+def _bits(runs: Sequence[Measured], bandwidth: float) -> str:
+    known = [run.same_bits for run in runs if run.same_bits is not None]
+    return ("yes" if all(known) else "no") if known else ""
+
+
+CELLS: tuple[tuple[str, Cell], ...] = (
+    ("load, s", _of("load", lambda run, _: run.phases["load"].seconds, "{:.1f}")),
+    (
+        "read to load, GB",
+        _of("load", lambda run, _: run.phases["load"].read_nbytes / 1e9, "{:.2f}"),
+    ),
+    (
+        "read in prefill, GB",
+        _of("prefill", lambda run, _: run.phases["prefill"].read_nbytes / 1e9, "{:.2f}"),
+    ),
+    ("disk in prefill", _of("prefill", _share("prefill"), "{:.0%}")),
+    (
+        "read per decoded token, MB",
+        _of(
+            "decode",
+            lambda run, _: run.phases["decode"].read_nbytes / run.phases["decode"].tokens / 1e6,
+            "{:.1f}",
+        ),
+    ),
+    ("disk in decode", _of("decode", _share("decode"), "{:.0%}")),
+    (
+        "cores busy in decode",
+        _of(
+            "decode",
+            lambda run, _: run.phases["decode"].cpu_seconds / run.phases["decode"].seconds,
+            "{:.2f}",
+        ),
+    ),
+    (
+        "major faults per decoded token",
+        _of(
+            "decode",
+            lambda run, _: run.phases["decode"].major / run.phases["decode"].tokens,
+            "{:.0f}",
+        ),
+    ),
+    (
+        "different tokens in the answer",
+        lambda runs, _: str(runs[-1].distinct) if runs and runs[-1].distinct else "",
+    ),
+    (
+        "most held, GiB",
+        lambda runs, _: (
+            f"{max(run.peak_nbytes for run in runs) / GIB:.2f}"
+            if any(run.peak_nbytes for run in runs)
+            else ""
+        ),
+    ),
+    ("same bits", _bits),
+)
+"""Row of a table, and its text for the runs of an engine; a row without any text is left out."""
