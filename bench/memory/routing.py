@@ -7,6 +7,7 @@ tokens as a prompt, then 256 tokens which are the text's own, and again 256 whic
 (deepmnn generates them). TRACES.npz holds
 
     experts    uint8 [rows, 768, layers, top_k]   the choices of every token in every routed layer
+    foretold   uint8 [rows, 768, layers, 16]      the best by the layer before; layer 0 has none
     domains    str [rows]
     sampled    bool [rows]                        whether the last 256 tokens are the model's own
     ids        uint16 [rows, 768]
@@ -111,7 +112,7 @@ def watch(model: DeepSeekV3) -> tuple[list[Layer], list[Seen]]:
 
 def guesses(layers: list[Layer], seen: list[Seen], layer: int, ahead: int) -> dict[str, Tensor]:
     """What may stand for the input of the router `ahead` layers on: [tokens, hidden] by name."""
-    norm = layers[layer + ahead].post_attention_layernorm
+    norm = layers[layer + ahead].post_attention_layernorm.forward  # past the hooks
     return {
         "the experts' input": seen[layer].input,
         "the same under the next norm": norm(seen[layer].before),
@@ -132,6 +133,16 @@ def recall(order: Tensor, experts: Tensor, width: int) -> float:
     """The share of choices among the first `width` of an order."""
     found = (order[:, None, :width] == experts[:, :, None]).any(-1)
     return float(found.float().mean())
+
+
+def foretold(layers: list[Layer], seen: list[Seen]) -> Tensor:
+    """The best experts of each layer by what the layer before sees: [tokens, layers, most]."""
+    most = max(WIDTHS)
+    found = [torch.zeros(len(seen[0].before), most, dtype=torch.long)]
+    for layer, after in enumerate(layers[1:]):
+        x = after.post_attention_layernorm.forward(seen[layer].before)  # past the hooks
+        found.append(ranked(after, x)[:, :most])
+    return torch.stack(found, 1)
 
 
 def recalls(layers: list[Layer], seen: list[Seen]) -> dict[str, list[float]]:
@@ -192,22 +203,24 @@ def main(
     ids = np.concatenate([ids, continued(mixture / "hf", ids)])
     model = opened(mixture / "hf")
     layers, seen = watch(model)
-    experts, foretold = [], list[dict[str, list[float]]]()
+    experts, guessed, found = [], [], list[dict[str, list[float]]]()
     for row in ids:
         model.hidden(torch.from_numpy(row.astype(np.int64))[None])
         experts.append(torch.stack([one.experts for one in seen], 1).numpy().astype(np.uint8))
-        foretold.append(recalls(layers, seen))
+        guessed.append(foretold(layers, seen).numpy().astype(np.uint8))
+        found.append(recalls(layers, seen))
     np.savez_compressed(
         out,
         experts=np.stack(experts),
+        foretold=np.stack(guessed),
         domains=np.array([*real] * 2),
         sampled=np.arange(len(ids)) >= len(real),
         ids=ids,
     )
     print("| the next layer's router reads |", *(f"recall at {w} |" for w in WIDTHS))
     print("|---|" + "--:|" * len(WIDTHS))
-    for name in foretold[0]:
-        mean = np.mean([row[name] for row in foretold], axis=0)
+    for name in found[0]:
+        mean = np.mean([row[name] for row in found], axis=0)
         print(f"| {name} |", *(f"{share:.1%} |" for share in mean))
 
 

@@ -170,7 +170,8 @@ def main(
     source = training_batches(learned, run.rng, batch_tokens, window)
     save = partial(run.save, out / "state.pt")
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,)) as helper:
-        fit(run, partial(halved_loss, helper), source, minutes, report, save, every=60.0)
+        loss_of = partial(halved_loss, helper)
+        fit(run, loss_of, source, minutes, report, save, every=60.0, warm_up=20, balance=0.01)
 
 
 if __name__ == "__main__":

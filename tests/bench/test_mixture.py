@@ -94,7 +94,7 @@ def traces(tokens: int, seed: int = 0) -> policy.Traces:
         rng.choice(16, 3, replace=False, p=chance / chance.sum()) for _ in range(np.prod(shape))
     ]
     rows = np.array(chosen).reshape(*shape, 3) + np.array([0, 16])[None, None, :, None]
-    return policy.Traces(rows, 32)
+    return policy.Traces(rows, 32, rows[..., :1])
 
 
 @pytest.mark.parametrize("room", [8, 20])
