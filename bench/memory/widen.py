@@ -230,9 +230,10 @@ def main(
     mixture: Annotated[Path, typer.Argument(help="A Hugging Face directory.")],
     w4: Annotated[Path | None, typer.Option(help="The artifact to write.")] = None,
     gguf: Annotated[Path | None, typer.Option(help="The GGUF file to write.")] = None,
+    neurons: Annotated[int, typer.Option(help="Copies of each neuron of an expert.")] = 80,
 ) -> None:
     """Write the widened model in 4 bits."""
-    source = WideSource(open_source(mixture))
+    source = WideSource(open_source(mixture), Widths(neurons=neurons))
     if w4 is not None:
         carry_out(plan(source, recipe_of("w4")), w4, progress=told)
     if gguf is not None:
