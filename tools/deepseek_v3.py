@@ -196,9 +196,12 @@ class MoE(nn.Module):
         self.load = counts.float()
         rows = order // experts.shape[1]
         out = []
-        for expert, part in enumerate(torch.split(x[rows], counts.tolist())):
-            gate, up = F.linear(part, self.gate_up[expert]).chunk(2, dim=-1)
-            out.append(F.linear(F.silu(gate) * up, self.down[expert]))
+        parts = torch.split(x[rows], counts.tolist())
+        # unbind: the gradient of an index would be as large as all experts, for each of them
+        experts_of = zip(parts, self.gate_up.unbind(), self.down.unbind(), strict=True)
+        for part, gate_up, down in experts_of:
+            gate, up = F.linear(part, gate_up).chunk(2, dim=-1)
+            out.append(F.linear(F.silu(gate) * up, down))
         routed = torch.cat(out) * weights.flatten()[order].unsqueeze(-1)
         total: Tensor = self.shared_experts(x).float().index_add(0, rows, routed.float())
         return total.view(shape)

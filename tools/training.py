@@ -145,12 +145,15 @@ def fit(
     save: Callable[[], None],
     begun: float = 0.0,
     every: float = 180.0,
+    warm_up: int = 60,
+    balance: float = 0.003,
 ) -> None:
     """Optimises `loss_of` for `minutes`: warm-up, level, then a linear fall over the last 40 %.
 
     Time is the processor time of this thread, so that a process that is stopped or has to wait
     keeps its schedule. begun: what `run.seconds` was when the schedule began. `report` and `save`
-    are called every so many seconds, and at the end.
+    are called every so many seconds, and at the end. warm_up: steps. balance: how much an expert's
+    bias changes in a step.
     """
     rates = [[group["lr"] for group in opt.param_groups] for opt in run.opts]
     first_step, first_tokens, first_seconds = run.step, run.tokens, run.seconds
@@ -162,11 +165,11 @@ def fit(
         while (elapsed := run.seconds - begun) < minutes * 60:
             start = time.thread_time()
             left = 1 - elapsed / (60 * minutes)
-            factor = min(1.0, (1 + run.step - first_step) / 60, left / 0.4)
+            factor = min(1.0, (1 + run.step - first_step) / warm_up, left / 0.4)
             for opt, base in zip(run.opts, rates, strict=True):
                 for group, rate in zip(opt.param_groups, base, strict=True):
                     group["lr"] = rate * factor
-            loss = step(run, loss_of, next(source), 0.003 * factor)
+            loss = step(run, loss_of, next(source), balance * factor)
             average_loss += (loss - average_loss) * (0.05 if average_loss else 1.0)
             run.seconds += time.thread_time() - start
             progress.update(
