@@ -163,7 +163,7 @@ SHIM = r"""
 #include <stdatomic.h>
 #include <stdlib.h>
 #include <unistd.h>
-/* One read in DENOMINATOR fails, or brings less than was asked for, while the file GATE is there. */
+/* One read in DENOMINATOR fails, or brings too little, while the file GATE is there. */
 static atomic_uint state = 12345;
 ssize_t pread64(int file, void *to, size_t n, off64_t at) {
   static ssize_t (*real)(int, void *, size_t, off64_t);
