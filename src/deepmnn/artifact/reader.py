@@ -90,6 +90,12 @@ class Artifact:
         """Bytes of all weight files."""
         return sum(record["nbytes"] for record in self.manifest["shards"])
 
+    @property
+    def unshared_nbytes(self) -> int:
+        """Bytes of all weights when those that are stored once are written for each."""
+        shared = self.manifest.get("shared")
+        return self.weights_nbytes + (shared["nbytes"] if shared else 0)
+
     def tensor(self, name: str) -> U8:
         """The stored bytes of a weight. Raises ArtifactError.
 

@@ -69,9 +69,10 @@ class Shard:
         entries, or lower numbers in them.
         """
         bound, end = [], 0
-        for name, nbytes in self.weights:
+        longest = 10 ** len(str(2 * len(self.weights)))  # no number of a tensor has as many digits
+        for number, (name, nbytes) in enumerate(self.weights):
             if nbytes >= PAGED_NBYTES:
-                bound.append((f"{PADDING}{2 * len(self.weights)}", end, end + PAGE))
+                bound.append((f"{PADDING}{longest + number}", end, end + PAGE))
                 end += PAGE
             bound.append((name, end, end + nbytes))
             end += nbytes

@@ -18,6 +18,7 @@ from deepmnn.formats import (
     ALIGNMENT,
     BF16_MATRIX,
     BLOCK_ROWS,
+    F16,
     F32,
     F32_MATRIX,
     PANEL_COLS,
@@ -77,6 +78,7 @@ def pack(codes: Codes | KeptCodes) -> U8:
         code_of = np.zeros(256, np.uint8)  # by level, as a byte
         code_of[np.array(format.levels, np.int8).view(np.uint8)] = np.arange(len(format.levels))
         stored = code_of[_whole_blocks(codes.levels).view(np.uint8)]
+        _clear_zeros(stored, _whole_blocks(codes.scales))
     blocks, columns = len(stored) // BLOCK_ROWS, stored.shape[1]
     quads = np.ascontiguousarray(stored).view(_WORD)
     parts = quads.reshape(blocks, BLOCK_ROWS, columns // PART_COLS, _QUADS)
@@ -166,10 +168,20 @@ def panels(blocks: U8, format: str, cols: int) -> list[Panels]:
     return found
 
 
+def _clear_zeros(codes: U8, scales: F16) -> None:
+    """Panels of a row whose numbers are zeros, because their scale is, get the code 0: their bytes
+    are zeros, which need not be stored.
+    """
+    for panel in np.flatnonzero((scales == 0).any(axis=0)):
+        columns = slice(panel * PANEL_COLS, (panel + 1) * PANEL_COLS)
+        codes[scales[:, panel] == 0, columns] = 0
+
+
 def _put_scales(codes: Codes | KeptCodes, views: NDArray[Any], panel: int, width: int) -> None:
     """Fills the scales of panels of `width` columns, `panel` the first of them."""
     if not isinstance(codes, KeptCodes):
-        views[:, :, 0] = _by_block(codes.scales)[:, panel : panel + views.shape[1]]
+        ours = _by_block(codes.scales)[:, panel : panel + views.shape[1]]
+        views[:, :, 0] = np.where(ours == 0, 0, ours)  # not -0
         return
     for name, dtype, begin, each in _fields(named(codes.format), width):
         per_panel = _per_panel(named(codes.format), name)
