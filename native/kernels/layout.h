@@ -17,8 +17,8 @@ struct CodeTable {
   }
 };
 
-// What is zero in all of a panel is so because of its scale; then its codes are 0, and the scale is not -0: its bytes are
-// zeros, which need not be stored.
+// What is zero in all of a panel is so because of its scale; then its codes are 0, and the scale is not -0: its bytes
+// are zeros, which need not be stored.
 inline void pack_panel_kernel(const PanelCodes& panel, const Weight& shape, int64_t cols, uint8_t* out) {
   const FormatInfo& format = info_of(shape.format);
   const CodeTable table(format);
