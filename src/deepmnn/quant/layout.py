@@ -78,7 +78,7 @@ def pack(codes: Codes | KeptCodes) -> U8:
         code_of = np.zeros(256, np.uint8)  # by level, as a byte
         code_of[np.array(format.levels, np.int8).view(np.uint8)] = np.arange(len(format.levels))
         stored = code_of[_whole_blocks(codes.levels).view(np.uint8)]
-        _clear_zeros(stored, _whole_blocks(codes.scales))
+        _set_zeros(stored, _whole_blocks(codes.scales), 0)  # their bytes need not be stored
     blocks, columns = len(stored) // BLOCK_ROWS, stored.shape[1]
     quads = np.ascontiguousarray(stored).view(_WORD)
     parts = quads.reshape(blocks, BLOCK_ROWS, columns // PART_COLS, _QUADS)
@@ -146,7 +146,9 @@ def unpack_codes(packed: U8, format: str, cols: int) -> Codes | KeptCodes:
         return _kept_codes(storage, stored, [views.scales for views in each])
     levels = np.array(storage.levels, np.int8)[stored]
     scales = np.concatenate([views.scales[:, :, 0] for views in each], axis=1)
-    return Codes(format, levels, scales.swapaxes(1, 2).reshape(rows, -1))
+    scales = scales.swapaxes(1, 2).reshape(rows, -1)
+    _set_zeros(levels, scales, storage.zero_level)
+    return Codes(format, levels, scales)
 
 
 def panels(blocks: U8, format: str, cols: int) -> list[Panels]:
@@ -168,13 +170,13 @@ def panels(blocks: U8, format: str, cols: int) -> list[Panels]:
     return found
 
 
-def _clear_zeros(codes: U8, scales: F16) -> None:
-    """Panels of a row whose numbers are zeros, because their scale is, get the code 0: their bytes
-    are zeros, which need not be stored.
+def _set_zeros(codes: NDArray[Any], scales: F16, zero: int) -> None:
+    """Gives the numbers of a row's panel this code, or level, where they are zeros because its
+    scale is.
     """
     for panel in np.flatnonzero((scales == 0).any(axis=0)):
         columns = slice(panel * PANEL_COLS, (panel + 1) * PANEL_COLS)
-        codes[scales[:, panel] == 0, columns] = 0
+        codes[scales[:, panel] == 0, columns] = zero
 
 
 def _put_scales(codes: Codes | KeptCodes, views: NDArray[Any], panel: int, width: int) -> None:
