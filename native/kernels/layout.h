@@ -17,13 +17,17 @@ struct CodeTable {
   }
 };
 
+// What is zero in all of a panel is so because of its scale; then its codes are 0, and the scale is not -0: its bytes
+// are zeros, which need not be stored.
 inline void pack_panel_kernel(const PanelCodes& panel, const Weight& shape, int64_t cols, uint8_t* out) {
   const FormatInfo& format = info_of(shape.format);
   const CodeTable table(format);
+  uint16_t scales[kBlockRows];
+  for (int r = 0; r < kBlockRows; ++r) scales[r] = panel.scales[r] & 0x7fff ? panel.scales[r] : 0;
   for (int64_t part = 0; part < cols; part += kPartCols) {
     uint8_t codes[kBlockRows][kPartCols];
     for (int r = 0; r < kBlockRows; ++r) {
-      for (int64_t k = 0; k < kPartCols; ++k) codes[r][k] = table.v[128 + panel.levels[r][part + k]];
+      for (int64_t k = 0; k < kPartCols; ++k) codes[r][k] = scales[r] ? table.v[128 + panel.levels[r][part + k]] : 0;
     }
     for_planes(format.bits, [&](Plane plane) {
       const int per_byte = 8 / plane.bits;
@@ -41,7 +45,7 @@ inline void pack_panel_kernel(const PanelCodes& panel, const Weight& shape, int6
       }
     });
   }
-  __builtin_memcpy(out, panel.scales, sizeof(panel.scales));
+  __builtin_memcpy(out, scales, sizeof(scales));
 }
 
 inline void pack_floats_kernel(const float* w, const Weight& shape, int64_t row, uint8_t* out) {

@@ -1,6 +1,9 @@
 #include "runtime/mapped_weights.h"
 
+#include <algorithm>
 #include <cstring>
+#include <set>
+#include <utility>
 
 #include "platform/memory.h"
 #include "runtime/fail.h"
@@ -37,6 +40,14 @@ void place_parts(const WeightInfo& weight, uint8_t* begin, uint8_t* end, const N
   }
 }
 
+void place(const WeightInfo& weight, uint8_t* bytes, bool in_order, const Numa& numa, int workers) {
+  if (in_order) {
+    place_parts(weight, bytes, bytes + weight.nbytes, numa, workers);
+  } else {
+    numa.interleave(bytes, bytes + weight.nbytes);
+  }
+}
+
 }  // namespace
 
 MappedWeights::MappedWeights(const std::string& directory, const Program& program, const Numa& numa, int workers) {
@@ -49,42 +60,96 @@ MappedWeights::MappedWeights(const std::string& directory, const Program& progra
   if (file_nbytes < static_cast<uint64_t>(available_memory())) {
     for (const auto& shard : shards_) shard->prefetch();
   }
+  std::vector<uint64_t> sizes;
+  for (const auto& shard : shards_) sizes.push_back(shard->nbytes());
+  for (const WeightInfo& info : program.weights) check_weight(info, program.shards, sizes);
+  map_zeros(program);
   for (const WeightInfo& info : program.weights) {
-    const MappedFile& shard = *shards_[info.shard];
-    check_weight(info, program.shards[info.shard], shard.nbytes());
-    bytes_.push_back(shard.data() + info.offset);
+    bytes_.push_back(locate(info));
     row_blocks_.push_back(block_nbytes(info.format, info.cols));
   }
   if (numa.active()) copy_to_nodes(program, numa, workers);
   check();
 }
 
+void MappedWeights::map_zeros(const Program& program) {
+  uint64_t most = 0;
+  for (const WeightInfo& info : program.weights) {
+    if (info.is_zeros()) most = std::max(most, info.nbytes);
+  }
+  if (most > 0) zeros_ = std::make_unique<JoinedParts>(std::vector<FilePart>{{nullptr, 0, most}});
+}
+
+const uint8_t* MappedWeights::locate(const WeightInfo& info) {
+  if (info.is_zeros()) return zeros_->data();
+  if (info.pieces.size() == 1) return shards_[info.pieces[0].shard]->data() + info.pieces[0].offset;
+  std::unique_ptr<JoinedParts>& joined = joined_[info.pieces];
+  if (!joined) {
+    std::vector<FilePart> parts;
+    for (const Piece& piece : info.pieces) {
+      parts.push_back({piece.is_zeros() ? nullptr : shards_[piece.shard].get(), piece.offset, piece.nbytes});
+    }
+    joined = std::make_unique<JoinedParts>(std::move(parts));
+  }
+  return joined->data();
+}
+
 void MappedWeights::check() const {
   for (const auto& shard : shards_) shard->check();
+  for (const auto& joined : joined_) joined.second->check();
 }
 
 void MappedWeights::copy_to_nodes(const Program& program, const Numa& numa, int workers) {
   uint64_t total = 0;
   for (const auto& shard : shards_) total += shard->nbytes();
+  for (const auto& joined : joined_) {
+    for (const Piece& piece : joined.first) total += piece.is_zeros() ? 0 : piece.nbytes;
+  }
   if (total > static_cast<uint64_t>(available_memory())) fail_copy(total);
   for (const auto& shard : shards_) {
     copies_.push_back(std::make_unique<PrivateCopy>(shard->nbytes()));
     if (shard->nbytes() > 0 && !copies_.back()->data()) fail_copy(shard->nbytes());
   }
   const std::vector<bool> in_order = read_in_order(program);
+  std::set<Piece> copied;  // several weights may have the same bytes
   for (size_t id = 0; id < bytes_.size(); ++id) {
     const WeightInfo& info = program.weights[id];
-    uint8_t* copy = copies_[info.shard]->data() + info.offset;
-    if (in_order[id]) {
-      place_parts(info, copy, copy + info.nbytes, numa, workers);
-    } else {
-      numa.interleave(copy, copy + info.nbytes);
+    if (info.is_zeros() || info.pieces.size() > 1) continue;
+    uint8_t* const copy = copies_[info.pieces[0].shard]->data() + info.pieces[0].offset;
+    if (copied.insert(info.pieces[0]).second) {
+      place(info, copy, in_order[id], numa, workers);
+      std::memcpy(copy, bytes_[id], info.nbytes);
     }
-    std::memcpy(copy, bytes_[id], info.nbytes);
     bytes_[id] = copy;
   }
+  copy_joined(program, in_order, numa, workers);
   check();
+  joined_.clear();
   shards_.clear();
+}
+
+// Private memory cannot be mapped twice: what is in several of them is copied into each. Their zeros are never written
+// to, and take none.
+void MappedWeights::copy_joined(const Program& program, const std::vector<bool>& in_order, const Numa& numa,
+                                int workers) {
+  std::map<const uint8_t*, uint8_t*> copies;
+  for (size_t id = 0; id < bytes_.size(); ++id) {
+    const WeightInfo& info = program.weights[id];
+    if (info.pieces.size() == 1) continue;
+    uint8_t*& copy = copies[bytes_[id]];
+    if (!copy) {
+      copies_.push_back(std::make_unique<PrivateCopy>(info.nbytes));
+      copy = copies_.back()->data();
+      if (!copy) fail_copy(info.nbytes);
+      place(info, copy, in_order[id], numa, workers);
+      uint64_t at = 0;
+      for (const Piece& piece : info.pieces) {
+        if (!piece.is_zeros()) std::memcpy(copy + at, bytes_[id] + at, piece.nbytes);
+        at += piece.nbytes;
+      }
+    }
+    bytes_[id] = copy;
+  }
 }
 
 }  // namespace deepmnn

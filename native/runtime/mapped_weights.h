@@ -1,7 +1,9 @@
 // Every weight resident: shard files mapped read-only and used in place; on several memory nodes a private copy of them
-// (docs/numa.md).
+// (docs/numa.md). A weight in several pieces has its pages mapped once more, in order. Weights of the same bytes have
+// the same address.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -30,10 +32,17 @@ class MappedWeights : public Residency {
   void check() const override;
 
  private:
+  using Joined = std::map<std::vector<Piece>, std::unique_ptr<JoinedParts>>;
+
+  void map_zeros(const Program& program);
+  const uint8_t* locate(const WeightInfo& info);
   void copy_to_nodes(const Program& program, const Numa& numa, int workers);
+  void copy_joined(const Program& program, const std::vector<bool>& in_order, const Numa& numa, int workers);
 
   std::vector<std::unique_ptr<MappedFile>> shards_;
-  std::vector<std::unique_ptr<PrivateCopy>> copies_;  // instead of the shards
+  Joined joined_;                                     // weights of several pieces, by these
+  std::unique_ptr<JoinedParts> zeros_;                // as many as the largest weight of zeros has
+  std::vector<std::unique_ptr<PrivateCopy>> copies_;  // instead of the shards and what is joined
   std::vector<const uint8_t*> bytes_;                 // of each weight
   std::vector<int64_t> row_blocks_;                   // bytes of kBlockRows rows of each
 };

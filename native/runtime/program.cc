@@ -10,7 +10,7 @@ namespace deepmnn {
 namespace {
 
 constexpr char kMagic[8] = {'D', 'M', 'N', 'P', 'R', 'O', 'G', '\0'};
-constexpr uint32_t kVersion = 3;
+constexpr uint32_t kVersion = 4;
 constexpr int64_t kMaxExtent = int64_t{1} << 31;  // rows, columns, widths and bytes per arena row
 constexpr int64_t kAlign = 64;
 // Several times what the largest model needs. They bound what a small file can make its readers do: time and memory
@@ -21,6 +21,8 @@ constexpr size_t kMaxDims = 8;
 constexpr size_t kMaxShards = 1 << 14;
 constexpr size_t kMaxOutputs = 256;
 constexpr size_t kMaxInstructions = size_t{1} << 18;
+constexpr size_t kMaxPieces = 1 << 14;  // of weights that have several: each may be a mapping of its own
+constexpr uint64_t kMaxPieceNbytes = uint64_t{1} << 48;
 
 // Well-formed UTF-8 (RFC 3629), so that every name can be shown.
 bool is_utf8(const uint8_t* text, size_t n) {
@@ -140,7 +142,47 @@ void read_shards(Reader& in, Program& program) {
   }
 }
 
-WeightInfo read_weight(Reader& in, size_t shards) {
+Piece read_piece(Reader& in, size_t shards, const std::string& who) {
+  Piece piece;
+  piece.shard = in.number<uint32_t>("shard of a weight");
+  piece.offset = in.number<uint64_t>("offset of a weight");
+  piece.nbytes = in.number<uint64_t>("size of a weight");
+  require(piece.is_zeros() || piece.shard < shards, who + "shard " + std::to_string(piece.shard),
+          "one of the shards listed, or 2^32 - 1 for zeros");
+  require(piece.offset % kAlign == 0 && (piece.offset == 0 || !piece.is_zeros()),
+          who + "offset " + std::to_string(piece.offset), "a multiple of 64, and 0 for zeros");
+  require(piece.nbytes > 0 && piece.nbytes % kAlign == 0 && piece.nbytes <= kMaxPieceNbytes,
+          who + std::to_string(piece.nbytes) + " bytes", "a multiple of 64 from 64 to 2^48");
+  return piece;
+}
+
+// Whole pages, so that they can be mapped one after another, and said in one way only.
+void check_pieces(const std::vector<Piece>& pieces, const std::string& who) {
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const bool is_last = i + 1 == pieces.size();
+    require(pieces[i].offset % kPieceAlign == 0 && (is_last || pieces[i].nbytes % kPieceAlign == 0),
+            who + "a piece of " + std::to_string(pieces[i].nbytes) + " bytes at " + std::to_string(pieces[i].offset),
+            "multiples of " + std::to_string(kPieceAlign) + " where a weight has several pieces");
+    if (is_last) continue;
+    const Piece& next = pieces[i + 1];
+    const bool one = pieces[i].shard == next.shard && (next.is_zeros() || pieces[i].end() == next.offset);
+    require(!one, who + "two pieces that follow one another", "one piece");
+  }
+}
+
+void read_pieces(Reader& in, size_t shards, const std::string& who, WeightInfo& weight, size_t& pieces) {
+  const uint32_t count = in.count(20, "pieces of a weight");
+  require(count > 0, who + "no pieces", "at least one");
+  if (count > 1) require_most(pieces += count, kMaxPieces, "pieces of weights that have several");
+  for (uint32_t i = 0; i < count; ++i) {
+    weight.pieces.push_back(read_piece(in, shards, who));
+    weight.nbytes += weight.pieces.back().nbytes;  // at most 2^14 times 2^48
+  }
+  if (count > 1) check_pieces(weight.pieces, who);
+}
+
+// pieces: of the weights before it that have several.
+WeightInfo read_weight(Reader& in, size_t shards, size_t& pieces) {
   WeightInfo weight;
   weight.name = in.str("weight name");
   const std::string who = "weight " + weight.name + ": ";
@@ -155,11 +197,7 @@ WeightInfo read_weight(Reader& in, size_t shards) {
           "sizes from 1 to 2^31 rows and 2^30 columns");
   require(weight.format != Format::vector || weight.rows == 1,
           who + "a vector with " + std::to_string(weight.rows) + " rows", "1 row");
-  weight.shard = in.number<uint32_t>("weight shard");
-  require(weight.shard < shards, who + "shard " + std::to_string(weight.shard), "one of the shards listed");
-  weight.offset = in.number<uint64_t>("weight offset");
-  weight.nbytes = in.number<uint64_t>("weight nbytes");
-  require(weight.offset % kAlign == 0, who + "offset " + std::to_string(weight.offset), "a multiple of 64");
+  read_pieces(in, shards, who, weight, pieces);
   return weight;
 }
 
@@ -327,8 +365,9 @@ Program parse_program(const uint8_t* data, size_t nbytes) {
   Program program;
   read_header(in, program);
   read_shards(in, program);
-  const uint32_t weights = in.count(41, "weights");
-  for (uint32_t i = 0; i < weights; ++i) program.weights.push_back(read_weight(in, program.shards.size()));
+  const uint32_t weights = in.count(45, "weights");
+  size_t pieces = 0;
+  for (uint32_t i = 0; i < weights; ++i) program.weights.push_back(read_weight(in, program.shards.size(), pieces));
   program.caches.resize(in.count(8, "caches"));
   for (CacheInfo& cache : program.caches) {
     cache.name = in.str("cache name");

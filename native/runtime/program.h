@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <string>
+#include <tuple>
 #include <variant>
 #include <vector>
 
@@ -25,14 +26,33 @@ struct BufferInfo {
   uint32_t readers = 0;  // inputs of instructions that it is
 };
 
+// Bytes of a weight that lie together in a shard's file, or zeros, which no file has.
+struct Piece {
+  static constexpr uint32_t kZeros = UINT32_MAX;
+
+  uint32_t shard = kZeros;
+  uint64_t offset = 0;  // in the shard's file
+  uint64_t nbytes = 0;
+
+  bool is_zeros() const { return shard == kZeros; }
+  uint64_t end() const { return offset + nbytes; }
+  bool operator<(const Piece& other) const {
+    return std::tie(shard, offset, nbytes) < std::tie(other.shard, other.offset, other.nbytes);
+  }
+};
+
+// Offsets and sizes of a weight in several pieces are multiples of this, but for the size of the last one.
+constexpr uint64_t kPieceAlign = 4096;
+
 struct WeightInfo {
   std::string name;
   Format format = Format::f32;
   int64_t rows = 0;
   int64_t cols = 0;
-  uint32_t shard = 0;
-  uint64_t offset = 0;  // in the shard's file
-  uint64_t nbytes = 0;
+  std::vector<Piece> pieces;  // its bytes in order, merged where they follow one another; at least one
+  uint64_t nbytes = 0;        // of all of them
+
+  bool is_zeros() const { return pieces.size() == 1 && pieces[0].is_zeros(); }
 };
 
 struct CacheInfo {

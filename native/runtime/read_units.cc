@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <map>
-#include <tuple>
 #include <utility>
 
 #include "platform/direct_file.h"
@@ -10,6 +9,8 @@
 
 namespace deepmnn {
 namespace {
+
+constexpr uint64_t kMostGap = 64 << 10;
 
 int64_t round_up(int64_t nbytes) { return (nbytes + kReadAlign - 1) / kReadAlign * kReadAlign; }
 
@@ -52,7 +53,8 @@ class Builder {
         } else {
           add({use.id});
         }
-        if (need_[use.id] == Need::dense && use.reading == Reading::in_order) {
+        const bool zeros = made_.units[made_.unit_of[use.id]].need == Need::always;
+        if (need_[use.id] == Need::dense && use.reading == Reading::in_order && !zeros) {
           made_.dense_of.back().push_back(made_.unit_of[use.id]);
         }
       }
@@ -63,17 +65,15 @@ class Builder {
   }
 
  private:
-  using Place = std::tuple<uint32_t, uint64_t, uint64_t>;
-
   // A unit of those weights, unless they have one.
   void add(std::vector<uint32_t> ids) {
     ids.erase(std::remove_if(ids.begin(), ids.end(), [&](uint32_t id) { return made_.unit_of[id] != UINT32_MAX; }),
               ids.end());
     if (ids.empty()) return;
-    std::vector<Place> key;
+    std::vector<Piece> key;
     for (uint32_t id : ids) {
-      const WeightInfo& info = program_.weights[id];
-      key.emplace_back(info.shard, info.offset, info.nbytes);
+      const std::vector<Piece>& pieces = program_.weights[id].pieces;
+      key.insert(key.end(), pieces.begin(), pieces.end());
     }
     const Need need = need_[ids[0]];
     // What comes in order is not shared: each place in the order has its own.
@@ -86,6 +86,10 @@ class Builder {
       made_.unit_of[id] = unit;
       made_.at[id] = place(filled, program_.weights[id]);
     }
+    if (filled.is_zeros()) {  // they take no memory either
+      filled.need = Need::always;
+      filled.room = 0;
+    }
     if (alone) made_.units[unit] = std::move(filled);
   }
 
@@ -93,28 +97,53 @@ class Builder {
   static int64_t place(ReadUnit& unit, const WeightInfo& info) {
     const int64_t nbytes = static_cast<int64_t>(info.nbytes);
     unit.nbytes += nbytes;
-    if (!unit.runs.empty()) {
+    if (!unit.runs.empty() && info.pieces.size() == 1) {
       ReadRun& last = unit.runs.back();
-      if (last.shard == info.shard && last.offset + static_cast<uint64_t>(last.nbytes) == info.offset) {
-        const int64_t at = last.at + last.nbytes;
-        last.nbytes += nbytes;
-        unit.room = round_up(last.at + last.nbytes);
+      const Piece& piece = info.pieces[0];
+      const uint64_t end = last.offset + static_cast<uint64_t>(last.nbytes);
+      const bool near = !piece.is_zeros() && last.shard == piece.shard && piece.offset >= end;
+      if (near && piece.offset - end < kMostGap) {  // with what lies between them it is one read
+        const int64_t at = last.at + static_cast<int64_t>(piece.offset - last.offset);
+        last.nbytes = at + nbytes - last.at;
+        unit.room = round_up(at + nbytes);
         return at;
       }
     }
-    const int64_t at = unit.room + static_cast<int64_t>(info.offset % kReadAlign);
-    unit.runs.push_back({info.shard, info.offset, nbytes, at});
-    unit.room = round_up(at + nbytes);
-    return at;
+    const std::vector<ReadRun> runs = read_runs(info, 0, info.nbytes, unit.room);
+    unit.runs.insert(unit.runs.end(), runs.begin(), runs.end());
+    unit.room = round_up(runs.back().at + runs.back().nbytes);
+    return runs.front().at;
   }
 
   const Program& program_;
   const std::vector<Need> need_;
   ReadUnits made_;
-  std::map<std::pair<Need, std::vector<Place>>, uint32_t> known_;
+  std::map<std::pair<Need, std::vector<Piece>>, uint32_t> known_;
 };
 
 }  // namespace
+
+bool ReadUnit::is_zeros() const {
+  return std::all_of(runs.begin(), runs.end(), [](const ReadRun& run) { return run.shard == Piece::kZeros; });
+}
+
+std::vector<ReadRun> read_runs(const WeightInfo& weight, uint64_t begin, uint64_t nbytes, int64_t first) {
+  std::vector<ReadRun> runs;
+  uint64_t passed = 0;
+  int64_t at = first;
+  for (const Piece& piece : weight.pieces) {
+    const uint64_t from = std::max(begin, passed), to = std::min(begin + nbytes, passed + piece.nbytes);
+    if (from < to) {
+      const uint64_t offset = piece.is_zeros() ? 0 : piece.offset + (from - passed);
+      // What begins inside a page in the file does so in memory: further pieces then begin with a page in both.
+      if (runs.empty()) at += static_cast<int64_t>((piece.is_zeros() ? from : offset) % kReadAlign);
+      runs.push_back({piece.shard, offset, static_cast<int64_t>(to - from), at});
+      at += static_cast<int64_t>(to - from);
+    }
+    passed += piece.nbytes;
+  }
+  return runs;
+}
 
 ReadUnits read_units(const Program& program) { return Builder(program).build(); }
 

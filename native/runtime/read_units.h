@@ -16,9 +16,10 @@ enum class Need : uint8_t {
   rows,    // a few rows, those of the step's ids
 };
 
-// Bytes that lie together in a file. `at`: where they go in the unit's room; it stands to kReadAlign as `offset` does.
+// Bytes that lie together in a file, or zeros. `at`: where they go in the unit's room; it stands to kReadAlign as
+// `offset` does.
 struct ReadRun {
-  uint32_t shard = 0;
+  uint32_t shard = Piece::kZeros;
   uint64_t offset = 0;
   int64_t nbytes = 0;
   int64_t at = 0;
@@ -29,6 +30,8 @@ struct ReadUnit {
   std::vector<ReadRun> runs;  // mostly one
   int64_t nbytes = 0;         // of its weights
   int64_t room = 0;  // bytes of memory that it takes, a multiple of kReadAlign: direct reads bring a little more
+
+  bool is_zeros() const;  // nothing of it is in any file
 };
 
 struct ReadUnits {
@@ -37,6 +40,9 @@ struct ReadUnits {
   std::vector<int64_t> at;                      // where each weight lies in its unit's room
   std::vector<std::vector<uint32_t>> dense_of;  // the dense units of each instruction
 };
+
+// Bytes [begin, begin + nbytes) of a weight, for a room that has bytes before `first`, a multiple of kReadAlign.
+std::vector<ReadRun> read_runs(const WeightInfo& weight, uint64_t begin, uint64_t nbytes, int64_t first = 0);
 
 // Weights that lie in the same bytes are one unit.
 ReadUnits read_units(const Program& program);

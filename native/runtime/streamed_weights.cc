@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <cstring>
 #include <system_error>
 
 #include "platform/threads.h"
@@ -62,21 +63,28 @@ void StreamedWeights::open_files(const std::string& directory, const Program& pr
   for (const std::string& shard : program.shards) {
     files_.push_back(std::make_unique<DirectFile>(directory + "/" + shard));
   }
-  for (const WeightInfo& info : program.weights) {
-    check_weight(info, program.shards[info.shard], files_[info.shard]->nbytes());
-  }
+  std::vector<uint64_t> sizes;
+  for (const auto& file : files_) sizes.push_back(file->nbytes());
+  for (const WeightInfo& info : program.weights) check_weight(info, program.shards, sizes);
 }
 
 void StreamedWeights::read_residents() {
-  int64_t nbytes = 0;
+  int64_t nbytes = 0, zeros = 0;
   std::vector<uint32_t> found;
   for (uint32_t i = 0; i < units_.units.size(); ++i) {
     if (!plan_.resident[i]) continue;
-    found.push_back(i);
-    nbytes += units_.units[i].room;
+    const ReadUnit& unit = units_.units[i];
+    if (unit.is_zeros()) zeros = std::max(zeros, unit.nbytes + kReadAlign * static_cast<int64_t>(unit.runs.size()));
+    if (!unit.is_zeros()) found.push_back(i);
+    nbytes += unit.room;
   }
   resident_memory_ = Memory(nbytes + kReadAlign, "weights that stay in memory");
   resident_.assign(units_.units.size(), nullptr);
+  zeros_ = std::make_unique<PrivateCopy>(zeros);
+  if (zeros > 0 && !zeros_->data()) fail_memory(zeros, "zeros");
+  for (size_t i = 0; i < resident_.size(); ++i) {
+    if (plan_.resident[i] && units_.units[i].is_zeros()) resident_[i] = zeros_->data();
+  }
   uint8_t* room = aligned(resident_memory_);
   for (uint32_t unit : found) {
     resident_[unit] = room;
@@ -86,7 +94,7 @@ void StreamedWeights::read_residents() {
   std::vector<std::string> failures(kReaders);
   const auto read_some = [&](std::string& failure) {
     for (size_t i = next++; i < found.size() && failure.empty(); i = next++) {
-      failure = read_unit(found[i], const_cast<uint8_t*>(resident_[found[i]]));
+      failure = perform(units_.units[found[i]].runs, const_cast<uint8_t*>(resident_[found[i]]));
     }
   };
   std::vector<std::thread> readers;
@@ -187,15 +195,15 @@ void StreamedWeights::want_rows(uint32_t id, const int32_t* rows, int64_t n, con
   const int64_t block = block_nbytes(info.format, info.cols), room = round_up(block) + kReadAlign;
   row_reads_.clear();
   for (int64_t i = 0; i < n; ++i) {
-    const uint64_t offset = info.offset + static_cast<uint64_t>(rows[i] / kBlockRows * block);
+    const int64_t wanted = rows[i] / kBlockRows;
     size_t at = 0;
-    while (at < row_reads_.size() && row_reads_[at].run.offset != offset) ++at;
+    while (at < row_reads_.size() && row_reads_[at].block != wanted) ++at;
     if (at == row_reads_.size()) {
+      const uint64_t begin = static_cast<uint64_t>(wanted * block);
       uint8_t* const to = rows_ + static_cast<int64_t>(at) * room;
-      row_reads_.push_back(
-          {{info.shard, offset, block, static_cast<int64_t>(offset % kReadAlign)}, to, false, false, ""});
+      row_reads_.push_back({wanted, read_runs(info, begin, static_cast<uint64_t>(block)), to, false, false, ""});
     }
-    blocks[i] = row_reads_[at].to + row_reads_[at].run.at;
+    blocks[i] = row_reads_[at].to + row_reads_[at].runs[0].at;
   }
 }
 
@@ -314,9 +322,10 @@ void StreamedWeights::run_reader() {
     }
     wake_readers(true);  // one more, if there is more to read
     if (active_++ == 0) active_since_ = now_ns();
-    const ReadRun row = read.source == Source::rows ? row_reads_[read.row].run : ReadRun{};
+    const std::vector<ReadRun>& runs =
+        read.source == Source::rows ? row_reads_[read.row].runs : units_.units[read.unit].runs;
     lock.unlock();
-    const std::string why = perform(read, row);
+    const std::string why = perform(runs, read.to);  // rows stay until all of them are there
     lock.lock();
     const int64_t now = now_ns();
     if (--active_ == 0) counts_.read_ns += now - active_since_;
@@ -325,21 +334,15 @@ void StreamedWeights::run_reader() {
   }
 }
 
-std::string StreamedWeights::perform(const Read& read, const ReadRun& row) const {
-  return read.source == Source::rows ? read_run(row, read.to) : read_unit(read.unit, read.to);
-}
-
-std::string StreamedWeights::read_unit(uint32_t unit, uint8_t* room) const {
-  std::string failure;
-  for (const ReadRun& run : units_.units[unit].runs) {
-    if (failure.empty()) failure = read_run(run, room);
-  }
-  return failure;
-}
-
-std::string StreamedWeights::read_run(const ReadRun& run, uint8_t* room) const {
+std::string StreamedWeights::perform(const std::vector<ReadRun>& runs, uint8_t* room) const {
   try {
-    files_[run.shard]->read(run.offset, run.nbytes, room + run.at);
+    for (const ReadRun& run : runs) {
+      if (run.shard == Piece::kZeros) {
+        std::memset(room + run.at, 0, static_cast<size_t>(run.nbytes));
+      } else {
+        files_[run.shard]->read(run.offset, run.nbytes, room + run.at);
+      }
+    }
   } catch (const Error& error) {
     return error.what();
   }
@@ -350,7 +353,7 @@ void StreamedWeights::finish(const Read& read, const std::string& why) {
   ++counts_.reads;
   if (read.source == Source::rows) {
     RowRead& row = row_reads_[read.row];
-    counts_.read_nbytes += row.run.nbytes;
+    for (const ReadRun& run : row.runs) counts_.read_nbytes += run.shard == Piece::kZeros ? 0 : run.nbytes;
     row.done = true;
     row.why = why;
     return;

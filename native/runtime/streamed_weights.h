@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "platform/direct_file.h"
+#include "platform/files.h"
 #include "runtime/expert_cache.h"
 #include "runtime/program.h"
 #include "runtime/read_units.h"
@@ -48,7 +49,8 @@ class StreamedWeights : public Residency {
     size_t row = 0;  // of row_reads_
   };
   struct RowRead {
-    ReadRun run;
+    int64_t block = 0;  // of the table
+    std::vector<ReadRun> runs;
     uint8_t* to = nullptr;
     bool started = false, done = false;
     std::string why;  // it could not be read
@@ -67,9 +69,7 @@ class StreamedWeights : public Residency {
   void run_reader();
   bool next(Read* read);
   // "", or why it could not be read.
-  std::string perform(const Read& read, const ReadRun& row) const;
-  std::string read_unit(uint32_t unit, uint8_t* room) const;
-  std::string read_run(const ReadRun& run, uint8_t* room) const;
+  std::string perform(const std::vector<ReadRun>& runs, uint8_t* room) const;
   void finish(const Read& read, const std::string& why);
   bool is_routed(uint32_t id) const { return units_.units[units_.unit_of[id]].need == Need::routed; }
 
@@ -78,6 +78,7 @@ class StreamedWeights : public Residency {
   std::vector<WeightInfo> weights_;
   std::vector<std::unique_ptr<DirectFile>> files_;
   Memory resident_memory_, row_memory_;
+  std::unique_ptr<PrivateCopy> zeros_;    // as many as the largest unit of zeros has: pages that nobody has written to
   std::vector<const uint8_t*> resident_;  // [units] room, null for others
   uint8_t* rows_ = nullptr;
 

@@ -4,7 +4,8 @@
 
 namespace deepmnn {
 
-void check_weight(const WeightInfo& weight, const std::string& shard, uint64_t file_nbytes) {
+void check_weight(const WeightInfo& weight, const std::vector<std::string>& shards,
+                  const std::vector<uint64_t>& file_nbytes) {
   // A shape whose bytes could not even be counted cannot be inside any file.
   const bool countable = weight.rows <= (int64_t{1} << 56) / (weight.cols + 128);
   const int64_t expected = countable ? packed_nbytes(weight.format, weight.rows, weight.cols) : 0;
@@ -12,9 +13,13 @@ void check_weight(const WeightInfo& weight, const std::string& shard, uint64_t f
     fail_artifact("program.bin: weight " + weight.name + " has " + std::to_string(weight.nbytes) + " bytes",
                   std::to_string(expected) + " for its shape and layout");
   }
-  if (weight.nbytes > file_nbytes || weight.offset > file_nbytes - weight.nbytes) {
-    fail_artifact("weight " + weight.name + " ends at byte " + std::to_string(weight.offset) + " + " +
-                      std::to_string(weight.nbytes) + " of " + shard + ", which has " + std::to_string(file_nbytes),
+  for (const Piece& piece : weight.pieces) {
+    if (piece.is_zeros()) continue;
+    const uint64_t there = file_nbytes[piece.shard];
+    if (piece.nbytes <= there && piece.offset <= there - piece.nbytes) continue;
+    fail_artifact("weight " + weight.name + " ends at byte " + std::to_string(piece.offset) + " + " +
+                      std::to_string(piece.nbytes) + " of " + shards[piece.shard] + ", which has " +
+                      std::to_string(there),
                   "a complete file; convert or copy the model again");
   }
 }

@@ -12,8 +12,10 @@
 
 namespace deepmnn {
 
-// Throws Error("artifact") unless the weight has the size that its layout says and lies inside its shard's file.
-void check_weight(const WeightInfo& weight, const std::string& shard, uint64_t file_nbytes);
+// Throws Error("artifact") unless the weight has the size that its layout says and its pieces lie inside their files.
+// shards: names of the files. file_nbytes: of each.
+void check_weight(const WeightInfo& weight, const std::vector<std::string>& shards,
+                  const std::vector<uint64_t>& file_nbytes);
 
 // A weight as an op keeps it from load on: which one it is and its shape, checked, without its bytes.
 struct WeightRef {

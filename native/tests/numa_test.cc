@@ -80,7 +80,7 @@ Program two_matrices() {
   program.shards = {"weights.bin"};
   constexpr int64_t kRows = 256, kCols = 64, kNbytes = kRows * kCols * 4;
   for (uint64_t i = 0; i < 2; ++i)
-    program.weights.push_back({"w", Format::f32, kRows, kCols, 0, 0, i * kNbytes, kNbytes});
+    program.weights.push_back({"w", Format::f32, kRows, kCols, {{0, i * kNbytes, kNbytes}}, kNbytes});
   program.instructions = {{"linear", "a", {}, {}, {{0, Reading::in_order}}, {}, 0, 0, {}},
                           {"moe", "b", {}, {}, {{1, Reading::routed}}, {}, 0, 0, {}}};
   std::ofstream file(folder() + "/weights.bin", std::ios::binary);

@@ -218,7 +218,7 @@ class Stored {
     std::ofstream file(directory_ / "weights", std::ios::binary);
     uint64_t offset = 0;
     for (size_t i = 0; i < bytes.size(); ++i) {
-      program.weights[i].offset = offset;
+      program.weights[i].pieces = {{0, offset, bytes[i].size()}};
       program.weights[i].nbytes = bytes[i].size();
       file.write(reinterpret_cast<const char*>(bytes[i].data()), static_cast<std::streamsize>(bytes[i].size()));
       offset += bytes[i].size();

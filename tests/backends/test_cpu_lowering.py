@@ -5,7 +5,8 @@ import struct
 
 import pytest
 
-from deepmnn.backends.cpu.lower import WeightLocation, format_program, lower, read_program
+from deepmnn.backends.cpu.lower import format_program, lower, read_program
+from deepmnn.backends.cpu.pieces import whole
 from deepmnn.backends.cpu.program import DIMS, encode
 from deepmnn.errors import ArtifactError, GraphError
 from deepmnn.graph.builder import GraphBuilder
@@ -19,10 +20,7 @@ SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 
 
 def locate(graph):
-    return {
-        name: WeightLocation(number % 2, 64 * number, 64)
-        for number, name in enumerate(graph.weights)
-    }
+    return {name: whole(number % 2, 64 * number, 64) for number, name in enumerate(graph.weights)}
 
 
 def lowered(model_type, index, level):
@@ -50,11 +48,11 @@ def test_a_program_says_what_the_graph_says(model_type, index, level):
         assert (buffer.dtype, buffer.offset) == (value.dtype, plan.offsets[buffer.name])
     locations = locate(graph)
     for weight in program.weights:
-        original, location = graph.weights[weight.name], locations[weight.name]
+        original = graph.weights[weight.name]
         shape = original.shape if len(original.shape) == 2 else (1, *original.shape)
         assert (weight.rows, weight.cols) == shape
         assert weight.format == original.format
-        assert (weight.shard, weight.offset, weight.nbytes) == dataclasses.astuple(location)
+        assert weight.pieces == locations[weight.name]
     assert len(program.instructions) == len(graph.nodes)
     for instruction, node in zip(program.instructions, graph.nodes, strict=True):
         assert (instruction.op, instruction.name) == (node.op, node.name)
@@ -112,11 +110,12 @@ def tiny_program():
 
 def test_the_bytes_are_those_of_the_specification():
     graph, plan = tiny_program()
-    data = lower(graph, plan, {"e.weight": WeightLocation(0, 128, 320)}, ["w"])
+    data = lower(graph, plan, {"e.weight": whole(0, 128, 320)}, ["w"])
     u32 = struct.Struct("<I").pack
-    expected = b"DMNPROG\0" + u32(3) + text(b"g")
+    expected = b"DMNPROG\0" + u32(4) + text(b"g")
     expected += u32(1) + text(b"w")
-    expected += u32(1) + text(b"e.weight") + b"\6" + struct.pack("<qqIQQ", 5, 32, 0, 128, 320)
+    expected += u32(1) + text(b"e.weight") + b"\6" + struct.pack("<qq", 5, 32)
+    expected += u32(1) + struct.pack("<IQQ", 0, 128, 320)
     expected += u32(0)
     expected += u32(4)
     expected += text(b"ids") + b"\1\0" + u32(0) + struct.pack("<q", -1)
@@ -154,15 +153,15 @@ def test_missing_places_are_graph_errors():
     with pytest.raises(GraphError, match=r"e\.weight.*no shard"):
         lower(graph, plan, {}, ["w"])
     with pytest.raises(GraphError, match=r"e\.weight.*no shard"):
-        lower(graph, plan, {"e.weight": WeightLocation(1, 0, 64)}, ["w"])
+        lower(graph, plan, {"e.weight": whole(1, 0, 64)}, ["w"])
     del plan.offsets["e"]
     with pytest.raises(GraphError, match="'e' has no place"):
-        lower(graph, plan, {"e.weight": WeightLocation(0, 0, 64)}, ["w"])
+        lower(graph, plan, {"e.weight": whole(0, 0, 64)}, ["w"])
 
 
 def test_truncated_programs_are_refused():
     graph, plan = tiny_program()
-    data = lower(graph, plan, {"e.weight": WeightLocation(0, 128, 320)}, ["w"])
+    data = lower(graph, plan, {"e.weight": whole(0, 128, 320)}, ["w"])
     for size in range(len(data)):
         with pytest.raises(ArtifactError, match=r"program\.bin"):
             read_program(data[:size])
@@ -172,8 +171,8 @@ def test_truncated_programs_are_refused():
 
 def test_other_versions_and_wrong_positions_are_refused():
     data = lowered("llama", 0, 0)[2]
-    for version in (1, 2, 4):
-        with pytest.raises(ArtifactError, match=f"version {version}, this deepmnn reads 3"):
+    for version in (1, 2, 3, 5):
+        with pytest.raises(ArtifactError, match=f"version {version}, this deepmnn reads 4"):
             read_program(data[:8] + struct.pack("<I", version) + data[12:])
     program = read_program(data)
     for change, what in (
@@ -187,7 +186,7 @@ def test_other_versions_and_wrong_positions_are_refused():
 
 def test_flipped_bytes_are_refused_or_read():
     graph, plan = tiny_program()
-    data = lower(graph, plan, {"e.weight": WeightLocation(0, 128, 320)}, ["w"])
+    data = lower(graph, plan, {"e.weight": whole(0, 128, 320)}, ["w"])
     refused = 0
     for position in range(len(data)):
         for flip in (1, 0x80, 0xFF):

@@ -56,7 +56,7 @@ def test_what_is_planned_is_what_is_written(tmp_path: Path, recipe: Recipe, leve
         for w in artifact.graph().weights.values()
     }
     assert made.nbytes == sum(artifact.tensor(w.name).nbytes for w in made.weights)
-    for name, at in made.locations.items():
+    for name, (at,) in made.locations.items():
         data = (path / made.shards[at.shard].file).read_bytes()
         assert data[at.offset : at.offset + at.nbytes] == artifact.tensor(name).tobytes()
     assert program.arenas == tuple(made.memory.nbytes[d] for d in ("tokens", "context", "rows"))

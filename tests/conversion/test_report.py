@@ -76,7 +76,7 @@ def test_sizes_are_the_plans(tiny: TinyModel, tmp_path: Path) -> None:
     assert [w["name"] for w in facts["weights"]] == [w.name for w in plan.weights]
     for found, weight in zip(facts["weights"], plan.weights, strict=True):
         assert (found["format"], found["role"]) == (weight.format, weight.role)
-        assert found["nbytes"] == plan.locations[weight.name].nbytes
+        assert found["nbytes"] == weight.nbytes
         assert tuple(found["shape"]) == weight.shape
     by_layer: dict[int | None, Counter[str]] = {}
     for weight in plan.weights:

@@ -10,7 +10,8 @@ import numpy as np
 
 from deepmnn.backends.base import F32
 from deepmnn.backends.cpu.backend import CpuBackend
-from deepmnn.backends.cpu.lower import WeightLocation, lower
+from deepmnn.backends.cpu.lower import lower
+from deepmnn.backends.cpu.pieces import whole
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.passes.memory_plan import plan_memory
 from deepmnn.graph.weights import TensorSource
@@ -28,7 +29,7 @@ def write_program(graph: Graph, read: Read, directory: Path, reuse: bool = True)
         weight = graph.weights[name]
         matrix = read(name).reshape(weight.matrix_shape)
         data = numpy_bytes(matrix, weight.format)
-        locations[name] = WeightLocation(0, offset, data.nbytes)
+        locations[name] = whole(0, offset, data.nbytes)
         parts.append(data)
         offset += data.nbytes
     directory.mkdir(parents=True, exist_ok=True)

@@ -11,9 +11,11 @@ from program_dir import SHARD, random_weights, write_program
 from test_fused_ops import mla
 
 from deepmnn.backends.base import Batch
+from deepmnn.backends.cpu import program as program_module
 from deepmnn.backends.cpu.backend import CpuBackend
 from deepmnn.backends.cpu.lower import read_program
-from deepmnn.backends.cpu.program import encode
+from deepmnn.backends.cpu.pieces import PAGE, ZEROS, Piece
+from deepmnn.backends.cpu.program import MAX_PIECES, encode
 from deepmnn.errors import ArtifactError, DeepmnnError, RequestError
 from fuzz.mutations import rewrite
 
@@ -124,6 +126,25 @@ def edit(program, table, index, **changes):
     return dataclasses.replace(program, **{table: tuple(items)})
 
 
+def edit_piece(program, **changes):
+    """Of the first weight, which has one."""
+    (piece,) = program.weights[0].pieces
+    return edit(program, "weights", 0, pieces=(dataclasses.replace(piece, **changes),))
+
+
+def cut(program, at, *between):
+    """The first weight in two pieces, and others between them."""
+    (piece,) = program.weights[0].pieces
+    first = dataclasses.replace(piece, nbytes=at)
+    last = Piece(piece.shard, piece.offset + at, piece.nbytes - at)
+    return edit(program, "weights", 0, pieces=(first, *between, last))
+
+
+def many_pieces(program):
+    page = Piece(ZEROS, 0, PAGE), Piece(0, 0, PAGE)
+    return edit(program, "weights", 0, pieces=page * (MAX_PIECES // 2) + page[:1])
+
+
 def find(program, op):
     return next(i for i, instruction in enumerate(program.instructions) if instruction.op == op)
 
@@ -198,10 +219,23 @@ BAD = {
     "two inputs of one name": ids_twice,
     "shard with a path": lambda p: dataclasses.replace(p, shards=("../" + SHARD,)),
     "shard missing": lambda p: dataclasses.replace(p, shards=("nothing.bin",)),
-    "weight beyond its file": lambda p: edit(p, "weights", 0, offset=1 << 20),
-    "weight offset wraps": lambda p: edit(p, "weights", 0, offset=2**64 - 64),
-    "weight not aligned": lambda p: edit(p, "weights", 0, offset=4),
-    "weight of another size": lambda p: edit(p, "weights", 0, nbytes=64),
+    "weight beyond its file": lambda p: edit_piece(p, offset=1 << 20),
+    "weight offset wraps": lambda p: edit_piece(p, offset=2**64 - 64),
+    "weight not aligned": lambda p: edit_piece(p, offset=4),
+    "weight of another size": lambda p: edit_piece(p, nbytes=64),
+    "weight without bytes": lambda p: edit_piece(p, nbytes=0),
+    "weight of huge size": lambda p: edit_piece(p, nbytes=2**48 + 64),
+    "weight in no shard": lambda p: edit_piece(p, shard=1),
+    "weight without pieces": lambda p: edit(p, "weights", 0, pieces=()),
+    "zeros of another size": lambda p: edit_piece(p, shard=ZEROS, nbytes=64),
+    "zeros at an offset": lambda p: edit_piece(p, shard=ZEROS, offset=64),
+    "pieces that are one": lambda p: cut(p, 64),
+    "pieces that are no pages": lambda p: cut(p, 64, Piece(ZEROS, 0, 64)),
+    "pieces of another size": lambda p: cut(p, 64, Piece(0, 0, PAGE)),
+    "pieces that overflow": lambda p: edit(
+        p, "weights", 0, pieces=(Piece(ZEROS, 0, 2**48), Piece(0, 0, 2**48)) * 8000
+    ),
+    "too many pieces": many_pieces,
     "weight of huge shape": lambda p: edit(p, "weights", 0, rows=2**31, cols=2**30),
     "weight without rows": lambda p: edit(p, "weights", 0, rows=0),
     "weight in another format": lambda p: edit(p, "weights", 0, format="w8"),
@@ -254,13 +288,16 @@ BAD = {
 
 
 @pytest.mark.parametrize("change", BAD)
-def test_programs_that_make_no_sense(load, data, change):
+def test_programs_that_make_no_sense(load, data, change, monkeypatch):
+    monkeypatch.setattr(program_module, "MAX_PIECES", 1 << 30)  # what is written, not what is read
+    changed = encode(BAD[change](read_program(data)))
+    monkeypatch.undo()
     with pytest.raises(ArtifactError):
-        load(encode(BAD[change](read_program(data))))
+        load(changed)
 
 
 def test_an_older_version_says_what_to_do(load, data):
-    with pytest.raises(ArtifactError, match=r"version 1; expected version 3; convert the model"):
+    with pytest.raises(ArtifactError, match=r"version 1; expected version 4; convert the model"):
         load(data[:8] + struct.pack("<I", 1) + data[12:])
 
 

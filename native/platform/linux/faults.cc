@@ -24,6 +24,7 @@ bool replace_pages(uintptr_t address) {
     const uintptr_t end = range->end.load(std::memory_order_acquire);
     if (begin == 0 || address < begin || address >= end) continue;
     if (range->begin.load(std::memory_order_acquire) != begin) continue;  // it has just become another one
+    range->fault.store(address, std::memory_order_relaxed);
     range->damaged.store(true, std::memory_order_relaxed);
     const uintptr_t page = address / page_nbytes() * page_nbytes();
     constexpr int kFlags = MAP_FIXED | MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;

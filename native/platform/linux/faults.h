@@ -11,6 +11,7 @@ namespace deepmnn {
 struct WatchedRange {
   std::atomic<uintptr_t> begin{0}, end{0};  // begin 0: nothing is watched
   std::atomic<bool> damaged{false};
+  std::atomic<uintptr_t> fault{0};  // the last address that could not be read, once it is damaged
   std::atomic<bool> taken{true};
   WatchedRange* next = nullptr;
 };

@@ -1,9 +1,11 @@
 #include "platform/files.h"
 
+#include <cstring>
 #include <filesystem>
 #include <fstream>
 #include <limits>
 #include <new>
+#include <utility>
 
 #include "runtime/fail.h"
 
@@ -44,6 +46,28 @@ MappedFile::~MappedFile() { release(data_); }
 void MappedFile::prefetch() const {}
 
 void MappedFile::check() const {}  // it was read whole, or refused
+
+JoinedParts::JoinedParts(std::vector<FilePart> parts) : parts_(std::move(parts)) {
+  for (const FilePart& part : parts_) nbytes_ += part.nbytes;
+  data_ = allocate(nbytes_);
+  if (nbytes_ > 0 && !data_) {
+    fail_artifact("cannot map " + std::to_string(nbytes_) + " bytes of weights: not enough memory",
+                  "weights that fit the address space");
+  }
+  uint8_t* at = data_;
+  for (const FilePart& part : parts_) {
+    if (part.file) {
+      std::memcpy(at, part.file->data() + part.offset, static_cast<size_t>(part.nbytes));
+    } else {
+      std::memset(at, 0, static_cast<size_t>(part.nbytes));
+    }
+    at += part.nbytes;
+  }
+}
+
+JoinedParts::~JoinedParts() { release(data_); }
+
+void JoinedParts::check() const {}
 
 PrivateCopy::PrivateCopy(uint64_t nbytes) : data_(allocate(nbytes)), nbytes_(nbytes) {}
 

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from deepmnn import __version__
+from deepmnn.artifact.crc import joined
 from deepmnn.artifact.manifest import MANIFEST, FileRecord, file_crc, manifest_crc
 from deepmnn.artifact.workspace import Workspace, remove_stale
 from deepmnn.errors import ArtifactError, StorageError
@@ -183,11 +184,19 @@ class Sink:
             while view.nbytes:
                 view = view[self._file.write(view) :]
 
-    def finish(self) -> FileRecord:
+    def skip(self, nbytes: int) -> None:
+        """Leaves room at the beginning for a head that is known last: `finish` takes it."""
+        with storage_errors(self._path):
+            self._file.seek(nbytes)
+
+    def finish(self, head: bytes = b"") -> FileRecord:
         """Syncs and closes."""
         with storage_errors(self._path), self._file:
+            if head:
+                os.pwrite(self._file.fileno(), head, 0)
             os.fsync(self._file.fileno())
-        return {"nbytes": self._nbytes, "crc32": self._crc}
+        crc = joined(zlib.crc32(head), self._crc, self._nbytes)
+        return {"nbytes": len(head) + self._nbytes, "crc32": crc}
 
     def abandon(self) -> None:
         """Closes, whatever state the file is in."""

@@ -18,11 +18,12 @@ from deepmnn.source.json_file import KINDS, MAX_JSON_BYTES, is_plain_name, read_
 from deepmnn.source.regular_file import kind_of
 
 FORMAT = "deepmnn"
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 """2: w8 and w4 have a scale for each panel; before, for each group of columns.
 3: program.bin 2: instructions say how weights are read, which caches they write and what they cost.
 4: quantised panels are rotated, codes lie in planes of bits; no groups (program.bin 3).
 5: latent attention has two matrices, and none of them transposed.
+6: equal bytes are stored once, large weights begin with a page (program.bin 4).
 """
 MANIFEST = "deepmnn.json"
 GRAPH = "graph.json"
@@ -63,6 +64,19 @@ class ShardRecord(FileRecord):
     file: str
 
 
+class SharedRecord(TypedDict):
+    """What is stored once, or not at all, and is in several weights: program.bin says where.
+
+    nbytes: that are not in the weight files; zeros_nbytes: of these, zeros. experts: all of whose
+    weights are there by another name, or zeros; weights: others of which that is true.
+    """
+
+    nbytes: int
+    zeros_nbytes: int
+    experts: int
+    weights: int
+
+
 class PassRecord(TypedDict):
     """What one pass did."""
 
@@ -87,6 +101,7 @@ class Manifest(TypedDict):
     passes: list[PassRecord]
     changes: NotRequired[list[str]]
     shards: list[ShardRecord]
+    shared: NotRequired[SharedRecord]
     files: dict[str, FileRecord]
     crc32: int
 
@@ -186,6 +201,9 @@ def _check_manifest(fields: dict[str, Any], path: Path) -> None:
         if not _has(record, str, "name") or not _has(record, int, *sizes):
             raise ArtifactError(f"{path}: a pass is {record!r:.80}")
         check_texts({"the name of a pass": record["name"]}, path, AGAIN)
+    counts_of = tuple(SharedRecord.__annotations__)
+    if "shared" in fields and not _has(fields["shared"], int, *counts_of):
+        raise ArtifactError(f"{path}: shared is {fields['shared']!r:.80}", ", ".join(counts_of))
     Recipe.from_json(fields["recipe"], f"{path}: recipe", ArtifactError)
     records = [*fields["files"].values(), *fields["shards"]]
     names = [*fields["files"], *(_name_of(record) for record in fields["shards"])]

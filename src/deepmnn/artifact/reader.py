@@ -3,7 +3,8 @@
 config.json, tokenizer files, ...     as the checkpoint has them
 graph.json                            the graph (graph/serialize.py)
 program.bin                           the graph lowered for the C++ core (docs/program.md)
-model-0000i-of-0000N.safetensors      weights in kernel layout, U8 tensors, 64-byte aligned
+model-0000i-of-0000N.safetensors      weights in kernel layout, U8 tensors, 64-byte aligned; of
+                                      weights that share bytes what is not in another one
 report.html, report.json              what the conversion did (docs/report.md), unless left out
 deepmnn.json                          the manifest: versions, recipe, passes, sizes, checksums
 """
@@ -11,6 +12,7 @@ deepmnn.json                          the manifest: versions, recipe, passes, si
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,9 @@ from deepmnn.artifact.manifest import (
     check_size,
     read_manifest,
 )
-from deepmnn.backends.cpu.program import read_shards
+from deepmnn.artifact.shards import PADDING
+from deepmnn.backends.cpu.pieces import Piece, Pieces
+from deepmnn.backends.cpu.program import read_shards, read_weights
 from deepmnn.errors import ArtifactError, RequestError, shown
 from deepmnn.formats import ALIGNMENT, U8
 from deepmnn.graph.ir import Graph
@@ -55,6 +59,7 @@ class Artifact:
         self.config: dict[str, Any] = read_object(path / CONFIG, ArtifactError)
         self.text_files = TextFiles(path, manifest["files"])
         self._shard_of = {name: shard for shard in shards for name in shard.entries}
+        self._shard_paths = [shard.path for shard in shards]
         self._graph: Graph | None = None
 
     @classmethod
@@ -92,22 +97,47 @@ class Artifact:
         """Bytes of all weight files."""
         return sum(record["nbytes"] for record in self.manifest["shards"])
 
+    @property
+    def unshared_nbytes(self) -> int:
+        """Bytes of all weights when those that are stored once are written for each."""
+        shared = self.manifest.get("shared")
+        return self.weights_nbytes + (shared["nbytes"] if shared else 0)
+
     def tensor(self, name: str) -> U8:
         """The stored bytes of a weight. Raises ArtifactError.
 
         A copy: to read a mapped file that has been cut would end the process.
         """
+        pieces = self._shared.get(name)
+        if pieces is not None:
+            return np.concatenate([self._piece(piece) for piece in pieces])
         shard = self._shard_of.get(name)
         if shard is None:
             raise ArtifactError(f"{self.path} has no weight {name!r}", "", AGAIN)
-        path, entry = shard.path, shard.entries[name]
-        try:
-            stored = np.fromfile(path, np.uint8, entry.nbytes, offset=entry.begin)
-        except OSError as fault:
-            raise ArtifactError(f"{path} cannot be read: {fault}") from None
-        if stored.nbytes != entry.nbytes:
-            raise ArtifactError(f"{path} has shrunk since it was opened", "", AGAIN)
-        return stored
+        entry = shard.entries[name]
+        return _read(shard.path, entry.begin, entry.nbytes)
+
+    @cached_property
+    def _shared(self) -> dict[str, Pieces]:
+        """Weight → its pieces, where weights share bytes. Raises ArtifactError."""
+        if "shared" not in self.manifest:
+            return {}
+        self.check_program()
+        weights = read_weights(read_small(self.path / PROGRAM, ArtifactError))
+        return {weight.name: weight.pieces for weight in weights}
+
+    def _piece(self, piece: Piece) -> U8:
+        """Its bytes."""
+        if piece.is_zeros:
+            return np.zeros(piece.nbytes, np.uint8)
+        return _read(self._shard_paths[piece.shard], piece.offset, piece.nbytes)
+
+    def _stored_nbytes(self, name: str) -> int | None:
+        """Bytes of a weight; None where there is none of that name."""
+        pieces, shard = self._shared.get(name), self._shard_of.get(name)
+        if pieces is not None:
+            return sum(piece.nbytes for piece in pieces)
+        return shard.entries[name].nbytes if shard else None
 
     def graph(self) -> Graph:
         """The graph, checked against the stored weights. Raises ArtifactError."""
@@ -133,8 +163,7 @@ class Artifact:
 
     def _check_weights(self, graph: Graph) -> None:
         for weight in graph.weights.values():
-            shard = self._shard_of.get(weight.name)
-            found = shard.entries[weight.name].nbytes if shard else None
+            found = self._stored_nbytes(weight.name)
             try:
                 expected = weight.nbytes
             except (RequestError, ValueError) as fault:
@@ -162,10 +191,28 @@ def _open_shard(directory: Path, record: ShardRecord) -> SafetensorsFile:
     return shard
 
 
+def _read(path: Path, offset: int, nbytes: int) -> U8:
+    """Raises ArtifactError."""
+    try:
+        size = path.stat().st_size
+        found = np.fromfile(path, np.uint8, min(nbytes, max(0, size - offset)), offset=offset)
+    except (OSError, OverflowError) as fault:
+        raise ArtifactError(f"{path} cannot be read: {fault}") from None
+    if found.nbytes != nbytes:
+        raise ArtifactError(
+            f"{path} has shrunk since it was opened, to {size} bytes",
+            f"{offset + nbytes}, where a weight ends, or more",
+            AGAIN,
+        )
+    return found
+
+
 def _check_unique(shards: list[SafetensorsFile]) -> None:
     seen: dict[str, Path] = {}
     for shard in shards:
         for name in shard.entries:
+            if name.startswith(PADDING):
+                continue
             if name in seen:
                 raise ArtifactError(
                     f"weight {name!r:.200} is in {seen[name].name} and {shard.path.name}",

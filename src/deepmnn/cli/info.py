@@ -14,6 +14,7 @@ from deepmnn.cli.planned import print_kinds, print_plan
 from deepmnn.errors import RequestError
 
 if TYPE_CHECKING:
+    from deepmnn.artifact.manifest import SharedRecord
     from deepmnn.artifact.reader import Artifact
     from deepmnn.graph.ir import Graph
 
@@ -82,6 +83,8 @@ def _print_artifact(artifact: Artifact) -> None:
         f"{manifest['nodes_level_0']} -> {manifest['nodes']} nodes, "
         f"{len(manifest['shards'])} weight files"
     )
+    if "shared" in manifest:
+        out.say(f"  equal blocks    stored once, {_saved(manifest['shared'])}")
     out.say(f"  {_memory(artifact)}")
     print_kinds(stored(weights))
     _print_levels(artifact.config)
@@ -96,6 +99,18 @@ def _memory(artifact: Artifact) -> str:
         return fitted(artifact, LoadOptions(), None).line()
     except RequestError as error:
         return error.shell
+
+
+def _saved(shared: SharedRecord) -> str:
+    """1.2 GB saved (3 experts, 64.0 MB of zeros)."""
+    parts = [
+        f"{number} {what if number > 1 else what.removesuffix('s')}"
+        for number, what in ((shared["experts"], "experts"), (shared["weights"], "other weights"))
+        if number
+    ]
+    if shared["zeros_nbytes"]:
+        parts.append(f"{file_size(shared['zeros_nbytes'])} of zeros")
+    return f"{file_size(shared['nbytes'])} saved" + (f" ({', '.join(parts)})" if parts else "")
 
 
 def _print_checkpoint(path: Path, quant: str) -> None:

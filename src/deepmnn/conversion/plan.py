@@ -10,7 +10,7 @@ from typing import Any
 
 from deepmnn import models
 from deepmnn.artifact.shards import Shard, locate, plan_shards
-from deepmnn.backends.cpu.lower import WeightLocation
+from deepmnn.backends.cpu.pieces import Pieces
 from deepmnn.errors import CheckpointError
 from deepmnn.formats import named
 from deepmnn.graph.ir import Graph, Weight
@@ -46,7 +46,7 @@ class Plan:
         passes: what each pass did.
         weights: the graph's weights in the order in which they are stored.
         shards: the weight files.
-        locations: weight → where it lies in them.
+        locations: weight → where it lies in them, if no bytes of it are stored elsewhere.
         memory: where activations live.
         parameters: numbers in all tensors that the model reads.
         dropped: weights that config.json promises and the source lacks (unused MTP layers).
@@ -63,7 +63,7 @@ class Plan:
     passes: tuple[PassResult, ...]
     weights: tuple[Weight, ...]
     shards: tuple[Shard, ...]
-    locations: dict[str, WeightLocation]
+    locations: dict[str, Pieces]
     memory: MemoryPlan
     parameters: int
     dropped: tuple[str, ...]
@@ -87,8 +87,8 @@ class Plan:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all weights as they will be stored."""
-        return sum(location.nbytes for location in self.locations.values())
+        """Bytes of all weights; equal ones, which are stored once, count for each."""
+        return sum(weight.nbytes for weight in self.weights)
 
 
 def plan(

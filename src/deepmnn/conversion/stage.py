@@ -14,7 +14,8 @@ from deepmnn import _core
 from deepmnn.artifact.manifest import PROGRAM
 from deepmnn.backends.base import F32, I32, Batch
 from deepmnn.backends.cpu.backend import arrays
-from deepmnn.backends.cpu.lower import WeightLocation, lower
+from deepmnn.backends.cpu.lower import lower
+from deepmnn.backends.cpu.pieces import whole
 from deepmnn.formats import U8, named
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.passes.memory_plan import plan_memory
@@ -74,7 +75,7 @@ class Stage:
             with open(Path(folder) / _SHARD, "wb") as shard:
                 for name in dict.fromkeys(name for node in graph.nodes for name in node.weights):
                     data = stored(graph.weights[name])
-                    locations[name] = WeightLocation(0, offset, data.nbytes)
+                    locations[name] = whole(0, offset, data.nbytes)
                     shard.write(data.data)
                     offset += data.nbytes
             program = lower(graph, plan_memory(graph, reuse=True), locations, [_SHARD])

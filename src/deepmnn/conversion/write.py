@@ -44,20 +44,25 @@ def write(
     with ArtifactWriter(out, overwrite, plan.source.paths) as writer:
         writer.expect(plan.shards)
         names = [shard.file for shard in plan.shards]
-        writer.add_file(PROGRAM, lower(plan.graph, plan.memory, plan.locations, names))
+        program = lower(plan.graph, plan.memory, plan.locations, names)  # refuses before the work
         writer.add_file(GRAPH, to_json(plan.graph).encode())
         writer.add_file(RECIPE, to_yaml(plan.recipe).encode())
         for name, data in plan.source.side_files().items():
             writer.add_file(name, data)
         total, done, threads = plan.nbytes, 0, _core.available_cores()
+        kept = {*plan.graph.kept}
         for weight in plan.weights:
             numbers, stored = _stored(weight, plan.source, threads)
-            writer.write_weight(weight.name, stored)
+            block = None if weight.name in kept else _block_nbytes(weight)
+            writer.write_weight(weight.name, stored, block)
             if report is not None:
                 report.stored(weight, numbers if plan.source is report.source else None, stored)
             done += stored.nbytes
             if progress is not None:
                 progress(done, total, weight.name)
+        if writer.locations != plan.locations:
+            program = lower(plan.graph, plan.memory, writer.locations, names)
+        writer.add_file(PROGRAM, program)
         for name, data in report.files(plan).items() if report is not None else ():
             writer.add_file(name, data)
         writer.commit(
@@ -89,6 +94,12 @@ def _stored(weight: Weight, source: Source, threads: int) -> tuple[F32 | None, U
             return None, store_codes(weight, codes, threads)
     numbers = weight.expr.read(source)
     return numbers, store(weight, numbers, threads)
+
+
+def _block_nbytes(weight: Weight) -> int:
+    """Bytes of 16 rows of a matrix, 0 of a vector."""
+    format = formats.named(weight.format)
+    return format.block_nbytes(weight.matrix_shape[1]) if format.is_matrix else 0
 
 
 def _is_drawable(weight: Weight) -> bool:

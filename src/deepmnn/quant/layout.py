@@ -18,6 +18,7 @@ from deepmnn.formats import (
     ALIGNMENT,
     BF16_MATRIX,
     BLOCK_ROWS,
+    F16,
     F32,
     F32_MATRIX,
     PANEL_COLS,
@@ -77,6 +78,7 @@ def pack(codes: Codes | KeptCodes) -> U8:
         code_of = np.zeros(256, np.uint8)  # by level, as a byte
         code_of[np.array(format.levels, np.int8).view(np.uint8)] = np.arange(len(format.levels))
         stored = code_of[_whole_blocks(codes.levels).view(np.uint8)]
+        _set_zeros(stored, _whole_blocks(codes.scales), 0)  # their bytes need not be stored
     blocks, columns = len(stored) // BLOCK_ROWS, stored.shape[1]
     quads = np.ascontiguousarray(stored).view(_WORD)
     parts = quads.reshape(blocks, BLOCK_ROWS, columns // PART_COLS, _QUADS)
@@ -144,7 +146,9 @@ def unpack_codes(packed: U8, format: str, cols: int) -> Codes | KeptCodes:
         return _kept_codes(storage, stored, [views.scales for views in each])
     levels = np.array(storage.levels, np.int8)[stored]
     scales = np.concatenate([views.scales[:, :, 0] for views in each], axis=1)
-    return Codes(format, levels, scales.swapaxes(1, 2).reshape(rows, -1))
+    scales = scales.swapaxes(1, 2).reshape(rows, -1)
+    _set_zeros(levels, scales, storage.zero_level)
+    return Codes(format, levels, scales)
 
 
 def panels(blocks: U8, format: str, cols: int) -> list[Panels]:
@@ -166,10 +170,20 @@ def panels(blocks: U8, format: str, cols: int) -> list[Panels]:
     return found
 
 
+def _set_zeros(codes: NDArray[Any], scales: F16, zero: int) -> None:
+    """Gives the numbers of a row's panel this code, or level, where they are zeros because its
+    scale is.
+    """
+    for panel in np.flatnonzero((scales == 0).any(axis=0)):
+        columns = slice(panel * PANEL_COLS, (panel + 1) * PANEL_COLS)
+        codes[scales[:, panel] == 0, columns] = zero
+
+
 def _put_scales(codes: Codes | KeptCodes, views: NDArray[Any], panel: int, width: int) -> None:
     """Fills the scales of panels of `width` columns, `panel` the first of them."""
     if not isinstance(codes, KeptCodes):
-        views[:, :, 0] = _by_block(codes.scales)[:, panel : panel + views.shape[1]]
+        ours = _by_block(codes.scales)[:, panel : panel + views.shape[1]]
+        views[:, :, 0] = np.where(ours == 0, 0, ours)  # not -0
         return
     for name, dtype, begin, each in _fields(named(codes.format), width):
         per_panel = _per_panel(named(codes.format), name)

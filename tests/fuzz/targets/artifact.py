@@ -18,6 +18,7 @@ from deepmnn.artifact.manifest import MANIFEST
 from deepmnn.artifact.reader import Artifact
 from deepmnn.artifact.restored import RestoredSource
 from deepmnn.backends.cpu import program
+from deepmnn.backends.cpu.pieces import Piece
 from deepmnn.backends.cpu.program import (
     Instruction,
     Program,
@@ -215,7 +216,7 @@ def rebuild(fields: dict[str, Any]) -> Program:
     return Program(
         fields["name"],
         tuple(fields["shards"]),
-        tuple(ProgramWeight(**weight) for weight in fields["weights"]),
+        tuple(map(rebuilt_weight, fields["weights"])),
         fields["caches"],
         tuple(ProgramBuffer(**buffer) for buffer in fields["buffers"]),
         tuple(fields["arenas"]),
@@ -223,6 +224,10 @@ def rebuild(fields: dict[str, Any]) -> Program:
         tuple(fields["outputs"]),
         tuple(Instruction(**instruction) for instruction in fields["instructions"]),
     )
+
+
+def rebuilt_weight(fields: dict[str, Any]) -> ProgramWeight:
+    return ProgramWeight(**fields | {"pieces": tuple(Piece(**each) for each in fields["pieces"])})
 
 
 def mutate_words(rng: np.random.Generator, data: bytes) -> bytes:

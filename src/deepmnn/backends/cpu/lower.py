@@ -6,8 +6,8 @@ It decides nothing about the model: every op of docs/ops.md lowers the same way.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
+from deepmnn.backends.cpu.pieces import Pieces
 from deepmnn.backends.cpu.program import (
     DIMS,
     Instruction,
@@ -24,22 +24,13 @@ from deepmnn.graph.ir import Graph, Node
 from deepmnn.graph.passes.memory_plan import MemoryPlan
 from deepmnn.graph.signatures import SIGNATURES, caches_written
 
-__all__ = ["WeightLocation", "format_program", "lower", "read_program"]
-
-
-@dataclass(frozen=True)
-class WeightLocation:
-    """Where a packed weight lies: `nbytes` at `offset` of a shard file, both multiples of 64."""
-
-    shard: int
-    offset: int
-    nbytes: int
+__all__ = ["format_program", "lower", "read_program"]
 
 
 def lower(
     graph: Graph,
     plan: MemoryPlan,
-    locations: Mapping[str, WeightLocation],
+    locations: Mapping[str, Pieces],
     shards: Sequence[str],
 ) -> bytes:
     """program.bin of the graph (docs/program.md).
@@ -99,23 +90,13 @@ def _buffer(graph: Graph, name: str, plan: MemoryPlan) -> ProgramBuffer:
     return ProgramBuffer(name, value.dtype, value.rows, shape, plan.offsets[name])
 
 
-def _weight(
-    graph: Graph, name: str, locations: Mapping[str, WeightLocation], shards: int
-) -> ProgramWeight:
-    weight, location = graph.weights[name], locations.get(name)
-    if location is None or not 0 <= location.shard < shards:
+def _weight(graph: Graph, name: str, locations: Mapping[str, Pieces], shards: int) -> ProgramWeight:
+    weight, pieces = graph.weights[name], locations.get(name)
+    if not pieces or not all(piece.is_zeros or 0 <= piece.shard < shards for piece in pieces):
         raise GraphError(f"weight {name!r} is in no shard")
     shape = weight.shape
     if weight.format == "vector":
         shape = (1, *shape)
     if len(shape) != 2:
         raise GraphError(f"weight {name!r} has shape {list(shape)}", "a matrix or a vector")
-    return ProgramWeight(
-        name,
-        weight.format,
-        shape[0],
-        shape[1],
-        location.shard,
-        location.offset,
-        location.nbytes,
-    )
+    return ProgramWeight(name, weight.format, shape[0], shape[1], pieces)

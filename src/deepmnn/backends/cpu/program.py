@@ -12,13 +12,14 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar, get_args
 
+from deepmnn.backends.cpu.pieces import MAX_PIECE_NBYTES, ZEROS, Piece, Pieces, fault_of
 from deepmnn.errors import ArtifactError, ConfigError, DeepmnnError
 from deepmnn.formats import ALIGNMENT, FORMATS
 from deepmnn.graph.ir import CONTEXT, ROWS, TOKENS, Attr
 from deepmnn.graph.signatures import Reading
 
 MAGIC = b"DMNPROG\0"
-VERSION = 3
+VERSION = 4
 VALUE_DTYPES = ("f32", "i32")
 DIMS = (TOKENS, CONTEXT, ROWS)
 READINGS: tuple[str, ...] = get_args(Reading)
@@ -31,21 +32,26 @@ MAX_SHARDS = 1 << 14
 MAX_OUTPUTS = 256
 MAX_INSTRUCTIONS = 1 << 18
 MAX_EXTENT = 1 << 31
+MAX_PIECES = 1 << 14
+"""Of the weights that have several; each may be a mapping of its own."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class ProgramWeight:
-    """A stored matrix [rows, cols] (a vector has rows = 1): `nbytes` at `offset` of a shard."""
+    """A stored matrix [rows, cols] (a vector has rows = 1), and where its bytes lie."""
 
     name: str
     format: str
     rows: int
     cols: int
-    shard: int
-    offset: int
-    nbytes: int
+    pieces: Pieces
+
+    @property
+    def nbytes(self) -> int:
+        """Of all pieces."""
+        return sum(piece.nbytes for piece in self.pieces)
 
 
 @dataclass(frozen=True)
@@ -101,6 +107,7 @@ def encode(program: Program) -> bytes:
     """The bytes of program.bin. Raises ConfigError for more than a reader takes."""
     _check_most(len(program.instructions), MAX_INSTRUCTIONS, "operations", ConfigError)
     _check_most(len(program.shards), MAX_SHARDS, "weight files", ConfigError)
+    _check_most(_several(program.weights), MAX_PIECES, _PIECES, ConfigError)
     parts = [MAGIC, _u32(VERSION), _str(program.name)]
     parts.append(_list(program.shards, _str))
     parts.append(_list(program.weights, _weight))
@@ -120,6 +127,14 @@ def _check_most(count: int, most: int, what: str, error: type[DeepmnnError]) -> 
         raise error(f"the model has {count} {what}", f"at most {most}")
 
 
+_PIECES = "pieces of weights that have several"
+
+
+def _several(weights: Sequence[ProgramWeight]) -> int:
+    """How many pieces those weights have that have more than one."""
+    return sum(len(weight.pieces) for weight in weights if len(weight.pieces) > 1)
+
+
 def _u32(value: int) -> bytes:
     return struct.pack("<I", value)
 
@@ -134,11 +149,15 @@ def _list(items: Sequence[T], write: Callable[[T], bytes]) -> bytes:
 
 
 def _weight(weight: ProgramWeight) -> bytes:
-    return _str(weight.name) + struct.pack(
-        "<BqqIQQ",
-        *(FORMATS[weight.format].code, weight.rows, weight.cols),
-        *(weight.shard, weight.offset, weight.nbytes),
+    return (
+        _str(weight.name)
+        + struct.pack("<Bqq", FORMATS[weight.format].code, weight.rows, weight.cols)
+        + _list(weight.pieces, _piece)
     )
+
+
+def _piece(piece: Piece) -> bytes:
+    return struct.pack("<IQQ", piece.shard, piece.offset, piece.nbytes)
 
 
 def _buffer(buffer: ProgramBuffer) -> bytes:
@@ -244,7 +263,7 @@ def read_program(data: bytes) -> Program:
     """
     reader = _Reader(data)
     name, shards = _read_head(reader)
-    weights = reader.items(lambda: _read_weight(reader, shards), 41)
+    weights = _read_weights(reader, shards)
     width = partial(reader.number, "I", "a cache's width", 1, MAX_EXTENT)
     caches = dict(reader.items(lambda: (reader.text(), width()), 8))
     buffers = reader.items(lambda: _read_buffer(reader), 18)
@@ -265,6 +284,12 @@ def read_shards(data: bytes) -> tuple[str, ...]:
     return _read_head(_Reader(data))[1]
 
 
+def read_weights(data: bytes) -> tuple[ProgramWeight, ...]:
+    """The weights of a program.bin alone. Raises ArtifactError."""
+    reader = _Reader(data)
+    return _read_weights(reader, _read_head(reader)[1])
+
+
 def _read_head(reader: _Reader) -> tuple[str, tuple[str, ...]]:
     """The graph's name, and those of the weight files."""
     _check_most(len(reader.data), MAX_NBYTES, "bytes of program.bin", ArtifactError)
@@ -276,15 +301,33 @@ def _read_head(reader: _Reader) -> tuple[str, tuple[str, ...]]:
     return reader.text(), reader.items(reader.text, 4, MAX_SHARDS)
 
 
+def _read_weights(reader: _Reader, shards: tuple[str, ...]) -> tuple[ProgramWeight, ...]:
+    weights = reader.items(lambda: _read_weight(reader, shards), 45)
+    _check_most(_several(weights), MAX_PIECES, _PIECES, ArtifactError)
+    return weights
+
+
 def _read_weight(reader: _Reader, shards: tuple[str, ...]) -> ProgramWeight:
-    return ProgramWeight(
+    weight = ProgramWeight(
         name=reader.text(),
         format=reader.one_of(tuple(FORMATS), "weight format"),
         rows=reader.number("q", "a weight's rows", 1, MAX_EXTENT),
         cols=reader.number("q", "a weight's columns", 1, MAX_EXTENT // 2),
-        shard=reader.index(shards, "shard"),
+        pieces=reader.items(lambda: _read_piece(reader, shards), 20),
+    )
+    if fault := fault_of(weight.pieces):
+        raise _damaged(f"weight {weight.name:.200}: {fault}")
+    return weight
+
+
+def _read_piece(reader: _Reader, shards: tuple[str, ...]) -> Piece:
+    shard = reader.u32()
+    if shard >= len(shards) and shard != ZEROS:
+        raise _damaged(f"shard {shard} does not exist")
+    return Piece(
+        shard,
         offset=reader.number("Q", "a weight's offset", 0, (1 << 64) - 1, ALIGNMENT),
-        nbytes=reader.number("Q", "a weight's size", 0, (1 << 64) - 1),
+        nbytes=reader.number("Q", "a weight's size", ALIGNMENT, MAX_PIECE_NBYTES, ALIGNMENT),
     )
 
 
@@ -377,7 +420,10 @@ def _show_buffer(buffer: ProgramBuffer) -> str:
 
 
 def _show_weight(weight: ProgramWeight) -> str:
-    return f"{_cut(weight.name)} {weight.format}[{weight.rows}, {weight.cols}]"
+    pieces = weight.pieces
+    several = f" in {len(pieces)} pieces" if len(pieces) > 1 else ""
+    stored = " of zeros" if pieces[0].is_zeros and not several else several
+    return f"{_cut(weight.name)} {weight.format}[{weight.rows}, {weight.cols}]{stored}"
 
 
 def _short(value: Attr) -> str:

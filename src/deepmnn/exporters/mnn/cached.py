@@ -36,7 +36,7 @@ def exported_model(artifact: Artifact, progress: Progress | None = None) -> Hold
     from deepmnn.exporters.mnn.export import export
 
     def write(target: Path) -> None:
-        size = artifact.weights_nbytes
+        size = artifact.unshared_nbytes
         make_room(size)
         log.info("exporting %s for MNN, about %s, once: %s", artifact.path, file_size(size), target)
         export(artifact.path, target, progress=progress)

@@ -112,7 +112,7 @@ def export(
     form, table = choose_mla_form(graph, mla_form), _embedding_weight(graph)
     text = text_side(artifact, table.shape[0], needs_tokenizer)
     with FolderWriter(Path(target), names, overwrite, (artifact.path,)) as writer:
-        writer.check_space(artifact.weights_nbytes)
+        writer.check_space(artifact.unshared_nbytes)
         read = _Reader(artifact, graph, progress)
         with writer.stream(names.weight) as sink:
             weights = WeightFile(sink, storing)
@@ -171,7 +171,7 @@ class _Reader:
     def __init__(self, artifact: Artifact, graph: Graph, progress: Progress | None) -> None:
         self._artifact, self._progress = artifact, progress
         self._left = set(graph.weights)
-        self._done, self._total = 0, artifact.weights_nbytes
+        self._done, self._total = 0, artifact.unshared_nbytes
 
     def __call__(self, name: str) -> U8:
         stored = self._artifact.tensor(name)

@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 
 from deepmnn import _core
 from deepmnn.artifact.manifest import PROGRAM
-from deepmnn.backends.cpu.lower import WeightLocation, lower
+from deepmnn.backends.cpu.lower import lower
+from deepmnn.backends.cpu.pieces import Pieces
 from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.passes.memory_plan import plan_memory
 from deepmnn.graph.stages import subgraph
 
-Place = Callable[[Graph, Path], tuple[Mapping[str, WeightLocation], Sequence[str]]]
+Place = Callable[[Graph, Path], tuple[Mapping[str, Pieces], Sequence[str]]]
 """Puts the weight files of a graph into a directory; where each weight lies, and their names."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepmnn.backends.cpu.lower import WeightLocation
+from deepmnn.backends.cpu.pieces import Pieces
 from deepmnn.backends.cpu.program import Program
 from deepmnn.formats import named
 from deepmnn.graph.ir import Attr, Graph, Node, Value, Weight
@@ -52,9 +52,9 @@ def graph_of(program: Program) -> Graph:
     )
 
 
-def locations_of(program: Program) -> dict[str, WeightLocation]:
+def locations_of(program: Program) -> dict[str, Pieces]:
     """Where each of its weights lies in the weight files."""
-    return {w.name: WeightLocation(w.shard, w.offset, w.nbytes) for w in program.weights}
+    return {weight.name: weight.pieces for weight in program.weights}
 
 
 def check_program(program: Graph, graph: Graph) -> Line:

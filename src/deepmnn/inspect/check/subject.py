@@ -13,7 +13,7 @@ from typing import Any
 from deepmnn.artifact.cache import hold
 from deepmnn.artifact.manifest import PROGRAM
 from deepmnn.artifact.reader import Artifact
-from deepmnn.backends.cpu.lower import WeightLocation
+from deepmnn.backends.cpu.pieces import Pieces, whole
 from deepmnn.backends.cpu.program import read_program
 from deepmnn.conversion.kept import is_checkpoint, original
 from deepmnn.conversion.plan import naive_graph
@@ -65,9 +65,7 @@ class Subject(ABC):
         """The numbers of a weight of the graph."""
 
     @abstractmethod
-    def place(
-        self, graph: Graph, folder: Path
-    ) -> tuple[Mapping[str, WeightLocation], Sequence[str]]:
+    def place(self, graph: Graph, folder: Path) -> tuple[Mapping[str, Pieces], Sequence[str]]:
         """As `piece.Place`."""
 
     def piece(
@@ -102,9 +100,7 @@ class Converted(Subject):
         """As it is stored."""
         return stored_values(self.graph.weights[name], self.artifact.tensor(name))
 
-    def place(
-        self, graph: Graph, folder: Path
-    ) -> tuple[Mapping[str, WeightLocation], Sequence[str]]:
+    def place(self, graph: Graph, folder: Path) -> tuple[Mapping[str, Pieces], Sequence[str]]:
         """The weight files stay where they are."""
         for shard in self._program.shards:
             (folder / shard).symlink_to((self.artifact.path / shard).resolve())
@@ -132,15 +128,13 @@ class Original(Subject):
         """Read from the checkpoint."""
         return self.graph.weights[name].expr.read(self.source)
 
-    def place(
-        self, graph: Graph, folder: Path
-    ) -> tuple[Mapping[str, WeightLocation], Sequence[str]]:
+    def place(self, graph: Graph, folder: Path) -> tuple[Mapping[str, Pieces], Sequence[str]]:
         """One file, with the weights of the piece."""
         locations, offset = {}, 0
         with open(folder / _WEIGHTS, "wb") as file:
             for name, weight in graph.weights.items():
                 data = store(weight, weight.expr.read(self.source))
-                locations[name] = WeightLocation(0, offset, data.nbytes)
+                locations[name] = whole(0, offset, data.nbytes)
                 file.write(data.data)
                 offset += data.nbytes
         return locations, [_WEIGHTS]
