@@ -53,8 +53,9 @@ class Builder {
         } else {
           add({use.id});
         }
-        const bool zeros = made_.units[made_.unit_of[use.id]].need == Need::always;
-        if (need_[use.id] == Need::dense && use.reading == Reading::in_order && !zeros) {
+        // A dense one of zeros has become one that is always there.
+        if (need_[use.id] == Need::dense && use.reading == Reading::in_order &&
+            made_.units[made_.unit_of[use.id]].need == Need::dense) {
           made_.dense_of.back().push_back(made_.unit_of[use.id]);
         }
       }
