@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ class Policy:
         """One token chooses these. order: of layers within it, from 0 up to 1."""
         self.scores[experts] = self.now + order
 
-    def use_many(self, counts: Experts, last: Scores, order: float) -> None:
+    def use_many(self, counts: NDArray[Any], last: Scores, order: float) -> None:
         """A prompt's tokens choose every expert so many times, `last` at these tokens."""
         used = counts > 0
         self.scores[used] = last[used] + order
@@ -49,7 +50,7 @@ class Frequency(Policy):
     def use(self, experts: Experts, order: float = 0.0) -> None:
         self.scores[experts] += self.gain
 
-    def use_many(self, counts: Experts, last: Scores, order: float) -> None:
+    def use_many(self, counts: NDArray[Any], last: Scores, order: float) -> None:
         self.scores += counts * self.gain
 
     def next_token(self) -> None:
@@ -71,7 +72,7 @@ class Second(Policy):
         self.scores[experts] = self.last[experts] + 1e-6 * self.now
         self.last[experts] = self.now + order
 
-    def use_many(self, counts: Experts, last: Scores, order: float) -> None:
+    def use_many(self, counts: NDArray[Any], last: Scores, order: float) -> None:
         used = counts > 0
         self.scores[used] = np.where(counts > 1, last - 1, self.last)[used]
         self.last[used] = last[used] + order
@@ -111,7 +112,7 @@ class Fixed(Policy):
     def use(self, experts: Experts, order: float = 0.0) -> None:
         pass
 
-    def use_many(self, counts: Experts, last: Scores, order: float) -> None:
+    def use_many(self, counts: NDArray[Any], last: Scores, order: float) -> None:
         pass
 
 

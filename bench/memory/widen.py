@@ -89,7 +89,8 @@ class Axis:
 
     def read(self, w: F32) -> F32:
         """Columns that give w @ x of what is written: [..., small] → [..., size]."""
-        return self.copies(w) * (self.signs.reshape(-1) / self.times)
+        weights: F32 = self.signs.reshape(-1) / np.float32(self.times)
+        return self.copies(w) * weights
 
     @cached_property
     def noise(self) -> F32:
@@ -102,7 +103,8 @@ class Axis:
             drawn -= drawn.mean((1, 3), keepdims=True)
         else:
             drawn -= along * self.signs
-        return drawn.reshape(POOL, -1) / drawn.std()
+        noise: F32 = drawn.reshape(POOL, -1) / drawn.std()
+        return noise
 
 
 @dataclass(frozen=True)
@@ -247,7 +249,9 @@ class WideSource(WrappedSource):
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         rows: NDArray[np.int64] = rng.integers(0, POOL, len(w))
         noise = columns.noise[rows]
-        sizes = rng.choice(np.float32([-1, 1]), (len(w), 1)) * np.sqrt(np.square(w).mean())
+        sizes = rng.choice(np.array([-1, 1], np.float32), (len(w), 1)) * np.sqrt(
+            np.square(w).mean()
+        )
         noise *= sizes
         noise += w
         return noise
