@@ -110,7 +110,7 @@ def read_prompt(policy: Policy, cache: Cache, row: Experts, prompt: str) -> None
             weights = policy.growth ** np.arange(len(experts))
             spread = np.repeat(weights, experts.shape[1])
             counts = np.bincount(experts.reshape(-1), spread, minlength=count)
-            policy.use_many(counts, counts, 0)
+            policy.use_many(counts, policy.scores, 0)
         else:
             counts = np.bincount(experts.reshape(-1), minlength=count)
             last: Scores = np.zeros(count)
