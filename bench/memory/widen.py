@@ -49,11 +49,14 @@ class Axis:
 
     small: how many there are. times: places of each; number i is at c * small + i for every c.
     signs: what stands there, times the number [times, small]; their mean square over c is 1.
+    run, runs: every `run` numbers stand `runs` times in a row (heads), and all that as above.
     """
 
     small: int
     times: int
     signs: F32
+    run: int = 1
+    runs: int = 1
 
     @staticmethod
     def signed(small: int, times: int, rng: np.random.Generator) -> Axis:
@@ -64,9 +67,9 @@ class Axis:
         return Axis(small, times, drawn.astype(np.float32))
 
     @staticmethod
-    def plain(small: int, times: int) -> Axis:
+    def plain(small: int, times: int, run: int = 1, runs: int = 1) -> Axis:
         """The number itself, at every place."""
-        return Axis(small, times, np.ones((times, small), np.float32))
+        return Axis(small, times, np.ones((times, small), np.float32), run, runs)
 
     @property
     def size(self) -> int:
@@ -75,7 +78,10 @@ class Axis:
 
     def copies(self, w: F32) -> F32:
         """The last axis as it is, at every place."""
-        return np.tile(w, self.times)
+        if self.runs > 1:
+            heads = w.reshape(*w.shape[:-1], -1, self.run)
+            w = np.tile(heads, self.runs).reshape(*w.shape[:-1], -1)
+        return np.tile(w, self.times // self.runs)
 
     def written(self, w: F32) -> F32:
         """The last axis, at every place with its sign: [..., small] → [..., size]."""
@@ -83,7 +89,8 @@ class Axis:
 
     def read(self, w: F32) -> F32:
         """Columns that give w @ x of what is written: [..., small] → [..., size]."""
-        return self.copies(w) * (self.signs.reshape(-1) / self.times)
+        weights: F32 = self.signs.reshape(-1) / np.float32(self.times)
+        return self.copies(w) * weights
 
     @cached_property
     def noise(self) -> F32:
@@ -91,8 +98,58 @@ class Axis:
         rng = np.random.default_rng(self.size)
         drawn = rng.standard_normal((POOL, self.times, self.small), np.float32)
         along = (drawn * self.signs).mean(1, keepdims=True)
-        drawn -= along * self.signs
-        return drawn.reshape(POOL, -1) / drawn.std()
+        if self.runs > 1:  # signs are 1, and the places of a number are not those of `drawn`
+            drawn = drawn.reshape(POOL, self.times // self.runs, -1, self.runs, self.run)
+            drawn -= drawn.mean((1, 3), keepdims=True)
+        else:
+            drawn -= along * self.signs
+        noise: F32 = drawn.reshape(POOL, -1) / drawn.std()
+        return noise
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Heads of latent attention, each `times` times, with `dims` times the numbers.
+
+    Rotary pairs are the exception: there are twice as many, and pair i turns as pair 2 i of the
+    large model does. The others are zero but for noise.
+    """
+
+    small: int
+    nope: int
+    rope: int
+    value: int
+    times: int
+    dims: int
+
+    def queries(self, w: F32) -> F32:
+        """Rows of q_b_proj; they make up for the larger sum and for its smaller scale."""
+        heads = w.reshape(self.small, self.nope + self.rope, -1)
+        dim = self.nope * self.dims + 2 * self.rope
+        scale = np.float32(np.sqrt(dim / (self.nope + self.rope)))
+        nope = np.tile(heads[:, : self.nope], (1, self.dims, 1)) * (scale / self.dims)
+        rope = [self.rotary(head[self.nope :]) * scale for head in heads]
+        return self._again(np.concatenate([nope, rope], 1))
+
+    def keys_values(self, w: F32) -> F32:
+        """Rows of kv_b_proj."""
+        heads = w.reshape(self.small, self.nope + self.value, -1)
+        parts = heads[:, : self.nope], heads[:, self.nope :]
+        return self._again(np.concatenate([np.tile(p, (1, self.dims, 1)) for p in parts], 1))
+
+    def rotary(self, w: F32) -> F32:
+        """Rows of pairs (2 i, 2 i + 1), at (4 i, 4 i + 1)."""
+        wide = np.zeros((self.rope // 2, 2, 2, w.shape[1]), np.float32)
+        wide[:, 0] = w.reshape(self.rope // 2, 2, -1)
+        return wide.reshape(2 * self.rope, -1)
+
+    @property
+    def values(self) -> Axis:
+        """Columns of o_proj."""
+        return Axis.plain(self.small * self.value, self.times * self.dims, self.value, self.dims)
+
+    def _again(self, heads: F32) -> F32:
+        return np.tile(heads, (self.times, 1, 1)).reshape(-1, heads.shape[-1])
 
 
 @dataclass(frozen=True)
@@ -104,6 +161,7 @@ class Widths:
     dense_neurons: int = 64
     heads: int = 8
     ranks: int = 16
+    head_dims: int = 4
 
     def config(self, small: Mapping[str, Any]) -> dict[str, Any]:
         """config.json of the large model."""
@@ -115,6 +173,9 @@ class Widths:
             "num_key_value_heads": self.heads,
             "q_lora_rank": self.ranks,
             "kv_lora_rank": self.ranks,
+            "qk_nope_head_dim": self.head_dims,
+            "qk_rope_head_dim": 2,
+            "v_head_dim": self.head_dims,
         }
         return {**small, **{name: small[name] * factor for name, factor in times.items()}}
 
@@ -128,15 +189,17 @@ class WideSource(WrappedSource):
         small = source.config
         self.config = widths.config(small)
         rng = np.random.default_rng(1)
-        self._rope = int(small["qk_rope_head_dim"])
         self._hidden = Axis.signed(small["hidden_size"], widths.hidden, rng)
         self._q = Axis.signed(small["q_lora_rank"], widths.ranks, rng)
         self._kv = Axis.signed(small["kv_lora_rank"], widths.ranks, rng)
-        heads, nope = small["num_attention_heads"], small["qk_nope_head_dim"]
-        value = small["v_head_dim"]
-        self._queries = Axis.plain(heads * (nope + self._rope), widths.heads)
-        self._keys = Axis.plain(heads * (nope + value), widths.heads)
-        self._values = Axis.plain(heads * value, widths.heads)
+        self._heads = Heads(
+            small["num_attention_heads"],
+            small["qk_nope_head_dim"],
+            small["qk_rope_head_dim"],
+            small["v_head_dim"],
+            widths.heads,
+            widths.head_dims,
+        )
         inner, shared = small["moe_intermediate_size"], small["n_shared_experts"]
         self._neurons = {
             "experts": Axis.plain(inner, widths.neurons),
@@ -147,65 +210,72 @@ class WideSource(WrappedSource):
     def shape(self, name: str) -> tuple[int, ...]:
         """A tensor's shape, told from the small one's."""
         small = self._source.shape(name)
-        rows, columns = self._axes(name)
+        columns = self._columns(name)
         if len(small) == 1:
             return (columns.size,) if columns is not None else small
-        extra = self._rope if "kv_a_proj" in name else 0
-        return (
-            rows.size + extra if rows is not None else small[0],
-            columns.size if columns is not None else small[1],
-        )
+        rows = self._rows(name, np.empty((small[0], 1), np.float32))
+        return len(rows), columns.size if columns is not None else small[1]
 
     def read(self, name: str) -> F32:
         """A tensor of the large model, made anew, the same every time."""
         w = self._source.read(name)
-        rows, columns = self._axes(name)
+        columns = self._columns(name)
         if columns is None:
             return w
         if w.ndim == 1:
             return columns.copies(w)
         if name.endswith("embed_tokens.weight"):
             return columns.written(w)
-        rope = w[-self._rope :] if "kv_a_proj" in name else w[:0]
-        if rows is not None:
-            w = np.ascontiguousarray(rows.written(w[: rows.small].T).T)
-        wide = columns.read(np.concatenate([w, rope]))
+        wide = columns.read(self._rows(name, w))
         return wide if name.endswith(".gate.weight") else self._noisy(name, wide, columns)
+
+    def _rows(self, name: str, w: F32) -> F32:
+        """A matrix with the rows of the large model."""
+        part, heads = _part(name), self._heads
+        if part == "q_b_proj":
+            return heads.queries(w)
+        if part == "kv_b_proj":
+            return heads.keys_values(w)
+        if part == "kv_a_proj_with_mqa":
+            rank = self._kv.small
+            return np.concatenate([self._kv.written(w[:rank].T).T, heads.rotary(w[rank:])])
+        if part in ("gate_proj", "up_proj"):
+            return self._inner(name).written(w.T).T
+        writers = {"o_proj": self._hidden, "down_proj": self._hidden, "q_a_proj": self._q}
+        return writers[part].written(w.T).T if part in writers else w
 
     def _noisy(self, name: str, w: F32, columns: Axis) -> F32:
         """With as much noise again, which what is read does not see."""
         rng = np.random.default_rng(zlib.crc32(name.encode()))
         rows: NDArray[np.int64] = rng.integers(0, POOL, len(w))
         noise = columns.noise[rows]
-        sizes = rng.choice(np.float32([-1, 1]), (len(w), 1)) * np.sqrt(np.square(w).mean())
+        sizes = rng.choice(np.array([-1, 1], np.float32), (len(w), 1)) * np.sqrt(
+            np.square(w).mean()
+        )
         noise *= sizes
         noise += w
         return noise
 
-    def _axes(self, name: str) -> tuple[Axis | None, Axis | None]:
-        """Those of a tensor's rows and columns; None: as the small model has it."""
-        part = name.removesuffix(".weight").rpartition(".")[2]
+    def _columns(self, name: str) -> Axis | None:
+        """The last axis of a tensor; None: as the small model has it."""
+        part = _part(name)
+        if part == "down_proj":
+            return self._inner(name)
+        if part == "e_score_correction_bias":
+            return None
+        latents = {
+            "q_a_layernorm": self._q,
+            "q_b_proj": self._q,
+            "kv_a_layernorm": self._kv,
+            "kv_b_proj": self._kv,
+            "o_proj": self._heads.values,
+        }
+        return latents.get(part, self._hidden)
+
+    def _inner(self, name: str) -> Axis:
+        """The neurons of an MLP."""
         found = re.search(r"\.mlp\.(shared_experts|experts)\.", name)
-        neurons = self._neurons[found[1] if found is not None else ""]
-        hidden = self._hidden
-        return {
-            "embed_tokens": (None, hidden),
-            "lm_head": (None, hidden),
-            "norm": (None, hidden),
-            "input_layernorm": (None, hidden),
-            "post_attention_layernorm": (None, hidden),
-            "gate": (None, hidden),
-            "q_a_layernorm": (None, self._q),
-            "kv_a_layernorm": (None, self._kv),
-            "q_a_proj": (self._q, hidden),
-            "kv_a_proj_with_mqa": (self._kv, hidden),
-            "q_b_proj": (self._queries, self._q),
-            "kv_b_proj": (self._keys, self._kv),
-            "o_proj": (hidden, self._values),
-            "gate_proj": (neurons, hidden),
-            "up_proj": (neurons, hidden),
-            "down_proj": (hidden, neurons),
-        }.get(part, (None, None))
+        return self._neurons[found[1] if found is not None else ""]
 
     def sample(self, name: str) -> bytes:
         """Its name: no two tensors are equal."""
@@ -219,6 +289,11 @@ class WideSource(WrappedSource):
     def side_files(self) -> dict[str, bytes]:
         """The small model's, with another config.json."""
         return self._source.side_files() | {"config.json": json.dumps(self.config).encode()}
+
+
+def _part(name: str) -> str:
+    """The module that a tensor is of."""
+    return name.removesuffix(".weight").rpartition(".")[2]
 
 
 def told(done: int, total: int, what: str) -> None:

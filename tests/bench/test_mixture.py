@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("typer")
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from bench.memory import policy
+from bench.memory import caches, policy
 from bench.memory.widen import WideSource, Widths
 
 import deepmnn
@@ -64,7 +64,9 @@ def logits(source: Source, out: Path) -> np.ndarray:
 
 def test_the_widened_model_computes_the_same(tmp_path: Path) -> None:
     source = random_source(tmp_path)
-    wide = WideSource(source, Widths(hidden=3, neurons=5, dense_neurons=2, heads=2, ranks=4))
+    wide = WideSource(
+        source, Widths(hidden=3, neurons=5, dense_neurons=2, heads=2, ranks=4, head_dims=3)
+    )
     wanted = logits(source, tmp_path / "small")
     assert wanted.std() > 0.1
     np.testing.assert_allclose(logits(wide, tmp_path / "wide"), wanted, atol=1e-4)
@@ -111,8 +113,8 @@ def test_lru_is_the_plain_algorithm(room: int) -> None:
                 held.move_to_end(int(expert))
             while len(held) > room:
                 held.popitem(last=False)
-    cache = policy.Cache(np.zeros((1, 32), bool), room, admit=True)
-    rate = policy.hit_rate(found, policy.Policy(32), cache, "unseen")
+    cache = caches.Cache(np.zeros((1, 32), bool), room, admit=True)
+    rate = policy.hit_rate(found, caches.Policy(32), cache, "unseen")
     # Experts of one step are equally recent: which of them goes first is not said.
     assert rate == pytest.approx(hits / asked, abs=0.02)
 
@@ -122,7 +124,7 @@ def test_nothing_beats_knowing_the_future(by_layer: bool) -> None:
     found = traces(40)
     for share in (0.2, 0.5):
         bound = policy.best_rate(found, found.cache(share, by_layer, False))
-        for make in (policy.Policy, policy.Frequency, policy.Second):
+        for make in (caches.Policy, caches.Frequency, caches.Second):
             for prompt in ("scan", "unseen", "tokens"):
                 cache = found.cache(share, by_layer, False)
                 assert policy.hit_rate(found, make(32), cache, prompt) <= bound
