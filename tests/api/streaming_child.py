@@ -1,13 +1,15 @@
-"""Answers from a model in a short budget, while reads fail or the process is killed.
+"""Answers from a model in a short budget, while reads fail or until the process is killed.
 
-python streaming_child.py MODEL MEMORY GATE     answers all prompts, round after round, while
-                                                GATE comes and goes; prints "failed good"
-python streaming_child.py MODEL MEMORY          answers until it is killed; prints each answer
+python streaming_child.py MODEL GATE    answers all prompts, round after round, while GATE comes
+                                        and goes; prints "failed good"
+python streaming_child.py MODEL         answers until it is killed; prints "right" each time
 """
 
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import deepmnn
@@ -17,23 +19,32 @@ PROMPTS = [[5, 17, 200, 33, 33, 9], [7], [8, 9, 10] * 30, [40, 2], [120, 99, 3, 
 PARAMS = deepmnn.SamplingParams(max_tokens=12, ignore_eos=True)
 
 
+def answer(model: deepmnn.LLM, prompt: list[int]) -> list[int] | None:
+    """None for one that failed."""
+    try:
+        return model.generate(prompt, PARAMS).ids
+    except ArtifactError as error:
+        if "cannot be read" not in str(error):
+            raise
+        return None
+
+
 def answers(model: deepmnn.LLM) -> list[list[int] | None]:
-    """Of each prompt, all of them together; None for one that failed."""
-    found: list[list[int] | None] = [[] for _ in PROMPTS]
-    events = [(index, model.stream(prompt, PARAMS)) for index, prompt in enumerate(PROMPTS)]
-    for index, chunks in events:
-        try:
-            found[index] = [token for chunk in chunks for token in chunk.token_ids]
-        except ArtifactError as error:
-            if "cannot be read" not in str(error):
-                raise
-            found[index] = None
-    return found
+    """Of all prompts, asked together."""
+    with ThreadPoolExecutor(len(PROMPTS)) as pool:
+        return list(pool.map(partial(answer, model), PROMPTS))
 
 
-def main(model: Path, memory: int, gate: Path | None) -> None:
+def short_memory(model: Path) -> int:
+    """In bytes: in which most experts are read."""
+    split = deepmnn.load(model, memory="64GiB").split
+    assert split is not None
+    return split.least + (split.whole - split.least) // 8
+
+
+def main(model: Path, gate: Path | None) -> None:
     want = answers(deepmnn.load(model))
-    streamed = deepmnn.load(model, memory=memory)
+    streamed = deepmnn.load(model, memory=short_memory(model))
     assert streamed.is_streamed
     if gate is None:
         while True:
@@ -51,4 +62,4 @@ def main(model: Path, memory: int, gate: Path | None) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]) if len(sys.argv) > 3 else None)
+    main(Path(sys.argv[1]), Path(sys.argv[2]) if len(sys.argv) > 2 else None)
