@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from bench.memory.engines import DEFAULT, ENGINES, Engine
+from bench.memory.engines import DEFAULT, ENGINES, Engine, with_read_ahead
 from bench.memory.group import GroupError
 from bench.memory.prompt import read_prompt
+from bench.memory.read_ahead import USUAL_KIB, read_ahead
 from bench.memory.report import save
 from bench.memory.rounds import Found, Plan, limit_name, run
 from bench.peers.__main__ import BUSY
@@ -26,11 +27,12 @@ from deepmnn.cli.console import out as console
 from deepmnn.errors import DeepmnnError, RequestError
 
 BUILDERS = {"deepmnn": "bench.serve.served_model", "gguf": "bench.serve.served_gguf"}
+PAGE = os.sysconf("SC_PAGE_SIZE")
 SOURCES = ("llama_cpp", "ik_llama", "bigmoe")
 
 
 def main(
-    limits: Annotated[str, typer.Option(help="GiB, comma-separated.")] = "2,3.2,4,6",
+    limits: Annotated[str, typer.Option(help="Comma-separated.")] = "2GiB,3.2GiB,4GiB,6GiB",
     engines: Annotated[str, typer.Option(help="Names, in this order.")] = DEFAULT,
     model: Annotated[
         list[str] | None,
@@ -62,6 +64,12 @@ def main(
         list[str] | None, typer.Option(help="ENGINE=WORDS for its command line.")
     ] = None,
     timeout: Annotated[float, typer.Option(help="Most seconds for one run.")] = 1800,
+    stepping: Annotated[
+        float, typer.Option(help="Seconds of steps, after which a run ends with those it came to.")
+    ] = 1800,
+    usual: Annotated[
+        int, typer.Option("--read-ahead", help="KiB: mapped engines run with this, too; 0: not.")
+    ] = USUAL_KIB,
 ) -> None:
     """Run every engine under every limit in turn; writes memory.md and memory.json."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the running engine, too
@@ -74,6 +82,9 @@ def main(
         sources = {name: Path(path) for name, path in _pairs(source, "source", SOURCES).items()}
         names = tuple(engine.name for engine in ENGINES)
         extra = {k: shlex.split(v) for k, v in _pairs(option, "option", names).items()}
+        if usual and "gguf" in models:
+            chosen = with_read_ahead(chosen, read_ahead(models["gguf"]), usual)
+            extra |= {each.name: extra[each.base] for each in chosen if each.base in extra}
         plan = Plan(
             chosen,
             _limits(limits),
@@ -89,6 +100,7 @@ def main(
             sys.executable,
             work.resolve(),
             timeout,
+            stepping,
         )
         measure(plan, out)
     except (DeepmnnError, ChildError, GroupError) as error:
@@ -111,6 +123,7 @@ def measure(plan: Plan, out: Path) -> None:
         "prompt": f"{len(plan.prompt.ids)} tokens, then {plan.steps} steps, {_kind(plan)}",
         "limits": ", ".join(map(limit_name, plan.limits)),
         "read-ahead of mapped files": _read_ahead(plan.models),
+        "most time": f"{plan.timeout:.0f} s for a run, {plan.stepping:.0f} s for its steps",
         "threads": str(plan.threads),
         "rounds": str(plan.repeat),
         "load average before": f"{busy:.2f}",
@@ -123,13 +136,8 @@ def measure(plan: Plan, out: Path) -> None:
 
 def _read_ahead(models: dict[str, Path]) -> str:
     """The kernel's setting for the models' disk."""
-    device = next(iter(models.values())).stat().st_dev
-    name = f"{os.major(device)}:{os.minor(device)}"
-    try:
-        kib = Path(f"/sys/class/bdi/{name}/read_ahead_kb").read_text().strip()
-    except OSError:
-        return "unknown"
-    return f"{kib} KiB"
+    kib = read_ahead(next(iter(models.values())))
+    return "unknown" if kib is None else f"{kib} KiB, where an engine's title tells no other"
 
 
 def _kind(plan: Plan) -> str:
@@ -153,11 +161,12 @@ def _engines(names: str) -> list[Engine]:
 
 def _limits(text: str) -> list[int]:
     try:
-        found = [int(float(word) * (1 << 30)) for word in text.split(",")]
+        wanted = [float(word.removesuffix("GiB")) * (1 << 30) for word in text.split(",")]
+        found = [int(nbytes) // PAGE * PAGE for nbytes in wanted]
     except ValueError:
         found = []
     if not found or min(found) <= 0:
-        raise RequestError(f"the limits {text!r:.80}", "GiB above 0, like 2,3.2,4")
+        raise RequestError(f"the limits {text!r:.80}", "sizes like 2GiB,3.2GiB")
     return found
 
 

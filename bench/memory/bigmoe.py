@@ -73,7 +73,7 @@ def ends(line: str) -> str | None:
 
 
 def told(lines: Sequence[str]) -> Told:
-    """From the summary at the end, or from its steps where it did not come to that."""
+    """From the summary at the end; only its steps where it did not come to that."""
     seconds: dict[str, float] = {}
     steps = [float(found[2]) / 1e3 for line in lines if (found := _STEP.match(line))]
     if steps:

@@ -1,4 +1,4 @@
-"""deepmnn: one prompt and some steps; a line of JSON when a phase ends, and after some steps.
+"""deepmnn: one prompt and some steps; a line of JSON when a phase ends, and after each step.
 
     python -m bench.memory.deepmnn_run REQUEST
 
@@ -9,7 +9,6 @@ steps; greedy ones follow), tokens (of the prompt), steps, threads, limit (bytes
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 import sys
@@ -17,8 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-KV_DTYPE = "int8"
-EVERY = 8
+KV_DTYPE = "bf16"
 KEPT_STEPS = 8
 """Steps whose logits are kept, to compare them bit for bit."""
 
@@ -39,36 +37,29 @@ def main(request: dict[str, Any]) -> None:
         request["threads"],
         kv_dtype=KV_DTYPE,
         cache_tokens=len(ids) + steps,
-        **_memory(deepmnn.load, request["limit"]),
+        memory=request["limit"] or None,
     )
     session = model.session()
-    tell("load", began)
+    tell("load", began, streaming={"split": model.split.line() if model.split else "all mapped"})
     before = streaming(model)
 
     began = perf_counter()
     logits = session.prefill(ids)
     now = streaming(model)
     tell("prefill", began, streaming=difference(before, now))
-    before, kept, answer = now, [logits], []
+    before, kept = now, [logits]
 
     began = perf_counter()
     for step in range(1, steps + 1):
-        answer.append(given[step - 1] if step <= len(given) else int(logits.argmax()))
-        logits = session.decode(answer[-1])
+        token = given[step - 1] if step <= len(given) else int(logits.argmax())
+        logits = session.decode(token)
+        tell("decode", began, id=token, streaming=difference(before, streaming(model)))
         if step <= KEPT_STEPS:
             kept.append(logits)
-        if step % EVERY == 0 or step == steps:
-            tell("decode", began, ids=answer, streaming=difference(before, streaming(model)))
-    if request["logits"]:
-        np.save(request["logits"], np.stack(kept))
+        if request["logits"] and step == min(KEPT_STEPS, steps):
+            np.save(request["logits"], np.stack(kept))
     sys.stdout.flush()
     os._exit(0)
-
-
-def _memory(load: Any, limit: int) -> dict[str, Any]:
-    """The argument that holds deepmnn to the limit, where it has one."""
-    known = "memory" in inspect.signature(load).parameters
-    return {"memory": limit} if known and limit else {}
 
 
 def tell(phase: str, began: float, **fields: Any) -> None:
@@ -78,8 +69,7 @@ def tell(phase: str, began: float, **fields: Any) -> None:
 
 def streaming(model: Any) -> dict[str, float]:
     """The core's counters of what it streams; empty where it streams nothing."""
-    core = getattr(model.backend, "_model", None)
-    return dict(getattr(core, "streaming", None) or {})
+    return dict(model.backend.model.streaming)
 
 
 def difference(before: dict[str, float], now: dict[str, float]) -> dict[str, float]:

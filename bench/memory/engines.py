@@ -6,7 +6,7 @@ import functools
 import json
 import subprocess
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ class Engine:
         command: the program that runs a job. ends: the phase whose end a line tells, or None.
         told: what the printed lines say.
         version: of a checkout.
+        is_mapped: it reads a mapped file, as the kernel sees fit. read_ahead: the disk's setting
+            while it runs, KiB; None: as it is. base: the name without that; its options are for
+            this one, too.
     """
 
     name: str
@@ -42,6 +45,9 @@ class Engine:
     ends: Callable[[str], str | None]
     told: Callable[[Sequence[str]], Told]
     version: Callable[[Path | None], str]
+    is_mapped: bool = False
+    read_ahead: int | None = None
+    base: str = ""
 
 
 def ends(line: str) -> str | None:
@@ -54,7 +60,7 @@ def told(lines: Sequence[str]) -> Told:
     """What these programs say."""
     phases = [fields for line in lines if (fields := _fields(line))]
     seconds = {str(fields["phase"]): float(fields["seconds"]) for fields in phases}
-    ids: list[int] = next((fields["ids"] for fields in reversed(phases) if "ids" in fields), [])
+    ids = [int(fields["id"]) for fields in phases if "id" in fields]
     own = {str(fields["phase"]): fields["streaming"] for fields in phases if "streaming" in fields}
     return Told(seconds, len(ids), ids, own)
 
@@ -116,7 +122,21 @@ def _of_checkout(source: Path | None) -> str:
 
 
 def _llama(name: str, title: str, source: str, options: str, settings: str) -> Engine:
-    return Engine(name, title, "gguf", source, settings, _gguf(options), ends, told, _of_checkout)
+    run, is_mapped = _gguf(options), "map" in options.split()
+    return Engine(name, title, "gguf", source, settings, run, ends, told, _of_checkout, is_mapped)
+
+
+def with_read_ahead(engines: Sequence[Engine], now: int | None, other: int) -> list[Engine]:
+    """The engines, and after each that maps its file the same with another read-ahead, in KiB."""
+    found = []
+    for engine in engines:
+        found.append(engine)
+        if engine.is_mapped and now != other:
+            name, title = f"{engine.name}_{other}k", f"{engine.title}, read-ahead {other} KiB"
+            found.append(
+                replace(engine, name=name, title=title, read_ahead=other, base=engine.name)
+            )
+    return found
 
 
 ENGINES = (
@@ -125,7 +145,7 @@ ENGINES = (
         "deepmnn",
         "deepmnn",
         "",
-        "w4, lm_head too; KV cache int8; `memory=` the limit",
+        "w4, lm_head too; KV cache bf16; `memory=` the limit",
         _deepmnn,
         ends,
         told,

@@ -1,4 +1,4 @@
-/* llama.cpp or ik_llama.cpp: one prompt and some steps; a line of JSON when a phase ends, and after some steps.
+/* llama.cpp or ik_llama.cpp: one prompt and some steps; a line of JSON when a phase ends, and after each step.
 
    gguf_run MODEL IDS TOKENS STEPS THREADS OPTION...
 
@@ -13,8 +13,6 @@
 #if !__has_include("gguf.h")
 #define IK_LLAMA 1 /* its GGUF functions are in ggml.h */
 #endif
-
-enum { EVERY = 8 };
 
 static double now(void) {
   struct timespec t;
@@ -97,13 +95,6 @@ static int run(struct llama_context* context, struct llama_batch* batch, const i
   return best(llama_get_logits_ith(context, count - 1), vocab);
 }
 
-static void tell_steps(double seconds, const int* ids, int count) {
-  printf("{\"phase\": \"decode\", \"seconds\": %.6f, \"ids\": [", seconds);
-  for (int i = 0; i < count; i++) printf("%s%d", i ? ", " : "", ids[i]);
-  printf("]}\n");
-  fflush(stdout);
-}
-
 int main(int argc, char** argv) {
   if (argc < 6) fail("MODEL IDS TOKENS STEPS THREADS OPTION...");
   int count = atoi(argv[3]), steps = atoi(argv[4]), threads = atoi(argv[5]), known = 0, capacity = 1 << 16;
@@ -131,13 +122,12 @@ int main(int argc, char** argv) {
   printf("{\"phase\": \"prefill\", \"seconds\": %.6f}\n", now() - began);
   fflush(stdout);
 
-  int* answer = malloc(sizeof(int) * (size_t)(steps + 1));
-  if (!answer) fail("out of memory");
   began = now();
   for (int i = 0; i < steps; i++) {
-    answer[i] = count + i < known ? ids[count + i] : token;
-    token = run(context, &batch, &answer[i], 1, count + i, vocab);
-    if ((i + 1) % EVERY == 0 || i + 1 == steps) tell_steps(now() - began, answer, i + 1);
+    int given = count + i < known ? ids[count + i] : token;
+    token = run(context, &batch, &given, 1, count + i, vocab);
+    printf("{\"phase\": \"decode\", \"seconds\": %.6f, \"id\": %d}\n", now() - began, given);
+    fflush(stdout);
   }
   _Exit(0);
 }

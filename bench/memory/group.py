@@ -58,6 +58,7 @@ class Group:
                 swap.write_text(names.no_swap)
             if self.limit:
                 (self.path / names.limit).write_text(str(self.limit))
+                self._check(int((self.path / names.limit).read_text()))
         except OSError as error:
             self._remove()
             raise GroupError(f"{error.filename}: {error.strerror}") from error
@@ -87,6 +88,12 @@ class Group:
         lines = (self.path / self._names.events).read_text().splitlines()
         fields = dict(line.split() for line in lines)
         return int(fields.get("oom_kill", 0))
+
+    def _check(self, held: int) -> None:
+        """Raises GroupError unless the kernel took the limit as it is: it rounds to pages."""
+        if held != self.limit:
+            self._remove()
+            raise GroupError(f"{self.path} holds {held} bytes instead of {self.limit}")
 
     def _remove(self) -> None:
         until = time.monotonic() + WAIT

@@ -145,6 +145,7 @@ def _bits(runs: Sequence[Measured], bandwidth: float) -> str:
 
 
 CELLS: tuple[tuple[str, Cell], ...] = (
+    ("steps", _of("decode", lambda run, _: run.phases["decode"].tokens, "{:.0f}")),
     ("load, s", _of("load", lambda run, _: run.phases["load"].seconds, "{:.1f}")),
     (
         "read to load, GB",

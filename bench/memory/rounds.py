@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -13,6 +14,7 @@ from bench.memory.disk import bandwidths
 from bench.memory.engines import Engine
 from bench.memory.group import Group, GroupError
 from bench.memory.prompt import Prompt
+from bench.memory.read_ahead import ReadAheadError, set_read_ahead
 from bench.memory.run import PHASES, Job, Measured, Phase
 from bench.memory.watched import Counters, Watched, watch
 from bench.peers.child import ROOT, ChildError
@@ -32,6 +34,7 @@ class Plan:
         greedy: each step runs the token that the engine chose, not the one that is given.
         compare: deepmnn also runs without a limit first, for its logits.
         work: the folder for programs, logs and logits. timeout: seconds for one run.
+        stepping: seconds of steps after which a run ends with those that it came to.
     """
 
     engines: Sequence[Engine]
@@ -48,6 +51,7 @@ class Plan:
     python: str
     work: Path
     timeout: float
+    stepping: float = math.inf
 
 
 @dataclass
@@ -130,9 +134,9 @@ def measure(plan: Plan, engine: Engine, limit: int) -> Measured:
         return Measured(failure=f"no cold start: {why}")
     try:
         command = engine.command(job)
-        with Group(limit) as group:
-            watched = watch(command, group, engine.ends, plan.timeout, ROOT)
-    except (ChildError, OSError) as error:
+        with set_read_ahead(job.model, engine.read_ahead), Group(limit) as group:
+            watched = watch(command, group, engine.ends, plan.timeout, ROOT, stepping=plan.stepping)
+    except (ChildError, ReadAheadError, OSError) as error:
         return Measured(failure=str(error))
     made = summed_up(job, engine, watched)
     made.command = command
@@ -143,15 +147,19 @@ def measure(plan: Plan, engine: Engine, limit: int) -> Measured:
 
 
 def summed_up(job: Job, engine: Engine, watched: Watched) -> Measured:
-    """The phases of a run: times as the engine tells them, counters as the kernel does."""
+    """The phases of a run: times as the engine tells them, counters as the kernel does.
+
+    Where it was ended before it told its times, they are those between its lines.
+    """
     told = engine.told(watched.lines)
     before, phases = Counters(), {}
     tokens = {"prefill": job.tokens, "decode": told.steps}
     for name in PHASES:
-        if name in told.seconds and name in watched.counters:
+        if name in watched.counters:
             now = watched.counters[name]
-            taken = now.since(before)
-            phases[name] = Phase(told.seconds[name], tokens.get(name, 0), **asdict(taken))
+            taken = asdict(now.since(before))
+            seconds = taken.pop("seconds")
+            phases[name] = Phase(told.seconds.get(name, seconds), tokens.get(name, 0), **taken)
             before = now
     return Measured(phases, watched.peak, watched.failure, len(set(told.ids)), own=told.own)
 

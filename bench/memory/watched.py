@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import selectors
 import signal
@@ -15,6 +16,7 @@ from time import monotonic
 from bench.memory.group import Group
 
 TICK = os.sysconf("SC_CLK_TCK")
+STEPS = "decode"
 LAST = 4
 """Lines of a failed program that its reason quotes at most."""
 
@@ -24,23 +26,24 @@ class Counters:
     """Of a process since its start, all threads.
 
     read_nbytes: bytes from the disk, those of page faults too. major: page faults that waited for
-    the disk. minor: the others. cpu_seconds: processor time.
+    the disk. minor: the others. cpu_seconds: processor time. seconds: wall time.
     """
 
     read_nbytes: int = 0
     major: int = 0
     minor: int = 0
     cpu_seconds: float = 0.0
+    seconds: float = 0.0
 
     @staticmethod
-    def of(pid: int) -> Counters:
+    def of(pid: int, began: float) -> Counters:
         """Raises OSError when the process is gone; one that has not been waited for is there."""
         lines = Path(f"/proc/{pid}/io").read_text().splitlines()
         io = dict(line.split(": ") for line in lines)
         text = Path(f"/proc/{pid}/stat").read_text()
         stat = text[text.rindex(")") + 2 :].split()
         cpu = (int(stat[11]) + int(stat[12])) / TICK
-        return Counters(int(io["read_bytes"]), int(stat[9]), int(stat[7]), cpu)
+        return Counters(int(io["read_bytes"]), int(stat[9]), int(stat[7]), cpu, monotonic() - began)
 
     def since(self, before: Counters) -> Counters:
         """The difference."""
@@ -49,6 +52,7 @@ class Counters:
             self.major - before.major,
             self.minor - before.minor,
             self.cpu_seconds - before.cpu_seconds,
+            self.seconds - before.seconds,
         )
 
 
@@ -62,6 +66,7 @@ class Watched:
         code: its exit code, negative for a signal.
         peak: the most bytes that the group held. kills: how often it was full beyond help.
         timed_out: it was ended because it took too long.
+        stopped: it was ended because it had taken steps for long enough.
     """
 
     lines: list[str] = field(default_factory=list)
@@ -70,10 +75,13 @@ class Watched:
     peak: int = 0
     kills: int = 0
     timed_out: bool = False
+    stopped: bool = False
 
     @property
     def failure(self) -> str:
         """Why it did not end well, in one line; "" if it did."""
+        if self.stopped:
+            return ""
         if self.timed_out:
             reached = ", ".join(self.counters) or "nothing"
             return f"ended because it took too long; it came to: {reached}"
@@ -93,12 +101,14 @@ def watch(
     timeout: float,
     cwd: Path,
     env: Mapping[str, str] | None = None,
+    stepping: float = math.inf,
 ) -> Watched:
     """Runs a program in the group to its end, or kills it after `timeout` seconds.
 
     ends: the phase whose end a printed line tells, or None; the last line of a phase counts.
+    stepping: seconds of "decode" after which it may be ended, with the steps that it came to.
     """
-    found = Watched()
+    found, began = Watched(), monotonic()
     process = subprocess.Popen(
         command,
         cwd=cwd,
@@ -116,7 +126,10 @@ def watch(
                 phase = ends(line)
                 if phase:
                     with suppress(OSError, ValueError):
-                        found.counters[phase] = Counters.of(process.pid)
+                        found.counters[phase] = Counters.of(process.pid, began)
+                if phase == STEPS and _stepped(found) > stepping:
+                    found.stopped = True
+                    break
         finally:
             with suppress(ProcessLookupError):
                 if process.poll() is None:
@@ -124,6 +137,12 @@ def watch(
             found.code = process.wait()
     found.peak, found.kills = group.peak, group.kills
     return found
+
+
+def _stepped(found: Watched) -> float:
+    """Seconds that the steps have taken."""
+    now, before = found.counters.get(STEPS), found.counters.get("prefill")
+    return now.seconds - before.seconds if now and before else 0.0
 
 
 def _lines(process: subprocess.Popen[bytes], timeout: float, found: Watched) -> Iterator[str]:

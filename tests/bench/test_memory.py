@@ -11,22 +11,26 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from bench.memory import bigmoe, rounds
-from bench.memory.__main__ import _limits, _pairs
+from bench.memory.__main__ import PAGE, _limits, _pairs
 from bench.memory.deepmnn_run import difference
 from bench.memory.disk import bandwidths
-from bench.memory.engines import DEFAULT, ENGINES, ends, told
+from bench.memory.engines import DEFAULT, ENGINES, ends, told, with_read_ahead
 from bench.memory.group import Group, GroupError, find
 from bench.memory.prompt import Prompt, cut, random_prompt
+from bench.memory.read_ahead import ReadAheadError, read_ahead, set_read_ahead, setting_of
 from bench.memory.report import page, rate
 from bench.memory.rounds import NO_LIMIT, Found, Plan, limit_name, same_bits, summed_up
 from bench.memory.run import Job, Measured, Phase
 from bench.memory.watched import Counters, Watched, watch
+from bench.peers.child import ChildError
 from bench.serve.vocabulary import write_tokenizer
 
 from deepmnn.errors import RequestError
 from deepmnn.text.tokenizer import Tokenizer
 
 GIB = 1 << 30
+STEPS = ((2.5, 3), (5.0, 4), (8.0, 3))
+"""When each ended, in seconds, and its token."""
 
 
 class FakeGroup:
@@ -39,11 +43,13 @@ class FakeGroup:
         """Nothing to join."""
 
 
-def run(code: str, group: FakeGroup | None = None, timeout: float = 20.0) -> Watched:
+def run(
+    code: str, group: FakeGroup | None = None, timeout: float = 20.0, stepping: float = 20.0
+) -> Watched:
     """A Python program in a fake group."""
     command = [sys.executable, "-c", code]
     fake: Group = group or FakeGroup()  # type: ignore[assignment]
-    return watch(command, fake, ends, timeout, Path.cwd())
+    return watch(command, fake, ends, timeout, Path.cwd(), stepping=stepping)
 
 
 def test_both_versions_of_groups_are_found(tmp_path: Path) -> None:
@@ -103,17 +109,30 @@ def test_a_program_that_takes_too_long_is_ended() -> None:
     assert found.code == -9
 
 
+def test_steps_end_when_they_took_long_enough() -> None:
+    code = (
+        "import time\n"
+        "for name in ['load', 'prefill'] + 200 * ['decode']:\n"
+        '    print(f\'{{"phase": "{name}", "seconds": 1, "id": 2}}\', flush=True)\n'
+        "    time.sleep(0.05)"
+    )
+    found = run(code, stepping=0.2)
+    assert (found.stopped, found.failure) == (True, "")
+    assert 2 <= len(told(found.lines[2:]).ids) < 100
+    assert found.counters["decode"].seconds - found.counters["prefill"].seconds > 0.2
+
+
 def test_what_our_programs_print() -> None:
     lines = [
         "a warning",
         '{"phase": "prefill", "seconds": 2.0, "streaming": {"reads": 4}}',
-        '{"phase": "decode", "seconds": 8.0, "ids": [3, 4, 3]}',
+        *(f'{{"phase": "decode", "seconds": {at}, "id": {token}}}' for at, token in STEPS),
         '{"phase" is cut',
     ]
     found = told(lines)
     assert found.seconds == {"prefill": 2.0, "decode": 8.0}
     assert (found.ids, found.own) == ([3, 4, 3], {"prefill": {"reads": 4}})
-    assert [ends(line) for line in lines] == [None, "prefill", "decode", None]
+    assert [ends(line) for line in lines] == [None, "prefill", *["decode"] * 3, None]
     assert difference({"reads": 4}, {"reads": 9, "misses": 2}) == {"reads": 5, "misses": 2}
 
 
@@ -141,6 +160,34 @@ def test_bigmoe_gets_what_the_limit_leaves(monkeypatch: pytest.MonkeyPatch) -> N
     assert bigmoe.cache_words(Path("m"), GIB // 2) == ["--cache-mb", "0"]
     assert bigmoe.cache_words(Path("m"), 64 * GIB) == ["--cache-mb", "8192"]
     assert bigmoe.cache_words(Path("m"), NO_LIMIT) == ["--cache-mb", "8192"]
+
+
+def test_read_ahead_is_set_and_set_back(tmp_path: Path) -> None:
+    file = setting_of(tmp_path, tmp_path)
+    assert read_ahead(tmp_path, tmp_path) is None
+
+    def held_while_a_run_fails(kib: int | None) -> None:
+        with set_read_ahead(tmp_path, kib, tmp_path):
+            raise ChildError(f"held {read_ahead(tmp_path, tmp_path)}")
+
+    with pytest.raises(ReadAheadError, match="cannot be read"):
+        held_while_a_run_fails(128)
+    file.parent.mkdir()
+    file.write_text("8192\n")
+    for kib, held in ((128, 128), (None, 8192)):
+        with pytest.raises(ChildError, match=f"held {held}"):
+            held_while_a_run_fails(kib)
+        assert read_ahead(tmp_path, tmp_path) == 8192
+
+
+def test_mapped_engines_run_with_another_read_ahead_too() -> None:
+    engines = [engine for engine in ENGINES if engine.name in ("llama_cpp", "bigmoe")]
+    names = [engine.name for engine in with_read_ahead(engines, 8192, 128)]
+    assert names == ["llama_cpp", "llama_cpp_128k", "bigmoe"]
+    assert with_read_ahead(engines, 128, 128) == engines
+    other = with_read_ahead(engines, None, 64)[1]
+    assert (other.title, other.read_ahead) == ("llama.cpp, read-ahead 64 KiB", 64)
+    assert other.base == "llama_cpp"
 
 
 def test_the_disk_is_measured_where_it_can_be(tmp_path: Path, monkeypatch: object) -> None:
@@ -176,17 +223,19 @@ def test_a_prompt_is_ids_and_the_same_as_text(tokenizer: Tokenizer) -> None:
 
 def test_phases_are_the_differences_of_counters() -> None:
     counters = {
-        "load": Counters(100, 1, 2, 0.5),
-        "prefill": Counters(300, 4, 6, 2.0),
-        "decode": Counters(1000, 5, 7, 3.0),
+        "load": Counters(100, 1, 2, 0.5, 5.0),
+        "prefill": Counters(300, 4, 6, 2.0, 9.5),
+        "decode": Counters(1000, 5, 7, 3.0, 18.0),
     }
     lines = [f'{{"phase": "{name}", "seconds": 4.0}}' for name in ("load", "prefill")]
-    lines.append('{"phase": "decode", "seconds": 8.0, "ids": [1, 2, 1, 1]}')
+    lines += [f'{{"phase": "decode", "seconds": 8.0, "id": {token}}}' for token in (1, 2, 1, 1)]
     job = Job(Path("m"), None, "python", Path("ids"), "", 32, 4, 2, GIB, Path("."))
     made = summed_up(job, ENGINES[0], Watched(lines, counters, peak=5))
     assert made.phases["prefill"] == Phase(4.0, 32, 200, 3, 4, 1.5)
     assert made.phases["decode"].read_nbytes == 700
     assert (made.phases["decode"].rate, made.distinct, made.peak_nbytes) == (0.5, 2, 5)
+    untold = summed_up(job, ENGINES[0], Watched(lines[2:], counters, peak=5))
+    assert untold.phases["prefill"].seconds == 4.5  # between its lines
 
 
 def test_logits_are_compared_by_their_bytes(tmp_path: Path) -> None:
@@ -261,7 +310,7 @@ def test_a_page_tells_speeds_reads_and_failures(tmp_path: Path) -> None:
 
 
 def test_limits_and_pairs_are_read_or_refused() -> None:
-    assert _limits("2,3.2") == [2 * GIB, int(3.2 * GIB)]
+    assert _limits("2,3.2GiB") == [2 * GIB, int(3.2 * GIB) // PAGE * PAGE]
     assert [limit_name(limit) for limit in (int(3.2 * GIB), NO_LIMIT)] == ["3.2 GiB", "no limit"]
     for wrong in ("two", "0", ""):
         with pytest.raises(RequestError):
