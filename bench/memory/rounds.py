@@ -58,8 +58,8 @@ class Plan:
 class Found:
     """Everything measured so far.
 
-    rows: limit → engine → a run of each round. disk: of each round, bytes per second by reads at
-    the same time; or why there are none. versions: of the engines.
+    rows: limit → engine → a run of each round. disk: before and after each round, bytes per second
+    by reads at the same time; or why there are none. versions: of the engines.
     """
 
     versions: dict[str, str] = field(default_factory=dict)
@@ -97,6 +97,8 @@ def run(plan: Plan, found: Found, say: Say, save: Save) -> None:
             found.add(limit, engine.name, measured)
             say(line(engine, limit, measured))
             save(found)
+        _measure_disk(plan, found, number)  # a host's cache may give what was read lately faster
+        save(found)
 
 
 def _measure_disk(plan: Plan, found: Found, seed: int) -> None:
