@@ -170,7 +170,7 @@ def _print_streaming(phase: Phase) -> None:
         return
     for line in words.streaming_words(found):
         out.say(line)
-    made = table("layers that wait longest", *words.LAYER_COLUMNS)
+    made = table("layers that wait longest", "layer", *words.LAYER_COLUMNS)
     for layer in sorted(found.layers, key=lambda layer: -layer.waiting)[:_MOST]:
         cells = words.layer_cells(layer, found.steps)
         made.add_row(*map(Text, [words.layer_name(layer), *cells]))

@@ -21,7 +21,6 @@ from deepmnn.inspect.profile.result import Phase, Profile, System
 from deepmnn.inspect.profile.system import since, system
 from deepmnn.inspect.profile.trace import Trace, traced
 from deepmnn.measure.benchmark import measure_machine
-from deepmnn.measure.disk import measure_disk
 from deepmnn.text.stream import TextStream
 
 if TYPE_CHECKING:
@@ -40,10 +39,6 @@ SECONDS = 15.0
 
 MOST_STEPS = 4096
 """Of decode, after which their marks are added up."""
-
-DISK_BLOCK = 2 << 20
-"""Bytes of a read when the disk is measured: a few of them are in no budget, and large ones are
-no faster."""
 
 WARM_STEPS = 3
 TRACE_STEPS = 8
@@ -102,7 +97,7 @@ def profile(
     tell(0, 0, "warming up")
     warm_up = runs.warm_up()
     costs = Costs.of(model, machine)
-    counted = Recorder(model, runs.engine, costs, disk_bandwidth(model))
+    counted = Recorder(model, runs.engine, costs)
     with counted:
         prefill = runs.prefill(counted, tell)
         decode = runs.decode(counted, tell)
@@ -124,17 +119,6 @@ def profile(
         notes=MNN_NOTES if isinstance(model.backend, MnnBackend) else (),
         trace=runs.trace() if trace else None,
     )
-
-
-def disk_bandwidth(model: LLM) -> float:
-    """Bytes a second that the disk of streamed weights gives, from the model's own files.
-
-    0: all weights are in memory, or the files are too small to tell.
-    """
-    files = sorted(model.artifact.path.glob("*.safetensors"))
-    if not model.is_streamed or max(file.stat().st_size for file in files) < 16 * DISK_BLOCK:
-        return 0.0
-    return measure_disk(files, DISK_BLOCK).bandwidth
 
 
 class _Runs:

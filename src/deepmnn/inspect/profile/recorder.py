@@ -35,13 +35,10 @@ SAMPLING = "sampling"
 
 
 class Recorder:
-    """Counts one phase after another; while it is open the core counts too.
+    """Counts one phase after another; while it is open the core counts too."""
 
-    disk: bytes a second that it gives, where weights are streamed.
-    """
-
-    def __init__(self, model: LLM, engine: TimedEngine, costs: Costs, disk: float = 0.0) -> None:
-        self._model, self._engine, self._costs, self._disk = model, engine, costs, disk
+    def __init__(self, model: LLM, engine: TimedEngine, costs: Costs) -> None:
+        self._model, self._engine, self._costs = model, engine, costs
         self._core = model.backend.model if isinstance(model.backend, CpuBackend) else None
         self.threads = int(getattr(self._core or model.backend, "threads", 1))
         self._name = ""
@@ -149,7 +146,7 @@ class Recorder:
     def _streaming(self, steps: int, seconds: float) -> Streaming | None:
         if not self._streamed:
             return None
-        return Streaming.of(self._streamed, self._reads, steps, seconds, self._disk)
+        return Streaming.of(self._streamed, self._reads, steps, seconds)
 
     def _owners(self, load: Load) -> tuple[Owner, ...]:
         cached = load.most_context * self._model.kv_bytes_per_token

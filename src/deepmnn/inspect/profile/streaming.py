@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from deepmnn.backends.cpu import reads as columns
+from deepmnn.backends.cpu.counts import I64
 from deepmnn.backends.cpu.reads import Reads
 from deepmnn.conversion.report.facts import layer_of
 
@@ -47,7 +48,7 @@ class Streaming:
         reading: seconds in which at least one read was on its way.
         waiting: seconds that steps stood still until something came.
         hits, misses, guesses, guesses_used: of all layers, as `LayerReads` has them.
-        disk: bytes a second that the disk gives, measured by itself; 0: not measured.
+        disk: bytes a second that the disk gives when it has enough to do, as these reads show it.
         layers: in order, those outside last. Of the latest KEPT reads of each run.
     """
 
@@ -67,13 +68,14 @@ class Streaming:
 
     @staticmethod
     def of(
-        counts: Mapping[str, float], taken: Sequence[Reads], steps: int, seconds: float, disk: float
+        counts: Mapping[str, float], taken: Sequence[Reads], steps: int, seconds: float
     ) -> Streaming:
         """counts: of `_core.Model.streaming`, those of the phase; taken: of each of its runs."""
         rows = [each.reads for each in taken]
         every = np.concatenate(rows) if rows else np.empty((0, 6), np.int64)
         wrong = (every[:, columns.CAUSE] == columns.GUESSED) & (every[:, columns.USED] == 0)
         nbytes = every[:, columns.NBYTES]
+        average = counts["read_nbytes"] / (counts["read_seconds"] or float("inf"))
         useless = float(nbytes[wrong].sum()) / max(1, int(nbytes.sum()))
         return Streaming(
             steps,
@@ -87,7 +89,7 @@ class Streaming:
             int(counts["expert_misses"]),
             int(counts["predicted"]),
             int(counts["predicted_used"]),
-            disk,
+            max(average, *(_busy_bandwidth(each.reads) for each in taken), 0.0),
             _layers(taken),
         )
 
@@ -105,7 +107,7 @@ class Streaming:
     @property
     def disk_seconds(self) -> float:
         """That the disk takes for what was missed, if it never rests."""
-        return self.missed_nbytes / (self.disk or self.bandwidth or float("inf"))
+        return self.missed_nbytes / (self.disk or float("inf"))
 
     @property
     def compute_seconds(self) -> float:
@@ -126,6 +128,25 @@ class Streaming:
         """What follows from the fields."""
         names = ("bandwidth", "hit_rate", "disk_seconds", "compute_seconds", "bound_share", "binds")
         return {name: getattr(self, name) for name in names}
+
+
+def _busy_bandwidth(reads: I64) -> float:
+    """Bytes a second while that many reads were on their way at once with which most came.
+
+    Only numbers of reads that make up a tenth of the time count. A read's bytes come evenly.
+    """
+    begins, ends = reads[:, columns.BEGIN], reads[:, columns.END]
+    rates = reads[:, columns.NBYTES] / np.maximum(1, ends - begins)
+    times = np.concatenate([begins, ends])
+    order = np.argsort(times, kind="stable")
+    lasted = np.diff(times[order])
+    one = np.ones(len(reads))
+    flying = np.cumsum(np.concatenate([one, -one])[order])[:-1].astype(np.int64)
+    came = np.cumsum(np.concatenate([rates, -rates])[order])[:-1] * lasted
+    spent = np.bincount(flying, lasted)
+    nbytes = np.bincount(flying, came)
+    often = (spent >= spent[1:].sum() / 10) & (np.arange(len(spent)) > 0)
+    return float((nbytes[often] / np.maximum(1, spent[often])).max(initial=0.0)) * 1e9
 
 
 def _layers(taken: Sequence[Reads]) -> tuple[LayerReads, ...]:

@@ -144,11 +144,11 @@ def system_words(phase: Phase) -> str:
 def streaming_words(found: Streaming) -> list[str]:
     """What was read from the disk, and whether that took the time."""
     steps, whole = max(1, found.steps), found.seconds or 1.0
-    alone = f" ({_rate(found.disk)} by itself)" if found.disk else ""
     said = [
         f"disk: {file_size(round(found.nbytes / steps))} a step in "
-        f"{three_digits(found.reads / steps)} reads, {_rate(found.bandwidth)} while reading{alone};"
-        f" reading {share(found.reading / whole)} of the time, "
+        f"{three_digits(found.reads / steps)} reads, {_rate(found.bandwidth)} while reading, "
+        f"{_rate(found.disk)} when it had enough to do; "
+        f"reading {share(found.reading / whole)} of the time, "
         f"steps waiting for it {share(found.waiting / whole)}"
     ]
     if found.hit_rate is not None:
