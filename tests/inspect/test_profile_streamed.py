@@ -201,6 +201,6 @@ def test_a_profile_stays_within_the_budget_of_the_cache(mixture: Path, model: LL
     made = measure._Runs(model, None, repeat=1000, batch=1, context=None)
     assert made.engine.manager.capacity <= rows
     profile(model, [1] * 9, repeat=2, batch=2)
-    for wrong in ({"batch": 65}, {"batch": 8, "context": 200}):
+    for batch, context in ((65, 9), (8, 200)):
         with pytest.raises(RequestError, match="memory budget"):
-            profile(model, [1] * 9, repeat=2, **wrong)
+            profile(model, [1] * 9, repeat=2, batch=batch, context=context)
