@@ -6,7 +6,6 @@
 namespace deepmnn {
 namespace {
 
-constexpr size_t kLayersAhead = 1;      // the one after that is guessed right too seldom (docs/log.md)
 constexpr int64_t kMostGuessRows = 32;  // more rows choose so many experts that a guess of each is worth nothing
 // A buffer behind those of its arena.
 uint32_t add_buffer(Program& program, const BufferInfo& like, Dim dim) {
@@ -42,13 +41,9 @@ Prefetch::Prefetch(Program& program, const std::vector<std::unique_ptr<Op>>& ops
     choice.indices = int_buffer(program, indices_of(program, program.instructions[slices[i].reader]));
     // Plain graphs have several instructions that read what one decides: the last of them looks ahead.
     const bool last = i + 1 < slices.size() && slices[i + 1].decider != slices[i].decider;
-    size_t decider = slices[i].decider;
-    for (size_t j = i + 1; last && j < slices.size() && choice.next.size() < kLayersAhead; ++j) {
-      if (slices[j].decider == decider) continue;
-      decider = slices[j].decider;
-      Guess guess = make_guess(program, slices[i], slices[j], ropes);
-      guess.weights = ops[slices[j].reader]->routed();
-      if (guess.weights.experts > 0) choice.next.push_back(std::move(guess));
+    if (last) {
+      choice.next = make_guess(program, slices[i], slices[i + 1], ropes);
+      choice.next.weights = ops[slices[i + 1].reader]->routed();
     }
     choices_[slices[i].decider].push_back(std::move(choice));
   }
@@ -102,22 +97,19 @@ void Prefetch::announce(const Choice& choice, Step& step) {
   gather(choice.weights, step.i32(choice.indices), chosen);
   residency.expect(ids_.data(), uses_.data(), static_cast<int64_t>(ids_.size()));
   residency.forget_guesses();
-  if (choice.next.empty()) return;
-  if (chosen >= choice.next[0].weights.experts) {  // about all of them
-    const RoutedWeights& all = choice.next[0].weights;
-    return residency.guess(all.ids, all.experts * all.each);
+  const Guess& next = choice.next;
+  if (next.weights.experts == 0) return;
+  if (chosen >= next.weights.experts) {  // about all of them
+    return residency.guess(next.weights.ids, next.weights.experts * next.weights.each);
   }
-  if (rows > kMostGuessRows) return;
-  for (const Guess& guess : choice.next) {
-    for (const std::unique_ptr<Op>& op : guess.ops) {
-      step.weights.unpin();
-      step.scratch.reset();
-      op->run(step);
-    }
-    if (guess.ops.empty()) continue;
-    gather(guess.weights, step.i32(guess.indices), rows * guess.weights.top_k);
-    residency.guess(ids_.data(), static_cast<int64_t>(ids_.size()));
+  if (next.ops.empty() || rows > kMostGuessRows) return;
+  for (const std::unique_ptr<Op>& op : next.ops) {
+    step.weights.unpin();
+    step.scratch.reset();
+    op->run(step);
   }
+  gather(next.weights, step.i32(next.indices), rows * next.weights.top_k);
+  residency.guess(ids_.data(), static_cast<int64_t>(ids_.size()));
 }
 
 }  // namespace deepmnn

@@ -23,9 +23,10 @@ class Prefetch {
   }
 
  private:
-  // What a later layer will choose: its routing on this layer's rows.
+  // What the next layer will choose: its routing on this layer's rows. The one after that is guessed right too seldom
+  // (docs/log.md).
   struct Guess {
-    RoutedWeights weights;
+    RoutedWeights weights;                 // without experts: there is no such layer
     std::vector<std::unique_ptr<Op>> ops;  // none where its routing needs more than those
     Buffer indices;
   };
@@ -33,7 +34,7 @@ class Prefetch {
   struct Choice {
     Buffer indices;
     RoutedWeights weights;
-    std::vector<Guess> next;  // of the layers that follow, nearest first
+    Guess next;
   };
 
   void announce(const Choice& choice, Step& step);

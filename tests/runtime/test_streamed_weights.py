@@ -14,6 +14,7 @@ from streamed import MODELS, backend, equal, least, make, memory_at, run
 
 from deepmnn import _core
 from deepmnn.errors import ArtifactError, RequestError
+from failing_reads import failing_reads
 
 SHARES = (0.0, 0.03, 0.2, 0.6, 0.97)
 
@@ -156,35 +157,6 @@ def test_a_file_that_is_replaced_is_the_old_one_still(mixture: Path, tmp_path: P
     assert equal(run(made), want)
 
 
-SHIM = r"""
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
-#include <stdatomic.h>
-#include <stdlib.h>
-#include <unistd.h>
-/* One read in DENOMINATOR fails, or brings too little, while the file GATE is there. */
-static atomic_uint state = 12345;
-ssize_t pread64(int file, void *to, size_t n, off64_t at) {
-  static ssize_t (*real)(int, void *, size_t, off64_t);
-  if (!real) real = dlsym(RTLD_NEXT, "pread64");
-  const char *gate = getenv("GATE"), *denominator = getenv("DENOMINATOR");
-  if (gate && denominator && access(gate, F_OK) == 0) {
-    unsigned x = atomic_fetch_add(&state, 2654435761u);
-    x = (x ^ (x >> 15)) * 2246822519u;
-    x ^= x >> 13;
-    if (x % (unsigned)atoi(denominator) == 0) {
-      if (x & 0x10000) { errno = EIO; return -1; }
-      if (x & 0x20000) return 0;
-      n = n / 2 / 4096 * 4096;
-      if (n == 0) { errno = EIO; return -1; }
-      return real(file, to, n, at);
-    }
-  }
-  return real(file, to, n, at);
-}
-ssize_t pread(int file, void *to, size_t n, off_t at) { return pread64(file, to, n, at); }
-"""
 FAILING = """
 import sys
 from pathlib import Path
@@ -213,15 +185,10 @@ print(failed, good)
 @pytest.mark.parametrize("name", ["mixture", pytest.param("dense", marks=pytest.mark.slow)])
 def test_reads_that_fail_now_and_then(name: str, tmp_path: Path) -> None:
     model = make(name, tmp_path)
-    shim = tmp_path / "shim.so"
-    source = tmp_path / "shim.c"
-    source.write_text(SHIM)
-    subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", shim, source, "-ldl"], check=True)
     here = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, "-c", FAILING, model, tmp_path / "gate", here, here.parent],
-        env=os.environ
-        | {"LD_PRELOAD": str(shim), "GATE": str(tmp_path / "gate"), "DENOMINATOR": "100"},
+        env=os.environ | failing_reads(tmp_path, tmp_path / "gate", 100),
         capture_output=True,
         text=True,
         timeout=200,
