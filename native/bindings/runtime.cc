@@ -271,6 +271,40 @@ nb::list spans(Model& model) {
   return found;
 }
 
+// What a profile keeps of reads, waits and choices of experts; see _core.pyi.
+nb::dict reads(Model& model) {
+  std::vector<int64_t> reads, waits, choices;
+  int64_t lost_reads = 0, lost_waits = 0;
+  model.profile(false, [&](const Profile& profile) {
+    const QuickClock::Reading clock = profile.clock().read();
+    const ReadLog log = model.read_log();
+    lost_reads = log.each_read([&](const ReadSpan& span) {
+      reads.insert(reads.end(), {clock.ns_at(span.begin), clock.ns_at(span.end), static_cast<int64_t>(span.unit),
+                                 span.nbytes, static_cast<int64_t>(span.cause), span.used});
+    });
+    lost_waits = log.each_wait([&](const WaitSpan& span) {
+      const int64_t unit = span.unit == WaitSpan::kNone ? -1 : static_cast<int64_t>(span.unit);
+      waits.insert(waits.end(), {clock.ns_at(span.begin), clock.ns_at(span.end), unit});
+    });
+    for (const Choices& unit : log.choices()) {
+      choices.insert(choices.end(), {unit.hits, unit.misses, unit.guesses, unit.good_guesses});
+    }
+  });
+  nb::dict found;
+  if (!model.streams()) return found;
+  found["lost"] = lost_reads + lost_waits;
+  found["reads"] = int_array(std::move(reads), 6);
+  found["waits"] = int_array(std::move(waits), 3);
+  found["choices"] = int_array(std::move(choices), 4);
+  nb::list units;
+  for (const auto& [name, need] : model.unit_names()) {
+    const bool dense = need == Need::dense || need == Need::always;
+    units.append(nb::make_tuple(name, need == Need::routed ? "expert" : dense ? "dense" : "rows"));
+  }
+  found["units"] = units;
+  return found;
+}
+
 // Nothing where all weights are mapped.
 nb::dict streaming(const Model& model) {
   nb::dict found;
@@ -368,10 +402,12 @@ void bind_model(nb::module_& m) {
            "inputs"_a = nb::dict())
       .def("sample", &sample_rows, "draws"_a)
       .def_prop_ro("instructions", &instructions)
-      .def("start_profile", &Model::start_profile, "spans"_a = 0, nb::call_guard<nb::gil_scoped_release>())
+      .def("start_profile", &Model::start_profile, "spans"_a = 0, "reads"_a = 0,
+           nb::call_guard<nb::gil_scoped_release>())
       .def("stop_profile", &Model::stop_profile, nb::call_guard<nb::gil_scoped_release>())
       .def("profile", &profile, "reset"_a = false)
       .def("spans", &spans)
+      .def("reads", &reads)
       .def("memory", &memory, "reset"_a = false);
 }
 

@@ -269,21 +269,39 @@ std::vector<int32_t> Model::sample(const std::vector<Draw>& draws) {
   return tokens;
 }
 
-void Model::start_profile(int64_t spans) {
-  if (spans < 0 || spans > kMaxSpans) {
-    fail_request(std::to_string(spans) + " spans", "0 to " + std::to_string(kMaxSpans));
-  }
+void Model::start_profile(int64_t spans, int64_t reads) {
+  const auto check = [](int64_t count, const char* what) {
+    if (count >= 0 && count <= kMaxSpans) return;
+    fail_request(std::to_string(count) + what, "0 to " + std::to_string(kMaxSpans));
+  };
+  check(spans, " spans");
+  check(reads, " reads");
   std::lock_guard<Turns> turn(turns_);
   const int64_t zones = static_cast<int64_t>(ops_.size()) + kParts, each = zones * static_cast<int64_t>(sizeof(Work));
-  require_memory(nbytes_of(threads(), each + spans * static_cast<int64_t>(sizeof(Span))), "a profile");
+  const int64_t log = streams() ? reads * static_cast<int64_t>(sizeof(ReadSpan) + sizeof(WaitSpan)) : 0;
+  require_memory(nbytes_of(threads(), each + spans * static_cast<int64_t>(sizeof(Span))) + log, "a profile");
   profile_ = std::make_unique<Profile>(threads(), static_cast<int64_t>(ops_.size()), spans);
   pool_.count(profile_.get());
+  weights_.residency().keep_reads(profile_->clock(), reads);
 }
 
 void Model::stop_profile() {
   std::lock_guard<Turns> turn(turns_);
   pool_.count(nullptr);
+  weights_.residency().keep_reads({}, 0);
   profile_ = nullptr;
+}
+
+std::vector<std::pair<std::string, Need>> Model::unit_names() const {
+  const ReadUnits units = read_units(program_);
+  std::vector<std::pair<std::string, Need>> names;
+  for (const ReadUnit& unit : units.units) names.emplace_back("", unit.need);
+  for (size_t i = 0; i < units.unit_of.size(); ++i) {
+    if (units.unit_of[i] >= names.size()) continue;  // nothing reads it
+    std::string& name = names[units.unit_of[i]].first;
+    if (name.empty()) name = program_.weights[i].name;
+  }
+  return names;
 }
 
 void Model::fail_no_profile() { fail_request("a profile of a model that counts nothing", "start_profile before"); }

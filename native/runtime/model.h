@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "runtime/batch.h"
@@ -12,6 +13,7 @@
 #include "runtime/prefetch.h"
 #include "runtime/profile.h"
 #include "runtime/program.h"
+#include "runtime/read_units.h"
 #include "runtime/step.h"
 #include "runtime/turns.h"
 #include "runtime/weight_plan.h"
@@ -48,6 +50,9 @@ class Model {
   // What has been read since it was loaded; null where all weights are mapped.
   bool streams() const { return weights_.residency().streams(); }
   StreamCounts stream_counts() const { return weights_.residency().counts(); }
+  // What a profile keeps of that, and what its units are: the first weight of each, and when it is needed.
+  ReadLog read_log() const { return weights_.residency().read_log(); }
+  std::vector<std::pair<std::string, Need>> unit_names() const;
   const std::vector<CacheInfo>& caches() const { return program_.caches; }
   const char* numa() const { return numa_.mode(); }
   void place(const KvCache& cache) const;  // on the nodes, before anything is in it
@@ -73,8 +78,9 @@ class Model {
 
   const std::vector<Instruction>& instructions() const { return program_.instructions; }
 
-  // Counts what steps cost from now on, afresh, and keeps that many spans of each worker; or no more.
-  void start_profile(int64_t spans);
+  // Counts what steps cost from now on, afresh, and keeps that many spans of each worker, and that many reads of
+  // weights; or no more.
+  void start_profile(int64_t spans, int64_t reads);
   void stop_profile();
   // What has been counted, which `read` may look at until it returns. Throws Error("request") when nothing is counted.
   template <class Read>
@@ -82,7 +88,9 @@ class Model {
     std::lock_guard<Turns> turn(turns_);
     if (!profile_) fail_no_profile();
     read(static_cast<const Profile&>(*profile_));
-    if (reset) profile_->reset();
+    if (!reset) return;
+    profile_->reset();
+    weights_.residency().forget_reads();
   }
   // Who holds how much besides weights and caches. reset: peaks begin anew.
   std::vector<MemoryUse> memory(bool reset);

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/kernels.h"
+#include "runtime/read_log.h"
 
 namespace deepmnn {
 
@@ -58,6 +59,11 @@ class Residency {
   virtual void forget_guesses() {}
 
   virtual StreamCounts counts() const { return {}; }
+
+  // Remembers its latest reads and waits from now on, as many of each, on that clock; 0: no more.
+  virtual void keep_reads(const QuickClock&, int64_t) {}
+  virtual void forget_reads() {}
+  virtual ReadLog read_log() const { return {}; }
 };
 
 // How many rows pin_rows brings at once.

@@ -114,11 +114,20 @@ void StreamedWeights::check_fork() const {
 }
 
 template <class Done>
-void StreamedWeights::wait(Lock& lock, Done&& done) {
+void StreamedWeights::wait(Lock& lock, const uint32_t& unit, Done&& done) {
   if (done()) return;
-  const int64_t start = now_ns();
+  const int64_t start = now_ns(), begin = log_.is_on() ? log_.now() : 0;
   news_.wait(lock, done);
   counts_.wait_ns += now_ns() - start;
+  if (log_.is_on()) log_.waited(begin, unit);
+}
+
+void StreamedWeights::want_expert(uint32_t unit, int64_t uses) {
+  const Choices before{experts_.hits, experts_.misses, 0, experts_.good_guesses};
+  experts_.want(unit, uses);
+  if (!log_.is_on()) return;
+  log_.chose(unit, {experts_.hits - before.hits, experts_.misses - before.misses, 0,
+                    experts_.good_guesses - before.good_guesses});
 }
 
 void StreamedWeights::pin(const uint32_t* ids, int64_t n, Weight* out) {
@@ -132,15 +141,15 @@ void StreamedWeights::pin(const uint32_t* ids, int64_t n, Weight* out) {
         lock.lock();
       }
       if (is_routed(ids[i])) {
-        if (!experts_.find(unit)) experts_.want(unit, 1);
+        if (!experts_.find(unit)) want_expert(unit, 1);
         wake_readers(true);
-        wait(lock, [&] { return (room = experts_.find(unit)) != nullptr; });
+        wait(lock, unit, [&] { return (room = experts_.find(unit)) != nullptr; });
         experts_.pin(unit);
       } else if (ring_.has(unit)) {
         ring_.want(unit);
         ring_waits_ = true;
         wake_readers(true);
-        wait(lock, [&] { return (room = ring_.pin(unit)) != nullptr; });
+        wait(lock, unit, [&] { return (room = ring_.pin(unit)) != nullptr; });
         ring_waits_ = false;
       } else {
         fail_artifact("program.bin: weight " + weights_[ids[i]].name + " is read whole", "some rows of it");
@@ -172,17 +181,19 @@ int64_t StreamedWeights::pin_some(const uint32_t* ids, int64_t each, int32_t* gr
   for (int64_t i = 0; i < n; ++i) {  // what nobody has foretold
     for (int64_t j = 0; j < each; ++j) {
       const uint32_t unit = units_.unit_of[ids[groups[i] * each + j]];
-      if (!resident_[unit] && !experts_.find(unit) && !experts_.is_coming(unit)) experts_.want(unit, 1);
+      if (!resident_[unit] && !experts_.find(unit) && !experts_.is_coming(unit)) want_expert(unit, 1);
     }
   }
   wake_readers(true);
   const uint32_t first = units_.unit_of[ids[groups[0] * each]];
   const int64_t most = resident_[first] ? n : std::min(n, experts_.pins(first));
   int64_t pinned = 0;
-  wait(lock, [&] {
+  uint32_t came = first;
+  wait(lock, came, [&] {
     for (int64_t i = 0; i < n && pinned < most; ++i) {
       if (!pin_group(ids + groups[i] * each, each, out + groups[i] * each)) continue;
       std::rotate(groups + pinned, groups + i, groups + i + 1);
+      came = units_.unit_of[ids[groups[0] * each]];
       ++pinned;
     }
     return pinned > 0;
@@ -217,8 +228,9 @@ void StreamedWeights::pin_rows(uint32_t id, const int32_t* rows, int64_t n, cons
   check_fork();
   Lock lock(mutex_);
   want_rows(id, rows, n, blocks);
+  row_unit_ = unit;
   work_.notify_all();
-  wait(lock, [&] {
+  wait(lock, unit, [&] {
     return std::all_of(row_reads_.begin(), row_reads_.end(), [](const RowRead& read) { return read.done; });
   });
   for (const RowRead& read : row_reads_) {
@@ -245,7 +257,7 @@ void StreamedWeights::begin_step(int64_t tokens) {
   check_fork();
   Lock lock(mutex_);
   // A step that ended by an error may have left rows on their way.
-  wait(lock, [&] {
+  wait(lock, WaitSpan::kNone, [&] {
     return std::all_of(row_reads_.begin(), row_reads_.end(), [](const RowRead& read) { return read.done; });
   });
   row_reads_.clear();
@@ -259,7 +271,7 @@ void StreamedWeights::expect(const uint32_t* ids, const int32_t* uses, int64_t n
     Lock lock(mutex_);
     for (int64_t i = 0; i < n; ++i) {
       const uint32_t unit = units_.unit_of[ids[i]];
-      if (!resident_[unit] && is_routed(ids[i])) experts_.want(unit, uses[i]);
+      if (!resident_[unit] && is_routed(ids[i])) want_expert(unit, uses[i]);
     }
     wake_readers(true);
   }
@@ -284,6 +296,7 @@ void StreamedWeights::forget_guesses() {
 StreamCounts StreamedWeights::counts() const {
   Lock lock(mutex_);
   StreamCounts counts = counts_;
+  if (active_ > 0) counts.read_ns += now_ns() - active_since_;
   counts.expert_hits = experts_.hits;
   counts.expert_misses = experts_.misses;
   counts.guesses = experts_.guesses;
@@ -291,23 +304,40 @@ StreamCounts StreamedWeights::counts() const {
   return counts;
 }
 
+void StreamedWeights::keep_reads(const QuickClock& clock, int64_t spans) {
+  ReadLog log = spans > 0 ? ReadLog(clock, static_cast<int64_t>(units_.units.size()), spans) : ReadLog();
+  Lock lock(mutex_);
+  std::swap(log_, log);
+}
+
+void StreamedWeights::forget_reads() {
+  Lock lock(mutex_);
+  if (log_.is_on()) log_.reset();
+}
+
+ReadLog StreamedWeights::read_log() const {
+  Lock lock(mutex_);
+  return log_;
+}
+
 // What a step waits for comes first, what may be needed last.
 bool StreamedWeights::next(Read* read) {
   for (size_t i = 0; i < row_reads_.size(); ++i) {
     if (row_reads_[i].started) continue;
     row_reads_[i].started = true;
-    *read = {Source::rows, 0, row_reads_[i].to, i};
+    *read = {Source::rows, row_unit_, row_reads_[i].to, i, Cause::wanted};
     return true;
   }
-  *read = {Source::ring, 0, nullptr, 0};
+  *read = {Source::ring, 0, nullptr, 0, Cause::wanted};
   if (ring_waits_ && ring_.next(&read->unit, &read->to)) return true;
   read->source = Source::experts;
   if (experts_.next(false, &read->unit, &read->to)) return true;
-  read->source = Source::ring;
+  *read = {Source::ring, 0, nullptr, 0, Cause::ahead};
   if (ring_.next(&read->unit, &read->to)) return true;
-  read->source = Source::experts;
-  if (active_ >= kGuessing) return false;
-  return experts_.next(true, &read->unit, &read->to);
+  *read = {Source::experts, 0, nullptr, 0, Cause::guessed};
+  if (active_ >= kGuessing || !experts_.next(true, &read->unit, &read->to)) return false;
+  if (log_.is_on()) log_.guessed(read->unit);
+  return true;
 }
 
 void StreamedWeights::run_reader() {
@@ -324,12 +354,15 @@ void StreamedWeights::run_reader() {
     if (active_++ == 0) active_since_ = now_ns();
     const std::vector<ReadRun>& runs =
         read.source == Source::rows ? row_reads_[read.row].runs : units_.units[read.unit].runs;
+    const int64_t begin = log_.is_on() ? log_.now() : 0;
     lock.unlock();
     const std::string why = perform(runs, read.to);  // rows stay until all of them are there
     lock.lock();
     const int64_t now = now_ns();
     if (--active_ == 0) counts_.read_ns += now - active_since_;
+    const int64_t before = counts_.read_nbytes;
     finish(read, why);
+    if (log_.is_on()) remember(read, begin, counts_.read_nbytes - before);
     news_.notify_all();
   }
 }
@@ -364,6 +397,11 @@ void StreamedWeights::finish(const Read& read, const std::string& why) {
   } else {
     why.empty() ? experts_.arrived(read.unit) : experts_.failed(read.unit, why);
   }
+}
+
+void StreamedWeights::remember(const Read& read, int64_t begin, int64_t nbytes) {
+  const bool used = read.cause == Cause::guessed && experts_.is_coming(read.unit);
+  log_.read({begin, 0, nbytes, read.unit, read.cause, used});
 }
 
 }  // namespace deepmnn

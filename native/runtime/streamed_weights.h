@@ -36,6 +36,9 @@ class StreamedWeights : public Residency {
   void guess(const uint32_t* ids, int64_t n) override;
   void forget_guesses() override;
   StreamCounts counts() const override;
+  void keep_reads(const QuickClock& clock, int64_t spans) override;
+  void forget_reads() override;
+  ReadLog read_log() const override;
 
  private:
   using Lock = std::unique_lock<std::mutex>;
@@ -47,6 +50,7 @@ class StreamedWeights : public Residency {
     uint32_t unit = 0;
     uint8_t* to = nullptr;
     size_t row = 0;  // of row_reads_
+    Cause cause = Cause::wanted;
   };
   struct RowRead {
     int64_t block = 0;  // of the table
@@ -61,9 +65,11 @@ class StreamedWeights : public Residency {
   void check_fork() const;
   const uint8_t* bytes(uint32_t id, const uint8_t* room) const { return room + units_.at[id]; }
   bool pin_group(const uint32_t* ids, int64_t each, Weight* out);
+  void want_expert(uint32_t unit, int64_t uses);
   void want_rows(uint32_t id, const int32_t* rows, int64_t n, const uint8_t** blocks);
+  // unit: which one is waited for, known at the end.
   template <class Done>
-  void wait(Lock& lock, Done&& done);
+  void wait(Lock& lock, const uint32_t& unit, Done&& done);
 
   void wake_readers(bool news);
   void run_reader();
@@ -71,6 +77,7 @@ class StreamedWeights : public Residency {
   // "", or why it could not be read.
   std::string perform(const std::vector<ReadRun>& runs, uint8_t* room) const;
   void finish(const Read& read, const std::string& why);
+  void remember(const Read& read, int64_t begin, int64_t nbytes);
   bool is_routed(uint32_t id) const { return units_.units[units_.unit_of[id]].need == Need::routed; }
 
   const ReadUnits units_;
@@ -87,12 +94,14 @@ class StreamedWeights : public Residency {
   ExpertCache experts_;
   WeightRing ring_;
   std::vector<RowRead> row_reads_;
+  uint32_t row_unit_ = 0;  // their table
   bool stop_ = false;
   bool ring_waits_ = false;  // a step waits for the ring
   int active_ = 0;           // reads on their way
   int idle_ = 0;             // readers that have nothing to do
   int64_t active_since_ = 0;
   StreamCounts counts_;
+  ReadLog log_;
   struct Threads {
     std::vector<std::thread> readers;
   };

@@ -220,10 +220,11 @@ class Model:
         absorbed form).
         """
 
-    def start_profile(self, spans: int = 0) -> None:
+    def start_profile(self, spans: int = 0, reads: int = 0) -> None:
         """Counts what steps cost from now on, afresh; otherwise no clock is read for it.
 
-        spans: how many each thread remembers, the latest ones; 40 bytes each.
+        spans: how many each thread remembers, the latest ones; 40 bytes each. reads: how many reads
+        of weights are remembered, and how many waits for one; 64 bytes both together.
         """
 
     def stop_profile(self) -> None:
@@ -242,6 +243,19 @@ class Model:
         """For each thread: how many spans it has forgotten, and [n, 5] those that it remembers:
         begin and end (nanoseconds of time.perf_counter_ns), zone, doing (0: the zone, 1: its own
         pieces, 2: stolen ones, 3: waiting), pieces.
+        """
+
+    def reads(self) -> dict[str, Any]:
+        """What has been read of streamed weights since the profile began, or was reset; empty where
+        all weights are mapped. Times are nanoseconds of time.perf_counter_ns.
+
+        units: what is read at once, (name of its first weight, "expert", "dense" or "rows"); of the
+        last kind a read brings some rows.
+        reads [n, 6]: begin, end, unit, bytes, cause (0: wanted, 1: guessed, 2: read ahead in the
+        program's order), whether it is a guess that a step used. waits [n, 3]: begin and end of a
+        step's wait, and the unit that ended it (-1: several). choices [units, 4]: how often steps
+        chose a unit that was in memory, and that was not; guesses of it that were read, and used.
+        lost: reads and waits that were forgotten.
         """
 
     def memory(self, reset: bool = False) -> dict[str, tuple[int, int, int]]:

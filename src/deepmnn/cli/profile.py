@@ -146,6 +146,7 @@ def _print_phase(phase: Phase) -> None:
         for cost in costs:
             threads = "/".join(cell.rstrip("%") for cell in words.thread_cells(cost))
             out.say(_line([*words.cost_cells(cost), threads], _short(cost.name)))
+    _print_streaming(phase)
     out.say(f"{'time':>7} {'a step':>9}  beside the ops", "dim")
     for name, share, time, meaning in words.part_rows(phase):
         out.say(f"{share:>7} {time:>9}  {name}: {meaning}")
@@ -159,6 +160,21 @@ def _print_phase(phase: Phase) -> None:
     out.print(made)
     out.say(words.rss_words(phase))
     out.say(words.system_words(phase))
+
+
+def _print_streaming(phase: Phase) -> None:
+    from deepmnn.inspect.profile import words
+
+    found = phase.streaming
+    if found is None:
+        return
+    for line in words.streaming_words(found):
+        out.say(line)
+    made = table("layers that wait longest", "layer", *words.LAYER_COLUMNS)
+    for layer in sorted(found.layers, key=lambda layer: -layer.waiting)[:_MOST]:
+        cells = words.layer_cells(layer, found.steps)
+        made.add_row(*map(Text, [words.layer_name(layer), *cells]))
+    out.print(made)
 
 
 _WIDTHS = (7, 7, 6, 5, 5, 7, 5, 7, 9)

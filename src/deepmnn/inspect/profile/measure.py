@@ -45,7 +45,7 @@ TRACE_STEPS = 8
 """Of decode."""
 
 TRACE_SPANS = 1 << 16
-"""That each thread remembers for a trace."""
+"""That each thread remembers for a trace; and as many reads."""
 
 MNN_NOTES = (
     "MNN runs a step as one call, and its wheel tells of no op in it: it calls back before and "
@@ -149,7 +149,7 @@ class _Runs:
                     "Choose a smaller context.", "Choose a smaller --context, or a shorter input."
                 ),
             )
-        self._round = min(max(repeat, TRACE_STEPS, WARM_STEPS), room)
+        self._round = min(max(repeat, TRACE_STEPS, WARM_STEPS), room, self._affordable(longest))
         rows = -(-(longest + self._ahead + self._round + 1) // 32) * 32 + 32
         self.engine = TimedEngine(
             model.backend,
@@ -162,6 +162,30 @@ class _Runs:
         self._ids = None if ids is None else self.engine.check_ids(list(ids))
         self._random = np.random.default_rng(0)
         self._params = replace(model.generation_config.params, ignore_eos=True, logprobs=None, n=1)
+
+    def _affordable(self, longest: int) -> int:
+        """Steps of decode after so many tokens for which a memory budget has rows in the cache.
+
+        Raises RequestError where it has too few of them, or not for that many sequences.
+        """
+        model, batch = self._model, self._batch
+        if model.split is None:
+            return self._repeat + TRACE_STEPS
+        sizes = model.split.sizes
+        together = min(model.options.max_sequences, sizes.max_batch_tokens)
+        rows = sizes.cache_tokens // batch // 32 * 32 - 32
+        steps = rows - longest - self._ahead - 1
+        if batch > together or steps < WARM_STEPS + 1:
+            raise RequestError(
+                f"{batch} × {longest} tokens, and those of the steps after them, in a cache of "
+                f"{sizes.cache_tokens:,} tokens and steps of {together} sequences",
+                "as many as the memory budget has room for",
+                Words(
+                    "Choose a smaller context or batch, or load the model with more memory.",
+                    "Choose a smaller --context or --batch, a shorter input, or more --memory.",
+                ),
+            )
+        return steps
 
     def warm_up(self) -> System:
         """A prompt and a few tokens; what the operating system counted for them."""
@@ -202,7 +226,7 @@ class _Runs:
         answers = self._answers(self._context, self._round)
         self.engine.clear()
         if core is not None:
-            core.start_profile(TRACE_SPANS)
+            core.start_profile(TRACE_SPANS, reads=TRACE_SPANS)
         try:
             begin = perf_counter_ns()
             self._prefill(answers)

@@ -29,13 +29,22 @@ def owners(
     now, _ = resident()
     if not (isinstance(backend, CpuBackend) and isinstance(cache, _core.KvCache)):
         return (Owner("process", None, now),)
-    weights = backend.model.weight_nbytes
-    touched = weights if backend.numa != "off" else min(weights, mapped(directory))
     found = [
-        Owner("weights", weights, touched),
+        _weights(backend, directory),
         Owner("KV cache", cache.nbytes, cache.resident_nbytes, cached_nbytes),
         *(Owner(name, *sizes) for name, sizes in held.items()),
     ]
     rest = now - sum(owner.resident for owner in found)
     found.append(Owner(REST, None, max(0, rest)))
     return tuple(sorted(found, key=lambda owner: -owner.resident))
+
+
+def _weights(backend: CpuBackend, directory: Path) -> Owner:
+    plan, counts = backend.model.weight_plan, backend.model.streaming
+    if counts:  # the cache of experts grows until it is full
+        cached = min(plan.cache_nbytes, int(counts["read_nbytes"]))
+        held = plan.memory_nbytes
+        return Owner("weights", held, held - plan.cache_nbytes + cached)
+    nbytes = backend.model.weight_nbytes
+    touched = nbytes if backend.numa != "off" else min(nbytes, mapped(directory))
+    return Owner("weights", nbytes, touched)

@@ -77,6 +77,7 @@ def _phase(phase: Phase, style: Mapping[str, str]) -> str:
         body += _folded("By layer", pieces.table(("layer", *columns), layers))
     else:
         body += _titled("In all", pieces.table(("", *columns), [_row(phase.whole)]))
+    body += _streaming(phase)
     said = [(f"{name}: {what}", *cells) for name, *cells, what in words.part_rows(phase)]
     parts = pieces.table(("part", "time", "a step"), said)
     body += _titled("Beside the ops", parts)
@@ -88,6 +89,18 @@ def _phase(phase: Phase, style: Mapping[str, str]) -> str:
     body += _titled("Memory by owner", memory)
     body += f"<p>{escaped(words.rss_words(phase))}; {escaped(words.system_words(phase))}.</p>"
     return pieces.section(phase.name.capitalize(), words.headline(phase), body)
+
+
+def _streaming(phase: Phase) -> str:
+    found = phase.streaming
+    if found is None:
+        return ""
+    said = "".join(f"<p>{escaped(line)}</p>" for line in words.streaming_words(found))
+    rows = [
+        [words.layer_name(layer), *words.layer_cells(layer, found.steps)] for layer in found.layers
+    ]
+    layers = pieces.table(("layer", *words.LAYER_COLUMNS), rows)
+    return _titled("Read from the disk", said) + _folded("Reads by layer", layers)
 
 
 def _row(cost: Cost) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from time import perf_counter
 from types import TracebackType
 from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, ParamSpec, Self, TypeVar
 from deepmnn import _core
 from deepmnn.backends.cpu.backend import CpuBackend
 from deepmnn.backends.cpu.counts import Counts
+from deepmnn.backends.cpu.reads import Reads
 from deepmnn.backends.mnn.backend import MnnBackend
 from deepmnn.inspect.profile.costs import Costs
 from deepmnn.inspect.profile.engine import BINDING, LOOP, TimedEngine
 from deepmnn.inspect.profile.load import Load, Step
 from deepmnn.inspect.profile.memory import owners
 from deepmnn.inspect.profile.result import Owner, Part, Phase, System
+from deepmnn.inspect.profile.streaming import KEPT, Streaming
 from deepmnn.inspect.profile.system import forget_peak, resident, since, system, total
 
 if TYPE_CHECKING:
@@ -45,12 +47,14 @@ class Recorder:
         self._counts: list[Counts] = []
         self._systems: list[System] = []
         self._steps: list[Step] = []
+        self._streamed: dict[str, float] = defaultdict(float)
+        self._reads: list[Reads] = []
         self._held: dict[str, tuple[int, int, int]] = {}
         self._peak_rss = 0
 
     def __enter__(self) -> Self:
         if self._core is not None:
-            self._core.start_profile()
+            self._core.start_profile(reads=KEPT if self._core.streaming else 0)
         return self
 
     def __exit__(
@@ -68,6 +72,7 @@ class Recorder:
         self._python = defaultdict(float)
         self._counts, self._systems, self._steps = [], [], []
         self._held, self._peak_rss = {}, 0
+        self._streamed, self._reads = defaultdict(float), []
 
     def count(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Work's result; it belongs to the phase, what happens between two calls does not."""
@@ -76,6 +81,7 @@ class Recorder:
             self._core.profile(reset=True)
             self._core.memory(reset=True)
         forget_peak()
+        streamed = self._core.streaming if self._core is not None else {}
         inside = self._core.step_seconds if self._core is not None else 0.0
         before, begin = system(), perf_counter()
         result = work(*args, **kwargs)
@@ -86,6 +92,7 @@ class Recorder:
         self._steps += self._engine.ran()
         if self._core is not None:
             self._python[BINDING] -= self._core.step_seconds - inside
+            self._add_reads(self._core, streamed)
             self._counts.append(Counts.take(self._core))
             for name, (held, pages, peak) in self._core.memory().items():
                 before_it = self._held.get(name, (0, 0, 0))
@@ -101,6 +108,13 @@ class Recorder:
             for part, begin, end in laps.parts():
                 self._python[part] += (end - begin) / 1e9
         self._python[LOOP] += seconds - inside / 1e9
+
+    def _add_reads(self, core: _core.Model, before: Mapping[str, float]) -> None:
+        """What was read since then, where weights are streamed."""
+        for name, value in core.streaming.items():
+            self._streamed[name] += value - before[name]
+        if (taken := Reads.take(core)) is not None:
+            self._reads.append(taken)
 
     def end(self, runs: int, asked: int) -> Phase:
         """What the phase took. runs: how often it was repeated, asked: how often it was to be."""
@@ -126,7 +140,13 @@ class Recorder:
             rss=rss,
             peak_rss=max(self._peak_rss, rss),
             system=total(self._systems),
+            streaming=self._streaming(load.steps, seconds),
         )
+
+    def _streaming(self, steps: int, seconds: float) -> Streaming | None:
+        if not self._streamed:
+            return None
+        return Streaming.of(self._streamed, self._reads, steps, seconds)
 
     def _owners(self, load: Load) -> tuple[Owner, ...]:
         cached = load.most_context * self._model.kv_bytes_per_token

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from deepmnn.inspect.profile.streaming import Streaming
 from deepmnn.inspect.profile.trace import Trace
 from deepmnn.measure.benchmark import Machine
 
@@ -183,6 +184,7 @@ class Phase:
         whole: of all nodes; where the backend tells of none, of the phase.
         threads: busy, stealing and waiting seconds of each.
         rss, peak_rss: of the process, at the end and at most; 0 where they are not known.
+        streaming: what was read from the disk; None where all weights are in memory.
     """
 
     name: str
@@ -202,6 +204,7 @@ class Phase:
     rss: int
     peak_rss: int
     system: System
+    streaming: Streaming | None = None
 
     @property
     def tokens_per_second(self) -> float:
@@ -240,11 +243,13 @@ class Profile:
     trace: Trace | None = field(default=None, repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: the fields, but for the trace, and the speed of each phase."""
+        """For JSON: the fields, but for the trace, and the speed of each phase and of its reads."""
         made = asdict(replace(self, trace=None))
         del made["trace"]
         for phase in self.phases:
             made[phase.name]["tokens_per_second"] = phase.tokens_per_second
+            if phase.streaming is not None:
+                made[phase.name]["streaming"] |= phase.streaming.figures()
         return made
 
     @property

@@ -10,18 +10,24 @@ import numpy as np
 
 from deepmnn import _core
 from deepmnn.backends.cpu.counts import I64
+from deepmnn.backends.cpu.reads import CAUSE, GUESSED, NBYTES, UNIT, USED, Reads
 from deepmnn.inspect.profile.engine import STEP, Laps, Mark
 
 _ZONE = 0
 _DOING = {1: "own part", 2: "stolen", 3: "waiting"}
 """As `_core.Model.spans` numbers them."""
 
+_CAUSES = ("wanted", "guessed", "read ahead")
+"""As `backends.cpu.reads` numbers them."""
+
 _PROCESS = 1
 
 
 @dataclass(frozen=True)
 class Event:
-    """A span of time in nanoseconds; category: "phase", "engine", "op", "core" or "pieces"."""
+    """A span of time in nanoseconds; category: "phase", "engine", "op", "core", "pieces",
+    "read" or "wait" (for a read).
+    """
 
     name: str
     category: str
@@ -32,7 +38,10 @@ class Event:
 
 @dataclass(frozen=True)
 class ThreadTrace:
-    """Of one thread, by their beginning; what is inside another comes after it."""
+    """Of one thread, by their beginning; what is inside another comes after it.
+
+    Reads from the disk are in lanes as if of threads: as many as were on their way at once.
+    """
 
     name: str
     events: tuple[Event, ...]
@@ -40,7 +49,9 @@ class ThreadTrace:
 
 @dataclass(frozen=True)
 class Trace:
-    """Of all threads; lost: spans for which there was no room, the earliest of each thread."""
+    """Of all threads; lost: spans for which there was no room, the earliest of each thread, and of
+    reads and waits for them.
+    """
 
     threads: tuple[ThreadTrace, ...]
     lost: int = 0
@@ -54,12 +65,41 @@ def traced(core: _core.Model | None, phases: Sequence[Mark], steps: Sequence[Lap
         first += [Event(name, "engine", begin, end) for name, begin, end in marks]
     spans = core.spans() if core is not None else []
     names = _zones(core) if core is not None else []
+    reads = Reads.take(core) if core is not None else None
+    first += _waits(reads) if reads is not None else []
     threads = []
     for number, (_, rows) in enumerate(spans or [(0, np.empty((0, 5), np.int64))]):
         events = [*(first if number == 0 else []), *_events(rows, names)]
         events.sort(key=lambda event: (event.begin, -event.end, event.category == "pieces"))
         threads.append(ThreadTrace(f"worker {number}" if number else "engine", tuple(events)))
-    return Trace(tuple(threads), sum(lost for lost, _ in spans))
+    lanes = _lanes(reads) if reads is not None else []
+    threads += [ThreadTrace(f"disk, read {lane}", tuple(each)) for lane, each in enumerate(lanes)]
+    lost = sum(lost for lost, _ in spans) + (reads.lost if reads is not None else 0)
+    return Trace(tuple(threads), lost)
+
+
+def _waits(reads: Reads) -> list[Event]:
+    """In the lane of the engine: it is its thread that waits."""
+    return [
+        Event(f"waits for {reads.what(unit)}", "wait", begin, end)
+        for begin, end, unit in reads.waits.tolist()
+    ]
+
+
+def _lanes(reads: Reads) -> list[list[Event]]:
+    """The reads, each in the first lane in which the one before it has ended."""
+    lanes: list[list[Event]] = []
+    for row in sorted(reads.reads.tolist()):
+        begin, end = row[:2]
+        facts: dict[str, int | str] = {"bytes": row[NBYTES], "why": _CAUSES[row[CAUSE]]}
+        if row[CAUSE] == GUESSED:
+            facts["used"] = "yes" if row[USED] else "not so far"
+        lane = next((lane for lane in lanes if lane[-1].end <= begin), None)
+        if lane is None:
+            lane = []
+            lanes.append(lane)
+        lane.append(Event(reads.what(row[UNIT]), "read", begin, end, facts))
+    return lanes
 
 
 BEGIN = b'{"traceEvents": '

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from deepmnn.inspect.profile.costs import OUTSIDE
 from deepmnn.inspect.profile.engine import MEANINGS
 from deepmnn.inspect.profile.recorder import REST
 from deepmnn.inspect.profile.result import Cost, Owner, Part, Phase, Profile
+from deepmnn.inspect.profile.streaming import LayerReads, Streaming
 from deepmnn.source.sizes import file_size
 
 COST_COLUMNS = ("time", "µs a call", "calls", "GB/s", "limit", "G MAC/s", "limit", "binds")
 THREAD_COLUMNS = ("busy", "stealing", "waiting")
+LAYER_COLUMNS = ("waits a step", "reads a step", "bytes a step", "hits", "guesses used")
 MEMORY_COLUMNS = ("memory", "resident", "held", "needed at once")
 
 _CORE = {
@@ -59,6 +62,8 @@ def machine(profile: Profile) -> str:
     """Its limits."""
     found = profile.machine
     if found is None:
+        if profile.decode.streaming is not None:
+            return "the machine's limits are not measured: that takes memory which no budget has"
         return "the machine's limits are not measured for this backend"
     return (
         f"this machine with {found.threads} threads, {found.isa}: reads "
@@ -134,6 +139,55 @@ def system_words(phase: Phase) -> str:
         f"disk; context switches: {found.voluntary:,} to wait, {found.involuntary:,} because "
         f"another thread's turn had come; processor time: {seconds(inside)}{kernel}"
     )
+
+
+def streaming_words(found: Streaming) -> list[str]:
+    """What was read from the disk, and whether that took the time."""
+    steps, whole = max(1, found.steps), found.seconds or 1.0
+    said = [
+        f"disk: {file_size(round(found.nbytes / steps))} a step in "
+        f"{three_digits(found.reads / steps)} reads, {_rate(found.bandwidth)} while reading, "
+        f"{_rate(found.disk)} when it had enough to do; "
+        f"reading {share(found.reading / whole)} of the time, "
+        f"steps waiting for it {share(found.waiting / whole)}"
+    ]
+    if found.hit_rate is not None:
+        guesses = "none was guessed"
+        if found.guesses:
+            used = share(found.guesses_used / found.guesses)
+            guesses = f"{found.guesses:,} were read on a guess, {used} of those were used"
+        chosen = found.hits + found.misses
+        said.append(
+            f"experts: {share(found.hit_rate)} of {chosen:,} chosen ones were in memory; {guesses}"
+        )
+    disk, rest = seconds(found.disk_seconds / steps), seconds(found.compute_seconds / steps)
+    slower = {"disk": "the disk", "compute": "the rest"}[found.binds]
+    said.append(
+        f"bound: the disk takes {disk} a step for what was missed, the rest takes {rest}; "
+        f"{slower} is {share(found.bound_share)} of the {seconds(whole / steps)} that a step took"
+    )
+    return said
+
+
+def layer_cells(found: LayerReads, steps: int) -> list[str]:
+    """In the order of LAYER_COLUMNS."""
+    steps, chosen = max(1, steps), found.hits + found.misses
+    return [
+        seconds(found.waiting / steps),
+        three_digits(found.reads / steps),
+        file_size(round(found.nbytes / steps)),
+        share(found.hits / chosen) if chosen else "-",
+        f"{found.guesses_used:,} of {found.guesses:,}" if found.guesses else "-",
+    ]
+
+
+def layer_name(found: LayerReads) -> str:
+    """Its number, or what it is outside of."""
+    return OUTSIDE if found.layer is None else f"layer {found.layer}"
+
+
+def _rate(value: float) -> str:
+    return f"{three_digits(value / 1e9)} GB/s"
 
 
 def rss_words(phase: Phase) -> str:
