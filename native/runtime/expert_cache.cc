@@ -10,8 +10,9 @@
 namespace deepmnn {
 namespace {
 
-constexpr double kHalfLife = 128.0;  // tokens
+constexpr double kHalfLife = 64.0;  // tokens: the best of 8 to 512 for a trained mixture (docs/log.md)
 constexpr double kMostWeight = 1e100;
+constexpr double kFewRows = 1e-9;  // before a layer has had any
 
 }  // namespace
 
@@ -29,6 +30,8 @@ ExpertCache::ExpertCache(const ReadUnits& units, const WeightPlan& plan) : entri
     const auto same = [&](const ExpertClass& each) { return each.room == units.units[i].room; };
     const auto found = std::find_if(plan.classes.begin(), plan.classes.end(), same);
     entries_[i].size = static_cast<uint32_t>(found - plan.classes.begin());
+    entries_[i].layer = units.units[i].instruction;
+    if (layer_rows_.size() <= entries_[i].layer) layer_rows_.resize(entries_[i].layer + 1, kFewRows);
   }
 }
 
@@ -42,15 +45,23 @@ void ExpertCache::begin_step(int64_t tokens) {
   next_wanted_ = 0;
   failures_.clear();
   forget_guesses();
+  const double before = weight_;
   weight_ *= std::exp2(static_cast<double>(tokens) / kHalfLife);
+  row_weight_ = (weight_ - before) / static_cast<double>(std::max<int64_t>(tokens, 1));
   if (weight_ < kMostWeight) return;
   for (Entry& each : entries_) each.score /= weight_;
+  for (double& rows : layer_rows_) rows /= weight_;
+  row_weight_ /= weight_;
   weight_ = 1.0;
+}
+
+void ExpertCache::begin_layer(uint32_t unit, int64_t rows) {
+  layer_rows_[entry(unit).layer] += row_weight_ * static_cast<double>(rows);
 }
 
 void ExpertCache::want(uint32_t unit, int64_t uses) {
   Entry& each = entry(unit);
-  each.score += weight_ * static_cast<double>(uses);
+  each.score += row_weight_ * static_cast<double>(uses);
   if (each.wanted) return;
   each.wanted = true;
   const bool here = each.state == State::here;
@@ -80,15 +91,16 @@ void ExpertCache::forget_guesses() {
 int32_t ExpertCache::free_slot(uint32_t size, bool guessed) {
   Slots& slots = slots_[size];
   int32_t best = -1;
-  double least = 0.0;
+  double least = 0.0;  // share of its layer's rows that used it
   bool best_guessed = false;
   for (size_t i = 0; i < slots.units.size(); ++i) {
     if (slots.units[i] == kNone) return static_cast<int32_t>(i);
     const Entry& each = entry(slots.units[i]);
     if (each.state != State::here || each.pinned || each.wanted || (each.guessed && guessed)) continue;
-    if (best >= 0 && std::make_pair(each.guessed, each.score) >= std::make_pair(best_guessed, least)) continue;
+    const double share = each.score / layer_rows_[each.layer];
+    if (best >= 0 && std::make_pair(each.guessed, share) >= std::make_pair(best_guessed, least)) continue;
     best = static_cast<int32_t>(i);
-    least = each.score;
+    least = share;
     best_guessed = each.guessed;
   }
   if (best < 0) return best;

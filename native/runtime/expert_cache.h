@@ -22,6 +22,9 @@ class ExpertCache {
   // after kHalfLife tokens.
   void begin_step(int64_t tokens);
 
+  // So many rows have been routed in the layer of this unit. The last layer has fewer than others: only those whose
+  // logits are wanted. So an expert counts by its share of its layer's rows.
+  void begin_layer(uint32_t unit, int64_t rows);
   // A step will use this unit, for so many rows: it is read if it is not here, and stays until it has been pinned.
   void want(uint32_t unit, int64_t uses);
   // Whether there is one to be read, be there a slot for it or not.
@@ -57,7 +60,8 @@ class ExpertCache {
     bool pinned = false;
     uint32_t size = 0;  // its class
     int32_t slot = -1;
-    double score = 0.0;  // uses, of late
+    uint32_t layer = 0;
+    double score = 0.0;  // rows of late that used it
   };
   struct Slots {
     Memory memory;
@@ -81,7 +85,9 @@ class ExpertCache {
   size_t next_wanted_ = 0, next_guessed_ = 0;
   std::vector<uint32_t> pinned_;
   std::map<uint32_t, std::string> failures_;
-  double weight_ = 1.0;  // of a use now
+  std::vector<double> layer_rows_;  // all rows of late, of each layer
+  double weight_ = 1.0;             // of a row now: doubles with each kHalfLife tokens
+  double row_weight_ = 1.0;         // of a row of this step: as if its tokens had come one by one
 };
 
 }  // namespace deepmnn

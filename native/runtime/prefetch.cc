@@ -95,7 +95,7 @@ void Prefetch::announce(const Choice& choice, Step& step) {
   Residency& residency = step.weights.residency();
   const int64_t rows = step.n(choice.indices), chosen = rows * choice.weights.top_k;
   gather(choice.weights, step.i32(choice.indices), chosen);
-  residency.expect(ids_.data(), uses_.data(), static_cast<int64_t>(ids_.size()));
+  residency.expect(ids_.data(), uses_.data(), static_cast<int64_t>(ids_.size()), rows);
   residency.forget_guesses();
   const Guess& next = choice.next;
   if (next.weights.experts == 0) return;

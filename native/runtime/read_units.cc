@@ -81,8 +81,10 @@ class Builder {
     const auto [found, fresh] = known_.try_emplace({need, key}, static_cast<uint32_t>(made_.units.size()));
     const bool alone = fresh || need == Need::dense;
     const uint32_t unit = alone ? static_cast<uint32_t>(made_.units.size()) : found->second;
-    if (alone) made_.units.push_back(ReadUnit{need, {}, 0, 0});
-    ReadUnit filled{need, {}, 0, 0};
+    ReadUnit filled;
+    filled.need = need;
+    filled.instruction = static_cast<uint32_t>(made_.dense_of.size() - 1);
+    if (alone) made_.units.push_back(filled);
     for (uint32_t id : ids) {
       made_.unit_of[id] = unit;
       made_.at[id] = place(filled, program_.weights[id]);

@@ -27,6 +27,7 @@ struct ReadRun {
 
 struct ReadUnit {
   Need need = Need::always;
+  uint32_t instruction = 0;   // that uses it first
   std::vector<ReadRun> runs;  // mostly one
   int64_t nbytes = 0;         // of its weights
   int64_t room = 0;  // bytes of memory that it takes, a multiple of kReadAlign: direct reads bring a little more

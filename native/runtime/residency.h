@@ -52,8 +52,8 @@ class Residency {
   virtual bool streams() const { return false; }
   // A step begins, of so many tokens: what was foretold before no longer holds.
   virtual void begin_step(int64_t) {}
-  // Later ops of this step will pin these routed weights, for uses[i] rows each.
-  virtual void expect(const uint32_t*, const int32_t*, int64_t) {}
+  // Later ops of this step will pin these n routed weights, for uses[i] rows each of the `rows` that were routed.
+  virtual void expect(const uint32_t*, const int32_t*, int64_t /*n*/, int64_t /*rows*/) {}
   // They may: those that are named first before others.
   virtual void guess(const uint32_t*, int64_t) {}
   virtual void forget_guesses() {}

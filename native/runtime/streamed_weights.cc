@@ -266,9 +266,10 @@ void StreamedWeights::begin_step(int64_t tokens) {
   experts_.begin_step(tokens);
 }
 
-void StreamedWeights::expect(const uint32_t* ids, const int32_t* uses, int64_t n) {
+void StreamedWeights::expect(const uint32_t* ids, const int32_t* uses, int64_t n, int64_t rows) {
   {
     Lock lock(mutex_);
+    if (n > 0) experts_.begin_layer(units_.unit_of[ids[0]], rows);
     for (int64_t i = 0; i < n; ++i) {
       const uint32_t unit = units_.unit_of[ids[i]];
       if (!resident_[unit] && is_routed(ids[i])) want_expert(unit, uses[i]);

@@ -32,7 +32,7 @@ class StreamedWeights : public Residency {
   void unpin() override;
   bool streams() const override { return true; }
   void begin_step(int64_t tokens) override;
-  void expect(const uint32_t* ids, const int32_t* uses, int64_t n) override;
+  void expect(const uint32_t* ids, const int32_t* uses, int64_t n, int64_t rows) override;
   void guess(const uint32_t* ids, int64_t n) override;
   void forget_guesses() override;
   StreamCounts counts() const override;
