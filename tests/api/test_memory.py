@@ -145,7 +145,7 @@ def test_v3_is_planned_from_its_config_alone() -> None:
     data = lower(plan.graph, plan.memory, plan.locations, [shard.file for shard in plan.shards])
     found = split(Demand(data, 163840, 2, PROCESS), OPTIONS, 16 * GIB)
     read = {n for node in plan.graph.nodes for n in node.weights}
-    assert found.weights.total_nbytes == sum(plan.locations[name].nbytes for name in read)
+    assert found.weights.total_nbytes == sum(plan.graph.weights[name].nbytes for name in read)
     experts = [w for w in plan.graph.weights.values() if w.role == "expert" and w.name in read]
     assert found.weights.expert_nbytes >= sum(w.nbytes for w in experts)
     assert found.weights.expert_nbytes <= 1.001 * sum(w.nbytes for w in experts)
