@@ -15,6 +15,7 @@ constexpr int64_t kSplitKeys = 64;       // a split is a multiple of these
 constexpr int64_t kFewSplits = 16;       // enough for short keys
 constexpr int64_t kLongSplit = 256;      // from here on what a split costs does not matter
 constexpr int64_t kMaxSplits = 32;
+constexpr int64_t kPartialsNbytes = 16 << 20;  // of partial results at once; one job may have more
 
 // A query tile against one split of its keys. The cut depends on the job alone, never on the batch or the threads, so
 // that a sequence's numbers do not either.
@@ -190,8 +191,23 @@ AttendRoom take_attend_room(Step& step, const AttendShape& shape) {
           step.scratch.take<float>(attention_work(tile, shape.qk_dim, shape.v_dim) * workers)};
 }
 
-void attend(Step& step, const AttendShape& shape, const AttendRoom& room, const AttendJob* jobs, int64_t count) {
-  const int64_t tile = tile_queries(shape);
+namespace {
+
+// How many of the jobs, one at least, run together: sequences that share a long prefix have more partial results than
+// the cache has rows.
+int64_t jobs_at_once(const AttendShape& shape, const AttendJob* jobs, int64_t count, int64_t tile) {
+  const int64_t most = kPartialsNbytes / (tile * ((shape.v_dim + 2) * 4 + 4));
+  int64_t partials = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const Split split = split_of(shape, jobs[i], tile);
+    if (split.splits > 1) partials += split.tiles * split.splits;
+    if (partials > most && i > 0) return i;
+  }
+  return count;
+}
+
+void attend_some(Step& step, const AttendShape& shape, const AttendRoom& room, const AttendJob* jobs, int64_t count,
+                 int64_t tile) {
   int64_t items = 0, partials = 0;
   Split* splits = step.scratch.take<Split>(count);
   for (int64_t i = 0; i < count; ++i) {
@@ -216,6 +232,20 @@ void attend(Step& step, const AttendShape& shape, const AttendRoom& room, const 
     if (only) normalise(step, shape, jobs[item.job], item, work);
   });
   if (partials) merge_jobs(step, shape, jobs, count, {splits, first_partial, shared, tile});
+}
+
+}  // namespace
+
+void attend(Step& step, const AttendShape& shape, const AttendRoom& room, const AttendJob* jobs, int64_t count) {
+  const int64_t tile = tile_queries(shape);
+  while (count > 0) {
+    const int64_t some = jobs_at_once(shape, jobs, count, tile);
+    const Scratch::Mark mark = step.scratch.mark();
+    attend_some(step, shape, room, jobs, some, tile);
+    step.scratch.rewind(mark);
+    jobs += some;
+    count -= some;
+  }
 }
 
 void GroupedQueryOp::read_grouped_query(const OpSpec& spec, Dim keys) {

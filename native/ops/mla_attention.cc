@@ -41,7 +41,9 @@ class MlaAttention : public Op {
         absorbed[n_absorbed++] = s;
       }
     }
+    const Scratch::Mark mark = step.scratch.mark();
     if (n_absorbed) run_absorbed(step, mla_, absorbed, n_absorbed);
+    step.scratch.rewind(mark);
     if (n_expanded) run_expanded(step, mla_, expanded, n_expanded);
   }
 

@@ -117,7 +117,11 @@ void run_sequence(Step& step, const Mla& mla, Room& room, int64_t sequence) {
 
 void run_expanded(Step& step, const Mla& mla, const int64_t* sequences, int64_t count) {
   Room room = take_room(step, mla, sequences, count);
-  for (int64_t i = 0; i < count; ++i) run_sequence(step, mla, room, sequences[i]);
+  for (int64_t i = 0; i < count; ++i) {
+    const Scratch::Mark mark = step.scratch.mark();
+    run_sequence(step, mla, room, sequences[i]);
+    step.scratch.rewind(mark);
+  }
 }
 
 }  // namespace deepmnn

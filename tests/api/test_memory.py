@@ -12,7 +12,9 @@ import pytest
 import deepmnn
 from deepmnn import LoadOptions, _core
 from deepmnn.api.memory import (
+    ENOUGH_ROWS,
     FEWEST_ROWS,
+    GRAMMAR_NBYTES,
     GROWTH_NBYTES,
     LEAST_ROWS,
     TABLES,
@@ -26,6 +28,7 @@ from deepmnn.api.memory import (
 from deepmnn.api.process_memory import held_nbytes, machine_nbytes
 from deepmnn.backends.cpu.lower import lower
 from deepmnn.conversion.convert import plan_conversion
+from deepmnn.conversion.need import working_nbytes
 from deepmnn.conversion.plan import Plan
 from deepmnn.errors import RequestError
 from deepmnn.formats import named
@@ -79,6 +82,13 @@ def test_a_row_of_the_cache_is_what_the_engine_takes(dtype: str, tmp_path: Path)
     assert rows <= cache.nbytes <= rows + 64 * len(model.backend.model.caches)
 
 
+def test_answers_of_a_schema_are_counted(lite: tuple[Plan, Demand]) -> None:
+    _, demand = lite
+    more = replace(demand, grammars=True)
+    assert demand.vocab_size == 102400
+    assert more.base == demand.base + 102400 * GRAMMAR_NBYTES
+
+
 def test_with_plenty_everything_is_as_usual(lite: tuple[Plan, Demand]) -> None:
     _, demand = lite
     found = split(demand, OPTIONS, 64 * GIB)
@@ -91,7 +101,11 @@ def test_a_short_budget_makes_the_cache_smaller_first(lite: tuple[Plan, Demand])
     _, demand = lite
     found = split(demand, OPTIONS, 4 * GIB)
     assert found.sizes.kv_dtype == "f32"
-    assert LEAST_ROWS <= found.sizes.cache_tokens < GIB // (27 * 576 * 4)
+    assert found.sizes.cache_tokens == ENOUGH_ROWS
+    found = split(demand, OPTIONS, 5 * GIB // 4)
+    assert found.sizes.kv_dtype == "f32"
+    assert LEAST_ROWS <= found.sizes.cache_tokens < ENOUGH_ROWS
+    assert found.kv <= 5 * GIB // 32 + 32 * 27 * 576 * 4 + 512 * 128
     assert found.sizes.max_batch_tokens == 512
     (change,) = found.changes
     assert change.startswith("a KV cache of")
@@ -131,7 +145,7 @@ def test_v3_is_planned_from_its_config_alone() -> None:
     data = lower(plan.graph, plan.memory, plan.locations, [shard.file for shard in plan.shards])
     found = split(Demand(data, 163840, 2, PROCESS), OPTIONS, 16 * GIB)
     read = {n for node in plan.graph.nodes for n in node.weights}
-    assert found.weights.total_nbytes == sum(plan.locations[name].nbytes for name in read)
+    assert found.weights.total_nbytes == sum(plan.graph.weights[name].nbytes for name in read)
     experts = [w for w in plan.graph.weights.values() if w.role == "expert" and w.name in read]
     assert found.weights.expert_nbytes >= sum(w.nbytes for w in experts)
     assert found.weights.expert_nbytes <= 1.001 * sum(w.nbytes for w in experts)
@@ -244,6 +258,25 @@ def test_a_checkpoint_that_needs_more_to_be_converted_is_refused(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(RequestError, match=r"has to be converted first.*deepmnn\.convert\("):
         deepmnn.load("tiny-r1", memory=held_nbytes() + MIB)
+
+
+def test_a_checkpoint_that_is_converted_already_is_not_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("deepmnn.conversion.need.BESIDE_NBYTES", 8 * GIB)
+    deepmnn.load("tiny-r1", threads=2)
+    model = deepmnn.load("tiny-r1", memory="4GiB", threads=2)
+    assert model.split is not None
+    with pytest.raises(RequestError, match="has to be converted first"):
+        deepmnn.load("tiny-r1", memory="4GiB", quant="bf16")
+
+
+def test_a_calibrated_conversion_needs_more() -> None:
+    plain, calibrated = (plan_conversion("tiny-r1", quant) for quant in ("w8", "w4"))
+    assert working_nbytes(calibrated) > working_nbytes(plain) + 4 * GIB
+    drawn = plan_conversion(PUBLISHED / "DeepSeek-V2-Lite.json", "w4", random_weights=True)
+    assert working_nbytes(drawn) < 3 * GIB
 
 
 def test_logits_of_every_token_come_in_steps_that_fit(small: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from deepmnn.backends.base import Backend
 from deepmnn.errors import ArtifactError, TokenizerError
 from deepmnn.models import read_config
 from deepmnn.source.json_file import read_small
+from deepmnn.text.constraint import can_hold_answers
 from deepmnn.text.text_files import TextFiles
 from deepmnn.text.tokenizer import FILE, Tokenizer
 
@@ -85,15 +86,24 @@ def open_cpu(path: Path, options: LoadOptions) -> Opened:
     return Opened(artifact, artifact.text_files, backend, budget, tokenizer)
 
 
-def demand(data: bytes, context_length: int, options: LoadOptions, templates: bool) -> Demand:
+def demand(
+    data: bytes, context_length: int, options: LoadOptions, tokenizer: Tokenizer | None
+) -> Demand:
     """What a model asks for in this process, as it is now.
 
-    data: program.bin. templates: whether chat templates will be rendered.
+    data: program.bin. tokenizer: the model's, which this process has.
     """
-    made = Demand(data, context_length, options.threads or _core.available_cores(), 0, templates)
+    made = Demand(
+        data,
+        context_length,
+        options.threads or _core.available_cores(),
+        process=0,
+        templates=tokenizer is not None and tokenizer.has_chat_template,
+        grammars=tokenizer is not None and can_hold_answers(),
+    )
     _ = made.program, made.weights  # what this takes is the process's from now on
     give_back()
-    return Demand(data, context_length, made.threads, held_nbytes(), templates)
+    return replace(made, process=held_nbytes())
 
 
 def _is_plenty(artifact: Artifact, options: LoadOptions) -> bool:
@@ -120,7 +130,6 @@ def fitted(artifact: Artifact, options: LoadOptions, tokenizer: Tokenizer | None
     tokenizer: of the model, where this process has it. Raises RequestError where nothing fits.
     """
     data = read_small(artifact.path / PROGRAM, ArtifactError)
-    templates = tokenizer is not None and tokenizer.has_chat_template
-    wanted = demand(data, read_config(artifact.config).context_length, options, templates)
+    wanted = demand(data, read_config(artifact.config).context_length, options, tokenizer)
     machine = machine_nbytes()
     return split(wanted, options, min(options.memory_nbytes or machine, machine))

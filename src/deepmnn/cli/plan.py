@@ -101,23 +101,29 @@ def _print(
     hit_rate: float | None,
 ) -> None:
     split = found.split
-    out.say(f"{subject.name} in {subject.recipe}, memory {file_size(split.budget)}", "bold")
+    binary = f"{split.budget / (1 << 30):.3g} GiB"
+    out.say(
+        f"{subject.name} in {subject.recipe}, memory {binary} ({file_size(split.budget)})", "bold"
+    )
     rows = Table(header_style="dim")
     rows.add_column("of the memory", no_wrap=True)
     rows.add_column("bytes", justify="right", no_wrap=True)
     rows.add_column("what")
     for what, size, note in _rows(subject, split):
         rows.add_row(what, file_size(size), note)
+    rows.add_row("together", file_size(sum(size for _, size, _ in _rows(subject, split))), "")
     out.print(rows)
     for change in split.changes:
-        out.say(f"memory is short: {change}", "yellow")
+        out.say(f"smaller than usual, to fit: {change}", "yellow")
     out.say(
-        f"least memory {file_size(found.least)}; nothing is read again from "
-        f"{file_size(split.whole)} on"
+        f"least memory {file_size(found.least)}; from {file_size(split.whole)} on all weights stay "
+        "in it"
     )
     _print_speed(found, speeds, hit_rate)
     if others:
         made = table("what would help", "instead", "prefill tok/s", "decode tok/s")
+        rates = (found.prefill.tokens_per_second, found.decode.tokens_per_second)
+        made.add_row("(as planned)", *map(_rate, rates))
         for each in others:
             made.add_row(each.what, _rate(each.prefill), _rate(each.decode))
         out.print(made)
@@ -129,7 +135,7 @@ def _rows(subject: Subject, split: Split) -> list[tuple[str, int, str]]:
     if weights.mapped:
         rows = [("weights", weights.total_nbytes, "all of them")]
     else:
-        rows = [("weights that stay", weights.resident_nbytes, "")]
+        rows = [("weights that stay", weights.resident_nbytes, "which every token uses")]
         if layers:
             every = sum(layer.experts for layer in layers)
             size = weights.expert_nbytes / every
@@ -141,13 +147,15 @@ def _rows(subject: Subject, split: Split) -> list[tuple[str, int, str]]:
             note = f"for {file_size(weights.streamed_nbytes)} that each step reads again"
             rows.append(("read ahead", weights.ring_nbytes, note))
         if weights.table_nbytes:
-            rows.append(("rows of tables", weights.table_nbytes, "read when they are needed"))
+            rows.append(("embedding rows", weights.table_nbytes, "read when they are needed"))
     sizes, step = split.sizes, split.step
     rows.append(("KV cache", split.kv, f"{sizes.cache_tokens:,} tokens in {sizes.kv_dtype}"))
     note = f"{sizes.max_batch_tokens} tokens: activations {file_size(step.activations)}, "
     note += f"work {file_size(step.working + step.quantised)}"
     rows.append(("a step", step.nbytes, note))
-    rows.append(("Python and the rest", split.base, "libraries, tokenizer, what they grow by"))
+    rows.append(
+        ("Python and the rest", split.base, "libraries, tokenizer, templates, grammars, growth")
+    )
     return rows
 
 
@@ -167,6 +175,7 @@ def _print_speed(found: Planned, speeds: Speeds, hit_rate: float | None) -> None
             *(f"{seconds:.3f}" for seconds in (step.disk, step.compute, step.exposed)),
         )
     out.print(made)
+    out.say("a step takes the longer of disk and compute, and what it waits", "dim")
     if not found.split.weights.mapped and found.split.weights.expert_nbytes:
         from deepmnn.measure.expected import hit_share
 

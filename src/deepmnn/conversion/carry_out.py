@@ -23,6 +23,7 @@ from deepmnn.formats import named
 from deepmnn.quant.divergence import Divergence
 from deepmnn.quant.rounder import Panels, Rounder
 from deepmnn.source.random import RandomSource
+from deepmnn.text.samples import COUNT
 
 _LEAST_HELD_OUT = 100
 _GOOD_BITS = 8
@@ -60,6 +61,11 @@ def choose(
     if wanted is False:
         return None
     return CalibrationSet(None if wanted is True else Path(wanted), samples, seed)
+
+
+def is_calibrated(plan: Plan) -> bool:
+    """Whether a conversion that nothing is said about is calibrated."""
+    return choose(plan, None, COUNT) is not None and bool(Panels().formats(plan.weights))
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from deepmnn.quant.recipe import DEFAULT, Recipe
 from deepmnn.source.json_file import read_small
 from deepmnn.source.open import has_weights, is_converted
 from deepmnn.source.sizes import file_size
+from deepmnn.text.constraint import can_hold_answers
 from deepmnn.text.tokenizer import FILE
 
 PROMPT = 512
@@ -60,6 +61,7 @@ class Subject:
         files: its weight files, where there are any.
         process: bytes of a process that has its tokenizer.
         templates: whether it has a chat template.
+        tokenizer: whether it has a tokenizer, or may have one.
         convertible: the path that could be converted otherwise; None for a converted model.
     """
 
@@ -71,6 +73,7 @@ class Subject:
     files: tuple[Path, ...] = ()
     process: int = USUAL_PROCESS
     templates: bool = True
+    tokenizer: bool = True
     convertible: Path | None = None
 
     @staticmethod
@@ -93,7 +96,10 @@ class Subject:
     def demand(self, options: LoadOptions) -> Demand:
         """What it asks for, in a process of its own."""
         threads = options.threads or _core.available_cores()
-        return Demand(self.data, self.context_length, threads, self.process, self.templates)
+        grammars = self.tokenizer and can_hold_answers()
+        return Demand(
+            self.data, self.context_length, threads, self.process, self.templates, grammars
+        )
 
 
 def _artifact(name: str, artifact: Artifact) -> Subject:
@@ -108,13 +114,15 @@ def _artifact(name: str, artifact: Artifact) -> Subject:
         files=tuple(artifact.path / record["file"] for record in artifact.manifest["shards"]),
         process=process,
         templates=templates,
+        tokenizer=FILE in artifact.text_files,
     )
 
 
 def _checkpoint(name: str, path: Path, quant: str | Recipe) -> Subject:
     plan = plan_conversion(path, quant, random_weights=not has_weights(path))
     folder = path if path.is_dir() else path.parent
-    process, templates = _process(folder if (folder / FILE).is_file() else None)
+    tokenizer = (folder / FILE).is_file()
+    process, templates = _process(folder if tokenizer else None)
     return Subject(
         name=name,
         recipe=plan.recipe.name,
@@ -124,6 +132,7 @@ def _checkpoint(name: str, path: Path, quant: str | Recipe) -> Subject:
         files=tuple(sorted(folder.glob("*.safetensors"))),
         process=process,
         templates=templates,
+        tokenizer=tokenizer or not has_weights(path),
         convertible=path,
     )
 
@@ -208,7 +217,7 @@ def advice(
     whole, budget = now.split.whole, now.split.budget
     tries: list[tuple[str, Subject, LoadOptions, Speeds]] = []
     for factor in (1.5, 2.0):
-        if budget * factor < whole:
+        if budget * factor < 0.9 * whole:  # else all of them are hardly more
             more = int(budget * factor)
             tries.append(
                 (f"memory {file_size(more)}", subject, replace(options, memory=more), speeds)
@@ -243,7 +252,7 @@ def _better(
             continue
         prefill, decode = then.prefill.tokens_per_second, then.decode.tokens_per_second
         gain = max(prefill / now.prefill.tokens_per_second, decode / now.decode.tokens_per_second)
-        if gain > 1.02:
+        if gain > 1.05:
             found.append(Advice(what, prefill, decode))
     return sorted(found, key=lambda each: (-each.decode, -each.prefill))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from functools import lru_cache
+from importlib.util import find_spec
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -247,6 +248,11 @@ def _told(*matchers: LLMatcher) -> str:
     told = next(matcher.get_error() for matcher in matchers if matcher.is_error())
     line = told.strip().partition("\n")[0]
     return line.partition("): ")[2] or line  # without its place in the grammar
+
+
+def can_hold_answers() -> bool:
+    """Whether answers can be held to a grammar: llguidance is installed."""
+    return find_spec("llguidance") is not None
 
 
 def _llguidance() -> ModuleType:

@@ -6,7 +6,7 @@ before the first step (`Model.reserve`): while it grew, more would be held.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deepmnn.backends.cpu.program import DIMS, Instruction, Program
 from deepmnn.formats import PANEL_COLS, named
@@ -24,6 +24,8 @@ _EXPANDED_FLOATS = 8 << 20
 _TILE_FLOATS, _SPLIT_TOKENS, _SPLIT_KEYS, _MOST_SPLITS = 48 << 10, 4, 64, 33
 """Of attention (ops/attend.cc): floats of a tile of queries; new tokens up to which a sequence's
 keys are split; keys of a split at least; splits at most."""
+_PARTIALS_NBYTES = 16 << 20
+"""Of attention's partial results at once, or those of one job (ops/attend.cc)."""
 _TILE_NBYTES, _TILE_ROWS = 20, 16
 """Of a product's list of tiles (ops/gemm.cc): an entry, and rows that it is worth at least."""
 _TILE_ROOM = 256 << 10
@@ -41,7 +43,8 @@ class StepShape:
         sequences: that run together.
         rows: of logits that are wanted.
         context: the longest context that a sequence sees.
-        all_context: rows that all sequences of a step see together.
+        all_context: rows that all sequences of a step see together; those that several share count
+            for each.
         threads: workers.
         mla_form: as `LoadOptions` has it.
     """
@@ -123,11 +126,18 @@ def _rows(program: Program, each: Instruction, shape: StepShape) -> int:
 
 def _row_nbytes(cols: int, format: str) -> float:
     """Of one row of so many numbers as a product with that format reads it, its floats apart."""
+    return _form_nbytes(cols, _quantised_form(format))
+
+
+def _quantised_form(format: str) -> float:
+    """Bytes of a number as a product with that format reads it, quantised; 0 for floats."""
     kind = named(format)
-    if not (kind.is_quantized or kind.is_kept):
-        return 0.0
-    panels = -(-cols // PANEL_COLS)
-    return panels * PANEL_COLS * (_PLAIN if kind.is_kept else _ROTATED)
+    return _PLAIN if kind.is_kept else _ROTATED if kind.is_quantized else 0.0
+
+
+def _form_nbytes(cols: int, form: float) -> float:
+    """Of one row in a form, in whole panels."""
+    return -(-cols // PANEL_COLS) * PANEL_COLS * form
 
 
 def _rope(program: Program, tokens: int) -> int:
@@ -165,10 +175,14 @@ def _moe(program: Program, each: Instruction, shape: StepShape) -> int:
     top_k, size = _int(each, "top_k"), _int(each, "intermediate_size")
     choices = shape.tokens * top_k
     experts = [program.weights[weight] for weight in each.weights]
-    gate_up, down = ({weight.format for weight in half} for half in (experts[::2], experts[1::2]))
-    row = sum(_row_nbytes(hidden, name) for name in gate_up)
-    row += sum(_row_nbytes(size, name) for name in down) + _FLOAT * size
-    row += _FLOAT * hidden + 3 * _FLOAT
+    gate_up, down = (
+        {_quantised_form(weight.format) for weight in half}
+        for half in (experts[::2], experts[1::2])
+    )
+    row = sum(_form_nbytes(hidden, form) for form in gate_up) + _FLOAT * hidden + 3 * _FLOAT
+    row += sum(_form_nbytes(size, form) for form in down)
+    if len(down) > 1 or 0.0 in down:  # else they are quantised as they are made
+        row += _FLOAT * size
     return int(choices * row) + _lists(len(each.weights), size + hidden, choices)
 
 
@@ -189,24 +203,69 @@ def _lists(weights: int, width: int, choices: int) -> int:
 
 def _latent_attention(each: Instruction, shape: StepShape) -> int:
     """ops/mla_absorbed.cc and mla_expanded.cc: each sequence takes one form."""
-    heads, rank = _int(each, "heads"), _int(each, "kv_lora_rank")
-    nope, rope = _int(each, "qk_nope_head_dim"), _int(each, "qk_rope_head_dim")
-    v = _int(each, "v_head_dim")
-    width, content = rank + rope, nope + v
-    rows = {"absorbed": heads * (width + rank + v), "expanded": heads * (nope + rope)}
-    fixed = {"absorbed": _attend(shape, _Queries(1, heads, width, rank))}
-    # The longest sequence's rows, and what is rebuilt of them; every sequence's rounded latents.
-    floats = shape.context * width + max(_EXPANDED_FLOATS, shape.context * (content + rope))
-    fixed["expanded"] = _FLOAT * floats + int(shape.all_context * _ROTATED * (rank + PANEL_COLS))
-    tiles = heads * -(-content // 64) * (shape.all_context // _TILE_ROWS + shape.sequences)
-    fixed["expanded"] += _TILE_NBYTES * tiles
-    # A sequence whose keys are split has few new tokens: "auto" then takes the other form.
-    never = shape.mla_form == "auto" and rank * content > _SPLIT_TOKENS * (2 * rank - content)
-    splits = 0 if never else None
-    fixed["expanded"] += _attend(shape, _Queries(heads, 1, nope + rope, v), splits)
-    forms = rows if shape.mla_form == "auto" else {shape.mla_form}
-    most = max(rows[form] for form in forms)
-    return _FLOAT * (shape.tokens * most + shape.threads * width) + sum(fixed[f] for f in forms)
+    latent = _Latent.of(each)
+    width = _FLOAT * shape.threads * (latent.rank + latent.rope) + 16 * shape.sequences
+    if shape.mla_form == "absorbed":
+        return width + latent.absorbed(shape, shape.tokens)
+    if shape.mla_form == "expanded":
+        return width + latent.expanded(shape, shape.context)
+    # One form after the other, in the same room.
+    absorbed = latent.absorbed(shape, latent.most_absorbed(shape))
+    return width + max(absorbed, latent.expanded(shape, shape.context))
+
+
+@dataclass(frozen=True)
+class _Latent:
+    """Sizes of a latent attention, and what each of its two forms takes."""
+
+    heads: int
+    rank: int
+    nope: int
+    rope: int
+    v: int
+
+    @staticmethod
+    def of(each: Instruction) -> _Latent:
+        """Of an instruction."""
+        names = ("heads", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")
+        return _Latent(*(_int(each, name) for name in names))
+
+    @property
+    def _rebuilt(self) -> int:
+        """Multiply-accumulates that rebuild a key and a value of one head."""
+        return self.rank * (self.nope + self.v)
+
+    @property
+    def _saved(self) -> int:
+        """Those that a rebuilt key saves for each query (ops/mla_attention.cc)."""
+        return 2 * self.rank - self.nope - self.v
+
+    def absorbed(self, shape: StepShape, tokens: int) -> int:
+        """Of so many tokens of a step."""
+        floats = self.heads * (self.rank + self.rope + self.rank + self.v)
+        some = _Queries(1, self.heads, self.rank + self.rope, self.rank)
+        return tokens * (_FLOAT * floats + 4) + _attend(replace(shape, tokens=tokens), some)
+
+    def expanded(self, shape: StepShape, context: int) -> int:
+        """Of sequences whose longest context is that."""
+        width, content = self.rank + self.rope, self.nope + self.v
+        together = context * self.heads * (content + self.rope)
+        rebuilt = max(min(_EXPANDED_FLOATS, together), context * (content + self.rope))
+        queries = shape.tokens * self.heads * (self.nope + self.rope)
+        latents = context * _ROTATED * (self.rank + PANEL_COLS)
+        tiles = self.heads * -(-content // 64) * (context // _TILE_ROWS + 1)
+        # A sequence whose keys are split has few new tokens: "auto" then takes the other form.
+        never = shape.mla_form == "auto" and self._rebuilt > _SPLIT_TOKENS * self._saved
+        some = _Queries(self.heads, 1, self.nope + self.rope, self.v)
+        room = _attend(shape, some, 0 if never else None)
+        floats = context * width + rebuilt + queries
+        return _FLOAT * floats + int(latents) + _TILE_NBYTES * tiles + room
+
+    def most_absorbed(self, shape: StepShape) -> int:
+        """Tokens of a step that "auto" may leave absorbed."""
+        if self._saved <= 0:
+            return shape.tokens
+        return min(shape.tokens, shape.sequences * (self._rebuilt // self._saved + 1))
 
 
 def _grouped_attention(each: Instruction, shape: StepShape) -> int:
@@ -237,17 +296,17 @@ class _Queries:
 def _attend(shape: StepShape, queries: _Queries, splits: int | None = None) -> int:
     """ops/attend.cc: partial results where keys are split, and each thread's room.
 
-    splits: of all sequences together; None: as many as there can be. The cache bounds them: each
-    has keys of its own.
+    splits: of a job; None: as many as there can be.
     """
     tile, each = queries.tile, _FLOAT * (queries.v + 2) + 4
     tiles = -(-_SPLIT_TOKENS * queries.per_token // tile)
     some = min(shape.sequences, shape.tokens)
     if splits is None:
-        splits = min(_MOST_SPLITS * some, shape.all_context // _SPLIT_KEYS + some)
-    partial = splits * queries.jobs * tiles * tile * each
+        splits = min(_MOST_SPLITS, -(-shape.context // _SPLIT_KEYS))
+    job = splits * tiles * tile * each
+    partial = min(some * queries.jobs * job, max(job, _PARTIALS_NBYTES))
     merged = 16 * some * _SPLIT_TOKENS * queries.jobs * queries.per_token if splits else 0
-    items = splits * tiles + shape.tokens * queries.per_token // tile + some
+    items = splits * tiles * some + shape.tokens * queries.per_token // tile + some
     columns = sum(-(-size // 64) * 64 + 64 for size in (queries.qk, queries.v))
     room = (tile + 64) * columns + 69 * tile  # kernels/kernels.h: attention_work
     lists = 256 * items * queries.jobs
