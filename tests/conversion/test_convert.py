@@ -185,7 +185,7 @@ def test_report_manifest_and_progress(tmp_path: Path) -> None:
     assert config == (tiny.path / "config.json").read_bytes()
 
 
-def test_an_experts_matrices_are_contiguous(tmp_path: Path) -> None:
+def test_an_experts_matrices_are_one_read(tmp_path: Path) -> None:
     tiny = tiny_checkpoint("deepseek_v2", 0, tmp_path / "hf")
     artifact = Artifact.open(convert(tiny.path, tmp_path / "out").path)
     nodes = [node for node in artifact.graph().nodes if node.op == "moe"]
@@ -193,8 +193,9 @@ def test_an_experts_matrices_are_contiguous(tmp_path: Path) -> None:
     stored = {w.name: w for w in read_program((artifact.path / "program.bin").read_bytes()).weights}
     for node in nodes:
         for gate_up, down in zip(node.weights[::2], node.weights[1::2], strict=True):
-            first, second = stored[gate_up], stored[down]
-            assert (first.shard, first.offset + first.nbytes) == (second.shard, second.offset)
+            (first,), (second,) = stored[gate_up].pieces, stored[down].pieces
+            assert first.shard == second.shard
+            assert 0 <= second.offset - (first.offset + first.nbytes) < 4096
 
 
 def test_missing_mtp_layers_are_dropped(tmp_path: Path) -> None:

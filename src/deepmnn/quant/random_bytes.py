@@ -12,7 +12,7 @@ import numpy as np
 
 from deepmnn.formats import BLOCK_ROWS, U8, Format, named
 from deepmnn.graph.ir import Weight
-from deepmnn.quant.layout import Panels, panels
+from deepmnn.quant.layout import Panels, pack, panels, unpack_codes
 from deepmnn.source.random import generator
 
 PIECE = 1 << 20
@@ -37,8 +37,10 @@ def draw(weight: Weight, seed: int) -> U8:
         piece[:] = words.view(np.uint8)[: piece.size].reshape(piece.shape)
         for views in panels(piece, format.name, cols):
             _shape_scales(views, format, cols)
-    for views in panels(blocks[-1:], format.name, cols):
-        views.scales[..., rows % BLOCK_ROWS or BLOCK_ROWS :] = 0
+    if rows % BLOCK_ROWS:
+        for views in panels(blocks[-1:], format.name, cols):
+            views.scales[..., rows % BLOCK_ROWS :] = 0
+        blocks[-1] = pack(unpack_codes(blocks[-1].copy(), format.name, cols))[:nbytes]  # zero codes
     return out
 
 
