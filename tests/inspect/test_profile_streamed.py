@@ -32,7 +32,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("streamed")
     write_config(
         directory / "source",
-        vocab_size=1283,
+        vocab_size=8003,  # a table that does not fit into what is left of a slot
         hidden_size=256,
         moe_intermediate_size=1024,
         num_hidden_layers=LAYERS,
