@@ -55,8 +55,11 @@ void ExpertCache::begin_step(int64_t tokens) {
   weight_ = 1.0;
 }
 
-void ExpertCache::begin_layer(uint32_t unit, int64_t rows) {
-  layer_rows_[entry(unit).layer] += row_weight_ * static_cast<double>(rows);
+void ExpertCache::route(uint32_t unit, int64_t rows) {
+  const uint32_t layer = entry(unit).layer;
+  if (layer == routed_layer_) return;
+  routed_layer_ = layer;
+  layer_rows_[layer] += row_weight_ * static_cast<double>(rows);
 }
 
 void ExpertCache::want(uint32_t unit, int64_t uses) {

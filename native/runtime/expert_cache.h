@@ -22,9 +22,11 @@ class ExpertCache {
   // after kHalfLife tokens.
   void begin_step(int64_t tokens);
 
-  // So many rows have been routed in the layer of this unit. The last layer has fewer than others: only those whose
-  // logits are wanted. So an expert counts by its share of its layer's rows.
-  void begin_layer(uint32_t unit, int64_t rows);
+  // So many rows have been routed in the layer of this unit: once for all its units after begin_routing(). The last
+  // layer has fewer than others: only those whose logits are wanted. So an expert counts by its share of its layer's
+  // rows.
+  void begin_routing() { routed_layer_ = kNone; }
+  void route(uint32_t unit, int64_t rows);
   // A step will use this unit, for so many rows: it is read if it is not here, and stays until it has been pinned.
   void want(uint32_t unit, int64_t uses);
   // Whether there is one to be read, be there a slot for it or not.
@@ -85,6 +87,7 @@ class ExpertCache {
   size_t next_wanted_ = 0, next_guessed_ = 0;
   std::vector<uint32_t> pinned_;
   std::map<uint32_t, std::string> failures_;
+  uint32_t routed_layer_ = kNone;
   std::vector<double> layer_rows_;  // all rows of late, of each layer
   double weight_ = 1.0;             // of a row now: doubles with each kHalfLife tokens
   double row_weight_ = 1.0;         // of a row of this step: as if its tokens had come one by one

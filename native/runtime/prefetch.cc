@@ -7,6 +7,7 @@ namespace deepmnn {
 namespace {
 
 constexpr int64_t kMostGuessRows = 32;  // more rows choose so many experts that a guess of each is worth nothing
+
 // A buffer behind those of its arena.
 uint32_t add_buffer(Program& program, const BufferInfo& like, Dim dim) {
   BufferInfo buffer = like;

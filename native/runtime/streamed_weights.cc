@@ -14,8 +14,8 @@ namespace deepmnn {
 namespace {
 
 constexpr int kReaders = 3;  // so that the disk has the next read before it is done with one
-constexpr int kGuessing =
-    1;  // so many reads on their way, and no guess is read: what is needed now would share the disk
+// So many reads on their way, and no guess is read: what is needed now would share the disk.
+constexpr int kGuessing = 1;
 
 uint8_t* aligned(const Memory& memory) {
   const uintptr_t address = reinterpret_cast<uintptr_t>(memory.data());
@@ -261,32 +261,31 @@ void StreamedWeights::begin_step(int64_t tokens) {
     return std::all_of(row_reads_.begin(), row_reads_.end(), [](const RowRead& read) { return read.done; });
   });
   row_reads_.clear();
+  ring_waits_ = false;
   experts_.unpin();
   ring_.unpin();
   experts_.begin_step(tokens);
 }
 
 void StreamedWeights::expect(const uint32_t* ids, const int32_t* uses, int64_t n, int64_t rows) {
-  {
-    Lock lock(mutex_);
-    if (n > 0) experts_.begin_layer(units_.unit_of[ids[0]], rows);
-    for (int64_t i = 0; i < n; ++i) {
-      const uint32_t unit = units_.unit_of[ids[i]];
-      if (!resident_[unit] && is_routed(ids[i])) want_expert(unit, uses[i]);
-    }
-    wake_readers(true);
+  Lock lock(mutex_);
+  experts_.begin_routing();
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t unit = units_.unit_of[ids[i]];
+    if (resident_[unit] || !is_routed(ids[i])) continue;
+    experts_.route(unit, rows);
+    want_expert(unit, uses[i]);
   }
+  wake_readers(true);
 }
 
 void StreamedWeights::guess(const uint32_t* ids, int64_t n) {
-  {
-    Lock lock(mutex_);
-    for (int64_t i = 0; i < n; ++i) {
-      const uint32_t unit = units_.unit_of[ids[i]];
-      if (!resident_[unit] && is_routed(ids[i])) experts_.guess(unit);
-    }
-    wake_readers(true);
+  Lock lock(mutex_);
+  for (int64_t i = 0; i < n; ++i) {
+    const uint32_t unit = units_.unit_of[ids[i]];
+    if (!resident_[unit] && is_routed(ids[i])) experts_.guess(unit);
   }
+  wake_readers(true);
 }
 
 void StreamedWeights::forget_guesses() {
