@@ -4,7 +4,6 @@
 #include <cmath>
 #include <utility>
 
-#include "platform/direct_file.h"
 #include "runtime/fail.h"
 
 namespace deepmnn {
@@ -20,9 +19,7 @@ ExpertCache::ExpertCache(const ReadUnits& units, const WeightPlan& plan) : entri
   for (const ExpertClass& each : plan.classes) {
     Slots& slots = slots_.emplace_back();
     slots.room = each.room;
-    slots.memory = Memory(nbytes_of(each.slots, each.room) + kReadAlign, "a cache of experts");
-    const uintptr_t address = reinterpret_cast<uintptr_t>(slots.memory.data());
-    slots.base = slots.memory.data() + (kReadAlign - address % kReadAlign) % kReadAlign;
+    slots.memory = ReadMemory(nbytes_of(each.slots, each.room), "a cache of experts");
     slots.units.assign(static_cast<size_t>(each.slots), kNone);
   }
   for (size_t i = 0; i < units.units.size(); ++i) {

@@ -7,7 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "runtime/memory.h"
 #include "runtime/read_units.h"
 #include "runtime/residency.h"
 #include "runtime/weight_plan.h"
@@ -66,8 +65,7 @@ class ExpertCache {
     double score = 0.0;  // rows of late that used it
   };
   struct Slots {
-    Memory memory;
-    uint8_t* base = nullptr;
+    ReadMemory memory;
     int64_t room = 0;
     std::vector<uint32_t> units;  // whose they are, kNone: nobody's
   };
@@ -78,7 +76,7 @@ class ExpertCache {
   int32_t free_slot(uint32_t size, bool guessed);
   uint8_t* slot_of(const Entry& entry) const {
     const Slots& slots = slots_[entry.size];
-    return slots.base + entry.slot * slots.room;
+    return slots.memory.data() + entry.slot * slots.room;
   }
 
   std::vector<Entry> entries_;  // [units]

@@ -4,15 +4,12 @@
 #include <map>
 #include <utility>
 
-#include "platform/direct_file.h"
 #include "runtime/routing_slice.h"
 
 namespace deepmnn {
 namespace {
 
 constexpr uint64_t kMostGap = 64 << 10;
-
-int64_t round_up(int64_t nbytes) { return (nbytes + kReadAlign - 1) / kReadAlign * kReadAlign; }
 
 // The most that any reader needs of each weight.
 std::vector<Need> needs(const Program& program) {
@@ -108,13 +105,13 @@ class Builder {
       if (near && piece.offset - end < kMostGap) {  // with what lies between them it is one read
         const int64_t at = last.at + static_cast<int64_t>(piece.offset - last.offset);
         last.nbytes = at + nbytes - last.at;
-        unit.room = round_up(at + nbytes);
+        unit.room = read_room(at + nbytes);
         return at;
       }
     }
     const std::vector<ReadRun> runs = read_runs(info, 0, info.nbytes, unit.room);
     unit.runs.insert(unit.runs.end(), runs.begin(), runs.end());
-    unit.room = round_up(runs.back().at + runs.back().nbytes);
+    unit.room = read_room(runs.back().at + runs.back().nbytes);
     return runs.front().at;
   }
 

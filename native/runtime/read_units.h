@@ -4,9 +4,29 @@
 #include <cstdint>
 #include <vector>
 
+#include "platform/direct_file.h"
+#include "runtime/memory.h"
 #include "runtime/program.h"
 
 namespace deepmnn {
+
+// The next multiple of kReadAlign.
+inline int64_t read_room(int64_t nbytes) { return (nbytes + kReadAlign - 1) / kReadAlign * kReadAlign; }
+
+// Memory that files are read into: it begins with a multiple of kReadAlign.
+class ReadMemory {
+ public:
+  ReadMemory() = default;
+  ReadMemory(int64_t nbytes, const char* what) : memory_(sum_of(nbytes, kReadAlign), what) {}
+
+  uint8_t* data() const {
+    const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.data());
+    return memory_.data() + (kReadAlign - address % kReadAlign) % kReadAlign;
+  }
+
+ private:
+  Memory memory_;
+};
 
 // When a unit's bytes are needed.
 enum class Need : uint8_t {

@@ -17,13 +17,6 @@ constexpr int kReaders = 3;  // so that the disk has the next read before it is 
 // So many reads on their way, and no guess is read: what is needed now would share the disk.
 constexpr int kGuessing = 1;
 
-uint8_t* aligned(const Memory& memory) {
-  const uintptr_t address = reinterpret_cast<uintptr_t>(memory.data());
-  return memory.data() + (kReadAlign - address % kReadAlign) % kReadAlign;
-}
-
-int64_t round_up(int64_t nbytes) { return (nbytes + kReadAlign - 1) / kReadAlign * kReadAlign; }
-
 }  // namespace
 
 StreamedWeights::StreamedWeights(const std::string& directory, const Program& program, ReadUnits units, WeightPlan plan)
@@ -36,8 +29,7 @@ StreamedWeights::StreamedWeights(const std::string& directory, const Program& pr
       forks_(fork_count()) {
   open_files(directory, program);
   read_residents();
-  row_memory_ = Memory(plan_.table_nbytes + kReadAlign, "rows of tables");
-  rows_ = aligned(row_memory_);
+  row_memory_ = ReadMemory(plan_.table_nbytes, "rows of tables");
   row_reads_.reserve(kTableRows);
   try {
     for (int i = 0; i < kReaders; ++i) threads_->readers.emplace_back([this] { run_reader(); });
@@ -78,14 +70,14 @@ void StreamedWeights::read_residents() {
     if (!unit.is_zeros()) found.push_back(i);
     nbytes += unit.room;
   }
-  resident_memory_ = Memory(nbytes + kReadAlign, "weights that stay in memory");
+  resident_memory_ = ReadMemory(nbytes, "weights that stay in memory");
   resident_.assign(units_.units.size(), nullptr);
   zeros_ = std::make_unique<PrivateCopy>(zeros);
   if (zeros > 0 && !zeros_->data()) fail_memory(zeros, "zeros");
   for (size_t i = 0; i < resident_.size(); ++i) {
     if (plan_.resident[i] && units_.units[i].is_zeros()) resident_[i] = zeros_->data();
   }
-  uint8_t* room = aligned(resident_memory_);
+  uint8_t* room = resident_memory_.data();
   for (uint32_t unit : found) {
     resident_[unit] = room;
     room += units_.units[unit].room;
@@ -203,7 +195,7 @@ int64_t StreamedWeights::pin_some(const uint32_t* ids, int64_t each, int32_t* gr
 
 void StreamedWeights::want_rows(uint32_t id, const int32_t* rows, int64_t n, const uint8_t** blocks) {
   const WeightInfo& info = weights_[id];
-  const int64_t block = block_nbytes(info.format, info.cols), room = round_up(block) + kReadAlign;
+  const int64_t block = block_nbytes(info.format, info.cols), room = read_room(block) + kReadAlign;
   row_reads_.clear();
   for (int64_t i = 0; i < n; ++i) {
     const int64_t wanted = rows[i] / kBlockRows;
@@ -211,7 +203,7 @@ void StreamedWeights::want_rows(uint32_t id, const int32_t* rows, int64_t n, con
     while (at < row_reads_.size() && row_reads_[at].block != wanted) ++at;
     if (at == row_reads_.size()) {
       const uint64_t begin = static_cast<uint64_t>(wanted * block);
-      uint8_t* const to = rows_ + static_cast<int64_t>(at) * room;
+      uint8_t* const to = row_memory_.data() + static_cast<int64_t>(at) * room;
       row_reads_.push_back({wanted, read_runs(info, begin, static_cast<uint64_t>(block)), to, false, false, ""});
     }
     blocks[i] = row_reads_[at].to + row_reads_[at].runs[0].at;

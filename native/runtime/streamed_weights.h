@@ -9,7 +9,6 @@
 #include <thread>
 #include <vector>
 
-#include "platform/direct_file.h"
 #include "platform/files.h"
 #include "runtime/expert_cache.h"
 #include "runtime/program.h"
@@ -84,10 +83,9 @@ class StreamedWeights : public Residency {
   const WeightPlan plan_;
   std::vector<WeightInfo> weights_;
   std::vector<std::unique_ptr<DirectFile>> files_;
-  Memory resident_memory_, row_memory_;
+  ReadMemory resident_memory_, row_memory_;
   std::unique_ptr<PrivateCopy> zeros_;    // as many as the largest unit of zeros has: pages that nobody has written to
   std::vector<const uint8_t*> resident_;  // [units] room, null for others
-  uint8_t* rows_ = nullptr;
 
   mutable std::mutex mutex_;
   std::condition_variable work_, news_;

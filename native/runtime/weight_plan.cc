@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <map>
 
-#include "platform/direct_file.h"
 #include "runtime/fail.h"
 #include "runtime/residency.h"
 #include "runtime/routing_slice.h"
@@ -72,8 +71,8 @@ class Planner {
       for (const WeightUse& use : instruction.weights) {
         if (use.reading != Reading::looked_up) continue;
         const WeightInfo& table = program_.weights[use.id];
-        const int64_t block = block_nbytes(table.format, table.cols) + 2 * kReadAlign;
-        plan_.table_nbytes = std::max(plan_.table_nbytes, kTableRows * (block / kReadAlign * kReadAlign));
+        const int64_t block = read_room(block_nbytes(table.format, table.cols)) + kReadAlign;
+        plan_.table_nbytes = std::max(plan_.table_nbytes, kTableRows * block);
       }
     }
   }

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 
-#include "platform/direct_file.h"
 #include "runtime/fail.h"
 
 namespace deepmnn {
@@ -18,9 +17,7 @@ WeightRing::WeightRing(const ReadUnits& units, const WeightPlan& plan)
     }
   }
   if (order_.empty()) return;
-  memory_ = Memory(nbytes_ + kReadAlign, "weights that are read ahead");
-  const uintptr_t address = reinterpret_cast<uintptr_t>(memory_.data());
-  base_ = memory_.data() + (kReadAlign - address % kReadAlign) % kReadAlign;
+  memory_ = ReadMemory(nbytes_, "weights that are read ahead");
 }
 
 // Of the unit's next use.
@@ -69,7 +66,7 @@ const uint8_t* WeightRing::pin(uint32_t unit) {
     throw Error("artifact", why);
   }
   entry->pinned = true;
-  return base_ + entry->begin;
+  return memory_.data() + entry->begin;
 }
 
 int64_t WeightRing::unpin() {
@@ -108,13 +105,13 @@ bool WeightRing::next(uint32_t* unit, uint8_t** to) {
   entries_.push_back({order_[position], next_, begin, room});
   ++next_;
   *unit = order_[position];
-  *to = base_ + begin;
+  *to = memory_.data() + begin;
   return true;
 }
 
 WeightRing::Entry* WeightRing::at(const uint8_t* to) {
   const auto found = std::find_if(entries_.begin(), entries_.end(), [&](const Entry& entry) {
-    return base_ + entry.begin == to && entry.state == State::reading;
+    return memory_.data() + entry.begin == to && entry.state == State::reading;
   });
   return found == entries_.end() ? nullptr : &*found;
 }

@@ -7,7 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "runtime/memory.h"
 #include "runtime/read_units.h"
 #include "runtime/weight_plan.h"
 
@@ -52,8 +51,7 @@ class WeightRing {
   std::vector<uint32_t> order_;    // the program's
   std::vector<int64_t> position_;  // [units] in order_, -1: not in it
   std::vector<int64_t> rooms_;     // [order]
-  Memory memory_;
-  uint8_t* base_ = nullptr;
+  ReadMemory memory_;
   int64_t nbytes_ = 0;
   std::deque<Entry> entries_;  // in the ring, oldest first
   int64_t next_ = 0;           // number of the next one to be read
