@@ -14,7 +14,7 @@ from deepmnn.text.chat_template import ChatTemplate
 CHAT = [{"role": "user", "content": "Hello"}]
 
 NESTED_TUPLE = (
-    "{% set ns = namespace(t=()) %}{% for j in range(40) %}{% for i in range(20000) %}"
+    "{% set ns = namespace(t=()) %}{% for j in range(12) %}{% for i in range(20000) %}"
     "{% set ns.t = (ns.t,) %}{% endfor %}{% endfor %}{{ {ns.t: 1} | length }}"
 )
 """Its hash recurses in C, without a limit."""
