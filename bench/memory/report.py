@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
 
 from bench.memory.engines import Engine
+from bench.memory.planner import hit_rate
 from bench.memory.rounds import Found, Plan, limit_name, raw
 from bench.memory.run import Measured
 from bench.peers.host import Host
@@ -28,6 +30,8 @@ NOTES = """\
 - "Disk" is the share of the best bandwidth of direct reads of 4 MiB that were measured in the same
   run, 1 to 4 at the same time.
 - "Major faults" waited for the disk. "Cores busy" is processor time by wall time.
+- "Of the bound": what the slower one of disk (bytes read / that bandwidth) and everything else (the
+  time without waiting for the disk) takes, as a share of the time.
 - "Same bits": the logits of the prompt's last token and of the first steps are those of the same
   engine without a limit."""
 
@@ -42,6 +46,7 @@ def save(out: Path, plan: Plan, found: Found, facts: Mapping[str, str]) -> None:
         "versions": found.versions,
         "disk": [{str(depth): rate for depth, rate in each.items()} for each in found.disk],
         "rows": raw(found),
+        "expected": {str(limit): asdict(each) for limit, each in found.expected.items()},
     }
     _write(out / "memory.json", json.dumps(fields, indent=1))
     _write(out / "memory.md", page(plan, found, facts))
@@ -63,10 +68,35 @@ def page(plan: Plan, found: Found, facts: Mapping[str, str]) -> str:
         more = f", and `{extra}`" if extra else ""
         version = found.versions.get(engine.name, "")
         lines.append(f"- {engine.title} ({version}): {engine.settings}{more}")
-    for limit in sorted(found.rows, key=lambda each: each or float("inf")):
+    for limit in sorted(found.rows, key=lambda each: each or math.inf):
         lines += ["", f"## {limit_name(limit)[0].upper()}{limit_name(limit)[1:]}", ""]
         lines += table(plan.engines, found.rows[limit], found.bandwidth)
+    lines += expectations(found)
     return "\n".join(lines) + f"\n\n{NOTES}"
+
+
+def expectations(found: Found) -> list[str]:
+    """A row for each limit: what the planner said, by what was measured."""
+    head = ["", "prefill, tok/s", "planned", "decode, tok/s", "planned", "hits", "planned"]
+    head.append("decode, planned with the hits of the run")
+    lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
+    for limit, said in sorted(found.expected.items(), key=lambda each: each[0] or math.inf):
+        runs = found.rows[limit].get(OURS, ())
+        prefill, decode, hits = rate(runs, "prefill"), rate(runs, "decode"), hit_rate(runs)
+        cells = [limit_name(limit)]
+        for measured, planned in ((prefill, said.prefill), (decode, said.decode)):
+            cells += [_figure(measured), _beside(planned, measured)]
+        cells += ["" if hits is None else f"{hits:.0%}", f"{said.hit_rate:.0%}"]
+        lines.append("| " + " | ".join([*cells, _beside(said.given, decode)]) + " |")
+    return ["", "## The planner", "", *lines] if found.expected else []
+
+
+def _figure(figure: float | None) -> str:
+    return "" if figure is None else f"{figure:.3g}"
+
+
+def _beside(planned: float, measured: float | None) -> str:
+    return f"{planned:.3g} ({planned / measured - 1:+.0%})" if measured else f"{planned:.3g}"
 
 
 def _disk(found: Found) -> str:
@@ -139,6 +169,23 @@ def _share(phase: str) -> Callable[[Measured, float], float]:
     return share
 
 
+def _of_bound(phase: str) -> Callable[[Measured, float], float]:
+    def share(run: Measured, bandwidth: float) -> float:
+        found, waited = run.phases[phase], run.own[phase]["wait_seconds"]
+        disk = found.read_nbytes / bandwidth if bandwidth else 0.0
+        return max(disk, found.seconds - waited) / found.seconds
+
+    return share
+
+
+def _of_streamed(phase: str, figure: Callable[[Measured, float], float], form: str) -> Cell:
+    """As `_of`, of runs that tell how long they waited for the disk."""
+    cell = _of(phase, figure, form)
+    return lambda runs, bandwidth: cell(
+        [run for run in runs if "wait_seconds" in (run.own.get(phase) or {})], bandwidth
+    )
+
+
 def _bits(runs: Sequence[Measured], bandwidth: float) -> str:
     known = [run.same_bits for run in runs if run.same_bits is not None]
     return ("yes" if all(known) else "no") if known else ""
@@ -156,6 +203,7 @@ CELLS: tuple[tuple[str, Cell], ...] = (
         _of("prefill", lambda run, _: run.phases["prefill"].read_nbytes / 1e9, "{:.2f}"),
     ),
     ("disk in prefill", _of("prefill", _share("prefill"), "{:.0%}")),
+    ("of the bound, prefill", _of_streamed("prefill", _of_bound("prefill"), "{:.0%}")),
     (
         "read per decoded token, MB",
         _of(
@@ -165,6 +213,7 @@ CELLS: tuple[tuple[str, Cell], ...] = (
         ),
     ),
     ("disk in decode", _of("decode", _share("decode"), "{:.0%}")),
+    ("of the bound, decode", _of_streamed("decode", _of_bound("decode"), "{:.0%}")),
     (
         "cores busy in decode",
         _of(

@@ -13,12 +13,15 @@ from typing import Any
 from bench.memory.disk import bandwidths
 from bench.memory.engines import Engine
 from bench.memory.group import Group, GroupError
+from bench.memory.planner import Expected, Planner, hit_rate
 from bench.memory.prompt import Prompt
 from bench.memory.read_ahead import ReadAheadError, set_read_ahead
 from bench.memory.run import PHASES, Job, Measured, Phase
 from bench.memory.watched import Counters, Watched, watch
 from bench.peers.child import ROOT, ChildError
 from bench.peers.cold import drop, files_of
+
+from deepmnn.errors import DeepmnnError, StorageError
 
 NO_LIMIT = 0
 
@@ -59,13 +62,15 @@ class Found:
     """Everything measured so far.
 
     rows: limit → engine → a run of each round. disk: before and after each round, bytes per second
-    by reads at the same time; or why there are none. versions: of the engines.
+    by reads at the same time; or why there are none. versions: of the engines. expected: by limit,
+    of deepmnn, when the last round is over.
     """
 
     versions: dict[str, str] = field(default_factory=dict)
     rows: dict[int, dict[str, list[Measured]]] = field(default_factory=dict)
     disk: list[dict[int, float]] = field(default_factory=list)
     no_disk: str = ""
+    expected: dict[int, Expected] = field(default_factory=dict)
 
     @property
     def bandwidth(self) -> float:
@@ -86,7 +91,7 @@ def run(plan: Plan, found: Found, say: Say, save: Save) -> None:
     (plan.work / "ids").write_text(" ".join(map(str, ids)))
     ours = next((engine for engine in plan.engines if engine.name == "deepmnn"), None)
     for number in range(plan.repeat):
-        _measure_disk(plan, found, number)
+        _measure_disk(plan, found)
         order = [(limit, engine) for limit in plan.limits for engine in plan.engines]
         if number % 2:
             order.reverse()
@@ -97,17 +102,31 @@ def run(plan: Plan, found: Found, say: Say, save: Save) -> None:
             found.add(limit, engine.name, measured)
             say(line(engine, limit, measured))
             save(found)
-        _measure_disk(plan, found, number)  # a host's cache may give what was read lately faster
+        _measure_disk(plan, found)
+        save(found)
+    if ours:
+        _ask_the_planner(plan, found, say)
         save(found)
 
 
-def _measure_disk(plan: Plan, found: Found, seed: int) -> None:
+def _measure_disk(plan: Plan, found: Found) -> None:
     model = next(iter(plan.models.values()))
     largest = max(files_of(model), key=lambda path: path.stat().st_size)
     try:
-        found.disk.append(bandwidths(largest, seed))
-    except OSError as error:
-        found.no_disk = f"no direct reads: {error.strerror}"
+        found.disk.append(bandwidths(largest))
+    except StorageError as error:
+        found.no_disk = str(error)
+
+
+def _ask_the_planner(plan: Plan, found: Found, say: Say) -> None:
+    """With the disk's best, as the bound has it."""
+    context = len(plan.prompt.ids) + plan.steps
+    try:
+        planner = Planner.of(plan.models["deepmnn"], found.bandwidth or None, context, plan.threads)
+        for limit, row in found.rows.items():
+            found.expected[limit] = planner.expected(limit, hit_rate(row.get("deepmnn", ())))
+    except DeepmnnError as error:
+        say(str(error))
 
 
 def measure(plan: Plan, engine: Engine, limit: int) -> Measured:

@@ -13,9 +13,10 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from bench.memory import bigmoe, rounds
 from bench.memory.__main__ import PAGE, _limits, _pairs
 from bench.memory.deepmnn_run import difference
-from bench.memory.disk import bandwidths
+from bench.memory.disk import BLOCK, bandwidths
 from bench.memory.engines import DEFAULT, ENGINES, ends, told, with_read_ahead
 from bench.memory.group import Group, GroupError, find
+from bench.memory.planner import Expected
 from bench.memory.prompt import Prompt, cut, random_prompt
 from bench.memory.read_ahead import ReadAheadError, read_ahead, set_read_ahead, setting_of
 from bench.memory.report import page, rate
@@ -25,7 +26,8 @@ from bench.memory.watched import Counters, Watched, watch
 from bench.peers.child import ChildError
 from bench.serve.vocabulary import write_tokenizer
 
-from deepmnn.errors import RequestError
+from deepmnn.errors import RequestError, StorageError
+from deepmnn.measure import disk
 from deepmnn.text.tokenizer import Tokenizer
 
 GIB = 1 << 30
@@ -190,19 +192,17 @@ def test_mapped_engines_run_with_another_read_ahead_too() -> None:
     assert other.base == "llama_cpp"
 
 
-def test_the_disk_is_measured_where_it_can_be(tmp_path: Path, monkeypatch: object) -> None:
-    from bench.memory import disk
-
-    disk_nbytes, disk.NBYTES = disk.NBYTES, 2 * disk.BLOCK
+def test_the_disk_is_measured_where_it_can_be(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(disk, "SECONDS", 0.05)
+    (tmp_path / "file").write_bytes(bytes(4 * BLOCK))
     try:
-        (tmp_path / "file").write_bytes(bytes(disk.BLOCK))
         found = bandwidths(tmp_path / "file")
-        assert sorted(found) == [1, 2, 3, 4]
-        assert min(found.values()) > 0
-    except OSError:
+    except StorageError:
         pytest.skip("no direct reads here")
-    finally:
-        disk.NBYTES = disk_nbytes
+    assert sorted(found) == [1, 2, 3, 4]
+    assert min(found.values()) > 0
 
 
 @pytest.fixture
@@ -276,7 +276,8 @@ def test_engines_take_turns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         return Measured()
 
     monkeypatch.setattr(rounds, "measure", measure)
-    monkeypatch.setattr(rounds, "_measure_disk", lambda plan, found, number: None)
+    monkeypatch.setattr(rounds, "_measure_disk", lambda plan, found: None)
+    monkeypatch.setattr(rounds, "_ask_the_planner", lambda plan, found, say: None)
     found = Found()
     rounds.run(plan(tmp_path), found, lambda text: None, lambda found: None)
     forth = ["deepmnn 2", "ik_llama 2", "deepmnn 4", "ik_llama 4"]
@@ -295,13 +296,17 @@ def test_a_page_tells_speeds_reads_and_failures(tmp_path: Path) -> None:
         return Measured(phases, 2 * GIB, **fields)  # type: ignore[arg-type]
 
     found = Found({"deepmnn": "1", "ik_llama": "2"}, disk=[{1: 1e9, 4: 2e9}])
-    found.add(4 * GIB, "deepmnn", measured(4.0, same_bits=True, distinct=200))
+    own = {"decode": {"wait_seconds": 3.0, "expert_hits": 30, "expert_misses": 10}}
+    found.add(4 * GIB, "deepmnn", measured(4.0, same_bits=True, distinct=200, own=own))
     found.add(4 * GIB, "ik_llama", measured(8.0))
     found.add(2 * GIB, "ik_llama", Measured(failure="killed: the group was out of memory"))
+    found.expected[4 * GIB] = Expected(64.0, 80.0, 0.5, 60.0)
     text = page(plan(tmp_path), found, {"date": "today"})
     assert "| decode, tok/s | **64** | 32 | 2.00 × |" in text
     assert "| read per decoded token, MB | 3.9 | 3.9 |  |" in text
     assert "| disk in prefill | 50% | 25% |  |" in text
+    assert "| of the bound, decode | 25% |  |  |" in text  # computes for 1 s, reads for 0.5
+    assert "| 4 GiB | 128 | 64 (-50%) | 64 | 80 (+25%) | 75% | 50% | 60 (-6%) |" in text
     assert "| same bits | yes |  |  |" in text
     assert "- ik_llama.cpp: killed: the group was out of memory" in text
     assert "1.00, 2.00 GB/s with 1, 4 direct reads" in text
