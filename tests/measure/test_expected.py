@@ -36,7 +36,8 @@ FAST = Speeds(disk=1e9, latency=0.0, memory=1e15, int8_macs=1e18)
 
 def test_decode_misses_what_is_not_cached() -> None:
     step = decode_step(LOAD, Weights(), FAST, 512, 4.0)
-    assert step.missed == pytest.approx(0.75 * 10 * 6 * 2 * MB + 16 * 1000)
+    assert hit_share(Weights()) == pytest.approx(0.73 + (0.92 - 0.73) / 4)  # a quarter is cached
+    assert step.missed == pytest.approx((1 - hit_share(Weights())) * 10 * 6 * 2 * MB + 16 * 1000)
     assert step.seconds == pytest.approx(step.missed / 1e9 / expected.STREAMED_READ_SHARE, rel=0.01)
     more = decode_step(LOAD, Weights(streamed_nbytes=50 * MB), FAST, 512, 4.0)
     assert more.missed - step.missed == 50 * MB
@@ -52,17 +53,19 @@ def test_compute_limits_where_the_disk_does_not() -> None:
 
 
 def test_prefill_reads_each_expert_once_a_step() -> None:
-    one = prefill_step(LOAD, Weights(), FAST, 512, 512)
+    one = prefill_step(LOAD, Weights(), FAST, 512, 512, first=False)
     touched = 64 * (1 - (1 - 6 / 64) ** 512)
     assert one.missed == pytest.approx(0.75 * 10 * touched * 2 * MB)
-    two = prefill_step(LOAD, Weights(), FAST, 512, 256)
+    two = prefill_step(LOAD, Weights(), FAST, 512, 256, first=False)
     assert two.missed == pytest.approx(2 * one.missed, rel=1e-6)
+    cold = prefill_step(LOAD, Weights(), FAST, 512, 256, first=True)
+    assert cold.missed == pytest.approx(1.75 * 10 * touched * 2 * MB, rel=1e-6)
 
 
 def test_mapped_weights_miss_nothing() -> None:
     for step in (
         decode_step(LOAD, Weights(mapped=True), FAST, 512, 4.0),
-        prefill_step(LOAD, Weights(mapped=True), FAST, 512, 512),
+        prefill_step(LOAD, Weights(mapped=True), FAST, 512, 512, first=True),
     ):
         assert (step.missed, step.disk, step.exposed) == (0, 0, 0)
     assert hit_share(Weights(mapped=True)) == 1.0

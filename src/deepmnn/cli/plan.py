@@ -54,8 +54,8 @@ def plan(
         Option(
             min=0.0,
             max=1.0,
-            help="Share of a token's experts found in the cache, as measured; default: the share "
-            "that is cached.",
+            help="Share of a token's experts found in the cache, as measured; default: as often as "
+            "a trained mixture's.",
         ),
     ] = None,
     as_json: Annotated[bool, Option("--json", help="Print JSON.")] = False,
@@ -166,8 +166,12 @@ def _print_speed(found: Planned, speeds: Speeds, hit_rate: float | None) -> None
         "dim",
     )
     made = table("speed to expect", "", "tok/s", "from disk", "disk s", "compute s", "waits s")
-    prefill, decode = found.prefill, found.decode
-    for what, step in ((f"prefill {prefill.tokens}", prefill), ("decode, a token", decode)):
+    tokens = found.prefill.tokens
+    for what, step in (
+        (f"prefill {tokens}, the first", found.first),
+        (f"prefill {tokens}, later", found.prefill),
+        ("decode, a token", found.decode),
+    ):
         made.add_row(
             what,
             _rate(step.tokens_per_second),
@@ -180,7 +184,7 @@ def _print_speed(found: Planned, speeds: Speeds, hit_rate: float | None) -> None
         from deepmnn.measure.expected import hit_share
 
         share = hit_share(found.split.weights) if hit_rate is None else hit_rate
-        how = "the share that is cached: even routing" if hit_rate is None else "as given"
+        how = "as with a trained mixture" if hit_rate is None else "as given"
         out.say(f"assumed: {share:.0%} of the experts that a token needs are cached ({how})", "dim")
 
 
@@ -221,6 +225,7 @@ def _as_json(
         "process_nbytes": split.base,
         "changes": list(split.changes),
         "machine": vars(speeds),
+        "first_prefill": said(found.first),
         "prefill": said(found.prefill),
         "decode": said(found.decode),
         "advice": [vars(each) for each in others],

@@ -9,17 +9,21 @@ Bytes missed in decode, a token:
     sum over layers of experts a token uses x (1 - hit share) x bytes of an expert
     + dense bytes that every step reads again + the row of the embedding table
 
-and in prefill, a step of T tokens: each expert that one of them uses, once, and the same rest.
+and in prefill, a step of T tokens: each expert that one of them uses, once, unless it is cached,
+and the same rest. Before the first prompt no expert is cached.
 
-Assumed: routing chooses evenly, so that the hit share is the share of the experts that is cached
-(a trained mixture hits more: measure it, and give it as the hit rate); an expert's second half is
-read while its first is multiplied, so that only the first read after a routing waits by itself, for
-the share of reads that were not predicted a layer before.
+Assumed: a token finds its experts in the cache as often as with a trained mixture (HIT_SHARES; a
+model's own rate is better: measure it, and give it as the hit rate); many tokens choose evenly, so
+that they find the share that is cached; an expert's second half is read while its first is
+multiplied, so that only the first read after a routing waits by itself, for the share of reads that
+were not predicted a layer before.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+import numpy as np
 
 from deepmnn import _core
 from deepmnn.graph.workload import Workload
@@ -38,6 +42,13 @@ STREAMED_READ_SHARE = 0.95
 
 PREDICTED = 0.75
 """Share of a layer's missing experts that is asked for while the layer before it computes."""
+
+HIT_SHARES = (
+    (0.0, 0.0), (0.05, 0.32), (0.1, 0.52), (0.2, 0.73), (0.4, 0.92), (0.6, 0.98), (1.0, 1.0),
+)  # fmt: skip
+"""The share of the experts that is cached, and the share of a token's experts found there: a
+trained mixture of 128 experts a layer in the engine's cache (docs/log.md).
+"""
 
 _TABLE_ROWS = 16
 """A table is read in blocks of rows."""
@@ -84,11 +95,17 @@ class Step:
         return self.tokens / self.seconds
 
 
-def hit_share(weights: _core.WeightPlan) -> float:
-    """Of experts that routing chooses evenly, those that are in memory."""
+def cached_share(weights: _core.WeightPlan) -> float:
+    """Of all experts, those that are in memory."""
     if weights.mapped or not weights.expert_nbytes:
         return 1.0
     return min(1.0, weights.cache_nbytes / weights.expert_nbytes)
+
+
+def hit_share(weights: _core.WeightPlan) -> float:
+    """Of the experts that a token uses, those that are in memory."""
+    cached, hits = zip(*HIT_SHARES, strict=True)
+    return float(np.interp(cached_share(weights), cached, hits))
 
 
 def decode_step(
@@ -127,12 +144,13 @@ def prefill_step(
     speeds: Speeds,
     tokens: int,
     step_tokens: int,
+    first: bool,
 ) -> Step:
-    """A prompt of so many tokens, in steps of step_tokens."""
+    """A prompt of so many tokens, in steps of step_tokens; first: nothing has run before it."""
     missed = 0.0
     if not weights.mapped:
-        hit = hit_share(weights)
         for start in range(0, tokens, step_tokens):
+            hit = 0.0 if first and start == 0 else cached_share(weights)
             here = min(step_tokens, tokens - start)
             for layer in workload.experts:
                 used = 1 if layer.wanted else here

@@ -168,11 +168,13 @@ class Planned:
     Attributes:
         split: of the memory.
         least: the smallest budget in which it runs, in bytes.
-        prefill, decode: a prompt of PROMPT tokens, and a token after it.
+        first: a prompt of PROMPT tokens, the first after loading. prefill: a later one.
+        decode: a token after it.
     """
 
     split: Split
     least: int
+    first: Step
     prefill: Step
     decode: Step
 
@@ -193,10 +195,12 @@ def planned(
     element = KV_DTYPES[found.sizes.kv_dtype]
     context = min(PROMPT, subject.context_length)
     load, weights = subject.workload, found.weights
+    longest = found.sizes.max_batch_tokens
     return Planned(
         split=found,
         least=least_budget(demand, options),
-        prefill=prefill_step(load, weights, speeds, context, found.sizes.max_batch_tokens),
+        first=prefill_step(load, weights, speeds, context, longest, first=True),
+        prefill=prefill_step(load, weights, speeds, context, longest, first=False),
         decode=decode_step(load, weights, speeds, context, element, hit_rate),
     )
 
