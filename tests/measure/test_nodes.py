@@ -36,6 +36,7 @@ ROOT = Path(__file__).parents[2]
 ROW = re.compile(r"^\| ([\w.-]+) \|((?: \d+ \|){4})((?: \d+\.\d \|){4})$", re.M)
 
 
+@pytest.mark.slow  # DeepSeek-V3's graphs take ten seconds
 def test_the_figures_of_the_documentation_are_these():
     page = (ROOT / "docs" / "benchmarks.md").read_text()
     rows = ROW.findall(page.split("## What graph optimisation brings")[1].split("\n## ")[0])

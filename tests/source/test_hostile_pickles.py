@@ -247,9 +247,8 @@ def test_a_compressed_bomb(tmp_path: Path) -> None:
     assert "compressed" in said
 
 
-@pytest.mark.parametrize(
-    "piece", [EMPTY_DICT + b"q\x00", pytest.param(b"U\x02ab", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("piece", [EMPTY_DICT + b"q\x00", b"U\x02ab"])
 def test_a_large_pickle_takes_four_times_its_size(tmp_path: Path, piece: bytes) -> None:
     """6 MB of what takes most memory for each byte that is written."""
     size = 6 << 20
