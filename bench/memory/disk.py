@@ -1,8 +1,10 @@
-"""How fast the disk gives large blocks, past the page cache."""
+"""How fast the disk gives large blocks, past the page cache, at the moment."""
 
 from __future__ import annotations
 
 from pathlib import Path
+
+from bench.peers.cold import files_of
 
 from deepmnn.errors import StorageError
 from deepmnn.measure.disk import measure_disk
@@ -10,16 +12,15 @@ from deepmnn.measure.disk import measure_disk
 BLOCK = 4 << 20
 """Bytes of one read."""
 
-DEPTHS = (1, 2, 3, 4)
-"""Reads at the same time."""
 
+def bandwidth(model: Path) -> float:
+    """Bytes per second of direct reads at random places of a model's largest file.
 
-def bandwidths(path: Path) -> dict[int, float]:
-    """Bytes per second of direct reads at random places of a file, by reads at the same time.
-
-    Raises StorageError where it cannot be read past the page cache.
+    0 where it cannot be read past the page cache.
     """
-    found = {depth: measure_disk([path], BLOCK, depth) for depth in DEPTHS}
-    if not all(each.direct for each in found.values()):
-        raise StorageError(f"{path} cannot be read past the page cache")
-    return {depth: each.bandwidth for depth, each in found.items()}
+    largest = max(files_of(model), key=lambda path: path.stat().st_size)
+    try:
+        found = measure_disk([largest], BLOCK)
+    except StorageError:
+        return 0.0
+    return found.bandwidth if found.direct else 0.0

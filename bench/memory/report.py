@@ -27,15 +27,15 @@ NOTES = """\
   random words, else it is greedy. Tokens per second are medians of the rounds; **bold** marks the
   fastest.
 - "Read" is what the process took from the disk, page faults included, as the kernel counts it.
-- "Disk" is the share of the best bandwidth of direct reads of 4 MiB that were measured in the same
-  run, 1 to 4 at the same time.
+- "Disk, GB/s": direct reads of 4 MiB, three at a time, just before and just after the run; the
+  better counts. Under it, the share of it that the phase read.
 - "Major faults" waited for the disk. "Cores busy" is processor time by wall time.
 - "Of the bound": what the slower one of disk (bytes read / that bandwidth) and everything else (the
   time without waiting for the disk) takes, as a share of the time.
 - "Same bits": the logits of the prompt's last token and of the first steps are those of the same
   engine without a limit."""
 
-Cell = Callable[[Sequence[Measured], float], str]
+Cell = Callable[[Sequence[Measured]], str]
 
 
 def save(out: Path, plan: Plan, found: Found, facts: Mapping[str, str]) -> None:
@@ -44,7 +44,6 @@ def save(out: Path, plan: Plan, found: Found, facts: Mapping[str, str]) -> None:
         "host": asdict(Host.now()),
         "facts": dict(facts),
         "versions": found.versions,
-        "disk": [{str(depth): rate for depth, rate in each.items()} for each in found.disk],
         "rows": raw(found),
         "expected": {str(limit): asdict(each) for limit, each in found.expected.items()},
     }
@@ -62,7 +61,7 @@ def page(plan: Plan, found: Found, facts: Mapping[str, str]) -> str:
     """In Markdown."""
     lines = ["# More model than memory", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {fact} |" for name, fact in facts.items()]
-    lines += [f"| disk | {_disk(found)} |", "", "## Engines", ""]
+    lines += ["", "## Engines", ""]
     for engine in plan.engines:
         extra = " ".join(plan.extra.get(engine.name, ()))
         more = f", and `{extra}`" if extra else ""
@@ -70,7 +69,7 @@ def page(plan: Plan, found: Found, facts: Mapping[str, str]) -> str:
         lines.append(f"- {engine.title} ({version}): {engine.settings}{more}")
     for limit in sorted(found.rows, key=lambda each: each or math.inf):
         lines += ["", f"## {limit_name(limit)[0].upper()}{limit_name(limit)[1:]}", ""]
-        lines += table(plan.engines, found.rows[limit], found.bandwidth)
+        lines += table(plan.engines, found.rows[limit])
     lines += expectations(found)
     return "\n".join(lines) + f"\n\n{NOTES}"
 
@@ -99,17 +98,7 @@ def _beside(planned: float, measured: float | None) -> str:
     return f"{planned:.3g} ({planned / measured - 1:+.0%})" if measured else f"{planned:.3g}"
 
 
-def _disk(found: Found) -> str:
-    if not found.disk:
-        return found.no_disk
-    best = {depth: max(each[depth] for each in found.disk) for depth in found.disk[0]}
-    rates = ", ".join(f"{rate / 1e9:.2f}" for rate in best.values())
-    return f"{rates} GB/s with {', '.join(map(str, best))} direct reads of 4 MiB at the same time"
-
-
-def table(
-    engines: Sequence[Engine], row: Mapping[str, Sequence[Measured]], bandwidth: float
-) -> list[str]:
+def table(engines: Sequence[Engine], row: Mapping[str, Sequence[Measured]]) -> list[str]:
     """A column for each engine, and why a run did not finish."""
     ran = [engine for engine in engines if engine.name in row]
     head = ["", *(engine.title for engine in ran), "deepmnn / best peer"]
@@ -117,7 +106,7 @@ def table(
     for phase in ("prefill", "decode"):
         cells.append([f"{phase}, tok/s", *_rates(ran, row, phase), _ratio(row, phase)])
     for name, cell in CELLS:
-        texts = [cell(row[engine.name], bandwidth) for engine in ran]
+        texts = [cell(row[engine.name]) for engine in ran]
         if any(texts):
             cells.append([name, *texts, ""])
     lines = ["| " + " | ".join(each) + " |" for each in cells]
@@ -151,56 +140,58 @@ def _ratio(row: Mapping[str, Sequence[Measured]], phase: str) -> str:
     return f"{ours / max(peers):.2f} ×" if ours and peers else ""
 
 
-def _of(phase: str, figure: Callable[[Measured, float], float], form: str) -> Cell:
+def _of(phase: str, figure: Callable[[Measured], float], form: str) -> Cell:
     """The median of a figure of the runs that finished a phase."""
 
-    def cell(runs: Sequence[Measured], bandwidth: float) -> str:
-        figures = [figure(run, bandwidth) for run in runs if phase in run.phases]
+    def cell(runs: Sequence[Measured]) -> str:
+        figures = [figure(run) for run in runs if phase in run.phases]
         return form.format(median(figures)) if figures else ""
 
     return cell
 
 
-def _share(phase: str) -> Callable[[Measured, float], float]:
-    def share(run: Measured, bandwidth: float) -> float:
+def _share(phase: str) -> Callable[[Measured], float]:
+    def share(run: Measured) -> float:
         found = run.phases[phase]
-        return found.read_nbytes / found.seconds / bandwidth if bandwidth else 0.0
+        return found.read_nbytes / found.seconds / run.disk if run.disk else 0.0
 
     return share
 
 
-def _of_bound(phase: str) -> Callable[[Measured, float], float]:
-    def share(run: Measured, bandwidth: float) -> float:
+def _of_bound(phase: str) -> Callable[[Measured], float]:
+    def share(run: Measured) -> float:
         found, waited = run.phases[phase], run.own[phase]["wait_seconds"]
-        disk = found.read_nbytes / bandwidth if bandwidth else 0.0
+        disk = found.read_nbytes / run.disk if run.disk else 0.0
         return max(disk, found.seconds - waited) / found.seconds
 
     return share
 
 
-def _of_streamed(phase: str, figure: Callable[[Measured, float], float], form: str) -> Cell:
+def _of_streamed(phase: str, figure: Callable[[Measured], float], form: str) -> Cell:
     """As `_of`, of runs that tell how long they waited for the disk."""
     cell = _of(phase, figure, form)
-    return lambda runs, bandwidth: cell(
-        [run for run in runs if "wait_seconds" in (run.own.get(phase) or {})], bandwidth
-    )
+    return lambda runs: cell([run for run in runs if "wait_seconds" in (run.own.get(phase) or {})])
 
 
-def _bits(runs: Sequence[Measured], bandwidth: float) -> str:
+def _bits(runs: Sequence[Measured]) -> str:
     known = [run.same_bits for run in runs if run.same_bits is not None]
     return ("yes" if all(known) else "no") if known else ""
 
 
 CELLS: tuple[tuple[str, Cell], ...] = (
-    ("steps", _of("decode", lambda run, _: run.phases["decode"].tokens, "{:.0f}")),
-    ("load, s", _of("load", lambda run, _: run.phases["load"].seconds, "{:.1f}")),
+    ("steps", _of("decode", lambda run: run.phases["decode"].tokens, "{:.0f}")),
+    ("load, s", _of("load", lambda run: run.phases["load"].seconds, "{:.1f}")),
     (
         "read to load, GB",
-        _of("load", lambda run, _: run.phases["load"].read_nbytes / 1e9, "{:.2f}"),
+        _of("load", lambda run: run.phases["load"].read_nbytes / 1e9, "{:.2f}"),
     ),
     (
         "read in prefill, GB",
-        _of("prefill", lambda run, _: run.phases["prefill"].read_nbytes / 1e9, "{:.2f}"),
+        _of("prefill", lambda run: run.phases["prefill"].read_nbytes / 1e9, "{:.2f}"),
+    ),
+    (
+        "disk, GB/s",
+        lambda runs: f"{median(run.disk for run in runs) / 1e9:.2f}" if runs[0].disk else "",
     ),
     ("disk in prefill", _of("prefill", _share("prefill"), "{:.0%}")),
     ("of the bound, prefill", _of_streamed("prefill", _of_bound("prefill"), "{:.0%}")),
@@ -208,7 +199,7 @@ CELLS: tuple[tuple[str, Cell], ...] = (
         "read per decoded token, MB",
         _of(
             "decode",
-            lambda run, _: run.phases["decode"].read_nbytes / run.phases["decode"].tokens / 1e6,
+            lambda run: run.phases["decode"].read_nbytes / run.phases["decode"].tokens / 1e6,
             "{:.1f}",
         ),
     ),
@@ -218,7 +209,7 @@ CELLS: tuple[tuple[str, Cell], ...] = (
         "cores busy in decode",
         _of(
             "decode",
-            lambda run, _: run.phases["decode"].cpu_seconds / run.phases["decode"].seconds,
+            lambda run: run.phases["decode"].cpu_seconds / run.phases["decode"].seconds,
             "{:.2f}",
         ),
     ),
@@ -226,17 +217,17 @@ CELLS: tuple[tuple[str, Cell], ...] = (
         "major faults per decoded token",
         _of(
             "decode",
-            lambda run, _: run.phases["decode"].major / run.phases["decode"].tokens,
+            lambda run: run.phases["decode"].major / run.phases["decode"].tokens,
             "{:.0f}",
         ),
     ),
     (
         "different tokens in the answer",
-        lambda runs, _: str(runs[-1].distinct) if runs and runs[-1].distinct else "",
+        lambda runs: str(runs[-1].distinct) if runs and runs[-1].distinct else "",
     ),
     (
         "most held, GiB",
-        lambda runs, _: (
+        lambda runs: (
             f"{max(run.peak_nbytes for run in runs) / GIB:.2f}"
             if any(run.peak_nbytes for run in runs)
             else ""

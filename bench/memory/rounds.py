@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.memory.disk import bandwidths
+from bench.memory.disk import bandwidth
 from bench.memory.engines import Engine
 from bench.memory.group import Group, GroupError
 from bench.memory.planner import Expected, Planner, hit_rate
@@ -21,7 +21,7 @@ from bench.memory.watched import Counters, Watched, watch
 from bench.peers.child import ROOT, ChildError
 from bench.peers.cold import drop, files_of
 
-from deepmnn.errors import DeepmnnError, StorageError
+from deepmnn.errors import DeepmnnError
 
 NO_LIMIT = 0
 
@@ -61,21 +61,13 @@ class Plan:
 class Found:
     """Everything measured so far.
 
-    rows: limit → engine → a run of each round. disk: before and after each round, bytes per second
-    by reads at the same time; or why there are none. versions: of the engines. expected: by limit,
-    of deepmnn, when the last round is over.
+    rows: limit → engine → a run of each round. versions: of the engines. expected: by limit, of
+    deepmnn, when the last round is over.
     """
 
     versions: dict[str, str] = field(default_factory=dict)
     rows: dict[int, dict[str, list[Measured]]] = field(default_factory=dict)
-    disk: list[dict[int, float]] = field(default_factory=list)
-    no_disk: str = ""
     expected: dict[int, Expected] = field(default_factory=dict)
-
-    @property
-    def bandwidth(self) -> float:
-        """The disk's best; 0 where it is unknown."""
-        return max((max(each.values()) for each in self.disk), default=0.0)
 
     def add(self, limit: int, name: str, measured: Measured) -> None:
         self.rows.setdefault(limit, {}).setdefault(name, []).append(measured)
@@ -91,7 +83,6 @@ def run(plan: Plan, found: Found, say: Say, save: Save) -> None:
     (plan.work / "ids").write_text(" ".join(map(str, ids)))
     ours = next((engine for engine in plan.engines if engine.name == "deepmnn"), None)
     for number in range(plan.repeat):
-        _measure_disk(plan, found)
         order = [(limit, engine) for limit in plan.limits for engine in plan.engines]
         if number % 2:
             order.reverse()
@@ -102,29 +93,20 @@ def run(plan: Plan, found: Found, say: Say, save: Save) -> None:
             found.add(limit, engine.name, measured)
             say(line(engine, limit, measured))
             save(found)
-        _measure_disk(plan, found)
-        save(found)
     if ours:
         _ask_the_planner(plan, found, say)
         save(found)
 
 
-def _measure_disk(plan: Plan, found: Found) -> None:
-    model = next(iter(plan.models.values()))
-    largest = max(files_of(model), key=lambda path: path.stat().st_size)
-    try:
-        found.disk.append(bandwidths(largest))
-    except StorageError as error:
-        found.no_disk = str(error)
-
-
 def _ask_the_planner(plan: Plan, found: Found, say: Say) -> None:
-    """With the disk's best, as the bound has it."""
+    """With the disk as it was in each run."""
     context = len(plan.prompt.ids) + plan.steps
     try:
-        planner = Planner.of(plan.models["deepmnn"], found.bandwidth or None, context, plan.threads)
+        planner = Planner.of(plan.models["deepmnn"], context, plan.threads)
         for limit, row in found.rows.items():
-            found.expected[limit] = planner.expected(limit, hit_rate(row.get("deepmnn", ())))
+            if runs := [run for run in row.get("deepmnn", ()) if "decode" in run.phases]:
+                disk = median(run.disk for run in runs)
+                found.expected[limit] = planner.expected(limit, disk, hit_rate(runs))
     except DeepmnnError as error:
         say(str(error))
 
@@ -153,6 +135,7 @@ def measure(plan: Plan, engine: Engine, limit: int) -> Measured:
         logits.unlink(missing_ok=True)
     if why := drop(files_of(job.model)):
         return Measured(failure=f"no cold start: {why}")
+    disk = bandwidth(job.model)
     try:
         command = engine.command(job)
         with set_read_ahead(job.model, engine.read_ahead), Group(limit) as group:
@@ -161,6 +144,7 @@ def measure(plan: Plan, engine: Engine, limit: int) -> Measured:
         return Measured(failure=str(error))
     made = summed_up(job, engine, watched)
     made.command = command
+    made.disk = max(disk, bandwidth(job.model))
     _log(plan.work / f"{engine.name}-{limit}.log", command, watched)
     if logits and limit != NO_LIMIT and plan.compare:
         made.same_bits = same_bits(logits, plan.work / f"logits-{NO_LIMIT}.npy")

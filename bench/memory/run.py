@@ -84,6 +84,7 @@ class Measured:
         distinct: different tokens of the answer; 0 where the engine does not tell them.
         same_bits: whether its logits are those without a limit; None: not compared.
         own: its own counters. command: what was run.
+        disk: bytes per second of direct reads, the better of just before and just after; 0: none.
     """
 
     phases: dict[str, Phase] = field(default_factory=dict)
@@ -93,3 +94,4 @@ class Measured:
     same_bits: bool | None = None
     own: dict[str, Any] = field(default_factory=dict)
     command: list[str] = field(default_factory=list)
+    disk: float = 0.0
