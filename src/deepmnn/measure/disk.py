@@ -134,10 +134,13 @@ def _latency(number: int, reads: int = 32) -> float:
 
 def _room(nbytes: int) -> mmap.mmap:
     """Aligned to a page, and in memory: in large pages, as the engine's, where there are any."""
-    room = mmap.mmap(-1, -(-nbytes // _LARGE_PAGE) * _LARGE_PAGE)
+    nbytes = -(-nbytes // _LARGE_PAGE) * _LARGE_PAGE
     if hasattr(mmap, "MADV_HUGEPAGE"):
+        room = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         with suppress(OSError):  # of a kernel without them
             room.madvise(mmap.MADV_HUGEPAGE)
+    else:
+        room = mmap.mmap(-1, nbytes)
     for place in range(0, len(room), _PAGE):
         room[place] = 0
     return room
