@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import compress
 
 from deepmnn.graph.call import Call
 from deepmnn.graph.ir import ROWS, Graph, Node
@@ -37,6 +38,8 @@ class Workload:
     row_macs: those only for tokens whose logits are wanted. context_macs: per token and cached row.
     embedding_nbytes: one row of the table. experts: one entry per MoE layer.
     cache_width: elements of the KV cache per token.
+    outside_nbytes, outside_macs: of dense_nbytes and dense_macs, those before the first layer of
+    experts and after the last one.
 
     Latent attention has two forms. context_macs and dense_macs are those of decode, over the
     latents; whole_context_macs: per token and row when keys and values are whole. Making a row
@@ -52,6 +55,8 @@ class Workload:
     cache_width: int
     whole_context_macs: int
     expand_macs: int
+    outside_nbytes: int = 0
+    outside_macs: int = 0
 
     @staticmethod
     def of(graph: Graph) -> Workload:
@@ -62,9 +67,14 @@ class Workload:
         ]
         read = [read_nbytes(graph, *pair) for pair in zip(graph.nodes, calls, strict=True)]
         wanted = [call.y[0].rows == ROWS for call in calls]
+        routed = [index for index, cost in enumerate(costs) if cost.experts]
+        within = range(routed[0], routed[-1] + 1) if routed else range(len(costs))
+        outside = [index not in within for index in range(len(costs))]
+        dense = [nbytes["whole"] + nbytes["in_order"] for nbytes in read]
+        macs = [0 if late else c.row for c, late in zip(costs, wanted, strict=True)]
         return Workload(
-            dense_nbytes=sum(nbytes["whole"] + nbytes["in_order"] for nbytes in read),
-            dense_macs=sum(c.row for c, late in zip(costs, wanted, strict=True) if not late),
+            dense_nbytes=sum(dense),
+            dense_macs=sum(macs),
             row_macs=sum(c.row for c, late in zip(costs, wanted, strict=True) if late),
             context_macs=sum(c.context for c in costs),
             embedding_nbytes=sum(nbytes["looked_up"] for nbytes in read),
@@ -76,6 +86,8 @@ class Workload:
             cache_width=sum(graph.caches.values()),
             whole_context_macs=sum(c.whole_context for c in costs),
             expand_macs=sum(c.expand for c in costs),
+            outside_nbytes=sum(compress(dense, outside)),
+            outside_macs=sum(compress(macs, outside)),
         )
 
     def decode_nbytes(self, batch: int, context: float, kv_element_nbytes: int = 4) -> float:

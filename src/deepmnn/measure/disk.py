@@ -15,6 +15,7 @@ from itertools import count
 from pathlib import Path
 
 from deepmnn.errors import StorageError
+from deepmnn.measure.fresh_memory import fresh_room, touch
 
 IN_FLIGHT = 3
 """Reads at a time, as streamed weights have them."""
@@ -133,16 +134,9 @@ def _latency(number: int, reads: int = 32) -> float:
 
 
 def _room(nbytes: int) -> mmap.mmap:
-    """Aligned to a page, and in memory: in large pages, as the engine's, where there are any."""
-    nbytes = -(-nbytes // _LARGE_PAGE) * _LARGE_PAGE
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        room = mmap.mmap(-1, nbytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with suppress(OSError):  # of a kernel without them
-            room.madvise(mmap.MADV_HUGEPAGE)
-    else:
-        room = mmap.mmap(-1, nbytes)
-    for place in range(0, len(room), _PAGE):
-        room[place] = 0
+    """Aligned to a page, and there already."""
+    room = fresh_room(-(-nbytes // _LARGE_PAGE) * _LARGE_PAGE)
+    touch(room)
     return room
 
 

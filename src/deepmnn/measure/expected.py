@@ -2,7 +2,7 @@
 
 A step takes
 
-    max(bytes missed / disk bandwidth, compute) + what cannot overlap
+    max(bytes missed / disk bandwidth, compute) + what does not overlap
 
 Bytes missed in decode, a token:
 
@@ -10,7 +10,11 @@ Bytes missed in decode, a token:
     + dense bytes that every step reads again + the row of the embedding table
 
 and in prefill, a step of T tokens: each expert that one of them uses, once, unless it is cached,
-and the same rest. Before the first prompt no expert is cached.
+and the same rest. Before the first prompt no expert is cached, and the memory for them is fresh:
+the system clears it, or gets it from a host.
+
+No expert is read before the first layer of experts, nor after the last one: what these compute
+does not overlap.
 
 Assumed: a token finds its experts in the cache as often as with a trained mixture (HIT_SHARES; a
 model's own rate is better: measure it, and give it as the hit rate); many tokens choose evenly, so
@@ -31,16 +35,20 @@ from deepmnn.graph.workload import Workload
 DECODE_MEMORY_SHARE = 0.75
 """Of the memory's bandwidth that decode reaches (docs/benchmarks.md)."""
 
-DECODE_MACS_SHARE = 0.35
+DECODE_MACS_SHARE = 0.27
 """Of the int8 peak that a step of one token reaches."""
 
-PREFILL_MACS_SHARE = 0.55
+PREFILL_MACS_SHARE = 0.6
 """Of the int8 peak that prefill reaches."""
 
 STREAMED_READ_SHARE = 0.95
 """Of the disk's bandwidth that streaming reaches, when it is the disk that takes the time."""
 
-PREDICTED = 0.75
+READ_COMPUTE = 14e9
+"""Bytes read for each second that they take from compute: the system's work, and memory that both
+use."""
+
+PREDICTED = 0.4
 """Share of a layer's missing experts that is asked for while the layer before it computes."""
 
 HIT_SHARES = (
@@ -56,14 +64,15 @@ _TABLE_ROWS = 16
 
 @dataclass(frozen=True)
 class Speeds:
-    """Of a machine: bytes per second of disk and memory, seconds of a small read by itself, and
-    multiply-accumulates per second, all threads together.
+    """Of a machine: bytes per second of disk, memory and memory that is touched for the first time;
+    seconds of a small read by itself; and multiply-accumulates per second, all threads together.
     """
 
     disk: float
     latency: float
     memory: float
     int8_macs: float
+    fresh: float = float("inf")
 
 
 @dataclass(frozen=True)
@@ -75,7 +84,7 @@ class Step:
         missed: bytes from the disk.
         disk: seconds for those.
         compute: seconds of everything else.
-        exposed: seconds of reads that nothing overlaps.
+        exposed: seconds that nothing overlaps.
     """
 
     tokens: int
@@ -128,6 +137,7 @@ def decode_step(
     compute = max(
         read / (DECODE_MEMORY_SHARE * speeds.memory), macs / (DECODE_MACS_SHARE * speeds.int8_macs)
     )
+    outside = compute * workload.outside_nbytes / read
     waits = 0.0
     if not weights.mapped:
         for layer in workload.experts:
@@ -135,7 +145,7 @@ def decode_step(
             waits += min(1.0, surprises) * (speeds.latency + layer.nbytes / speeds.disk)
     disk = missed / (STREAMED_READ_SHARE * speeds.disk)
     # Where the disk takes the time anyway, a read that waits is one of those that count already.
-    return Step(1, missed, disk, compute, max(0.0, min(waits, compute)) if missed else 0.0)
+    return _step(1, missed, disk, compute, outside, waits * compute / (disk + compute))
 
 
 def prefill_step(
@@ -158,6 +168,19 @@ def prefill_step(
             missed += weights.streamed_nbytes
     macs = workload.prefill_macs([tokens], step_tokens)
     compute = macs / (PREFILL_MACS_SHARE * speeds.int8_macs)
+    outside = tokens * workload.outside_macs / (PREFILL_MACS_SHARE * speeds.int8_macs)
     disk = missed / (STREAMED_READ_SHARE * speeds.disk)
-    waits = len(workload.experts) * speeds.latency if missed else 0.0
-    return Step(tokens, missed, disk, compute, waits)
+    if first:
+        disk += min(missed, weights.cache_nbytes) / speeds.fresh
+    return _step(tokens, missed, disk, compute, outside, len(workload.experts) * speeds.latency)
+
+
+def _step(
+    tokens: int, missed: float, disk: float, compute: float, outside: float, waits: float
+) -> Step:
+    """outside: seconds of compute that no read overlaps."""
+    if not missed:
+        return Step(tokens, missed, 0.0, compute, 0.0)
+    compute += missed / READ_COMPUTE
+    apart = outside + max(disk, compute - outside) - max(disk, compute)
+    return Step(tokens, missed, disk, compute, apart + waits)

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 from deepmnn import _core
 from deepmnn.api.memory import Demand, Split, least_budget, split
@@ -22,6 +23,7 @@ from deepmnn.errors import ArtifactError, RequestError, Words
 from deepmnn.graph.workload import Workload
 from deepmnn.measure.disk import measure_disk
 from deepmnn.measure.expected import Speeds, Step, decode_step, prefill_step
+from deepmnn.measure.fresh_memory import measure_fresh_memory
 from deepmnn.models import read_config
 from deepmnn.quant.recipe import DEFAULT, Recipe
 from deepmnn.source.json_file import read_small
@@ -264,12 +266,13 @@ def _better(
 def machine_speeds(
     subject: Subject, threads: int | None = None, disk_bandwidth: float | None = None
 ) -> Speeds:
-    """Of this machine, measured in about two seconds; of the disk with the model's files, in
+    """Of this machine, measured in about four seconds; of the disk with the model's files, in
     blocks of an expert. disk_bandwidth: given, bytes per second.
 
     Raises StorageError when the disk cannot be measured.
     """
     workers = threads or _core.available_cores()
+    fresh = measure_fresh_memory()  # first: what other measurements leave is not fresh
     latency, bandwidth = 100e-6, disk_bandwidth
     if bandwidth is None:
         block = max((int(layer.nbytes) for layer in subject.workload.experts), default=4 << 20)
@@ -278,6 +281,7 @@ def machine_speeds(
     return Speeds(
         disk=bandwidth,
         latency=latency,
-        memory=float(_core.measure_read_bandwidth(workers)),
-        int8_macs=float(_core.measure_int8_peak(workers)),
+        memory=median(float(_core.measure_read_bandwidth(workers)) for _ in range(3)),
+        int8_macs=median(float(_core.measure_int8_peak(workers)) for _ in range(3)),
+        fresh=fresh,
     )
