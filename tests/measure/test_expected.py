@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -48,8 +48,27 @@ def test_compute_limits_where_the_disk_does_not() -> None:
     slow = Speeds(disk=1e15, latency=0.0, memory=10e9, int8_macs=1e18)
     step = decode_step(LOAD, Weights(), slow, 512, 4.0)
     read = 100 * MB + 10 * 6 * 2 * MB + 1000 + 100 * 512 * 4
-    assert step.compute == pytest.approx(read / 10e9 / expected.DECODE_MEMORY_SHARE)
+    reading = step.missed / expected.READ_COMPUTE
+    assert step.compute == pytest.approx(read / 10e9 / expected.DECODE_MEMORY_SHARE + reading)
     assert step.seconds == pytest.approx(step.compute, rel=0.01)
+
+
+def test_no_read_overlaps_what_is_outside_of_the_experts() -> None:
+    ends = replace(LOAD, outside_nbytes=50 * MB)  # of 220 MB
+    same = Speeds(disk=0.5e9, latency=0.0, memory=10e9, int8_macs=1e18)
+    step, apart = (decode_step(load, Weights(), same, 512, 4.0) for load in (LOAD, ends))
+    read = 100 * MB + 10 * 6 * 2 * MB + 1000 + 100 * 512 * 4
+    outside = (step.compute - step.missed / expected.READ_COMPUTE) * 50 * MB / read
+    assert step.disk > step.compute
+    assert apart.seconds - step.seconds == pytest.approx(outside)
+
+
+def test_memory_for_the_first_experts_is_fresh() -> None:
+    slow = replace(FAST, fresh=0.5e9)
+    first, later = (prefill_step(LOAD, Weights(), slow, 512, 512, first=f) for f in (True, False))
+    without = prefill_step(LOAD, Weights(), FAST, 512, 512, first=True)
+    assert first.disk - without.disk == pytest.approx(250 * MB / 0.5e9)
+    assert later.disk < without.disk
 
 
 def test_prefill_reads_each_expert_once_a_step() -> None:

@@ -62,6 +62,9 @@ LEAST_ROWS = 2048
 FEWEST_ROWS = 512
 """Rows below which no cache is made that nobody asked for."""
 
+VARIES_NBYTES = 4 << 20
+"""By which one process differs from another that does the same: added to a budget that is named."""
+
 KV_DTYPES = ("f32", "bf16", "int8")
 """From the exact one to the smallest."""
 
@@ -244,7 +247,7 @@ def split(demand: Demand, options: LoadOptions, budget: int) -> Split:
 
 def too_small(demand: Demand, options: LoadOptions, budget: int) -> RequestError:
     """The error for a budget in which nothing runs."""
-    needed = least_budget(demand, options)
+    needed = least_budget(demand, options) + VARIES_NBYTES
     given = {name for name in ("cache_tokens", "kv_dtype", "max_batch_tokens")
              if getattr(options, name) is not None}  # fmt: skip
     smaller = "Give it more, or convert the model with fewer bits."
@@ -306,7 +309,10 @@ def _candidates(demand: Demand, options: LoadOptions, budget: int) -> Iterator[S
     fewest = min(one, FEWEST_ROWS)
     wanted = (min(one, LEAST_ROWS), min(one, LEAST_ROWS // 2), fewest)
     for batch in batches:
-        for rows in (options.cache_tokens,) if options.cache_tokens else wanted:
+        if options.cache_tokens:  # more than their share, in any format
+            yield Sizes(dtypes[-1], options.cache_tokens, batch)
+            continue
+        for rows in wanted:
             for dtype in dtypes:
                 yield Sizes(dtype, rows, batch)
 

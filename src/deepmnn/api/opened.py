@@ -64,7 +64,7 @@ def open_cpu(path: Path, options: LoadOptions) -> Opened:
     artifact.check_program()
     budget, tokenizer = None, None
     if options.memory_nbytes is not None or not _is_plenty(artifact, options):
-        tokenizer = _tokenizer(artifact.text_files)
+        tokenizer = sound_tokenizer(artifact.text_files)
         budget = fitted(artifact, options, tokenizer)
     streamed = budget is not None and budget.is_streamed
     if artifact.weights_nbytes <= VERIFY_ALWAYS_BYTES:
@@ -114,7 +114,7 @@ def _is_plenty(artifact: Artifact, options: LoadOptions) -> bool:
     return artifact.weights_nbytes + kv + step <= _core.available_memory()
 
 
-def _tokenizer(files: TextFiles) -> Tokenizer | None:
+def sound_tokenizer(files: TextFiles) -> Tokenizer | None:
     """The model's, where it has a sound one: whoever needs it is told what is wrong."""
     if FILE not in files:
         return None

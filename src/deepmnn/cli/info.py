@@ -92,11 +92,12 @@ def _print_artifact(artifact: Artifact) -> None:
 
 def _memory(artifact: Artifact) -> str:
     """How it would run on this machine, as it is now."""
-    from deepmnn.api.opened import fitted
+    from deepmnn.api.opened import fitted, sound_tokenizer
     from deepmnn.api.options import LoadOptions
 
     try:
-        return fitted(artifact, LoadOptions(), None).line()
+        tokenizer = sound_tokenizer(artifact.text_files)
+        return fitted(artifact, LoadOptions(), tokenizer).line()
     except RequestError as error:
         return error.shell
 

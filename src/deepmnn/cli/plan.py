@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 from typer import Argument, Option
 
+from deepmnn.api.memory import megabytes
 from deepmnn.api.options import LoadOptions
 from deepmnn.cli.console import file_size, out, print_json, table
 from deepmnn.cli.progress import status
@@ -31,7 +32,8 @@ def plan(
         str | None, Option(help="The budget, as in 4GiB; default: what the machine has.")
     ] = None,
     context: Annotated[
-        int | None, Option(min=1, help="Tokens that the KV cache must hold.")
+        int | None,
+        Option(min=1, max=2**31 - 1, help="Tokens that the KV cache must hold."),
     ] = None,
     quant: Annotated[
         str | None, Option(help="Of a checkpoint: how to convert it, as for convert; default: w8.")
@@ -101,7 +103,8 @@ def _print(
     hit_rate: float | None,
 ) -> None:
     split = found.split
-    binary = f"{split.budget / (1 << 30):.3g} GiB"
+    gib = split.budget / (1 << 30)
+    binary = f"{gib:,.0f} GiB" if gib >= 1000 else f"{gib:.3g} GiB"
     out.say(
         f"{subject.name} in {subject.recipe}, memory {binary} ({file_size(split.budget)})", "bold"
     )
@@ -116,9 +119,11 @@ def _print(
     for change in split.changes:
         out.say(f"smaller than usual, to fit: {change}", "yellow")
     out.say(
-        f"least memory {file_size(found.least)}; from {file_size(split.whole)} on all weights stay "
+        f"least memory {megabytes(found.least)}; from {megabytes(split.whole)} on all weights stay "
         "in it"
     )
+    if subject.converting:
+        out.say(f"to convert it first takes {megabytes(subject.converting)}, and files beside them")
     _print_speed(found, speeds, hit_rate)
     if others:
         made = table("what would help", "instead", "prefill tok/s", "decode tok/s")
@@ -214,6 +219,7 @@ def _as_json(
         "recipe": subject.recipe,
         "memory_nbytes": split.budget,
         "least_nbytes": found.least,
+        "converting_nbytes": subject.converting,
         "whole_nbytes": split.whole,
         "weights": {"mapped": weights.mapped}
         | {f"{name}_nbytes": getattr(weights, f"{name}_nbytes") for name in names},

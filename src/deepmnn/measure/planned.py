@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from deepmnn import _core
-from deepmnn.api.memory import Demand, Split, least_budget, split
+from deepmnn.api.memory import VARIES_NBYTES, Demand, Split, least_budget, split
 from deepmnn.api.options import KV_DTYPES, LoadOptions
 from deepmnn.api.process_memory import machine_nbytes
 from deepmnn.artifact.manifest import PROGRAM
@@ -19,6 +19,7 @@ from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.cpu.lower import lower
 from deepmnn.conversion.convert import plan_conversion
 from deepmnn.conversion.kept import described
+from deepmnn.conversion.need import working_nbytes
 from deepmnn.errors import ArtifactError, RequestError, Words
 from deepmnn.graph.workload import Workload
 from deepmnn.measure.disk import measure_disk
@@ -40,10 +41,14 @@ USUAL_PROCESS = 110 << 20
 
 _ASK = """
 import sys
+from contextlib import suppress
+from deepmnn import cli
 from deepmnn.api import llm, loading, opened
 from deepmnn.api.process_memory import give_back, held_nbytes
 from deepmnn.backends.cpu import backend
 from deepmnn.text.tokenizer import Tokenizer
+with suppress(ImportError):
+    from deepmnn.serve import run
 kept = Tokenizer(sys.argv[1]) if sys.argv[1] else None
 give_back()
 print(held_nbytes(), int(kept is not None and kept.has_chat_template))
@@ -65,6 +70,7 @@ class Subject:
         templates: whether it has a chat template.
         tokenizer: whether it has a tokenizer, or may have one.
         convertible: the path that could be converted otherwise; None for a converted model.
+        converting: bytes that converting it takes, and files beside them; 0 for a converted model.
     """
 
     name: str
@@ -77,6 +83,7 @@ class Subject:
     templates: bool = True
     tokenizer: bool = True
     convertible: Path | None = None
+    converting: int = 0
 
     @staticmethod
     def open(name: str, quant: str | Recipe | None = None) -> Subject:
@@ -136,12 +143,15 @@ def _checkpoint(name: str, path: Path, quant: str | Recipe) -> Subject:
         templates=templates,
         tokenizer=tokenizer or not has_weights(path),
         convertible=path,
+        converting=process + working_nbytes(plan),
     )
 
 
 def _process(tokenizer: Path | None) -> tuple[int, bool]:
-    """Bytes of a process that is ready to load a model, measured in one; whether it has a chat
-    template. tokenizer: the directory it lies in.
+    """Bytes of a process that is ready to load a model, measured in one that has what the largest
+    verb has, `serve` where it is installed; whether the model has a chat template.
+
+    tokenizer: the directory it lies in.
     """
     where = "" if tokenizer is None else os.fspath(tokenizer)
     try:
@@ -200,7 +210,7 @@ def planned(
     longest = found.sizes.max_batch_tokens
     return Planned(
         split=found,
-        least=least_budget(demand, options),
+        least=least_budget(demand, options) + VARIES_NBYTES,
         first=prefill_step(load, weights, speeds, context, longest, first=True),
         prefill=prefill_step(load, weights, speeds, context, longest, first=False),
         decode=decode_step(load, weights, speeds, context, element, hit_rate),
@@ -237,7 +247,13 @@ def advice(
         tries.append(
             ("keys and values in int8", subject, replace(options, kv_dtype="int8"), speeds)
         )
-    chunk = replace(options, max_batch_tokens=4 * now.split.sizes.max_batch_tokens)
+    sizes = now.split.sizes
+    chunk = replace(
+        options,
+        max_batch_tokens=4 * sizes.max_batch_tokens,
+        cache_tokens=sizes.cache_tokens,
+        kv_dtype=sizes.kv_dtype,
+    )
     tries.append((f"steps of {chunk.max_batch_tokens} tokens", subject, chunk, speeds))
     if subject.convertible is not None and subject.recipe != "w4":
         smaller = _checkpoint(subject.name, subject.convertible, quant="w4")
