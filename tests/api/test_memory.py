@@ -238,6 +238,7 @@ def test_a_short_machine_is_a_budget(
         model = deepmnn.load(small, threads=2)
     assert model.is_streamed
     assert caplog.messages[-1].startswith("memory ")
+    assert model.engine.manager.disk is None, "rows go to disk only where somebody has asked"
 
 
 def test_what_is_too_small_is_refused_before_a_weight_is_read(

@@ -48,9 +48,9 @@ def saved(path: Path) -> list[dict[str, str]]:
 
 def test_a_conversation_with_commands(model: Path, tmp_path: Path) -> None:
     first, second = "What is 17 + 25?", "What is 12 * 3?"
-    with chat(model, tmp_path) as typist:
+    with chat(model, tmp_path, "--kv-disk", "8MB") as typist:
         header = typist.expect("/help")
-        for fact in ("deepseek_v3", "w8", "context 4096 tokens", "greedy", "cpu"):
+        for fact in ("deepseek_v3", "w8", "context 4096 tokens", "greedy", "cpu", "--kv-disk 0"):
             assert fact in header
         typist.enter(f"{first}\r")
         assert answer(model, first) in typist.expect(STATS)

@@ -166,6 +166,14 @@ def test_what_is_given_goes_on_top_of_what_the_model_recommends(artifact: Path) 
         ("--max-sequences 9999999999", "--max-sequences is 9999999999; expected an integer from 1"),
         ("--memory tiny", "--memory is 'tiny'; expected a size such as '4GiB', '800MB' or a"),
         ("--memory 0", "--memory is '0'; expected a size"),
+        (
+            "--kv-directory here",
+            "--kv-directory is given, and nothing is written there; expected --kv-disk",
+        ),
+        (
+            "--kv-disk 10 --kv-directory /dev/null",
+            "/dev/null: File exists; expected a directory to keep KV blocks in. --kv-directory",
+        ),
         ("--mnn-memory tiny", "--mnn-memory is 'tiny'; expected 'low' or 'normal' or 'high'"),
         ("--precision tiny", "--precision is 'tiny'; expected 'low' or 'normal' or 'high'"),
         (

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 
 import deepmnn
-from deepmnn import LLM, SamplingParams
+from deepmnn import LLM, SamplingParams, _core
 from deepmnn.conversion.convert import convert
-from deepmnn.errors import RequestError
+from deepmnn.engine import kv_disk
+from deepmnn.errors import RequestError, StorageError
 from tiny_artifact import tiny_artifact, write_config
 
 GQA: dict[str, Any] = {
@@ -88,11 +90,10 @@ def test_answers_over_a_small_cache(
     prompts = [prompt(number, 80 + number) for number in range(5)]
     params = SamplingParams(max_tokens=6, temperature=0, ignore_eos=True)
     answers = []
-    for options in ({"cache_tokens": 2048}, {"cache_tokens": 192, "kv_disk": 1 << 23}):
+    small = {"cache_tokens": 192, "kv_disk": 1 << 23, "kv_directory": tmp_path}
+    for options in ({"cache_tokens": 2048}, small):
         # One form: rows of the two differ in the last bits, and who computes them with requests.
-        model = deepmnn.load(
-            models[kind], backend, threads=2, mla_form="absorbed", kv_directory=tmp_path, **options
-        )
+        model = deepmnn.load(models[kind], backend, threads=2, mla_form="absorbed", **options)
         found = [model.generate(each, params) for each in (*prompts, *prompts)]
         found += model.generate(prompts, params)
         answers.append([each.ids for each in found])
@@ -131,8 +132,58 @@ def test_a_block_of_every_kind_of_cache(models: dict[str, Path]) -> None:
                             cache.write_block(0, wrong)
 
 
-def test_the_disk_must_hold_a_block(models: dict[str, Path], tmp_path: Path) -> None:
-    model = deepmnn.load(models["mla"], kv_disk=1000, kv_directory=tmp_path)
-    with pytest.raises(RequestError, match="kv_disk is 1,000 bytes"):
-        model.generate([1, 2, 3])
-    assert deepmnn.load(models["mla"], kv_disk=0).engine.manager.disk is None
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("kind", ["mla", "gqa"])
+def test_the_disk_must_hold_a_block(
+    models: dict[str, Path], kind: str, backend: str, dtype: str, tmp_path: Path
+) -> None:
+    """What `load` lets through, the engine takes, to the byte."""
+    given = {"kv_dtype": dtype, "kv_directory": tmp_path}
+    with pytest.raises(RequestError, match="kv_disk is 1,000 bytes; expected") as caught:
+        deepmnn.load(models[kind], backend, kv_disk=1000, **given)
+    least = int(str(caught.value).split("expected ")[1].split(" ")[0].replace(",", ""))
+    disk = deepmnn.load(models[kind], backend, kv_disk=least, **given).engine.manager.disk
+    assert disk is not None
+    assert disk.capacity == 1
+    with pytest.raises(RequestError, match="kv_disk is"):
+        deepmnn.load(models[kind], backend, kv_disk=least - 1, **given)
+    assert deepmnn.load(models[kind], backend, kv_disk=0).engine.manager.disk is None
+
+
+def test_what_the_disk_cannot_be_is_refused_before_a_weight_is_read(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*given: Any, **named: Any) -> Any:
+        raise AssertionError("loaded")
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(_core, "Model", never)
+    monkeypatch.setattr("deepmnn.artifact.reader.Artifact.verify", never)
+    for directory in (tmp_path / "file", Path("/proc/nope")):
+        for given in ({"kv_disk": "8MB"}, {"memory": "16GiB"}):
+            with pytest.raises(StorageError, match=f"^{directory}: .*kv_disk=0 does without"):
+                deepmnn.load(models["mla"], kv_directory=directory, **given)
+    with pytest.raises(RequestError, match="kv_disk is 10 bytes"):
+        deepmnn.load(models["mla"], kv_disk=10, kv_directory=tmp_path)
+    with pytest.raises(RequestError, match="kv_directory is given, and nothing is written"):
+        deepmnn.load(models["mla"], kv_directory=tmp_path)
+
+
+def test_a_budget_that_is_given_takes_disk(models: dict[str, Path], tmp_path: Path) -> None:
+    model = deepmnn.load(models["mla"], memory="16GiB", threads=1, kv_directory=tmp_path)
+    disk = model.engine.manager.disk
+    assert disk is not None
+    assert disk.line().endswith(f"written to a file in {tmp_path}, at most 4.3 GB")
+    off = deepmnn.load(models["mla"], memory="16GiB", threads=1, kv_directory=tmp_path, kv_disk=0)
+    assert off.engine.manager.disk is None
+
+
+def test_a_budget_leaves_no_rows_in_a_directory_in_memory(models: dict[str, Path]) -> None:
+    shared = Path("/dev/shm")
+    if not (shared.is_dir() and kv_disk._is_memory(shared.stat().st_dev)):
+        pytest.skip("/dev/shm is no tmpfs here")
+    with TemporaryDirectory(dir=shared) as directory:
+        with pytest.raises(StorageError, match="is in memory"):
+            deepmnn.load(models["mla"], memory="16GiB", kv_directory=directory)
+        deepmnn.load(models["mla"], kv_disk="8MB", kv_directory=directory)

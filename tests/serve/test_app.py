@@ -152,7 +152,11 @@ def test_metrics_count_cache_blocks_on_the_disk(tmp_path: Path) -> None:
     model = deepmnn.load(
         bundled(), threads=1, cache_tokens=128, kv_disk="4MiB", kv_directory=tmp_path
     )
+    disk = model.engine.manager.disk
+    assert disk is not None
     with served(model) as server, client(server) as http:
+        room = f'deepmnn:kv_disk_blocks{{model_name="{server.name}"}} {disk.capacity:.1f}'
+        assert room in http.get("/metrics").text, "said before a block is written"
         for prompt in ([5] * 90, [6] * 90, [5] * 90):
             body = {"prompt": prompt, "max_tokens": 2, "model": "x"}
             assert http.post("/v1/completions", json=body).status_code == 200
@@ -163,8 +167,6 @@ def test_metrics_count_cache_blocks_on_the_disk(tmp_path: Path) -> None:
         for sample in family.samples
         if sample.name.startswith("deepmnn:kv_disk_blocks")
     }
-    disk = model.engine.manager.disk
-    assert disk is not None
     assert values == {
         "": disk.capacity,
         "_used": len(disk),

@@ -214,6 +214,13 @@ def test_the_command_serves_and_a_second_signal_ends_it_at_once() -> None:
     assert "Traceback" not in log
 
 
+def test_the_command_says_that_rows_go_to_disk(tmp_path: Path) -> None:
+    with command("--memory", "4GiB", "--kv-directory", str(tmp_path)) as (process, _):
+        assert process.stdout is not None
+        said = [process.stdout.readline() for _ in range(3)][-1]
+    assert f"are written to a file in {tmp_path}, at most 4.3 GB; --kv-disk 0 turns" in said
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_one_signal_is_a_good_end(number: signal.Signals) -> None:

@@ -12,7 +12,6 @@ from deepmnn.api.memory import Sizes, Split
 from deepmnn.api.options import KV_DTYPES, LoadOptions
 from deepmnn.api.prompts import Prompt, read_prompts
 from deepmnn.api.requests import Asked, Params, ask, encode, requests
-from deepmnn.artifact.cache import cache_directory
 from deepmnn.backends.base import F32, Backend
 from deepmnn.engine.completion import Chunk, Completion
 from deepmnn.engine.driver import Driver, making
@@ -173,7 +172,7 @@ class LLM:
             max_sequences=together,
             max_rows=min(together, sizes.max_batch_tokens) if self.split else None,
             kv_disk=self.options.kv_disk_nbytes,
-            kv_directory=Path(self.options.kv_directory or cache_directory() / "kv"),
+            kv_directory=self.options.kv_place,
         )
 
     def _usual_sizes(self) -> Sizes:

@@ -12,6 +12,8 @@ from deepmnn.api.llm import LLM
 from deepmnn.api.opened import Opened, open_cpu
 from deepmnn.api.options import DEFAULT_KV_DTYPE, LoadOptions
 from deepmnn.backends.base import F32
+from deepmnn.engine.engine import BLOCK_SIZE
+from deepmnn.engine.kv_disk import check_directory, check_room
 from deepmnn.errors import RequestError, Words
 from deepmnn.text.needs import Needs, check_needs
 from deepmnn.text.text_files import SourceFiles
@@ -62,10 +64,9 @@ def load(
             or exported for MNN.
 
     Raises ArtifactError when the path is no sound model, TokenizerError when it lacks what it
-    `needs`, RequestError when an argument is impossible, or the memory too little,
-    MissingDependencyError when MNN is wanted
-    and not installed; for a checkpoint as `convert`, and CheckpointError when the hub cannot be
-    reached.
+    `needs`, RequestError when an argument is impossible, or the memory too little, StorageError
+    when no file for KV cache rows can be made, MissingDependencyError when MNN is wanted and not
+    installed; for a checkpoint as `convert`, and CheckpointError when the hub cannot be reached.
     """
     from deepmnn.api.refused import check_conversion
     from deepmnn.artifact.cache import hold
@@ -92,6 +93,8 @@ def load(
     exported = os.path.lexists(path) and is_exported(Path(path))
     name = chosen.backend or ("mnn" if exported else "cpu")
     _check_backend(path, name, exported, chosen)
+    if chosen.kv_disk_nbytes and name != "mnn":  # which does not hand its rows out
+        check_directory(chosen.kv_place, budget=chosen.memory is not None)
 
     def check(plan: Plan) -> None:
         files = SourceFiles(plan.source, Path(path))
@@ -212,4 +215,8 @@ def _open_reference(path: Path, options: LoadOptions) -> Opened:
         return stored_values(graph.weights[name], artifact.tensor(name))
 
     form = "absorbed" if options.mla_form == "absorbed" else "expanded"
-    return Opened(artifact, artifact.text_files, ReferenceBackend(graph, read_weight, form))
+    backend = ReferenceBackend(graph, read_weight, form)
+    if options.kv_disk_nbytes:
+        block = backend.new_cache(1, BLOCK_SIZE, options.kv_dtype or DEFAULT_KV_DTYPE)
+        check_room(options.kv_disk_nbytes, block.block_nbytes)
+    return Opened(artifact, artifact.text_files, backend)

@@ -8,12 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepmnn import _core
-from deepmnn.api.memory import Demand, Split, split
-from deepmnn.api.options import DEFAULT_BATCH_TOKENS, DEFAULT_CACHE_BYTES, LoadOptions
+from deepmnn.api.memory import Demand, Split, row_nbytes, split
+from deepmnn.api.options import (
+    DEFAULT_BATCH_TOKENS,
+    DEFAULT_CACHE_BYTES,
+    DEFAULT_KV_DTYPE,
+    LoadOptions,
+)
 from deepmnn.api.process_memory import give_back, held_nbytes, machine_nbytes
 from deepmnn.artifact.manifest import PROGRAM, VERIFY_ALWAYS_BYTES
 from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.base import Backend
+from deepmnn.backends.cpu.program import read_program
+from deepmnn.engine.engine import BLOCK_SIZE
+from deepmnn.engine.kv_disk import check_room
 from deepmnn.errors import ArtifactError, TokenizerError
 from deepmnn.models import read_config
 from deepmnn.source.json_file import read_small
@@ -55,8 +63,8 @@ class Opened:
 def open_cpu(path: Path, options: LoadOptions) -> Opened:
     """What `convert` wrote, on the C++ engine.
 
-    Raises ArtifactError, and RequestError for a budget in which the model does not run, before a
-    weight is read.
+    Raises ArtifactError, and RequestError for a budget in which the model does not run, or no room
+    for a block of the KV cache on disk, before a weight is read.
     """
     from deepmnn.backends.cpu.backend import CpuBackend
 
@@ -66,6 +74,10 @@ def open_cpu(path: Path, options: LoadOptions) -> Opened:
     if options.memory_nbytes is not None or not _is_plenty(artifact, options):
         tokenizer = sound_tokenizer(artifact.text_files)
         budget = fitted(artifact, options, tokenizer)
+    if options.kv_disk_nbytes:
+        dtype = budget.sizes.kv_dtype if budget is not None else options.kv_dtype
+        rows = row_nbytes(read_program(read_small(path / PROGRAM, ArtifactError)).caches)
+        check_room(options.kv_disk_nbytes, BLOCK_SIZE * rows[dtype or DEFAULT_KV_DTYPE])
     streamed = budget is not None and budget.is_streamed
     if artifact.weights_nbytes <= VERIFY_ALWAYS_BYTES:
         artifact.verify(forget=streamed)

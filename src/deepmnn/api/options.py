@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepmnn.backends.mnn.options import MnnOptions
@@ -31,7 +32,7 @@ DEFAULT_CACHE_BYTES = 1 << 30
 """The KV cache may take this much unless cache_tokens says otherwise."""
 
 BUDGETED_KV_DISK_BYTES = 4 << 30
-"""Of disk, for rows of the KV cache that make room where memory is short."""
+"""Of disk, for rows of the KV cache that make room where a budget of memory is given."""
 
 MAX_SIZE = (1 << 31) - 1
 """No argument of `load` is larger: the core counts in 32 bits."""
@@ -63,7 +64,7 @@ class LoadOptions:
         kv_disk: bytes of disk, such as "2GiB", for cache rows that make room for others; they come
             back when they are wanted (docs/kv-disk.md). None takes 4 GiB where `memory` is given,
             else 0: rows are forgotten, and an open session keeps its own in memory.
-        kv_directory: where the file for them is; None takes kv/ in the user's cache.
+        kv_directory: where the file for them is, on a disk; None takes kv/ in the user's cache.
         max_batch_tokens: tokens of one step; longer prompts are prefilled over several steps. None
             takes 512, and less where `memory` is very short.
         max_sequences: sequences that run together; MNN runs one at a time.
@@ -111,8 +112,8 @@ class LoadOptions:
     kv_disk: str | int | None = field(
         default=None,
         metadata={
-            "help": "Disk for KV cache rows that make room, such as 2GiB; default: 4GiB with a "
-            "memory budget, else none.",
+            "help": "Disk for KV cache rows that make room, such as 2GiB; 0 is off; default: 4GiB "
+            "if --memory is given, else 0.",
             "type": (str, int),
             "expected": "bytes, as in '2GiB'",
             "backends": ("cpu", "reference"),
@@ -191,6 +192,11 @@ class LoadOptions:
             if value is not None or each.default is not None:
                 check_option(each.name, value, each.metadata)
         _ = self.kv_disk_nbytes
+        if self.kv_directory is not None and self.kv_disk is None and self.memory is None:
+            raise RequestError(
+                argument("kv_directory", " is given, and nothing is written there"),
+                Words("kv_disk or memory with it", "--kv-disk or --memory with it"),
+            )
 
     @property
     def kv_disk_nbytes(self) -> int:
@@ -198,6 +204,13 @@ class LoadOptions:
         if self.kv_disk is None:
             return 0 if self.memory is None else BUDGETED_KV_DISK_BYTES
         return nbytes(str(self.kv_disk or 0), argument("kv_disk"))
+
+    @property
+    def kv_place(self) -> Path:
+        """The directory of the file for cache rows, if they go to disk."""
+        from deepmnn.artifact.cache import cache_directory  # imports numpy
+
+        return Path(self.kv_directory or cache_directory() / "kv")
 
     @property
     def memory_nbytes(self) -> int | None:

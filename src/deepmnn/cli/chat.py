@@ -132,6 +132,9 @@ def _print_header(model: LLM, name: str, params: SamplingParams) -> None:
         f"{', '.join(run)}",
         "dim",
     )
+    disk = model.engine.manager.disk
+    if disk is not None:
+        err.say(f"{disk.line()}; --kv-disk 0 turns that off", "dim")
     err.say("/help lists the commands, Ctrl-C stops an answer, Ctrl-D leaves", "dim")
     err.print()
 

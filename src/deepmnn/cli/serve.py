@@ -75,6 +75,8 @@ def _announce(server: Server, model: LLM) -> None:
     )
     if model.split is not None:
         out.say(model.split.line(), "dim")
+    if engine.manager.disk is not None:
+        out.say(f"{engine.manager.disk.line()}; --kv-disk 0 turns that off", "dim")
     headers = "-H 'Content-Type: application/json'"
     if server.options.api_key:
         headers += ' -H "Authorization: Bearer $DEEPMNN_API_KEY"'

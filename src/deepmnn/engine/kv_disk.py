@@ -26,7 +26,8 @@ from typing import NamedTuple
 import numpy as np
 
 from deepmnn.backends.base import Cache
-from deepmnn.errors import RequestError, StorageError, argument
+from deepmnn.errors import RequestError, StorageError, Words, argument
+from deepmnn.source.sizes import file_size
 
 _ALIGNMENT = 4096
 """Of places, lengths and memory, as direct input and output wants them."""
@@ -34,7 +35,10 @@ _ALIGNMENT = 4096
 _PAUSE = 10.0
 """Seconds without a write after one that failed: the disk may have room later."""
 
-_HINT = argument("kv_directory", " names a directory on a disk with room for it.")
+_HINT = Words(
+    "kv_directory names a directory on a disk with room for it; kv_disk=0 does without.",
+    "--kv-directory names a directory on a disk with room for it; --kv-disk 0 does without.",
+)
 
 log = logging.getLogger("deepmnn")
 
@@ -68,13 +72,9 @@ class KvDisk:
 
     def __init__(self, cache: Cache, nbytes: int, directory: Path) -> None:
         self._cache, self._directory = cache, directory
-        self._slot_nbytes = -(-cache.block_nbytes // _ALIGNMENT) * _ALIGNMENT
+        check_room(nbytes, cache.block_nbytes)
+        self._slot_nbytes = _aligned(cache.block_nbytes)
         self.capacity = nbytes // self._slot_nbytes
-        if self.capacity < 1:
-            raise RequestError(
-                argument("kv_disk", f" is {nbytes:,} bytes"),
-                f"{self._slot_nbytes:,} or more, which one block of the KV cache takes",
-            )
         self.written = self.read = self.lost = self.unwritten = 0
         # Aligned, and the only memory that this takes.
         self._buffer = memoryview(mmap.mmap(-1, self._slot_nbytes))
@@ -86,9 +86,7 @@ class KvDisk:
         try:
             self._begin()
         except OSError as error:
-            raise StorageError(
-                f"{directory}: {error.strerror or error}", "a directory to keep KV blocks in", _HINT
-            ) from error
+            raise _unusable(directory, error) from error
 
     def __contains__(self, name: bytes) -> bool:
         return name in self._held or name in self._loose
@@ -96,6 +94,14 @@ class KvDisk:
     def __len__(self) -> int:
         """Blocks that are there."""
         return len(self._held) + len(self._loose)
+
+    def line(self) -> str:
+        """Where the file is and how large it may grow, on one line."""
+        most = file_size(self.capacity * self._slot_nbytes)
+        return (
+            "KV cache rows that make room are written to a file in "
+            f"{self._directory.absolute()}, at most {most}"
+        )
 
     def hold(self, name: bytes) -> bool:
         """Has a block stay once it is there, or has room for it when it comes; False without room.
@@ -248,6 +254,59 @@ class KvDisk:
                 _HINT,
             )
             log.warning("%s", said)
+
+
+def check_room(nbytes: int, block_nbytes: int) -> None:
+    """Raises RequestError unless a block of so many bytes fits into nbytes."""
+    if nbytes < _aligned(block_nbytes):
+        raise RequestError(
+            argument("kv_disk", f" is {nbytes:,} bytes"),
+            f"{_aligned(block_nbytes):,} or more, which one block of the KV cache takes",
+            Words("kv_disk=0 does without.", "--kv-disk 0 does without."),
+        )
+
+
+def check_directory(directory: Path, *, budget: bool) -> None:
+    """Raises StorageError unless a file can be made there.
+
+    budget: memory has one, and a file in memory would break it.
+    """
+    try:
+        file = _anonymous(directory)
+    except OSError as error:
+        raise _unusable(directory, error) from error
+    device = os.fstat(file).st_dev
+    os.close(file)
+    if budget and _is_memory(device):
+        raise StorageError(
+            f"{directory} is in memory (tmpfs), which has a budget",
+            "a directory on a disk to keep KV blocks in",
+            _HINT,
+        )
+
+
+def _is_memory(device: int) -> bool:
+    """Whether a file system that is mounted keeps its files in memory; False where none tells."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(errors="replace")
+    except OSError:
+        return False
+    for line in mounts.splitlines():  # see proc_pid_mountinfo(5)
+        place, _, kind = line.partition(" - ")
+        if place.split()[2] == number:
+            return kind.split()[0] in ("tmpfs", "ramfs")
+    return False
+
+
+def _unusable(directory: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{directory}: {error.strerror or error}", "a directory to keep KV blocks in", _HINT
+    )
+
+
+def _aligned(nbytes: int) -> int:
+    return -(-nbytes // _ALIGNMENT) * _ALIGNMENT
 
 
 def _anonymous(directory: Path) -> int:

@@ -78,11 +78,11 @@ _GAUGES: dict[str, tuple[str, Callable[[Engine], float]]] = {
     ),
     "deepmnn:kv_disk_blocks": (
         "Blocks of the KV cache that the disk has room for.",
-        lambda e: e.manager.disk.capacity if e.manager.disk else 0,
+        lambda e: e.manager.disk.capacity if e.manager.disk is not None else 0,
     ),
     "deepmnn:kv_disk_blocks_used": (
         "Blocks of the KV cache that lie on the disk.",
-        lambda e: len(e.manager.disk) if e.manager.disk else 0,
+        lambda e: len(e.manager.disk) if e.manager.disk is not None else 0,
     ),
 }
 _DISK_COUNTERS: dict[str, tuple[str, Callable[[KvDisk], int]]] = {
@@ -184,7 +184,7 @@ class _DiskCounters(Collector):
         disk = self._metrics.disk
         for key, (text, read) in _DISK_COUNTERS.items():
             family = CounterMetricFamily(key, text, labels=["model_name"])
-            family.add_metric([self._metrics.name], read(disk) if disk else 0)
+            family.add_metric([self._metrics.name], read(disk) if disk is not None else 0)
             yield family
 
 
