@@ -170,13 +170,27 @@ def test_what_the_disk_cannot_be_is_refused_before_a_weight_is_read(
         deepmnn.load(models["mla"], kv_directory=tmp_path)
 
 
-def test_a_budget_that_is_given_takes_disk(models: dict[str, Path], tmp_path: Path) -> None:
+def test_a_budget_that_is_given_takes_disk(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kv_disk, "_is_memory", lambda device: False)  # wherever tests run
     model = deepmnn.load(models["mla"], memory="16GiB", threads=1, kv_directory=tmp_path)
     disk = model.engine.manager.disk
     assert disk is not None
     assert disk.line().endswith(f"written to a file in {tmp_path}, at most 4.3 GB")
     off = deepmnn.load(models["mla"], memory="16GiB", threads=1, kv_directory=tmp_path, kv_disk=0)
     assert off.engine.manager.disk is None
+
+
+def test_disk_that_nobody_asked_for_may_be_missing(
+    models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "cache").write_text("")  # no directory
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    model = deepmnn.load(models["mla"], memory="16GiB", threads=1)
+    assert model.engine.manager.disk is None
+    with pytest.raises(StorageError, match="a directory to keep KV blocks in"):
+        deepmnn.load(models["mla"], kv_disk="8MB")
 
 
 def test_a_budget_leaves_no_rows_in_a_directory_in_memory(models: dict[str, Path]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import weakref
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ from deepmnn.api.options import DEFAULT_KV_DTYPE, LoadOptions
 from deepmnn.backends.base import F32
 from deepmnn.engine.engine import BLOCK_SIZE
 from deepmnn.engine.kv_disk import check_directory, check_room
-from deepmnn.errors import RequestError, Words
+from deepmnn.errors import RequestError, StorageError, Words
 from deepmnn.text.needs import Needs, check_needs
 from deepmnn.text.text_files import SourceFiles
 from deepmnn.text.tokenizer import Tokenizer
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from deepmnn.conversion.plan import Plan
     from deepmnn.conversion.write import Progress
     from deepmnn.quant.recipe import Recipe
+
+log = logging.getLogger("deepmnn")
 
 
 def load(
@@ -94,7 +97,7 @@ def load(
     name = chosen.backend or ("mnn" if exported else "cpu")
     _check_backend(path, name, exported, chosen)
     if chosen.kv_disk_nbytes and name != "mnn":  # which does not hand its rows out
-        check_directory(chosen.kv_place, budget=chosen.memory is not None)
+        chosen = _with_kv_disk(chosen)
 
     def check(plan: Plan) -> None:
         files = SourceFiles(plan.source, Path(path))
@@ -129,6 +132,20 @@ def load(
 
 
 _MNN = Words("backend 'mnn'", "--backend mnn")
+
+
+def _with_kv_disk(chosen: LoadOptions) -> LoadOptions:
+    """Without room for rows on disk where nobody asked for it and no file can be made; raises
+    StorageError where somebody did.
+    """
+    try:
+        check_directory(chosen.kv_place, budget=chosen.memory is not None)
+    except StorageError as error:
+        if chosen.kv_disk is not None or chosen.kv_directory is not None:
+            raise
+        log.info("no rows of the KV cache go to disk: %s", error)
+        return replace(chosen, kv_disk=0)
+    return chosen
 
 
 def _only(options: LoadOptions, given: LoadOptions) -> LoadOptions:
