@@ -11,6 +11,18 @@ namespace {
 
 constexpr uint64_t kMostGap = 64 << 10;
 
+// The weights of each expert that an instruction reads, in order: those that routing chooses together.
+std::vector<std::vector<uint32_t>> expert_groups(const Instruction& instruction) {
+  const size_t each = weights_per_expert(instruction);
+  std::vector<std::vector<uint32_t>> groups;
+  for (const WeightUse& use : instruction.weights) {
+    if (use.reading != Reading::routed) continue;
+    if (groups.empty() || groups.back().size() == each) groups.emplace_back();
+    groups.back().push_back(use.id);
+  }
+  return groups;
+}
+
 // The most that any reader needs of each weight.
 std::vector<Need> needs(const Program& program) {
   std::vector<Need> need(program.weights.size(), Need::rows);
@@ -21,6 +33,18 @@ std::vector<Need> needs(const Program& program) {
       // What comes twice, or in two ways, has no place in an order.
       if (use.reading == Reading::routed) raise(use.id, need[use.id] == Need::dense ? Need::always : Need::routed);
       if (use.reading == Reading::in_order) raise(use.id, need[use.id] == Need::rows ? Need::dense : Need::always);
+    }
+  }
+  std::map<uint32_t, std::vector<uint32_t>> group_of;
+  for (const Instruction& instruction : program.instructions) {
+    const bool chosen = std::any_of(instruction.inputs.begin(), instruction.inputs.end(),
+                                    [&](uint32_t id) { return program.buffers[id].is_int; });
+    for (const std::vector<uint32_t>& group : expert_groups(instruction)) {
+      for (uint32_t id : group) {
+        // An expert is one unit, or steps could wait for parts that keep each other out of memory: what different
+        // experts share is no part of any. And what nothing chooses is always needed.
+        if (!chosen || group_of.try_emplace(id, group).first->second != group) raise(id, Need::always);
+      }
     }
   }
   for (const RoutingSlice& slice : routing_slices(program)) {
@@ -41,22 +65,21 @@ class Builder {
   ReadUnits build() {
     for (const Instruction& instruction : program_.instructions) {
       made_.dense_of.emplace_back();
-      const size_t each = weights_per_expert(instruction);
-      std::vector<uint32_t> expert;
+      for (std::vector<uint32_t>& group : expert_groups(instruction)) {
+        const auto apart = std::stable_partition(group.begin(), group.end(),
+                                                 [&](uint32_t id) { return need_[id] == Need::routed; });
+        for (auto id = apart; id != group.end(); ++id) add({*id});
+        group.erase(apart, group.end());
+        add(std::move(group));
+      }
       for (const WeightUse& use : instruction.weights) {
-        if (need_[use.id] == Need::routed && use.reading == Reading::routed) {
-          expert.push_back(use.id);
-          if (expert.size() == each) add(std::exchange(expert, {}));
-        } else {
-          add({use.id});
-        }
+        add({use.id});
         // A dense one of zeros has become one that is always there.
         if (need_[use.id] == Need::dense && use.reading == Reading::in_order &&
             made_.units[made_.unit_of[use.id]].need == Need::dense) {
           made_.dense_of.back().push_back(made_.unit_of[use.id]);
         }
       }
-      if (!expert.empty()) add(expert);
     }
     for (uint32_t id = 0; id < program_.weights.size(); ++id) add({id});  // those that nobody reads
     return std::move(made_);

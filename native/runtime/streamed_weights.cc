@@ -40,14 +40,14 @@ StreamedWeights::StreamedWeights(const std::string& directory, const Program& pr
 
 StreamedWeights::~StreamedWeights() {
   if (forks_ != fork_count()) {
-    static_cast<void>(threads_.release());  // only the parent has them
+    static_cast<void>(threads_.release());  // they are the parent's
     return;
   }
   {
     Lock lock(mutex_);
     stop_ = true;
   }
-  work_.notify_all();
+  threads_->work.notify_all();
   for (std::thread& reader : threads_->readers) reader.join();
 }
 
@@ -90,7 +90,11 @@ void StreamedWeights::read_residents() {
     }
   };
   std::vector<std::thread> readers;
-  for (int i = 1; i < kReaders; ++i) readers.emplace_back(read_some, std::ref(failures[static_cast<size_t>(i)]));
+  try {
+    for (int i = 1; i < kReaders; ++i) readers.emplace_back(read_some, std::ref(failures[static_cast<size_t>(i)]));
+  } catch (const std::system_error&) {
+    // no more threads: this one reads what others do not
+  }
   read_some(failures[0]);
   for (std::thread& reader : readers) reader.join();
   for (const std::string& failure : failures) {
@@ -109,7 +113,7 @@ template <class Done>
 void StreamedWeights::wait(Lock& lock, const uint32_t& unit, Done&& done) {
   if (done()) return;
   const int64_t start = now_ns(), begin = log_.is_on() ? log_.now() : 0;
-  news_.wait(lock, done);
+  threads_->news.wait(lock, done);
   counts_.wait_ns += now_ns() - start;
   if (log_.is_on()) log_.waited(begin, unit);
 }
@@ -221,7 +225,7 @@ void StreamedWeights::pin_rows(uint32_t id, const int32_t* rows, int64_t n, cons
   Lock lock(mutex_);
   want_rows(id, rows, n, blocks);
   row_unit_ = unit;
-  work_.notify_all();
+  threads_->work.notify_all();
   wait(lock, unit, [&] {
     return std::all_of(row_reads_.begin(), row_reads_.end(), [](const RowRead& read) { return read.done; });
   });
@@ -242,7 +246,7 @@ void StreamedWeights::unpin() {
 void StreamedWeights::wake_readers(bool news) {
   if (!news || idle_ == 0) return;
   const bool waits = experts_.waits(false) || !ring_.empty() || (active_ < kGuessing && experts_.waits(true));
-  if (waits) work_.notify_one();
+  if (waits) threads_->work.notify_one();
 }
 
 void StreamedWeights::begin_step(int64_t tokens) {
@@ -286,6 +290,7 @@ void StreamedWeights::forget_guesses() {
 }
 
 StreamCounts StreamedWeights::counts() const {
+  check_fork();
   Lock lock(mutex_);
   StreamCounts counts = counts_;
   if (active_ > 0) counts.read_ns += now_ns() - active_since_;
@@ -338,7 +343,7 @@ void StreamedWeights::run_reader() {
   while (!stop_) {
     if (!next(&read)) {
       ++idle_;
-      work_.wait(lock);
+      threads_->work.wait(lock);
       --idle_;
       continue;
     }
@@ -355,7 +360,7 @@ void StreamedWeights::run_reader() {
     const int64_t before = counts_.read_nbytes;
     finish(read, why);
     if (log_.is_on()) remember(read, begin, counts_.read_nbytes - before);
-    news_.notify_all();
+    threads_->news.notify_all();
   }
 }
 

@@ -88,7 +88,6 @@ class StreamedWeights : public Residency {
   std::vector<const uint8_t*> resident_;  // [units] room, null for others
 
   mutable std::mutex mutex_;
-  std::condition_variable work_, news_;
   ExpertCache experts_;
   WeightRing ring_;
   std::vector<RowRead> row_reads_;
@@ -100,7 +99,9 @@ class StreamedWeights : public Residency {
   int64_t active_since_ = 0;
   StreamCounts counts_;
   ReadLog log_;
+  // What a forked child leaves alone: the end of a condition variable waits for those that wait for it.
   struct Threads {
+    std::condition_variable work, news;
     std::vector<std::thread> readers;
   };
   std::unique_ptr<Threads> threads_;

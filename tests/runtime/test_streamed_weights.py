@@ -133,7 +133,9 @@ def test_a_file_that_is_cut(mixture: Path, tmp_path: Path, cut: float) -> None:
             run(made)
 
 
-def test_a_file_that_is_written_to(mixture: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("put_back", [False, True])
+def test_a_file_that_is_written_to(mixture: Path, tmp_path: Path, put_back: bool) -> None:
+    """Also where whoever writes puts the time back, as copying with times does."""
     copy = tmp_path / "model"
     shutil.copytree(mixture, copy)
     made = backend(copy, memory_at(copy, 0.05))
@@ -141,8 +143,23 @@ def test_a_file_that_is_written_to(mixture: Path, tmp_path: Path) -> None:
     with shard.open("r+b") as file:
         file.seek(shard.stat().st_size // 2)
         file.write(b"x")
+    if put_back:
+        status = (mixture / shard.name).stat()
+        os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
     with pytest.raises(ArtifactError, match="changed while the model used it"):
         run(made)
+
+
+def test_a_file_that_is_removed_is_there_still(mixture: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "model"
+    shutil.copytree(mixture, copy)
+    want = run(backend(copy))
+    made = backend(copy, memory_at(copy, 0.05))
+    for shard in copy.glob("*.safetensors"):
+        shard.chmod(0o400)
+    assert equal(run(made), want)
+    shutil.rmtree(copy)
+    assert equal(run(made), want)
 
 
 def test_a_file_that_is_replaced_is_the_old_one_still(mixture: Path, tmp_path: Path) -> None:
@@ -227,6 +244,91 @@ def test_a_forked_process_is_refused(mixture: Path) -> None:
     here = Path(__file__).parent
     done = subprocess.run(
         [sys.executable, "-c", FORKING, mixture, here, here.parent],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+LEAVING = """
+import gc, os, signal, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from streamed import backend, memory_at
+made = backend(Path(sys.argv[1]), memory_at(Path(sys.argv[1]), 0.1))
+child = os.fork()
+if child == 0:
+    signal.alarm(20)
+    del made
+    gc.collect()
+    os._exit(0)
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_forked_process_lets_go_of_a_model(mixture: Path) -> None:
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVING, mixture, here, here.parent],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+FEW_THREADS = r"""
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <pthread.h>
+/* As many threads begin as `left` says, from then on; below zero: any number. */
+int left = -1;
+int pthread_create(pthread_t *thread, const pthread_attr_t *given, void *(*run)(void *),
+                   void *with) {
+  int (*real)(pthread_t *, const pthread_attr_t *, void *(*)(void *), void *);
+  real = dlsym(RTLD_NEXT, "pthread_create");
+  if (left == 0) return EAGAIN;
+  if (left > 0) --left;
+  return real(thread, given, run, with);
+}
+"""
+
+LOADING = """
+import ctypes, sys
+from pathlib import Path
+sys.path[:0] = sys.argv[2:]
+from streamed import backend, equal, memory_at, run
+from deepmnn.errors import RequestError
+model = Path(sys.argv[1])
+want = run(backend(model))
+left = ctypes.c_int.in_dll(ctypes.CDLL(None), "left")
+outcomes = set()
+for count in range(8):
+    left.value = count
+    try:
+        made = backend(model, memory_at(model, 0.1))
+    except RequestError:
+        outcomes.add("refused")
+    else:
+        left.value = -1
+        assert equal(run(made), want)
+        outcomes.add("equal")
+    left.value = -1
+assert outcomes == {"refused", "equal"}, outcomes
+"""
+
+
+def test_few_threads_may_begin(mixture: Path, tmp_path: Path) -> None:
+    source, library, here = tmp_path / "shim.c", tmp_path / "shim.so", Path(__file__).parent
+    source.write_text(FEW_THREADS)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", LOADING, mixture, here, here.parent],
+        env=os.environ | {"LD_PRELOAD": str(library)},
         capture_output=True,
         text=True,
         timeout=120,

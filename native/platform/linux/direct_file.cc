@@ -16,7 +16,24 @@ namespace {
 constexpr int64_t kMostAtOnce = int64_t{1} << 30;          // the kernel takes no more than 2 GiB
 constexpr int kFlags = O_RDONLY | O_CLOEXEC | O_NONBLOCK;  // a FIFO is refused, not waited for
 
-int64_t change_time(const struct stat& status) { return status.st_mtim.tv_sec * 1000000000 + status.st_mtim.tv_nsec; }
+FileState state_of(const struct stat& status) {
+  FileState state;
+  state.nbytes = static_cast<uint64_t>(status.st_size);
+  state.written_ns = status.st_mtim.tv_sec * 1000000000 + status.st_mtim.tv_nsec;
+  state.changed_ns = status.st_ctim.tv_sec * 1000000000 + status.st_ctim.tv_nsec;
+  state.links = static_cast<uint64_t>(status.st_nlink);
+  state.mode = status.st_mode;
+  state.owner = status.st_uid;
+  return state;
+}
+
+// Whether the bytes are those of before. Who writes can put back the time of the bytes, but not that of the status; a
+// file that is removed, or has another mode or owner, is still the same.
+bool same_bytes(const FileState& now, const FileState& then) {
+  if (now.nbytes != then.nbytes || now.written_ns != then.written_ns) return false;
+  return now.changed_ns == then.changed_ns || now.links != then.links || now.mode != then.mode ||
+         now.owner != then.owner;
+}
 
 // Bytes that came, all of them unless the file ends or the disk fails: then errno says, 0 for the end.
 int64_t read_all(int file, uint64_t offset, int64_t nbytes, uint8_t* to) {
@@ -42,8 +59,7 @@ DirectFile::DirectFile(const std::string& path) : path_(path) {
     if (buffered_ >= 0) close(buffered_);
     fail_artifact("cannot open " + path + ": " + reason, "a readable file");
   }
-  nbytes_ = static_cast<uint64_t>(status.st_size);
-  changed_ns_ = change_time(status);
+  opened_ = state_of(status);
   file_ = open(path.c_str(), kFlags | O_DIRECT);
   struct stat same;  // the path may have become another file's in between
   if (file_ >= 0 && (fstat(file_, &same) != 0 || same.st_ino != status.st_ino || same.st_dev != status.st_dev)) {
@@ -79,7 +95,7 @@ void DirectFile::read(uint64_t offset, int64_t nbytes, uint8_t* to) const {
   if (got < nbytes) fail_read(offset, nbytes, errno == 0 ? "it ends before" : std::strerror(errno));
   struct stat status;
   if (fstat(buffered_, &status) != 0) fail_read(offset, nbytes, std::strerror(errno));
-  if (static_cast<uint64_t>(status.st_size) != nbytes_ || change_time(status) != changed_ns_) {
+  if (!same_bytes(state_of(status), opened_)) {
     fail_read(offset, nbytes, "it was changed while the model used it");
   }
 }

@@ -10,7 +10,7 @@ namespace deepmnn {
 DirectFile::DirectFile(const std::string& path) : path_(path) {
   std::error_code error;
   const bool regular = std::filesystem::is_regular_file(path, error);
-  if (regular) nbytes_ = std::filesystem::file_size(path, error);
+  if (regular) opened_.nbytes = std::filesystem::file_size(path, error);
   if (!regular || error) fail_artifact("cannot open " + path, "a readable file");
 }
 
