@@ -66,8 +66,8 @@ class Builder {
     for (const Instruction& instruction : program_.instructions) {
       made_.dense_of.emplace_back();
       for (std::vector<uint32_t>& group : expert_groups(instruction)) {
-        const auto apart = std::stable_partition(group.begin(), group.end(),
-                                                 [&](uint32_t id) { return need_[id] == Need::routed; });
+        const auto apart =
+            std::stable_partition(group.begin(), group.end(), [&](uint32_t id) { return need_[id] == Need::routed; });
         for (auto id = apart; id != group.end(); ++id) add({*id});
         group.erase(apart, group.end());
         add(std::move(group));

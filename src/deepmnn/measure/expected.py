@@ -35,7 +35,7 @@ from deepmnn.graph.workload import Workload
 DECODE_MEMORY_SHARE = 0.75
 """Of the memory's bandwidth that decode reaches (docs/benchmarks.md)."""
 
-DECODE_MACS_SHARE = 0.27
+DECODE_MACS_SHARE = 0.25
 """Of the int8 peak that a step of one token reaches."""
 
 PREFILL_MACS_SHARE = 0.6
