@@ -174,6 +174,22 @@ def test_a_file_that_is_replaced_is_the_old_one_still(mixture: Path, tmp_path: P
     assert equal(run(made), want)
 
 
+def run_child(code: str, *arguments: Path, env: dict[str, str] | None = None) -> str:
+    """What a Python program of its own prints; it must end well. It is given the folders of the
+    tests' helpers behind its arguments."""
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments, here, here.parent],
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
 FAILING = """
 import sys
 from pathlib import Path
@@ -201,18 +217,9 @@ print(failed, good)
 
 @pytest.mark.parametrize("name", ["mixture", pytest.param("dense", marks=pytest.mark.slow)])
 def test_reads_that_fail_now_and_then(name: str, tmp_path: Path) -> None:
-    model = make(name, tmp_path)
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", FAILING, model, tmp_path / "gate", here, here.parent],
-        env=os.environ | failing_reads(tmp_path, tmp_path / "gate", 100),
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    failed, good = map(int, done.stdout.split())
+    model, gate = make(name, tmp_path), tmp_path / "gate"
+    said = run_child(FAILING, model, gate, env=failing_reads(tmp_path, gate, 100))
+    failed, good = map(int, said.split())
     assert failed > 3, "the shim must have done something"
     assert failed + good == 18
 
@@ -241,15 +248,7 @@ assert equal(run(made), want)
 
 
 def test_a_forked_process_is_refused(mixture: Path) -> None:
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", FORKING, mixture, here, here.parent],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_child(FORKING, mixture)
 
 
 LEAVING = """
@@ -269,15 +268,7 @@ assert os.waitpid(child, 0)[1] == 0
 
 
 def test_a_forked_process_lets_go_of_a_model(mixture: Path) -> None:
-    here = Path(__file__).parent
-    done = subprocess.run(
-        [sys.executable, "-c", LEAVING, mixture, here, here.parent],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_child(LEAVING, mixture)
 
 
 FEW_THREADS = r"""
@@ -323,18 +314,10 @@ assert outcomes == {"refused", "equal"}, outcomes
 
 
 def test_few_threads_may_begin(mixture: Path, tmp_path: Path) -> None:
-    source, library, here = tmp_path / "shim.c", tmp_path / "shim.so", Path(__file__).parent
+    source, library = tmp_path / "shim.c", tmp_path / "shim.so"
     source.write_text(FEW_THREADS)
     subprocess.run(["cc", "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
-    done = subprocess.run(
-        [sys.executable, "-c", LOADING, mixture, here, here.parent],
-        env=os.environ | {"LD_PRELOAD": str(library)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    run_child(LOADING, mixture, env={"LD_PRELOAD": str(library)})
 
 
 def test_numa_is_refused(mixture: Path, tmp_path: Path) -> None:
