@@ -7,7 +7,7 @@ import re
 from deepmnn.errors import RequestError, Words, in_shell
 
 _UNITS = {"": 1} | {
-    f"{prefix}{unit}B": base**power
+    f"{prefix}{unit}": base**power
     for unit, base in (("", 1000), ("i", 1024))
     for power, prefix in enumerate("KMGT", 1)
 }
@@ -23,11 +23,13 @@ def file_size(nbytes: float) -> str:
 
 
 def nbytes(text: str, what: str | Words) -> int:
-    """Bytes of "3GiB", "3.5 GiB", "700MB" or "123456". Raises RequestError; what: whose size."""
-    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?([KMGT]i?B|)", text.strip(), re.ASCII)
+    """Bytes of "3GiB", "3.5 GiB", "3Gi", "700MB" or "123456". Raises RequestError; what: whose
+    size.
+    """
+    found = re.fullmatch(r"(\d{1,15}(?:\.\d{1,9})?) ?(?:([KMGT]i?)B?|)", text.strip(), re.ASCII)
     if found is None:
         raise RequestError(
             Words(f"{what} {text!r:.40}", f"{in_shell(what)} {text!r:.40}"),
             "bytes, as in 3GiB, 700MB or 123456",
         )
-    return int(float(found[1]) * _UNITS[found[2]])
+    return int(float(found[1]) * _UNITS[found[2] or ""])
