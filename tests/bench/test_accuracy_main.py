@@ -22,6 +22,7 @@ def run(folder: Path, *arguments: str) -> Result:
     return CliRunner().invoke(app, [*arguments, *files, "--threads=1"])
 
 
+@pytest.mark.slow
 def test_it_judges_the_bundled_model_and_says_which_peers_are_missing(tmp_path: Path) -> None:
     short = ("--tokens=48", "--most=2", "--samples=1")
     done = run(tmp_path, "tiny-r1", "--quant=fp32", "--quant=w8", "--peers=ik_llama", *short)

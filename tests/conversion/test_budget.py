@@ -100,6 +100,7 @@ def test_a_divergence_is_met_with_fewer_bytes_than_w8(checkpoint: Path, tmp_path
     assert np.isfinite(loaded.logits([1, 2, 3])).all()
 
 
+@pytest.mark.slow
 def test_a_divergence_that_only_the_widest_formats_meet(checkpoint: Path, tmp_path: Path) -> None:
     w8 = converted(checkpoint, tmp_path / "w8", quant="w8").held_out
     assert w8 is not None

@@ -16,7 +16,13 @@ from tiny_models import CONFIGS, tiny_checkpoint
 CHILD = Path(__file__).parent / "hostile_configs.py"
 
 
-@pytest.mark.parametrize("model_type", CONFIGS)
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        name if name == "deepseek_v3" else pytest.param(name, marks=pytest.mark.slow)
+        for name in CONFIGS
+    ],
+)
 def test_any_number_anywhere_is_a_typed_error_or_a_model(tmp_path: Path, model_type: str) -> None:
     tiny_checkpoint(model_type, len(CONFIGS[model_type]) - 1, tmp_path)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}

@@ -35,7 +35,7 @@ def run(model: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("threads", ["1", "2"])
+@pytest.mark.parametrize("threads", ["2", pytest.param("1", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("when", ["first", "between", "during", "loading"])
 def test_every_place_and_moment(model: Path, when: str, threads: str) -> None:
     done = run(model, when, threads)

@@ -39,6 +39,7 @@ def test_export_gives_the_same_logits(tmp_path: Path) -> None:
     np.testing.assert_allclose(found, wanted[0].numpy(), atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_was_saved(tmp_path: Path) -> None:
     config = mixture.Config(num_hidden_layers=2, num_nextn_predict_layers=0)
     ids = np.arange(5000, dtype=np.uint16) % 500

@@ -390,6 +390,7 @@ def test_killed_at_every_moment(tmp_path: Path) -> None:
     assert os.listdir(work) == ["out"]
 
 
+@pytest.mark.slow
 def test_killed_while_overwriting(tmp_path: Path) -> None:
     """The old folder loads until the new one does; its other embedding file is gone then."""
     old, new = llama(tmp_path / "a", quant="bf16"), llama(tmp_path / "b", quant="w8")
