@@ -155,7 +155,8 @@ def test_the_trace_has_the_reads_and_the_waits(found: Profile) -> None:
         assert wait.name.startswith("waits for ")
         assert inside(wait, "engine's step")
         assert inside(wait, "op")
-    assert all(inside(event, "phase") for event in reads)
+    # A guess may still be read when the step that made it has ended.
+    assert all(inside(replace(event, end=event.begin), "phase") for event in reads)
     named = {event["args"]["name"] for event in chrome(found.trace, "")["traceEvents"]
              if event["name"] == "thread_name"}  # fmt: skip
     assert "disk, read 0" in named

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 from rich.table import Table
 from typer import Argument, Option
 
-from deepmnn.api.memory import megabytes
 from deepmnn.api.options import LoadOptions
 from deepmnn.cli.console import file_size, out, print_json, table
 from deepmnn.cli.progress import status
@@ -102,6 +101,8 @@ def _print(
     others: list[Advice],
     hit_rate: float | None,
 ) -> None:
+    from deepmnn.api.memory import megabytes
+
     split = found.split
     gib = split.budget / (1 << 30)
     binary = f"{gib:,.0f} GiB" if gib >= 1000 else f"{gib:.3g} GiB"

@@ -42,13 +42,13 @@ USUAL_PROCESS = 110 << 20
 _ASK = """
 import sys
 from contextlib import suppress
-from deepmnn import cli
+import deepmnn.cli
 from deepmnn.api import llm, loading, opened
 from deepmnn.api.process_memory import give_back, held_nbytes
 from deepmnn.backends.cpu import backend
 from deepmnn.text.tokenizer import Tokenizer
 with suppress(ImportError):
-    from deepmnn.serve import run
+    import deepmnn.serve.run
 kept = Tokenizer(sys.argv[1]) if sys.argv[1] else None
 give_back()
 print(held_nbytes(), int(kept is not None and kept.has_chat_template))
