@@ -384,6 +384,7 @@ def test_killed_at_every_moment(tmp_path: Path) -> None:
     assert os.listdir(work) == ["out"]  # what the killed ones left is gone
 
 
+@pytest.mark.slow
 def test_killed_while_overwriting(tmp_path: Path) -> None:
     """The old artifact loads until the new one does."""
     tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")

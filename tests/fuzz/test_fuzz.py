@@ -27,8 +27,8 @@ RUNS = {
     "tokenizer": 200,
     "chat_template": 100,
     "config": 40,
-    "artifact": 20,
-    "export": 4,
+    "artifact": 10,
+    "export": 2,
     "mnn": 25,
 }
 """Random inputs."""

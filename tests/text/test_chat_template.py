@@ -69,6 +69,7 @@ def test_a_greedy_template_takes_nothing_from_this_process(source: str) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300 << 10
 
 
+@pytest.mark.slow  # five seconds of processor time; tests/text/test_limited_process.py has a loop
 def test_an_endless_template_ends() -> None:
     loops = "{% for i in range(99999) %}" * 3 + "{% endfor %}" * 3
     with pytest.raises(TokenizerError, match="5 seconds of processor time"):

@@ -103,6 +103,7 @@ def test_training_never_meets_a_held_out_operation() -> None:
         assert not seen & held_out
 
 
+@pytest.mark.slow
 def test_training_text_never_states_a_held_out_sum() -> None:
     """Not even as an equation in the middle of a longer answer."""
     rng = random.Random(5)
