@@ -152,7 +152,7 @@ std::vector<float> run(const Program& program, std::unique_ptr<Residency> reside
     batch.ids = &id;
     batch.tokens = 1;
     std::vector<float> logits(kVocab);
-    float* target = logits.data();
+    void* target = logits.data();
     Arena arena;
     Step step{batch,
               cache,
