@@ -74,7 +74,7 @@ def open_cpu(path: Path, options: LoadOptions) -> Opened:
     if options.memory_nbytes is not None or not _is_plenty(artifact, options):
         tokenizer = sound_tokenizer(artifact.text_files)
         budget = fitted(artifact, options, tokenizer)
-    if options.kv_disk_nbytes:
+    if 0 < options.kv_disk_nbytes < BLOCK_SIZE * MOST_ROW_NBYTES:  # a block may be larger
         dtype = budget.sizes.kv_dtype if budget is not None else options.kv_dtype
         rows = row_nbytes(read_program(read_small(path / PROGRAM, ArtifactError)).caches)
         check_room(options.kv_disk_nbytes, BLOCK_SIZE * rows[dtype or DEFAULT_KV_DTYPE])
