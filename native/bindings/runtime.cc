@@ -167,8 +167,8 @@ CacheType cache_type(const std::string& dtype) {
 std::unique_ptr<KvCache> new_cache(const Model& model, int64_t blocks, int64_t block_size, const std::string& dtype,
                                    std::optional<int64_t> recent_blocks) {
   if (recent_blocks && *recent_blocks < 0) fail_request(std::to_string(*recent_blocks) + " recent blocks", "0 or more");
-  auto cache = std::make_unique<KvCache>(model.caches(), blocks, block_size, cache_type(dtype),
-                                         recent_blocks.value_or(-1));
+  auto cache =
+      std::make_unique<KvCache>(model.caches(), blocks, block_size, cache_type(dtype), recent_blocks.value_or(-1));
   model.place(*cache);
   return cache;
 }

@@ -36,9 +36,9 @@ KvCache::KvCache(const std::vector<CacheInfo>& entries, int64_t blocks, int64_t 
   int64_t total = 0;
   for (size_t entry = 0; entry < entries.size(); ++entry) {
     if (block_size % entries[entry].ratio) {
-      fail_request("a cache block size of " + std::to_string(block_size),
-                   "a multiple of " + std::to_string(entries[entry].ratio) + ", the tokens of a row of " +
-                       entries[entry].name);
+      fail_request(
+          "a cache block size of " + std::to_string(block_size),
+          "a multiple of " + std::to_string(entries[entry].ratio) + ", the tokens of a row of " + entries[entry].name);
     }
     window_ = std::max(window_, entries[entry].window);
     offsets_.push_back(total);

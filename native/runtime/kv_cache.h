@@ -1,6 +1,6 @@
 // The paged KV cache: for each cache entry of a program a pool of rows [blocks, block_size / ratio, width], stored as
-// docs/layouts.md says. A block is so many tokens of a sequence. Its recent rows (those of entries with a window) lie in
-// places of their own, of which there may be fewer than blocks: whoever hands out blocks says which block has one.
+// docs/layouts.md says. A block is so many tokens of a sequence. Its recent rows (those of entries with a window) lie
+// in places of their own, of which there may be fewer than blocks: whoever hands out blocks says which block has one.
 #pragma once
 
 #include <cstdint>
@@ -39,8 +39,8 @@ class KvCache {
   // range.
   void copy_block(int64_t source, int64_t target);
 
-  // One block of every entry, entry after entry, in block_nbytes() bytes: out of the cache, and back into it. Recent rows
-  // without a place are zeros, and not put back. Throw as copy_block does.
+  // One block of every entry, entry after entry, in block_nbytes() bytes: out of the cache, and back into it. Recent
+  // rows without a place are zeros, and not put back. Throw as copy_block does.
   int64_t block_nbytes() const;
   void read_block(int64_t block, uint8_t* rows) const;
   void write_block(int64_t block, const uint8_t* rows);
