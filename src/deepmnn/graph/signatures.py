@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from deepmnn.formats import BLOCK_ROWS
@@ -37,6 +37,7 @@ class Signature:
         cost: what it multiplies.
         is_view: whether its output is its input's data, which does not move.
         sums_choices: whether it reads rows for each choice of an expert, and gives their sum.
+        chooses_keys: whether its integers are rows of the cache, not experts.
     """
 
     inputs: str
@@ -49,6 +50,7 @@ class Signature:
     cost: cost.CostRule = cost.every_matrix
     is_view: bool = False
     sums_choices: bool = False
+    chooses_keys: bool = False
 
     @property
     def cache_attrs(self) -> tuple[str, ...]:
@@ -232,6 +234,20 @@ def _moe(c: Call) -> Iterator[Check]:
     yield from _widths(c, (hidden, k, k, hidden)[: len(c.x)], (hidden,))
 
 
+def _layer_norm(c: Call) -> Iterator[Check]:
+    yield from _same(c)
+    yield "weight and bias shapes", c.w, ((c.x[0].width,),) * 2
+
+
+def _select_keys(c: Call) -> Iterator[Check]:
+    heads, dim = c.a["heads"], c.a["head_dim"]
+    yield from _widths(c, (heads * dim, heads, dim), (c.a["top_k"],))
+
+
+def _sparse_attention(c: Call) -> Iterator[Check]:
+    yield from _attention(replace(c, x=c.x[:3]))
+
+
 _ROPE = {"inv_freq": "numbers", "rope_scale": "number", "interleaved": "flag"}
 _HEADS = {"heads": "size", "kv_heads": "size", "head_dim": "size", "v_head_dim": "size"}
 _GROUPS = {"n_group": "size", "topk_group": "size", "group_score": "max|top2_sum"}
@@ -337,6 +353,30 @@ SIGNATURES: dict[str, Signature] = {
         cost=cost.experts,
         sums_choices=True,
     ),
+    "layer_norm": Signature("f", "f", _layer_norm, "vv", attrs={"eps": "eps"}),
+    "select_keys": Signature(
+        "fff",
+        "i",
+        _select_keys,
+        rows="ttc>t",
+        attrs={
+            "heads": "size",
+            "head_dim": "size",
+            "top_k": "size",
+            "ratio": "size",
+            "scale": "number",
+        },
+        cost=cost.key_scores,
+        chooses_keys=True,
+    ),
+    "sparse_attention": Signature(
+        "fffi",
+        "f",
+        _sparse_attention,
+        rows="tcct>t",
+        attrs={**_HEADS, "scale": "number"},
+        cost=cost.sparse_attention,
+    ),
 }
 """op → signature."""
 
@@ -361,6 +401,8 @@ def choices(graph: Graph) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in graph.nodes:
         if SIGNATURES[node.op].sums_choices:
+            continue
+        if SIGNATURES[node.op].chooses_keys:
             continue
         chosen = [name for name in node.outputs if graph.values[name].dtype == "i32"]
         read = [found[name] for name in node.inputs if name in found]

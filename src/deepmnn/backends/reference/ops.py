@@ -61,6 +61,10 @@ def _attend_rows(c: Call, q: F32, k: F32, v: F32, kv_heads: int, head: Sequence[
     return nx.attention(q, k, v, c.batch, heads, kv_heads, c.a["scale"])
 
 
+def _select_keys(c: Call) -> I32:
+    return nx.select_keys(*c.x, c.batch, c.a["top_k"], c.a["ratio"], c.a["scale"])
+
+
 def _add_rms_norm(c: Call) -> tuple[F32, F32]:
     total = c.x[0] + c.x[1]
     return total, nx.rms_norm(total, c.w[0], c.a["eps"])
@@ -192,5 +196,10 @@ OPS: dict[str, Callable[[Call], Array | tuple[Array, ...]]] = {
     "mla_attention": _mla_attention,
     "route": _route,
     "moe": _moe,
+    "layer_norm": lambda c: nx.layer_norm(c.x[0], *c.w, c.a["eps"]),
+    "select_keys": _select_keys,
+    "sparse_attention": lambda c: nx.sparse_attention(
+        *c.x, c.batch, c.a["heads"], c.a["kv_heads"], c.a["scale"]
+    ),
 }
 """op → its outputs (one array, or a tuple), each [n, width]."""
