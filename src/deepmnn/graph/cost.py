@@ -84,6 +84,17 @@ def sparse_attention(c: Call) -> Cost:
     return replace(grouped_attention(c), most_context=c.x[3].width)
 
 
+def sparse_latent_attention(c: Call) -> Cost:
+    """Latent attention to the rows that an indexer chooses."""
+    heads, dim = c.a["index_n_heads"], c.a["index_head_dim"]
+    return replace(
+        latent_attention(c),
+        most_context=c.a["index_topk"],
+        score=heads * (dim + 1),
+        scored_width=dim,
+    )
+
+
 def one_matrix_experts(c: Call) -> Cost:
     """Each weight is an expert."""
     return _mixture(c, len(c.w))
