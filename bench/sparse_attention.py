@@ -175,7 +175,7 @@ def main(
         machine = limits(model.threads, model.isa)
         typer.echo(
             f"{machine.threads} threads, {machine.isa}, {machine.read_bandwidth / 1e9:.1f} GB/s, "
-            f"{machine.f32_macs / 1e9:.0f} GMAC/s in float32, {machine.int8_macs / 1e9:.0f} in int8; "
+            f"{machine.f32_macs / 1e9:.0f} GMAC/s in f32, {machine.int8_macs / 1e9:.0f} in int8; "
             f"{tokens} new tokens, {quant}, {form}\n"
         )
         sizes = [int(part) for part in contexts.split(",")]
