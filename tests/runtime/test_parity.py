@@ -68,7 +68,7 @@ def test_hidden_states_change_no_bit_of_quantised_logits(tiny, model_type):
 
 @pytest.mark.parametrize(
     ("model_type", "index"),
-    [("qwen3", 1), ("qwen2", 3), ("deepseek_v2", 1), ("deepseek_v3", 0)] + [("deepseek_v32", 0)],
+    [("qwen3", 1), ("qwen2", 3), ("deepseek_v2", 1), ("deepseek_v3", 0), ("deepseek_v32", 0)],
 )
 def test_the_program_says_what_torch_multiplies(tiny, model_type, index):
     """For one token, which sees one row: its own."""
