@@ -176,7 +176,7 @@ CONFIGS: dict[str, list[Config]] = {
         | {"index_topk": 1, "num_experts_per_tok": 2, "index_head_dim": 32},
         INDEXED
         | {"first_k_dense_replace": 0, "num_hidden_layers": 3}
-        | {"n_group": 2, "topk_group": 2, "kv_lora_rank": 64, "index_topk": 6}
+        | {"n_group": 2, "topk_group": 2, "kv_lora_rank": 64, "index_topk": 10}
         | {"qk_rope_head_dim": 32, "index_head_dim": 64, "qk_nope_head_dim": 32, "v_head_dim": 20}
         | {"num_nextn_predict_layers": 1, "rope_parameters": YARN | {"rope_theta": 1e5}},
     ],
