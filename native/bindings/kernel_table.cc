@@ -328,10 +328,10 @@ F32 layer_norm(const Array& x, const Array& w, const Array& b, float eps, const 
   return y.release();
 }
 
-// Scores [tokens, keys] of q [tokens, heads * dim] with weights [tokens, heads] against rows k [rows, dim] of floats, of
-// which every ratio-th is a key. A key that a token does not see (limits) has any score.
+// Scores [tokens, keys] of q [tokens, heads * dim] with weights [tokens, heads] against rows k [rows, dim] of floats,
+// of which every ratio-th is a key. A key that a token does not see (limits) has any score.
 F32 index_scores(const Array& q, const Array& weights, const Array& k, const Array& limits, int64_t ratio,
-                   const std::string& isa) {
+                 const std::string& isa) {
   const Matrix<float> queries = matrix<float>(q, "q"), factors = matrix<float>(weights, "weights"),
                       rows = matrix<float>(k, "k");
   Kernels::IndexTask task{};

@@ -289,6 +289,30 @@ def test_sparse_mla_attention_int8_cache(schedule, form, index, isa):
     check(graph, schedule, "int8", tolerance=INT8_CACHE, **given)
 
 
+@pytest.mark.parametrize("cache_dtype", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("form", ["absorbed", "expanded", "auto"])
+def test_sparse_mla_attention_to_many_keys(cache_dtype, form):
+    """Scores in several pieces, tokens in several groups, keys split and whole; one by one, too."""
+    graph = one_op(sparse_mla(3, 64, 16, 8, 24, 13, 32, 301), 33)
+    weights = random_weights(graph)
+    prompts, given = prompts_for([700, 333], VOCAB), {"block_size": 16, "blocks": 80}
+    steps = [(300, 0), (350, 333), (1, 0), (1, 0), (48, 0)]
+    oracle = ReferenceBackend(
+        graph, weights.__getitem__, "absorbed" if form != "expanded" else form
+    )
+    want = run_schedule(oracle, prompts, steps, cache_dtype=cache_dtype, **given)
+    runs = []
+    for threads in (1, 3):
+        engine = cpu_of(graph, weights.__getitem__, threads=threads, mla_form=form)
+        runs.append(run_schedule(engine, prompts, steps, cache_dtype=cache_dtype, **given))
+    for one, three, expected in zip(*runs, want, strict=True):
+        np.testing.assert_array_equal(one, three)
+        errors = np.abs(one - expected).max(axis=1) / np.abs(expected).max()
+        # A token in a thousand may choose another last key, where two scores nearly tie.
+        assert np.quantile(errors, 0.99) < (INT8_CACHE if cache_dtype == "int8" else 2e-5)
+        assert errors.max() < 0.1
+
+
 @pytest.mark.parametrize("schedule", ["prefill", "one by one", "chunks", "ragged"])
 @pytest.mark.parametrize("cache_dtype", ["f32", "bf16", "int8"])
 @pytest.mark.parametrize("form", ["absorbed", "expanded", "auto"])
