@@ -28,6 +28,7 @@ PASSES = (
     "fuse_moe",
     "fuse_add_norm",
     "absorb_mla",
+    "absorb_sparse_mla",
 )
 """The passes that `build` applies; listed here so that another list rebuilds models, too."""
 

@@ -39,5 +39,9 @@ OpPtr make_route(const OpSpec& spec);
 OpPtr make_expert_linear(const OpSpec& spec);
 OpPtr make_combine(const OpSpec& spec);
 OpPtr make_moe(const OpSpec& spec);
+OpPtr make_layer_norm(const OpSpec& spec);
+OpPtr make_sparse_mla_attention(const OpSpec& spec);
+OpPtr make_select_keys(const OpSpec& spec);
+OpPtr make_sparse_attention(const OpSpec& spec);
 
 }  // namespace deepmnn

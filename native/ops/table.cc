@@ -43,6 +43,10 @@ constexpr Entry kOps[] = {
     {"mla_attention", make_mla_attention},
     {"route", make_route},
     {"moe", make_moe},
+    {"layer_norm", make_layer_norm},
+    {"select_keys", make_select_keys},
+    {"sparse_attention", make_sparse_attention},
+    {"sparse_mla_attention", make_sparse_mla_attention},
 };
 
 const Entry* find(const std::string& name) {

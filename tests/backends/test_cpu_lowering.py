@@ -31,6 +31,9 @@ def lowered(model_type, index, level):
     return graph, plan, lower(graph, plan, locate(graph), SHARDS)
 
 
+CACHE_ATTRS = ("cache", "k_cache", "v_cache", "index_cache")
+
+
 @pytest.mark.parametrize(("model_type", "index"), ALL)
 @pytest.mark.parametrize("level", [0, MAX_LEVEL])
 def test_a_program_says_what_the_graph_says(model_type, index, level):
@@ -61,7 +64,7 @@ def test_a_program_says_what_the_graph_says(model_type, index, level):
         assert tuple(names[i] for i in instruction.outputs) == node.outputs
         weights = tuple(program.weights[i].name for i in instruction.weights)
         assert weights == node.weights
-        caches = {k: v for k, v in node.attrs.items() if k in ("cache", "k_cache", "v_cache")}
+        caches = {k: v for k, v in node.attrs.items() if k in CACHE_ATTRS}
         assert [list(graph.caches)[i] for i in instruction.caches] == list(caches.values())
         assert instruction.attrs | caches == node.attrs
 

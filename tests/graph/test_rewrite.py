@@ -4,6 +4,7 @@ import pytest
 
 from deepmnn.errors import GraphError
 from deepmnn.graph.builder import GraphBuilder
+from deepmnn.graph.caches import CacheEntry
 from deepmnn.graph.ir import Node
 from deepmnn.graph.rewrite import Rewrite, View, apply, join_names, joined_names, prune
 
@@ -55,7 +56,7 @@ def test_apply_places_the_new_node_after_its_inputs():
 def test_prune_removes_unread_caches_and_weights():
     g = graph()
     assert prune(g) == 0
-    g.caches["old"] = 3
+    g.caches["old"] = CacheEntry(3)
     g.outputs.clear()
     assert prune(g) == 8  # seven nodes, one weight
     assert (g.nodes, g.weights, g.caches) == ([], {}, {})

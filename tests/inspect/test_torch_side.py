@@ -24,6 +24,7 @@ ALWAYS = {"input_layernorm", "post_attention_layernorm", "attention_residual", "
 GROUPED = {f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj")}
 LATENT = {f"self_attn.{name}" for name in ("kv_a_proj_with_mqa", "kv_a_layernorm", "kv_b_proj")}
 LOW_RANK = {f"self_attn.{name}" for name in ("q_a_proj", "q_a_layernorm", "q_b_proj")}
+INDEXER = {f"self_attn.indexer.{name}" for name in ("wq_b", "wk", "k_norm", "weights_proj")}
 MLP = ("gate_proj", "up_proj", "silu", "mul", "down_proj")
 
 
@@ -34,6 +35,8 @@ def expected(config: dict[str, Any], has_experts: bool) -> set[str]:
         names |= LATENT | (LOW_RANK if config.get("q_lora_rank") else {"self_attn.q_proj"})
     else:
         names |= GROUPED
+    if "index_topk" in config:
+        names |= INDEXER
     if config["model_type"] == "qwen3":
         names |= {"self_attn.q_norm", "self_attn.k_norm"}
     if not has_experts:

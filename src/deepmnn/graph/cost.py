@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deepmnn.graph.call import Call
 
@@ -20,6 +20,9 @@ class Cost:
     Latent attention has two forms. row and context are those of decode, over the latents;
     whole_context: for each cached row when keys and values are whole. Making a cached row whole
     takes `expand`, as many as moving a query to the latents and its answer back.
+
+    Sparse attention reads most_context of the cached rows (0: all of them). Where a row sees more,
+    it chooses them: `score`, for each cached row that it sees, which has scored_width elements.
     """
 
     row: int = 0
@@ -29,11 +32,25 @@ class Cost:
     experts: int = 0
     top_k: int = 0
     expert: int = 0
+    most_context: int = 0
+    score: int = 0
+    scored_width: int = 0
 
     @property
     def with_experts(self) -> int:
         """Of a row, with the experts it chooses."""
         return self.row + self.top_k * self.expert
+
+
+def attended(history: float, tokens: float, most: int) -> float:
+    """Rows that each of so many new tokens attends to, on average: those before it and itself, and
+    no more than `most` (0: all of them).
+    """
+    seen = history + (tokens + 1) / 2
+    if not most or history + tokens <= most:
+        return seen
+    within = min(max(most - history, 0.0), tokens)  # tokens that see no more than that
+    return (within * (history + (within + 1) / 2) + (tokens - within) * most) / tokens
 
 
 CostRule = Callable[[Call], Cost]
@@ -64,6 +81,28 @@ def latent_attention(c: Call) -> Cost:
         context=heads * (2 * rank + rope),
         whole_context=heads * (content + rope),
         expand=heads * rank * content,
+    )
+
+
+def key_scores(c: Call) -> Cost:
+    """Each head of a query meets the one key of a cached row, and its score a weight."""
+    heads, dim, most = c.a["heads"], c.a["head_dim"], c.a["top_k"]
+    return Cost(most_context=most, score=heads * (dim + 1))
+
+
+def sparse_attention(c: Call) -> Cost:
+    """A query meets the keys and values that are chosen."""
+    return replace(grouped_attention(c), most_context=c.x[3].width)
+
+
+def sparse_latent_attention(c: Call) -> Cost:
+    """Latent attention to the rows that an indexer chooses."""
+    heads, dim = c.a["index_n_heads"], c.a["index_head_dim"]
+    return replace(
+        latent_attention(c),
+        most_context=c.a["index_topk"],
+        score=heads * (dim + 1),
+        scored_width=dim,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from deepmnn.formats import BLOCK_ROWS
@@ -38,6 +38,7 @@ class Signature:
         cost: what it multiplies.
         is_view: whether its output is its input's data, which does not move.
         sums_choices: whether it reads rows for each choice of an expert, and gives their sum.
+        chooses_keys: whether its integers are rows of the cache, not experts.
     """
 
     inputs: str
@@ -50,6 +51,7 @@ class Signature:
     cost: cost.CostRule = cost.every_matrix
     is_view: bool = False
     sums_choices: bool = False
+    chooses_keys: bool = False
 
     @property
     def cache_attrs(self) -> tuple[str, ...]:
@@ -71,6 +73,7 @@ def _is_float(value: Attr, low: float = -math.inf) -> bool:
 
 KINDS: dict[str, Callable[[Attr], bool]] = {
     "size": lambda value: _is_int(value, 1),
+    "count": lambda value: _is_int(value, 1),  # that no width follows from
     "flag": lambda value: _is_int(value) and value in (0, 1),
     "number": _is_float,
     "eps": lambda value: _is_float(value, 0.0),
@@ -168,6 +171,16 @@ def _mla_attention(c: Call) -> Iterator[Check]:
     yield f"cache {a['cache']!r}", c.caches.get(a["cache"]), CacheEntry(rank + rope)
 
 
+def _sparse_mla_attention(c: Call) -> Iterator[Check]:
+    heads, dim = c.a["index_n_heads"], c.a["index_head_dim"]
+    mla = replace(c, x=c.x[:3], w=c.w[:3])
+    yield from _mla_attention(mla)
+    yield "index widths", tuple(value.width for value in c.x[3:]), (heads * dim, dim, heads)
+    yield "index norm shapes", c.w[3:], ((dim,),) * 2
+    yield "index heads hold the rotation", 2 * len(c.a["inv_freq"]) <= dim, True
+    yield f"cache {c.a['index_cache']!r}", c.caches.get(c.a["index_cache"]), CacheEntry(dim)
+
+
 def _bias_add(c: Call) -> Iterator[Check]:
     yield from _same(c)
     yield "bias shape", c.w[0], (c.x[0].width,)
@@ -233,9 +246,35 @@ def _moe(c: Call) -> Iterator[Check]:
     yield from _widths(c, (hidden, k, k, hidden)[: len(c.x)], (hidden,))
 
 
+def _layer_norm(c: Call) -> Iterator[Check]:
+    yield from _same(c)
+    yield "weight and bias shapes", c.w, ((c.x[0].width,),) * 2
+
+
+def _select_keys(c: Call) -> Iterator[Check]:
+    heads, dim = c.a["heads"], c.a["head_dim"]
+    yield from _widths(c, (heads * dim, heads, dim), (c.a["top_k"],))
+
+
+def _sparse_attention(c: Call) -> Iterator[Check]:
+    yield from _attention(replace(c, x=c.x[:3]))
+
+
 _ROPE = {"inv_freq": "numbers", "rope_scale": "number", "interleaved": "flag"}
 _HEADS = {"heads": "size", "kv_heads": "size", "head_dim": "size", "v_head_dim": "size"}
 _GROUPS = {"n_group": "size", "topk_group": "size", "group_score": "max|top2_sum"}
+
+_LATENT = {
+    "heads": "size",
+    "kv_lora_rank": "size",
+    "qk_nope_head_dim": "size",
+    "qk_rope_head_dim": "size",
+    "v_head_dim": "size",
+    "scale": "number",
+    "eps": "eps",
+    **_ROPE,
+    "cache": "cache",
+}
 
 SIGNATURES: dict[str, Signature] = {
     "embedding": Signature("i", "f", _embedding, "m", matrices="looked_up", cost=cost.nothing),
@@ -301,17 +340,7 @@ SIGNATURES: dict[str, Signature] = {
         _mla_attention,
         "vmm",
         rows="ttt>t",
-        attrs={
-            "heads": "size",
-            "kv_lora_rank": "size",
-            "qk_nope_head_dim": "size",
-            "qk_rope_head_dim": "size",
-            "v_head_dim": "size",
-            "scale": "number",
-            "eps": "eps",
-            **_ROPE,
-            "cache": "cache",
-        },
+        attrs=_LATENT,
         cost=cost.latent_attention,
     ),
     "route": Signature(
@@ -338,6 +367,48 @@ SIGNATURES: dict[str, Signature] = {
         cost=cost.experts,
         sums_choices=True,
     ),
+    "layer_norm": Signature("f", "f", _layer_norm, "vv", attrs={"eps": "eps"}),
+    "select_keys": Signature(
+        "fff",
+        "i",
+        _select_keys,
+        rows="ttc>t",
+        attrs={
+            "heads": "size",
+            "head_dim": "size",
+            "top_k": "size",
+            "ratio": "count",
+            "scale": "number",
+        },
+        cost=cost.key_scores,
+        chooses_keys=True,
+    ),
+    "sparse_attention": Signature(
+        "fffi",
+        "f",
+        _sparse_attention,
+        rows="tcct>t",
+        attrs={**_HEADS, "scale": "number"},
+        cost=cost.sparse_attention,
+    ),
+    "sparse_mla_attention": Signature(
+        "ffifff",
+        "f",
+        _sparse_mla_attention,
+        "vmmvv",
+        rows="tttttt>t",
+        attrs={
+            **_LATENT,
+            "index_n_heads": "size",
+            "index_head_dim": "size",
+            "index_topk": "count",
+            "index_scale": "number",
+            "index_eps": "eps",
+            "index_interleaved": "flag",
+            "index_cache": "cache",
+        },
+        cost=cost.sparse_latent_attention,
+    ),
 }
 """op → signature."""
 
@@ -362,6 +433,8 @@ def choices(graph: Graph) -> dict[str, str]:
     found: dict[str, str] = {}
     for node in graph.nodes:
         if SIGNATURES[node.op].sums_choices:
+            continue
+        if SIGNATURES[node.op].chooses_keys:
             continue
         chosen = [name for name in node.outputs if graph.values[name].dtype == "i32"]
         read = [found[name] for name in node.inputs if name in found]

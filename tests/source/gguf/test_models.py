@@ -23,13 +23,13 @@ from deepmnn.source.open import has_weights, open_source
 from deepmnn.source.source import Source
 from gguf_files import write_floats, write_gguf
 from parity import Runner, prompts_for, relative_error
-from tiny_models import ALL, CONFIGS, MLA, YARN, TinyModel, checkpoint_of, tiny_checkpoint
+from tiny_models import CONFIGS, DENSE, MLA, YARN, TinyModel, checkpoint_of, tiny_checkpoint
 
 NOT_SAID = {("deepseek_v3", 2), ("deepseek", 2), ("deepseek", 3), ("deepseek_v2", 4)}
 """Configs with what no GGUF file says: rope_interleave false, moe_layer_freq, norm_topk_prob (of
 deepseek), and an mscale that is not mscale_all_dim."""
 
-WRITTEN = [case for case in ALL if case not in NOT_SAID and case != ("deepseek", 0)]
+WRITTEN = [case for case in DENSE if case not in NOT_SAID and case != ("deepseek", 0)]
 """deepseek without experts is no model of llama.cpp's."""
 
 

@@ -20,7 +20,7 @@ LATENT_EPS = 1e-6
 TOLERANCE = 0.05
 """Relative, of an eps as it is measured."""
 
-_LATENT = ("q_a_layernorm", "kv_a_layernorm")
+_LATENT = ("q_a_layernorm", "kv_a_layernorm", "indexer.k_norm")
 _AGAIN = "Convert the checkpoint again with this version; if it stays, the model file is wrong."
 
 
@@ -93,6 +93,8 @@ def _measured(subject: Subject, node: Node, weight: str) -> float | None:
     """The eps that a norm shows, where it stands alone: a row of √eps comes out as √½."""
     if any(key in node.attrs for key in ("scale", "inv_freq")):
         return None  # it is a part of an attention
+    if len(node.weights) > 1:
+        return None  # it takes the mean off first: equal numbers come out as its bias
     x, y = node.inputs[0], node.outputs[-1]
     size = np.sqrt(expected_eps(subject.config, weight))
     width = subject.graph.values[x].width
