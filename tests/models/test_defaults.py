@@ -16,6 +16,7 @@ from deepmnn.models.config import MAX_LAYERS, ModelConfig
 from tiny_models import ALL, CONFIGS, checkpoint_of
 
 HUB = {"moe_layer_freq", "scoring_func", "topk_method", "num_nextn_predict_layers", "head_dim"}
+HUB |= {"qk_rope_head_dim", "compress_rate_csa", "compress_rate_hca", "intermediate_size"}
 """Fields that published configs have and transformers' classes lack or name otherwise."""
 
 WINDOWS = {"use_sliding_window", "sliding_window", "max_window_layers", "layer_types"}

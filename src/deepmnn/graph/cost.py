@@ -67,6 +67,20 @@ def latent_attention(c: Call) -> Cost:
     )
 
 
+def windowed_attention(c: Call) -> Cost:
+    """A query meets the rows of its window, and entries: those chosen, or one in `ratio` rows."""
+    macs, entries = 2 * c.a["heads"] * c.a["head_dim"], len(c.x) > 2
+    chosen = c.x[3].width if len(c.x) > 3 else 0
+    context = macs // c.a["ratio"] if entries and not chosen else 0
+    return Cost(row=macs * (c.a["window"] + chosen), context=context, whole_context=context)
+
+
+def key_selection(c: Call) -> Cost:
+    """A query's heads meet one key in `ratio` rows."""
+    macs = c.a["heads"] * c.a["head_dim"] // c.a["ratio"]
+    return Cost(context=macs, whole_context=macs)
+
+
 def one_matrix_experts(c: Call) -> Cost:
     """Each weight is an expert."""
     return _mixture(c, len(c.w))

@@ -70,6 +70,7 @@ def _is_float(value: Attr, low: float = -math.inf) -> bool:
 
 KINDS: dict[str, Callable[[Attr], bool]] = {
     "size": lambda value: _is_int(value, 1),
+    "count": lambda value: _is_int(value, 1),  # a size that no width tells
     "flag": lambda value: _is_int(value) and value in (0, 1),
     "number": _is_float,
     "eps": lambda value: _is_float(value, 0.0),
@@ -107,7 +108,9 @@ def _linear(c: Call) -> Iterator[Check]:
 
 def _rms_norm(c: Call) -> Iterator[Check]:
     yield from _same(c)
-    yield "heads times weight size", c.a["heads"] * c.w[0][0], c.x[0].width
+    yield "width left over by heads", c.x[0].width % c.a["heads"], 0
+    if c.w:
+        yield "heads times weight size", c.a["heads"] * c.w[0][0], c.x[0].width
 
 
 def _split(c: Call) -> Iterator[Check]:
@@ -232,6 +235,52 @@ def _moe(c: Call) -> Iterator[Check]:
     yield from _widths(c, (hidden, k, k, hidden)[: len(c.x)], (hidden,))
 
 
+def _gain(c: Call) -> Iterator[Check]:
+    yield from _same(c)
+    yield "weight shape", c.w[0] in ((1,), (c.x[0].width,)), True
+
+
+def _lookup(c: Call) -> Iterator[Check]:
+    yield from _widths(c, (1,), (c.a["top_k"],))
+    yield "table left over by top_k", c.w[0][0] % c.a["top_k"], 0
+
+
+def _mix(c: Call) -> Iterator[Check]:
+    rows, (a, x) = c.a["rows"], (value.width for value in c.x)
+    yield "matrix left over by rows", a % rows, 0
+    yield "input left over by columns", x % max(1, a // rows), 0
+    yield "output width", c.y[0].width, rows * (x // max(1, a // rows))
+
+
+def _sinkhorn(c: Call) -> Iterator[Check]:
+    yield from _widths(c, (c.a["size"] ** 2,), (c.a["size"] ** 2,))
+
+
+def _compress(c: Call) -> Iterator[Check]:
+    width, halves = c.x[0].width, 2 if c.a["overlapping"] else 1
+    yield "width left over by halves", width % halves, 0
+    yield from _widths(c, (width, width), (width // halves, 1))
+    yield "weight shape", c.w[0], (c.a["ratio"] * width,)
+
+
+def _window_attention(c: Call) -> Iterator[Check]:
+    d, heads = c.a["head_dim"], c.a["heads"]
+    chosen = tuple(value.width for value in c.x[3:4])
+    yield from _widths(c, (heads * d, *(d,) * len(c.x[1:3]), *chosen), (heads * d,))
+    yield "weight shape", c.w[0], (heads,)
+
+
+def _grouped_linear(c: Call) -> Iterator[Check]:
+    groups, (rows, cols) = c.a["groups"], c.w[0]
+    yield "rows left over by groups", rows % groups, 0
+    yield from _widths(c, (groups * cols,), (rows,))
+
+
+def _select_keys(c: Call) -> Iterator[Check]:
+    heads, d = c.a["heads"], c.a["head_dim"]
+    yield from _widths(c, (heads * d, heads, d), (c.a["top_k"],))
+
+
 _ROPE = {"inv_freq": "numbers", "rope_scale": "number", "interleaved": "flag"}
 _HEADS = {"heads": "size", "kv_heads": "size", "head_dim": "size", "v_head_dim": "size"}
 _GROUPS = {"n_group": "size", "topk_group": "size", "group_score": "max|top2_sum"}
@@ -239,7 +288,7 @@ _GROUPS = {"n_group": "size", "topk_group": "size", "group_score": "max|top2_sum
 SIGNATURES: dict[str, Signature] = {
     "embedding": Signature("i", "f", _embedding, "m", matrices="looked_up", cost=cost.nothing),
     "linear": Signature("f", "f+", _linear, "mv?"),
-    "rms_norm": Signature("f", "f", _rms_norm, "v", attrs={"eps": "eps", "heads": "size"}),
+    "rms_norm": Signature("f", "f", _rms_norm, "v?", attrs={"eps": "eps", "heads": "size"}),
     "reshape": Signature("f", "f", _same, is_view=True),
     "split": Signature("f", "f+", _split, attrs={"sizes": "sizes", "heads": "size"}),
     "concat": Signature("f+", "f", _concat, attrs={"heads": "size"}),
@@ -337,6 +386,53 @@ SIGNATURES: dict[str, Signature] = {
         cost=cost.experts,
         sums_choices=True,
     ),
+    "sqrt_softplus": Signature("f", "f", _same),
+    "clamp": Signature("f", "f", _same, attrs={"limit": "eps", "two_sided": "flag"}),
+    "add_constant": Signature("f", "f", _same, attrs={"constant": "eps"}),
+    "gain": Signature("f", "f", _gain, "v"),
+    "lookup": Signature("i", "i", _lookup, "v", attrs={"top_k": "size", "experts": "count"}),
+    "mix": Signature("ff", "f", _mix, attrs={"rows": "size", "transposed": "flag"}),
+    "sinkhorn": Signature(
+        "f", "f", _sinkhorn, attrs={"size": "size", "iterations": "count", "eps": "eps"}
+    ),
+    "compress": Signature(
+        "ff",
+        "fi",
+        _compress,
+        "v",
+        rows="cc>cc",
+        attrs={"ratio": "size", "overlapping": "flag"},
+    ),
+    "window_attention": Signature(
+        "ff(fi?)?",
+        "f",
+        _window_attention,
+        "v",
+        rows="tc(ct?)?>t",
+        attrs={
+            "heads": "size",
+            "head_dim": "size",
+            "scale": "number",
+            "window": "count",
+            "ratio": "count",
+        },
+        cost=cost.windowed_attention,
+    ),
+    "grouped_linear": Signature("f", "f", _grouped_linear, "m", attrs={"groups": "size"}),
+    "select_keys": Signature(
+        "fff",
+        "i",
+        _select_keys,
+        rows="ttc>t",
+        attrs={
+            "heads": "size",
+            "head_dim": "size",
+            "top_k": "size",
+            "ratio": "count",
+            "scale": "number",
+        },
+        cost=cost.key_selection,
+    ),
 }
 """op → signature."""
 
@@ -359,14 +455,26 @@ def choices(graph: Graph) -> dict[str, str]:
     in two orders.
     """
     found: dict[str, str] = {}
+    routing = _routing(graph)
     for node in graph.nodes:
         if SIGNATURES[node.op].sums_choices:
             continue
-        chosen = [name for name in node.outputs if graph.values[name].dtype == "i32"]
+        chosen = [name for name in node.outputs if name in routing]
         read = [found[name] for name in node.inputs if name in found]
         for indices in [*chosen, *read][:1]:
             found.update(dict.fromkeys(node.outputs, indices))
     return found
+
+
+def _routing(graph: Graph) -> set[str]:
+    """Indices of experts: other integers are of rows, or positions."""
+    return {
+        name
+        for node in graph.nodes
+        if SIGNATURES[node.op].matrices == "routed"
+        for name in node.inputs
+        if graph.values[name].dtype == "i32"
+    }
 
 
 def sums_of_choices(graph: Graph) -> dict[str, str]:

@@ -15,6 +15,9 @@ MAX_EXPERTS = 1 << 16
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
+TABLE = ".tid2eid"
+"""What a table of experts is called, whose whole numbers are no codes."""
+
 _SCALES = "_scale_inv"
 """What scales of stacked FP8 experts are called, behind the name of the weights."""
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepmnn.backends.base import F32, I32, Batch
+from deepmnn.backends.reference import compressed, hyper
 from deepmnn.backends.reference import numerics as nx
 from deepmnn.backends.reference.cache import PagedCache
 from deepmnn.formats import BLOCK_ROWS
@@ -159,10 +160,22 @@ def _moe(c: Call) -> F32:
     return out + shared[0] if shared else out
 
 
+def _window_attention(c: Call) -> F32:
+    a = c.a
+    shape = compressed.WindowShape(a["heads"], a["scale"], a["window"], a["ratio"])
+    return compressed.window_attention(c.x, c.w[0], c.batch, shape)
+
+
+def _select_keys(c: Call) -> I32:
+    a = c.a
+    selection = compressed.Selection(a["heads"], a["top_k"], a["ratio"], a["scale"])
+    return compressed.select_keys(c.x, c.batch, selection)
+
+
 OPS: dict[str, Callable[[Call], Array | tuple[Array, ...]]] = {
     "embedding": lambda c: c.w[0][c.x[0]],
     "linear": _linear,
-    "rms_norm": lambda c: nx.rms_norm(c.x[0], c.w[0], c.a["eps"], c.a["heads"]),
+    "rms_norm": lambda c: nx.rms_norm(c.x[0], c.w[0] if c.w else None, c.a["eps"], c.a["heads"]),
     "reshape": lambda c: c.x[0],
     "split": lambda c: nx.split(c.x[0], c.a["sizes"], c.a["heads"]),
     "concat": lambda c: nx.concat(c.x, c.a["heads"]),
@@ -192,5 +205,18 @@ OPS: dict[str, Callable[[Call], Array | tuple[Array, ...]]] = {
     "mla_attention": _mla_attention,
     "route": _route,
     "moe": _moe,
+    "sqrt_softplus": lambda c: nx.sqrt_softplus(c.x[0]),
+    "clamp": lambda c: nx.clamp(c.x[0], c.a["limit"], bool(c.a["two_sided"])),
+    "add_constant": lambda c: c.x[0] + np.float32(c.a["constant"]),
+    "gain": lambda c: c.x[0] * c.w[0],
+    "lookup": lambda c: nx.lookup(c.x[0], c.w[0], c.a["top_k"], c.a["experts"]),
+    "mix": lambda c: hyper.mix(c.x[0], c.x[1], c.a["rows"], bool(c.a["transposed"])),
+    "sinkhorn": lambda c: hyper.sinkhorn(c.x[0], c.a["size"], c.a["iterations"], c.a["eps"]),
+    "compress": lambda c: compressed.compress(
+        c.x[0], c.x[1], c.w[0], c.batch, c.a["ratio"], bool(c.a["overlapping"])
+    ),
+    "window_attention": _window_attention,
+    "grouped_linear": lambda c: nx.grouped_linear(c.x[0], c.w[0], c.a["groups"]),
+    "select_keys": _select_keys,
 }
 """op → its outputs (one array, or a tuple), each [n, width]."""
