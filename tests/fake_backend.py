@@ -14,6 +14,7 @@ from threading import Lock
 import numpy as np
 
 from deepmnn.backends.base import F32, U8, Batch, Draw, sample_in_turn
+from deepmnn.graph.caches import CacheEntry
 
 
 def expected_logits(ids: list[int], vocab_size: int) -> F32:
@@ -36,7 +37,7 @@ class FakeCache:
         self.tokens = np.full((blocks, block_size), -1, np.int64)
         self.positions = np.full((blocks, block_size), -1, np.int64)
         self.copies = 0
-        self.block_nbytes = 16 * block_size
+        self.block_nbytes, self.recent_blocks = 16 * block_size, 0
 
     def copy_block(self, source: int, target: int) -> None:
         assert source != target
@@ -57,13 +58,15 @@ class FakeBackend:
 
     def __init__(self, vocab_size: int = 97, max_sequences: int | None = None) -> None:
         self.vocab_size, self.max_sequences = vocab_size, max_sequences
-        self.cache_width = 1
+        self.caches = {"rows": CacheEntry(1)}
         self.steps: list[Batch] = []
         self.raising: set[int] = set()
         self.spoilt: set[int] = set()
         self._stepping = Lock()
 
-    def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> FakeCache:
+    def new_cache(
+        self, blocks: int, block_size: int, dtype: str = "f32", recent_blocks: int | None = None
+    ) -> FakeCache:
         assert dtype in ("f32", "bf16")
         return FakeCache(blocks, block_size)
 

@@ -76,10 +76,12 @@ class DeepmnnSession:
         self._tables: list[BlockTable] = []
 
     def reserve(self, batch: int, tokens: int) -> None:
-        from deepmnn.engine.engine import BLOCK_SIZE, Engine
+        from deepmnn.engine.engine import Engine
+        from deepmnn.graph.caches import block_size
 
-        rows = batch * -(-tokens // BLOCK_SIZE) * BLOCK_SIZE
         model = self._model
+        size = block_size(model.backend.caches)
+        rows = batch * -(-tokens // size) * size
         self._engine = Engine(model.backend, rows, model.context_length, kv_dtype=KV_DTYPE)
         self._tables = []
 

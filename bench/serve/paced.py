@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 import deepmnn
 from deepmnn.backends.base import F32, Batch, Draw
 from deepmnn.conversion.bundled import bundled_checkpoint
+from deepmnn.graph.caches import CacheEntry
 
 PARTS = {
     "deepmnn/text/": "text: detokenise, stop strings, reasoning, template",
@@ -63,7 +64,7 @@ class PacedBackend:
 
     max_sequences: int | None = None
     outputs = ("logits",)
-    cache_width = 1
+    caches: ClassVar = {"rows": CacheEntry(1)}
 
     def __init__(self, tokenizer: Any, vocab_size: int, seconds: float) -> None:
         self.vocab_size, self.seconds = vocab_size, seconds
@@ -74,7 +75,9 @@ class PacedBackend:
         self._at = 0
         self._logits = np.zeros((4096, vocab_size), np.float32)
 
-    def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> Cache:
+    def new_cache(
+        self, blocks: int, block_size: int, dtype: str = "f32", recent_blocks: int | None = None
+    ) -> Cache:
         return Cache(blocks, block_size)
 
     def step(self, cache: object, batch: Batch) -> F32:
@@ -99,6 +102,7 @@ class Cache:
     blocks: int
     block_size: int
     block_nbytes: int = 0
+    recent_blocks: int = 0
 
     def copy_block(self, source: int, target: int) -> None:
         """Nothing to copy."""

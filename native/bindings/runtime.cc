@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <memory>
 #include <new>
+#include <optional>
 #include <utility>
 
 #include "kernels/dispatch.h"
@@ -163,8 +164,11 @@ CacheType cache_type(const std::string& dtype) {
   fail_request("a cache of dtype " + dtype, "f32, bf16 or int8");
 }
 
-std::unique_ptr<KvCache> new_cache(const Model& model, int64_t blocks, int64_t block_size, const std::string& dtype) {
-  auto cache = std::make_unique<KvCache>(model.caches(), blocks, block_size, cache_type(dtype));
+std::unique_ptr<KvCache> new_cache(const Model& model, int64_t blocks, int64_t block_size, const std::string& dtype,
+                                   std::optional<int64_t> recent_blocks) {
+  if (recent_blocks && *recent_blocks < 0) fail_request(std::to_string(*recent_blocks) + " recent blocks", "0 or more");
+  auto cache = std::make_unique<KvCache>(model.caches(), blocks, block_size, cache_type(dtype),
+                                         recent_blocks.value_or(-1));
   model.place(*cache);
   return cache;
 }
@@ -196,10 +200,13 @@ void set_mla_form(Model& model, const std::string& form) {
   }
 }
 
+// Name to width, ratio, window and exactness.
 nb::dict caches(const Model& model) {
-  nb::dict widths;
-  for (const CacheInfo& cache : model.caches()) widths[cache.name.c_str()] = cache.width;
-  return widths;
+  nb::dict entries;
+  for (const CacheInfo& cache : model.caches()) {
+    entries[cache.name.c_str()] = nb::make_tuple(cache.width, cache.ratio, cache.window, cache.exact);
+  }
+  return entries;
 }
 
 nb::dict outputs(const Model& model) {
@@ -375,6 +382,8 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("nbytes", &KvCache::nbytes)
       .def_prop_ro("resident_nbytes", &KvCache::resident_nbytes)
       .def_prop_ro("block_nbytes", &KvCache::block_nbytes)
+      .def_prop_ro("recent_blocks", &KvCache::recent_blocks)
+      .def("place_recent", &KvCache::place_recent, "block"_a, "place"_a)
       .def("copy_block", &KvCache::copy_block, "source"_a, "target"_a, nb::call_guard<nb::gil_scoped_release>())
       .def("read_block", &read_block, "block"_a, "rows"_a.noconvert())
       .def("write_block", &write_block, "block"_a, "rows"_a.noconvert());
@@ -392,7 +401,7 @@ void bind_model(nb::module_& m) {
       .def_prop_ro("caches", &caches)
       .def_prop_ro("outputs", &outputs)
       .def_prop_ro("step_seconds", &Model::step_seconds)
-      .def("new_cache", &new_cache, "blocks"_a, "block_size"_a, "dtype"_a = "f32")
+      .def("new_cache", &new_cache, "blocks"_a, "block_size"_a, "dtype"_a = "f32", "recent_blocks"_a = nb::none())
       .def("set_mla_form", &set_mla_form, "form"_a)
       .def("reserve", &Model::reserve, "working_nbytes"_a)
       .def("step", &step, "cache"_a, "ids"_a.noconvert(), "positions"_a.noconvert(), "sequence_starts"_a.noconvert(),

@@ -16,8 +16,9 @@ inline uint8_t* cache_row(const Step& step, size_t entry, int64_t slot) {
 // Columns from `column` on of an entry's rows.
 inline CacheRows cache_rows(const Step& step, size_t entry, int64_t column) {
   const KvCache& cache = step.cache;
-  if (cache.type() != CacheType::int8) {
-    return {cache.data(entry) + column * (cache.type() == CacheType::bf16 ? 2 : 4), cache.row_nbytes(entry)};
+  const CacheType type = cache.type(entry);
+  if (type != CacheType::int8) {
+    return {cache.data(entry) + column * (type == CacheType::bf16 ? 2 : 4), cache.row_nbytes(entry)};
   }
   return {cache.data(entry), cache.row_nbytes(entry), column, cache.scales_offset(entry)};
 }
@@ -34,9 +35,10 @@ inline void unrotate_heads(const Step& step, float* x, int64_t heads, int64_t d)
 // x [width of the entry] to its row `slot`.
 inline void store_row(const Step& step, const float* x, int64_t n, size_t entry, int64_t slot) {
   uint8_t* to = cache_row(step, entry, slot);
-  if (step.cache.type() == CacheType::f32) {
+  const CacheType type = step.cache.type(entry);
+  if (type == CacheType::f32) {
     std::memcpy(to, x, static_cast<size_t>(n) * 4);
-  } else if (step.cache.type() == CacheType::bf16) {
+  } else if (type == CacheType::bf16) {
     step.kernels.to_bf16(x, n, reinterpret_cast<uint16_t*>(to));
   } else {
     float* scales = reinterpret_cast<float*>(to + step.cache.scales_offset(entry));
@@ -46,9 +48,10 @@ inline void store_row(const Step& step, const float* x, int64_t n, size_t entry,
 
 inline void load_row(const Step& step, size_t entry, int64_t slot, int64_t n, float* y) {
   const uint8_t* from = cache_row(step, entry, slot);
-  if (step.cache.type() == CacheType::f32) {
+  const CacheType type = step.cache.type(entry);
+  if (type == CacheType::f32) {
     std::memcpy(y, from, static_cast<size_t>(n) * 4);
-  } else if (step.cache.type() == CacheType::bf16) {
+  } else if (type == CacheType::bf16) {
     for (int64_t i = 0; i < n; ++i) {
       uint16_t half;
       std::memcpy(&half, from + 2 * i, 2);

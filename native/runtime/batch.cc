@@ -1,5 +1,6 @@
 #include "runtime/batch.h"
 
+#include <algorithm>
 #include <string>
 
 #include "runtime/fail.h"
@@ -35,6 +36,17 @@ void check_sequences(const Batch& batch) {
 
 int64_t blocks_needed(int64_t rows, int64_t block_size) { return (rows + block_size - 1) / block_size; }
 
+// The rows that the sequence's new tokens read and write must have a place.
+void check_recent(const Batch& batch, const KvCache& cache, int64_t s, int64_t needed) {
+  if (cache.window() == 0) return;
+  const int64_t first = std::max<int64_t>(0, batch.history(s) + 1 - cache.window());
+  for (int64_t i = first / cache.block_size(); i < needed; ++i) {
+    if (cache.recent(batch.table(s)[i]) >= 0) continue;
+    fail_request("sequence " + std::to_string(s) + " has no recent rows in its block " + std::to_string(i),
+                 "rows of the last " + std::to_string(cache.window()) + " tokens");
+  }
+}
+
 void check_tables(const Batch& batch, const KvCache& cache) {
   for (int64_t s = 0; s < batch.sequences; ++s) {
     const int64_t length = batch.context_lengths[s];
@@ -50,6 +62,7 @@ void check_tables(const Batch& batch, const KvCache& cache) {
                    std::to_string(needed) + " for its " + std::to_string(length) + " rows");
     }
     check_range(batch.table(s), needed, 0, cache.blocks() - 1, "block_tables");
+    check_recent(batch, cache, s, needed);
   }
 }
 

@@ -161,6 +161,12 @@ void Model::place_rows(const KvCache& cache, const Batch& batch) {
     }
     context_starts_.push_back(context_starts_.back() + batch.context_lengths[s]);
   }
+  recents_.clear();
+  if (cache.window() == 0) return;
+  for (int64_t i = 0; i < batch.sequences * batch.table_width; ++i) {
+    const int32_t block = batch.block_tables[i];
+    recents_.push_back(block < 0 || block >= cache.blocks() ? -1 : cache.recent(block));  // unused ones may be anything
+  }
 }
 
 // Where each output goes, to the caller or to room that nobody looks into, and where each input comes from.
@@ -211,6 +217,7 @@ void Model::step(KvCache& cache, const Batch& batch, const void* const* inputs, 
             {batch.tokens, context_starts_.back(), batch.rows},
             {},
             slots_.data(),
+            recents_.empty() ? nullptr : recents_.data(),
             context_starts_.data(),
             ids_buffer_,
             positions_buffer_,

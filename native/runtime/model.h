@@ -137,6 +137,7 @@ class Model {
   Scratch scratch_;
   QuantizedCache quantized_;
   std::vector<int64_t> slots_;
+  std::vector<int32_t> recents_;
   std::vector<int64_t> context_starts_;
   std::vector<int32_t> block_uses_;
 };

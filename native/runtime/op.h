@@ -77,8 +77,8 @@ class OpSpec {
   float float_attr(const char* key) const;
   const std::string& string_attr(const char* key) const;
   std::vector<int64_t> ints_attr(const char* key) const;
-  // The cache entry that it writes as its number `index`, of this width.
-  size_t cache(size_t index, int64_t width) const;
+  // The cache entry that it writes as its number `index`, of this width; the others as CacheInfo has them.
+  size_t cache(size_t index, int64_t width, int64_t ratio = 1, int64_t window = 0, bool exact = false) const;
   size_t rope_attr(int64_t dim) const;  // id of the table made of `inv_freq` (dim / 2 numbers) and `rope_scale`
 
   void require(bool ok, const std::string& found, const std::string& expected) const {

@@ -137,12 +137,16 @@ std::vector<int64_t> OpSpec::ints_attr(const char* key) const {
   return *values;
 }
 
-size_t OpSpec::cache(size_t index, int64_t width) const {
+size_t OpSpec::cache(size_t index, int64_t width, int64_t ratio, int64_t window, bool exact) const {
   require(index < instruction_.caches.size(), std::to_string(instruction_.caches.size()) + " cache entries",
           "at least " + std::to_string(index + 1));
   const CacheInfo& info = program_.caches[instruction_.caches[index]];
   require(info.width == width, "cache entry " + info.name + " of width " + std::to_string(info.width),
           std::to_string(width));
+  require(info.ratio == ratio && info.window == window && info.exact == exact,
+          "cache entry " + info.name + " with a row for " + std::to_string(info.ratio) + " tokens, a window of " +
+              std::to_string(info.window) + (info.exact ? ", exact" : ""),
+          "a row for " + std::to_string(ratio) + ", a window of " + std::to_string(window) + (exact ? ", exact" : ""));
   return instruction_.caches[index];
 }
 

@@ -10,8 +10,9 @@ namespace deepmnn {
 namespace {
 
 constexpr char kMagic[8] = {'D', 'M', 'N', 'P', 'R', 'O', 'G', '\0'};
-constexpr uint32_t kVersion = 4;
+constexpr uint32_t kVersion = 5;
 constexpr int64_t kMaxExtent = int64_t{1} << 31;  // rows, columns, widths and bytes per arena row
+constexpr int64_t kMaxRatio = int64_t{1} << 20;   // tokens of a cache's row: no block has more
 constexpr int64_t kAlign = 64;
 // Several times what the largest model needs. They bound what a small file can make its readers do: time and memory
 // then grow with its bytes, and nothing with their square.
@@ -357,6 +358,24 @@ void check_data_flow(const Program& program) {
   }
 }
 
+CacheInfo read_cache(Reader& in) {
+  CacheInfo cache;
+  cache.name = in.str("cache name");
+  cache.width = in.number<uint32_t>("cache width");
+  cache.ratio = in.number<uint32_t>("cache ratio");
+  cache.window = in.number<uint32_t>("cache window");
+  const uint8_t exact = in.number<uint8_t>("cache exactness");
+  const std::string who = "cache " + cache.name + ": ";
+  require(cache.width > 0 && cache.width <= kMaxExtent, who + "width " + std::to_string(cache.width), "1 to 2^31");
+  require(cache.ratio > 0 && cache.ratio <= kMaxRatio, who + "a row for " + std::to_string(cache.ratio) + " tokens",
+          "1 to 2^20");
+  require(cache.window <= kMaxExtent, who + "window " + std::to_string(cache.window), "0 to 2^31");
+  require(cache.window == 0 || cache.ratio == 1, who + "a window of rows for several tokens", "a row for each token");
+  require(exact <= 1, who + "exactness " + std::to_string(exact), "0 or 1");
+  cache.exact = exact != 0;
+  return cache;
+}
+
 }  // namespace
 
 Program parse_program(const uint8_t* data, size_t nbytes) {
@@ -368,13 +387,8 @@ Program parse_program(const uint8_t* data, size_t nbytes) {
   const uint32_t weights = in.count(45, "weights");
   size_t pieces = 0;
   for (uint32_t i = 0; i < weights; ++i) program.weights.push_back(read_weight(in, program.shards.size(), pieces));
-  program.caches.resize(in.count(8, "caches"));
-  for (CacheInfo& cache : program.caches) {
-    cache.name = in.str("cache name");
-    cache.width = in.number<uint32_t>("cache width");
-    require(cache.width > 0 && cache.width <= kMaxExtent,
-            "cache " + cache.name + ": width " + std::to_string(cache.width), "1 to 2^31");
-  }
+  program.caches.resize(in.count(17, "caches"));
+  for (CacheInfo& cache : program.caches) cache = read_cache(in);
   const uint32_t buffers = in.count(18, "buffers");
   for (uint32_t i = 0; i < buffers; ++i) program.buffers.push_back(read_buffer(in));
   read_arenas(in, program);

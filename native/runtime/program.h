@@ -55,9 +55,19 @@ struct WeightInfo {
   bool is_zeros() const { return pieces.size() == 1 && pieces[0].is_zeros(); }
 };
 
+// An entry of the KV cache (graph/caches.py).
 struct CacheInfo {
   std::string name;
-  int64_t width = 0;  // elements per token
+  int64_t width = 0;   // elements of a row
+  int64_t ratio = 1;   // tokens for which there is one row
+  int64_t window = 0;  // of the last tokens rows are read, a new token's own included; 0: of all
+  bool exact = false;  // float32, whatever type the cache has
+
+  bool is_recent() const { return window > 0; }
+  bool operator==(const CacheInfo& other) const {
+    return std::tie(name, width, ratio, window, exact) ==
+           std::tie(other.name, other.width, other.ratio, other.window, other.exact);
+  }
 };
 
 using Attr = std::variant<int64_t, double, std::string, std::vector<int64_t>, std::vector<double>>;

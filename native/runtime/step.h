@@ -33,6 +33,7 @@ class Step {
   int64_t counts[kDims];  // tokens, context, rows
   uint8_t* arenas[kDims];
   const int64_t* slots;           // [tokens] row of the cache pool each new token is written to
+  const int32_t* recents;         // [sequences, table_width] the places of blocks' recent rows; null: none has any
   const int64_t* context_starts;  // [sequences + 1] first context row of each sequence
   uint32_t ids_buffer, positions_buffer;
   void* const* supplied;  // [program's outputs, then its inputs] where each lies
@@ -44,6 +45,16 @@ class Step {
   int64_t slot(int64_t s, int64_t row) const {
     const int64_t size = cache.block_size();
     return batch.table(s)[row / size] * size + row % size;
+  }
+
+  // The blocks of an entry's rows of sequence s, or their places in its pool.
+  const int32_t* table(size_t entry, int64_t s) const {
+    return cache.is_recent(entry) ? recents + s * batch.table_width : batch.table(s);
+  }
+  // Row of an entry's pool where the entry's row `row` of sequence s lies: the row of a token, or of `ratio` tokens.
+  int64_t entry_row(size_t entry, int64_t s, int64_t row) const {
+    const int64_t size = cache.rows_of_block(entry);
+    return table(entry, s)[row / size] * size + row % size;
   }
 
   // Weights with their bytes, which stay until the op ends: an op asks in run(), on the thread that calls it, and again

@@ -86,8 +86,13 @@ class KvCache:
     """Of the pages that have been written."""
     block_nbytes: int
     """Of one block of every entry."""
+    recent_blocks: int
+    """Blocks that may have recent rows at the same time; 0: no entry has a window."""
+    def place_recent(self, block: int, place: int) -> None:
+        """Gives a block a place for its recent rows, and takes it from who had it; -1: none."""
+
     def copy_block(self, source: int, target: int) -> None:
-        """Copies one block of every entry."""
+        """Copies one block of every entry, recent rows where both have a place."""
 
     def read_block(self, block: int, rows: NDArray[uint8]) -> None:
         """One block of every entry, entry after entry, into rows [block_nbytes]."""
@@ -138,7 +143,7 @@ class Model:
     read_seconds: while at least one read was on its way; wait_seconds: while a step waited;
     expert_hits, expert_misses: of the experts that steps chose, in memory by then or not;
     predicted, predicted_used: experts read before they were chosen, and those that then were."""
-    caches: dict[str, int]
+    caches: dict[str, tuple[int, int, int, bool]]
     """Row width of each cache entry, in elements."""
     outputs: dict[str, int]
     """Width of each output of a step, in elements a row; "logits" is one of them."""
@@ -167,8 +172,13 @@ class Model:
         on that a weight file is cut, or cannot be read, while the model uses it.
         """
 
-    def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> KvCache:
-        """An empty cache of "f32" or "bf16" rows."""
+    def new_cache(
+        self, blocks: int, block_size: int, dtype: str = "f32", recent_blocks: int | None = None
+    ) -> KvCache:
+        """An empty cache of "f32", "bf16" or "int8" rows.
+
+        recent_blocks: places for recent rows; None: each block has its own.
+        """
 
     def set_mla_form(self, form: str) -> None:
         """How MLA attention runs: "auto", "absorbed" or "expanded" (docs/ops.md)."""

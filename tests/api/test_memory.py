@@ -32,6 +32,7 @@ from deepmnn.conversion.need import working_nbytes
 from deepmnn.conversion.plan import Plan
 from deepmnn.errors import RequestError
 from deepmnn.formats import named
+from deepmnn.graph.caches import CacheEntry
 from tiny_artifact import tiny_artifact, write_config
 
 PUBLISHED = Path(__file__).parents[1] / "models" / "published"
@@ -69,7 +70,7 @@ def test_the_parts_add_up(lite: tuple[Plan, Demand]) -> None:
 
 
 def test_a_row_of_the_cache() -> None:
-    assert row_nbytes({"k": 64, "v": 130}) == {
+    assert row_nbytes({"k": CacheEntry(64), "v": CacheEntry(130)}) == {
         "f32": 4 * 194, "bf16": 2 * 194, "int8": 64 + 4 + 132 + 12,
     }  # fmt: skip
 
@@ -78,7 +79,7 @@ def test_a_row_of_the_cache() -> None:
 def test_a_row_of_the_cache_is_what_the_engine_takes(dtype: str, tmp_path: Path) -> None:
     model = deepmnn.load(tiny_artifact(tmp_path), kv_dtype=dtype, threads=1)
     cache = model.backend.new_cache(3, 32, dtype)
-    rows = 3 * 32 * row_nbytes(model.backend.model.caches)[dtype]
+    rows = 3 * 32 * row_nbytes(model.backend.caches)[dtype]
     assert rows <= cache.nbytes <= rows + 64 * len(model.backend.model.caches)
 
 

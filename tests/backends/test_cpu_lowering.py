@@ -10,6 +10,7 @@ from deepmnn.backends.cpu.pieces import whole
 from deepmnn.backends.cpu.program import DIMS, encode
 from deepmnn.errors import ArtifactError, GraphError
 from deepmnn.graph.builder import GraphBuilder
+from deepmnn.graph.caches import CacheEntry
 from deepmnn.graph.levels import MAX_LEVEL, optimize
 from deepmnn.graph.passes.memory_plan import MemoryPlan, plan_memory
 from deepmnn.graph.workload import Workload
@@ -101,6 +102,7 @@ def tiny_program():
     b.output(b.select_rows(x, "s"), "logits")
     b.graph.nodes[0].attrs.update(i=-3, f=0.5, s="é", li=(1, -2), lf=(0.5, 2.0))
     b.graph.weights["e.weight"].format = "w4"
+    b.graph.caches["c"] = CacheEntry(3, window=7, exact=True)
     plan = MemoryPlan(
         {"ids": -1, "positions": -1, "e": 64, "logits": -1},
         {"tokens": 192, "context": 0, "rows": 0},
@@ -112,11 +114,11 @@ def test_the_bytes_are_those_of_the_specification():
     graph, plan = tiny_program()
     data = lower(graph, plan, {"e.weight": whole(0, 128, 320)}, ["w"])
     u32 = struct.Struct("<I").pack
-    expected = b"DMNPROG\0" + u32(4) + text(b"g")
+    expected = b"DMNPROG\0" + u32(5) + text(b"g")
     expected += u32(1) + text(b"w")
     expected += u32(1) + text(b"e.weight") + b"\6" + struct.pack("<qq", 5, 32)
     expected += u32(1) + struct.pack("<IQQ", 0, 128, 320)
-    expected += u32(0)
+    expected += u32(1) + text(b"c") + struct.pack("<3IB", 3, 1, 7, 1)
     expected += u32(4)
     expected += text(b"ids") + b"\1\0" + u32(0) + struct.pack("<q", -1)
     expected += text(b"positions") + b"\1\0" + u32(0) + struct.pack("<q", -1)
@@ -171,8 +173,8 @@ def test_truncated_programs_are_refused():
 
 def test_other_versions_and_wrong_positions_are_refused():
     data = lowered("llama", 0, 0)[2]
-    for version in (1, 2, 3, 5):
-        with pytest.raises(ArtifactError, match=f"version {version}, this deepmnn reads 4"):
+    for version in (1, 2, 3, 4, 6):
+        with pytest.raises(ArtifactError, match=f"version {version}, this deepmnn reads 5"):
             read_program(data[:8] + struct.pack("<I", version) + data[12:])
     program = read_program(data)
     for change, what in (

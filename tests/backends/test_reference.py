@@ -16,6 +16,7 @@ from deepmnn.backends.reference import PagedCache, ReferenceBackend
 from deepmnn.backends.reference import numerics as nx
 from deepmnn.backends.reference.ops import OPS
 from deepmnn.errors import GraphError, RequestError
+from deepmnn.graph.caches import CacheEntry
 from deepmnn.graph.ir import Node
 from deepmnn.graph.signatures import SIGNATURES
 from deepmnn.models import build
@@ -168,7 +169,7 @@ def test_split_concat_normalize() -> None:
 
 
 def test_cache_keeps_pages_apart() -> None:
-    cache = PagedCache({"a": 3}, blocks=6, block_size=4, dtype="f32")
+    cache = PagedCache({"a": CacheEntry(3)}, blocks=6, block_size=4, dtype="f32")
     first, more = randn(7, 3), randn(3, 3)
     batch = one_batch([5, 2], [5, 2])
     np.testing.assert_array_equal(cache.append("a", first, batch, (3,)), first)
@@ -180,7 +181,7 @@ def test_cache_keeps_pages_apart() -> None:
 
 
 def test_bf16_cache_rounds() -> None:
-    cache = PagedCache({"a": 3}, blocks=2, block_size=4, dtype="bf16")
+    cache = PagedCache({"a": CacheEntry(3)}, blocks=2, block_size=4, dtype="bf16")
     x = randn(4, 3)
     want = x.astype(ml_dtypes.bfloat16).astype(np.float32)
     np.testing.assert_array_equal(cache.append("a", x, one_batch([4], [4]), (3,)), want)
@@ -208,7 +209,7 @@ def dense_row(head: tuple[int, ...], heads: int) -> Any:
 )
 def test_int8_cache_rounds_rotated_heads(head: tuple[int, ...], heads: int) -> None:
     width, dense = sum(head) * heads, dense_row(head, heads)
-    cache = PagedCache({"a": width}, blocks=2, block_size=4, dtype="int8")
+    cache = PagedCache({"a": CacheEntry(width)}, blocks=2, block_size=4, dtype="int8")
     x = randn(4, width)
     x[1] = 0
     got, rotated = cache.append("a", x, one_batch([4], [4]), head), x @ dense.T
@@ -238,7 +239,7 @@ def test_queries_of_int8_rows_round(heads: int, kv_heads: int) -> None:
 def test_an_outlier_of_an_int8_row_leaves_the_others_their_bits(d: int) -> None:
     x = randn(200, d)
     x[:, 5] = 80
-    cache = PagedCache({"a": d}, blocks=1, block_size=200, dtype="int8")
+    cache = PagedCache({"a": CacheEntry(d)}, blocks=1, block_size=200, dtype="int8")
     batch = replace(one_batch([200], [200]), block_tables=np.zeros((1, 1), np.int32))
     error = np.square(cache.append("a", x, batch, (d,)) - x).mean()
     as_it_is = np.hstack([int8_group(x[:, i : i + 64]) for i in range(0, d, 64)])

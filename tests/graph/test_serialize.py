@@ -70,7 +70,8 @@ HUGE = [
     ("weights", {"w": ["linear", "f32", *[2**40] * 100_000]}),
     ("values", {"v": ["f32", "tokens", 2**24 + 1]}),
     ("values", {"v": ["f32", "tokens", 2**13, 2**13]}),
-    ("caches", {"c": 2**24 + 1}),
+    ("caches", {"c": {"width": 2**24 + 1, "ratio": 1, "window": 0, "exact": False}}),
+    ("caches", {"c": {"width": 1, "ratio": 2**24 + 1, "window": 0, "exact": False}}),
 ]
 
 
@@ -117,7 +118,7 @@ def test_damaged_documents_are_refused_or_valid(tiny):
     assert refused > 300
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [0, 1, 3, "2", None])
 def test_other_formats_are_refused(version, tiny):
     data = json.loads(to_json(tiny("llama", 0)))
     with pytest.raises(ArtifactError, match="format"):

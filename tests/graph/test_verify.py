@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from deepmnn.errors import GraphError
+from deepmnn.graph.caches import CacheEntry
 from deepmnn.graph.ir import Graph, Node, Value, Weight
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.signatures import SIGNATURES
@@ -171,9 +172,20 @@ BROKEN: dict[str, tuple[Callable[[Graph], object], str]] = {
         lambda g: setattr(g.weights["lm_head.weight"], "format", "f16"),
         "format",
     ),
-    "cache unknown": (lambda g: g.caches.pop("layers.0.latent"), "width of cache"),
-    "cache width": (lambda g: g.caches.update({"layers.0.latent": 5}), "width of cache"),
-    "cache unwritten": (lambda g: g.caches.update(x=5), "written by 0"),
+    "cache unknown": (lambda g: g.caches.pop("layers.0.latent"), "cache 'layers.0.latent'"),
+    "cache width": (
+        lambda g: g.caches.update({"layers.0.latent": CacheEntry(5)}),
+        "cache 'layers.0.latent'",
+    ),
+    "cache of few tokens' rows": (
+        lambda g: g.caches.update({"layers.0.latent": CacheEntry(5, ratio=2, window=3)}),
+        "cache 'layers.0.latent'",
+    ),
+    "cache without tokens": (
+        lambda g: g.caches.update({"layers.0.latent": CacheEntry(5, ratio=0)}),
+        "cache 'layers.0.latent'",
+    ),
+    "cache unwritten": (lambda g: g.caches.update(x=CacheEntry(5)), "written by 0"),
     "cache written twice": (
         lambda g: [n.attrs.update(cache="layers.0.latent") for n in g.nodes if n.op == "cache"],
         "written by 2",

@@ -25,6 +25,7 @@ from deepmnn.backends.cpu.program import (
     read_program,
 )
 from deepmnn.errors import ArtifactError
+from deepmnn.graph.caches import CacheEntry
 
 MEMORY = 6 << 30
 """Address space, of which the interpreter and numpy map a part: far from what is claimed."""
@@ -106,7 +107,7 @@ def long_names(program: Program) -> Program:
 
 def many_caches(program: Program) -> Program:
     """Each of many instructions writes one of many caches."""
-    caches = {f"c{number}": 1 for number in many(100_000)}
+    caches = {f"c{number}": CacheEntry(1) for number in many(100_000)}
     norm = dataclasses.replace(program.instructions[1], caches=(len(caches) - 1,))
     instructions = (
         program.instructions[0],

@@ -7,6 +7,7 @@ from program_dir import cpu_of, random_weights
 
 from deepmnn import _core
 from deepmnn.backends.reference import ReferenceBackend
+from deepmnn.graph.caches import CacheEntry
 from parity import SCHEDULES, Runner, prompts_for, relative_error, run_schedule
 from storage import NAMES, QUANTIZED_NAMES
 
@@ -136,7 +137,10 @@ def gqa(heads, kv_heads, dim, v_dim, norms):
     def build(b, x):
         q, k = b.linear(x, "q", heads * dim), b.linear(x, "k", kv_heads * dim)
         v = b.linear(x, "v", kv_heads * v_dim)
-        b.graph.caches |= {"keys": kv_heads * dim, "values": kv_heads * v_dim}
+        b.graph.caches |= {
+            "keys": CacheEntry(kv_heads * dim),
+            "values": CacheEntry(kv_heads * v_dim),
+        }
         weights = [b.weight(f"{n}_norm", (dim,), "vector") for n in "qk"] if norms else []
         sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": dim, "v_head_dim": v_dim}
         caches = {"k_cache": "keys", "v_cache": "values"}
@@ -178,7 +182,7 @@ def test_an_int8_cache_with_outliers(monkeypatch, dim):
     def build(b, x):
         q = b.linear(x, "q", 4 * dim)
         k, v = (b.linear(x, name, 2 * dim, bias=True) for name in "kv")
-        b.graph.caches |= {"keys": 2 * dim, "values": 2 * dim}
+        b.graph.caches |= {"keys": CacheEntry(2 * dim), "values": CacheEntry(2 * dim)}
         attrs = {"heads": 4, "kv_heads": 2, "head_dim": dim, "v_head_dim": dim}
         attrs |= {"k_cache": "keys", "v_cache": "values", "scale": dim**-0.5}
         attrs |= rotary(dim, False)
@@ -208,7 +212,7 @@ def mla(heads, rank, nope, rope, v_dim):
     def build(b, x):
         q = b.linear(x, "q", heads * (nope + rope))
         kv = b.linear(x, "kv", rank + rope)
-        b.graph.caches["latent"] = rank + rope
+        b.graph.caches["latent"] = CacheEntry(rank + rope)
         weights = [
             b.weight("kv_a_norm", (rank,), "vector"),
             b.weight("w_uk", (heads * ceil_rows(nope), rank), "latent"),

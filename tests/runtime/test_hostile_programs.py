@@ -19,6 +19,7 @@ from deepmnn.backends.cpu import program as program_module
 from deepmnn.backends.cpu.backend import CpuBackend
 from deepmnn.backends.cpu.program import MAX_NBYTES, encode, read_program
 from deepmnn.errors import ArtifactError, DeepmnnError, RequestError
+from deepmnn.graph.caches import CacheEntry
 from fuzz.mutations import rewrite
 
 CHILD = Path(__file__).with_name("hostile_child.py")
@@ -168,7 +169,7 @@ def test_arenas_that_fit_but_not_together(directory: Path) -> None:
 def test_caches_that_no_machine_has(directory: Path) -> None:
     path = directory / "program.bin"
     program = read_program(path.read_bytes())
-    path.write_bytes(encode(dataclasses.replace(program, caches={"huge": (1 << 31)})))
+    path.write_bytes(encode(dataclasses.replace(program, caches={"huge": CacheEntry(1 << 31)})))
     backend = CpuBackend(directory, threads=1)
     with pytest.raises(RequestError, match=rf"a KV cache of {(1 << 31) * 4 * 32_000} bytes"):
         backend.new_cache(1000, 32)

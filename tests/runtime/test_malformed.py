@@ -17,6 +17,7 @@ from deepmnn.backends.cpu.lower import read_program
 from deepmnn.backends.cpu.pieces import PAGE, ZEROS, Piece
 from deepmnn.backends.cpu.program import MAX_PIECES, encode
 from deepmnn.errors import ArtifactError, DeepmnnError, RequestError
+from deepmnn.graph.caches import CacheEntry
 from fuzz.mutations import rewrite
 
 
@@ -279,7 +280,7 @@ BAD = {
     "table read by routing": lambda p: edit_op(p, "embedding", readings=("routed",)),
     "matrix read whole": lambda p: edit_op(p, "linear", readings=("whole",)),
     "vector read in order": lambda p: edit_op(p, "rms_norm", readings=("in_order",)),
-    "cache of another width": lambda p: dataclasses.replace(p, caches={"latent": 6}),
+    "cache of another width": lambda p: dataclasses.replace(p, caches={"latent": CacheEntry(6)}),
     "groups that do not divide": lambda p: attrs(p, "group_limit", n_group=3),
     "unknown group score": lambda p: attrs(p, "group_limit", group_score="mean"),
     "sizes that do not add up": lambda p: attrs(p, "split", sizes=(2, 2)),
@@ -297,7 +298,7 @@ def test_programs_that_make_no_sense(load, data, change, monkeypatch):
 
 
 def test_an_older_version_says_what_to_do(load, data):
-    with pytest.raises(ArtifactError, match=r"version 1; expected version 4; convert the model"):
+    with pytest.raises(ArtifactError, match=r"version 1; expected version 5; convert the model"):
         load(data[:8] + struct.pack("<I", 1) + data[12:])
 
 

@@ -15,6 +15,7 @@ from deepmnn.backends.cpu.lower import read_program
 from deepmnn.backends.cpu.program import encode
 from deepmnn.backends.reference import PagedCache
 from deepmnn.errors import ArtifactError, RequestError
+from deepmnn.graph.caches import CacheEntry
 
 
 def i32(*values):
@@ -161,7 +162,7 @@ def test_caches_of_other_models_and_backends(backend, batch):
     with pytest.raises(RequestError):
         backend.step(other.new_cache(3, 4), batch)
     with pytest.raises(RequestError):
-        backend.step(PagedCache({"k": 8, "v": 8}, 3, 4, "f32"), batch)
+        backend.step(PagedCache({"k": CacheEntry(8), "v": CacheEntry(8)}, 3, 4, "f32"), batch)
 
 
 @pytest.mark.parametrize(
@@ -220,7 +221,7 @@ def test_the_model_describes_itself(backend):
     model = backend.model
     assert (model.vocab_size, model.threads) == (VOCAB, min(2, len(os.sched_getaffinity(0))))
     assert model.isa in _core.isas()
-    assert model.caches == {"k": 8, "v": 8}
+    assert model.caches == {"k": (8, 1, 0, False), "v": (8, 1, 0, False)}
     assert model.weight_nbytes == 2 * 48 * 8 * 4
 
 

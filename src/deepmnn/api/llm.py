@@ -19,6 +19,7 @@ from deepmnn.engine.engine import Engine
 from deepmnn.engine.request import Event, Request, result_of
 from deepmnn.engine.session import Session
 from deepmnn.errors import RequestError
+from deepmnn.graph.caches import kept_width
 from deepmnn.models import build, read_config
 from deepmnn.text.answer_end import end_ids
 from deepmnn.text.constraint import Grammars
@@ -109,8 +110,8 @@ class LLM:
 
     @property
     def kv_bytes_per_token(self) -> int:
-        """Bytes one token takes in the KV cache; int8: where widths are whole groups of 64."""
-        return math.ceil(self.backend.cache_width * KV_DTYPES[self.sizes.kv_dtype])
+        """Bytes of a token that the KV cache keeps; int8: where widths are whole groups of 64."""
+        return math.ceil(kept_width(self.backend.caches) * KV_DTYPES[self.sizes.kv_dtype])
 
     @property
     def has_tokenizer(self) -> bool:
@@ -176,7 +177,7 @@ class LLM:
         )
 
     def _usual_sizes(self) -> Sizes:
-        width = self.backend.cache_width
+        width = kept_width(self.backend.caches)
         rows = {dtype: math.ceil(width * each) for dtype, each in KV_DTYPES.items()}
         return Sizes.usual(self.options, self.context_length, rows)
 

@@ -13,9 +13,9 @@ from deepmnn.api.llm import LLM
 from deepmnn.api.opened import Opened, open_cpu
 from deepmnn.api.options import DEFAULT_KV_DTYPE, LoadOptions
 from deepmnn.backends.base import F32
-from deepmnn.engine.engine import BLOCK_SIZE
 from deepmnn.engine.kv_disk import check_directory, check_room
 from deepmnn.errors import RequestError, StorageError, Words
+from deepmnn.graph.caches import block_size
 from deepmnn.text.needs import Needs, check_needs
 from deepmnn.text.text_files import SourceFiles
 from deepmnn.text.tokenizer import Tokenizer
@@ -234,6 +234,7 @@ def _open_reference(path: Path, options: LoadOptions) -> Opened:
     form = "absorbed" if options.mla_form == "absorbed" else "expanded"
     backend = ReferenceBackend(graph, read_weight, form)
     if options.kv_disk_nbytes:
-        block = backend.new_cache(1, BLOCK_SIZE, options.kv_dtype or DEFAULT_KV_DTYPE)
+        size = block_size(backend.caches)
+        block = backend.new_cache(1, size, options.kv_dtype or DEFAULT_KV_DTYPE)
         check_room(options.kv_disk_nbytes, block.block_nbytes)
     return Opened(artifact, artifact.text_files, backend)

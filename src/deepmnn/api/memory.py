@@ -22,8 +22,9 @@ from deepmnn.api.options import (
 )
 from deepmnn.backends.cpu.footprint import Footprint, StepShape
 from deepmnn.backends.cpu.program import Program, read_program
-from deepmnn.engine.engine import BLOCK_SIZE
+from deepmnn.engine.recent_rows import places
 from deepmnn.errors import RequestError, Words, argument
+from deepmnn.graph.caches import CacheEntry, block_nbytes, block_size
 from deepmnn.source.sizes import file_size
 
 GROWTH_NBYTES = 24 << 20
@@ -88,13 +89,10 @@ class Sizes:
         return Sizes(dtype, rows, options.max_batch_tokens or DEFAULT_BATCH_TOKENS)
 
 
-def row_nbytes(caches: Mapping[str, int]) -> dict[str, int]:
-    """dtype → bytes that a token takes in the KV cache (docs/layouts.md), given its entries' widths
-    in elements; int8 rows have a scale for each 64 columns.
-    """
-    widths = list(caches.values())
-    int8 = sum(-(-width // 4) * 4 + 4 * -(-width // 64) for width in widths)
-    return {"f32": 4 * sum(widths), "bf16": 2 * sum(widths), "int8": int8}
+def row_nbytes(caches: Mapping[str, CacheEntry]) -> dict[str, int]:
+    """dtype → bytes that are kept of a token in the KV cache, rounded up."""
+    size = block_size(caches)
+    return {dtype: -(-block_nbytes(caches, size, dtype)[0] // size) for dtype in KV_DTYPES}
 
 
 @dataclass(frozen=True)
@@ -145,15 +143,23 @@ class Demand:
         grown += TEMPLATE_NBYTES if self.templates else 0
         return self.process + grown + (GRAMMAR_NBYTES * self.vocab_size if self.grammars else 0)
 
-    def kv(self, sizes: Sizes) -> int:
+    @cached_property
+    def block_size(self) -> int:
+        """Tokens of a block of the KV cache."""
+        return block_size(self.program.caches)
+
+    def kv(self, sizes: Sizes, options: LoadOptions) -> int:
         """Bytes of the KV cache, in whole blocks, with the engine's record of each."""
-        blocks = -(-sizes.cache_tokens // BLOCK_SIZE)
-        return blocks * (BLOCK_SIZE * self.row_nbytes[sizes.kv_dtype] + 512)
+        caches, dtype = self.program.caches, sizes.kv_dtype
+        blocks = -(-sizes.cache_tokens // self.block_size)
+        steps = sizes.max_batch_tokens, min(options.max_sequences, sizes.max_batch_tokens)
+        kept, recent = block_nbytes(caches, self.block_size, dtype)
+        return blocks * (kept + 512) + places(caches, blocks, dtype, *steps) * recent
 
     def step(self, sizes: Sizes, options: LoadOptions) -> Footprint:
         """The most that a step needs besides weights and cache."""
         sequences = min(options.max_sequences, sizes.max_batch_tokens)
-        context = min(self.context_length, sizes.cache_tokens + BLOCK_SIZE)
+        context = min(self.context_length, sizes.cache_tokens + self.block_size)
         shape = StepShape(
             tokens=sizes.max_batch_tokens,
             sequences=sequences,
@@ -271,12 +277,12 @@ def megabytes(nbytes: int) -> str:
 def least_budget(demand: Demand, options: LoadOptions) -> int:
     """The smallest budget in which the model runs, with what `options` says."""
     *_, last = _candidates(demand, options, 0)
-    spent = demand.base + demand.kv(last) + demand.step(last, options).nbytes
+    spent = demand.base + demand.kv(last, options) + demand.step(last, options).nbytes
     return spent + demand.weights.least_nbytes
 
 
 def _room(demand: Demand, options: LoadOptions, budget: int, sizes: Sizes) -> int:
-    return budget - demand.base - demand.kv(sizes) - demand.step(sizes, options).nbytes
+    return budget - demand.base - demand.kv(sizes, options) - demand.step(sizes, options).nbytes
 
 
 def _made(demand: Demand, options: LoadOptions, budget: int, sizes: Sizes, usual: Sizes) -> Split:
@@ -285,7 +291,7 @@ def _made(demand: Demand, options: LoadOptions, budget: int, sizes: Sizes, usual
         budget=budget,
         base=demand.base,
         sizes=sizes,
-        kv=demand.kv(sizes),
+        kv=demand.kv(sizes, options),
         step=demand.step(sizes, options),
         weights=_core.plan_weights(demand.data, room),
         changes=tuple(_changes(sizes, usual)),

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepmnn import _core
-from deepmnn.api.memory import Demand, Split, row_nbytes, split
+from deepmnn.api.memory import Demand, Split, split
 from deepmnn.api.options import (
     DEFAULT_BATCH_TOKENS,
     DEFAULT_CACHE_BYTES,
@@ -20,9 +20,9 @@ from deepmnn.artifact.manifest import PROGRAM, VERIFY_ALWAYS_BYTES
 from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.base import Backend
 from deepmnn.backends.cpu.program import read_program
-from deepmnn.engine.engine import BLOCK_SIZE
 from deepmnn.engine.kv_disk import check_room
 from deepmnn.errors import ArtifactError, TokenizerError
+from deepmnn.graph.caches import LEAST_BLOCK_SIZE, block_nbytes, block_size
 from deepmnn.models import read_config
 from deepmnn.source.json_file import read_small
 from deepmnn.text.constraint import can_hold_answers
@@ -74,10 +74,11 @@ def open_cpu(path: Path, options: LoadOptions) -> Opened:
     if options.memory_nbytes is not None or not _is_plenty(artifact, options):
         tokenizer = sound_tokenizer(artifact.text_files)
         budget = fitted(artifact, options, tokenizer)
-    if 0 < options.kv_disk_nbytes < BLOCK_SIZE * MOST_ROW_NBYTES:  # a block may be larger
+    if 0 < options.kv_disk_nbytes < LEAST_BLOCK_SIZE * MOST_ROW_NBYTES:  # a block may be larger
         dtype = budget.sizes.kv_dtype if budget is not None else options.kv_dtype
-        rows = row_nbytes(read_program(read_small(path / PROGRAM, ArtifactError)).caches)
-        check_room(options.kv_disk_nbytes, BLOCK_SIZE * rows[dtype or DEFAULT_KV_DTYPE])
+        caches = read_program(read_small(path / PROGRAM, ArtifactError)).caches
+        kept, _ = block_nbytes(caches, block_size(caches), dtype or DEFAULT_KV_DTYPE)
+        check_room(options.kv_disk_nbytes, kept)
     streamed = budget is not None and budget.is_streamed
     if artifact.weights_nbytes <= VERIFY_ALWAYS_BYTES:
         artifact.verify(forget=streamed)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from deepmnn import _core
 from deepmnn.errors import RequestError
+from deepmnn.graph.caches import CacheEntry
 
 I32 = NDArray[np.int32]
 U8 = NDArray[np.uint8]
@@ -44,15 +45,29 @@ class Batch:
 
 
 class Cache(Protocol):
-    """A paged KV cache: for each cache entry of the graph, [blocks, block_size, width]."""
+    """A paged KV cache: for each cache entry of the graph, [blocks, rows of a block, width].
+
+    Recent rows, those of entries with a window (graph/caches.py), lie in places of their own. A
+    block needs one while a step reads or writes its recent rows.
+    """
 
     blocks: int
     block_size: int
+    recent_blocks: int
+    """Places for recent rows; 0 where no entry has a window."""
     block_nbytes: int
     """Of one block of every entry; 0 where its rows cannot be taken out (MNN)."""
 
+    def place_recent(self, block: int, place: int) -> None:
+        """Gives a block a place for its recent rows, whatever that holds, and takes it from the
+        block that had it; -1: its recent rows are gone.
+        """
+        ...
+
     def copy_block(self, source: int, target: int) -> None:
-        """Copies one block of every entry (before a shared block is written to)."""
+        """Copies one block of every entry (before a shared block is written to), recent rows where
+        both blocks have a place.
+        """
         ...
 
     def read_block(self, block: int, rows: U8) -> None:
@@ -70,13 +85,21 @@ class Backend(Protocol):
     vocab_size: int
     outputs: tuple[str, ...]
     """What a step can give, by name; "logits" is one of them."""
-    cache_width: int
-    """Elements of the KV cache per token."""
+    caches: dict[str, CacheEntry]
+    """What its KV cache holds, by name."""
     max_sequences: int | None
     """Sequences worth running together (a step takes any number); None: no limit."""
 
-    def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> Cache:
-        """Allocates an empty cache. dtype: "f32", "bf16" or "int8"."""
+    def new_cache(
+        self, blocks: int, block_size: int, dtype: str = "f32", recent_blocks: int | None = None
+    ) -> Cache:
+        """Allocates an empty cache.
+
+        Args:
+            blocks, block_size: of how many tokens; a multiple of `block_multiple`.
+            dtype: "f32", "bf16" or "int8".
+            recent_blocks: places for recent rows; None: each block has its own.
+        """
         ...
 
     def step(self, cache: Cache, batch: Batch) -> F32:

@@ -131,9 +131,10 @@ def _print_checkpoint(path: Path, quant: str) -> None:
 
 
 def _print_head(config: dict[str, Any], graph: Graph, parameters: int) -> None:
+    from deepmnn.graph.caches import kept_width
     from deepmnn.models import read_config
 
-    width = sum(graph.caches.values())
+    width = kept_width(graph.caches)
     named = config.get("architectures")
     out.say(str(named[0] if isinstance(named, list) and named else graph.name), "bold")
     out.say(f"  model type      {config['model_type']}")

@@ -17,6 +17,7 @@ from deepmnn.backends.cpu.backend import arrays
 from deepmnn.backends.cpu.lower import lower
 from deepmnn.backends.cpu.pieces import whole
 from deepmnn.formats import U8, named
+from deepmnn.graph.caches import block_size
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.passes.memory_plan import plan_memory
 from deepmnn.graph.weights import TensorSource
@@ -24,7 +25,7 @@ from deepmnn.quant.store import store, store_codes
 from deepmnn.source.source import Source
 
 _SHARD = "stage.weights"
-_BLOCK_SIZE = 64
+_LEAST_BLOCK = 64
 
 
 Stored = Callable[[Weight], U8]
@@ -82,8 +83,9 @@ class Stage:
             (Path(folder) / PROGRAM).write_bytes(program)
             self._model = _core.Model(folder, threads, isa)
         self._model.set_mla_form(mla_form)
-        self._blocks = -(-tokens // _BLOCK_SIZE)
-        self._cache = self._model.new_cache(self._blocks, _BLOCK_SIZE, kv_dtype)
+        self._block_size = block_size(graph.caches, _LEAST_BLOCK)
+        self._blocks = -(-tokens // self._block_size)
+        self._cache = self._model.new_cache(self._blocks, self._block_size, kv_dtype)
 
     @property
     def inputs(self) -> list[str]:
@@ -97,10 +99,10 @@ class Stage:
             samples: token ids; each is a sequence of its own, from its first position on.
             inputs: the values that earlier stages gave, for the same samples.
         """
-        batch, blocks = fresh_batch(samples, _BLOCK_SIZE)
+        batch, blocks = fresh_batch(samples, self._block_size)
         if blocks > self._blocks:  # samples do not share blocks: short ones take more than tokens
             self._blocks = blocks
-            self._cache = self._model.new_cache(blocks, _BLOCK_SIZE, self._kv_dtype)
+            self._cache = self._model.new_cache(blocks, self._block_size, self._kv_dtype)
         return self._model.run(self._cache, *arrays(batch), dict(inputs))
 
 

@@ -14,16 +14,16 @@ import numpy as np
 from deepmnn.backends.base import F32, Backend, Batch, Draw
 from deepmnn.engine.kv_cache import BlockManager, BlockTable, cache_is_full
 from deepmnn.engine.kv_disk import KvDisk
+from deepmnn.engine.recent_rows import places
 from deepmnn.engine.scheduler import Scheduler, Span
 from deepmnn.engine.sequence import Sequence
 from deepmnn.errors import ContextLengthError, RequestError, Words, shown
+from deepmnn.graph.caches import block_size as usual_block_size
+from deepmnn.graph.caches import window
 from deepmnn.text.constraint import Constraint
 from deepmnn.text.sampling_params import SamplingParams
 from deepmnn.text.stream import TextStream
 from deepmnn.text.token_ids import token_ids
-
-BLOCK_SIZE = 32
-"""Tokens per cache block."""
 
 _TOO_LONG_FOR_CACHE = Words(
     "Shorten the prompt, or load the model with a larger cache_tokens.",
@@ -46,14 +46,15 @@ class Engine:
     Args:
         backend: the model.
         cache_tokens: rows of the KV cache, shared by all sequences; rounded up to whole blocks.
+        block_size: tokens of a block; None: as many as the model's rows need (graph/caches.py).
         context_length: the longest sequence the model takes.
         max_batch_tokens: tokens of one step; a longer prompt is prefilled in spans.
         max_sequences: sequences that run at the same time, as far as the backend runs as many.
         kv_dtype: "f32", "bf16" or "int8".
         eos_ids: tokens that end an answer, beside those of its TextStream.
         max_rows: rows of logits of one step, for who wants them of every token.
-        kv_disk: bytes that cache blocks may take on disk when they make room for others; 0: they
-            are forgotten, and what is idle keeps its own.
+        kv_disk: bytes that cache blocks may take on disk when they make room for others; 0, or
+            where a cache has recent rows: they are forgotten, and what is idle keeps its own.
         kv_directory: where; needed with kv_disk.
 
     Attributes:
@@ -70,19 +71,22 @@ class Engine:
         max_sequences: int = 64,
         kv_dtype: str = "f32",
         eos_ids: Iterable[int] = (),
-        block_size: int = BLOCK_SIZE,
+        block_size: int | None = None,
         max_rows: int | None = None,
         kv_disk: int = 0,
         kv_directory: Path | None = None,
     ) -> None:
         self.backend = backend
         self.max_rows = max_rows or max_batch_tokens
-        self.cache = backend.new_cache(-(-cache_tokens // block_size), block_size, kv_dtype)
-        disk = None
-        if kv_disk and kv_directory is not None and self.cache.block_nbytes:
-            disk = KvDisk(self.cache, kv_disk, kv_directory)
-        self.manager = BlockManager(self.cache, disk)
         together = min(max_sequences, backend.max_sequences or max_sequences)
+        caches, size = backend.caches, block_size or usual_block_size(backend.caches)
+        blocks = -(-cache_tokens // size)
+        recent = places(caches, blocks, kv_dtype, max_batch_tokens, together)
+        self.cache = backend.new_cache(blocks, size, kv_dtype, recent)
+        disk = None
+        if kv_disk and kv_directory is not None and self.cache.block_nbytes and not recent:
+            disk = KvDisk(self.cache, kv_disk, kv_directory)
+        self.manager = BlockManager(self.cache, disk, window(caches))
         self.scheduler = Scheduler(self.manager, max_batch_tokens, together)
         self.context_length = min(context_length, self.manager.capacity)
         self._cache_is_short = self.context_length < context_length

@@ -16,12 +16,14 @@ from __future__ import annotations
 
 from array import array
 from collections import OrderedDict
+from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from itertools import count as count_up
 
 from deepmnn.backends.base import Cache
 from deepmnn.engine.kv_disk import KvDisk
+from deepmnn.engine.recent_rows import RecentRows
 from deepmnn.errors import ContextLengthError, Words
 
 _NAME_NBYTES = 8
@@ -48,7 +50,7 @@ class BlockTable:
 
     ids: every token known so far. length: how many of them have their rows in the cache.
     blocks: cache blocks, in order. keys: the hash chain of the full ones. parked: names of the
-    blocks, while it holds none of them.
+    blocks, while it holds none of them. recent: which blocks' recent rows it needs.
     """
 
     ids: list[int]
@@ -56,6 +58,7 @@ class BlockTable:
     blocks: list[int] = field(default_factory=list)
     keys: list[bytes] = field(default_factory=list)
     parked: list[bytes] | None = None
+    recent: range = range(0)
 
     @property
     def pending(self) -> int:
@@ -66,11 +69,13 @@ class BlockTable:
 class BlockManager:
     """Hands out the blocks of one cache, with reference counts.
 
-    disk: where blocks go that have to make room; None: they are forgotten.
+    disk: where blocks go that have to make room; None: they are forgotten. window: of the last
+    tokens' rows that the cache's recent entries keep; 0: it has none (recent_rows.py).
     """
 
-    def __init__(self, cache: Cache, disk: KvDisk | None = None) -> None:
+    def __init__(self, cache: Cache, disk: KvDisk | None = None, window: int = 0) -> None:
         self.cache, self.disk = cache, disk
+        self.recent = RecentRows(cache, window) if window else None
         self.block_size = cache.block_size
         self._references = [0] * cache.blocks
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(cache.blocks))
@@ -108,7 +113,7 @@ class BlockManager:
                 break
             table.blocks.append(block)
             table.keys.append(key)
-        table.length = len(table.blocks) * self.block_size
+        self.rollback(table, len(table.blocks) * self.block_size)
         return table.length
 
     def fork(self, parent: BlockTable, table: BlockTable) -> int:
@@ -117,21 +122,22 @@ class BlockManager:
         All but the last, as by `share_prefix`, but not only whole blocks: whoever writes to the
         shared tail first copies it (`append`).
         """
-        rows = len(table.ids) - 1
+        rows = self._reachable(parent, len(table.ids) - 1)
         for block in parent.blocks[: -(-rows // self.block_size)]:
             self._take(block)
             table.blocks.append(block)
         table.keys += parent.keys[: rows // self.block_size]
         table.length = rows
+        self._keep_recent(table)
         return rows
 
     def can_append(self, table: BlockTable, count: int) -> bool:
         """Whether `count` more rows fit now."""
-        return self._missing(table, count, self._shares_tail(table)) <= len(self._free)
+        return self._missing(table, count, self._shares_tail(table)) <= self._spare()
 
     def room(self, table: BlockTable) -> int:
         """How many more rows fit now."""
-        spare = len(self._free) - (1 if self._shares_tail(table) else 0)
+        spare = self._spare() - (1 if self._shares_tail(table) else 0)
         held = len(table.blocks) * self.block_size - table.length
         return max(0, held + spare * self.block_size) if spare >= 0 else 0
 
@@ -143,22 +149,22 @@ class BlockManager:
         """
         shared = self._shares_tail(table)
         missing = self._missing(table, count, shared)
-        if missing > len(self._free):
+        if missing > self._spare():
             raise ContextLengthError(
-                f"the KV cache has {self.free_blocks} free blocks of {self.block_size} tokens",
+                f"the KV cache has {self._spare()} free blocks of {self.block_size} tokens",
                 f"{missing} for {count} more tokens",
                 CACHE_IS_SHORT,
             )
         tail = table.length // self.block_size
         if shared:
-            copy = self._new_block()
-            self.cache.copy_block(table.blocks[tail], copy)
-            self._release(table.blocks[tail])
-            table.blocks[tail] = copy
+            self._copy_tail(table, tail)
         elif tail < len(table.blocks):
             self._forget(table.blocks[tail])
         while len(table.blocks) * self.block_size < table.length + count:
             table.blocks.append(self._new_block())
+            if self.recent is not None:
+                self.recent.need(table.blocks[-1])
+                table.recent = range(table.recent.start, len(table.blocks))
 
     def commit(self, table: BlockTable, count: int) -> None:
         """Says that `count` appended rows have been written; full blocks become shareable."""
@@ -168,18 +174,25 @@ class BlockManager:
             table.keys.append(key)
             if key not in self._block_of and self._is_new(key):
                 self._block_of[key], self._key_of[block] = block, key
+        self._keep_recent(table)
 
     def rollback(self, table: BlockTable, length: int) -> None:
-        """Drops the rows from `length` on. `table.ids` is the caller's to cut."""
+        """Drops the rows from `length` on. `table.ids` is the caller's to cut.
+
+        Where recent rows before `length` are gone, it drops more: those tokens are pending again.
+        """
+        length = self._reachable(table, length)
         kept = -(-length // self.block_size)
         if table.parked is not None:
             for name in table.parked[kept:]:
                 self._let_go(name)
             table.parked = table.parked[:kept] or None
-        for block in reversed(table.blocks[kept:]):
-            self._release(block)
+        dropped = table.blocks[kept:]
         del table.blocks[kept:], table.keys[length // self.block_size :]
         table.length = length
+        self._keep_recent(table, dropped)
+        for block in reversed(dropped):
+            self._release(block)
 
     def free(self, table: BlockTable) -> None:
         """Drops every row; full blocks can still be found by a later sequence with this prefix."""
@@ -295,6 +308,44 @@ class BlockManager:
         tokens = array("q", table.ids[start : start + self.block_size]).tobytes()
         parent = table.keys[index - 1] if index else b""
         return blake2b(parent + tokens, digest_size=16).digest()
+
+    def _copy_tail(self, table: BlockTable, tail: int) -> None:
+        """Gives a table a copy of a block that others share, too."""
+        block, copy = table.blocks[tail], self._new_block()
+        if self.recent is not None:
+            self.recent.need(copy)
+        self.cache.copy_block(block, copy)
+        if self.recent is not None:
+            self.recent.let_go(block)
+        self._release(block)
+        table.blocks[tail] = copy
+
+    def _reachable(self, table: BlockTable, length: int) -> int:
+        """The longest length, at most `length`, at which the table's rows are enough to go on."""
+        if self.recent is None:
+            return length
+        return self.recent.reachable(table.blocks, length)
+
+    def _keep_recent(self, table: BlockTable, dropped: List[int] = ()) -> None:
+        """Needs the recent rows that the table's next tokens read, and no other ones.
+
+        dropped: blocks that were its last ones until now.
+        """
+        if self.recent is None:
+            return
+        held, blocks = table.recent, [*table.blocks, *dropped]
+        table.recent = self.recent.kept(table.blocks, table.length)
+        for index in table.recent:
+            if index not in held:
+                self.recent.need(blocks[index])
+        for index in held:
+            if index not in table.recent:
+                self.recent.let_go(blocks[index])
+
+    def _spare(self) -> int:
+        """Blocks that can be written to now."""
+        free = len(self._free)
+        return free if self.recent is None else min(free, self.recent.free)
 
     def _shares_tail(self, table: BlockTable) -> bool:
         """Whether the next row falls into a block that another sequence holds too."""

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 from deepmnn.errors import ConfigError, GraphError
+from deepmnn.graph.caches import CacheEntry
 from deepmnn.graph.ir import CONTEXT, ROWS, TOKENS, Attr, Dim, Graph, Node, Value, Weight
 from deepmnn.graph.weights import Expr, Flat, Tensor
 
@@ -207,7 +208,7 @@ class GraphBuilder:
     def cache(self, x: str, name: str) -> str:
         """Appends [tokens, …] to cache entry `name`; → all rows the sequences see, [context, …]."""
         value = self.value(x)
-        self.graph.caches[name] = value.width
+        self.graph.caches[name] = CacheEntry(value.width)
         return self._add("cache", name, [x], [(CONTEXT, *value.shape[1:])], attrs={"cache": name})[
             0
         ]

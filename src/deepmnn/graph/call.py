@@ -6,18 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from deepmnn.graph.caches import CacheEntry
 from deepmnn.graph.ir import Graph, Node, Value
 
 
 @dataclass(frozen=True)
 class Call:
-    """x: inputs, y: outputs, w: weight shapes, a: attributes, caches: entry → width."""
+    """x: inputs, y: outputs, w: weight shapes, a: attributes, caches: entry → what it holds."""
 
     x: tuple[Value, ...]
     y: tuple[Value, ...]
     w: tuple[tuple[int, ...], ...]
     a: Mapping[str, Any]
-    caches: Mapping[str, int]
+    caches: Mapping[str, CacheEntry]
 
     @staticmethod
     def of(graph: Graph, node: Node) -> Call:

@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 
 from deepmnn import formats
 from deepmnn.errors import GraphError
+from deepmnn.graph.caches import CacheEntry
 from deepmnn.graph.weights import Expr
 
 TOKENS = "tokens"
@@ -108,8 +109,8 @@ class Node:
 class Graph:
     """A model, or one stage of its lowering.
 
-    caches maps a KV cache entry's name to its row width (elements per token). kept names weights
-    that no node reads but that the artifact keeps (the multi-token-prediction layers).
+    caches maps a KV cache entry's name to what it holds. kept names weights that no node reads but
+    that the artifact keeps (the multi-token-prediction layers).
     """
 
     name: str
@@ -118,7 +119,7 @@ class Graph:
     nodes: list[Node] = field(default_factory=list)
     values: dict[str, Value] = field(default_factory=dict)
     weights: dict[str, Weight] = field(default_factory=dict)
-    caches: dict[str, int] = field(default_factory=dict)
+    caches: dict[str, CacheEntry] = field(default_factory=dict)
     kept: list[str] = field(default_factory=list)
 
     def copy(self) -> Graph:

@@ -11,14 +11,16 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from deepmnn.errors import ArtifactError, GraphError
+from deepmnn.graph.caches import CacheEntry
 from deepmnn.graph.ir import Attr, Dim, Graph, Node, Value, Weight
 from deepmnn.graph.verify import verify
 from deepmnn.graph.weights import Tensor
 
-FORMAT = 1
+FORMAT = 2
 _MAX_DIM = 2**40
 _MAX_RANK = 4
 _MAX_WIDTH = 2**24
@@ -26,6 +28,9 @@ _MAX_WIDTH = 2**24
 
 _MOST = {"nodes": 1 << 16, "values": 1 << 18, "weights": 1 << 18, "caches": 1 << 12}
 """Of each; DeepSeek-V3 has 2,765, 3,011, 46,183 and 122 before any pass."""
+
+_MAX_WINDOW = 2**24
+"""Tokens that a row of a cache is for, or of which recent rows are kept."""
 
 _MAX_LIST = 1 << 13
 """Items of any other list: the weights of a node with 2,000 experts."""
@@ -40,7 +45,7 @@ def to_json(graph: Graph) -> str:
         "name": graph.name,
         "inputs": graph.inputs,
         "outputs": graph.outputs,
-        "caches": graph.caches,
+        "caches": {name: asdict(entry) for name, entry in graph.caches.items()},
         "kept": graph.kept,
         "values": {v.name: [v.dtype, *v.shape] for v in graph.values.values()},
         "weights": {w.name: [w.role, w.format, *w.shape] for w in graph.weights.values()},
@@ -80,7 +85,7 @@ def from_json(data: object) -> Graph:
         _list(fields.get("nodes"), _node, "nodes"),
         {name: _value(name, value) for name, value in values.items()},
         {name: _weight(name, value) for name, value in weights.items()},
-        {name: _width(width, f"cache {name!r:.80}") for name, width in caches.items()},
+        {name: _cache(entry, f"cache {name!r:.80}") for name, entry in caches.items()},
         _list(fields.get("kept"), _text, "kept"),
     )
     try:
@@ -140,6 +145,19 @@ def _kind(value: object) -> str:
 
 
 # ---------------------------------------------------------------------------- parts
+
+
+def _cache(value: object, what: str) -> CacheEntry:
+    fields = _object(value, what)
+    exact = fields.get("exact")
+    if not isinstance(exact, bool):
+        raise _damaged(f"{what} exact is {_kind(exact)}, not true or false")
+    return CacheEntry(
+        _width(fields.get("width"), f"{what} width"),
+        _int(fields.get("ratio"), f"{what} ratio", 1, _MAX_WINDOW),
+        _int(fields.get("window"), f"{what} window", 0, _MAX_WINDOW),
+        exact,
+    )
 
 
 def _value(name: str, value: object) -> Value:

@@ -13,6 +13,7 @@ from typing import Literal
 
 from deepmnn.formats import BLOCK_ROWS
 from deepmnn.graph import cost
+from deepmnn.graph.caches import CacheEntry
 from deepmnn.graph.call import Call
 from deepmnn.graph.ir import Attr, Graph, Node
 
@@ -135,7 +136,7 @@ def _rope(c: Call) -> Iterator[Check]:
 
 def _cache(c: Call) -> Iterator[Check]:
     yield from _same(c)
-    yield f"width of cache {c.a['cache']!r}", c.caches.get(c.a["cache"]), c.x[0].width
+    yield f"cache {c.a['cache']!r}", c.caches.get(c.a["cache"]), CacheEntry(c.x[0].width)
 
 
 def _attention(c: Call) -> Iterator[Check]:
@@ -157,7 +158,7 @@ def _gqa_attention(c: Call) -> Iterator[Check]:
     yield "norm shapes", c.w, ((c.a["head_dim"],),) * len(c.w)
     yield "frequencies", 2 * len(c.a["inv_freq"]), c.a["head_dim"]
     for key, value in (("k_cache", c.x[1]), ("v_cache", c.x[2])):
-        yield f"width of cache {c.a[key]!r}", c.caches.get(c.a[key]), value.width
+        yield f"cache {c.a[key]!r}", c.caches.get(c.a[key]), CacheEntry(value.width)
 
 
 def _mla_attention(c: Call) -> Iterator[Check]:
@@ -167,7 +168,7 @@ def _mla_attention(c: Call) -> Iterator[Check]:
     uk, uv = (heads * padded(nope), rank), (heads * padded(v), rank)
     yield "weight shapes", c.w, ((rank,), uk, uv)
     yield "frequencies", 2 * len(a["inv_freq"]), rope
-    yield f"width of cache {a['cache']!r}", c.caches.get(a["cache"]), rank + rope
+    yield f"cache {a['cache']!r}", c.caches.get(a["cache"]), CacheEntry(rank + rope)
 
 
 def _bias_add(c: Call) -> Iterator[Check]:

@@ -139,8 +139,11 @@ def _check_patterns(what: str, signature: Signature, call: Call) -> None:
 def _check_caches(graph: Graph) -> None:
     """Every entry is written by one node."""
     writers = Counter(name for node in graph.nodes for name in caches_written(node))
-    for name, width in graph.caches.items():
-        _need(width > 0, f"cache {name!r} is {width} wide", "a positive width")
+    for name, entry in graph.caches.items():
+        _need(entry.width > 0, f"cache {name!r} is {entry.width} wide", "a positive width")
+        found = f"cache {name!r} has a row for {entry.ratio} tokens and a window of {entry.window}"
+        _need(entry.ratio >= 1 and entry.window >= 0, found, "a row for 1 or more, and 0 or more")
+        _need(entry.ratio == 1 or not entry.window, found, "a row for each token, or no window")
         _need(writers[name] == 1, f"cache {name!r} is written by {writers[name]} nodes", "one")
 
 

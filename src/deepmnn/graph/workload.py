@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 
+from deepmnn.graph.caches import kept_width
 from deepmnn.graph.call import Call
 from deepmnn.graph.ir import ROWS, Graph, Node
 from deepmnn.graph.signatures import SIGNATURES, Reading
@@ -37,7 +38,7 @@ class Workload:
     dense_nbytes: weight bytes every step reads. dense_macs: multiply-accumulates per token;
     row_macs: those only for tokens whose logits are wanted. context_macs: per token and cached row.
     embedding_nbytes: one row of the table. experts: one entry per MoE layer.
-    cache_width: elements of the KV cache per token.
+    cache_width: elements of the KV cache that are kept for each token.
     outside_nbytes, outside_macs: of dense_nbytes and dense_macs, those before the first layer of
     experts and after the last one.
 
@@ -83,7 +84,7 @@ class Workload:
                 for c, nbytes, late in zip(costs, read, wanted, strict=True)
                 if c.experts
             ),
-            cache_width=sum(graph.caches.values()),
+            cache_width=kept_width(graph.caches),
             whole_context_macs=sum(c.whole_context for c in costs),
             expand_macs=sum(c.expand for c in costs),
             outside_nbytes=sum(compress(dense, outside)),

@@ -24,6 +24,7 @@ from deepmnn.conversion.convert import convert
 from deepmnn.errors import ArtifactError, RequestError, StorageError
 from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
+from deepmnn.graph.caches import CacheEntry
 from mnn_numbers import Given
 from parity import SCHEDULES, Runner, prompts_for, relative_error, run_schedule
 from tiny_artifact import tiny_artifact, write_config
@@ -157,7 +158,7 @@ def test_a_bad_batch_changes_nothing(folder: MnnFolder, oracle: Oracle) -> None:
         with pytest.raises(RequestError):
             backend.step(cache, batch)
     with pytest.raises(RequestError, match="PagedCache"):
-        backend.step(PagedCache({"x": 1}, 4, 8, "f32"), one_sequence([5], [0]))
+        backend.step(PagedCache({"x": CacheEntry(1)}, 4, 8, "f32"), one_sequence([5], [0]))
     close(backend.step(cache, one_sequence([5, 9, 8], [2])), oracle([5, 9, 8])[2:])
 
 

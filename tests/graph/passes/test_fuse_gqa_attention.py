@@ -2,6 +2,7 @@
 
 import pytest
 
+from deepmnn.graph.caches import CacheEntry
 from deepmnn.graph.passes import fuse_gqa_attention
 from deepmnn.graph.verify import verify
 from deepmnn.graph.weights import Constant
@@ -46,7 +47,7 @@ def test_fuse_gqa_attention():
         "k_cache": "keys",
         "v_cache": "values",
     }
-    assert graph.caches == {"keys": 4, "values": 4}
+    assert graph.caches == {"keys": CacheEntry(4), "values": CacheEntry(4)}
 
 
 def test_fuse_gqa_attention_without_norms():

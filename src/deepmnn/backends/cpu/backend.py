@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from deepmnn import _core
 from deepmnn.backends.base import F32, I32, Batch, Cache, Draw
 from deepmnn.errors import RequestError
+from deepmnn.graph.caches import CacheEntry
 
 T = TypeVar("T")
 
@@ -54,19 +55,21 @@ class CpuBackend:
             self.model.reserve(working)
         self.vocab_size = self.model.vocab_size
         self.outputs = tuple(self.model.outputs)
-        self.cache_width = sum(self.model.caches.values())
+        self.caches = {name: CacheEntry(*entry) for name, entry in self.model.caches.items()}
 
     @property
     def numa(self) -> str:
         """The mode in force: "off" on a machine with one memory node."""
         return self.model.numa
 
-    def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> Cache:
-        """Allocates an empty cache. dtype: "f32", "bf16" or "int8".
+    def new_cache(
+        self, blocks: int, block_size: int, dtype: str = "f32", recent_blocks: int | None = None
+    ) -> Cache:
+        """Allocates an empty cache; see `Backend.new_cache`.
 
         Raises RequestError for impossible sizes and for more than the memory available.
         """
-        return self.model.new_cache(blocks, block_size, dtype)
+        return self.model.new_cache(blocks, block_size, dtype, recent_blocks)
 
     def step(self, cache: Cache, batch: Batch) -> F32:
         """Runs one step, appends to the cache, returns logits [rows, vocab_size].

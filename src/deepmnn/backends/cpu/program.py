@@ -15,11 +15,12 @@ from typing import Any, TypeVar, get_args
 from deepmnn.backends.cpu.pieces import MAX_PIECE_NBYTES, ZEROS, Piece, Pieces, fault_of
 from deepmnn.errors import ArtifactError, ConfigError, DeepmnnError
 from deepmnn.formats import ALIGNMENT, FORMATS
+from deepmnn.graph.caches import CacheEntry
 from deepmnn.graph.ir import CONTEXT, ROWS, TOKENS, Attr
 from deepmnn.graph.signatures import Reading
 
 MAGIC = b"DMNPROG\0"
-VERSION = 4
+VERSION = 5
 VALUE_DTYPES = ("f32", "i32")
 DIMS = (TOKENS, CONTEXT, ROWS)
 READINGS: tuple[str, ...] = get_args(Reading)
@@ -32,6 +33,7 @@ MAX_SHARDS = 1 << 14
 MAX_OUTPUTS = 256
 MAX_INSTRUCTIONS = 1 << 18
 MAX_EXTENT = 1 << 31
+MAX_RATIO = 1 << 20
 MAX_PIECES = 1 << 14
 """Of the weights that have several; each may be a mapping of its own."""
 
@@ -92,7 +94,7 @@ class Program:
     name: str
     shards: tuple[str, ...] = ()
     weights: tuple[ProgramWeight, ...] = ()
-    caches: dict[str, int] = field(default_factory=dict)
+    caches: dict[str, CacheEntry] = field(default_factory=dict)
     buffers: tuple[ProgramBuffer, ...] = ()
     arenas: tuple[int, int, int] = (0, 0, 0)
     inputs: tuple[int, ...] = ()
@@ -111,7 +113,7 @@ def encode(program: Program) -> bytes:
     parts = [MAGIC, _u32(VERSION), _str(program.name)]
     parts.append(_list(program.shards, _str))
     parts.append(_list(program.weights, _weight))
-    parts.append(_list(list(program.caches.items()), lambda item: _str(item[0]) + _u32(item[1])))
+    parts.append(_list(list(program.caches.items()), _cache))
     parts.append(_list(program.buffers, _buffer))
     parts.append(struct.pack("<3q", *program.arenas))
     parts.append(_list(program.inputs, _u32))
@@ -158,6 +160,12 @@ def _weight(weight: ProgramWeight) -> bytes:
 
 def _piece(piece: Piece) -> bytes:
     return struct.pack("<IQQ", piece.shard, piece.offset, piece.nbytes)
+
+
+def _cache(item: tuple[str, CacheEntry]) -> bytes:
+    name, entry = item
+    numbers = (entry.width, entry.ratio, entry.window, entry.exact)
+    return _str(name) + struct.pack("<3IB", *numbers)
 
 
 def _buffer(buffer: ProgramBuffer) -> bytes:
@@ -264,8 +272,7 @@ def read_program(data: bytes) -> Program:
     reader = _Reader(data)
     name, shards = _read_head(reader)
     weights = _read_weights(reader, shards)
-    width = partial(reader.number, "I", "a cache's width", 1, MAX_EXTENT)
-    caches = dict(reader.items(lambda: (reader.text(), width()), 8))
+    caches = dict(reader.items(lambda: _read_cache(reader), 17))
     buffers = reader.items(lambda: _read_buffer(reader), 18)
     arena = partial(reader.number, "q", "an arena's size", 0, MAX_EXTENT, ALIGNMENT)
     arenas = (arena(), arena(), arena())
@@ -331,6 +338,19 @@ def _read_piece(reader: _Reader, shards: tuple[str, ...]) -> Piece:
     )
 
 
+def _read_cache(reader: _Reader) -> tuple[str, CacheEntry]:
+    name = reader.text()
+    entry = CacheEntry(
+        width=reader.number("I", "a cache's width", 1, MAX_EXTENT),
+        ratio=reader.number("I", "a cache's tokens for a row", 1, MAX_RATIO),
+        window=reader.number("I", "a cache's window", 0, MAX_EXTENT),
+        exact=bool(reader.number("B", "a cache's exactness", 0, 1)),
+    )
+    if entry.window and entry.ratio > 1:
+        raise _damaged(f"cache {_cut(name)} has a window of rows for {entry.ratio} tokens")
+    return name, entry
+
+
 def _read_buffer(reader: _Reader) -> ProgramBuffer:
     name, dtype = reader.text(), reader.one_of(VALUE_DTYPES, "buffer dtype")
     dim, shape = reader.one_of(DIMS, "buffer dimension"), reader.items(reader.u32, 4, MAX_DIMS)
@@ -386,10 +406,7 @@ def format_program(program: Program) -> str:
         f"{len(program.buffers)} buffers, {len(program.weights)} weights "
         f"in {len(program.shards)} shards",
         "arena bytes per row: " + ", ".join(f"{dim} {nbytes}" for dim, nbytes in counts),
-        *(
-            f"cache {_cut(name)}: {width} elements per token"
-            for name, width in program.caches.items()
-        ),
+        *(f"cache {_cut(name)}: {_show_cache(entry)}" for name, entry in program.caches.items()),
     ]
     caches = list(program.caches)
     for position, instruction in enumerate(program.instructions):
@@ -412,6 +429,12 @@ def _some(ids: tuple[int, ...], show: Callable[[int], str]) -> str:
 
 def _cut(name: str) -> str:
     return name if len(name) <= 100 else name[:97] + "..."
+
+
+def _show_cache(entry: CacheEntry) -> str:
+    per = "token" if entry.ratio == 1 else f"{entry.ratio} tokens"
+    recent = f", of the last {entry.window} tokens" if entry.window else ""
+    return f"{entry.width} elements per {per}{recent}{', exact' if entry.exact else ''}"
 
 
 def _show_buffer(buffer: ProgramBuffer) -> str:

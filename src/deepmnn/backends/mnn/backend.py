@@ -24,6 +24,7 @@ from deepmnn.backends.mnn.cache import MnnCache
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.backends.mnn.wheel import captured, runtime
 from deepmnn.errors import ArtifactError, RequestError, StorageError, Words, argument
+from deepmnn.graph.caches import CacheEntry
 
 MOST_THREADS = 32
 """MNN takes no more."""
@@ -75,14 +76,16 @@ class MnnBackend:
         options = options or MnnOptions()
         self.vocab_size = folder.vocab_size
         self.outputs: tuple[str, ...] = ("logits",)
-        self.cache_width = folder.cache_width
+        self.caches = {"keys and values": CacheEntry(folder.cache_width)}
         self.threads = min(threads or _core.available_cores(), MOST_THREADS)
         check_threads(self.threads)
         self._history: I32 = np.empty(0, np.int32)
         self._every = self._copied = False
         self._llm = _load(folder, self._settings(options, folder.runtime_config.name))
 
-    def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> MnnCache:
+    def new_cache(
+        self, blocks: int, block_size: int, dtype: str = "f32", recent_blocks: int | None = None
+    ) -> MnnCache:
         """An empty cache of token ids; MNN's own grows with the longest sequence.
 
         Raises RequestError for impossible sizes, and for a dtype other than "f32".

@@ -23,6 +23,10 @@ class MnnCache:
             ) from error
 
     block_nbytes = 0
+    recent_blocks = 0
+
+    def place_recent(self, block: int, place: int) -> None:
+        """Does nothing: every row is kept."""
 
     def copy_block(self, source: int, target: int) -> None:
         """Copies one block."""

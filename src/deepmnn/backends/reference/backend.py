@@ -36,9 +36,11 @@ class Evaluator:
         self._read_weight = read_weight
         self._weights: dict[str, F32] = {}
 
-    def new_cache(self, blocks: int, block_size: int, dtype: str = "f32") -> PagedCache:
-        """Allocates an empty cache. dtype: "f32", "bf16" or "int8". Raises RequestError."""
-        return PagedCache(self.graph.caches, blocks, block_size, dtype)
+    def new_cache(
+        self, blocks: int, block_size: int, dtype: str = "f32", recent_blocks: int | None = None
+    ) -> PagedCache:
+        """Allocates an empty cache; see `Backend.new_cache`. Raises RequestError."""
+        return PagedCache(self.graph.caches, blocks, block_size, dtype, recent_blocks)
 
     def values(
         self, cache: PagedCache, batch: Batch, inputs: Mapping[str, Array]
@@ -96,7 +98,7 @@ class ReferenceBackend(Evaluator):
             raise GraphError(f"graph {graph.name!r} gives {graph.outputs}", "logits among them")
         self.vocab_size = graph.values["logits"].width
         self.outputs = tuple(graph.outputs)
-        self.cache_width = sum(graph.caches.values())
+        self.caches = dict(graph.caches)
 
     def step(self, cache: Cache, batch: Batch) -> F32:
         """Runs one step, appends to the cache, returns logits [rows, vocab_size].

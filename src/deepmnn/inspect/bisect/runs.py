@@ -10,7 +10,6 @@ import numpy as np
 import deepmnn
 from deepmnn.api.options import LoadOptions
 from deepmnn.backends.base import F32, I32
-from deepmnn.engine.engine import BLOCK_SIZE
 from deepmnn.errors import RequestError
 from deepmnn.inspect.bisect.schedule import scheduled_logits
 from deepmnn.inspect.bisect.setting import Setting, Switch, switched_off
@@ -102,9 +101,13 @@ def by_layers(variants: Variants, samples: Sequence[I32]) -> Logits:
     return lambda setting: side_logits(variants.side(setting), samples)
 
 
+_BLOCK = 128
+"""Tokens of a cache block at most: the last one of a sample is rarely full."""
+
+
 def by_whole(model: Subject, samples: Sequence[I32]) -> Logits:
     """Runs the model as `deepmnn.load` does; what changes its graph does not matter."""
-    rows = sum(-(-len(sample) // BLOCK_SIZE) for sample in samples) * BLOCK_SIZE
+    rows = sum(len(sample) + _BLOCK for sample in samples)
 
     def logits(setting: Setting) -> F32:
         options = LoadOptions(

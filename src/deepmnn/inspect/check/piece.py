@@ -19,6 +19,7 @@ from deepmnn.artifact.manifest import PROGRAM
 from deepmnn.backends.cpu.lower import lower
 from deepmnn.backends.cpu.pieces import Pieces
 from deepmnn.formats import F32
+from deepmnn.graph.caches import block_size
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.passes.memory_plan import plan_memory
 from deepmnn.graph.stages import subgraph
@@ -71,7 +72,7 @@ class Piece:
             sequences = [[0]] * len(next(iter(inputs.values())))
         lengths = np.array([len(positions) for positions in sequences], np.int32)
         starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-        size, rows = int(lengths.max()), int(starts[-1])
+        size, rows = block_size(self.graph.caches, int(lengths.max())), int(starts[-1])
         wanted = [name for name in self.graph.inputs if self.graph.values[name].dtype == "f32"]
         given = {name: inputs.get(name) for name in wanted}
         return self._model.run(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from deepmnn.backends.cpu.counts import Counts
 from deepmnn.conversion.report.facts import layer_of
+from deepmnn.graph.caches import kept_width
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.workload import Workload
 from deepmnn.inspect.profile.load import Load
@@ -51,7 +52,7 @@ class Costs:
             graph,
             None if has_ops else workload_of(model),
             machine,
-            model.kv_bytes_per_token / max(1, model.backend.cache_width),
+            model.kv_bytes_per_token / max(1, kept_width(model.backend.caches)),
             model.sizes.kv_dtype,
             model.options.mla_form,
             in_int8=str(model.artifact.manifest["quant"]) not in ("fp32", "bf16", "fp16"),

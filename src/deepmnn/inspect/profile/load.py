@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from deepmnn import formats
 from deepmnn.graph import cost
+from deepmnn.graph.caches import kept_width
 from deepmnn.graph.call import Call
 from deepmnn.graph.ir import ROWS, Graph, Node
 from deepmnn.graph.signatures import SIGNATURES, caches_written
@@ -112,5 +113,5 @@ class Load:
         if costs.experts:
             each = Experts(costs.experts, costs.top_k, read["routed"] / costs.experts, 0.0)
             nbytes += each.nbytes * sum(each.touched(n) * times for n, times in sizes.items())
-        width = sum(graph.caches[name] for name in caches_written(node))
+        width = kept_width({name: graph.caches[name] for name in caches_written(node)})
         return nbytes + width * kv_element_nbytes * self.context

@@ -17,6 +17,7 @@ from deepmnn.conversion.plan import MEMORY_REUSE_LEVEL, Plan, weight_order
 from deepmnn.conversion.report.facts import WeightFacts, layer_of
 from deepmnn.conversion.report.stored import origin
 from deepmnn.exporters.mnn.folder import MnnFolder, is_exported
+from deepmnn.graph.caches import kept_width
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.passes.memory_plan import MemoryPlan, plan_memory
@@ -158,7 +159,7 @@ def _of_artifact(artifact: Artifact, restored: RestoredSource, trace: Trace) -> 
         _facts(weight_order(graph)),
         sum(weight.nbytes for weight in graph.weights.values()),
         0,
-        sum(graph.caches.values()),
+        kept_width(graph.caches),
         {},
     )
 
@@ -180,7 +181,7 @@ def _of_plan(plan: Plan, trace: Trace) -> Subject:
         _facts(plan.weights, plan.source),
         plan.nbytes,
         plan.source.nbytes(),
-        sum(plan.graph.caches.values()),
+        kept_width(plan.graph.caches),
         {},
     )
 

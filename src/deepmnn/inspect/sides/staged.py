@@ -15,6 +15,7 @@ from deepmnn.backends.base import I32
 from deepmnn.backends.reference import Evaluator
 from deepmnn.conversion.stage import Stage, Stored, fresh_batch
 from deepmnn.formats import F32
+from deepmnn.graph.caches import block_size
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.signatures import choices, is_view
 from deepmnn.graph.stages import stages
@@ -25,7 +26,7 @@ GIVEN = "given:"
 """In front of a value that a stage reads instead of computing it."""
 
 
-_BLOCK_SIZE = 64
+_LEAST_BLOCK = 64
 
 
 class Runner(Protocol):
@@ -80,8 +81,9 @@ class _NumpyStage:
 
     def run(self, samples: Sequence[I32], inputs: Mapping[str, F32]) -> dict[str, NDArray[Any]]:
         """See `Runner`."""
-        batch, blocks = fresh_batch(samples, _BLOCK_SIZE)
-        cache = self._evaluator.new_cache(blocks, _BLOCK_SIZE, self._kv_dtype)
+        size = block_size(self._evaluator.graph.caches, _LEAST_BLOCK)
+        batch, blocks = fresh_batch(samples, size)
+        cache = self._evaluator.new_cache(blocks, size, self._kv_dtype)
         values = self._evaluator.values(cache, batch, inputs)
         return {name: values[name] for name in self._evaluator.graph.outputs}
 
