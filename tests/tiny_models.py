@@ -56,6 +56,16 @@ MLA: Config = LLAMA | {
     "v_head_dim": 14,
 }
 
+INDEXED: Config = MLA | {
+    "num_nextn_predict_layers": 0,
+    "index_n_heads": 13,
+    "index_head_dim": 14,
+    "index_topk": 7,
+}
+"""Latent attention to few of the keys that prompts in tests have. With many heads no score is a sum
+of zeros, of which equal ones would tie; and random weights leave a margin between the last key that
+is chosen and the next, so that sums in any order choose alike. Logits are compared, not choices."""
+
 V4: Config = {
     "vocab_size": 97,
     "hidden_size": 36,
@@ -180,6 +190,27 @@ CONFIGS: dict[str, list[Config]] = {
             "rope_parameters": YARN | {"rope_theta": 1e4, "mscale": 1.0, "mscale_all_dim": 1.0},
         },
     ],
+    "deepseek_v32": [
+        INDEXED | {"n_group": 4, "topk_group": 2, "num_nextn_predict_layers": 1},
+        INDEXED  # every token attends to all it sees
+        | {"n_group": 1, "topk_group": 1, "index_topk": 64, "tie_word_embeddings": True},
+        INDEXED
+        | {"n_group": 3, "topk_group": 3, "norm_topk_prob": False, "n_shared_experts": 2}
+        | {"attention_bias": True, "index_n_heads": 19, "index_topk": 3, "index_head_dim": 6},
+        INDEXED
+        | {"n_group": 2, "topk_group": 1, "num_attention_heads": 4, "num_key_value_heads": 4}
+        | {"v_head_dim": 9, "qk_nope_head_dim": 7, "num_hidden_layers": 3, "kv_lora_rank": 33}
+        | {"first_k_dense_replace": 2, "index_head_dim": 17, "index_topk": 11}
+        | {"rope_parameters": YARN | {"rope_theta": 1e4, "mscale": 1.0, "mscale_all_dim": 1.0}},
+        INDEXED
+        | {"first_k_dense_replace": 0, "n_group": 1, "topk_group": 1, "index_n_heads": 16}
+        | {"index_topk": 1, "num_experts_per_tok": 2, "index_head_dim": 32},
+        INDEXED
+        | {"mlp_layer_types": ["sparse", "dense", "sparse"], "num_hidden_layers": 3}
+        | {"n_group": 2, "topk_group": 2, "kv_lora_rank": 64, "index_topk": 6}
+        | {"qk_rope_head_dim": 32, "index_head_dim": 64, "qk_nope_head_dim": 32, "v_head_dim": 20}
+        | {"num_nextn_predict_layers": 1, "rope_parameters": YARN | {"rope_theta": 1e5}},
+    ],
     "deepseek_v4": [
         # both ways to write a config; windows and entries on either side of a prompt's length
         V4,
@@ -224,6 +255,7 @@ WHOLE_BLOCKS: dict[str, Config] = {
     "deepseek": CONFIGS["deepseek"][1] | _GROUPED | {"moe_intermediate_size": 256},
     "deepseek_v2": MLA | _LATENT,
     "deepseek_v3": MLA | _LATENT | {"num_nextn_predict_layers": 0},
+    "deepseek_v32": INDEXED | _LATENT | {"index_head_dim": 64},
 }
 """model_type → a config whose rows are whole blocks of every type of GGUF."""
 

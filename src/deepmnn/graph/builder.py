@@ -156,6 +156,13 @@ class GraphBuilder:
         attrs: dict[str, Attr] = {"eps": eps, "heads": heads}
         return self._add("rms_norm", name, [x], [value.shape], [weight], attrs=attrs)[0]
 
+    def layer_norm(self, x: str, name: str, eps: float) -> str:
+        """(x − mean) / √(variance + eps) · w + b over the row (arXiv:1607.06450)."""
+        value = self.value(x)
+        shape = (value.width,)
+        weights = [self.weight(f"{name}.{part}", shape, "vector") for part in ("weight", "bias")]
+        return self._add("layer_norm", name, [x], [value.shape], weights, attrs={"eps": eps})[0]
+
     def reshape(self, x: str, name: str, *trailing: int) -> str:
         """The same data, seen as [n, *trailing]."""
         return self._add("reshape", name, [x], [(self._rows(x), *trailing)])[0]
@@ -232,6 +239,46 @@ class GraphBuilder:
                 "scale": scale,
             },
         )[0]
+
+    def select_keys(
+        self,
+        q: str,
+        weights: str,
+        k: str,
+        name: str,
+        heads: int,
+        top_k: int,
+        scale: float,
+        ratio: int = 1,
+    ) -> str:
+        """The rows of each token's own sequence with the largest Σ_h w_h · ReLU(q_h · k) · scale.
+
+        q [tokens, heads · d], weights [tokens, heads], k [context, d] → i32 [tokens, top_k]:
+        ascending, -1 behind the last where a token sees fewer. Every ratio-th row counts alone.
+        """
+        attrs: dict[str, Attr] = {
+            "heads": heads,
+            "head_dim": self.value(k).width,
+            "top_k": top_k,
+            "ratio": ratio,
+            "scale": scale,
+        }
+        shape = (self._rows(q), top_k)
+        return self._add("select_keys", name, [q, weights, k], [shape], dtype="i32", attrs=attrs)[0]
+
+    def sparse_attention(
+        self, q: str, k: str, v: str, rows: str, name: str, heads: int, kv_heads: int, scale: float
+    ) -> str:
+        """`attention` of each token over the rows that `select_keys` chose for it alone."""
+        attrs: dict[str, Attr] = {
+            "heads": heads,
+            "kv_heads": kv_heads,
+            "head_dim": self.value(q).width // heads,
+            "v_head_dim": self.value(v).width // kv_heads,
+            "scale": scale,
+        }
+        shape = (self._rows(q), heads, int(attrs["v_head_dim"]))
+        return self._add("sparse_attention", name, [q, k, v, rows], [shape], attrs=attrs)[0]
 
     def _pointwise(self, op: str, name: str, *inputs: str, **attrs: Attr) -> str:
         return self._add(op, name, inputs, [self.value(inputs[0]).shape], attrs=attrs)[0]
@@ -431,31 +478,3 @@ class GraphBuilder:
         weight = self.weight(f"{name}.weight", shape, "linear")
         out = (self._rows(x), shape[0])
         return self._add("grouped_linear", name, [x], [out], [weight], attrs={"groups": groups})[0]
-
-    def select_keys(
-        self,
-        q: str,
-        weights: str,
-        k: str,
-        name: str,
-        heads: int,
-        top_k: int,
-        ratio: int,
-        scale: float,
-    ) -> str:
-        """The rows that a token attends to: see docs/ops.md. → i32 [tokens, top_k]."""
-        attrs: dict[str, Attr] = {
-            "heads": heads,
-            "head_dim": self.value(k).width,
-            "top_k": top_k,
-            "ratio": ratio,
-            "scale": scale,
-        }
-        return self._add(
-            "select_keys",
-            name,
-            [q, weights, k],
-            [(self._rows(q), top_k)],
-            dtype="i32",
-            attrs=attrs,
-        )[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deepmnn.graph.call import Call
 
@@ -20,6 +20,9 @@ class Cost:
     Latent attention has two forms. row and context are those of decode, over the latents;
     whole_context: for each cached row when keys and values are whole. Making a cached row whole
     takes `expand`, as many as moving a query to the latents and its answer back.
+
+    Sparse attention reads most_context of the cached rows (0: all of them). Where a row sees more,
+    it chooses them: `score`, for each cached row that it sees, which has scored_width elements.
     """
 
     row: int = 0
@@ -29,6 +32,9 @@ class Cost:
     experts: int = 0
     top_k: int = 0
     expert: int = 0
+    most_context: int = 0
+    score: int = 0
+    scored_width: int = 0
 
     @property
     def with_experts(self) -> int:
@@ -67,18 +73,23 @@ def latent_attention(c: Call) -> Cost:
     )
 
 
+def key_scores(c: Call) -> Cost:
+    """Each head of a query meets the one key of a cached row, and its score a weight."""
+    heads, dim, most = c.a["heads"], c.a["head_dim"], c.a["top_k"]
+    return Cost(most_context=most, score=heads * (dim + 1))
+
+
+def sparse_attention(c: Call) -> Cost:
+    """A query meets the keys and values that are chosen."""
+    return replace(grouped_attention(c), most_context=c.x[3].width)
+
+
 def windowed_attention(c: Call) -> Cost:
     """A query meets the rows of its window, and entries: those chosen, or one in `ratio` rows."""
     macs, entries = 2 * c.a["heads"] * c.a["head_dim"], len(c.x) > 2
     chosen = c.x[3].width if len(c.x) > 3 else 0
     context = macs // c.a["ratio"] if entries and not chosen else 0
     return Cost(row=macs * (c.a["window"] + chosen), context=context, whole_context=context)
-
-
-def key_selection(c: Call) -> Cost:
-    """A query's heads meet one key in `ratio` rows."""
-    macs = c.a["heads"] * c.a["head_dim"] // c.a["ratio"]
-    return Cost(context=macs, whole_context=macs)
 
 
 def one_matrix_experts(c: Call) -> Cost:

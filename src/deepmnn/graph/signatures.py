@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from deepmnn.formats import BLOCK_ROWS
@@ -38,6 +38,7 @@ class Signature:
         cost: what it multiplies.
         is_view: whether its output is its input's data, which does not move.
         sums_choices: whether it reads rows for each choice of an expert, and gives their sum.
+        chooses_keys: whether its integers are rows of the cache or positions, not experts.
     """
 
     inputs: str
@@ -50,6 +51,7 @@ class Signature:
     cost: cost.CostRule = cost.every_matrix
     is_view: bool = False
     sums_choices: bool = False
+    chooses_keys: bool = False
 
     @property
     def cache_attrs(self) -> tuple[str, ...]:
@@ -236,6 +238,20 @@ def _moe(c: Call) -> Iterator[Check]:
     yield from _widths(c, (hidden, k, k, hidden)[: len(c.x)], (hidden,))
 
 
+def _layer_norm(c: Call) -> Iterator[Check]:
+    yield from _same(c)
+    yield "weight and bias shapes", c.w, ((c.x[0].width,),) * 2
+
+
+def _select_keys(c: Call) -> Iterator[Check]:
+    heads, dim = c.a["heads"], c.a["head_dim"]
+    yield from _widths(c, (heads * dim, heads, dim), (c.a["top_k"],))
+
+
+def _sparse_attention(c: Call) -> Iterator[Check]:
+    yield from _attention(replace(c, x=c.x[:3]))
+
+
 def _gain(c: Call) -> Iterator[Check]:
     yield from _same(c)
     yield "weight shape", c.w[0] in ((1,), (c.x[0].width,)), True
@@ -275,11 +291,6 @@ def _grouped_linear(c: Call) -> Iterator[Check]:
     groups, (rows, cols) = c.a["groups"], c.w[0]
     yield "rows left over by groups", rows % groups, 0
     yield from _widths(c, (groups * cols,), (rows,))
-
-
-def _select_keys(c: Call) -> Iterator[Check]:
-    heads, d = c.a["heads"], c.a["head_dim"]
-    yield from _widths(c, (heads * d, heads, d), (c.a["top_k"],))
 
 
 _ROPE = {"inv_freq": "numbers", "rope_scale": "number", "interleaved": "flag"}
@@ -387,6 +398,30 @@ SIGNATURES: dict[str, Signature] = {
         cost=cost.experts,
         sums_choices=True,
     ),
+    "layer_norm": Signature("f", "f", _layer_norm, "vv", attrs={"eps": "eps"}),
+    "select_keys": Signature(
+        "fff",
+        "i",
+        _select_keys,
+        rows="ttc>t",
+        attrs={
+            "heads": "size",
+            "head_dim": "size",
+            "top_k": "size",
+            "ratio": "size",
+            "scale": "number",
+        },
+        cost=cost.key_scores,
+        chooses_keys=True,
+    ),
+    "sparse_attention": Signature(
+        "fffi",
+        "f",
+        _sparse_attention,
+        rows="tcct>t",
+        attrs={**_HEADS, "scale": "number"},
+        cost=cost.sparse_attention,
+    ),
     "sqrt_softplus": Signature("f", "f", _same),
     "clamp": Signature("f", "f", _same, attrs={"limit": "eps", "two_sided": "flag"}),
     "add_constant": Signature("f", "f", _same, attrs={"constant": "eps"}),
@@ -403,6 +438,7 @@ SIGNATURES: dict[str, Signature] = {
         "v",
         rows="cc>cc",
         attrs={"ratio": "size", "overlapping": "flag"},
+        chooses_keys=True,
     ),
     "window_attention": Signature(
         "ff(fi?)?",
@@ -420,20 +456,6 @@ SIGNATURES: dict[str, Signature] = {
         cost=cost.windowed_attention,
     ),
     "grouped_linear": Signature("f", "f", _grouped_linear, "m", attrs={"groups": "size"}),
-    "select_keys": Signature(
-        "fff",
-        "i",
-        _select_keys,
-        rows="ttc>t",
-        attrs={
-            "heads": "size",
-            "head_dim": "size",
-            "top_k": "size",
-            "ratio": "count",
-            "scale": "number",
-        },
-        cost=cost.key_selection,
-    ),
 }
 """op → signature."""
 
@@ -456,26 +478,16 @@ def choices(graph: Graph) -> dict[str, str]:
     in two orders.
     """
     found: dict[str, str] = {}
-    routing = _routing(graph)
     for node in graph.nodes:
         if SIGNATURES[node.op].sums_choices:
             continue
-        chosen = [name for name in node.outputs if name in routing]
+        if SIGNATURES[node.op].chooses_keys:
+            continue
+        chosen = [name for name in node.outputs if graph.values[name].dtype == "i32"]
         read = [found[name] for name in node.inputs if name in found]
         for indices in [*chosen, *read][:1]:
             found.update(dict.fromkeys(node.outputs, indices))
     return found
-
-
-def _routing(graph: Graph) -> set[str]:
-    """Indices of experts: other integers are of rows, or positions."""
-    return {
-        name
-        for node in graph.nodes
-        if SIGNATURES[node.op].matrices == "routed"
-        for name in node.inputs
-        if graph.values[name].dtype == "i32"
-    }
 
 
 def sums_of_choices(graph: Graph) -> dict[str, str]:

@@ -16,7 +16,7 @@ from deepmnn.graph.rewrite import prune
 from deepmnn.models.config import ModelConfig
 from deepmnn.models.fields import shown
 
-_SHARED = {"__init__", "config", "decoder", "fields", "gqa", "mla", "moe", "rope"}
+_SHARED = {"__init__", "config", "decoder", "fields", "gqa", "indexer", "mla", "moe", "rope"}
 _SHARED |= {"compressed_attention", "compressor", "hash_moe", "hyper_connections", "v4_config"}
 
 

@@ -75,5 +75,5 @@ class Indexer:
         weights = b.linear(x, f"{name}.scorer.weights_proj", self.heads, role="router")
         scale = (self.heads * d) ** -0.5  # of the weights and of the products, in one
         return b.select_keys(
-            q, weights, keys, f"{name}.top_k", self.heads, self.top_k, c.ratio, scale
+            q, weights, keys, f"{name}.top_k", self.heads, self.top_k, scale, c.ratio
         )

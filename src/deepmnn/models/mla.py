@@ -5,6 +5,7 @@ Where transformers differs, this follows DeepSeek's modeling_deepseek.py.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from deepmnn.graph.builder import GraphBuilder
@@ -14,6 +15,10 @@ from deepmnn.models.rope import RopeParameters, yarn_mscale
 
 LATENT_NORM_EPS = 1e-6
 """q_a_layernorm and kv_a_layernorm do not read rms_norm_eps (nor do they in transformers)."""
+
+Chooser = Callable[[GraphBuilder, str, str, int], str]
+"""(builder, x [tokens, hidden], normed query latents [tokens, q_lora_rank], layer index) → the rows
+that each token attends to, i32 [tokens, top_k] (models/indexer.py)."""
 
 
 @dataclass(frozen=True)
@@ -60,32 +65,45 @@ def rope_scale(rope: RopeParameters) -> float:
 
 @dataclass(frozen=True)
 class LatentAttention:
-    """One layer. interleaved: the rotary pairs are (2i, 2i + 1), as in all DeepSeek checkpoints."""
+    """One layer. interleaved: the rotary pairs are (2i, 2i + 1), as in all DeepSeek checkpoints.
+
+    indexer: chooses the rows that a token attends to; None: all it sees.
+    """
 
     config: MlaConfig
     interleaved: bool = True
+    indexer: Chooser | None = None
 
     def __call__(self, b: GraphBuilder, x: str, layer: int) -> str:
         """x [tokens, hidden] → [tokens, hidden]."""
         c, name = self.config, f"layers.{layer}.self_attn"
-        q = self._query(b, x, name)
+        q_latent = self._query_latent(b, x, name)
+        q = self._query(b, q_latent, name)
         latent, k_pe = self._latent(b, x, name, layer)
         k, v = self._key_value(b, latent, k_pe, name)
         heads = c.num_attention_heads
-        out = b.attention(q, k, v, f"{name}.attention", heads, heads, c.softmax_scale)
+        attend = (f"{name}.attention", heads, heads, c.softmax_scale)
+        if self.indexer is None:
+            out = b.attention(q, k, v, *attend)
+        else:
+            out = b.sparse_attention(q, k, v, self.indexer(b, x, q_latent, layer), *attend)
         out = b.reshape(out, f"{name}.out", heads * c.v_head_dim)
         return b.linear(out, f"{name}.o_proj", c.hidden_size, c.attention_bias)
 
-    def _query(self, b: GraphBuilder, x: str, name: str) -> str:
+    def _query_latent(self, b: GraphBuilder, x: str, name: str) -> str:
+        """→ what queries are made of: normed latents [tokens, q_lora_rank], or x itself."""
+        c = self.config
+        if c.q_lora_rank is None:
+            return x
+        q = b.linear(x, f"{name}.q_a_proj", c.q_lora_rank, c.attention_bias)
+        return b.rms_norm(q, f"{name}.q_a_layernorm", LATENT_NORM_EPS)
+
+    def _query(self, b: GraphBuilder, q_latent: str, name: str) -> str:
         """→ [tokens, heads, nope + rope], rotated."""
         c, heads = self.config, self.config.num_attention_heads
         head_dim = c.qk_nope_head_dim + c.qk_rope_head_dim
-        if c.q_lora_rank is None:
-            q = b.linear(x, f"{name}.q_proj", heads * head_dim)
-        else:
-            q = b.linear(x, f"{name}.q_a_proj", c.q_lora_rank, c.attention_bias)
-            q = b.rms_norm(q, f"{name}.q_a_layernorm", LATENT_NORM_EPS)
-            q = b.linear(q, f"{name}.q_b_proj", heads * head_dim)
+        projection = "q_proj" if c.q_lora_rank is None else "q_b_proj"
+        q = b.linear(q_latent, f"{name}.{projection}", heads * head_dim)
         q = b.reshape(q, f"{name}.q", heads, head_dim)
         sizes = (c.qk_nope_head_dim, c.qk_rope_head_dim)
         q_nope, q_pe = b.split(q, f"{name}.q_split", sizes, heads)

@@ -77,7 +77,7 @@ def _instruction(
         readings=signature.readings(call.w),
         caches=tuple(caches.index(name) for name in caches_written(node)),
         row_macs=cost.with_experts,
-        context_macs=cost.context,
+        context_macs=cost.context + cost.score,
         attrs={k: value for k, value in node.attrs.items() if k not in signature.cache_attrs},
     )
 

@@ -60,36 +60,6 @@ def context_ranges(batch: Batch) -> Iterator[slice]:
 
 
 @dataclass(frozen=True)
-class Selection:
-    """How keys are chosen: docs/ops.md, `select_keys`."""
-
-    heads: int
-    top_k: int
-    ratio: int
-    scale: float
-
-
-def select_keys(x: Sequence[NDArray[Any]], batch: Batch, s: Selection) -> I32:
-    """q [tokens, heads · d], weights [tokens, heads], k [context, d] → rows [tokens, top_k]."""
-    q, weights, k = x
-    chosen = np.full((len(q), s.top_k), -1, np.int32)
-    ranges = zip(token_ranges(batch), context_ranges(batch), strict=True)
-    for tokens, context in ranges:
-        length = context.stop - context.start
-        rows = np.arange(s.ratio - 1, length, s.ratio)
-        keys = k[context][rows].astype(np.float64)
-        heads = nx.split_heads(q[tokens], s.heads).astype(np.float64)
-        hits = np.maximum(np.einsum("thd,cd->thc", heads, keys, optimize=True), 0.0)
-        scores = np.einsum("thc,th->tc", hits, weights[tokens], optimize=True) * s.scale
-        new = tokens.stop - tokens.start
-        for i in range(new):
-            seen = int((rows <= length - new + i).sum())
-            best = np.argsort(-scores[i, :seen].astype(np.float32), kind="stable")[: s.top_k]
-            chosen[tokens.start + i, : len(best)] = rows[np.sort(best)]
-    return chosen
-
-
-@dataclass(frozen=True)
 class WindowShape:
     """Sizes of `window_attention`."""
 

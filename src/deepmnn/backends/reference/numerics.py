@@ -38,6 +38,14 @@ def rms_norm(x: F32, weight: F32 | None, eps: float, heads: int = 1) -> F32:
     return merge_heads((parts / np.sqrt(mean + eps) * factor).astype(np.float32))
 
 
+def layer_norm(x: F32, weight: F32, bias: F32, eps: float) -> F32:
+    """(x − mean) / √(variance + eps) · w + b over the row (arXiv:1607.06450)."""
+    wide = x.astype(np.float64)
+    apart = wide - wide.mean(axis=1, keepdims=True)
+    variance = (apart * apart).mean(axis=1, keepdims=True)
+    return np.asarray(apart / np.sqrt(variance + eps) * weight + bias, np.float32)
+
+
 def split(x: F32, sizes: Sequence[int], heads: int) -> tuple[F32, ...]:
     """Every head cut into pieces of these sizes."""
     parts = np.split(split_heads(x, heads), np.cumsum(sizes)[:-1], axis=2)
@@ -87,6 +95,53 @@ def attention(q: F32, k: F32, v: F32, batch: Batch, heads: int, kv_heads: int, s
         hidden = np.arange(int(length))[None, :] > last[:, None]
         weights = softmax(np.where(hidden, -np.inf, scores))
         out[tokens] = np.einsum("htc,chd->thd", weights, values, optimize=True)
+    return merge_heads(out)
+
+
+def key_scores(q: F32, weights: F32, k: F32, scale: float) -> F32:
+    """Σ_h w_h · ReLU(q_h · k) · scale: q [n, heads · d], weights [n, heads], k [m, d] → [n, m]."""
+    heads = split_heads(q, weights.shape[1])
+    products = np.maximum(np.einsum("thd,cd->thc", heads, k, optimize=True), 0)
+    return np.asarray(np.einsum("thc,th->tc", products, weights) * scale, np.float32)
+
+
+def select_keys(
+    q: F32, weights: F32, k: F32, batch: Batch, top_k: int, ratio: int, scale: float
+) -> I32:
+    """Rows of each token's own sequence with the largest scores, ascending, -1 where there are no
+    more. Rows count whose number + 1 is a multiple of ratio; a tie goes to the lower one.
+    """
+    chosen = np.full((q.shape[0], top_k), -1, np.int32)
+    start = 0
+    for tokens, length in zip(token_ranges(batch), batch.context_lengths, strict=True):
+        rows = np.arange(ratio - 1, int(length), ratio)
+        keys = k[start : start + int(length)][rows]
+        start += int(length)
+        scores = key_scores(q[tokens], weights[tokens], keys, scale)
+        first = int(length) - (tokens.stop - tokens.start)
+        for i, token in enumerate(range(tokens.start, tokens.stop)):
+            seen = rows[: (first + i + 1) // ratio]
+            best = np.sort(seen[np.argsort(-scores[i, : len(seen)], kind="stable")[:top_k]])
+            chosen[token, : len(best)] = best
+    return chosen
+
+
+def sparse_attention(
+    q: F32, k: F32, v: F32, rows: I32, batch: Batch, heads: int, kv_heads: int, scale: float
+) -> F32:
+    """Attention of each token over the rows that were chosen for it; -1 is none. Of none: zeros."""
+    q, k, v = split_heads(q, heads), split_heads(k, kv_heads), split_heads(v, kv_heads)
+    out = np.zeros((q.shape[0], heads, v.shape[2]), np.float32)
+    start = 0
+    for tokens, length in zip(token_ranges(batch), batch.context_lengths, strict=True):
+        for token in range(tokens.start, tokens.stop):
+            chosen = rows[token][rows[token] >= 0] + start
+            if not len(chosen):
+                continue
+            keys, values = (np.repeat(x[chosen], heads // kv_heads, axis=1) for x in (k, v))
+            weights = softmax(np.einsum("hd,chd->hc", q[token], keys, optimize=True) * scale)
+            out[token] = np.einsum("hc,chd->hd", weights, values, optimize=True)
+        start += int(length)
     return merge_heads(out)
 
 

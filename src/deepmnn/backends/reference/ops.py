@@ -62,6 +62,10 @@ def _attend_rows(c: Call, q: F32, k: F32, v: F32, kv_heads: int, head: Sequence[
     return nx.attention(q, k, v, c.batch, heads, kv_heads, c.a["scale"])
 
 
+def _select_keys(c: Call) -> I32:
+    return nx.select_keys(*c.x, c.batch, c.a["top_k"], c.a["ratio"], c.a["scale"])
+
+
 def _add_rms_norm(c: Call) -> tuple[F32, F32]:
     total = c.x[0] + c.x[1]
     return total, nx.rms_norm(total, c.w[0], c.a["eps"])
@@ -166,12 +170,6 @@ def _window_attention(c: Call) -> F32:
     return compressed.window_attention(c.x, c.w[0], c.batch, shape)
 
 
-def _select_keys(c: Call) -> I32:
-    a = c.a
-    selection = compressed.Selection(a["heads"], a["top_k"], a["ratio"], a["scale"])
-    return compressed.select_keys(c.x, c.batch, selection)
-
-
 OPS: dict[str, Callable[[Call], Array | tuple[Array, ...]]] = {
     "embedding": lambda c: c.w[0][c.x[0]],
     "linear": _linear,
@@ -205,6 +203,11 @@ OPS: dict[str, Callable[[Call], Array | tuple[Array, ...]]] = {
     "mla_attention": _mla_attention,
     "route": _route,
     "moe": _moe,
+    "layer_norm": lambda c: nx.layer_norm(c.x[0], *c.w, c.a["eps"]),
+    "select_keys": _select_keys,
+    "sparse_attention": lambda c: nx.sparse_attention(
+        *c.x, c.batch, c.a["heads"], c.a["kv_heads"], c.a["scale"]
+    ),
     "sqrt_softplus": lambda c: nx.sqrt_softplus(c.x[0]),
     "clamp": lambda c: nx.clamp(c.x[0], c.a["limit"], bool(c.a["two_sided"])),
     "add_constant": lambda c: c.x[0] + np.float32(c.a["constant"]),
@@ -217,6 +220,5 @@ OPS: dict[str, Callable[[Call], Array | tuple[Array, ...]]] = {
     ),
     "window_attention": _window_attention,
     "grouped_linear": lambda c: nx.grouped_linear(c.x[0], c.w[0], c.a["groups"]),
-    "select_keys": _select_keys,
 }
 """op → its outputs (one array, or a tuple), each [n, width]."""
