@@ -39,5 +39,15 @@ OpPtr make_route(const OpSpec& spec);
 OpPtr make_expert_linear(const OpSpec& spec);
 OpPtr make_combine(const OpSpec& spec);
 OpPtr make_moe(const OpSpec& spec);
+OpPtr make_sqrt_softplus(const OpSpec& spec);
+OpPtr make_clamp(const OpSpec& spec);
+OpPtr make_add_constant(const OpSpec& spec);
+OpPtr make_gain(const OpSpec& spec);
+OpPtr make_lookup(const OpSpec& spec);
+OpPtr make_mix(const OpSpec& spec);
+OpPtr make_sinkhorn(const OpSpec& spec);
+OpPtr make_compress(const OpSpec& spec);
+OpPtr make_window_attention(const OpSpec& spec);
+OpPtr make_grouped_linear(const OpSpec& spec);
 
 }  // namespace deepmnn

@@ -17,6 +17,12 @@ class Rope {
     step.kernels.rope(x, step.ropes.cos(table_, token), step.ropes.sin(table_, token), half_, interleaved_);
   }
 
+  // The same at any position; room: the floats of a head.
+  void rotate_at(const Step& step, int64_t position, float* room, float* x) const {
+    step.ropes.angles(table_, position, room, room + half_);
+    step.kernels.rope(x, room, room + half_, half_, interleaved_);
+  }
+
  private:
   size_t table_ = 0;
   int64_t half_ = 0;

@@ -43,6 +43,16 @@ constexpr Entry kOps[] = {
     {"mla_attention", make_mla_attention},
     {"route", make_route},
     {"moe", make_moe},
+    {"sqrt_softplus", make_sqrt_softplus},
+    {"clamp", make_clamp},
+    {"add_constant", make_add_constant},
+    {"gain", make_gain},
+    {"lookup", make_lookup},
+    {"mix", make_mix},
+    {"sinkhorn", make_sinkhorn},
+    {"compress", make_compress},
+    {"window_attention", make_window_attention},
+    {"grouped_linear", make_grouped_linear},
 };
 
 const Entry* find(const std::string& name) {
