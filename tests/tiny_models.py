@@ -206,7 +206,7 @@ CONFIGS: dict[str, list[Config]] = {
         | {"first_k_dense_replace": 0, "n_group": 1, "topk_group": 1, "index_n_heads": 16}
         | {"index_topk": 1, "num_experts_per_tok": 2, "index_head_dim": 32},
         INDEXED
-        | {"mlp_layer_types": ["sparse", "dense", "sparse"], "num_hidden_layers": 3}
+        | {"first_k_dense_replace": 0, "num_hidden_layers": 3}
         | {"n_group": 2, "topk_group": 2, "kv_lora_rank": 64, "index_topk": 6}
         | {"qk_rope_head_dim": 32, "index_head_dim": 64, "qk_nope_head_dim": 32, "v_head_dim": 20}
         | {"num_nextn_predict_layers": 1, "rope_parameters": YARN | {"rope_theta": 1e5}},

@@ -49,6 +49,10 @@ DEEPMNN_INLINE void locate_rows(const AttentionTask& task, int64_t key, int64_t 
     for (int64_t i = 0; i < n; ++i) numbers[i] = at + i;
     return;
   }
+  if (task.block_size == 1) {  // rows that were chosen one by one
+    for (int64_t i = 0; i < n; ++i) numbers[i] = task.table[at + i];
+    return;
+  }
   for (int64_t i = 0; i < n;) {
     const int64_t inside = at % task.block_size, left = task.block_size - inside;
     const int64_t first = task.table[at / task.block_size] * task.block_size + inside;

@@ -116,6 +116,22 @@ inline int64_t seen_keys(const AttentionTask& task, const Lanes& lanes) {
   return most;
 }
 
+// Scores of keys that a lane's bit is not set for become -inf. Returns the largest of each lane.
+inline F32x16 mask_scores(float* scores, int64_t n, const uint16_t* mask) {
+  static constexpr int32_t kBits[16] = {1,      1 << 1, 1 << 2,  1 << 3,  1 << 4,  1 << 5,  1 << 6,  1 << 7,
+                                        1 << 8, 1 << 9, 1 << 10, 1 << 11, 1 << 12, 1 << 13, 1 << 14, 1 << 15};
+  const F32x16 lowest = splat(-__builtin_inff());
+  const I32x16 lanes = load_i32(kBits), zero = splat_i32(0);
+  F32x16 top = lowest;
+  for (int64_t k = 0; k < n; ++k) {
+    const I32x16 seen = splat_i32(mask[k]) & lanes;
+    const F32x16 score = from_bits(select_greater(seen, zero, bits(load(scores + 16 * k)), bits(lowest)));
+    store(scores + 16 * k, score);
+    top = max(top, score);
+  }
+  return top;
+}
+
 // The largest of each lane's n scores. masked: keys begin at `start`, and those a lane does not see become -inf.
 inline F32x16 top_scores(const Lanes& lanes, int64_t first, int64_t start, int64_t n, bool masked) {
   float* weights = lanes.weights + first * kTileKeys;
@@ -141,10 +157,12 @@ inline F32x16 top_scores(const Lanes& lanes, int64_t first, int64_t start, int64
 }
 
 // The softmax of 16 queries from `first` on: scores of the tile's n keys, which begin at `start`, become weights;
-// maximum and sum are brought up to date. masked: some query does not see all of them.
-inline void update_lanes(const Lanes& lanes, int64_t first, int64_t start, int64_t n, bool masked) {
+// maximum and sum are brought up to date. masked: some query does not see all of them; mask: which they see, or null.
+inline void update_lanes(const Lanes& lanes, int64_t first, int64_t start, int64_t n, bool masked,
+                         const uint16_t* mask) {
   float* weights = lanes.weights + first * kTileKeys;
-  const F32x16 old = load(lanes.maximum + first), found = top_scores(lanes, first, start, n, masked);
+  const F32x16 old = load(lanes.maximum + first);
+  const F32x16 found = mask ? mask_scores(weights, n, mask) : top_scores(lanes, first, start, n, masked);
   // A lane that has seen nothing has the maximum -inf, and -inf - -inf is no number.
   const F32x16 top = max(old, found), from = max(top, splat(-3.0e38f));
   F32x16 total = splat(0.0f);

@@ -164,7 +164,8 @@ inline void attend_tile(const AttentionTask& task, const Strips& strips, int64_t
   for (int64_t at = 0; at < strips.lanes.queries; at += 16) {
     const Seen seen = seen_by(strips.lanes, at);
     const int64_t found = inside(seen.most, start, n);
-    if (found) update_lanes(strips.lanes, at, start, found, seen.least < start + found);
+    const uint16_t* mask = task.mask ? task.mask + at / 16 * task.mask_stride + start : nullptr;
+    if (found) update_lanes(strips.lanes, at, start, found, seen.least < start + found, mask);
   }
   for (int64_t col = 0; col < strips.lanes.out_cols; col += 16 * kValueVectors) {
     for (int64_t at = 0; at < strips.lanes.queries; at += 16) {

@@ -134,6 +134,9 @@ constexpr int64_t attention_work(int64_t queries, int64_t qk_dim, int64_t v_dim)
   return (padded + kAttentionStripCols) * (qk + v) + padded * (kAttentionStripCols + 5);
 }
 
+// Floats of working memory for 16 of an indexer's keys.
+constexpr int64_t index_work(int64_t dim) { return (dim + kCacheGroup - 1) / kCacheGroup * kCacheGroup * 16 + 64; }
+
 // One function per kernel; every ISA fills one table.
 struct Kernels {
   const char* isa;
@@ -211,7 +214,11 @@ struct Kernels {
     int64_t n_keys;
     int64_t keys_ahead;  // keys after the run that the next task probably reads: their rows are asked for
     const int32_t*
-        limits;      // [n_queries]: query i sees keys [0, limits[i]) of this run (causal mask), clamped to n_keys
+        limits;  // [n_queries]: query i sees keys [0, limits[i]) of this run (causal mask), clamped to n_keys
+    // Strips alone: query i sees those of these keys whose mask[i / 16 * mask_stride + key] has the bit i % 16; null:
+    // all.
+    const uint16_t* mask;
+    int64_t mask_stride;
     float* acc;      // [n_queries, v_dim] running output, unnormalised; not read while the sum is 0
     float* max_sum;  // [n_queries, 2] running maximum and sum; start at {-inf, 0}
     float* work;     // attention_work(n_queries, qk_dim, v_dim) floats, 64-byte aligned for speed; strips and int8
@@ -233,6 +240,32 @@ struct Kernels {
 
   // The same for the f32 multiply-add, which bf16 weights use, too.
   int64_t (*peak_fma)(int64_t rounds);
+
+  // y = (x - mean) / sqrt(variance + eps) * w + b, one row of d floats.
+  void (*layer_norm)(const float* x, const float* w, const float* b, float eps, int64_t d, float* y);
+
+  // Scores of an indexer's keys: out[t][j] = sum over heads of weights[t][h] * max(0, q[t][h] . key first_key + j).
+  struct IndexTask {
+    const float* q;        // [tokens, heads, dim]; float caches
+    const int8_t* codes;   // [tokens, heads, groups of kCacheGroup columns], zeros after the last column; int8 caches
+    const float* scales;   // [tokens, heads, groups]
+    const int32_t* sums;   // [tokens, heads, groups]: of a group's codes
+    const float* weights;  // [tokens, heads]
+    int64_t tokens, heads, dim;
+    CacheType type;  // of k
+    CacheRows k;     // column 0
+    // Key j is row j * ratio + ratio - 1, which lies where AttentionTask's rows do.
+    const int32_t* table;
+    int64_t block_size;
+    int64_t ratio;
+    int64_t first_key;
+    int64_t n_keys;
+    const int32_t* limits;  // [tokens]: keys, from 0 on, that a token sees; other scores may be anything
+    float* out;             // token t's from out + t * out_stride on, in whole vectors of 16
+    int64_t out_stride;
+    float* work;  // index_work(dim) floats
+  };
+  void (*index_scores)(const IndexTask& task);
 };
 
 }  // namespace deepmnn

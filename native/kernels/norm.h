@@ -45,6 +45,30 @@ inline void add_rms_norm_kernel(const float* a, const float* b, const float* w, 
   normalize(total, w, sum(squares), eps, d, y);
 }
 
+// y = (x - mean) / sqrt(variance + eps) * w + b, in two passes: the variance is that of numbers around their mean.
+inline void layer_norm_kernel(const float* x, const float* w, const float* b, float eps, int64_t d, float* y) {
+  F32x16 total = splat(0.0f), squares = splat(0.0f);
+  int64_t i = 0;
+  for (; i < d; i += 16) total = total + load(x + i, d - i < 16 ? d - i : 16);
+  const F32x16 mean = splat(sum(total) / static_cast<float>(d));
+  for (i = 0; i + 16 <= d; i += 16) {
+    const F32x16 apart = load(x + i) - mean;
+    squares = fma(apart, apart, squares);
+  }
+  float rest = 0.0f;
+  if (i < d) {
+    float apart[16];
+    store(apart, load(x + i, d - i) - mean);
+    for (int64_t j = 0; j < d - i; ++j) rest += apart[j] * apart[j];
+  }
+  const float variance = (sum(squares) + rest) / static_cast<float>(d);
+  const F32x16 inverse = splat(1.0f / __builtin_sqrtf(variance + eps));
+  for (i = 0; i < d; i += 16) {
+    const int64_t n = d - i < 16 ? d - i : 16;
+    store(y + i, fma((load(x + i, n) - mean) * inverse, load(w + i, n), load(b + i, n)), n);
+  }
+}
+
 // y = exp(x - max x) / its sum. -inf gives 0 as long as one x is finite.
 inline void softmax_kernel(const float* x, int64_t n, float* y) {
   const float lowest = -__builtin_inff();

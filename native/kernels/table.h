@@ -4,6 +4,7 @@
 #include "kernels/attention.h"
 #include "kernels/elementwise.h"
 #include "kernels/float_linear.h"
+#include "kernels/index_scores.h"
 #include "kernels/kernels.h"
 #include "kernels/layout.h"
 #include "kernels/linear.h"
@@ -52,6 +53,8 @@ const Kernels kTable = {
     exp_sum_kernel,
     peak_dot_kernel,
     peak_fma_kernel,
+    layer_norm_kernel,
+    index_scores_kernel,
 };
 
 }  // namespace deepmnn::DEEPMNN_NS

@@ -9,7 +9,6 @@ namespace {
 constexpr int64_t kTileFloats = 48 << 10;  // of a query tile, its weights and its output: 192 KiB of L2
 constexpr int64_t kMinTile = 32, kMaxTile = 128;
 constexpr int64_t kFewQueries = 10;      // up to here rows of floats are faster than one vector of queries
-constexpr int64_t kSplitTokens = 4;      // sequences with at most this many new tokens split their keys
 constexpr int64_t kSplitWork = 1 << 19;  // multiply-accumulates worth an item
 constexpr int64_t kSplitKeys = 64;       // a split is a multiple of these
 constexpr int64_t kFewSplits = 16;       // enough for short keys
@@ -44,7 +43,7 @@ struct Split {
 Split split_of(const AttendShape& shape, const AttendJob& job, int64_t tile) {
   const int64_t keys = job.history + job.tokens, queries = job.tokens * job.per_token;
   const int64_t tiles = ceil_div(queries, tile);
-  if (job.tokens > kSplitTokens) return {tiles, 1, keys};
+  if (job.tokens > kSplitTokens || job.whole) return {tiles, 1, keys};
   const int64_t worth = ceil_div(kSplitWork, queries * (shape.qk_dim + shape.v_dim));
   const int64_t even = std::min(ceil_div(keys, kFewSplits), std::max(kLongSplit, ceil_div(keys, kMaxSplits)));
   const int64_t each = ceil_div(std::max(worth, even), kSplitKeys) * kSplitKeys;
@@ -85,6 +84,12 @@ void run_item(const Step& step, const AttendShape& shape, const AttendJob& job, 
   task.v_dim = shape.v_dim;
   task.scale = shape.scale;
   task.form = job.tokens * job.per_token <= kFewQueries ? AttentionForm::rows : AttentionForm::strips;
+  task.mask = nullptr;
+  if (job.mask) {  // tiles begin at whole vectors of queries
+    task.form = AttentionForm::strips;
+    task.mask_stride = job.history + job.tokens;
+    task.mask = job.mask + item.first / 16 * task.mask_stride + item.key_begin;
+  }
   task.type = keys.type;
   task.k = keys.k;
   task.v = keys.v;

@@ -8,6 +8,8 @@
 
 namespace deepmnn {
 
+constexpr int64_t kSplitTokens = 4;  // sequences with at most this many new tokens split their keys
+
 // Where a sequence's keys and values lie. Row r is row r % block_size of block table[r / block_size].
 struct KeyRows {
   CacheType type = CacheType::f32;
@@ -30,6 +32,8 @@ struct AttendJob {
   int64_t tokens = 0;
   int64_t per_token = 1;
   int64_t history = 0;
+  bool whole = false;              // its keys are not split, however few its tokens are
+  const uint16_t* mask = nullptr;  // [queries / 16, keys]: bit j % 16 says whether query j sees a key; one a token
   float* out = nullptr;
   int64_t out_token_stride = 0;
   int64_t out_query_stride = 0;

@@ -48,11 +48,39 @@ inline Weight head_matrix(const Weight& weight, int64_t head, int64_t rows) {
   return one;
 }
 
+// Rows of its sequence that each token attends to, for the tokens of some sequences in order.
+struct ChosenRows {
+  int32_t* rows = nullptr;  // [tokens, top_k]: ascending, -1 behind the last; null: all that a token sees
+  int64_t top_k = 0;
+};
+
 // The new tokens of these sequences: queries moved into the latent space, the cache's rows as keys and values. Little
 // memory traffic: for few tokens.
 void run_absorbed(Step& step, const Mla& mla, const int64_t* sequences, int64_t count);
+// To chosen rows alone, which it overwrites.
+void run_absorbed(Step& step, const Mla& mla, const int64_t* sequences, int64_t count, const ChosenRows& chosen);
 
-// The same with keys and values rebuilt from the latents, some heads at a time. Fewer operations for many tokens.
-void run_expanded(Step& step, const Mla& mla, const int64_t* sequences, int64_t count);
+// The same with keys and values rebuilt from the latents, some heads at a time. Fewer operations for many tokens. To
+// chosen rows all keys are rebuilt, and the others masked: tokens choose differently.
+void run_expanded(Step& step, const Mla& mla, const int64_t* sequences, int64_t count, const ChosenRows& chosen = {});
+
+// What ops with latent attention share: sizes, the new rows of the cache, and attention to all rows.
+class LatentOp : public Op {
+ protected:
+  // Its first three inputs and weights, and cache entry 0.
+  void read_latent(const OpSpec& spec);
+  void write_latents(Step& step) const;
+  // The new tokens of these sequences, each in the form that takes fewer operations.
+  void attend_all(Step& step, const int64_t* sequences, int64_t count) const;
+  // Of a sequence whose tokens attend to at most so many rows.
+  bool wants_expanded(const Step& step, int64_t sequence, int64_t most) const;
+
+  Mla mla_;
+
+ private:
+  Buffer kv_;
+  WeightRef norm_;
+  float eps_ = 0.0f;
+};
 
 }  // namespace deepmnn

@@ -16,9 +16,10 @@ struct Room {
   int64_t group;  // heads at once
   AttendRoom attend;
   QuantizedRows latents;
+  uint16_t* mask;  // [tokens / 16, context]: which rows they attend to; null: all that they see
 };
 
-Room take_room(Step& step, const Mla& mla, const int64_t* sequences, int64_t count) {
+Room take_room(Step& step, const Mla& mla, const int64_t* sequences, int64_t count, bool masked) {
   int64_t tokens = 0, context = 0;
   for (int64_t i = 0; i < count; ++i) {
     tokens = std::max(tokens, step.batch.tokens_of(sequences[i]));
@@ -32,6 +33,7 @@ Room take_room(Step& step, const Mla& mla, const int64_t* sequences, int64_t cou
   room.rows = step.scratch.take<float>(context * mla.row_width());
   room.k = step.scratch.take<float>(context * room.group * mla.qk_dim());
   room.v = step.scratch.take<float>(context * room.group * mla.v_dim);
+  room.mask = masked ? step.scratch.take<uint16_t>((tokens + 15) / 16 * context) : nullptr;
   room.attend = take_attend_room(step, {mla.qk_dim(), mla.v_dim, mla.scale});
   return room;
 }
@@ -89,11 +91,27 @@ void attend_heads(Step& step, const Mla& mla, const Room& room, int64_t sequence
     job.q_stride = mla.q.width;
     job.tokens = step.batch.tokens_of(sequence);
     job.history = step.batch.history(sequence);
+    job.mask = room.mask;
     job.out = step.f32(mla.y) + token * mla.y.width + (first + i) * mla.v_dim;
     job.out_token_stride = mla.y.width;
     jobs[i] = job;
   }
   attend(step, {mla.qk_dim(), mla.v_dim, mla.scale}, room.attend, jobs, heads);
+}
+
+// rows: of each of the sequence's tokens.
+void fill_mask(Step& step, const Room& room, const ChosenRows& chosen, int64_t sequence) {
+  const int64_t tokens = step.batch.tokens_of(sequence), context = step.batch.context_lengths[sequence];
+  for_rows(step, (tokens + 15) / 16, context, [&](int64_t sixteen, int) {
+    uint16_t* mask = room.mask + sixteen * context;
+    std::fill_n(mask, context, uint16_t{0});
+    for (int64_t i = 0; i < std::min<int64_t>(16, tokens - 16 * sixteen); ++i) {
+      const int32_t* rows = chosen.rows + (16 * sixteen + i) * chosen.top_k;
+      for (int64_t n = 0; n < chosen.top_k && rows[n] >= 0; ++n) {
+        mask[rows[n]] = static_cast<uint16_t>(mask[rows[n]] | 1u << i);
+      }
+    }
+  });
 }
 
 void run_sequence(Step& step, const Mla& mla, Room& room, int64_t sequence) {
@@ -115,10 +133,15 @@ void run_sequence(Step& step, const Mla& mla, Room& room, int64_t sequence) {
 
 }  // namespace
 
-void run_expanded(Step& step, const Mla& mla, const int64_t* sequences, int64_t count) {
-  Room room = take_room(step, mla, sequences, count);
+void run_expanded(Step& step, const Mla& mla, const int64_t* sequences, int64_t count, const ChosenRows& chosen) {
+  Room room = take_room(step, mla, sequences, count, chosen.rows != nullptr);
+  ChosenRows rows = chosen;
   for (int64_t i = 0; i < count; ++i) {
     const Scratch::Mark mark = step.scratch.mark();
+    if (room.mask) {
+      fill_mask(step, room, rows, sequences[i]);
+      rows.rows += step.batch.tokens_of(sequences[i]) * rows.top_k;
+    }
     run_sequence(step, mla, room, sequences[i]);
     step.scratch.rewind(mark);
   }

@@ -54,6 +54,32 @@ class RmsNorm : public Op {
   RowForm read_as_;
 };
 
+class LayerNorm : public Op {
+ public:
+  explicit LayerNorm(const OpSpec& spec) {
+    spec.require_counts(1, 1, 2);
+    x_ = spec.input(0);
+    y_ = spec.output(0, x_.dim, x_.width);
+    eps_ = spec.float_attr("eps");
+    weight_ = spec.vector(0, x_.width);
+    bias_ = spec.vector(1, x_.width);
+    read_as_ = spec.read_as(0);
+  }
+
+  void run(Step& step) override {
+    const float *x = step.f32(x_), *weight = step.pin_vector(weight_), *bias = step.pin_vector(bias_);
+    norm_rows(step, y_, read_as_, 2 * x_.width, [&](int64_t row, float* y) {
+      step.kernels.layer_norm(x + row * x_.width, weight, bias, eps_, x_.width, y);
+    });
+  }
+
+ private:
+  Buffer x_, y_;
+  float eps_;
+  WeightRef weight_, bias_;
+  RowForm read_as_;
+};
+
 class AddRmsNorm : public Op {
  public:
   explicit AddRmsNorm(const OpSpec& spec) {
@@ -87,6 +113,7 @@ class AddRmsNorm : public Op {
 }  // namespace
 
 OpPtr make_rms_norm(const OpSpec& spec) { return std::make_unique<RmsNorm>(spec); }
+OpPtr make_layer_norm(const OpSpec& spec) { return std::make_unique<LayerNorm>(spec); }
 OpPtr make_add_rms_norm(const OpSpec& spec) { return std::make_unique<AddRmsNorm>(spec); }
 
 }  // namespace deepmnn

@@ -1,4 +1,4 @@
-// The rotary attributes that rope, gqa_attention and mla_attention share.
+// The rotary attributes that all ops share which rotate.
 #pragma once
 
 #include "runtime/step.h"
@@ -8,9 +8,9 @@ namespace deepmnn {
 class Rope {
  public:
   Rope() = default;
-  // dim: floats per head that are rotated.
-  Rope(const OpSpec& spec, int64_t dim)
-      : table_(spec.rope_attr(dim)), half_(dim / 2), interleaved_(spec.int_attr("interleaved", 0, 1) != 0) {}
+  // dim: floats per head that are rotated. interleaved: the attribute that says which make a pair.
+  Rope(const OpSpec& spec, int64_t dim, const char* interleaved = "interleaved")
+      : table_(spec.rope_attr(dim)), half_(dim / 2), interleaved_(spec.int_attr(interleaved, 0, 1) != 0) {}
 
   // Rotates one head of a token in place.
   void rotate(const Step& step, int64_t token, float* x) const {

@@ -11,7 +11,7 @@ from deepmnn.conversion.convert import convert
 from parity import SCHEDULES, check_parity
 from tiny_models import ALL, TinyModel, tiny_checkpoint
 
-MLA = [case for case in ALL if case[0] in ("deepseek_v2", "deepseek_v3")]
+MLA = [case for case in ALL if case[0] in ("deepseek_v2", "deepseek_v3", "deepseek_v32")]
 
 
 Converted = Callable[[str, int, int], tuple[TinyModel, Path]]

@@ -21,6 +21,7 @@ PUBLISHED_LAYERS = {
     "deepseek": 28,  # DeepSeek-MoE-16B
     "deepseek_v2": 27,  # DeepSeek-V2-Lite
     "deepseek_v3": 61,  # DeepSeek-V3 and R1
+    "deepseek_v32": 61,
 }
 
 
@@ -68,12 +69,13 @@ def test_every_chain_is_fused(model_type, index, tiny):
     """Level 3 of any model holds no plain op that a fused one replaces."""
     graph = tiny(model_type, index)
     counts = optimize(graph, MAX_LEVEL)[0].op_counts()
-    plain = {"reshape", "split", "concat", "broadcast", "rope", "cache", "attention"}
+    plain = {"layer_norm", "select_keys", "sparse_attention"}
+    plain |= {"reshape", "split", "concat", "broadcast", "rope", "cache", "attention"}
     plain |= {"expert_linear", "combine", "top_k", "gather", "normalize", "softmax", "sigmoid"}
     assert not plain & counts.keys()
     layers = CONFIGS[model_type][index]["num_hidden_layers"]
-    kind = "mla" if model_type in ("deepseek_v2", "deepseek_v3") else "gqa"
-    assert counts[f"{kind}_attention"] == layers
+    kinds = {"deepseek_v2": "mla", "deepseek_v3": "mla", "deepseek_v32": "sparse_mla"}
+    assert counts[f"{kinds.get(model_type, 'gqa')}_attention"] == layers
     assert counts["add_rms_norm"] == 2 * layers
     assert counts["moe"] == counts["route"] == graph.op_counts()["top_k"]
 

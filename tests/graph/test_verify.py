@@ -57,7 +57,7 @@ class TestEveryOp:
             del node.attrs[name]
             refused(graph, "attributes")
             for wrong in ("", -1, -0.5, float("nan"), True, (0,), ("x",), (float("inf"),), []):
-                if name in ("scale", "rope_scale", "factor") and wrong == -0.5:
+                if name in ("scale", "rope_scale", "factor", "index_scale") and wrong == -0.5:
                     continue  # a factor may be negative
                 graph, node = first(op)
                 node.attrs[name] = wrong  # type: ignore[assignment]

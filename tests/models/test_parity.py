@@ -17,7 +17,7 @@ from deepmnn.source.random import RandomSource
 from parity import check_outputs, check_parity, reference, reference_absorbed
 from tiny_models import ALL, LLAMA, tiny_checkpoint
 
-MLA = [case for case in ALL if case[0] in ("deepseek_v2", "deepseek_v3")]
+MLA = [case for case in ALL if case[0] in ("deepseek_v2", "deepseek_v3", "deepseek_v32")]
 
 
 @pytest.mark.parametrize(("model_type", "index"), ALL)

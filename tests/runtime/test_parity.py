@@ -21,7 +21,7 @@ from parity import (
 )
 from tiny_models import ALL, tiny_checkpoint
 
-LATENT = [m for m in ALL if m[0] in ("deepseek_v2", "deepseek_v3")]
+LATENT = [m for m in ALL if m[0] in ("deepseek_v2", "deepseek_v3", "deepseek_v32")]
 """Those with MLA."""
 
 

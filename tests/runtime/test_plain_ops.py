@@ -3,6 +3,7 @@
 import pytest
 from one_op import INT8_CACHE, check, one_op, rotary
 
+from deepmnn import _core
 from storage import NAMES
 
 WIDTHS = [1, 3, 16, 17, 48, 63, 130, 300]
@@ -37,6 +38,7 @@ POINTWISE = {
     "scale": lambda b, x: b.scale(x, "y", 0.37),
     "normalize": lambda b, x: b.normalize(b.sigmoid(x, "s"), "y", 1e-3),
     "rms_norm": lambda b, x: b.rms_norm(x, "y", 0.01),
+    "layer_norm": lambda b, x: b.layer_norm(x, "y", 0.01),
     "reshape": lambda b, x: b.reshape(x, "y", 1, b.value(x).width),
     "broadcast": lambda b, x: b.broadcast(x, "y", 3),
 }
@@ -94,6 +96,37 @@ def test_attention_over_gathered_rows(schedule, cache_dtype, heads, kv_heads, di
 
     tolerance = INT8_CACHE if cache_dtype == "int8" else None
     check(one_op(build, 33), schedule, cache_dtype, tolerance=tolerance, threads=2)
+
+
+@pytest.mark.parametrize("schedule", ["prefill", "one by one", "chunks", "ragged"])
+@pytest.mark.parametrize("isa", _core.isas())
+@pytest.mark.parametrize(("top_k", "ratio"), [(1, 1), (5, 1), (9, 1), (40, 1), (3, 2), (2, 4)])
+@pytest.mark.parametrize(("heads", "dim"), [(11, 3), (13, 17), (29, 64)])
+def test_attention_to_chosen_keys(schedule, isa, top_k, ratio, heads, dim):
+    """Many heads, as a score that is a sum of zeros ties with others."""
+
+    def build(b, x):
+        keys = b.cache(b.linear(x, "index_k", dim), "index")
+        weights = b.linear(x, "weights", heads)
+        queries = b.linear(x, "index_q", heads * dim)
+        rows = b.select_keys(queries, weights, keys, "rows", heads, top_k, 0.3, ratio)
+        k = b.cache(b.linear(x, "k", 2 * 18), "keys")
+        v = b.cache(b.linear(x, "v", 2 * 7), "values")
+        return b.sparse_attention(b.linear(x, "q", 4 * 18), k, v, rows, "y", 4, 2, 0.4)
+
+    check(one_op(build, 33), schedule, threads=2, isa=isa)
+
+
+@pytest.mark.parametrize("ratio", [1, 2])
+def test_equal_keys_are_chosen_from_the_lower_row_on(ratio):
+    def build(b, x):
+        zeros = b.scale(x, "zeros", 0.0)
+        keys = b.cache(b.linear(zeros, "index_k", 6), "index")
+        rows = b.select_keys(x, b.linear(x, "w", 2), keys, "rows", 2, 3, 1.0, ratio)
+        k = b.cache(b.linear(x, "k", 12), "keys")
+        return b.sparse_attention(x, k, k, rows, "y", 1, 1, 0.4)
+
+    check(one_op(build, 12), "chunks", threads=2)
 
 
 @pytest.mark.parametrize("k", [1, 3, 7])

@@ -84,6 +84,17 @@ def sparse_attention(c: Call) -> Cost:
     return replace(grouped_attention(c), most_context=c.x[3].width)
 
 
+def sparse_latent_attention(c: Call) -> Cost:
+    """Latent attention to the rows that an indexer chooses."""
+    heads, dim = c.a["index_n_heads"], c.a["index_head_dim"]
+    return replace(
+        latent_attention(c),
+        most_context=c.a["index_topk"],
+        score=heads * (dim + 1),
+        scored_width=dim,
+    )
+
+
 def windowed_attention(c: Call) -> Cost:
     """A query meets the rows of its window, and entries: those chosen, or one in `ratio` rows."""
     macs, entries = 2 * c.a["heads"] * c.a["head_dim"], len(c.x) > 2

@@ -16,6 +16,7 @@ from deepmnn.errors import RequestError
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.passes import (
     absorb_mla,
+    absorb_sparse_mla,
     drop_identities,
     fuse_add_norm,
     fuse_gqa_attention,
@@ -44,6 +45,7 @@ _PASSES: tuple[tuple[int, ModuleType], ...] = (
     (2, fuse_moe),
     (2, fuse_add_norm),
     (3, absorb_mla),
+    (3, absorb_sparse_mla),
 )
 
 

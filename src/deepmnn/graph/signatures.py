@@ -73,7 +73,7 @@ def _is_float(value: Attr, low: float = -math.inf) -> bool:
 
 KINDS: dict[str, Callable[[Attr], bool]] = {
     "size": lambda value: _is_int(value, 1),
-    "count": lambda value: _is_int(value, 1),  # a size that no width tells
+    "count": lambda value: _is_int(value, 1),  # that no width follows from
     "flag": lambda value: _is_int(value) and value in (0, 1),
     "number": _is_float,
     "eps": lambda value: _is_float(value, 0.0),
@@ -171,6 +171,16 @@ def _mla_attention(c: Call) -> Iterator[Check]:
     yield "weight shapes", c.w, ((rank,), uk, uv)
     yield "frequencies", 2 * len(a["inv_freq"]), rope
     yield f"cache {a['cache']!r}", c.caches.get(a["cache"]), CacheEntry(rank + rope)
+
+
+def _sparse_mla_attention(c: Call) -> Iterator[Check]:
+    heads, dim = c.a["index_n_heads"], c.a["index_head_dim"]
+    mla = replace(c, x=c.x[:3], w=c.w[:3])
+    yield from _mla_attention(mla)
+    yield "index widths", tuple(value.width for value in c.x[3:]), (heads * dim, dim, heads)
+    yield "index norm shapes", c.w[3:], ((dim,),) * 2
+    yield "index heads hold the rotation", 2 * len(c.a["inv_freq"]) <= dim, True
+    yield f"cache {c.a['index_cache']!r}", c.caches.get(c.a["index_cache"]), CacheEntry(dim)
 
 
 def _bias_add(c: Call) -> Iterator[Check]:
@@ -297,6 +307,18 @@ _ROPE = {"inv_freq": "numbers", "rope_scale": "number", "interleaved": "flag"}
 _HEADS = {"heads": "size", "kv_heads": "size", "head_dim": "size", "v_head_dim": "size"}
 _GROUPS = {"n_group": "size", "topk_group": "size", "group_score": "max|top2_sum"}
 
+_LATENT = {
+    "heads": "size",
+    "kv_lora_rank": "size",
+    "qk_nope_head_dim": "size",
+    "qk_rope_head_dim": "size",
+    "v_head_dim": "size",
+    "scale": "number",
+    "eps": "eps",
+    **_ROPE,
+    "cache": "cache",
+}
+
 SIGNATURES: dict[str, Signature] = {
     "embedding": Signature("i", "f", _embedding, "m", matrices="looked_up", cost=cost.nothing),
     "linear": Signature("f", "f+", _linear, "mv?"),
@@ -361,17 +383,7 @@ SIGNATURES: dict[str, Signature] = {
         _mla_attention,
         "vmm",
         rows="ttt>t",
-        attrs={
-            "heads": "size",
-            "kv_lora_rank": "size",
-            "qk_nope_head_dim": "size",
-            "qk_rope_head_dim": "size",
-            "v_head_dim": "size",
-            "scale": "number",
-            "eps": "eps",
-            **_ROPE,
-            "cache": "cache",
-        },
+        attrs=_LATENT,
         cost=cost.latent_attention,
     ),
     "route": Signature(
@@ -408,7 +420,7 @@ SIGNATURES: dict[str, Signature] = {
             "heads": "size",
             "head_dim": "size",
             "top_k": "size",
-            "ratio": "size",
+            "ratio": "count",
             "scale": "number",
         },
         cost=cost.key_scores,
@@ -421,6 +433,24 @@ SIGNATURES: dict[str, Signature] = {
         rows="tcct>t",
         attrs={**_HEADS, "scale": "number"},
         cost=cost.sparse_attention,
+    ),
+    "sparse_mla_attention": Signature(
+        "ffifff",
+        "f",
+        _sparse_mla_attention,
+        "vmmvv",
+        rows="tttttt>t",
+        attrs={
+            **_LATENT,
+            "index_n_heads": "size",
+            "index_head_dim": "size",
+            "index_topk": "count",
+            "index_scale": "number",
+            "index_eps": "eps",
+            "index_interleaved": "flag",
+            "index_cache": "cache",
+        },
+        cost=cost.sparse_latent_attention,
     ),
     "sqrt_softplus": Signature("f", "f", _same),
     "clamp": Signature("f", "f", _same, attrs={"limit": "eps", "two_sided": "flag"}),

@@ -55,15 +55,35 @@ def _attention(c: Call) -> F32:
     return nx.attention(q, k, v, c.batch, c.a["heads"], c.a["kv_heads"], c.a["scale"])
 
 
-def _attend_rows(c: Call, q: F32, k: F32, v: F32, kv_heads: int, head: Sequence[int]) -> F32:
-    """Attention over the cache's own rows: k, whose heads are `head`, and v are what they hold."""
+def _attend_rows(
+    c: Call,
+    q: F32,
+    k: F32,
+    v: F32,
+    kv_heads: int,
+    head: Sequence[int],
+    chosen: I32 | None = None,
+) -> F32:
+    """Attention over the cache's own rows: k, whose heads are `head`, and v are what they hold.
+
+    chosen: rows of each token; None: all it sees.
+    """
     heads = c.a["heads"]
     q = c.cache.round_queries(q, heads, kv_heads, head)
+    if chosen is not None:
+        return nx.sparse_attention(q, k, v, chosen, c.batch, heads, kv_heads, c.a["scale"])
     return nx.attention(q, k, v, c.batch, heads, kv_heads, c.a["scale"])
 
 
 def _select_keys(c: Call) -> I32:
-    return nx.select_keys(*c.x, c.batch, c.a["top_k"], c.a["ratio"], c.a["scale"])
+    q, weights, k = c.x
+    return nx.select_keys(q, weights, k, c.batch, c.a["top_k"], c.a["ratio"], c.a["scale"])
+
+
+def _sparse_attention(c: Call) -> F32:
+    q, k, v, rows = c.x
+    heads, kv_heads, scale = c.a["heads"], c.a["kv_heads"], c.a["scale"]
+    return nx.sparse_attention(q, k, v, rows, c.batch, heads, kv_heads, scale)
 
 
 def _add_rms_norm(c: Call) -> tuple[F32, F32]:
@@ -103,6 +123,33 @@ def _mla_attention(c: Call) -> F32:
     return form(c, q_nope, c.rope(q_pe, positions, heads), rows)
 
 
+def _sparse_mla_attention(c: Call) -> F32:
+    """mla_attention as the plain ops have it, over the rows that the indexer chooses."""
+    a, heads = c.a, c.a["heads"]
+    q, kv, positions, index_q, index_k, index_w = c.x
+    row = _latent_row(c)
+    latent, k_pe = nx.split(kv, row, 1)
+    latent = nx.rms_norm(latent, c.w[0], a["eps"])
+    rows = c.append("cache", nx.concat([latent, c.rope(k_pe, positions, 1)], 1), row)
+    dim, index_heads = a["index_head_dim"], a["index_n_heads"]
+    index_k = _index_rope(c, nx.layer_norm(index_k, c.w[3], c.w[4], a["index_eps"]), 1)
+    keys = c.append("index_cache", index_k, (dim,))
+    index_q = c.cache.round_queries(_index_rope(c, index_q, index_heads), index_heads, 1, (dim,))
+    chosen = nx.select_keys(index_q, index_w, keys, c.batch, a["index_topk"], 1, a["index_scale"])
+    q_nope, q_pe = nx.split(q, (a["qk_nope_head_dim"], a["qk_rope_head_dim"]), heads)
+    form = _mla_absorbed if c.mla_form == "absorbed" else _mla_expanded
+    return form(c, q_nope, c.rope(q_pe, positions, heads), rows, chosen)
+
+
+def _index_rope(c: Call, x: F32, heads: int) -> F32:
+    """x rotated in the first columns of every head."""
+    a = c.a
+    sizes = (2 * len(a["inv_freq"]), a["index_head_dim"] - 2 * len(a["inv_freq"]))
+    first, rest = nx.split(x, sizes, heads)
+    angles = (a["inv_freq"], a["rope_scale"], bool(a["index_interleaved"]))
+    return nx.concat([nx.rope(first, c.x[2], heads, *angles), rest], heads)
+
+
 def _latent_row(c: Call) -> tuple[int, int]:
     """Columns of the two parts of a cache row."""
     return c.a["kv_lora_rank"], c.a["qk_rope_head_dim"]
@@ -113,8 +160,8 @@ def _head_matrices(weight: F32, heads: int, rows: int) -> F32:
     return weight.reshape(heads, -1, weight.shape[1])[:, :rows]
 
 
-def _mla_expanded(c: Call, q_nope: F32, q_pe: F32, rows: F32) -> F32:
-    """Keys and values rebuilt from the latents."""
+def _mla_expanded(c: Call, q_nope: F32, q_pe: F32, rows: F32, chosen: I32 | None = None) -> F32:
+    """Keys and values rebuilt from the latents. chosen: rows of each token; None: all it sees."""
     a, heads = c.a, c.a["heads"]
     latent, k_pe = nx.split(rows, _latent_row(c), 1)
     w_uk = _head_matrices(c.w[1], heads, a["qk_nope_head_dim"])
@@ -123,10 +170,12 @@ def _mla_expanded(c: Call, q_nope: F32, q_pe: F32, rows: F32) -> F32:
     v = nx.linear(latent, w_uv.reshape(-1, latent.shape[1]))
     k = nx.concat([k_nope, np.tile(k_pe, heads)], heads)
     q = nx.concat([q_nope, q_pe], heads)
+    if chosen is not None:
+        return nx.sparse_attention(q, k, v, chosen, c.batch, heads, heads, a["scale"])
     return nx.attention(q, k, v, c.batch, heads, heads, a["scale"])
 
 
-def _mla_absorbed(c: Call, q_nope: F32, q_pe: F32, rows: F32) -> F32:
+def _mla_absorbed(c: Call, q_nope: F32, q_pe: F32, rows: F32, chosen: I32 | None = None) -> F32:
     """Queries moved into the latent space: one key, the cache row; one value, its latent."""
     a, heads, rank = c.a, c.a["heads"], c.a["kv_lora_rank"]
     w_uk = _head_matrices(c.w[1], heads, a["qk_nope_head_dim"])
@@ -134,7 +183,7 @@ def _mla_absorbed(c: Call, q_nope: F32, q_pe: F32, rows: F32) -> F32:
     q_latent = np.einsum("thn,hnr->thr", nx.split_heads(q_nope, heads), w_uk)
     q = nx.concat([nx.merge_heads(q_latent), q_pe], heads)
     latent = np.ascontiguousarray(rows[:, :rank])
-    out = _attend_rows(c, q, rows, latent, 1, _latent_row(c))
+    out = _attend_rows(c, q, rows, latent, 1, _latent_row(c), chosen)
     return nx.merge_heads(np.einsum("thr,hvr->thv", nx.split_heads(out, heads), w_uv))
 
 
@@ -205,9 +254,8 @@ OPS: dict[str, Callable[[Call], Array | tuple[Array, ...]]] = {
     "moe": _moe,
     "layer_norm": lambda c: nx.layer_norm(c.x[0], *c.w, c.a["eps"]),
     "select_keys": _select_keys,
-    "sparse_attention": lambda c: nx.sparse_attention(
-        *c.x, c.batch, c.a["heads"], c.a["kv_heads"], c.a["scale"]
-    ),
+    "sparse_mla_attention": _sparse_mla_attention,
+    "sparse_attention": _sparse_attention,
     "sqrt_softplus": lambda c: nx.sqrt_softplus(c.x[0]),
     "clamp": lambda c: nx.clamp(c.x[0], c.a["limit"], bool(c.a["two_sided"])),
     "add_constant": lambda c: c.x[0] + np.float32(c.a["constant"]),

@@ -53,6 +53,26 @@ class _Expansion:
     concat: Node
 
 
+@dataclass(frozen=True)
+class Latent:
+    """All of a latent attention but its last node."""
+
+    queries: _Queries
+    latents: _Latents
+    expansion: _Expansion
+
+    @property
+    def nodes(self) -> list[Node]:
+        """What the fused node replaces, beside the attention itself."""
+        parts = (self.queries, self.latents, self.expansion)
+        return [node for part in parts for node in vars(part).values() if node]
+
+    @property
+    def rope(self) -> Node:
+        """The rotation of queries, whose angles are those of keys."""
+        return self.queries.rope
+
+
 def run(graph: Graph) -> int:
     """Returns the number of attentions absorbed."""
     view = View(graph)
@@ -61,20 +81,24 @@ def run(graph: Graph) -> int:
 
 
 def _match(graph: Graph, view: View, attention: Node) -> Rewrite | None:
-    q, k, v = attention.inputs
+    latent = match(view, attention)
+    if latent is None:
+        return None
+    nodes = [*latent.nodes, attention]
+    if not view.encloses(nodes, attention.outputs):
+        return None
+    return Rewrite(nodes, fuse(graph, view, attention, latent))
+
+
+def match(view: View, attention: Node) -> Latent | None:
+    """The latent attention around a node that reads q, k, v first; None where there is none."""
+    q, k, v = attention.inputs[:3]
     queries, expansion = _queries(view, q), _expansion(view, k, v)
     latents = _latents(view, expansion.split.inputs[0]) if expansion else None
     if queries is None or expansion is None or latents is None:
         return None
-    parts = (*vars(queries).values(), *vars(latents).values(), *vars(expansion).values())
-    nodes = [*(node for node in parts if node), attention]
-    if not (
-        _consistent(view, attention, queries, latents, expansion)
-        and view.encloses(nodes, attention.outputs)
-    ):
-        return None
-    new = _fuse(graph, view, attention, queries, latents, expansion)
-    return Rewrite(nodes, new)
+    consistent = _consistent(view, attention, queries, latents, expansion)
+    return Latent(queries, latents, expansion) if consistent else None
 
 
 def _queries(view: View, q: str) -> _Queries | None:
@@ -140,14 +164,9 @@ def _consistent(
     )
 
 
-def _fuse(
-    graph: Graph,
-    view: View,
-    attention: Node,
-    queries: _Queries,
-    latents: _Latents,
-    expansion: _Expansion,
-) -> Node:
+def fuse(graph: Graph, view: View, attention: Node, latent: Latent) -> Node:
+    """The node that computes the whole of it; its matrices are added to the graph."""
+    queries, latents, expansion = latent.queries, latent.latents, latent.expansion
     heads = attention.int_attr("heads")
     nope, rope = (int(size) for size in _sizes(queries.split))
     rank, value = int(_sizes(latents.split)[0]), int(_sizes(expansion.halves)[1])
