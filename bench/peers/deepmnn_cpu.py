@@ -20,6 +20,8 @@ ARTIFACT_VERSION = 6
 PASSES = (
     "drop_identities",
     "share_weights",
+    "fuse_compressed_attention",
+    "fuse_hyper_connections",
     "select_rows_early",
     "fuse_swiglu",
     "fuse_linears",
@@ -28,6 +30,7 @@ PASSES = (
     "fuse_moe",
     "fuse_add_norm",
     "absorb_mla",
+    "absorb_sparse_mla",
 )
 """The passes that `build` applies; listed here so that another list rebuilds models, too."""
 

@@ -21,8 +21,8 @@ constexpr int64_t kGatheredNbytes = 32 << 20;  // of the rows at once; one token
 // q and out [tokens, heads, dim], sinks [heads]. count(token): rows that the token sees, at least one; most: no token
 // has more. source(token, i): where its row i lies.
 template <class Count, class Source>
-void attend_gathered(Step& step, const GatheredShape& g, const float* q, const float* sinks, float* out,
-                     int64_t tokens, int64_t most, Count&& count, Source&& source) {
+void attend_gathered(Step& step, const GatheredShape& g, const float* q, const float* sinks, float* out, int64_t tokens,
+                     int64_t most, Count&& count, Source&& source) {
   const int64_t dim = g.attend.qk_dim, width = g.heads * dim;
   const int64_t together = std::max<int64_t>(1, std::min(tokens, kGatheredNbytes / (most * g.row_nbytes)));
   uint8_t* rows = step.scratch.take<uint8_t>(together * most * g.row_nbytes);

@@ -48,8 +48,8 @@ class GroupedLinear : public Op {
     LinearTask task;
     task.weight = weight;
     task.weight.data += first * block_nbytes(weight.format, weight.cols);
-    task.weight.rows = task.out_cols = std::min(weight.rows, (end + kBlockRows - 1) / kBlockRows * kBlockRows) -
-                                       first * kBlockRows;
+    task.weight.rows = task.out_cols =
+        std::min(weight.rows, (end + kBlockRows - 1) / kBlockRows * kBlockRows) - first * kBlockRows;
     task.rows.x = step.f32(x_) + group * weight.cols;
     task.rows.stride = x_.width;
     task.rows.n = n;

@@ -53,5 +53,11 @@ OpPtr make_sinkhorn(const OpSpec& spec);
 OpPtr make_compress(const OpSpec& spec);
 OpPtr make_window_attention(const OpSpec& spec);
 OpPtr make_grouped_linear(const OpSpec& spec);
+OpPtr make_hash_route(const OpSpec& spec);
+OpPtr make_hyper_in(const OpSpec& spec);
+OpPtr make_hyper_out(const OpSpec& spec);
+OpPtr make_sliding_attention(const OpSpec& spec);
+OpPtr make_heavily_compressed_attention(const OpSpec& spec);
+OpPtr make_compressed_sparse_attention(const OpSpec& spec);
 
 }  // namespace deepmnn

@@ -57,6 +57,12 @@ constexpr Entry kOps[] = {
     {"compress", make_compress},
     {"window_attention", make_window_attention},
     {"grouped_linear", make_grouped_linear},
+    {"hash_route", make_hash_route},
+    {"hyper_in", make_hyper_in},
+    {"hyper_out", make_hyper_out},
+    {"sliding_attention", make_sliding_attention},
+    {"heavily_compressed_attention", make_heavily_compressed_attention},
+    {"compressed_sparse_attention", make_compressed_sparse_attention},
 };
 
 const Entry* find(const std::string& name) {

@@ -19,7 +19,9 @@ from deepmnn.graph.passes import (
     absorb_sparse_mla,
     drop_identities,
     fuse_add_norm,
+    fuse_compressed_attention,
     fuse_gqa_attention,
+    fuse_hyper_connections,
     fuse_linears,
     fuse_moe,
     fuse_route,
@@ -41,6 +43,11 @@ _PASSES: tuple[tuple[int, ModuleType], ...] = (
     (2, fuse_swiglu),  # before fuse_linears: gate and up read the same value too
     (2, fuse_linears),
     (2, fuse_gqa_attention),
+    (2, fuse_compressed_attention),
+    (
+        2,
+        fuse_hyper_connections,
+    ),  # before fuse_moe: shared experts are added to what hyper_out reads
     (2, fuse_route),
     (2, fuse_moe),
     (2, fuse_add_norm),
