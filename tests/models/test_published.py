@@ -44,6 +44,9 @@ PARAMETERS = {
     "DeepSeek-R1-Distill-Qwen-14B": 14_770_033_664,
     "DeepSeek-R1-Distill-Qwen-32B": 32_763_876_352,
     "DeepSeek-R1-0528-Qwen3-8B": 8_190_735_360,
+    # without MTP; cards say 284B and 1.6T
+    "DeepSeek-V4-Flash": 284_334_567_511,
+    "DeepSeek-V4-Pro": 1_572_999_528_803,
 }
 
 MLP = ["mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight"]

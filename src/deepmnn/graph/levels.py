@@ -39,15 +39,12 @@ _CLEAN_UPS = 1
 _PASSES: tuple[tuple[int, ModuleType], ...] = (
     (1, drop_identities),
     (1, share_weights),
+    (2, fuse_compressed_attention),  # these two see whole layers: before rows are left out
+    (2, fuse_hyper_connections),
     (2, select_rows_early),  # before fuse_add_norm: the final norm follows its sum
     (2, fuse_swiglu),  # before fuse_linears: gate and up read the same value too
     (2, fuse_linears),
     (2, fuse_gqa_attention),
-    (2, fuse_compressed_attention),
-    (
-        2,
-        fuse_hyper_connections,
-    ),  # before fuse_moe: shared experts are added to what hyper_out reads
     (2, fuse_route),
     (2, fuse_moe),
     (2, fuse_add_norm),
