@@ -143,7 +143,7 @@ class CompressedAttention : public Op {
     y_ = spec.output(0, Dim::tokens, q_.width);
     norm_ = spec.vector(0, dim_);
     sinks_ = spec.vector(1, shape_.heads);
-    rope_ = Rope(spec, turned_ = spec.rotated());
+    rope_ = Rope(spec, turned_ = spec.int_attr("qk_rope_head_dim", 2, dim_));
     rows_ = spec.cache(0, dim_, 1, window_);
     int64_t least = dim_;
     if (kind != Kind::sliding) {

@@ -81,7 +81,6 @@ class OpSpec {
   std::vector<int64_t> ints_attr(const char* key) const;
   // The cache entry that it writes as its number `index`, of this width; the others as CacheInfo has them.
   size_t cache(size_t index, int64_t width, int64_t ratio = 1, int64_t window = 0, bool exact = false) const;
-  int64_t rotated() const;  // columns that `inv_freq` rotates: twice its numbers
   size_t rope_attr(int64_t dim) const;  // id of the table made of `inv_freq` (dim / 2 numbers) and `rope_scale`
 
   void require(bool ok, const std::string& found, const std::string& expected) const {

@@ -152,12 +152,6 @@ size_t OpSpec::cache(size_t index, int64_t width, int64_t ratio, int64_t window,
   return instruction_.caches[index];
 }
 
-int64_t OpSpec::rotated() const {
-  const std::vector<double>* inv_freq = std::get_if<std::vector<double>>(&attr("inv_freq"));
-  if (!inv_freq || inv_freq->empty()) reject("attribute inv_freq", "a list of numbers");
-  return 2 * static_cast<int64_t>(inv_freq->size());
-}
-
 size_t OpSpec::rope_attr(int64_t dim) const {
   const std::vector<double>* inv_freq = std::get_if<std::vector<double>>(&attr("inv_freq"));
   if (!inv_freq) reject("attribute inv_freq", "a list of numbers");

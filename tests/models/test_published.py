@@ -77,6 +77,25 @@ LAYER = {
     "deepseek_v2": [*NORMS, *LATENT, *LOW_RANK_QUERY, *MOE],
     "deepseek_v3": [*NORMS, *LATENT, *LOW_RANK_QUERY, *MOE, "mlp.gate.e_score_correction_bias"],
 }
+COMPRESSOR = ["kv_proj.weight", "gate_proj.weight", "position_bias", "kv_norm.weight"]
+V4_ATTENTION = [
+    *("q_a_proj.weight", "q_a_norm.weight", "q_b_proj.weight", "kv_proj.weight", "kv_norm.weight"),
+    *("sinks", "o_a_proj.weight", "o_b_proj.weight"),
+]
+V4_ENTRIES = [
+    *(f"compressor.{part}" for part in COMPRESSOR),
+    *(f"compressor.indexer.{part}" for part in COMPRESSOR),
+    *("compressor.indexer.q_b_proj.weight", "compressor.indexer.scorer.weights_proj.weight"),
+]
+V4_LAYER = [
+    *("input_layernorm.weight", "post_attention_layernorm.weight"),
+    *(f"{block}_hc.{part}" for block in ("attn", "ffn") for part in ("fn", "base", "scale")),
+    *(f"self_attn.{part}" for part in V4_ATTENTION),
+    *MOE[len(MLP) :],
+    "mlp.gate.e_score_correction_bias",
+]
+V4_HEAD = [f"hc_head.hc_{part}" for part in ("fn", "base", "scale")]
+V4_MTP = [f"{part}.weight" for part in ("enorm", "hnorm", "e_proj", "h_proj", "norm")]
 MTP = ["embed_tokens", "enorm", "hnorm", "eh_proj", "shared_head.norm", "shared_head.head"]
 
 
@@ -101,7 +120,18 @@ def test_published_sizes(name: str) -> None:
     assert parameters(graph) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", ["DeepSeek-V4-Flash", "DeepSeek-V4-Pro"])
+def test_published_tensor_names_of_v4(name: str) -> None:
+    """Under the names of transformers' conversion_mapping.py."""
+    found = {re.sub(r"\.\d+\.", ".#.", tensor) for tensor in tensor_shapes(published(name))}
+    layer = {*V4_LAYER, *(f"self_attn.{part}" for part in V4_ENTRIES), "mlp.gate.tid2eid"}
+    ends = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    ends |= {f"model.{part}" for part in V4_HEAD}
+    drafts = {f"model.mtp.#.{part}" for part in (*V4_LAYER, *V4_HEAD, *V4_MTP)}
+    assert found == ends | drafts | {f"model.layers.#.{part}" for part in layer}
+
+
+@pytest.mark.parametrize("name", [name for name in PARAMETERS if "V4" not in name])
 def test_published_tensor_names(name: str) -> None:
     config = CONFIGS[name]
     layer = set(LAYER[config["model_type"]])

@@ -323,7 +323,8 @@ def _core(c: Call, widths: tuple[int, ...], weights: tuple[int, ...]) -> Iterato
     a, heads, d = c.a, c.a["heads"], c.a["head_dim"]
     yield from _widths(c, (heads * d, d, *widths, 1), (heads * d,))
     yield "weight shapes", c.w, ((d,), (heads,), *((size,) for size in weights))
-    yield "rotated columns fit a head", 2 * len(a["inv_freq"]) <= d, True
+    yield "frequencies", 2 * len(a["inv_freq"]), a["qk_rope_head_dim"]
+    yield "rotated columns fit a head", a["qk_rope_head_dim"] <= d, True
     yield _entry(c, "cache", CacheEntry(d, window=a["window"]))
 
 
@@ -353,7 +354,7 @@ def _sparse(c: Call) -> Iterator[Check]:
     d, ratio, heads, index = (c.a[k] for k in ("head_dim", "ratio", "index_heads", "index_dim"))
     widths = (2 * d, 2 * d, heads * index, heads, 2 * index, 2 * index)
     yield from _core(c, widths, (ratio * 2 * d, d, ratio * 2 * index, index))
-    yield "rotated columns fit a key", 2 * len(c.a["inv_freq"]) <= index, True
+    yield "rotated columns fit a key", c.a["qk_rope_head_dim"] <= index, True
     yield from _kept(c, ("rows", "entries"), d, 2)
     yield from _kept(c, ("index_rows", "index_entries"), index, 2)
 
@@ -383,6 +384,7 @@ _LATENT = {
 _CORE = {
     "heads": "size",
     "head_dim": "size",
+    "qk_rope_head_dim": "size",
     "window": "size",
     "scale": "number",
     "eps": "eps",

@@ -35,7 +35,9 @@ _ATTENTION = {
         f"indexer.compressor.{old}": f"compressor.indexer.{new}" for old, new in _COMPRESSOR.items()
     },
 }
-_PROJECTIONS = {"w1": "gate_proj", "w2": "down_proj", "w3": "up_proj"}
+_PROJECTIONS = {
+    f"w{number}": name for number, name in enumerate(("gate_proj", "down_proj", "up_proj"), start=1)
+}
 _BLOCK = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",

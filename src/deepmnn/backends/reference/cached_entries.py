@@ -66,7 +66,7 @@ class CachedEntries:
 
     def _rope(self, x: F32, positions: I32, heads: int, back: bool = False) -> F32:
         """The last columns of every head rotated."""
-        a, turned = self.a, 2 * len(self.a["inv_freq"])
+        a, turned = self.a, self.a["qk_rope_head_dim"]
         inv_freq = tuple(-f for f in a["inv_freq"]) if back else a["inv_freq"]
         sizes = (x.shape[1] // heads - turned, turned)
         rest, last = nx.split(x, sizes, heads)

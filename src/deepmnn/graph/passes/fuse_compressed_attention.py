@@ -94,6 +94,10 @@ def _match(
         return None
     attrs["eps"] = found.eps.pop()
     attrs |= dict(zip(_TURN, found.turns.pop(), strict=True))
+    inv_freq = attrs["inv_freq"]
+    if not isinstance(inv_freq, tuple):
+        return None
+    attrs["qk_rope_head_dim"] = 2 * len(inv_freq)
     if not view.encloses(found.nodes, (out,)):
         return None
     caches |= added
