@@ -242,6 +242,9 @@ CONFIGS: dict[str, list[Config]] = {
 ALL = [(model_type, index) for model_type in CONFIGS for index in range(len(CONFIGS[model_type]))]
 """Every (model_type, index), to parametrise a test with."""
 
+DENSE = [case for case in ALL if case[0] != "deepseek_v32"]
+"""Those whose tokens attend to all they see: MNN's ops and our GGUF files know no others."""
+
 _EVEN: Config = {"hidden_size": 256, "intermediate_size": 512, "rms_norm_eps": 1e-6}
 _GROUPED = _EVEN | {"num_attention_heads": 8, "num_key_value_heads": 2, "head_dim": 32}
 _LATENT = _EVEN | {"moe_intermediate_size": 256, "kv_lora_rank": 256, "q_lora_rank": 256}
@@ -255,7 +258,6 @@ WHOLE_BLOCKS: dict[str, Config] = {
     "deepseek": CONFIGS["deepseek"][1] | _GROUPED | {"moe_intermediate_size": 256},
     "deepseek_v2": MLA | _LATENT,
     "deepseek_v3": MLA | _LATENT | {"num_nextn_predict_layers": 0},
-    "deepseek_v32": INDEXED | _LATENT | {"index_head_dim": 64},
 }
 """model_type → a config whose rows are whole blocks of every type of GGUF."""
 

@@ -320,6 +320,44 @@ auto attention(const Array& q, const Array& k, const Array& v, float factor, con
   return std::make_tuple(out.release(), out_state.release());
 }
 
+F32 layer_norm(const Array& x, const Array& w, const Array& b, float eps, const std::string& isa) {
+  const int64_t n = size(x);
+  const float *data = vector<float>(x, "x"), *weight = vector<float>(w, "w", n), *bias = vector<float>(b, "b", n);
+  NewArray<float> y({n});
+  table(isa).layer_norm(data, weight, bias, eps, n, y.data());
+  return y.release();
+}
+
+// Scores [tokens, keys] of q [tokens, heads * dim] with weights [tokens, heads] against rows k [rows, dim] of floats, of
+// which every ratio-th is a key. A key that a token does not see (limits) has any score.
+F32 index_scores(const Array& q, const Array& weights, const Array& k, const Array& limits, int64_t ratio,
+                   const std::string& isa) {
+  const Matrix<float> queries = matrix<float>(q, "q"), factors = matrix<float>(weights, "weights"),
+                      rows = matrix<float>(k, "k");
+  Kernels::IndexTask task{};
+  task.tokens = queries.rows;
+  task.heads = factors.cols;
+  task.dim = rows.cols;
+  if (ratio < 1 || factors.rows != task.tokens || queries.cols != task.heads * task.dim ||
+      queries.stride != queries.cols || factors.stride != factors.cols) {
+    throw Error("request", "ratio or a shape is wrong; expected q [tokens, heads * dim], weights [tokens, heads]");
+  }
+  task.q = queries.data;
+  task.weights = factors.data;
+  task.type = CacheType::f32;
+  task.k = {reinterpret_cast<const uint8_t*>(rows.data), rows.stride * 4};
+  task.block_size = 1;
+  task.ratio = ratio;
+  task.n_keys = rows.rows / ratio;
+  task.limits = vector<int32_t>(limits, "limits", task.tokens);
+  task.out_stride = (task.n_keys + 15) / 16 * 16;
+  NewArray<float> out({task.tokens, task.out_stride}), work({index_work(task.dim)});
+  task.out = out.data();
+  task.work = work.data();
+  table(isa).index_scores(task);
+  return out.release();
+}
+
 int64_t argmax(const Array& x, const std::string& isa) { return table(isa).argmax(vector<float>(x, "x"), size(x)); }
 
 int64_t find_above(const Array& x, int64_t begin, float low, const std::string& isa) {
@@ -343,6 +381,8 @@ void bind_rows(nb::module_& m) {
   using namespace nb::literals;
   m.def("rms_norm", &rms_norm, "x"_a, "w"_a.none(), "eps"_a, "isa"_a = "");
   m.def("add_rms_norm", &add_rms_norm, "a"_a, "b"_a, "w"_a.none(), "eps"_a, "isa"_a = "");
+  m.def("layer_norm", &layer_norm, "x"_a, "w"_a, "b"_a, "eps"_a, "isa"_a = "");
+  m.def("index_scores", &index_scores, "q"_a, "weights"_a, "k"_a, "limits"_a, "ratio"_a = 1, "isa"_a = "");
   m.def("add", &binary<&Kernels::add>, "a"_a, "b"_a, "isa"_a = "");
   m.def("mul", &binary<&Kernels::mul>, "a"_a, "b"_a, "isa"_a = "");
   m.def("axpy", &axpy, "a"_a, "x"_a, "y"_a, "isa"_a = "");

@@ -24,7 +24,9 @@ OWNERS = {
 
 @pytest.mark.parametrize("level", [0, 3])
 @pytest.mark.parametrize("quant", ["fp32", "w4"])
-@pytest.mark.parametrize("model_type", ["deepseek_v2", "deepseek_v3", "qwen2", "deepseek"])
+@pytest.mark.parametrize(
+    "model_type", ["deepseek_v2", "deepseek_v3", "deepseek_v32", "qwen2", "deepseek"]
+)
 def test_the_engine_keeps_below_the_bound(
     model_type: str, quant: str, level: int, tmp_path: Path
 ) -> None:

@@ -105,6 +105,10 @@ REFUSED = [
     ("deepseek_v2", {"mlp_bias": True}, "mlp_bias"),
     ("deepseek_v3", {"scoring_func": "softmax"}, "scoring_func"),
     ("deepseek_v3", {"topk_method": "greedy"}, "topk_method"),
+    ("deepseek_v32", {"rope_interleave": False}, "rope_interleave"),
+    ("deepseek_v32", {"mlp_bias": True}, "mlp_bias"),
+    ("deepseek_v32", {"layer_types": ["full_attention", "indexed_attention"]}, "layer_types"),
+    ("deepseek_v32", {"mlp_layer_types": ["dense", "moe"]}, "mlp_layer_types"),
 ]
 
 
@@ -126,6 +130,11 @@ CONTRADICTIONS = [
     ("deepseek_v3", {"topk_group": 5}, "topk_group"),
     ("deepseek_v3", {"n_group": 6, "topk_group": 1}, "topk_group"),  # 2 experts for 3 choices
     ("deepseek_v2", {"topk_method": "group_limited_greedy"}, "n_group"),
+    ("deepseek_v32", {"q_lora_rank": None}, "q_lora_rank"),
+    ("deepseek_v32", {"index_head_dim": 5}, "index_head_dim"),  # less than what is rotated
+    ("deepseek_v32", {"index_topk": 0}, "index_topk"),
+    ("deepseek_v32", {"mlp_layer_types": ["dense"]}, "mlp_layer_types"),
+    ("deepseek_v32", {"layer_types": ["indexed_attention"] * 3}, "layer_types"),
     ("llama", {"rope_scaling": {"type": "linear", "factor": 0.5}}, "factor"),
     ("llama", {"rope_scaling": {"type": "linear"}}, "factor is missing"),
     ("llama", {"rope_scaling": {"type": "yarn", "factor": 1e6}}, "the context length"),

@@ -15,7 +15,7 @@ from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.models import build
 from deepmnn.source.random import RandomSource
 from parity import check_outputs, check_parity, reference, reference_absorbed
-from tiny_models import ALL, LLAMA, tiny_checkpoint
+from tiny_models import ALL, CONFIGS, LLAMA, checkpoint_of, tiny_checkpoint
 
 MLA = [case for case in ALL if case[0] in ("deepseek_v2", "deepseek_v3", "deepseek_v32")]
 
@@ -57,3 +57,9 @@ def test_a_model_without_logits_has_no_head() -> None:
 @pytest.mark.parametrize(("model_type", "index"), MLA)
 def test_absorbed_attention_gives_the_same(tmp_path: Path, model_type: str, index: int) -> None:
     check_parity(tiny_checkpoint(model_type, index, tmp_path), reference_absorbed, 3, 1e-5)
+
+
+def test_mlp_layer_types_say_which_layers_route(tmp_path: Path) -> None:
+    kinds = {"mlp_layer_types": ["sparse", "dense", "sparse"], "num_hidden_layers": 3}
+    fields = CONFIGS["deepseek_v32"][3] | kinds
+    check_parity(checkpoint_of("deepseek_v32", fields, tmp_path), reference, tolerance=1e-5)

@@ -1,6 +1,7 @@
 """Published configs: their graphs have the published sizes and read the published tensors.
 
-published/*.json: config.json of the hub's deepseek-ai repositories, in alphabetical order.
+published/*.json: config.json of the hub's deepseek-ai repositories, in alphabetical order. That of
+V3.2 has the published values, written down from transformers' class and DeepSeek's inference code.
 """
 
 import json
@@ -28,6 +29,8 @@ PARAMETERS = {
     # what the hub counts in the safetensors files; of V3 and R1 without the MTP layer
     "DeepSeek-V3": 671_026_419_200,
     "DeepSeek-R1": 671_026_419_200,
+    # V3's, and in each of 61 layers wq_b, wk, k_norm (weight and bias) and weights_proj
+    "DeepSeek-V3.2": 671_026_419_200 + 61 * (8192 * 1536 + 128 * 7168 + 2 * 128 + 64 * 7168),
     "DeepSeek-V2": 235_741_434_880,
     "DeepSeek-V2-Lite": 15_706_484_224,
     "DeepSeek-Coder-V2-Instruct": 235_741_434_880,
@@ -77,6 +80,11 @@ LAYER = {
     "deepseek_v2": [*NORMS, *LATENT, *LOW_RANK_QUERY, *MOE],
     "deepseek_v3": [*NORMS, *LATENT, *LOW_RANK_QUERY, *MOE, "mlp.gate.e_score_correction_bias"],
 }
+INDEXER = ["wq_b.weight", "wk.weight", "k_norm.weight", "k_norm.bias", "weights_proj.weight"]
+LAYER["deepseek_v32"] = [
+    *LAYER["deepseek_v3"],
+    *(f"self_attn.indexer.{part}" for part in INDEXER),
+]
 COMPRESSOR = ["kv_proj.weight", "gate_proj.weight", "position_bias", "kv_norm.weight"]
 V4_ATTENTION = [
     *("q_a_proj.weight", "q_a_norm.weight", "q_b_proj.weight", "kv_proj.weight", "kv_norm.weight"),

@@ -249,6 +249,66 @@ def test_mla_attention_sizes(form, sizes):
     check(one_op(mla(*sizes), 20), "ragged", threads=3, mla_form=form)
 
 
+def sparse_mla(heads, rank, nope, rope, v_dim, index_heads, index_dim, top_k):
+    def build(b, x):
+        dense = mla(heads, rank, nope, rope, v_dim)(b, x)
+        node = b.graph.nodes.pop()
+        del b.graph.values[dense]
+        b.graph.caches["index"] = index_dim
+        index = [
+            b.linear(x, "index_q", index_heads * index_dim),
+            b.linear(x, "index_k", index_dim),
+            b.linear(x, "index_w", index_heads),
+        ]
+        norm = [b.weight(f"index_norm.{part}", (index_dim,), "vector") for part in ("w", "b")]
+        attrs = node.attrs | {"index_n_heads": index_heads, "index_head_dim": index_dim}
+        attrs |= {"index_topk": top_k, "index_scale": 0.2, "index_eps": 1e-6}
+        attrs |= {"index_interleaved": 0, "index_cache": "index"}
+        inputs, weights = [*node.inputs, *index], [*node.weights, *norm]
+        return add(b, "sparse_mla_attention", inputs, [heads * v_dim], weights, **attrs)[0]
+
+    return build
+
+
+INDEXED = ("q.weight", "kv.weight", "index_q.weight", "index_k.weight", "index_w.weight")
+
+
+@pytest.mark.parametrize("schedule", ["prefill", "one by one", "chunks", "ragged"])
+@pytest.mark.parametrize("cache_dtype", ["f32", "bf16"])
+@pytest.mark.parametrize("form", ["absorbed", "expanded"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "w8", "w4"])
+@pytest.mark.parametrize("top_k", [1, 4, 15])
+def test_sparse_mla_attention(schedule, cache_dtype, form, dtype, top_k):
+    graph = one_op(sparse_mla(3, 35, 10, 6, 17, 13, 11, top_k), 33, dtype)
+    check(f32(graph, *INDEXED), schedule, cache_dtype, threads=2, mla_form=form)
+
+
+@pytest.mark.parametrize("isa", _core.isas())
+@pytest.mark.parametrize("schedule", ["prefill", "one by one", "chunks", "ragged"])
+@pytest.mark.parametrize("form", ["absorbed", "expanded"])
+@pytest.mark.parametrize("index", [(13, 32), (21, 64), (16, 100), (9, 128)])
+def test_sparse_mla_attention_int8_cache(schedule, form, index, isa):
+    graph = one_op(sparse_mla(5, 80, 32, 8, 16, *index, 5), 33)
+    given = {"threads": 2, "mla_form": form, "isa": isa}
+    check(graph, schedule, "int8", tolerance=INT8_CACHE, **given)
+
+
+@pytest.mark.parametrize("schedule", ["prefill", "one by one", "chunks", "ragged"])
+@pytest.mark.parametrize("cache_dtype", ["f32", "bf16", "int8"])
+@pytest.mark.parametrize("form", ["absorbed", "expanded", "auto"])
+def test_all_keys_are_attended_as_in_mla_attention(schedule, cache_dtype, form):
+    """To the bit, while a sequence is no longer than what is chosen."""
+    lengths, steps = SCHEDULES[schedule]
+    prompts, runs = prompts_for(lengths, VOCAB), []
+    for build in (sparse_mla(3, 64, 10, 6, 17, 13, 11, 23), mla(3, 64, 10, 6, 17)):
+        graph = one_op(build, 33, "w8")
+        weights = random_weights(one_op(sparse_mla(3, 64, 10, 6, 17, 13, 11, 23), 33, "w8"))
+        engine = cpu_of(graph, weights.__getitem__, threads=2, mla_form=form)
+        runs.append(run_schedule(engine, prompts, steps, cache_dtype=cache_dtype))
+    for sparse, dense in zip(*runs, strict=True):
+        np.testing.assert_array_equal(sparse, dense)
+
+
 @pytest.mark.parametrize("scoring", ["softmax", "sigmoid"])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(

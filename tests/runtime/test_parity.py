@@ -50,7 +50,7 @@ def test_hidden_states_are_the_oracles(tiny, model_type, index, level):
     check_outputs(tiny(model_type, index), cpu(threads=2), level, 1e-4, "ragged")
 
 
-@pytest.mark.parametrize("model_type", ["qwen3", "deepseek_v3"])
+@pytest.mark.parametrize("model_type", ["qwen3", "deepseek_v3", "deepseek_v32"])
 def test_hidden_states_change_no_bit_of_quantised_logits(tiny, model_type):
     """Without them the last norm leaves the head quantised rows alone."""
     model = tiny(model_type, 0)
@@ -67,7 +67,8 @@ def test_hidden_states_change_no_bit_of_quantised_logits(tiny, model_type):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "index"), [("qwen3", 1), ("qwen2", 3), ("deepseek_v2", 1), ("deepseek_v3", 0)]
+    ("model_type", "index"),
+    [("qwen3", 1), ("qwen2", 3), ("deepseek_v2", 1), ("deepseek_v3", 0), ("deepseek_v32", 0)],
 )
 def test_the_program_says_what_torch_multiplies(tiny, model_type, index):
     """For one token, which sees one row: its own."""
@@ -122,7 +123,7 @@ def test_an_int8_cache_holds_the_references_codes(tiny, model_type, index, form)
 
 @pytest.mark.parametrize("isa", _core.isas())
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("model_type", ["qwen3", "deepseek_v2", "deepseek_v3"])
+@pytest.mark.parametrize("model_type", ["qwen3", "deepseek_v2", "deepseek_v3", "deepseek_v32"])
 def test_every_isa(tiny, model_type, isa, threads):
     for index in range(3):
         check_parity(tiny(model_type, index), cpu(threads=threads, isa=isa), 3)
@@ -135,7 +136,7 @@ def test_both_forms_of_latent_attention(tiny, model_type, index, form):
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "w4"])
-@pytest.mark.parametrize("model_type", ["llama", "deepseek_v3"])
+@pytest.mark.parametrize("model_type", ["llama", "deepseek_v3", "deepseek_v32"])
 def test_the_same_numbers_whatever_the_threads(tiny, model_type, dtype):
     """How work is cut up must not show: logits are equal bit for bit."""
     model = tiny(model_type, 0)
@@ -153,7 +154,7 @@ def test_the_same_numbers_whatever_the_threads(tiny, model_type, dtype):
             np.testing.assert_array_equal(got, want)
 
 
-@pytest.mark.parametrize("model_type", ["qwen3", "deepseek_v3"])
+@pytest.mark.parametrize("model_type", ["qwen3", "deepseek_v3", "deepseek_v32"])
 def test_the_same_numbers_whatever_the_company(tiny, model_type):
     """Other sequences in the step, and the cache blocks one is given, must not show either.
 

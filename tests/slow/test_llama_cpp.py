@@ -18,7 +18,7 @@ from deepmnn.errors import UnsupportedModelError
 from deepmnn.exporters.gguf.export import export_gguf
 from deepmnn.quant.divergence import divergence
 from gguf_files import mixed_types, write_gguf
-from tiny_models import ALL, CONFIGS, WHOLE_BLOCKS, checkpoint_of
+from tiny_models import CONFIGS, DENSE, WHOLE_BLOCKS, checkpoint_of
 
 pytest.importorskip("gguf")
 pytestmark = [
@@ -27,7 +27,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize(("model_type", "index"), ALL)
+@pytest.mark.parametrize(("model_type", "index"), DENSE)
 def test_every_architecture(model_type: str, index: int, tmp_path: Path) -> None:
     """The median: where two experts score the same, another one may be chosen. llama.cpp's caches
     are float16, and so are the factors of its products.

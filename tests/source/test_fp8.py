@@ -12,9 +12,12 @@ from safetensors.torch import save_file
 from transformers import PretrainedConfig
 from transformers.integrations.finegrained_fp8 import FP8Experts
 
+from deepmnn.artifact.reader import Artifact
+from deepmnn.conversion.convert import convert
 from deepmnn.errors import CheckpointError, TensorNotFoundError, UnsupportedModelError
 from deepmnn.source.codecs.fp8 import block_size
 from deepmnn.source.open import open_source
+from tiny_models import INDEXED, checkpoint_of
 
 E4M3 = torch.float8_e4m3fn
 FP8 = {"quant_method": "fp8", "fmt": "e4m3", "activation_scheme": "dynamic"}
@@ -251,3 +254,39 @@ def test_stacked_experts_with_other_scales_are_refused(
     with pytest.raises(UnsupportedModelError, match=rf"stacked FP8 experts .*{beside}") as fault:
         open_source(tmp_path)
     assert "save_pretrained" in str(fault.value)
+
+
+def test_deepseek_v32_with_scales_of_powers_of_two(tmp_path: Path) -> None:
+    """scale_fmt "ue8m0": blocks of 128 × 128 with scales of one byte, also in the indexer."""
+    fields = INDEXED | {"hidden_size": 260, "q_lora_rank": 130, "n_group": 1, "topk_group": 1}
+    tiny = checkpoint_of("deepseek_v32", fields, tmp_path / "float")
+    tensors, expected = {}, {}
+    for name in tiny.names():
+        weight = torch.from_numpy(tiny.read(name))
+        tensors[name], expected[name] = weight.clone(), weight.numpy()
+        if weight.ndim == 2 and re.search(r"_proj|wq_b|wk", name) and "weights_proj" not in name:
+            _, scales = to_fp8(weight, (128, 128))
+            exponents = torch.ceil(torch.log2(scales))  # so that no number is above 448
+            wide = (2.0**exponents).repeat_interleave(128, 0).repeat_interleave(128, 1)
+            codes = (weight / wide[: weight.shape[0], : weight.shape[1]]).to(E4M3)
+            bytes_of_scales = (exponents + 127).to(torch.uint8)
+            tensors[name] = codes
+            tensors[f"{name}_scale_inv"] = bytes_of_scales.view(torch.float8_e8m0fnu)
+            powers = np.exp2(bytes_of_scales.numpy().astype(np.float32) - 127)
+            spread = powers.repeat(128, axis=0).repeat(128, axis=1)
+            spread = spread[: weight.shape[0], : weight.shape[1]]
+            expected[name] = codes.to(torch.float32).numpy() * spread
+    path = tmp_path / "fp8"
+    path.mkdir()
+    save_file(tensors, path / "model.safetensors")
+    quantization = FP8 | {"weight_block_size": [128, 128], "scale_fmt": "ue8m0"}
+    (path / "config.json").write_text(
+        json.dumps(tiny.config | {"quantization_config": quantization})
+    )
+    source = open_source(path)
+    assert {"model.layers.0.self_attn.indexer.wq_b.weight_scale_inv"} <= tensors.keys()
+    for name, wanted in expected.items():
+        np.testing.assert_array_equal(source.read(name), wanted, strict=True)
+    convert(path, tmp_path / "model", "fp32")
+    restored = Artifact.open(tmp_path / "model")
+    assert restored.graph().op_counts()["sparse_mla_attention"] == 2

@@ -270,14 +270,15 @@ class GraphBuilder:
         self, q: str, k: str, v: str, rows: str, name: str, heads: int, kv_heads: int, scale: float
     ) -> str:
         """`attention` of each token over the rows that `select_keys` chose for it alone."""
+        v_head_dim = self.value(v).width // kv_heads
         attrs: dict[str, Attr] = {
             "heads": heads,
             "kv_heads": kv_heads,
             "head_dim": self.value(q).width // heads,
-            "v_head_dim": self.value(v).width // kv_heads,
+            "v_head_dim": v_head_dim,
             "scale": scale,
         }
-        shape = (self._rows(q), heads, int(attrs["v_head_dim"]))
+        shape = (self._rows(q), heads, v_head_dim)
         return self._add("sparse_attention", name, [q, k, v, rows], [shape], attrs=attrs)[0]
 
     def _pointwise(self, op: str, name: str, *inputs: str, **attrs: Attr) -> str:

@@ -42,6 +42,17 @@ class Cost:
         return self.row + self.top_k * self.expert
 
 
+def attended(history: float, tokens: float, most: int) -> float:
+    """Rows that each of so many new tokens attends to, on average: those before it and itself, and
+    no more than `most` (0: all of them).
+    """
+    seen = history + (tokens + 1) / 2
+    if not most or history + tokens <= most:
+        return seen
+    within = min(max(most - history, 0.0), tokens)  # tokens that see no more than that
+    return (within * (history + (within + 1) / 2) + (tokens - within) * most) / tokens
+
+
 CostRule = Callable[[Call], Cost]
 
 

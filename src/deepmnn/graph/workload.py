@@ -9,6 +9,7 @@ from itertools import compress
 
 from deepmnn.graph.caches import kept_width
 from deepmnn.graph.call import Call
+from deepmnn.graph.cost import attended
 from deepmnn.graph.ir import ROWS, Graph, Node
 from deepmnn.graph.signatures import SIGNATURES, Reading
 
@@ -45,6 +46,9 @@ class Workload:
     Latent attention has two forms. context_macs and dense_macs are those of decode, over the
     latents; whole_context_macs: per token and row when keys and values are whole. Making a row
     whole takes expand_macs, as many as moving a query to the latents and its answer back.
+
+    Sparse attention reads most_context of the cached rows (0: all). Those it is chosen from cost
+    score_macs each, and scored_width of the cache's elements are theirs.
     """
 
     dense_nbytes: int
@@ -58,6 +62,9 @@ class Workload:
     expand_macs: int
     outside_nbytes: int = 0
     outside_macs: int = 0
+    most_context: int = 0
+    score_macs: int = 0
+    scored_width: int = 0
 
     @staticmethod
     def of(graph: Graph) -> Workload:
@@ -89,17 +96,30 @@ class Workload:
             expand_macs=sum(c.expand for c in costs),
             outside_nbytes=sum(compress(dense, outside)),
             outside_macs=sum(compress(macs, outside)),
+            most_context=max((c.most_context for c in costs), default=0),
+            score_macs=sum(c.score for c in costs),
+            scored_width=sum(c.scored_width for c in costs),
         )
 
     def decode_nbytes(self, batch: int, context: float, kv_element_nbytes: int = 4) -> float:
         """Bytes one decode step reads: weights once, experts as routed, every sequence's cache."""
         routed = sum(layer.touched(batch) * layer.nbytes for layer in self.experts)
-        cache = batch * context * self.cache_width * kv_element_nbytes
+        cache = batch * self.cache_read(context) * kv_element_nbytes
         return self.dense_nbytes + routed + batch * self.embedding_nbytes + cache
+
+    def cache_read(self, context: float) -> float:
+        """Elements of the KV cache that a token reads which sees so many rows."""
+        if not self.most_context or context <= self.most_context:
+            return context * (self.cache_width - self.scored_width)
+        chosen = self.most_context * (self.cache_width - self.scored_width)
+        return chosen + context * self.scored_width
 
     def macs(self, tokens: int, context: float, rows: int) -> float:
         """Multiply-accumulates of `tokens` tokens that see `context` cached rows on average."""
-        per_token, per_row = self.dense_macs + self.context_macs * context, float(self.row_macs)
+        seen = min(context, self.most_context) if self.most_context else context
+        per_token, per_row = self.dense_macs + self.context_macs * seen, float(self.row_macs)
+        if seen < context:
+            per_token += self.score_macs * context
         for layer in self.experts:
             if layer.wanted:
                 per_row += layer.top_k * layer.macs
@@ -136,8 +156,11 @@ class Workload:
         The form of latent attention is chosen as native/ops/mla_attention.cc does.
         """
         seen = history + (tokens + 1) / 2
-        saved = tokens * (self.context_macs - self.whole_context_macs) * seen
-        return self.macs(tokens, seen, 0) + min(history * self.expand_macs - saved, 0)
+        read = attended(history, tokens, self.most_context)
+        saved = tokens * (self.context_macs * read - self.whole_context_macs * seen)
+        scored = self.score_macs * seen if read < seen else 0.0
+        macs = self.macs(tokens, 0, 0) + tokens * (self.context_macs * read + scored)
+        return macs + min(history * self.expand_macs - saved, 0)
 
 
 def read_nbytes(graph: Graph, node: Node, call: Call) -> Counter[Reading]:

@@ -131,8 +131,7 @@ def decode_step(
     if not weights.mapped:
         missed = (1 - hit) * sum(layer.top_k * layer.nbytes for layer in workload.experts)
         missed += weights.streamed_nbytes + _TABLE_ROWS * workload.embedding_nbytes
-    read = workload.decode_nbytes(1, context) - workload.cache_width * context * 4
-    read += workload.cache_width * context * kv_element_nbytes
+    read = workload.decode_nbytes(1, context, 0) + workload.cache_read(context) * kv_element_nbytes
     macs = workload.macs(1, context, 1)
     compute = max(
         read / (DECODE_MEMORY_SHARE * speeds.memory), macs / (DECODE_MACS_SHARE * speeds.int8_macs)

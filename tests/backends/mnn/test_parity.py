@@ -21,7 +21,7 @@ from deepmnn.exporters.mnn.export import export
 from deepmnn.exporters.mnn.folder import MnnFolder
 from mnn_numbers import Given
 from parity import SCHEDULES, check_parity, prompts_for, relative_error, run_schedule
-from tiny_models import ALL, CONFIGS, Config, TinyModel, checkpoint_of
+from tiny_models import CONFIGS, DENSE, Config, TinyModel, checkpoint_of
 
 EXACT = 1e-4
 """Of the largest logit, memory "normal"."""
@@ -29,7 +29,7 @@ INT8_ACTIVATIONS = (0.09, 0.12)
 """The median token's error and the worst one's, memory "low": activations of 8 bits, one scale for
 a token, through two or three layers of random weights."""
 
-MLA = [case for case in ALL if case[0] in ("deepseek_v2", "deepseek_v3")]
+MLA = [case for case in DENSE if case[0] in ("deepseek_v2", "deepseek_v3")]
 WHOLE: Config = {
     "hidden_size": 192,
     "intermediate_size": 320,
@@ -83,7 +83,7 @@ def token_errors(oracle: Any, runner: MnnBackend) -> list[float]:
     return [relative_error(g, w) for g, w in zip(got, want, strict=True)]
 
 
-@pytest.mark.parametrize(("model_type", "index"), ALL)
+@pytest.mark.parametrize(("model_type", "index"), DENSE)
 def test_every_schedule_gives_the_oracles_logits(
     tmp_path: Path, model_type: str, index: int
 ) -> None:
@@ -102,7 +102,7 @@ def test_expanded_latent_attention(tmp_path: Path, model_type: str, index: int) 
 @pytest.mark.parametrize("level", [0, 1, 2])
 @pytest.mark.parametrize(
     ("model_type", "index"),
-    [case for case in ALL if case[1] in (0, 2, 3)],
+    [case for case in DENSE if case[1] in (0, 2, 3)],
 )
 def test_lower_levels_give_the_same(
     tmp_path: Path, model_type: str, index: int, level: int
@@ -113,7 +113,7 @@ def test_lower_levels_give_the_same(
 
 
 @pytest.mark.parametrize("quant", ["bf16", "w8", "w4"])
-@pytest.mark.parametrize(("model_type", "index"), ALL)
+@pytest.mark.parametrize(("model_type", "index"), DENSE)
 def test_ragged_blocks_and_floats(tmp_path: Path, model_type: str, index: int, quant: str) -> None:
     """Odd widths: rows that no block of 32 columns divides arrive as the artifact has them."""
     model = tiny(model_type, index, tmp_path / "hf")
@@ -126,7 +126,7 @@ def test_ragged_blocks_and_floats(tmp_path: Path, model_type: str, index: int, q
 @pytest.mark.parametrize("quant", ["w8", "w4"])
 @pytest.mark.parametrize(
     ("model_type", "index"),
-    [case for case in ALL if case not in (("deepseek", 0), ("deepseek_v2", 4))],
+    [case for case in DENSE if case not in (("deepseek", 0), ("deepseek_v2", 4))],
 )
 def test_whole_blocks_are_codes(tmp_path: Path, model_type: str, index: int, quant: str) -> None:
     fields = dict(WHOLE)

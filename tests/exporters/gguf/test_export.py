@@ -253,6 +253,7 @@ def test_a_converted_model(even: TinyModel, tmp_path: Path) -> None:
         ("deepseek", 2, "moe_layer_freq"),
         ("deepseek_v2", 3, "attention_bias"),
         ("deepseek_v3", 2, "attention_bias"),
+        ("deepseek_v32", 0, "'deepseek_v32' has no name in GGUF"),
     ],
 )
 def test_what_llama_cpp_does_not_compute(

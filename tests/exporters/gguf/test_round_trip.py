@@ -17,12 +17,12 @@ from deepmnn.exporters.gguf.export import export_gguf
 from deepmnn.models import build
 from deepmnn.source.open import open_source
 from parity import Runner, relative_error
-from tiny_models import CONFIGS, WHOLE_BLOCKS, checkpoint_of, tiny_checkpoint
+from tiny_models import DENSE, WHOLE_BLOCKS, checkpoint_of, tiny_checkpoint
 
 pytest.importorskip("gguf")
 
 IDS = [(11 * n) % 97 for n in range(40)]
-CASES = [(kind, index) for kind in CONFIGS for index in range(len(CONFIGS[kind]))]
+CASES = DENSE
 REFUSED = [("qwen3", 2), ("deepseek", 2), ("deepseek_v2", 3), ("deepseek_v3", 2)]
 """What llama.cpp's files cannot say: biases of attention, and moe_layer_freq."""
 

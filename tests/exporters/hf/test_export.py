@@ -56,7 +56,9 @@ def logits(path: Path, **options: Any) -> F32:
 
 
 @pytest.mark.parametrize("level", [None, 0, 3])
-@pytest.mark.parametrize("model_type", ["llama", "qwen2", "qwen3", "deepseek_v2", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "model_type", ["llama", "qwen2", "qwen3", "deepseek_v2", "deepseek_v3", "deepseek_v32"]
+)
 def test_transformers_gives_the_same_logits(
     model_type: str, level: int | None, tmp_path: Path
 ) -> None:

@@ -40,7 +40,7 @@ from exporters.folders import in_dying_child, tree
 from mnn_numbers import Given
 from parity import relative_error
 from tiny_artifact import tiny_artifact, write_config
-from tiny_models import LLAMA
+from tiny_models import LLAMA, tiny_checkpoint
 
 IDS = [5, 17, 200, 33, 9]
 EXACT = MnnOptions(memory="normal")
@@ -412,3 +412,12 @@ def test_killed_while_overwriting(tmp_path: Path) -> None:
     assert calls > 20
     export(new, work / "out", overwrite=True)
     assert sorted(os.listdir(work)) == ["bf16", "out", "w8"]
+
+
+@pytest.mark.parametrize("level", [0, 2, 3])
+def test_attention_to_chosen_keys_is_refused(tmp_path: Path, level: int) -> None:
+    tiny_checkpoint("deepseek_v32", 0, tmp_path / "hf")
+    convert(tmp_path / "hf", tmp_path / "model", "fp32", level)
+    with pytest.raises(UnsupportedModelError, match="keys that an indexer chooses"):
+        export(tmp_path / "model", tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()

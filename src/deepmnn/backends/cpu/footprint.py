@@ -30,6 +30,10 @@ _TILE_NBYTES, _TILE_ROWS = 20, 16
 """Of a product's list of tiles (ops/gemm.cc): an entry, and rows that it is worth at least."""
 _TILE_ROOM = 256 << 10
 """Of a thread, for a panel of what it multiplies before it is quantised (ops/gemm.cc)."""
+_SCORE_FLOATS, _BUCKETS = 4 << 20, 1 << 11
+"""Of an indexer (ops/select_keys.cc): scores at once, or one token's; counts of a thread."""
+_SPARSE_TOKENS = 32
+"""That attend to rows of their own at once (ops/mla_absorbed.cc)."""
 _SMALL = 1 << 20
 """Lists of tasks and the like, of one op."""
 
@@ -159,6 +163,13 @@ def _scratch(program: Program, each: Instruction, shape: StepShape) -> int:
         return _expert_linear(program, each, shape)
     if each.op == "mla_attention":
         return _latent_attention(each, shape)
+    if each.op == "sparse_mla_attention":
+        return _sparse_latent_attention(each, shape)
+    if each.op == "select_keys":
+        return _select_keys(shape, _int(each, "heads"), _int(each, "head_dim"))
+    if each.op == "sparse_attention":
+        one = replace(shape, tokens=1, sequences=1)
+        return _grouped_attention(each, one)
     if each.op in ("gqa_attention", "attention"):
         return _grouped_attention(each, shape)
     if each.op in _WINDOWED:
@@ -216,6 +227,33 @@ def _latent_attention(each: Instruction, shape: StepShape) -> int:
     # One form after the other, in the same room.
     absorbed = latent.absorbed(shape, latent.most_absorbed(shape))
     return width + max(absorbed, latent.expanded(shape, shape.context))
+
+
+def _sparse_latent_attention(each: Instruction, shape: StepShape) -> int:
+    """ops/sparse_mla_attention.cc: besides, the chosen rows, and what choosing them takes."""
+    heads, dim = _int(each, "index_n_heads"), _int(each, "index_head_dim")
+    keys = _FLOAT * shape.threads * dim + 16 * shape.sequences
+    latent, most = _Latent.of(each), _int(each, "index_topk")
+    dense = _latent_attention(each, shape) + keys
+    if shape.context <= most:
+        return dense
+    chosen = _FLOAT * shape.tokens * most
+    queries = _FLOAT * shape.tokens * heads * dim
+    choosing = queries + _select_keys(shape, heads, dim)
+    masks = 2 * (-(-shape.tokens // 16)) * shape.context
+    some = min(shape.tokens, _SPARSE_TOKENS)
+    few = replace(shape, tokens=some, sequences=some, context=most)
+    absorbed = latent.absorbed(few, some) + 32 * shape.tokens
+    return chosen + max(dense + masks, choosing, absorbed + dense)
+
+
+def _select_keys(shape: StepShape, heads: int, dim: int) -> int:
+    """ops/select_keys.cc."""
+    groups = -(-dim // 64)
+    token = heads * (_FLOAT + groups * (64 + 2 * _FLOAT)) + _FLOAT  # the queries in int8, weights
+    scores = max(_SCORE_FLOATS, shape.context + 16)
+    room = _FLOAT * (groups * 64 * 16 + 64 + _BUCKETS)  # kernels/kernels.h: index_work
+    return shape.tokens * token + _FLOAT * scores + shape.threads * room
 
 
 @dataclass(frozen=True)

@@ -289,7 +289,7 @@ OPS: dict[str, Callable[[Call], Array | tuple[Array, ...]]] = {
     "mla_attention": _mla_attention,
     "route": _route,
     "moe": _moe,
-    "layer_norm": lambda c: nx.layer_norm(c.x[0], *c.w, c.a["eps"]),
+    "layer_norm": lambda c: nx.layer_norm(c.x[0], c.w[0], c.w[1], c.a["eps"]),
     "select_keys": _select_keys,
     "sparse_mla_attention": _sparse_mla_attention,
     "sparse_attention": _sparse_attention,

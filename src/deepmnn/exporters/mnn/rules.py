@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from deepmnn.errors import UnsupportedModelError
 from deepmnn.exporters.mnn import attention, experts
 from deepmnn.exporters.mnn.lower import Lowering, Projection, Rule
 from deepmnn.exporters.mnn.values import GATE, UP, beside
@@ -125,6 +126,15 @@ def _swiglu(low: Lowering, node: Node) -> None:
     low.set_packed(node.outputs[0], low.model.binary("MUL_SILU", up, gate))
 
 
+def _chosen_keys(low: Lowering, node: Node) -> None:
+    """MNN's attention reads every cached row; none of its ops chooses some."""
+    raise UnsupportedModelError(
+        f"{node.name} is of an attention to keys that an indexer chooses, which MNN cannot run",
+        "a model whose tokens attend to all they see, as DeepSeek-V3's do",
+        "Run it with deepmnn's own engine.",
+    )
+
+
 RULES: dict[str, Rule] = {
     "embedding": _embedding,
     "linear": _linear,
@@ -154,4 +164,8 @@ RULES: dict[str, Rule] = {
     "normalize": experts.normalize,
     "route": experts.route,
     "moe": experts.moe,
+    "layer_norm": _chosen_keys,
+    "select_keys": _chosen_keys,
+    "sparse_attention": _chosen_keys,
+    "sparse_mla_attention": _chosen_keys,
 }

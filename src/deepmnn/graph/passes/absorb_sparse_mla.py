@@ -1,4 +1,4 @@
-"""Latent attention with the indexer that chooses its rows (DeepSeek-V3.2): one node with two caches.
+"""Latent attention and the indexer that chooses its rows (DeepSeek-V3.2): a node with two caches.
 
     iq ─ split ─┬─ rope ── concat ─────────────────────┐
                 └──────────┘                           │

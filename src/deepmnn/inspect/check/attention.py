@@ -48,6 +48,9 @@ def softmax_scale(config: Mapping[str, Any]) -> float:
 def check_attention(subject: Subject, attention: Attention, where: str) -> list[Line]:
     """Rotation, scale and forms of one attention. where: which layers, for the lines' names."""
     config = subject.config
+    if attention.most == 1:
+        words = "a token attends to one row, whatever its score"
+        return [skipped(f"attention scale{where}", words)]
     expected, turns = softmax_scale(config), amplitude(config)
     probe = Probe(subject, attention, expected * turns**2)
     lines = check_rope(probe, config, where)

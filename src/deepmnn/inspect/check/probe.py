@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ _CHUNK = 128
 
 _ATTENTION = re.compile(r"layers\.(\d+)\.self_attn\.attention")
 _AGAIN = "Convert the checkpoint again."
-_NAMED = ("cache", "k_cache", "v_cache")
+_NAMED = ("cache", "k_cache", "v_cache", "index_cache")
 """Attributes in which the attentions of a sound model differ from layer to layer."""
 
 
@@ -46,6 +46,7 @@ class Attention:
         output: its name.
         attrs: those of all nodes of the region; what a name says twice is in here once.
         graph: the region.
+        index: what an indexer chooses rows by, which the region reads, too.
     """
 
     layers: tuple[int, ...]
@@ -53,6 +54,17 @@ class Attention:
     output: str
     attrs: Mapping[str, Any]
     graph: Graph
+    index: tuple[str, ...] = ()
+
+    @property
+    def given(self) -> tuple[str, ...]:
+        """All that the region reads, positions apart."""
+        return (*self.inputs, *self.index)
+
+    @property
+    def most(self) -> int:
+        """Rows that a token attends to; 0: all."""
+        return int(self.attrs.get("index_topk", self.attrs.get("top_k", 0))) if self.index else 0
 
     @property
     def is_latent(self) -> bool:
@@ -93,8 +105,8 @@ def attentions(graph: Graph) -> list[Attention]:
         if (match := _ATTENTION.fullmatch(name)) is None:
             continue
         layer = int(match[1])
-        inputs = _inputs(graph, f"layers.{layer}.self_attn")
-        part = region(graph, [name], inputs)
+        inputs, index = _inputs(graph, f"layers.{layer}.self_attn")
+        part = region(graph, [name], (*inputs, *index))
         attrs = {key: value for node in part.nodes for key, value in node.attrs.items()}
         scale = [node.attrs["scale"] for node in part.nodes if "scale" in node.attrs]
         attrs |= {"scale": scale[-1]} if scale else {}
@@ -102,27 +114,23 @@ def attentions(graph: Graph) -> list[Attention]:
             (node.op, sorted((k, v) for k, v in node.attrs.items() if k not in _NAMED))
             for node in part.nodes
         ]
-        one = Attention((layer,), inputs, name, attrs, part)
+        one = Attention((layer,), inputs, name, attrs, part, index)
         found.setdefault(repr(own), []).append(one)
     return [
-        Attention(
-            tuple(each.layers[0] for each in alike),
-            alike[0].inputs,
-            alike[0].output,
-            alike[0].attrs,
-            alike[0].graph,
-        )
+        replace(alike[0], layers=tuple(each.layers[0] for each in alike))
         for alike in found.values()
     ]
 
 
-def _inputs(graph: Graph, name: str) -> tuple[str, ...]:
-    """What an attention is computed from: the values that the projections give."""
+def _inputs(graph: Graph, name: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What an attention is computed from: the values that the projections give; and an indexer."""
     latent = f"{name}.kv_a_proj_with_mqa"
     if latent in graph.values:
         expanded = f"{name}.q_b_proj"
-        return (expanded if expanded in graph.values else f"{name}.q_proj", latent)
-    return tuple(f"{name}.{part}_proj" for part in "qkv")
+        index = [f"{name}.indexer.{part}" for part in ("wq_b", "wk", "weights_proj")]
+        inputs = (expanded if expanded in graph.values else f"{name}.q_proj", latent)
+        return inputs, tuple(part for part in index if part in graph.values)
+    return tuple(f"{name}.{part}_proj" for part in "qkv"), ()
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,7 @@ class Probe:
         self._subject, self._attention, self._product = subject, attention, product
         self.sizes = Sizes.of(subject.config)
         attention.check_sizes(self.sizes)
-        self.piece: Piece = subject.piece([attention.output], attention.inputs)
+        self.piece: Piece = subject.piece([attention.output], attention.given)
         self._norms = self._head_norms()
         self._latent = np.random.default_rng(0).standard_normal(self.sizes.rank)
 
@@ -227,6 +235,8 @@ class Probe:
             name: x.reshape(2 * n, -1).astype(np.float32)
             for name, x in zip(self._attention.inputs, given, strict=True)
         }
+        values = self._attention.graph.values  # of two rows an indexer chooses both
+        rows |= {i: np.zeros((2 * n, values[i].width), np.float32) for i in self._attention.index}
         out = self.piece.run(rows, sequences)[self._attention.output]
         first, second = out.reshape(n, 2, s.heads, s.value).astype(np.float64).swapaxes(0, 1)
         share = (first * second).sum(axis=2) / (first * first).sum(axis=2)
@@ -264,10 +274,10 @@ def forms(subject: Subject, attention: Attention, tokens: int = 24) -> float:
     values = attention.graph.values
     inputs = {
         name: rng.standard_normal((rows, values[name].width)).astype(np.float32)
-        for name in attention.inputs
+        for name in attention.given
     }
     for form in ("expanded", "absorbed"):
-        piece = subject.piece([attention.output], attention.inputs, form)
+        piece = subject.piece([attention.output], attention.given, form)
         found.append(piece.run(inputs, sequences)[attention.output].astype(np.float64))
     expanded, absorbed = found
     return float(np.sqrt(((absorbed - expanded) ** 2).mean() / (expanded**2).mean()))

@@ -23,7 +23,7 @@ TOLERANCE = 5e-4
 """Of cos and sin: a thousandth of a full turn is 6e-3."""
 
 _AGAIN = "Convert the checkpoint again with this version; if it stays, the model file is wrong."
-_LATENT = ("deepseek_v2", "deepseek_v3")
+_LATENT = ("deepseek_v2", "deepseek_v3", "deepseek_v32")
 
 
 def scaling(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +114,7 @@ def interleaved(config: Mapping[str, Any]) -> bool:
     """Whether 2i and 2i + 1 are a pair, or i and i + dim / 2."""
     if config["model_type"] == "deepseek_v3":
         return bool(config.get("rope_interleave", True))
-    return bool(config["model_type"] == "deepseek_v2")
+    return bool(config["model_type"] in ("deepseek_v2", "deepseek_v32"))
 
 
 def far_positions(config: Mapping[str, Any]) -> list[int]:

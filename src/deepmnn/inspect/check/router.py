@@ -55,7 +55,7 @@ class Routing:
     def of(config: Mapping[str, Any]) -> Routing:
         """Of DeepSeek-MoE, V2 and V3 (and R1)."""
         kind, top_k = config["model_type"], int(config.get("num_experts_per_tok") or 8)
-        is_v3, is_v2 = kind == "deepseek_v3", kind == "deepseek_v2"
+        is_v3, is_v2 = kind in ("deepseek_v3", "deepseek_v32"), kind == "deepseek_v2"
         normalize = bool(config.get("norm_topk_prob", is_v3)) and top_k > 1
         scale = float(config.get("routed_scaling_factor", 2.5 if is_v3 else 1.0))
         limited = is_v3 or config.get("topk_method") == "group_limited_greedy"

@@ -87,11 +87,13 @@ class Load:
 
     def _context_macs(self, costs: cost.Cost, mla_form: str) -> float:
         """Of attention. The form is chosen as native/ops/mla_attention.cc does."""
-        if not costs.context:
+        if not costs.context and not costs.score:
             return 0.0
-        macs = 0.0
+        macs, most = 0.0, costs.most_context
         for span, times in self._spans.items():
-            absorbed = span.tokens * span.seen * costs.context
+            if most and span.history + span.tokens > most:
+                macs += times * span.tokens * span.seen * costs.score
+            absorbed = span.tokens * cost.attended(span.history, span.tokens, most) * costs.context
             expanded = span.tokens * span.seen * costs.whole_context + span.history * costs.expand
             forms = {"absorbed": absorbed, "expanded": expanded}
             macs += times * forms.get(mla_form, min(absorbed, expanded))
@@ -114,4 +116,13 @@ class Load:
             each = Experts(costs.experts, costs.top_k, read["routed"] / costs.experts, 0.0)
             nbytes += each.nbytes * sum(each.touched(n) * times for n, times in sizes.items())
         width = kept_width({name: graph.caches[name] for name in caches_written(node)})
-        return nbytes + width * kv_element_nbytes * self.context
+        most = costs.most_context
+        if not most:
+            return nbytes + width * kv_element_nbytes * self.context
+        rows = scored = 0.0
+        for span, times in self._spans.items():
+            context = span.history + span.tokens
+            rows += times * min(context, span.tokens * most)
+            scored += times * (context if context > most else span.tokens)
+        width -= costs.scored_width
+        return nbytes + (rows * width + scored * costs.scored_width) * kv_element_nbytes

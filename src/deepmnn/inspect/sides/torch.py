@@ -104,7 +104,11 @@ class _Run:
 
         module = self._model.layers[number]
         with self._torch.inference_mode(), _watched(module, record), _attending(self._causal):
-            self._hidden = module(self._hidden, attention_mask=None, **self._given)
+            mask = None
+            if hasattr(module.self_attn, "indexer"):  # which must not choose what comes later
+                tokens = self._hidden.shape[1]
+                mask = self._torch.ones(tokens, tokens, dtype=self._torch.bool).tril()[None, None]
+            self._hidden = module(self._hidden, attention_mask=mask, **self._given)
         record("mlp_residual", self._hidden)
         return values
 
@@ -187,18 +191,30 @@ def _register() -> None:
 
 
 def _attention(
-    module: Any, query: Any, key: Any, value: Any, _mask: Any, scaling: float, **_: Any
+    module: Any,
+    query: Any,
+    key: Any,
+    value: Any,
+    _mask: Any,
+    scaling: float,
+    indices: Any = None,
+    **_: Any,
 ) -> tuple[Any, None]:
     """Causal attention as it is defined, of one sample at a time: their scores take much memory.
 
     query [samples, heads, tokens, head_dim], key and value with kv heads →
-    [samples, tokens, heads, v_head_dim].
+    [samples, tokens, heads, v_head_dim]. indices [samples, tokens, top_k]: the keys that an indexer
+    chose, where the model has one.
     """
     torch = import_module("torch")
     tokens = query.shape[2]
-    later = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
+    causal = torch.ones(tokens, tokens, dtype=torch.bool).triu(1)
     out = []
-    for q, k, v in zip(query, key, value, strict=True):
+    for sample, (q, k, v) in enumerate(zip(query, key, value, strict=True)):
+        later = causal
+        if indices is not None:
+            others = torch.ones(tokens, tokens, dtype=torch.bool)
+            later = causal | others.scatter(-1, indices[sample].long(), False)
         shared = len(q) // len(k)  # query heads that read the same keys
         k, v = (x.repeat_interleave(shared, dim=0) for x in (k, v))
         scores = (q @ k.transpose(1, 2) * scaling).masked_fill(later, -torch.inf)
@@ -218,7 +234,7 @@ def _rotated(module: Any, name: str, x: Any) -> Any:
     x = x[..., -size:]
     if name == "k_rope":
         x = x[:, :1]  # all heads share it
-    if not getattr(module.config, "rope_interleave", False):
+    if not getattr(module.config, "rope_interleave", hasattr(module, "indexer")):
         return x
     # transformers' DeepSeek-V3 takes interleaved pairs and leaves their halves apart
     return x.unflatten(-1, (2, -1)).transpose(-1, -2).flatten(-2)
