@@ -42,11 +42,12 @@ def test_linear_with_several_outputs(dtype, sizes):
 
 
 @pytest.mark.parametrize("dtype", NAMES)
+@pytest.mark.parametrize("limit", [0.0, 0.3])
 @pytest.mark.parametrize("size", [1, 16, 19, 64])
-def test_swiglu(dtype, size):
+def test_swiglu(dtype, size, limit):
     def build(b, x):
         w = b.weight("gate_up", (2 * ceil_rows(size), b.value(x).width), "linear")
-        return add(b, "swiglu", [x], [size], [w], intermediate_size=size, limit=0.0)[0]
+        return add(b, "swiglu", [x], [size], [w], intermediate_size=size, limit=limit)[0]
 
     check(one_op(build, 70, dtype), threads=2)
 
@@ -331,7 +332,7 @@ def test_route(scoring, bias, n_group, topk_group, group_score, normalize):
     check(one_op(build, 24))
 
 
-def moe(experts, k, size, shared, routed=None):
+def moe(experts, k, size, shared, routed=None, limit=0.0):
     """With `routed` only the first so many experts are ever chosen."""
 
     def build(b, x):
@@ -345,7 +346,7 @@ def moe(experts, k, size, shared, routed=None):
             weights.append(b.weight(f"{e}.down", (width, size), "expert"))
         if shared:
             inputs.append(b.silu(x, "shared"))
-        attrs = {"experts": experts, "top_k": k, "intermediate_size": size}
+        attrs = {"experts": experts, "top_k": k, "intermediate_size": size, "limit": limit}
         return add(b, "moe", inputs, [width], weights, **attrs)[0]
 
     return build
