@@ -10,6 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from deepmnn import convert, export
+from deepmnn.artifact.reader import Artifact
+from deepmnn.artifact.restored import RestoredSource
 from deepmnn.errors import CheckpointError, UnsupportedModelError
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.models import build
@@ -179,3 +182,27 @@ def test_exponents_of_another_shape_are_refused(published: Any) -> None:
 def test_v4_1_is_refused_by_name() -> None:
     with pytest.raises(UnsupportedModelError, match=r"DeepSeek-V4\.1"):
         build({"model_type": "deepseek_v41"})
+
+
+@pytest.mark.parametrize(
+    ("target", "match"),
+    [
+        ("mnn", "hyper-connections or compressed attention"),
+        ("gguf", "'deepseek_v4' has no name in GGUF"),
+        ("hf", "a model of type deepseek_v4"),
+    ],
+)
+def test_it_is_not_exported(tmp_path: Path, target: str, match: str) -> None:
+    tiny = tiny_checkpoint("deepseek_v4", 0, tmp_path / "source")
+    convert(tiny.path, tmp_path / "model", "fp32")
+    with pytest.raises(UnsupportedModelError, match=match):
+        export(tmp_path / "model", tmp_path / "exported.gguf", target)
+
+
+def test_a_converted_model_gives_its_tensors_back(tmp_path: Path) -> None:
+    """Tables and biases of windows, too, which are stored as vectors."""
+    tiny = tiny_checkpoint("deepseek_v4", 0, tmp_path / "source")
+    convert(tiny.path, tmp_path / "model", "fp32")
+    restored = RestoredSource(Artifact.open(tmp_path / "model"))
+    for name in restored.names():
+        np.testing.assert_array_equal(restored.read(name), tiny.read(name))
