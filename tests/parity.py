@@ -17,6 +17,7 @@ import numpy as np
 
 from deepmnn.backends.base import F32, Backend, Batch
 from deepmnn.backends.reference import ReferenceBackend
+from deepmnn.graph.caches import block_multiple
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.weights import TensorSource
@@ -70,6 +71,7 @@ class Runner:
     lengths: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self.block_size *= block_multiple(self.backend.caches)
         self.cache = self.backend.new_cache(self.blocks, self.block_size, self.cache_dtype)
         self.free = [int(block) for block in np.random.default_rng(5).permutation(self.blocks)]
 

@@ -21,6 +21,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from deepmnn.backends.base import F32
+from deepmnn.graph.tensors import tensors as tensors_of
 from deepmnn.models import build
 
 Config = dict[str, Any]
@@ -64,6 +65,36 @@ INDEXED: Config = MLA | {
 """Latent attention to few of the keys that prompts in tests have. With many heads no score is a sum
 of zeros, of which equal ones would tie; and random weights leave a margin between the last key that
 is chosen and the next, so that sums in any order choose alike. Logits are compared, not choices."""
+
+V4: Config = {
+    "vocab_size": 97,
+    "hidden_size": 36,
+    "moe_intermediate_size": 19,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "head_dim": 20,
+    "qk_rope_head_dim": 6,
+    "q_lora_rank": 21,
+    "o_groups": 2,
+    "o_lora_rank": 11,
+    "n_routed_experts": 7,
+    "num_experts_per_tok": 3,
+    "num_hash_layers": 1,
+    "compress_ratios": [0, 4, 128, 4, 0],
+    "sliding_window": 5,
+    "index_n_heads": 9,  # with fewer, products are often all negative, and scores all zero: ties
+    "index_head_dim": 12,
+    "index_topk": 2,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 0.02,
+    "hc_eps": 0.01,
+}
+
+
+def _rates(sparse: int, heavily: int) -> dict[str, int]:
+    """Tokens of an entry in each kind of layer."""
+    return {"compressed_sparse_attention": sparse, "heavily_compressed_attention": heavily}
+
 
 CONFIGS: dict[str, list[Config]] = {
     "llama": [
@@ -180,6 +211,31 @@ CONFIGS: dict[str, list[Config]] = {
         | {"qk_rope_head_dim": 32, "index_head_dim": 64, "qk_nope_head_dim": 32, "v_head_dim": 20}
         | {"num_nextn_predict_layers": 1, "rope_parameters": YARN | {"rope_theta": 1e5}},
     ],
+    "deepseek_v4": [
+        # both ways to write a config; windows and entries on either side of a prompt's length
+        V4,
+        V4
+        | {"compress_rates": _rates(3, 7), "sliding_window": 2, "index_topk": 1}
+        | {"num_hash_layers": 0, "swiglu_limit": 0.4, "hc_mult": 3, "hc_sinkhorn_iters": 4}
+        | {"layer_types": ["heavily_compressed_attention", "compressed_sparse_attention"] * 2}
+        | {"num_attention_heads": 6, "o_groups": 3, "o_lora_rank": 16, "num_hidden_layers": 4},
+        V4
+        | {"layer_types": ["sliding_attention"] * 2, "num_hidden_layers": 2}
+        | {"sliding_window": 40, "tie_word_embeddings": True, "qk_rope_head_dim": 20},
+        V4
+        | {"compress_rates": _rates(1, 2), "index_topk": 40, "scoring_func": "sigmoid"}
+        | {"mlp_layer_types": ["moe", "hash_moe", "moe"], "num_hidden_layers": 3}
+        | {"rope_scaling": YARN | {"original_max_position_embeddings": 24}, "hc_mult": 2}
+        | {"layer_types": ["compressed_sparse_attention", "heavily_compressed_attention"] * 2},
+        V4
+        | {"compress_rates": _rates(5, 4), "sliding_window": 9, "o_groups": 1, "head_dim": 34}
+        | {"index_head_dim": 22, "qk_rope_head_dim": 10, "index_n_heads": 11, "hc_mult": 1}
+        | {"num_nextn_predict_layers": 0, "rope_scaling": YARN, "index_topk": 3},
+        V4
+        | {"compress_rates": _rates(4, 128), "sliding_window": 1}
+        | {"num_experts_per_tok": 1, "n_routed_experts": 4, "compress_rope_theta": 300.0}
+        | {"swiglu_limit": 1.0, "routed_scaling_factor": 2.5, "rope_theta": 50.0},
+    ],
 }
 """model_type → configs, in Hugging Face's field names; the rest has the library's default."""
 
@@ -223,8 +279,8 @@ class TinyModel:
     def hidden(self, ids: Sequence[int]) -> F32:
         """Float32 last hidden state of the whole prompt, [len(ids), hidden_size]."""
         with torch.no_grad():
-            out = self.model(input_ids=torch.tensor([list(ids)]), output_hidden_states=True)
-        return np.asarray(out.hidden_states[-1][0], np.float32)
+            out = self.model.model(input_ids=torch.tensor([list(ids)]))
+        return np.asarray(out.last_hidden_state[0], np.float32)
 
     def names(self) -> list[str]:
         """The tensors of the checkpoint."""
@@ -269,6 +325,10 @@ def _made(arguments: str) -> tuple[str, torch.nn.Module, dict[str, bytes]]:
     model, config = make(fields)
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():
+        if name.endswith("tid2eid"):
+            scores = torch.rand((len(tensor), fields["n_routed_experts"]), generator=generator)
+            tensor.copy_(scores.argsort(-1)[:, : tensor.shape[1]])
+            continue
         values = _random(name, tensor.shape, generator)
         rounded = bf16_embedding and ("embed_tokens" in name or "lm_head" in name)  # tied, perhaps
         tensor.copy_(values.bfloat16().float() if rounded else values)
@@ -278,12 +338,30 @@ def _made(arguments: str) -> tuple[str, torch.nn.Module, dict[str, bytes]]:
         if model_type == "deepseek":
             tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
             save_file(tensors, path / "model.safetensors", {"format": "pt"})
+        elif model_type == "deepseek_v4":
+            # save_pretrained writes half of the published names (tests/source/test_v4_names.py)
+            save_file(_unstacked(model.state_dict()), path / "model.safetensors", {"format": "pt"})
         else:
             model.save_pretrained(path)
         (path / "config.json").write_text(text)
         _add_kept_weights(path, config, generator)
         files = {file.name: file.read_bytes() for file in path.iterdir()}
     return text, model.eval(), files
+
+
+def _unstacked(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Every expert by itself, as other models' checkpoints have them."""
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        stem, stacked, kind = name.rpartition(".experts.")
+        if not stacked or kind not in ("gate_up_proj", "down_proj"):
+            found[name] = tensor.clone()
+            continue
+        for expert, matrix in enumerate(tensor):
+            names = ["down_proj"] if kind == "down_proj" else ["gate_proj", "up_proj"]
+            for part, rows in zip(names, matrix.chunk(len(names)), strict=True):
+                found[f"{stem}.experts.{expert}.{part}.weight"] = rows.clone()
+    return found
 
 
 def _random(name: str, shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
@@ -335,9 +413,8 @@ def _add_kept_weights(path: Path, config: Config, generator: torch.Generator) ->
     graph = build(config)
     if graph.kept:
         tensors = load_file(path / "model.safetensors")
-        for name in graph.kept:
-            shape = torch.Size(graph.weights[name].shape)
-            tensors[f"model.{name}"] = _random(name, shape, generator)
+        for tensor in (t for name in graph.kept for t in tensors_of(graph.weights[name].expr)):
+            tensors[tensor.name] = _random(tensor.name, torch.Size(tensor.shape), generator)
         save_file(tensors, path / "model.safetensors", {"format": "pt"})
 
 

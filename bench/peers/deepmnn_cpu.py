@@ -20,6 +20,8 @@ ARTIFACT_VERSION = 6
 PASSES = (
     "drop_identities",
     "share_weights",
+    "fuse_compressed_attention",
+    "fuse_hyper_connections",
     "select_rows_early",
     "fuse_swiglu",
     "fuse_linears",

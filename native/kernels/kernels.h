@@ -90,6 +90,7 @@ struct LinearTask {
   int64_t out_cols = 0;         // columns of y that exist: padding rows of W are not stored
   const float* bias = nullptr;  // [out_cols] or null; store only
   Epilogue epilogue = Epilogue::store;
+  float limit = 0.0f;  // swiglu: gate is at most that, up within it and its negative; 0: no limit
 };
 
 struct SamplingParams {

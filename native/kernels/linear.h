@@ -73,6 +73,16 @@ void plain_tile(const LinearTask& task, int64_t block, int64_t i) {
   }
 }
 
+// silu(gate) * up, of which both may be limited. This order keeps NaN.
+DEEPMNN_INLINE F32x16 gated(const LinearTask& task, F32x16 gate, F32x16 up) {
+  if (task.limit > 0.0f) {
+    const F32x16 most = splat(task.limit);
+    gate = min(most, gate);
+    up = max(splat(-task.limit), min(most, up));
+  }
+  return silu(gate) * up;
+}
+
 // Output block `block` of input rows [i, i + kRows): weight block 2 * block is its gate, the next one its up.
 template <Format kFormat, int kRows>
 void swiglu_tile(const LinearTask& task, int64_t block, int64_t i) {
@@ -91,7 +101,7 @@ void swiglu_tile(const LinearTask& task, int64_t block, int64_t i) {
     }
   }
   DEEPMNN_UNROLL
-  for (int r = 0; r < kRows; ++r) write(task, block, i + r, silu(out.v[0][r]) * out.v[1][r]);
+  for (int r = 0; r < kRows; ++r) write(task, block, i + r, gated(task, out.v[0][r], out.v[1][r]));
 }
 
 // The tile of n_rows (1 .. kMostRows) rows and n_blocks blocks: 1 or tile_blocks.
@@ -150,7 +160,7 @@ void panel_rows(const LinearTask& task, int64_t block, int64_t block_bytes, int6
   if constexpr (kBlocks > 1) {
     if (pairs) {
       return write_rows<kBlocks / 2>(task, block, first, n, [&](int64_t i, int b) {
-        return silu(load(sums.v[i][2 * b])) * load(sums.v[i][2 * b + 1]);
+        return gated(task, load(sums.v[i][2 * b]), load(sums.v[i][2 * b + 1]));
       });
     }
   }

@@ -118,8 +118,9 @@ float* output(const AttendJob& job, int64_t query) {
 
 // A query's output from its sums: values of int8 rows are rotated, and so are weighted sums of them.
 void finish(const Step& step, const AttendShape& shape, const AttendJob& job, int64_t query, const float* acc,
-            float sum) {
+            float most, float sum) {
   float* out = output(job, query);
+  if (job.sinks) sum += std::exp(job.sinks[query % job.per_token] - most);
   step.kernels.scale(acc, 1.0f / sum, shape.v_dim, out);
   if (job.keys.type == CacheType::int8) step.kernels.unrotate_heads(out, 1, shape.v_dim);
 }
@@ -128,7 +129,7 @@ void normalise(const Step& step, const AttendShape& shape, const AttendJob& job,
                const Workspace& work) {
   for (int64_t query = item.first; query < item.last; ++query) {
     const int64_t i = query - item.first;
-    finish(step, shape, job, query, work.acc + i * shape.v_dim, work.max_sum[2 * i + 1]);
+    finish(step, shape, job, query, work.acc + i * shape.v_dim, work.max_sum[2 * i], work.max_sum[2 * i + 1]);
   }
 }
 
@@ -156,7 +157,7 @@ void merge(const Step& step, const AttendShape& shape, const AttendJob& job, con
     step.kernels.axpy(weight, partials.acc + at(s) * shape.v_dim, shape.v_dim, out);
     sum += weight * part;
   }
-  finish(step, shape, job, query, out, sum);
+  finish(step, shape, job, query, out, most, sum);
 }
 
 Workspace take_workspace(Step& step, const AttendShape& shape, int64_t tile, int64_t count) {

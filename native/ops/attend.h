@@ -37,6 +37,7 @@ struct AttendJob {
   float* out = nullptr;
   int64_t out_token_stride = 0;
   int64_t out_query_stride = 0;
+  const float* sinks = nullptr;  // [per_token]: scores that take part in the softmax without a value; null: none
 };
 
 // Sizes that all jobs of an op share.

@@ -15,6 +15,7 @@ class Moe : public Op {
     const int64_t experts = spec.int_attr("experts", 1, kMaxExtentAttr);
     top_k_ = spec.int_attr("top_k", 1, kMaxExtentAttr);
     size_ = spec.int_attr("intermediate_size", 1, kMaxExtentAttr);
+    limit_ = spec.float_attr("limit");
     spec.require(spec.weights() == 2 * static_cast<size_t>(experts), std::to_string(spec.weights()) + " weights",
                  "gate_up and down for each expert");
     x_ = spec.input(0);
@@ -85,6 +86,7 @@ class Moe : public Op {
       task.rows.n = groups.size(group);
       task.out_cols = size_;
       task.epilogue = Epilogue::swiglu;
+      task.limit = limit_;
       if (hidden.x) {
         task.y = hidden.x + start * size_;
         task.y_stride = size_;
@@ -120,6 +122,7 @@ class Moe : public Op {
   }
 
   int64_t top_k_, size_;
+  float limit_;
   Buffer x_, indices_, weights_, shared_, y_;
   bool has_shared_;
   std::vector<uint32_t> experts_;         // ids of each expert's gate_up and down

@@ -25,13 +25,14 @@ void norm_rows(Step& step, const Buffer& y, RowForm read_as, int64_t cost, Norm&
 class RmsNorm : public Op {
  public:
   explicit RmsNorm(const OpSpec& spec) {
-    spec.require_counts(1, 1, 1);
+    spec.require(spec.inputs() == 1 && spec.outputs() == 1 && spec.weights() <= 1, "its inputs, outputs and weights",
+                 "1 input, 1 output, 0 or 1 weights");
     x_ = spec.input(0);
     y_ = spec.output(0, x_.dim, x_.width);
     heads_ = spec.int_attr("heads", 1, x_.width);
     eps_ = spec.float_attr("eps");
     spec.require(x_.width % heads_ == 0, "a width of " + std::to_string(x_.width), "whole heads");
-    weight_ = spec.vector(0, x_.width / heads_);
+    if (spec.weights() == 1) weight_ = spec.vector(0, x_.width / heads_);
     read_as_ = spec.read_as(0);
   }
 

@@ -43,5 +43,21 @@ OpPtr make_layer_norm(const OpSpec& spec);
 OpPtr make_sparse_mla_attention(const OpSpec& spec);
 OpPtr make_select_keys(const OpSpec& spec);
 OpPtr make_sparse_attention(const OpSpec& spec);
+OpPtr make_sqrt_softplus(const OpSpec& spec);
+OpPtr make_clamp(const OpSpec& spec);
+OpPtr make_add_constant(const OpSpec& spec);
+OpPtr make_gain(const OpSpec& spec);
+OpPtr make_lookup(const OpSpec& spec);
+OpPtr make_mix(const OpSpec& spec);
+OpPtr make_sinkhorn(const OpSpec& spec);
+OpPtr make_compress(const OpSpec& spec);
+OpPtr make_window_attention(const OpSpec& spec);
+OpPtr make_grouped_linear(const OpSpec& spec);
+OpPtr make_hash_route(const OpSpec& spec);
+OpPtr make_hyper_in(const OpSpec& spec);
+OpPtr make_hyper_out(const OpSpec& spec);
+OpPtr make_sliding_attention(const OpSpec& spec);
+OpPtr make_heavily_compressed_attention(const OpSpec& spec);
+OpPtr make_compressed_sparse_attention(const OpSpec& spec);
 
 }  // namespace deepmnn

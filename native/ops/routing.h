@@ -10,6 +10,12 @@ namespace deepmnn {
 // The best k of scores [n], best first, ties to the lower index. k <= n.
 void top_k(const float* scores, int64_t n, int64_t k, int32_t* indices);
 
+// Row `row` of a table of k experts each; throws Error("artifact") for what is no expert (lookup.cc).
+void look_up_experts(const float* table, int64_t row, int64_t k, int64_t experts, int32_t* indices);
+
+// The square root of ln(1 + e^x) (elementwise.cc).
+float sqrt_softplus(float x);
+
 // x / (sum x + eps).
 void normalize(const float* x, int64_t n, float eps, float* y);
 

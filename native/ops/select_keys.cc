@@ -94,7 +94,7 @@ void select_some(Step& step, const IndexShape& shape, const IndexJob& job, int64
   task.k = job.k;
   task.table = job.table;
   task.block_size = job.block_size;
-  task.ratio = shape.ratio;
+  task.ratio = shape.whole_rows ? 1 : shape.ratio;
   if (job.type == CacheType::int8) quantize_queries(step, shape, task.q, n, task);
   float* weights = step.scratch.take<float>(n * shape.heads);
   step.kernels.scale(job.weights + first * shape.heads, shape.scale, n * shape.heads, weights);

@@ -11,7 +11,8 @@ struct IndexShape {
   int64_t heads = 0;
   int64_t dim = 0;
   int64_t top_k = 0;
-  int64_t ratio = 1;  // every ratio-th row is a key
+  int64_t ratio = 1;        // every ratio-th row is a key
+  bool whole_rows = false;  // the keys lie one after another: k has no rows between them
   float scale = 1.0f;
 
   // Keys among the first `rows` rows of a sequence.

@@ -12,6 +12,7 @@ class Swiglu : public Op {
     x_ = spec.input(0);
     y_ = spec.output(0, x_.dim, size);
     weight_ = spec.matrix(0, 2 * ((size + kBlockRows - 1) / kBlockRows * kBlockRows), x_.width);
+    limit_ = spec.float_attr("limit");
     read_as_ = spec.read_as(0);
   }
 
@@ -22,6 +23,7 @@ class Swiglu : public Op {
     task.rows = input_rows(step, x_, task.weight);
     task.out_cols = y_.width;
     task.epilogue = Epilogue::swiglu;
+    task.limit = limit_;
     if (read_as_ != RowForm::floats) {
       const QuantizedRows y = step.quantized.put(step, y_, read_as_);
       return run_linear(step, &task, 1, &y);
@@ -34,6 +36,7 @@ class Swiglu : public Op {
  private:
   Buffer x_, y_;
   WeightRef weight_;
+  float limit_;
   RowForm read_as_;  // y, by all that read it
 };
 

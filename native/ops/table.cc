@@ -47,6 +47,22 @@ constexpr Entry kOps[] = {
     {"select_keys", make_select_keys},
     {"sparse_attention", make_sparse_attention},
     {"sparse_mla_attention", make_sparse_mla_attention},
+    {"sqrt_softplus", make_sqrt_softplus},
+    {"clamp", make_clamp},
+    {"add_constant", make_add_constant},
+    {"gain", make_gain},
+    {"lookup", make_lookup},
+    {"mix", make_mix},
+    {"sinkhorn", make_sinkhorn},
+    {"compress", make_compress},
+    {"window_attention", make_window_attention},
+    {"grouped_linear", make_grouped_linear},
+    {"hash_route", make_hash_route},
+    {"hyper_in", make_hyper_in},
+    {"hyper_out", make_hyper_out},
+    {"sliding_attention", make_sliding_attention},
+    {"heavily_compressed_attention", make_heavily_compressed_attention},
+    {"compressed_sparse_attention", make_compressed_sparse_attention},
 };
 
 const Entry* find(const std::string& name) {

@@ -67,6 +67,8 @@ class OpSpec {
   // The int8 form in which the next instruction alone reads output `index` (reads_quantized); else floats.
   RowForm read_as(size_t index) const;
 
+  int64_t weight_cols(size_t index) const;  // columns of weight `index`; of a vector its length
+
   void require_reading(size_t index, Reading reading) const;  // of weight `index`
   // Weights, whose bytes the op asks for at each step (Step::pin).
   WeightRef vector(size_t index, int64_t length) const;

@@ -68,6 +68,8 @@ RowForm OpSpec::read_as(size_t index) const {
 
 const WeightInfo& OpSpec::weight_info(size_t index) const { return program_.weights[instruction_.weights[index].id]; }
 
+int64_t OpSpec::weight_cols(size_t index) const { return weight_info(index).cols; }
+
 void OpSpec::require_reading(size_t index, Reading reading) const {
   constexpr const char* names[kReadings] = {"whole", "in order", "by routing", "by look-up"};
   const Reading found = instruction_.weights[index].reading;

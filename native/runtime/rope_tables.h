@@ -20,6 +20,9 @@ class RopeTables {
     for (Table& table : tables_) table.memory.use(use, reset);
   }
 
+  // cos and sin [half] at any position.
+  void angles(size_t id, int64_t position, float* cos, float* sin) const;
+
   // [half] of one token.
   const float* cos(size_t id, int64_t token) const { return tables_[id].cos + token * half(id); }
   const float* sin(size_t id, int64_t token) const { return tables_[id].sin + token * half(id); }
@@ -33,7 +36,6 @@ class RopeTables {
     float* sin = nullptr;
   };
   int64_t half(size_t id) const { return static_cast<int64_t>(tables_[id].inv_freq.size()); }
-  static void fill(const Table& table, int64_t token, int32_t position);
 
   std::vector<Table> tables_;
 };

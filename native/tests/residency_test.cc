@@ -113,7 +113,8 @@ Program mixture() {
   op("linear", {1}, 2, {in_order}, {});
   op("top_k", {2}, 3, {}, {{"top_k", kChosen}});
   op("gather", {2, 3}, 4, {}, {});
-  op("moe", {1, 3, 4}, 5, experts, {{"experts", kExperts}, {"top_k", kChosen}, {"intermediate_size", kSize}});
+  op("moe", {1, 3, 4}, 5, experts,
+     {{"experts", kExperts}, {"top_k", kChosen}, {"intermediate_size", kSize}, {"limit", 0.0}});
   op("rms_norm", {5}, 6, {{norm, Reading::whole}}, {{"heads", int64_t{1}}, {"eps", 1e-5}});
   op("linear", {6}, 7, {{head, Reading::in_order}, {bias, Reading::whole}}, {});
   return program;

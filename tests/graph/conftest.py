@@ -9,6 +9,7 @@ import pytest
 
 from deepmnn.backends.base import F32, Batch
 from deepmnn.backends.reference import ReferenceBackend
+from deepmnn.graph.caches import block_multiple
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.graph.weights import TensorSource
@@ -45,7 +46,7 @@ def logits() -> Callable[..., F32]:
         backend = ReferenceBackend(
             graph, lambda name: graph.weights[name].expr.read(source), mla_form
         )
-        cache = backend.new_cache(BLOCKS, BLOCK_SIZE)
+        cache = backend.new_cache(BLOCKS, BLOCK_SIZE * block_multiple(graph.caches))
         batches = [_batch(backend.vocab_size, step) for step in range(len(STEPS))]
         return np.concatenate([backend.step(cache, batch) for batch in batches])
 

@@ -16,6 +16,7 @@ from deepmnn.models.config import MAX_LAYERS, ModelConfig
 from tiny_models import ALL, CONFIGS, checkpoint_of
 
 HUB = {"moe_layer_freq", "scoring_func", "topk_method", "num_nextn_predict_layers", "head_dim"}
+HUB |= {"qk_rope_head_dim", "compress_rate_csa", "compress_rate_hca", "intermediate_size"}
 HUB |= {"rope_interleave", "indexer_rope_interleave"}  # of deepseek_v32: other classes have them
 """Fields that published configs have and transformers' classes lack or name otherwise."""
 

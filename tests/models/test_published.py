@@ -17,7 +17,6 @@ from safetensors import safe_open
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.graph.verify import verify
-from deepmnn.graph.weights import Tensor
 from deepmnn.models import build, read_config
 from deepmnn.source.codecs import fp8
 from tiny_models import ALL, tiny_checkpoint
@@ -48,6 +47,9 @@ PARAMETERS = {
     "DeepSeek-R1-Distill-Qwen-14B": 14_770_033_664,
     "DeepSeek-R1-Distill-Qwen-32B": 32_763_876_352,
     "DeepSeek-R1-0528-Qwen3-8B": 8_190_735_360,
+    # without MTP; cards say 284B and 1.6T
+    "DeepSeek-V4-Flash": 284_334_567_511,
+    "DeepSeek-V4-Pro": 1_572_999_528_803,
 }
 
 MLP = ["mlp.gate_proj.weight", "mlp.up_proj.weight", "mlp.down_proj.weight"]
@@ -83,6 +85,25 @@ LAYER["deepseek_v32"] = [
     *LAYER["deepseek_v3"],
     *(f"self_attn.indexer.{part}" for part in INDEXER),
 ]
+COMPRESSOR = ["kv_proj.weight", "gate_proj.weight", "position_bias", "kv_norm.weight"]
+V4_ATTENTION = [
+    *("q_a_proj.weight", "q_a_norm.weight", "q_b_proj.weight", "kv_proj.weight", "kv_norm.weight"),
+    *("sinks", "o_a_proj.weight", "o_b_proj.weight"),
+]
+V4_ENTRIES = [
+    *(f"compressor.{part}" for part in COMPRESSOR),
+    *(f"compressor.indexer.{part}" for part in COMPRESSOR),
+    *("compressor.indexer.q_b_proj.weight", "compressor.indexer.scorer.weights_proj.weight"),
+]
+V4_LAYER = [
+    *("input_layernorm.weight", "post_attention_layernorm.weight"),
+    *(f"{block}_hc.{part}" for block in ("attn", "ffn") for part in ("fn", "base", "scale")),
+    *(f"self_attn.{part}" for part in V4_ATTENTION),
+    *MOE[len(MLP) :],
+    "mlp.gate.e_score_correction_bias",
+]
+V4_HEAD = [f"hc_head.hc_{part}" for part in ("fn", "base", "scale")]
+V4_MTP = [f"{part}.weight" for part in ("enorm", "hnorm", "e_proj", "h_proj", "norm")]
 MTP = ["embed_tokens", "enorm", "hnorm", "eh_proj", "shared_head.norm", "shared_head.head"]
 
 
@@ -107,7 +128,18 @@ def test_published_sizes(name: str) -> None:
     assert parameters(graph) == PARAMETERS[name]
 
 
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", ["DeepSeek-V4-Flash", "DeepSeek-V4-Pro"])
+def test_published_tensor_names_of_v4(name: str) -> None:
+    """Under the names of transformers' conversion_mapping.py."""
+    found = {re.sub(r"\.\d+\.", ".#.", tensor) for tensor in tensor_shapes(published(name))}
+    layer = {*V4_LAYER, *(f"self_attn.{part}" for part in V4_ENTRIES), "mlp.gate.tid2eid"}
+    ends = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
+    ends |= {f"model.{part}" for part in V4_HEAD}
+    drafts = {f"model.mtp.#.{part}" for part in (*V4_LAYER, *V4_HEAD, *V4_MTP)}
+    assert found == ends | drafts | {f"model.layers.#.{part}" for part in layer}
+
+
+@pytest.mark.parametrize("name", [name for name in PARAMETERS if "V4" not in name])
 def test_published_tensor_names(name: str) -> None:
     config = CONFIGS[name]
     layer = set(LAYER[config["model_type"]])
@@ -211,7 +243,6 @@ def test_every_tensor_of_a_checkpoint_is_read(tmp_path: Any, model_type: str, in
     tiny = tiny_checkpoint(model_type, index, tmp_path)
     with safe_open(tmp_path / "model.safetensors", "np") as file:
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    exprs = [weight.expr for weight in build(tiny.config).weights.values()]
-    read = {expr.name: expr.shape for expr in exprs if isinstance(expr, Tensor)}
+    read = tensor_shapes(build(tiny.config))
     assert read.items() <= stored.items()
     assert stored.keys() - read.keys() <= {"lm_head.weight"}

@@ -64,11 +64,18 @@ def cpu(**options: object) -> Callable[[Graph, TensorSource], CpuBackend]:
     )
 
 
+_TABLES = ("lookup", "hash_route")
+"""Ops whose last weight has numbers of experts."""
+
+
 def random_weights(graph: Graph, seed: int = 0) -> dict[str, F32]:
     """Normal numbers for every weight of a graph, scaled so that activations stay near one."""
     rng = np.random.default_rng(seed)
+    tables = {node.weights[-1]: node.attrs["experts"] for node in graph.nodes if node.op in _TABLES}
     return {
-        name: (rng.standard_normal(weight.shape) / np.sqrt(weight.shape[-1] / 2)).astype(np.float32)
+        name: rng.integers(0, int(tables[name]), weight.shape).astype(np.float32)
+        if name in tables
+        else (rng.standard_normal(weight.shape) / np.sqrt(weight.shape[-1] / 2)).astype(np.float32)
         if weight.format != "vector"
         else (1 + 0.3 * rng.standard_normal(weight.shape)).astype(np.float32)
         for name, weight in graph.weights.items()

@@ -42,11 +42,12 @@ def test_linear_with_several_outputs(dtype, sizes):
 
 
 @pytest.mark.parametrize("dtype", NAMES)
+@pytest.mark.parametrize("limit", [0.0, 0.3])
 @pytest.mark.parametrize("size", [1, 16, 19, 64])
-def test_swiglu(dtype, size):
+def test_swiglu(dtype, size, limit):
     def build(b, x):
         w = b.weight("gate_up", (2 * ceil_rows(size), b.value(x).width), "linear")
-        return add(b, "swiglu", [x], [size], [w], intermediate_size=size)[0]
+        return add(b, "swiglu", [x], [size], [w], intermediate_size=size, limit=limit)[0]
 
     check(one_op(build, 70, dtype), threads=2)
 
@@ -67,7 +68,7 @@ def test_swiglu_quantises_for_the_linear_that_reads_it(dtype, size, lengths):
         def build(b, x):
             w = b.weight("gate_up", (2 * ceil_rows(size), b.value(x).width), "linear")
             other = None if apart else b.silu(x, "other")
-            y = add(b, "swiglu", [x], [size], [w], intermediate_size=size)[0]
+            y = add(b, "swiglu", [x], [size], [w], intermediate_size=size, limit=0.0)[0]
             other = other or b.silu(x, "other")
             return b.add(b.linear(y, "down", b.value(x).width), other, "sum")
 
@@ -101,7 +102,7 @@ def test_norm_quantises_for_the_product_that_reads_it(dtype, norm, reader, width
                 y = b.linear(y, "down", width)
             else:
                 gate_up = b.weight("gate_up", (2 * ceil_rows(width), width), "linear")
-                y = add(b, "swiglu", [y], [width], [gate_up], intermediate_size=width)[0]
+                y = add(b, "swiglu", [y], [width], [gate_up], intermediate_size=width, limit=0.0)[0]
             return b.add(y, other, "sum")
 
         return one_op(build, width, dtype)
@@ -127,7 +128,7 @@ def test_swiglu_that_two_instructions_read():
 
     def build(b, x):
         w = b.weight("gate_up", (2 * ceil_rows(100), b.value(x).width), "linear")
-        y = add(b, "swiglu", [x], [100], [w], intermediate_size=100)[0]
+        y = add(b, "swiglu", [x], [100], [w], intermediate_size=100, limit=0.0)[0]
         return b.add(b.linear(y, "down", 100), y, "sum")
 
     check(one_op(build, 70, "w8"), threads=2)
@@ -355,7 +356,7 @@ def test_route(scoring, bias, n_group, topk_group, group_score, normalize):
     check(one_op(build, 24))
 
 
-def moe(experts, k, size, shared, routed=None):
+def moe(experts, k, size, shared, routed=None, limit=0.0):
     """With `routed` only the first so many experts are ever chosen."""
 
     def build(b, x):
@@ -369,7 +370,7 @@ def moe(experts, k, size, shared, routed=None):
             weights.append(b.weight(f"{e}.down", (width, size), "expert"))
         if shared:
             inputs.append(b.silu(x, "shared"))
-        attrs = {"experts": experts, "top_k": k, "intermediate_size": size}
+        attrs = {"experts": experts, "top_k": k, "intermediate_size": size, "limit": limit}
         return add(b, "moe", inputs, [width], weights, **attrs)[0]
 
     return build

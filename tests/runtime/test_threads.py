@@ -27,7 +27,7 @@ def several_outputs(b, x):
 
 def swiglu(b, x):
     w = b.weight("gate_up", (2 * ceil_rows(700), WIDTH), "linear")
-    return add(b, "swiglu", [x], [700], [w], intermediate_size=700)[0]
+    return add(b, "swiglu", [x], [700], [w], intermediate_size=700, limit=0.0)[0]
 
 
 OPS = {

@@ -18,7 +18,7 @@ from deepmnn.graph.levels import OnPass, optimize
 from deepmnn.graph.origins import row_origins
 from deepmnn.graph.rewrite import joined_names
 from deepmnn.graph.tensors import tensor_shapes, tensors
-from deepmnn.graph.weights import Expr
+from deepmnn.graph.weights import Expr, Flat
 from deepmnn.quant.layout import unpack_codes
 from deepmnn.quant.recipe import Recipe, apply
 from deepmnn.quant.store import stored_values
@@ -110,8 +110,12 @@ class RestoredSource(Source):
         whole: Arrays = {}
         missing = np.ones(count, bool)
         for weight, expr in self._parts[name]:
+            arrays = arrays_of(weight)
+            if isinstance(expr, Flat):  # numbers of a table, one after another
+                expr = expr.x
+                arrays = {field: stored.reshape(expr.shape) for field, stored in arrays.items()}
             rows, places = row_origins(expr)[name]
-            for field, stored in arrays_of(weight).items():
+            for field, stored in arrays.items():
                 if field not in whole:
                     whole[field] = np.empty((count, *stored.shape[1:]), stored.dtype)
                 whole[field][places] = stored[rows]

@@ -8,12 +8,13 @@ is the checkpoint tensor behind it, with `prefix` in front.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from deepmnn.errors import ConfigError, GraphError
 from deepmnn.graph.caches import CacheEntry
 from deepmnn.graph.ir import CONTEXT, ROWS, TOKENS, Attr, Dim, Graph, Node, Value, Weight
-from deepmnn.graph.weights import Expr, Tensor
+from deepmnn.graph.weights import Expr, Flat, Tensor
 
 Shape = tuple[Dim, ...]
 
@@ -63,6 +64,13 @@ class GraphBuilder:
         self.graph.weights[name] = Weight(name, expr, role, dtype)
         return name
 
+    def _vector(self, name: str, expr: Expr) -> str:
+        """Registers a vector that is made of a checkpoint tensor."""
+        size = expr.shape[0]
+        self.weight(name, (size,), "vector")
+        self.graph.weights[name].expr = expr
+        return name
+
     def _check_size(self, what: str, count: int, limit: int) -> None:
         if count > limit:
             raise ConfigError(
@@ -108,7 +116,8 @@ class GraphBuilder:
 
     def keep(self, part: GraphBuilder) -> None:
         """Keeps the weights of a graph of its own, which no node of this one reads."""
-        added = part.graph.weights
+        weights = part.graph.weights
+        added = {name: weights[name] for name in weights if name not in self.graph.weights}
         self._check_size("weights", len(self.graph.weights) + len(added), MAX_WEIGHTS)
         self.graph.weights |= added
         self.graph.kept += added
@@ -129,10 +138,13 @@ class GraphBuilder:
         bias: bool = False,
         role: str = "linear",
         tensor: str = "",
+        weight: str = "",
     ) -> str:
-        """W x (+ b): [n, in] → [n, out_features]. tensor: where W lies if not under its name."""
+        """W x (+ b): [n, in] → [n, out_features]. tensor: where W lies if not under its name.
+        weight: W itself, where an earlier node registered it.
+        """
         shape = (out_features, self.value(x).width)
-        weights = [self.weight(f"{name}.weight", shape, role, tensor)]
+        weights = [weight or self.weight(f"{name}.weight", shape, role, tensor)]
         if bias:
             weights.append(self.weight(f"{name}.bias", (out_features,), "vector"))
         return self._add("linear", name, [x], [(self._rows(x), out_features)], weights)[0]
@@ -181,12 +193,16 @@ class GraphBuilder:
         inv_freq: tuple[float, ...],
         rope_scale: float,
         interleaved: bool,
+        positions: str = "",
     ) -> str:
-        """Rotates pairs of every head by position · inv_freq (RoFormer, arXiv:2104.09864)."""
+        """Rotates pairs of every head by position · inv_freq (RoFormer, arXiv:2104.09864).
+
+        positions: of the rows of x; without it the tokens'.
+        """
         return self._add(
             "rope",
             name,
-            [x, self.positions],
+            [x, positions or self.positions],
             [self.value(x).shape],
             attrs={
                 "heads": heads,
@@ -296,10 +312,10 @@ class GraphBuilder:
         """x / (Σ x + eps) over the row."""
         return self._pointwise("normalize", name, x, eps=eps)
 
-    def bias_add(self, x: str, name: str) -> str:
-        """x + b; b is the checkpoint tensor called like the node."""
+    def bias_add(self, x: str, name: str, weight: Expr | None = None) -> str:
+        """x + b; b is `weight`, without it the checkpoint tensor called like the node."""
         value = self.value(x)
-        bias = self.weight(name, (value.width,), "vector")
+        bias = self._vector(name, weight or Tensor(self.prefix + name, (value.width,)))
         return self._add("bias_add", name, [x], [value.shape], [bias])[0]
 
     def group_limit(
@@ -360,3 +376,106 @@ class GraphBuilder:
     def select_rows(self, x: str, name: str) -> str:
         """[tokens, d] → [rows, d]: the rows whose logits are wanted."""
         return self._add("select_rows", name, [x], [(ROWS, self.value(x).width)])[0]
+
+    def norm(self, x: str, name: str, eps: float, heads: int = 1) -> str:
+        """x / rms(x) over the row or over each of `heads` heads: an RMSNorm without a weight."""
+        return self._pointwise("rms_norm", name, x, eps=eps, heads=heads)
+
+    def sqrt_softplus(self, x: str, name: str) -> str:
+        """√(ln(1 + eˣ))."""
+        return self._pointwise("sqrt_softplus", name, x)
+
+    def clamp(self, x: str, name: str, limit: float, two_sided: bool) -> str:
+        """min(x, limit); two_sided: and not below −limit."""
+        return self._pointwise("clamp", name, x, limit=limit, two_sided=int(two_sided))
+
+    def add_constant(self, x: str, name: str, constant: float) -> str:
+        """x + constant."""
+        return self._pointwise("add_constant", name, x, constant=constant)
+
+    def gain(self, x: str, name: str, weight: Expr) -> str:
+        """x · w; w is a vector of x's width, or of one number."""
+        gain = self._vector(name, weight)
+        return self._add("gain", name, [x], [self.value(x).shape], [gain])[0]
+
+    def lookup(self, ids: str, name: str, vocab_size: int, k: int, experts: int) -> str:
+        """The k experts of every token id: a table [vocab_size, k] of whole numbers → [n, k]."""
+        table = self._vector(name, Flat(Tensor(self.prefix + name, (vocab_size, k))))
+        attrs: dict[str, Attr] = {"top_k": k, "experts": experts}
+        shape = (self._rows(ids), k)
+        return self._add("lookup", name, [ids], [shape], [table], dtype="i32", attrs=attrs)[0]
+
+    def mix(self, a: str, x: str, name: str, rows: int, transposed: bool = False) -> str:
+        """A x for every row: a [n, rows, q] (or, transposed, [n, q, rows]), x [n, q, d] →
+        [n, rows, d].
+        """
+        inner = self.value(a).width // rows
+        d = self.value(x).width // inner
+        shape: Shape = (self._rows(x), rows, d) if rows > 1 else (self._rows(x), d)
+        attrs: dict[str, Attr] = {"rows": rows, "transposed": int(transposed)}
+        return self._add("mix", name, [a, x], [shape], attrs=attrs)[0]
+
+    def sinkhorn(self, x: str, name: str, iterations: int, eps: float) -> str:
+        """A matrix [n, size, size] made doubly stochastic (arXiv:2512.24880, equation 9): softmax
+        of its rows, then columns and rows are made to sum to one in turn, columns last.
+        """
+        size = math.isqrt(self.value(x).width)
+        return self._pointwise("sinkhorn", name, x, size=size, iterations=iterations, eps=eps)
+
+    def compress(
+        self, kv: str, gate: str, name: str, ratio: int, overlapping: bool
+    ) -> tuple[str, ...]:
+        """One entry for each `ratio` tokens of a sequence, in the row of their last one:
+        kv, gate [context, w] → entries [context, d] and positions i32 [context], those of their
+        first ones. The checkpoint tensor called like the node, [ratio, w], is added to the gates.
+
+        overlapping: w is 2d, and a window's entry takes the first half of the window before it,
+        too; otherwise w is d.
+        """
+        width = self.value(kv).width
+        bias = self._vector(name, Flat(Tensor(self.prefix + name, (ratio, width))))
+        shapes: list[Shape] = [(CONTEXT, width // 2 if overlapping else width), (CONTEXT,)]
+        attrs: dict[str, Attr] = {"ratio": ratio, "overlapping": int(overlapping)}
+        outputs = self._add("compress", name, [kv, gate], shapes, [bias], attrs=attrs)
+        positions = self.graph.values[outputs[1]]
+        self.graph.values[positions.name] = Value(positions.name, positions.shape, "i32")
+        return outputs
+
+    def window_attention(
+        self,
+        q: str,
+        keys: Sequence[str],
+        name: str,
+        sinks: str,
+        heads: int,
+        scale: float,
+        window: int,
+        ratio: int = 1,
+    ) -> str:
+        """Attention over the last `window` rows and compressed entries, with one number a head that
+        takes part in the softmax without a value: q [tokens, heads, d] → the same.
+
+        keys: rows [context, d], keys and values at once; entries like them, one for each `ratio`
+        rows (`compress`); the rows of the entries that a token sees, i32 [tokens, k]. Without the
+        last, a token sees every entry that is complete; without the others, none.
+        sinks: the checkpoint tensor [heads], without the prefix.
+        """
+        numbers = self.weight(sinks, (heads,), "vector")
+        attrs: dict[str, Attr] = {
+            "heads": heads,
+            "head_dim": self.value(q).width // heads,
+            "scale": scale,
+            "window": window,
+            "ratio": ratio,
+        }
+        shape = self.value(q).shape
+        return self._add("window_attention", name, [q, *keys], [shape], [numbers], attrs=attrs)[0]
+
+    def grouped_linear(self, x: str, name: str, groups: int, out_features: int) -> str:
+        """A matrix for each group of columns: x [n, groups, in] → [n, groups, out_features];
+        W [groups · out_features, in].
+        """
+        shape = (groups * out_features, self.value(x).width // groups)
+        weight = self.weight(f"{name}.weight", shape, "linear")
+        out = (self._rows(x), shape[0])
+        return self._add("grouped_linear", name, [x], [out], [weight], attrs={"groups": groups})[0]

@@ -106,6 +106,24 @@ def sparse_latent_attention(c: Call) -> Cost:
     )
 
 
+def windowed_attention(c: Call) -> Cost:
+    """A query meets the rows of its window, and entries: those chosen, or one in `ratio` rows."""
+    macs, entries = 2 * c.a["heads"] * c.a["head_dim"], len(c.x) > 2
+    chosen = c.x[3].width if len(c.x) > 3 else 0
+    context = macs // c.a["ratio"] if entries and not chosen else 0
+    return Cost(row=macs * (c.a["window"] + chosen), context=context, whole_context=context)
+
+
+def compressed_attention(c: Call) -> Cost:
+    """The same in one op, with the scores of the entries that it chooses."""
+    macs = 2 * c.a["heads"] * c.a["head_dim"]
+    ratio, chosen = c.a.get("ratio", 0), c.a.get("top_k", 0)
+    context = 0
+    if ratio:
+        context = (c.a["index_heads"] * c.a["index_dim"] if chosen else macs) // ratio
+    return Cost(row=macs * (c.a["window"] + chosen), context=context, whole_context=context)
+
+
 def one_matrix_experts(c: Call) -> Cost:
     """Each weight is an expert."""
     return _mixture(c, len(c.w))

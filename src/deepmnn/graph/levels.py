@@ -19,7 +19,9 @@ from deepmnn.graph.passes import (
     absorb_sparse_mla,
     drop_identities,
     fuse_add_norm,
+    fuse_compressed_attention,
     fuse_gqa_attention,
+    fuse_hyper_connections,
     fuse_linears,
     fuse_moe,
     fuse_route,
@@ -37,6 +39,8 @@ _CLEAN_UPS = 1
 _PASSES: tuple[tuple[int, ModuleType], ...] = (
     (1, drop_identities),
     (1, share_weights),
+    (2, fuse_compressed_attention),  # these two see whole layers: before rows are left out
+    (2, fuse_hyper_connections),
     (2, select_rows_early),  # before fuse_add_norm: the final norm follows its sum
     (2, fuse_swiglu),  # before fuse_linears: gate and up read the same value too
     (2, fuse_linears),

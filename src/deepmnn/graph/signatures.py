@@ -38,7 +38,7 @@ class Signature:
         cost: what it multiplies.
         is_view: whether its output is its input's data, which does not move.
         sums_choices: whether it reads rows for each choice of an expert, and gives their sum.
-        chooses_keys: whether its integers are rows of the cache, not experts.
+        chooses_keys: whether its integers are rows of the cache or positions, not experts.
     """
 
     inputs: str
@@ -111,7 +111,9 @@ def _linear(c: Call) -> Iterator[Check]:
 
 def _rms_norm(c: Call) -> Iterator[Check]:
     yield from _same(c)
-    yield "heads times weight size", c.a["heads"] * c.w[0][0], c.x[0].width
+    yield "width left over by heads", c.x[0].width % c.a["heads"], 0
+    if c.w:
+        yield "heads times weight size", c.a["heads"] * c.w[0][0], c.x[0].width
 
 
 def _split(c: Call) -> Iterator[Check]:
@@ -260,8 +262,112 @@ def _sparse_attention(c: Call) -> Iterator[Check]:
     yield from _attention(replace(c, x=c.x[:3]))
 
 
+def _gain(c: Call) -> Iterator[Check]:
+    yield from _same(c)
+    yield "weight shape", c.w[0] in ((1,), (c.x[0].width,)), True
+
+
+def _lookup(c: Call) -> Iterator[Check]:
+    yield from _widths(c, (1,), (c.a["top_k"],))
+    yield "table left over by top_k", c.w[0][0] % c.a["top_k"], 0
+
+
+def _mix(c: Call) -> Iterator[Check]:
+    rows, (a, x) = c.a["rows"], (value.width for value in c.x)
+    yield "matrix left over by rows", a % rows, 0
+    yield "input left over by columns", x % max(1, a // rows), 0
+    yield "output width", c.y[0].width, rows * (x // max(1, a // rows))
+
+
+def _sinkhorn(c: Call) -> Iterator[Check]:
+    yield from _widths(c, (c.a["size"] ** 2,), (c.a["size"] ** 2,))
+
+
+def _compress(c: Call) -> Iterator[Check]:
+    width, halves = c.x[0].width, 2 if c.a["overlapping"] else 1
+    yield "width left over by halves", width % halves, 0
+    yield from _widths(c, (width, width), (width // halves, 1))
+    yield "weight shape", c.w[0], (c.a["ratio"] * width,)
+
+
+def _window_attention(c: Call) -> Iterator[Check]:
+    d, heads = c.a["head_dim"], c.a["heads"]
+    chosen = tuple(value.width for value in c.x[3:4])
+    yield from _widths(c, (heads * d, *(d,) * len(c.x[1:3]), *chosen), (heads * d,))
+    yield "weight shape", c.w[0], (heads,)
+
+
+def _hash_route(c: Call) -> Iterator[Check]:
+    k = c.a["top_k"]
+    yield from _widths(c, (c.a["experts"], 1), (k, k))
+    yield "top_k is at most the experts", k <= c.a["experts"], True
+    yield "table left over by top_k", c.w[0][0] % k, 0
+
+
+def _hyper_in(c: Call) -> Iterator[Check]:
+    count, width = c.a["streams"], c.x[0].width
+    yield "width left over by streams", width % count, 0
+    yield from _widths(c, (width,), (width // count, count, count * count))
+    rows = count * (2 + count)
+    yield "weight shapes", c.w, ((rows, width), (3,), (rows,), (width // count,))
+
+
+def _hyper_out(c: Call) -> Iterator[Check]:
+    count, width = c.a["streams"], c.x[0].width
+    streams = count * width
+    yield from _widths(c, (width, count, count * count, streams), (streams,))
+
+
+def _core(c: Call, widths: tuple[int, ...], weights: tuple[int, ...]) -> Iterator[Check]:
+    """What the fused attentions share. widths, weights: of what entries need besides."""
+    a, heads, d = c.a, c.a["heads"], c.a["head_dim"]
+    yield from _widths(c, (heads * d, d, *widths, 1), (heads * d,))
+    yield "weight shapes", c.w, ((d,), (heads,), *((size,) for size in weights))
+    yield "frequencies", 2 * len(a["inv_freq"]), a["qk_rope_head_dim"]
+    yield "rotated columns fit a head", a["qk_rope_head_dim"] <= d, True
+    yield _entry(c, "cache", CacheEntry(d, window=a["window"]))
+
+
+def _entry(c: Call, key: str, entry: CacheEntry) -> Check:
+    return f"cache {c.a[key]!r}", c.caches.get(c.a[key]), entry
+
+
+def _kept(c: Call, keys: tuple[str, str], width: int, windows: int) -> Iterator[Check]:
+    """The cache entries of a compressor: what it reads, and the entries that it makes."""
+    ratio = c.a["ratio"]
+    rows = CacheEntry(2 * windows * width, window=windows * ratio, exact=True)
+    yield _entry(c, keys[0], rows)
+    yield _entry(c, keys[1], CacheEntry(width, ratio))
+
+
+def _sliding(c: Call) -> Iterator[Check]:
+    yield from _core(c, (), ())
+
+
+def _heavily(c: Call) -> Iterator[Check]:
+    d = c.a["head_dim"]
+    yield from _core(c, (d, d), (c.a["ratio"] * d, d))
+    yield from _kept(c, ("rows", "entries"), d, 1)
+
+
+def _sparse(c: Call) -> Iterator[Check]:
+    d, ratio, heads, index = (c.a[k] for k in ("head_dim", "ratio", "index_heads", "index_dim"))
+    widths = (2 * d, 2 * d, heads * index, heads, 2 * index, 2 * index)
+    yield from _core(c, widths, (ratio * 2 * d, d, ratio * 2 * index, index))
+    yield "rotated columns fit a key", c.a["qk_rope_head_dim"] <= index, True
+    yield from _kept(c, ("rows", "entries"), d, 2)
+    yield from _kept(c, ("index_rows", "index_entries"), index, 2)
+
+
+def _grouped_linear(c: Call) -> Iterator[Check]:
+    groups, (rows, cols) = c.a["groups"], c.w[0]
+    yield "rows left over by groups", rows % groups, 0
+    yield from _widths(c, (groups * cols,), (rows,))
+
+
 _ROPE = {"inv_freq": "numbers", "rope_scale": "number", "interleaved": "flag"}
 _HEADS = {"heads": "size", "kv_heads": "size", "head_dim": "size", "v_head_dim": "size"}
+_SCORING = "softmax|sigmoid|sqrtsoftplus"
 _GROUPS = {"n_group": "size", "topk_group": "size", "group_score": "max|top2_sum"}
 
 _LATENT = {
@@ -275,11 +381,30 @@ _LATENT = {
     **_ROPE,
     "cache": "cache",
 }
+_CORE = {
+    "heads": "size",
+    "head_dim": "size",
+    "qk_rope_head_dim": "size",
+    "window": "size",
+    "scale": "number",
+    "eps": "eps",
+    **_ROPE,
+    "cache": "cache",
+}
+_ENTRIES = {"ratio": "size", "rows": "cache", "entries": "cache"}
+_INDEX = {
+    "index_heads": "size",
+    "index_dim": "size",
+    "top_k": "count",
+    "index_scale": "number",
+    "index_rows": "cache",
+    "index_entries": "cache",
+}
 
 SIGNATURES: dict[str, Signature] = {
     "embedding": Signature("i", "f", _embedding, "m", matrices="looked_up", cost=cost.nothing),
     "linear": Signature("f", "f+", _linear, "mv?"),
-    "rms_norm": Signature("f", "f", _rms_norm, "v", attrs={"eps": "eps", "heads": "size"}),
+    "rms_norm": Signature("f", "f", _rms_norm, "v?", attrs={"eps": "eps", "heads": "size"}),
     "reshape": Signature("f", "f", _same, is_view=True),
     "split": Signature("f", "f+", _split, attrs={"sizes": "sizes", "heads": "size"}),
     "concat": Signature("f+", "f", _concat, attrs={"heads": "size"}),
@@ -317,7 +442,9 @@ SIGNATURES: dict[str, Signature] = {
     "combine": Signature("ff", "f", _combine, attrs={"top_k": "size"}, sums_choices=True),
     "select_rows": Signature("f", "f", _same, rows="t>r"),
     "add_rms_norm": Signature("ff", "ff", _add_rms_norm, "v", attrs={"eps": "eps"}),
-    "swiglu": Signature("f", "f", _swiglu, "m", attrs={"intermediate_size": "size"}),
+    "swiglu": Signature(
+        "f", "f", _swiglu, "m", attrs={"intermediate_size": "size", "limit": "eps"}
+    ),
     "gqa_attention": Signature(
         "fffi",
         "f",
@@ -349,7 +476,7 @@ SIGNATURES: dict[str, Signature] = {
         _route,
         "v?",
         attrs={
-            "scoring": "softmax|sigmoid",
+            "scoring": _SCORING,
             **_GROUPS,
             "top_k": "size",
             "normalize": "flag",
@@ -362,7 +489,7 @@ SIGNATURES: dict[str, Signature] = {
         "f",
         _moe,
         "(mm)+",
-        attrs={"experts": "size", "top_k": "size", "intermediate_size": "size"},
+        attrs={"experts": "size", "top_k": "size", "intermediate_size": "size", "limit": "eps"},
         matrices="routed",
         cost=cost.experts,
         sums_choices=True,
@@ -408,6 +535,83 @@ SIGNATURES: dict[str, Signature] = {
             "index_cache": "cache",
         },
         cost=cost.sparse_latent_attention,
+    ),
+    "sqrt_softplus": Signature("f", "f", _same),
+    "clamp": Signature("f", "f", _same, attrs={"limit": "eps", "two_sided": "flag"}),
+    "add_constant": Signature("f", "f", _same, attrs={"constant": "eps"}),
+    "gain": Signature("f", "f", _gain, "v"),
+    "lookup": Signature("i", "i", _lookup, "v", attrs={"top_k": "size", "experts": "count"}),
+    "mix": Signature("ff", "f", _mix, attrs={"rows": "size", "transposed": "flag"}),
+    "sinkhorn": Signature(
+        "f", "f", _sinkhorn, attrs={"size": "size", "iterations": "count", "eps": "eps"}
+    ),
+    "compress": Signature(
+        "ff",
+        "fi",
+        _compress,
+        "v",
+        rows="cc>cc",
+        attrs={"ratio": "size", "overlapping": "flag"},
+        chooses_keys=True,
+    ),
+    "window_attention": Signature(
+        "ff(fi?)?",
+        "f",
+        _window_attention,
+        "v",
+        rows="tc(ct?)?>t",
+        attrs={
+            "heads": "size",
+            "head_dim": "size",
+            "scale": "number",
+            "window": "count",
+            "ratio": "count",
+        },
+        cost=cost.windowed_attention,
+    ),
+    "grouped_linear": Signature("f", "f", _grouped_linear, "m", attrs={"groups": "size"}),
+    "hash_route": Signature(
+        "fi",
+        "if",
+        _hash_route,
+        "v",
+        attrs={
+            "scoring": _SCORING,
+            "top_k": "size",
+            "experts": "size",
+            "normalize": "flag",
+            "eps": "eps",
+            "factor": "number",
+        },
+    ),
+    "hyper_in": Signature(
+        "f",
+        "fff",
+        _hyper_in,
+        "mvvv",
+        attrs={"streams": "size", "iterations": "count", "eps": "eps", "norm_eps": "eps"},
+    ),
+    "hyper_out": Signature("ffff", "f", _hyper_out, attrs={"streams": "size"}),
+    "sliding_attention": Signature(
+        "ffi", "f", _sliding, "vv", rows="ttt>t", attrs=_CORE, cost=cost.compressed_attention
+    ),
+    "heavily_compressed_attention": Signature(
+        "ffffi",
+        "f",
+        _heavily,
+        "vvvv",
+        rows="ttttt>t",
+        attrs={**_CORE, **_ENTRIES},
+        cost=cost.compressed_attention,
+    ),
+    "compressed_sparse_attention": Signature(
+        "ffffffffi",
+        "f",
+        _sparse,
+        "vvvvvv",
+        rows="ttttttttt>t",
+        attrs={**_CORE, **_ENTRIES, **_INDEX},
+        cost=cost.compressed_attention,
     ),
 }
 """op → signature."""

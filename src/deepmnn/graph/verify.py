@@ -128,11 +128,12 @@ def _check_patterns(what: str, signature: Signature, call: Call) -> None:
     _need(
         bool(re.fullmatch(expected, weights)), f"{what}: weights are {weights!r}", f"{expected!r}"
     )
-    rows = [_ROW_LETTERS[value.rows] for value in (*call.x, *call.y)]
+    x, y = ("".join(_ROW_LETTERS[v.rows] for v in values) for values in (call.x, call.y))
     if signature.rows:
-        _need(rows == list(signature.rows.replace(">", "")), f"{what}: rows {rows}", signature.rows)
+        fitting = bool(re.fullmatch(signature.rows, f"{x}>{y}"))
+        _need(fitting, f"{what}: rows {x}>{y}", signature.rows)
     else:
-        _need(len(set(rows)) == 1, f"{what}: rows are {rows}", "all the same")
+        _need(len({*x, *y}) == 1, f"{what}: rows are {x}>{y}", "all the same")
 
 
 def _check_caches(graph: Graph) -> None:

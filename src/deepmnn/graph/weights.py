@@ -235,6 +235,20 @@ class Interleave(RowMover):
 
 
 @dataclass(frozen=True)
+class Flat(Expr):
+    """The numbers of a matrix, row after row, as a vector: a table that no format may round."""
+
+    x: Expr
+
+    @property
+    def shape(self) -> tuple[int, ...]:  # type: ignore[override]
+        return (math.prod(self.x.shape),)
+
+    def read(self, source: TensorSource) -> F32:
+        return self.x.read(source).reshape(-1)
+
+
+@dataclass(frozen=True)
 class Constant(Expr):
     """Every element the same number (a missing bias in a fused projection is zeros)."""
 

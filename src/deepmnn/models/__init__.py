@@ -17,6 +17,7 @@ from deepmnn.models.config import ModelConfig
 from deepmnn.models.fields import shown
 
 _SHARED = {"__init__", "config", "decoder", "fields", "gqa", "indexer", "mla", "moe", "rope"}
+_SHARED |= {"compressed_attention", "compressor", "hash_moe", "hyper_connections", "v4_config"}
 
 
 def model_types() -> list[str]:
@@ -54,6 +55,12 @@ def _module(config: Mapping[str, Any]) -> Any:
     if not isinstance(config, Mapping):
         raise ConfigError(f"config.json holds {type(config).__name__}", "an object")
     model_type = config.get("model_type")
+    if model_type == "deepseek_v41":
+        raise UnsupportedModelError(
+            "model_type is 'deepseek_v41' (DeepSeek-V4.1)",
+            f"one of {', '.join(model_types())}",
+            "Its shared caches and n-gram tables are another architecture; DeepSeek-V4 is run.",
+        )
     if model_type not in model_types():
         raise UnsupportedModelError(
             f"model_type is {shown(model_type)}",

@@ -44,10 +44,24 @@ def decoder_layer(
     return b.add(x, feed_forward(b, normed, layer), f"{name}.mlp_residual")
 
 
-def mlp(b: GraphBuilder, x: str, name: str, intermediate_size: int, bias: bool = False) -> str:
-    """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) · up(x))."""
+def mlp(
+    b: GraphBuilder,
+    x: str,
+    name: str,
+    intermediate_size: int,
+    bias: bool = False,
+    limit: float = 0.0,
+) -> str:
+    """SwiGLU (arXiv:2002.05202): down(silu(gate(x)) · up(x)). limit: see `gated`."""
     hidden_size = b.value(x).width
     gate = b.linear(x, f"{name}.gate_proj", intermediate_size, bias)
     up = b.linear(x, f"{name}.up_proj", intermediate_size, bias)
-    gated = b.mul(b.silu(gate, f"{name}.silu"), up, f"{name}.mul")
-    return b.linear(gated, f"{name}.down_proj", hidden_size, bias)
+    return b.linear(gated(b, gate, up, name, limit), f"{name}.down_proj", hidden_size, bias)
+
+
+def gated(b: GraphBuilder, gate: str, up: str, name: str, limit: float = 0.0) -> str:
+    """silu(gate) · up. limit: gate is at most that, and up within ±limit; 0: no limit."""
+    if limit:
+        gate = b.clamp(gate, f"{name}.gate_clamp", limit, two_sided=False)
+        up = b.clamp(up, f"{name}.up_clamp", limit, two_sided=True)
+    return b.mul(b.silu(gate, f"{name}.silu"), up, f"{name}.mul")

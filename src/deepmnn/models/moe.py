@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.models.config import ModelConfig, bounded
-from deepmnn.models.decoder import mlp
+from deepmnn.models.decoder import gated, mlp
 from deepmnn.models.fields import require
 
 NORMALIZE_EPS = 1e-20
@@ -88,20 +88,28 @@ class Routing:
     def __call__(self, b: GraphBuilder, x: str, name: str, experts: int) -> tuple[str, str]:
         """x [tokens, hidden] → experts' indices and weights, each [tokens, top_k]."""
         logits = b.linear(x, name, experts, role="router")
-        score = b.sigmoid if self.scoring == "sigmoid" else b.softmax
-        scores = choice = score(logits, f"{name}.scores")
+        scores = choice = self.scores(b, logits, name)
         if self.correction_bias:
             choice = b.bias_add(choice, f"{name}.e_score_correction_bias")
         if self.n_group > 1:
             groups = (self.n_group, self.topk_group, self.group_score)
             choice = b.group_limit(choice, f"{name}.group_limit", *groups)
         indices = b.top_k(choice, f"{name}.top_k", self.top_k)
+        return indices, self.weigh(b, scores, indices, name)
+
+    def scores(self, b: GraphBuilder, logits: str, name: str) -> str:
+        """The router's logits as numbers that are compared, [tokens, experts]."""
+        kinds = {"softmax": b.softmax, "sigmoid": b.sigmoid, "sqrtsoftplus": b.sqrt_softplus}
+        return kinds[self.scoring](logits, f"{name}.scores")
+
+    def weigh(self, b: GraphBuilder, scores: str, indices: str, name: str) -> str:
+        """The weights of chosen experts, [tokens, top_k]."""
         weights = b.gather(scores, indices, f"{name}.gather")
         if self.normalize:
             weights = b.normalize(weights, f"{name}.normalize", NORMALIZE_EPS)
         if self.factor != 1.0:
             weights = b.scale(weights, f"{name}.scale", self.factor)
-        return indices, weights
+        return weights
 
 
 @dataclass(frozen=True)
@@ -118,14 +126,29 @@ class FeedForward:
             return mlp(b, x, name, c.intermediate_size)
         experts, size = c.n_routed_experts or 0, c.moe_intermediate_size
         indices, weights = self.routing(b, x, f"{name}.gate", experts)
-        prefix = f"{name}.experts"
-        gate = b.expert_linear(x, indices, prefix, "gate_proj", experts, size, per_choice=False)
-        up = b.expert_linear(x, indices, prefix, "up_proj", experts, size, per_choice=False)
-        gated = b.mul(b.silu(gate, f"{prefix}.silu"), up, f"{prefix}.mul")
-        hidden = c.hidden_size
-        y = b.expert_linear(gated, indices, prefix, "down_proj", experts, hidden, per_choice=True)
-        routed = b.combine(y, weights, f"{prefix}.combine")
+        routed = mixture(b, x, (indices, weights), f"{name}.experts", experts, size)
         if not c.n_shared_experts:
             return routed
         shared = mlp(b, x, f"{name}.shared_experts", size * c.n_shared_experts)
         return b.add(routed, shared, f"{name}.add")
+
+
+def mixture(
+    b: GraphBuilder,
+    x: str,
+    routed: tuple[str, str],
+    name: str,
+    experts: int,
+    size: int,
+    limit: float = 0.0,
+) -> str:
+    """What a token's experts give, weighted: x [tokens, hidden] → the same.
+
+    routed: indices and weights, each [tokens, top_k]. size: an expert's. limit: see `gated`.
+    """
+    indices, weights = routed
+    gate = b.expert_linear(x, indices, name, "gate_proj", experts, size, per_choice=False)
+    up = b.expert_linear(x, indices, name, "up_proj", experts, size, per_choice=False)
+    both, hidden = gated(b, gate, up, name, limit), b.value(x).width
+    y = b.expert_linear(both, indices, name, "down_proj", experts, hidden, per_choice=True)
+    return b.combine(y, weights, f"{name}.combine")

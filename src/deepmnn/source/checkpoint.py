@@ -14,6 +14,7 @@ from deepmnn.source.codecs.settings import described
 from deepmnn.source.entry import FLOATS
 from deepmnn.source.source import Source
 from deepmnn.source.store import Store
+from deepmnn.source.tensor_names import TABLE
 from deepmnn.source.weight_files import adapters
 
 
@@ -126,7 +127,7 @@ class Checkpoint(Source):
 
     def _check_numbers(self, name: str) -> None:
         dtype = self._store.dtype(name)
-        if dtype in FLOATS:
+        if dtype in FLOATS or (dtype in ("I64", "I32") and name.endswith(TABLE)):
             return
         stem = name.removesuffix("weight")
         beside = [n for n in self._store.names() if n.startswith(stem) and n != name][:3]

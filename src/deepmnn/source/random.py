@@ -15,6 +15,7 @@ from deepmnn.errors import RequestError, TensorNotFoundError, argument
 from deepmnn.graph.weights import F32
 from deepmnn.source.side_files import read_side_files
 from deepmnn.source.source import Source
+from deepmnn.source.tensor_names import TABLE
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Tensor name → shape."""
@@ -84,11 +85,20 @@ class RandomSource(Source):
     def read(self, name: str) -> F32:
         """The tensor, the same at every call. Raises TensorNotFoundError."""
         shape = self.shape(name)
+        if name.endswith(TABLE):
+            return self._table(name, shape)
         values = generator(self.seed, name).standard_normal(shape, np.float32)
         values *= np.float32(1 / math.sqrt(shape[-1]) if len(shape) > 1 else 0.05)
         if len(shape) == 1 and not name.endswith("bias"):
             values += np.float32(1)
         return values
+
+    def _table(self, name: str, shape: tuple[int, ...]) -> F32:
+        """Different experts for every id, by their numbers: neighbours, from a random one on."""
+        experts = self.config.get("n_routed_experts")
+        count = experts if isinstance(experts, int) and experts >= shape[1] else shape[1]
+        first = generator(self.seed, name).integers(0, count, (shape[0], 1))
+        return ((first + np.arange(shape[1])) % count).astype(np.float32)
 
     def sample(self, name: str) -> bytes:
         """Its name: no two tensors are equal. Raises TensorNotFoundError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 
 from deepmnn.errors import CheckpointError, UnsupportedModelError
+from deepmnn.source.deepseek_v4_names import has_own_names, transformers_name
 from deepmnn.source.entry import Entry
 
 WRAPPED = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -14,6 +15,9 @@ MAX_EXPERTS = 1 << 16
 """No layer has more experts; a damaged size is not taken for their number."""
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+
+TABLE = ".tid2eid"
+"""What a table of experts is called, whose whole numbers are no codes."""
 
 _SCALES = "_scale_inv"
 """What scales of stacked FP8 experts are called, behind the name of the weights."""
@@ -31,6 +35,8 @@ def plain_names(names: Iterable[str], what: object) -> dict[str, str]:
     Raises CheckpointError when two tensors get one name; `what` has them.
     """
     plain = {name: _unwrapped(name) for name in names}
+    if has_own_names(plain.values()):
+        plain = {name: transformers_name(short) for name, short in plain.items()}
     roots = [name.removesuffix(_EMBEDDING) for name in plain.values() if _is_embedding(name)]
     root = min(roots, key=len, default="model.")
     prefix, added = root.removesuffix("model."), ""

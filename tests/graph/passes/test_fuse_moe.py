@@ -66,7 +66,7 @@ def test_fuse_moe_takes_the_shared_experts_in():
     fused = node(graph, "moe")
     assert fused.inputs == ("embed", "mlp.gate.top_k", "mlp.gate.scale", "shared")
     assert fused.outputs == ("with_shared",)
-    assert fused.attrs == {"experts": 8, "top_k": 3, "intermediate_size": 5}
+    assert fused.attrs == {"experts": 8, "top_k": 3, "intermediate_size": 5, "limit": 0.0}
     assert len(fused.weights) == 16
     assert fused.weights[2:4] == ("experts.1.gate+up.weight", "experts.1.down.weight")
     assert graph.weights[fused.weights[0]].shape == (32, WIDTH)

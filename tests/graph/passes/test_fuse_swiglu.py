@@ -25,7 +25,7 @@ def test_fuse_swiglu(swapped):
     assert ops(graph) == ["swiglu", "linear"]
     fused = node(graph, "swiglu")
     weight = graph.weights[fused.weights[0]]
-    assert fused.attrs == {"intermediate_size": 7}
+    assert fused.attrs == {"intermediate_size": 7, "limit": 0.0}
     assert weight.name == "mlp.gate+up.weight"
     assert isinstance(weight.expr, Interleave)
     assert [part.name for part in weight.expr.parts] == [

@@ -172,6 +172,10 @@ def _scratch(program: Program, each: Instruction, shape: StepShape) -> int:
         return _grouped_attention(each, one)
     if each.op in ("gqa_attention", "attention"):
         return _grouped_attention(each, shape)
+    if each.op in _WINDOWED:
+        return _windowed_attention(program, each, shape)
+    if each.op in ("grouped_linear", "hyper_in"):
+        return _projected_rows(program, each, shape)
     rows = _rows(program, each, shape)
     blocks = sum(-(-program.weights[weight].rows // 16) for weight in each.weights)
     tiles = _TILE_NBYTES * blocks * (-(-rows // _TILE_ROWS) if rows > 1 else 1)
@@ -313,6 +317,50 @@ def _grouped_attention(each: Instruction, shape: StepShape) -> int:
     jobs = _int(each, "kv_heads") if each.op == "gqa_attention" else heads
     queries = shape.tokens * _FLOAT * heads * head_dim
     return queries + rows + _attend(shape, _Queries(jobs, -(-heads // jobs), head_dim, v))
+
+
+_WINDOWED = (
+    "window_attention",
+    "sliding_attention",
+    "heavily_compressed_attention",
+    "compressed_sparse_attention",
+)
+_GATHERED_NBYTES = 32 << 20
+"""Rows that are brought together at once, or those of one token (ops/gathered.h)."""
+_SCORES_NBYTES = 16 << 20
+"""Scores of an indexer at once, or one token's (ops/select_keys.cc)."""
+
+
+def _windowed_attention(program: Program, each: Instruction, shape: StepShape) -> int:
+    """ops/compressed_attention.cc and ops/window_attention.cc: every token attends by itself."""
+    heads, dim, window = (_int(each, name) for name in ("heads", "head_dim", "window"))
+    ratio = _int(each, "ratio") if "ratio" in each.attrs else 1
+    entries = (
+        0 if len(each.inputs) < 4 and each.op != "window_attention" else shape.context // ratio
+    )
+    top_k = _int(each, "top_k") if "top_k" in each.attrs else entries
+    most = min(window, shape.context) + min(entries, top_k)
+    gathered = max(_GATHERED_NBYTES, most * _FLOAT * dim)
+    index = 0
+    if each.op == "compressed_sparse_attention":
+        columns = _int(each, "index_heads") * _int(each, "index_dim")
+        index = shape.tokens * (2 * _FLOAT * columns + _FLOAT * top_k)
+        index += max(_SCORES_NBYTES, _FLOAT * (entries + 16)) + shape.threads * (1 << 16)
+    queries = _FLOAT * shape.tokens * (heads * dim + 4)
+    rooms = shape.threads * (8 * _FLOAT * dim + 64 * ratio)
+    tokens = min(shape.tokens, _GATHERED_NBYTES // (_FLOAT * dim) + 1)  # that run together
+    some = replace(shape, tokens=tokens, sequences=tokens, context=most)
+    return queries + gathered + index + rooms + _attend(some, _Queries(1, heads, dim, dim))
+
+
+def _projected_rows(program: Program, each: Instruction, shape: StepShape) -> int:
+    """ops/grouped_linear.cc, and hyper_in of ops/streams.cc: a product's rows in scratch."""
+    weight, rows = program.weights[each.weights[0]], _rows(program, each, shape)
+    groups = _int(each, "groups") if "groups" in each.attrs else 1
+    tiles = _TILE_NBYTES * (-(-weight.rows // 16) + 2 * groups) * (-(-rows // _TILE_ROWS) + 1)
+    quantised = int(groups * _row_nbytes(weight.cols, weight.format))
+    room = _FLOAT * shape.threads * weight.cols
+    return tiles + rows * (_FLOAT * (weight.rows + 32 * groups) + quantised) + room
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ import numpy as np
 
 from deepmnn.backends.base import F32, I32, Batch
 from deepmnn.backends.reference.cache import token_ranges
+from deepmnn.errors import CheckpointError
 
 
 def split_heads(x: F32, heads: int) -> F32:
@@ -29,11 +30,12 @@ def linear(x: F32, weight: F32, bias: F32 | None = None) -> F32:
     return y if bias is None else y + bias
 
 
-def rms_norm(x: F32, weight: F32, eps: float, heads: int = 1) -> F32:
-    """x / √(mean x² + eps) · w over each head (arXiv:1910.07467)."""
+def rms_norm(x: F32, weight: F32 | None, eps: float, heads: int = 1) -> F32:
+    """x / √(mean x² + eps) · w over each head (arXiv:1910.07467); without w it is 1."""
     parts = split_heads(x, heads).astype(np.float64)
     mean = (parts * parts).mean(axis=-1, keepdims=True)
-    return merge_heads((parts / np.sqrt(mean + eps) * weight).astype(np.float32))
+    factor = 1.0 if weight is None else weight
+    return merge_heads((parts / np.sqrt(mean + eps) * factor).astype(np.float32))
 
 
 def layer_norm(x: F32, weight: F32, bias: F32, eps: float) -> F32:
@@ -64,7 +66,7 @@ def rope(
     interleaved: bool,
 ) -> F32:
     """(a, b) → (a cos − b sin, b cos + a sin) · rope_scale for every pair of every head."""
-    angles = positions[:, None, None] * np.asarray(inv_freq, np.float64)  # [n, 1, d / 2]
+    angles = positions.reshape(-1, 1, 1) * np.asarray(inv_freq, np.float64)  # [n, 1, d / 2]
     cos, sin = np.cos(angles) * rope_scale, np.sin(angles) * rope_scale
     parts = split_heads(x, heads)
     half = parts.shape[2] // 2
@@ -200,3 +202,30 @@ def combine(y: F32, weights: F32) -> F32:
     """Σⱼ weights[i, j] · y[i, j]."""
     parts = split_heads(y, weights.shape[1]).astype(np.float64)
     return np.asarray((parts * weights[:, :, None]).sum(axis=1), np.float32)
+
+
+def sqrt_softplus(x: F32) -> F32:
+    """√(ln(1 + eˣ)), without overflow."""
+    return np.asarray(np.sqrt(np.logaddexp(0.0, x.astype(np.float64))), np.float32)
+
+
+def clamp(x: F32, limit: float, two_sided: bool) -> F32:
+    """min(x, limit), and not below −limit where it has two sides."""
+    return np.clip(x, np.float32(-limit) if two_sided else None, np.float32(limit))
+
+
+def lookup(ids: I32, table: F32, k: int, experts: int) -> I32:
+    """The table's k whole numbers of every id, each below `experts`."""
+    rows = table.reshape(-1, k)[ids.reshape(-1)]
+    if not ((rows >= 0) & (rows < experts) & (rows == np.floor(rows))).all():
+        raise CheckpointError(
+            "a table of experts has something else than their numbers",
+            f"whole numbers below {experts}",
+        )
+    return rows.astype(np.int32)
+
+
+def grouped_linear(x: F32, weight: F32, groups: int) -> F32:
+    """Each group's columns times its rows of the matrix."""
+    matrices = weight.reshape(groups, -1, weight.shape[1])
+    return merge_heads(np.einsum("ngi,goi->ngo", split_heads(x, groups), matrices, optimize=True))

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepmnn.backends.base import F32, I32, Batch
+from deepmnn.backends.reference import compressed, hyper
 from deepmnn.backends.reference import numerics as nx
 from deepmnn.backends.reference.cache import PagedCache
+from deepmnn.backends.reference.cached_entries import CachedEntries
 from deepmnn.formats import BLOCK_ROWS
 
 Array = NDArray[Any]
@@ -90,11 +92,14 @@ def _add_rms_norm(c: Call) -> tuple[F32, F32]:
     return total, nx.rms_norm(total, c.w[0], c.a["eps"])
 
 
-def _swiglu(x: F32, weight: F32, size: int) -> F32:
-    """silu(gate x) · up x, the two matrices dealt out in blocks of 16 rows."""
+def _swiglu(x: F32, weight: F32, size: int, limit: float) -> F32:
+    """silu(gate x) · up x, the two matrices dealt out in blocks of 16 rows; limit 0: none."""
     blocks = weight.reshape(-1, 2, BLOCK_ROWS, weight.shape[1])
     gate, up = (blocks[:, i].reshape(-1, weight.shape[1])[:size] for i in (0, 1))
-    return nx.silu(nx.linear(x, gate)) * nx.linear(x, up)
+    gated, upped = nx.linear(x, gate), nx.linear(x, up)
+    if limit:
+        gated, upped = nx.clamp(gated, limit, False), nx.clamp(upped, limit, True)
+    return nx.silu(gated) * upped
 
 
 def _gqa_attention(c: Call) -> F32:
@@ -188,15 +193,29 @@ def _mla_absorbed(c: Call, q_nope: F32, q_pe: F32, rows: F32, chosen: I32 | None
 
 def _route(c: Call) -> tuple[I32, F32]:
     a = c.a
-    scores = nx.sigmoid(c.x[0]) if a["scoring"] == "sigmoid" else nx.softmax(c.x[0])
+    scores = _scores(c)
     choice = scores + c.w[0] if c.w else scores
     if a["n_group"] > 1:
         choice = nx.group_limit(choice, a["n_group"], a["topk_group"], a["group_score"])
     indices = nx.top_k(choice, a["top_k"])
+    return indices, _weigh(c, scores, indices)
+
+
+def _scores(c: Call) -> F32:
+    kinds = {"softmax": nx.softmax, "sigmoid": nx.sigmoid, "sqrtsoftplus": nx.sqrt_softplus}
+    return kinds[c.a["scoring"]](c.x[0])
+
+
+def _weigh(c: Call, scores: F32, indices: I32) -> F32:
     weights = nx.gather(scores, indices)
-    if a["normalize"]:
-        weights = nx.normalize(weights, a["eps"])
-    return indices, weights * np.float32(a["factor"])
+    if c.a["normalize"]:
+        weights = nx.normalize(weights, c.a["eps"])
+    return weights * np.float32(c.a["factor"])
+
+
+def _hash_route(c: Call) -> tuple[I32, F32]:
+    indices = nx.lookup(c.x[1], c.w[0], c.a["top_k"], c.a["experts"])
+    return indices, _weigh(c, _scores(c), indices)
 
 
 def _moe(c: Call) -> F32:
@@ -206,16 +225,41 @@ def _moe(c: Call) -> F32:
     for expert in np.unique(indices):
         token, choice = np.nonzero(indices == expert)
         gate_up, down = c.w[2 * expert], c.w[2 * expert + 1]
-        hidden = _swiglu(x[token], gate_up, c.a["intermediate_size"])
+        hidden = _swiglu(x[token], gate_up, c.a["intermediate_size"], c.a["limit"])
         y[token, choice] = nx.linear(hidden, down)
     out = nx.combine(nx.merge_heads(y), weights)
     return out + shared[0] if shared else out
 
 
+def _window_attention(c: Call) -> F32:
+    a = c.a
+    shape = compressed.WindowShape(a["heads"], a["scale"], a["window"], a["ratio"])
+    return compressed.window_attention(c.x, c.w[0], c.batch, shape)
+
+
+def _cached_entries(c: Call) -> F32:
+    return CachedEntries(c.a, c.cache, c.batch).attend(c.x, c.w)
+
+
+def _hyper_in(c: Call) -> tuple[F32, F32, F32]:
+    a, n, x = c.a, c.a["streams"], c.x[0]
+    found = nx.linear(nx.rms_norm(x, None, a["norm_eps"]), c.w[0])
+    found = found * np.repeat(c.w[1], (n, n, n * n)) + c.w[2]
+    pre, post, comb = nx.split(found, (n, n, n * n), 1)
+    block = hyper.mix(nx.sigmoid(pre) + np.float32(a["eps"]), x, 1, False)
+    comb = hyper.sinkhorn(comb, n, a["iterations"], a["eps"])
+    return nx.rms_norm(block, c.w[3], a["norm_eps"]), 2 * nx.sigmoid(post), comb
+
+
+def _hyper_out(c: Call) -> F32:
+    out, post, comb, x = c.x
+    return hyper.mix(post, out, c.a["streams"], False) + hyper.mix(comb, x, c.a["streams"], True)
+
+
 OPS: dict[str, Callable[[Call], Array | tuple[Array, ...]]] = {
     "embedding": lambda c: c.w[0][c.x[0]],
     "linear": _linear,
-    "rms_norm": lambda c: nx.rms_norm(c.x[0], c.w[0], c.a["eps"], c.a["heads"]),
+    "rms_norm": lambda c: nx.rms_norm(c.x[0], c.w[0] if c.w else None, c.a["eps"], c.a["heads"]),
     "reshape": lambda c: c.x[0],
     "split": lambda c: nx.split(c.x[0], c.a["sizes"], c.a["heads"]),
     "concat": lambda c: nx.concat(c.x, c.a["heads"]),
@@ -240,7 +284,7 @@ OPS: dict[str, Callable[[Call], Array | tuple[Array, ...]]] = {
     "combine": lambda c: nx.combine(c.x[0], c.x[1]),
     "select_rows": lambda c: c.x[0][c.batch.logit_rows],
     "add_rms_norm": _add_rms_norm,
-    "swiglu": lambda c: _swiglu(c.x[0], c.w[0], c.a["intermediate_size"]),
+    "swiglu": lambda c: _swiglu(c.x[0], c.w[0], c.a["intermediate_size"], c.a["limit"]),
     "gqa_attention": _gqa_attention,
     "mla_attention": _mla_attention,
     "route": _route,
@@ -249,5 +293,23 @@ OPS: dict[str, Callable[[Call], Array | tuple[Array, ...]]] = {
     "select_keys": _select_keys,
     "sparse_mla_attention": _sparse_mla_attention,
     "sparse_attention": _sparse_attention,
+    "sqrt_softplus": lambda c: nx.sqrt_softplus(c.x[0]),
+    "clamp": lambda c: nx.clamp(c.x[0], c.a["limit"], bool(c.a["two_sided"])),
+    "add_constant": lambda c: c.x[0] + np.float32(c.a["constant"]),
+    "gain": lambda c: c.x[0] * c.w[0],
+    "lookup": lambda c: nx.lookup(c.x[0], c.w[0], c.a["top_k"], c.a["experts"]),
+    "mix": lambda c: hyper.mix(c.x[0], c.x[1], c.a["rows"], bool(c.a["transposed"])),
+    "sinkhorn": lambda c: hyper.sinkhorn(c.x[0], c.a["size"], c.a["iterations"], c.a["eps"]),
+    "compress": lambda c: compressed.compress(
+        c.x[0], c.x[1], c.w[0], c.batch, c.a["ratio"], bool(c.a["overlapping"])
+    ),
+    "window_attention": _window_attention,
+    "grouped_linear": lambda c: nx.grouped_linear(c.x[0], c.w[0], c.a["groups"]),
+    "hash_route": _hash_route,
+    "hyper_in": _hyper_in,
+    "hyper_out": _hyper_out,
+    "sliding_attention": _cached_entries,
+    "heavily_compressed_attention": _cached_entries,
+    "compressed_sparse_attention": _cached_entries,
 }
 """op → its outputs (one array, or a tuple), each [n, width]."""

@@ -28,7 +28,7 @@ from deepmnn.artifact.shards import Shard, plan_shards
 from deepmnn.artifact.target import Target
 from deepmnn.conversion.plan import naive_graph
 from deepmnn.conversion.write import Progress
-from deepmnn.errors import RequestError, argument
+from deepmnn.errors import RequestError, UnsupportedModelError, argument
 from deepmnn.exporters.exported import LARGEST_F16, Exported, check_numbers, check_type, unread
 from deepmnn.exporters.hf.compressed import SCHEME, Fields, Scheme, settings
 from deepmnn.formats import KeptCodes
@@ -94,11 +94,18 @@ def export_hf(
         overwrite: replaces an earlier export.
         progress: called after each tensor.
 
-    Raises RequestError (the type; or a model without codes that it holds), CheckpointError,
+    Raises UnsupportedModelError (DeepSeek-V4),
+    RequestError (the type; or a model without codes that it holds), CheckpointError,
     ConfigError or StorageError.
     """
     began = time.monotonic()
     wanted = check_type(type, (*TYPES, SCHEME))
+    if source.config.get("model_type") == "deepseek_v4":
+        raise UnsupportedModelError(
+            "a model of type deepseek_v4",
+            "one whose tensors transformers reads under the names that it has in memory",
+            "Use the checkpoint that it was converted from.",
+        )
     chosen = TYPES.get(wanted, TYPES[DEFAULT])
     shapes = tensor_shapes(naive_graph(source)[0])
     schemes = _schemes(source, shapes) if wanted == SCHEME else {}

@@ -135,6 +135,23 @@ def _chosen_keys(low: Lowering, node: Node) -> None:
     )
 
 
+def _streams(low: Lowering, node: Node) -> None:
+    """MNN has one residual, and attention to every cached row."""
+    raise UnsupportedModelError(
+        f"{node.name} is of hyper-connections or compressed attention (DeepSeek-V4), which MNN "
+        "cannot run",
+        "a model with one residual, as DeepSeek-V3 is",
+        "Run it with deepmnn's own engine.",
+    )
+
+
+_OF_V4 = (
+    *("hyper_in", "hyper_out", "mix", "sinkhorn", "gain", "add_constant"),
+    *("hash_route", "lookup", "sqrt_softplus", "clamp", "grouped_linear"),
+    *("compress", "window_attention", "sliding_attention"),
+    *("heavily_compressed_attention", "compressed_sparse_attention"),
+)
+
 RULES: dict[str, Rule] = {
     "embedding": _embedding,
     "linear": _linear,
@@ -168,4 +185,5 @@ RULES: dict[str, Rule] = {
     "select_keys": _chosen_keys,
     "sparse_attention": _chosen_keys,
     "sparse_mla_attention": _chosen_keys,
+    **dict.fromkeys(_OF_V4, _streams),
 }

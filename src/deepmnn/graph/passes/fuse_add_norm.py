@@ -17,7 +17,7 @@ def run(graph: Graph) -> int:
     rewrites: list[Rewrite] = []
     taken: set[str] = set()
     for norm in graph.nodes:
-        if norm.op != "rms_norm" or norm.int_attr("heads") != 1:
+        if norm.op != "rms_norm" or norm.int_attr("heads") != 1 or not norm.weights:
             continue
         add = view.producer(norm.inputs[0], "add")
         if add is None or add.outputs[0] in taken:

@@ -1,14 +1,15 @@
 """The routed experts, with the add of the shared experts, become one op.
 
-    x ─┬─ expert_linear gate ─ silu ─┐
-       │                            mul ─ expert_linear down ─ combine ─ [add] ─ y
-       └─ expert_linear up ──────────┘                                     │
-    shared ────────────────────────────────────────────────────────────────┘
+    x ─┬─ expert_linear gate ─ [clamp] ─ silu ─┐
+       │                                      mul ─ expert_linear down ─ combine ─ [add] ─ y
+       └─ expert_linear up ──── [clamp] ───────┘                                     │
+    shared ──────────────────────────────────────────────────────────────────────────┘
 
                             →   x, indices, weights, [shared] ─ moe ─ y
 
 Weights: Interleave(gate, up) and down of expert 0, of expert 1, ... An add is the shared experts'
-when its sum feeds nothing but the residual add; the residual add itself has other readers too.
+when its sum feeds nothing but the residual add, or hyper_out; the residual add itself has other
+readers too.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepmnn.graph.ir import Attr, Graph, Node
+from deepmnn.graph.passes.fuse_swiglu import gated
 from deepmnn.graph.rewrite import Rewrite, View, add_weight, apply, join_names
 from deepmnn.graph.weights import Interleave
 
@@ -26,14 +28,10 @@ class _Experts:
 
     gate: Node
     up: Node
-    silu: Node
-    mul: Node
     down: Node
     combine: Node
-
-    @property
-    def nodes(self) -> list[Node]:
-        return [self.gate, self.up, self.silu, self.mul, self.down, self.combine]
+    nodes: tuple[Node, ...]
+    limit: float
 
 
 def run(graph: Graph) -> int:
@@ -52,18 +50,17 @@ def _match(graph: Graph, view: View, combine: Node) -> _Experts | None:
     mul = view.producer(down.inputs[0], "mul") if down else None
     if down is None or mul is None:
         return None
-    silus = [node for x in mul.inputs if (node := view.producer(x, "silu"))]
-    ups = [node for x in mul.inputs if (node := view.producer(x, "expert_linear"))]
-    gate = view.producer(silus[0].inputs[0], "expert_linear") if silus else None
-    if gate is None or len(ups) != 1:
+    found = gated(view, mul, "expert_linear")
+    if found is None:
         return None
-    experts = _Experts(gate, ups[0], silus[0], mul, down, combine)
-    same_rows = view.source(gate.inputs[0]) == view.source(ups[0].inputs[0])
-    indices = {view.source(node.inputs[1]) for node in (gate, ups[0], down)}
-    per_choice = [node.int_attr("per_choice") for node in (gate, ups[0], down)]
+    gate, up, chain, limit = found
+    experts = _Experts(gate, up, down, combine, (*chain, down, combine), limit)
+    same_rows = view.source(gate.inputs[0]) == view.source(up.inputs[0])
+    indices = {view.source(node.inputs[1]) for node in (gate, up, down)}
+    per_choice = [node.int_attr("per_choice") for node in (gate, up, down)]
     if not same_rows or len(indices) != 1 or per_choice != [0, 0, 1]:
         return None
-    if not _same_storage(graph, gate, ups[0]):
+    if not _same_storage(graph, gate, up):
         return None
     return experts if view.encloses(experts.nodes, combine.outputs) else None
 
@@ -89,9 +86,10 @@ def _fuse(graph: Graph, view: View, experts: _Experts) -> Rewrite:
         "experts": len(gate.weights),
         "top_k": combine.attrs["top_k"],
         "intermediate_size": graph.weights[gate.weights[0]].shape[0],
+        "limit": experts.limit,
     }
     inputs = [gate.inputs[0], gate.inputs[1], combine.inputs[1]]
-    nodes, last, name = experts.nodes, combine, combine.name.rpartition(".")[0] or combine.name
+    nodes, last, name = [*experts.nodes], combine, combine.name.rpartition(".")[0] or combine.name
     shared = _shared_add(view, combine)
     if shared is not None:
         inputs.append(shared.inputs[1 - _operand(view, shared, combine)])
@@ -105,7 +103,7 @@ def _shared_add(view: View, combine: Node) -> Node | None:
     add = view.reader(combine.outputs[0], "add")
     if add is None or view.source(add.inputs[0]) == view.source(add.inputs[1]):
         return None
-    return add if view.reader(add.outputs[0], "add", "add_rms_norm") else None
+    return add if view.reader(add.outputs[0], "add", "add_rms_norm", "hyper_out") else None
 
 
 def _operand(view: View, add: Node, combine: Node) -> int:

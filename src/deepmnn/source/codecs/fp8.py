@@ -6,7 +6,8 @@ tensor, one for each row [rows] or [rows, 1], or one for each block of the matri
 (weight_dequant in DeepSeek-V3's inference/kernel.py). The block size stands in config.json:
 quantization_config.weight_block_size. What the scales are called differs, what they mean does not
 (transformers renames all of them to weight_scale_inv, which in spite of its name is a factor, too).
-compressed_tensors.py and modelopt.py have such weights among others.
+compressed_tensors.py and modelopt.py have such weights among others. DeepSeek-V4 has experts in
+FP4 among its FP8: int8 [rows, cols / 2], with exponents [rows, cols / 32].
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from deepmnn.errors import CheckpointError, TensorNotFoundError, UnsupportedMode
 from deepmnn.graph.weights import F32
 from deepmnn.source.codecs.checks import finite
 from deepmnn.source.codecs.coded import Coded, MatrixCodec
-from deepmnn.source.codecs.packing import FP8_LEVELS
+from deepmnn.source.codecs.packing import E2M1, FP8_LEVELS, unpack_nibbles
 from deepmnn.source.entry import FLOATS
 from deepmnn.source.store import Store
 
@@ -33,6 +34,9 @@ SCALE_SUFFIX = "_scale_inv"
 DEFAULT_BLOCK = (128, 128)
 SCALES = (*FLOATS, "F8_E8M0")
 """Types of scales. Those of F8_E8M0 (scale_fmt ue8m0) are powers of two."""
+
+FP4_GROUP = 32
+"""Columns that share a scale where weights are FP4 (expert_dtype fp4 of DeepSeek-V4)."""
 
 Block = tuple[int, int]
 
@@ -73,19 +77,46 @@ class Fp8(MatrixCodec):
     def shape(self, name: str) -> tuple[int, ...]:
         """That of the weight, if its scale is known. Raises as `read`."""
         self._scale_of(name)
-        return self._store.shape(name)
+        shape = self._store.shape(name)
+        return (shape[0], 2 * shape[1]) if self._is_fp4(name) else shape
 
     def coded(self, name: str) -> Coded:
         """Raises TensorNotFoundError, CheckpointError, or UnsupportedModelError when it is not
         clear what the scales mean.
         """
         scale = self._scale_of(name)
+        if self._is_fp4(name):
+            return self._coded_fp4(name, scale)
         block = self._block or (DEFAULT_BLOCK if scale.endswith(SCALE_SUFFIX) else None)
         return coded_fp8(self._store, name, scale, [] if block is None else [block])
 
     def read(self, name: str) -> F32:
         """What the codes stand for, in any number of dimensions."""
-        return super().read(name).reshape(self._store.shape(name))
+        return super().read(name).reshape(self.shape(name))
+
+    def _is_fp4(self, name: str) -> bool:
+        return self._store.dtype(name) == "I8"
+
+    def _coded_fp4(self, name: str, scale_name: str) -> Coded:
+        """Two codes of a byte, the first in its low half, as DeepSeek's inference/convert.py has
+        them.
+        """
+        rows, cols = self.shape(name)
+        scale = finite(scale_name, self._store.read(scale_name))
+        if scale.shape != (rows, -(-cols // FP4_GROUP)):
+            raise CheckpointError(
+                f"{scale_name!r:.200} has shape {list(scale.shape)}",
+                f"a scale for each {FP4_GROUP} columns of {[rows, cols]}",
+                "The checkpoint is damaged; download it again.",
+            )
+        return Coded(
+            (rows, cols),
+            4,
+            lambda: unpack_nibbles(self._store.stored(name).view(np.uint8)),
+            scale,
+            FP4_GROUP,
+            levels=E2M1,
+        )
 
     def _scale_of(self, name: str) -> str:
         """The tensor of scales: one, of floats, and nothing else that would change the numbers."""
@@ -112,12 +143,26 @@ def _parts(store: Store) -> dict[str, tuple[str, ...]]:
     """Every FP8 weight → itself, and the tensors that are called as if they belonged to it."""
     found: dict[str, tuple[str, ...]] = {}
     for name in store.names():
-        if store.dtype(name) in FP8 and not _is_scale(name, store):
+        if (store.dtype(name) in FP8 and not _is_scale(name, store)) or _is_fp4(name, store):
             others = [name + suffix for suffix in _SUFFIXES + _UNREAD]
             if name.endswith(".weight"):
                 others += [name.removesuffix(".weight") + suffix for suffix in _BESIDE]
             found[name] = (name, *(other for other in others if other in store))
     return found
+
+
+def _is_fp4(name: str, store: Store) -> bool:
+    """Whether a tensor holds two codes of FP4 in each byte: bytes [rows, cols / 2], with exponents
+    beside them that are called as DeepSeek-V4 calls them.
+    """
+    scale = name.removesuffix("weight") + "scale"
+    return (
+        name.endswith(".weight")
+        and store.dtype(name) == "I8"
+        and len(store.shape(name)) == 2
+        and scale in store
+        and store.dtype(scale) == "F8_E8M0"
+    )
 
 
 def _is_scale(name: str, store: Store) -> bool:
