@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from deepmnn.graph.cost import attended
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.workload import Experts, Workload
 from deepmnn.models import build
@@ -142,3 +143,26 @@ def test_an_engine_with_one_form_makes_no_row_whole_twice() -> None:
     dense = workload({"model_type": "llama", **LLAMA}, 3)
     assert dense.in_form("expanded") == dense.in_form("") == dense
     assert dense.prefill_macs([9, 5], 4) == pytest.approx(dense.macs(9, 5, 1) + dense.macs(5, 3, 1))
+
+
+@pytest.mark.parametrize("most", [0, 1, 3, 7, 20])
+@pytest.mark.parametrize(("history", "tokens"), [(0, 1), (0, 9), (2, 4), (5, 1), (30, 3)])
+def test_rows_that_tokens_attend_to(history: int, tokens: int, most: int) -> None:
+    seen = [history + i + 1 for i in range(tokens)]
+    want = sum(min(rows, most) if most else rows for rows in seen) / tokens
+    assert attended(history, tokens, most) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("level", [0, 3])
+def test_sparse_attention_reads_what_it_chooses(level: int) -> None:
+    config = {"model_type": "deepseek_v32", **CONFIGS["deepseek_v32"][0]}
+    found, layers = workload(config, level), 2
+    assert found.most_context == 7
+    width, index = 18 + 6, 14
+    scores, attends = 13 * (index + 1) * layers, found.context_macs
+    assert found.macs(1, 7, 0) - found.macs(1, 0, 0) == 7 * attends
+    assert found.macs(1, 50, 0) - found.macs(1, 0, 0) == 7 * attends + 50 * scores
+    if level == 3:
+        assert found.cache_width == layers * (width + index)
+        assert found.cache_read(7) == 7 * width * layers
+        assert found.cache_read(50) == (7 * width + 50 * index) * layers

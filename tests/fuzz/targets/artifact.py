@@ -40,10 +40,13 @@ from fuzz.targets.gguf import EXPERTS, LATENT, SMALL, models_of_types
 Json = dict[str, Any]
 PROGRAM = "program.bin"
 
+INDEXED = LATENT | {"index_n_heads": 3, "index_head_dim": 40, "index_topk": 4}
+
 MODELS: tuple[tuple[Json, str, int], ...] = (
     (SMALL | {"model_type": "llama", "vocab_size": 271}, "w4", 3),
     (LATENT | {"model_type": "deepseek_v3", "topk_group": 1}, "w4", 3),
     (LATENT | {"model_type": "deepseek_v2", "topk_group": 1}, "w8", 2),
+    (INDEXED | {"model_type": "deepseek_v32", "topk_group": 1}, "w4", 3),
     (EXPERTS | {"model_type": "deepseek", "hidden_size": 40}, "fp32", 0),
     (SMALL | {"model_type": "qwen3", "tie_word_embeddings": True}, "bf16", 3),
 )
