@@ -21,7 +21,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 
 from deepmnn.backends.base import F32
-from deepmnn.models import build
+from deepmnn.models import build_draft
 
 Config = dict[str, Any]
 YARN: Config = {
@@ -247,7 +247,7 @@ def _made(arguments: str) -> tuple[str, torch.nn.Module, dict[str, bytes]]:
         else:
             model.save_pretrained(path)
         (path / "config.json").write_text(text)
-        _add_kept_weights(path, config, generator)
+        _add_draft_weights(path, config, generator)
         files = {file.name: file.read_bytes() for file in path.iterdir()}
     return text, model.eval(), files
 
@@ -296,14 +296,13 @@ def _normalize_like_deepseek(model: Any) -> None:
         gate.forward = forward
 
 
-def _add_kept_weights(path: Path, config: Config, generator: torch.Generator) -> None:
+def _add_draft_weights(path: Path, config: Config, generator: torch.Generator) -> None:
     """transformers writes no multi-token-prediction layers; published checkpoints have them."""
-    graph = build(config)
-    if graph.kept:
+    draft = build_draft(config)
+    if draft is not None:
         tensors = load_file(path / "model.safetensors")
-        for name in graph.kept:
-            shape = torch.Size(graph.weights[name].shape)
-            tensors[f"model.{name}"] = _random(name, shape, generator)
+        for name, weight in draft.weights.items():
+            tensors[f"model.{name}"] = _random(name, torch.Size(weight.shape), generator)
         save_file(tensors, path / "model.safetensors", {"format": "pt"})
 
 

@@ -297,7 +297,7 @@ def test_programs_that_make_no_sense(load, data, change, monkeypatch):
 
 
 def test_an_older_version_says_what_to_do(load, data):
-    with pytest.raises(ArtifactError, match=r"version 1; expected version 4; convert the model"):
+    with pytest.raises(ArtifactError, match=r"version 1; expected version 5; convert the model"):
         load(data[:8] + struct.pack("<I", 1) + data[12:])
 
 

@@ -18,15 +18,17 @@ from deepmnn.source.json_file import KINDS, MAX_JSON_BYTES, is_plain_name, read_
 from deepmnn.source.regular_file import kind_of
 
 FORMAT = "deepmnn"
-FORMAT_VERSION = 6
+FORMAT_VERSION = 7
 """2: w8 and w4 have a scale for each panel; before, for each group of columns.
 3: program.bin 2: instructions say how weights are read, which caches they write and what they cost.
 4: quantised panels are rotated, codes lie in planes of bits; no groups (program.bin 3).
 5: latent attention has two matrices, and none of them transposed.
 6: equal bytes are stored once, large weights begin with a page (program.bin 4).
+7: layers of multi-token prediction are a draft part, which runs (program.bin 5).
 """
 MANIFEST = "deepmnn.json"
 GRAPH = "graph.json"
+DRAFT = "draft.json"
 PROGRAM = "program.bin"
 RECIPE = "recipe.yaml"
 CONFIG = "config.json"

@@ -108,8 +108,7 @@ class Node:
 class Graph:
     """A model, or one stage of its lowering.
 
-    caches maps a KV cache entry's name to its row width (elements per token). kept names weights
-    that no node reads but that the artifact keeps (the multi-token-prediction layers).
+    caches maps a KV cache entry's name to its row width (elements per token).
     """
 
     name: str
@@ -119,7 +118,6 @@ class Graph:
     values: dict[str, Value] = field(default_factory=dict)
     weights: dict[str, Weight] = field(default_factory=dict)
     caches: dict[str, int] = field(default_factory=dict)
-    kept: list[str] = field(default_factory=list)
 
     def copy(self) -> Graph:
         """A graph that passes may rewrite without touching this one (expressions are shared)."""
@@ -131,7 +129,6 @@ class Graph:
             dict(self.values),
             {name: copy.copy(weight) for name, weight in self.weights.items()},
             dict(self.caches),
-            list(self.kept),
         )
 
     def producers(self) -> dict[str, Node]:

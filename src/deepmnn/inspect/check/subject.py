@@ -16,14 +16,13 @@ from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.cpu.pieces import Pieces, whole
 from deepmnn.backends.cpu.program import read_program
 from deepmnn.conversion.kept import is_checkpoint, original
-from deepmnn.conversion.plan import naive_graph
+from deepmnn.conversion.naive import naive_parts
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import ArtifactError, GraphError
 from deepmnn.exporters.mnn.folder import MnnFolder, is_exported
 from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.levels import MAX_LEVEL, optimize
-from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.graph.verify import verify
 from deepmnn.inspect.check.piece import Piece, region
 from deepmnn.inspect.check.program import graph_of, locations_of
@@ -120,8 +119,8 @@ class Original(Subject):
         self.source = source
         self.config = with_defaults(source.config)
         self.files = SourceFiles(source, source.paths[0] if source.paths else Path())
-        self.naive, _ = naive_graph(source)
-        self.tensors = tensor_shapes(self.naive)
+        naive, _ = naive_parts(source)
+        self.naive, self.tensors = naive.main, naive.shapes
         self.graph, _ = optimize(self.naive, MAX_LEVEL)
 
     def weight(self, name: str) -> F32:
