@@ -86,6 +86,8 @@ class Footprint:
             for buffer in given
             if buffer.name != "logits"
         )
+        read = [program.buffers[index] for part in program.parts for index in part.inputs]
+        states = sum(_product(each.shape) for each in read if each.dtype == "f32")
         logits = sum(_product(buffer.shape) for buffer in given if buffer.name == "logits")
         return Footprint(
             activations=arenas,
@@ -93,7 +95,7 @@ class Footprint:
             quantised=_quantised(program, shape),
             rope=_rope(program, shape.tokens),
             # a copy for whoever samples them, and one on its way
-            outputs=outputs + 2 * _FLOAT * shape.rows * logits,
+            outputs=outputs + _FLOAT * shape.tokens * states + 2 * _FLOAT * shape.rows * logits,
         )
 
 

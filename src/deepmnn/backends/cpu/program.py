@@ -126,14 +126,20 @@ class Program:
 
     def without_draft(self) -> Program:
         """The program as the core runs it when nobody drafts: the main part alone, and what it has
-        of weights and caches.
+        of weights, caches and buffers.
         """
         if self.draft is None:
             return self
         weights = 1 + max((w for each in self.instructions for w in each.weights), default=-1)
         caches = 1 + max((c for each in self.instructions for c in each.caches), default=-1)
-        kept = dict(list(self.caches.items())[:caches])
-        return replace(self, weights=self.weights[:weights], caches=kept, draft=None)
+        touched = [b for each in self.instructions for b in (*each.inputs, *each.outputs)]
+        return replace(
+            self,
+            weights=self.weights[:weights],
+            caches=dict(list(self.caches.items())[:caches]),
+            buffers=self.buffers[: 1 + max((*touched, *self.inputs, *self.outputs), default=-1)],
+            draft=None,
+        )
 
 
 # ---------------------------------------------------------------------------- writing

@@ -81,14 +81,15 @@ class Converted(Subject):
 
     Attributes:
         artifact: the model.
+        program: its program.bin.
     """
 
     def __init__(self, artifact: Artifact) -> None:
         artifact.check_program()
         self.artifact = artifact
         self.config, self.files = with_defaults(artifact.config), artifact.text_files
-        self._program = read_program(read_small(artifact.path / PROGRAM, ArtifactError))
-        self.graph = graph_of(self._program)
+        self.program = read_program(read_small(artifact.path / PROGRAM, ArtifactError))
+        self.graph = graph_of(self.program)
         try:
             verify(self.graph)
         except GraphError as fault:
@@ -101,9 +102,9 @@ class Converted(Subject):
 
     def place(self, graph: Graph, folder: Path) -> tuple[Mapping[str, Pieces], Sequence[str]]:
         """The weight files stay where they are."""
-        for shard in self._program.shards:
+        for shard in self.program.shards:
             (folder / shard).symlink_to((self.artifact.path / shard).resolve())
-        return locations_of(self._program), self._program.shards
+        return locations_of(self.program), self.program.shards
 
 
 class Original(Subject):
