@@ -59,7 +59,8 @@ def lowered(tiny: TinyModel, level: int, outputs: Sequence[str] = ("logits",)) -
 class Runner:
     """Feeds sequences to a backend, handing out cache blocks in a shuffled order.
 
-    output: of the model, "" for the logits of `step`.
+    output: of the model, "" for the logits of `step`. drafted: rows that drafts have in the cache,
+    as `lengths` of the model's own.
     """
 
     backend: Backend
@@ -69,6 +70,7 @@ class Runner:
     output: str = ""
     tables: dict[int, list[int]] = field(default_factory=dict)
     lengths: dict[int, int] = field(default_factory=dict)
+    drafted: dict[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.block_size *= block_multiple(self.backend.caches)
@@ -77,30 +79,46 @@ class Runner:
 
     def step(self, new: dict[int, Sequence[int]]) -> dict[int, F32]:
         """One step of sequence → new token ids; returns sequence → output of every new token."""
-        starts = np.cumsum([0, *(len(ids) for ids in new.values())])
-        positions = []
-        for sequence, ids in new.items():
-            length = self.lengths.get(sequence, 0)
-            positions += range(length, length + len(ids))
-            self.lengths[sequence] = length + len(ids)
-            table = self.tables.setdefault(sequence, [])
-            while len(table) * self.block_size < self.lengths[sequence]:
-                table.append(self.free.pop())
-        width = max(len(self.tables[sequence]) for sequence in new)
-        tables = [self.tables[s] + [-1] * (width - len(self.tables[s])) for s in new]
-        batch = Batch(
-            ids=np.array([i for ids in new.values() for i in ids], np.int32),
-            positions=np.array(positions, np.int32),
-            sequence_starts=starts.astype(np.int32),
-            context_lengths=np.array([self.lengths[s] for s in new], np.int32),
-            block_tables=np.array(tables, np.int32),
-            logit_rows=np.arange(starts[-1], dtype=np.int32),
-        )
+        batch = self._batch(new, self.lengths)
         if self.output:
             values = self.backend.run(self.cache, batch)[self.output]
         else:
             values = self.backend.step(self.cache, batch)
-        return dict(zip(new, np.split(values, starts[1:-1]), strict=True))
+        return dict(zip(new, np.split(values, batch.sequence_starts[1:-1]), strict=True))
+
+    def draft(
+        self, new: dict[int, Sequence[int]], states: dict[int, F32]
+    ) -> dict[int, tuple[F32, F32]]:
+        """One step of the draft part: sequence → token ids, and what the model gave for the token
+        before each; returns sequence → logits and states of all of them.
+        """
+        batch = self._batch(new, self.drafted)
+        state = np.concatenate([states[sequence] for sequence in new])
+        both = self.backend.draft(self.cache, batch, state)
+        logits, state = (np.split(values, batch.sequence_starts[1:-1]) for values in both)
+        return {s: (logits[at], state[at]) for at, s in enumerate(new)}
+
+    def _batch(self, new: dict[int, Sequence[int]], lengths: dict[int, int]) -> Batch:
+        """The next tokens of some sequences, after those that `lengths` counts, and counts."""
+        starts = np.cumsum([0, *(len(ids) for ids in new.values())])
+        positions: list[int] = []
+        for sequence, ids in new.items():
+            length = lengths.get(sequence, 0)
+            positions += range(length, length + len(ids))
+            lengths[sequence] = length + len(ids)
+            table = self.tables.setdefault(sequence, [])
+            while len(table) * self.block_size < lengths[sequence]:
+                table.append(self.free.pop())
+        width = max(len(self.tables[sequence]) for sequence in new)
+        tables = [self.tables[s] + [-1] * (width - len(self.tables[s])) for s in new]
+        return Batch(
+            ids=np.array([i for ids in new.values() for i in ids], np.int32),
+            positions=np.array(positions, np.int32),
+            sequence_starts=starts.astype(np.int32),
+            context_lengths=np.array([lengths[s] for s in new], np.int32),
+            block_tables=np.array(tables, np.int32),
+            logit_rows=np.arange(starts[-1], dtype=np.int32),
+        )
 
 
 def run_schedule(

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from deepmnn.backends.base import F32
 from deepmnn.graph.tensors import tensors as tensors_of
-from deepmnn.models import build
+from deepmnn.models import build_draft
 
 Config = dict[str, Any]
 YARN: Config = {
@@ -344,7 +344,7 @@ def _made(arguments: str) -> tuple[str, torch.nn.Module, dict[str, bytes]]:
         else:
             model.save_pretrained(path)
         (path / "config.json").write_text(text)
-        _add_kept_weights(path, config, generator)
+        _add_draft_weights(path, config, generator)
         files = {file.name: file.read_bytes() for file in path.iterdir()}
     return text, model.eval(), files
 
@@ -408,13 +408,14 @@ def _normalize_like_deepseek(model: Any) -> None:
         gate.forward = forward
 
 
-def _add_kept_weights(path: Path, config: Config, generator: torch.Generator) -> None:
+def _add_draft_weights(path: Path, config: Config, generator: torch.Generator) -> None:
     """transformers writes no multi-token-prediction layers; published checkpoints have them."""
-    graph = build(config)
-    if graph.kept:
+    draft = build_draft(config)
+    if draft is not None:
         tensors = load_file(path / "model.safetensors")
-        for tensor in (t for name in graph.kept for t in tensors_of(graph.weights[name].expr)):
-            tensors[tensor.name] = _random(tensor.name, torch.Size(tensor.shape), generator)
+        for tensor in (t for weight in draft.weights.values() for t in tensors_of(weight.expr)):
+            if tensor.name not in tensors:
+                tensors[tensor.name] = _random(tensor.name, torch.Size(tensor.shape), generator)
         save_file(tensors, path / "model.safetensors", {"format": "pt"})
 
 

@@ -60,7 +60,7 @@ Batch make_batch(const Ints& ids, const Ints& positions, const Ints& starts, con
 
 // Room for an output of a step, which writes it all. Not cleared, and plainly freed: so the allocator has the same warm
 // pages for the next step. Only for much of it the machine is asked.
-std::unique_ptr<float[]> new_output(const Model::Port& output, const Batch& batch) {
+std::unique_ptr<float[]> new_output(const Port& output, const Batch& batch) {
   const int64_t nbytes = nbytes_of(output.count(batch), 4);
   require_memory(nbytes, output.name.c_str());
   std::unique_ptr<float[]> data(new (std::nothrow) float[nbytes / sizeof(float)]);
@@ -70,7 +70,7 @@ std::unique_ptr<float[]> new_output(const Model::Port& output, const Batch& batc
 
 // An output for Python, which frees it.
 template <class T>
-nb::ndarray<nb::numpy, T, nb::ndim<2>> hand_over(std::unique_ptr<float[]> owned, const Model::Port& output,
+nb::ndarray<nb::numpy, T, nb::ndim<2>> hand_over(std::unique_ptr<float[]> owned, const Port& output,
                                                  int64_t rows) {
   T* data = reinterpret_cast<T*>(owned.release());
   nb::capsule owner(data, [](void* pointer) noexcept { delete[] static_cast<float*>(pointer); });
@@ -88,7 +88,7 @@ Values step(Model& model, KvCache& cache, const Ints& ids, const Ints& positions
             const Ints& context_lengths, const IntTable& block_tables, const Ints& logit_rows) {
   const Batch batch = make_batch(ids, positions, sequence_starts, context_lengths, block_tables, logit_rows);
   if (!model.inputs().empty()) fail_request("a step without " + model.inputs()[0].name, "run, with the inputs");
-  const Model::Port& wanted = model.outputs()[model.logits()];
+  const Port& wanted = model.outputs()[model.logits()];
   std::unique_ptr<float[]> logits = new_output(wanted, batch);
   std::vector<void*> outputs(model.outputs().size());
   outputs[model.logits()] = logits.get();
@@ -99,7 +99,7 @@ Values step(Model& model, KvCache& cache, const Ints& ids, const Ints& positions
 // Where the inputs of a step lie, in the program's order.
 std::vector<const void*> given_inputs(const Model& model, const Batch& batch, const nb::dict& given) {
   std::vector<const void*> inputs;
-  for (const Model::Port& port : model.inputs()) {
+  for (const Port& port : model.inputs()) {
     nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu> array;
     if (!given.contains(port.name.c_str()) || !nb::try_cast(given[port.name.c_str()], array, false)) {
       fail_request("no input " + port.name + " in float32", "one, [rows, " + std::to_string(port.width) + "]");
@@ -122,14 +122,14 @@ nb::dict run(Model& model, KvCache& cache, const Ints& ids, const Ints& position
   const std::vector<const void*> inputs = given_inputs(model, batch, given);
   std::vector<std::unique_ptr<float[]>> owned;
   std::vector<void*> outputs;
-  for (const Model::Port& output : model.outputs()) {
+  for (const Port& output : model.outputs()) {
     owned.push_back(new_output(output, batch));
     outputs.push_back(owned.back().get());
   }
   run_step(model, cache, batch, inputs, outputs);
   nb::dict named;
   for (size_t i = 0; i < outputs.size(); ++i) {
-    const Model::Port& output = model.outputs()[i];
+    const Port& output = model.outputs()[i];
     const int64_t rows = output.count(batch) / output.width;
     if (output.is_int) {
       named[output.name.c_str()] = hand_over<int32_t>(std::move(owned[i]), output, rows);
@@ -138,6 +138,28 @@ nb::dict run(Model& model, KvCache& cache, const Ints& ids, const Ints& position
     }
   }
   return named;
+}
+
+// state [tokens, width] → logits [rows, vocab_size], the next state [rows, width].
+nb::tuple draft(Model& model, KvCache& cache, const Ints& ids, const Ints& positions, const Ints& sequence_starts,
+                const Ints& context_lengths, const IntTable& block_tables, const Ints& logit_rows,
+                const nb::ndarray<const float, nb::ndim<2>, nb::c_contig, nb::device::cpu>& state) {
+  const Batch batch = make_batch(ids, positions, sequence_starts, context_lengths, block_tables, logit_rows);
+  const Port* read = model.draft_state();
+  if (!read) fail_request("a draft of a model without a draft part", "one that is loaded with it");
+  if (static_cast<int64_t>(state.shape(0)) != batch.tokens || static_cast<int64_t>(state.shape(1)) != read->width) {
+    fail_request("a state of [" + std::to_string(state.shape(0)) + ", " + std::to_string(state.shape(1)) + "]",
+                 "[" + std::to_string(batch.tokens) + ", " + std::to_string(read->width) + "]");
+  }
+  const Port& scores = model.outputs()[model.logits()];
+  const Port given{read->name, false, Dim::rows, read->width};
+  std::unique_ptr<float[]> logits = new_output(scores, batch), next = new_output(given, batch);
+  {
+    const nb::gil_scoped_release release;
+    model.draft(cache, batch, state.data(), logits.get(), next.get());
+  }
+  return nb::make_tuple(hand_over<float>(std::move(logits), scores, batch.rows),
+                        hand_over<float>(std::move(next), given, batch.rows));
 }
 
 // draws: (logits [vocab_size] float32, temperature, top_k, top_p, min_p, u) for each row.
@@ -211,7 +233,7 @@ nb::dict caches(const Model& model) {
 
 nb::dict outputs(const Model& model) {
   nb::dict widths;
-  for (const Model::Port& output : model.outputs()) widths[output.name.c_str()] = output.width;
+  for (const Port& output : model.outputs()) widths[output.name.c_str()] = output.width;
   return widths;
 }
 
@@ -355,9 +377,16 @@ nb::dict numa_nodes(const std::optional<std::vector<int>>& processors, const Pat
   return nodes;
 }
 
-WeightPlan plan_of(const nb::bytes& program, int64_t memory) {
-  const Program parsed = parse_program(reinterpret_cast<const uint8_t*>(program.c_str()), program.size());
-  return plan_weights(parsed, read_units(parsed), memory);
+WeightPlan plan_of(const nb::bytes& program, int64_t memory, bool draft) {
+  Program parsed = parse_program(reinterpret_cast<const uint8_t*>(program.c_str()), program.size());
+  if (!draft) drop_draft(parsed);
+  ReadUnits units;
+  return plan_parts(parsed, units, memory);
+}
+
+std::optional<std::string> draft_state(const Model& model) {
+  if (const Port* state = model.draft_state()) return state->name;
+  return std::nullopt;
 }
 
 void bind_plan(nb::module_& m) {
@@ -372,7 +401,7 @@ void bind_plan(nb::module_& m) {
       .def_ro("expert_nbytes", &WeightPlan::expert_nbytes)
       .def_ro("cache_nbytes", &WeightPlan::cache_nbytes)
       .def_ro("table_nbytes", &WeightPlan::table_nbytes);
-  m.def("plan_weights", &plan_of, "program"_a, "memory"_a = 0);
+  m.def("plan_weights", &plan_of, "program"_a, "memory"_a = 0, "draft"_a = true);
 }
 
 void bind_model(nb::module_& m) {
@@ -388,8 +417,9 @@ void bind_model(nb::module_& m) {
       .def("read_block", &read_block, "block"_a, "rows"_a.noconvert())
       .def("write_block", &write_block, "block"_a, "rows"_a.noconvert());
   nb::class_<Model>(m, "Model")
-      .def(nb::init<const Path&, int, const std::string&, const std::string&, const Path&, int64_t>(), "directory"_a,
-           "threads"_a = 0, "isa"_a = "", "numa"_a = "off", "numa_root"_a = "", "memory"_a = 0,
+      .def(nb::init<const Path&, int, const std::string&, const std::string&, const Path&, int64_t, bool>(),
+           "directory"_a, "threads"_a = 0, "isa"_a = "", "numa"_a = "off", "numa_root"_a = "", "memory"_a = 0,
+           "draft"_a = true,
            nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("vocab_size", &Model::vocab_size)
       .def_prop_ro("isa", &Model::isa)
@@ -409,6 +439,10 @@ void bind_model(nb::module_& m) {
       .def("run", &run, "cache"_a, "ids"_a.noconvert(), "positions"_a.noconvert(), "sequence_starts"_a.noconvert(),
            "context_lengths"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(),
            "inputs"_a = nb::dict())
+      .def_prop_ro("draft_state", &draft_state)
+      .def("draft", &draft, "cache"_a, "ids"_a.noconvert(), "positions"_a.noconvert(), "sequence_starts"_a.noconvert(),
+           "context_lengths"_a.noconvert(), "block_tables"_a.noconvert(), "logit_rows"_a.noconvert(),
+           "state"_a.noconvert())
       .def("sample", &sample_rows, "draws"_a)
       .def_prop_ro("instructions", &instructions)
       .def("start_profile", &Model::start_profile, "spans"_a = 0, "reads"_a = 0,

@@ -1,7 +1,6 @@
 #include "runtime/model.h"
 
 #include <algorithm>
-#include <numeric>
 
 #include "kernels/dispatch.h"
 #include "platform/files.h"
@@ -18,12 +17,14 @@ namespace {
 
 constexpr int kMaxThreads = 1024;
 constexpr int64_t kMaxSpans = int64_t{1} << 24;  // of each worker
+constexpr char kState[] = "state";               // what the next guess of a draft part begins with
 
-Program read_program(const std::string& directory) {
+Program read_program(const std::string& directory, bool draft) {
   const MappedFile file(directory + "/program.bin");
   try {
     Program program = parse_program(file.data(), file.nbytes());
     file.check();
+    if (!draft) drop_draft(program);
     return program;
   } catch (const Error&) {
     file.check();
@@ -56,92 +57,55 @@ class Leaving {
 }  // namespace
 
 Model::Model(const std::string& directory, int threads, const std::string& isa, const std::string& numa,
-             const std::string& numa_root, int64_t memory)
-    : program_(read_program(directory)),
+             const std::string& numa_root, int64_t memory, bool draft)
+    : program_(read_program(directory, draft)),
       numa_(numa, numa_root),
       kernels_(select_kernels(isa.c_str())),
       pool_(thread_count(threads, numa_), static_cast<int>(numa_.processors().size()),
             [this](int worker) { numa_.pin(worker, pool_.workers()); }),
       weights_(program_, open_weights(directory, memory)) {
-  check_inputs();
-  check_outputs();
+  for (const ProgramPart& part : program_.parts) ports_.emplace_back(program_, part);
+  if (ports_.size() > 1) check_draft();
   build_ops();
   if (streams()) prefetch_ = std::make_unique<Prefetch>(program_, ops_, ropes_);
 }
 
 std::unique_ptr<Residency> Model::open_weights(const std::string& directory, int64_t memory) {
-  ReadUnits units = read_units(program_);
-  plan_ = plan_weights(program_, units, memory);
+  ReadUnits units;
+  plan_ = plan_parts(program_, units, memory);
   if (plan_.mapped) return std::make_unique<MappedWeights>(directory, program_, numa_, pool_.workers());
   if (numa_.active()) fail_request("numa with a memory budget", "numa off");
   return std::make_unique<StreamedWeights>(directory, program_, std::move(units), plan_);
 }
 
-// Token ids and positions go in, and whatever an earlier part of the model gave.
-void Model::check_inputs() {
-  for (size_t i = 0; i < program_.inputs.size(); ++i) {
-    const uint32_t id = program_.inputs[i];
-    const BufferInfo& input = program_.buffers[id];
-    // A second one would be given the other's numbers, which nobody has checked for it.
-    const auto same = [&](uint32_t other) { return program_.buffers[other].name == input.name; };
-    if (std::count_if(program_.inputs.begin(), program_.inputs.end(), same) > 1) {
-      fail_artifact("program.bin: several graph inputs " + input.name, "one");
-    }
-    const bool ids = input.name == "ids", positions = input.name == "positions";
-    const bool known = input.is_int && input.dim == Dim::tokens && input.width == 1;
-    if (ids || positions ? !known : input.is_int) {
-      fail_artifact("program.bin: graph input " + input.name, "ids or positions, i32 [tokens]; or f32 [rows, width]");
-    }
-    if (ids) ids_buffer_ = id;
-    if (positions) positions_buffer_ = id;
-    if (!ids && !positions) inputs_.push_back({input.name, input.is_int, input.dim, input.width});
-  }
+// What goes from one part to the other.
+void Model::check_draft() const {
+  const Ports &main = ports_[0], &draft = ports_[1];
+  const auto require = [](bool ok, const std::string& found, const std::string& expected) {
+    if (!ok) fail_artifact("program.bin: " + found, expected);
+  };
+  require(main.inputs().empty(), "the main part of a draft part reads " + std::to_string(main.inputs().size()) + " more",
+          "ids and positions");
+  require(draft.inputs().size() == 1, "a draft part reads " + std::to_string(draft.inputs().size()) + " values",
+          "one that the main part gives");
+  const Port& state = draft.inputs()[0];
+  const Port* given = main.output(state.name);
+  require(given && given->is(Dim::rows, state.width) && state.is(Dim::tokens, state.width),
+          "a draft part reads " + state.name, "f32 [tokens, width], of which the main part gives [rows, width]");
+  const Port* next = draft.output(kState);
+  require(next && next->is(Dim::rows, state.width) && draft.outputs().size() == 2,
+          "a draft part gives " + std::to_string(draft.outputs().size()) + " values",
+          std::string("logits and ") + kState + ", which is as wide as " + state.name);
+  require(draft.outputs()[draft.logits()].width == vocab_size(), "the logits of a draft part",
+          std::to_string(vocab_size()) + ", as the main part has");
 }
 
-// Logits come out, and whatever else has a name of its own.
-void Model::check_outputs() {
-  for (uint32_t id : program_.outputs) {
-    const BufferInfo& output = program_.buffers[id];
-    const auto same = [&](const Port& other) { return other.name == output.name; };
-    if (std::any_of(outputs_.begin(), outputs_.end(), same)) {
-      fail_artifact("program.bin: several graph outputs " + output.name, "one");
-    }
-    if (std::count(program_.inputs.begin(), program_.inputs.end(), id)) {
-      fail_artifact("program.bin: graph output " + output.name + " is an input", "what an instruction writes");
-    }
-    const bool logits = output.name == "logits";
-    if (logits && (output.is_int || output.dim != Dim::rows)) {
-      fail_artifact("program.bin: graph output logits", "f32 [rows, width]");
-    }
-    outputs_.push_back({output.name, output.is_int, output.dim, output.width});
-    if (logits) id_limit_ = output.width;
-  }
-  unwanted_.resize(outputs_.size());
-  supplied_.resize(outputs_.size() + program_.inputs.size());
-}
-
-size_t Model::logits() const {
-  for (size_t i = 0; i < outputs_.size(); ++i) {
-    if (outputs_[i].name == "logits") return i;
-  }
-  fail_artifact("program.bin: no graph output logits", "one");
-}
-
-int64_t Model::Port::count(const Batch& batch) const {
-  int64_t rows = dim == Dim::tokens ? batch.tokens : batch.rows;
-  if (dim == Dim::context) {
-    rows = std::accumulate(batch.context_lengths, batch.context_lengths + batch.sequences, int64_t{0});
-  }
-  return std::max<int64_t>(rows, 0) * width;  // a batch is checked later
-}
+const Port* Model::draft_state() const { return ports_.size() > 1 ? &ports_[1].inputs()[0] : nullptr; }
 
 void Model::build_ops() {
   for (const Instruction& instruction : program_.instructions) {
     const OpSpec spec(program_, instruction, ropes_);
     ops_.push_back(make_op(spec, instruction.op));
-    for (const WeightUse& use : instruction.weights) {
-      if (use.reading == Reading::looked_up) id_limit_ = std::min(id_limit_, program_.weights[use.id].rows);
-    }
   }
 }
 
@@ -169,27 +133,17 @@ void Model::place_rows(const KvCache& cache, const Batch& batch) {
   }
 }
 
-// Where each output goes, to the caller or to room that nobody looks into, and where each input comes from.
-void* const* Model::place_ports(const void* const* inputs, void* const* outputs, const Batch& batch) {
-  size_t at = 0;
-  int64_t wanted = 0;
-  for (size_t i = 0; i < outputs_.size(); ++i) {
-    void* target = outputs[i];
-    const int64_t nbytes = nbytes_of(outputs_[i].count(batch), 4);
-    if (target) wanted += nbytes;
-    if (!target) target = unwanted_[i].reserve(nbytes, outputs_[i].name.c_str());
-    supplied_[at++] = target;
-  }
-  wanted_peak_nbytes_ = std::max(wanted_peak_nbytes_, wanted);
-  size_t next = 0;
-  for (uint32_t id : program_.inputs) {
-    const bool ours = id == ids_buffer_ || id == positions_buffer_;
-    supplied_[at++] = ours ? nullptr : const_cast<void*>(inputs[next++]);  // ops never write to an input
-  }
-  return supplied_.data();
+void Model::draft(KvCache& cache, const Batch& batch, const float* state, float* logits, float* next) {
+  if (!draft_state()) fail_request("a draft of a model without a draft part", "one that is loaded with it");
+  const void* inputs[] = {state};
+  void* outputs[2];
+  outputs[ports_[1].logits()] = logits;
+  outputs[1 - ports_[1].logits()] = next;
+  run_part(1, cache, batch, inputs, outputs);
 }
 
-void Model::step(KvCache& cache, const Batch& batch, const void* const* inputs, void* const* outputs) {
+void Model::run_part(size_t part, KvCache& cache, const Batch& batch, const void* const* inputs,
+                     void* const* outputs) {
   std::lock_guard<Turns> turn(turns_);
   receive_faults();
   const int64_t start = now_ns();
@@ -198,7 +152,8 @@ void Model::step(KvCache& cache, const Batch& batch, const void* const* inputs, 
   if (!cache.fits(program_.caches)) fail_request("a cache of another model", "one made by this model's new_cache");
   if (static_cast<int64_t>(block_uses_.size()) < cache.blocks())
     block_uses_.resize(static_cast<size_t>(cache.blocks()));
-  check_batch(batch, cache, id_limit_, block_uses_);
+  Ports& ports = ports_[part];
+  check_batch(batch, cache, ports.id_limit(), block_uses_);
   const NumaScope pinned(numa_, pool_.workers());
   enter(Part::ropes);
   ropes_.compute(pool_, batch.positions, batch.tokens);
@@ -219,11 +174,11 @@ void Model::step(KvCache& cache, const Batch& batch, const void* const* inputs, 
             slots_.data(),
             recents_.empty() ? nullptr : recents_.data(),
             context_starts_.data(),
-            ids_buffer_,
-            positions_buffer_,
-            place_ports(inputs, outputs, batch)};
+            ports.ids_buffer(),
+            ports.positions_buffer(),
+            ports.place(inputs, outputs, batch)};
   place_activations(step);
-  run_ops(step);
+  run_ops(program_.parts[part], step);
   step_ns_ += now_ns() - start;
 }
 
@@ -240,11 +195,11 @@ void Model::place_activations(Step& step) {
 }
 
 // An op may stumble over what is left of weights that cannot be read: the file comes first.
-void Model::run_ops(Step& step) {
+void Model::run_ops(const ProgramPart& part, Step& step) {
   weights_.check();
   try {
     weights_.residency().begin_step(step.batch.tokens);
-    for (size_t i = 0; i < ops_.size(); ++i) {
+    for (size_t i = part.begin; i < part.end; ++i) {
       if (profile_) profile_->enter(i);
       weights_.unpin();
       scratch_.reset();
@@ -323,9 +278,7 @@ std::vector<MemoryUse> Model::memory(bool reset) {
   quantized_.use(add("quantised rows"), reset);
   ropes_.use(add("rope tables"), reset);
   MemoryUse& outputs = add("outputs");
-  for (Arena& arena : unwanted_) arena.use(outputs, reset);
-  outputs.peak_nbytes += wanted_peak_nbytes_;
-  if (reset) wanted_peak_nbytes_ = 0;
+  for (Ports& ports : ports_) ports.use(outputs, reset);
   return uses;
 }
 

@@ -10,6 +10,7 @@
 #include "runtime/batch.h"
 #include "runtime/numa.h"
 #include "runtime/op.h"
+#include "runtime/ports.h"
 #include "runtime/prefetch.h"
 #include "runtime/profile.h"
 #include "runtime/program.h"
@@ -24,25 +25,19 @@ namespace deepmnn {
 class Model {
  public:
   // Loads `directory`/program.bin and its shards. threads 0: one per physical core. isa "": the best one. numa: as
-  // Numa takes it, with the root of its /sys. memory: bytes that weights may take, 0: as many as they are. Throws
-  // Error("artifact") for anything wrong in the directory.
+  // Numa takes it, with the root of its /sys. memory: bytes that weights may take, 0: as many as they are. draft: with
+  // its draft part, if it has one and all fits. Throws Error("artifact") for anything wrong in the directory.
   Model(const std::string& directory, int threads, const std::string& isa, const std::string& numa = "off",
-        const std::string& numa_root = "", int64_t memory = 0);
+        const std::string& numa_root = "", int64_t memory = 0, bool draft = true);
 
-  // What a step takes besides ids and positions, and what it gives, in the program's order: [rows of dim, width] each.
-  struct Port {
-    std::string name;
-    bool is_int = false;  // i32, else f32
-    Dim dim = Dim::rows;
-    int64_t width = 0;
-
-    int64_t count(const Batch& batch) const;  // of its elements
-  };
-  const std::vector<Port>& inputs() const { return inputs_; }
-  const std::vector<Port>& outputs() const { return outputs_; }
-  // Which output is "logits", f32 [rows, vocabulary]. Throws Error("artifact") when there is none: a part of a model.
-  size_t logits() const;
-  int64_t vocab_size() const { return outputs_[logits()].width; }
+  // Of the main part.
+  const std::vector<Port>& inputs() const { return ports_[0].inputs(); }
+  const std::vector<Port>& outputs() const { return ports_[0].outputs(); }
+  size_t logits() const { return ports_[0].logits(); }  // which of the outputs
+  int64_t vocab_size() const { return outputs()[logits()].width; }
+  // What the draft part reads: an output of the main part, f32 [rows, width]. Null: there is none, it is not wanted, or
+  // weights are streamed (plan_parts).
+  const Port* draft_state() const;
   const char* isa() const { return kernels_.isa; }
   int threads() const { return pool_.workers(); }  // that work: as asked for, at most one per processor
   int64_t weight_nbytes() const { return weights_.nbytes(); }
@@ -65,7 +60,14 @@ class Model {
   // the batch or the cache does not fit, or the machine has not got the memory; and in a child that was forked while
   // another thread was in here. Throws Error("artifact") when a weight's file could not be read to its end, now or
   // earlier: what has been written is then worth nothing.
-  void step(KvCache& cache, const Batch& batch, const void* const* inputs, void* const* outputs);
+  void step(KvCache& cache, const Batch& batch, const void* const* inputs, void* const* outputs) {
+    run_part(0, cache, batch, inputs, outputs);
+  }
+
+  // Runs the draft part: state [tokens, width] is what the main part gave for each token's predecessor, or this one's
+  // `next`; → logits [rows, vocabulary], next [rows, width], neither null. Throws as `step`, and Error("request")
+  // without a draft part.
+  void draft(KvCache& cache, const Batch& batch, const float* state, float* logits, float* next);
 
   // The token that `sample` draws for each row, by all threads. Throws as it does.
   struct Draw {
@@ -100,14 +102,13 @@ class Model {
 
  private:
   [[noreturn]] static void fail_no_profile();
-  void check_inputs();
-  void check_outputs();
+  void check_draft() const;
   void build_ops();
   std::unique_ptr<Residency> open_weights(const std::string& directory, int64_t memory);
-  void* const* place_ports(const void* const* inputs, void* const* outputs, const Batch& batch);
+  void run_part(size_t part, KvCache& cache, const Batch& batch, const void* const* inputs, void* const* outputs);
   void place_rows(const KvCache& cache, const Batch& batch);
   void place_activations(Step& step);
-  void run_ops(Step& step);
+  void run_ops(const ProgramPart& part, Step& step);
   void enter(Part part) {
     if (profile_) profile_->enter(profile_->zone_of(part));
   }
@@ -123,17 +124,11 @@ class Model {
   std::unique_ptr<Prefetch> prefetch_;  // where weights are streamed
   std::unique_ptr<Profile> profile_;
   int64_t step_ns_ = 0;
-  std::vector<Port> inputs_, outputs_;
-  int64_t id_limit_ = INT32_MAX;      // ids must be below: the rows of the smallest table that is looked up
-  uint32_t ids_buffer_ = UINT32_MAX;  // unless the program reads them
-  uint32_t positions_buffer_ = UINT32_MAX;
+  std::vector<Ports> ports_;  // of each part
   MlaForm mla_form_ = MlaForm::automatic;
 
   Turns turns_;
   Arena arenas_[kDims];
-  std::vector<Arena> unwanted_;     // of each output
-  int64_t wanted_peak_nbytes_ = 0;  // of the outputs that callers had of one step
-  std::vector<void*> supplied_;     // outputs, then the program's inputs, in this step
   Scratch scratch_;
   QuantizedCache quantized_;
   std::vector<int64_t> slots_;

@@ -90,6 +90,7 @@ class OpSpec {
 
  private:
   Buffer buffer(uint32_t id, bool is_int) const;
+  size_t supplied(uint32_t id) const;
   Buffer require_shape(Buffer buffer, Dim dim, int64_t width) const;
   const Attr& attr(const char* key) const;
   const WeightInfo& weight_info(size_t index) const;

@@ -34,11 +34,20 @@ Buffer OpSpec::buffer(uint32_t id, bool is_int) const {
   const BufferInfo& info = program_.buffers[id];
   require(info.is_int == is_int, "buffer " + info.name + " is " + (info.is_int ? "i32" : "f32"),
           is_int ? "i32" : "f32");
+  return {id, info.dim, info.width, info.offset, info.offset < 0 ? supplied(id) : 0};
+}
+
+// A buffer is one of outputs, or else of inputs, of one part alone.
+size_t OpSpec::supplied(uint32_t id) const {
   const auto find = [id](const std::vector<uint32_t>& ids) {
     return static_cast<size_t>(std::find(ids.begin(), ids.end(), id) - ids.begin());
   };
-  const size_t output = find(program_.outputs), count = program_.outputs.size();
-  return {id, info.dim, info.width, info.offset, output < count ? output : count + find(program_.inputs)};
+  for (const ProgramPart& part : program_.parts) {
+    const size_t output = find(part.outputs), outputs = part.outputs.size(), input = find(part.inputs);
+    if (output < outputs) return output;
+    if (input < part.inputs.size()) return outputs + input;
+  }
+  reject("buffer " + program_.buffers[id].name, "an input or output of a part");
 }
 
 Buffer OpSpec::require_shape(Buffer buffer, Dim dim, int64_t width) const {
@@ -51,7 +60,9 @@ Buffer OpSpec::require_shape(Buffer buffer, Dim dim, int64_t width) const {
 void OpSpec::require_graph_input(size_t index, const char* name) const {
   const uint32_t id = instruction_.inputs[index];
   bool found = false;
-  for (uint32_t input : program_.inputs) found = found || input == id;
+  for (const ProgramPart& part : program_.parts) {
+    for (uint32_t input : part.inputs) found = found || input == id;
+  }
   require(found && program_.buffers[id].name == name, "input " + program_.buffers[id].name,
           std::string("the graph input ") + name);
 }
@@ -60,8 +71,7 @@ RowForm OpSpec::read_as(size_t index) const {
   const uint32_t id = instruction_.outputs[index];
   const Instruction *const end = program_.instructions.data() + program_.instructions.size(), *const next =
                                                                                                   &instruction_ + 1;
-  const auto& outputs = program_.outputs;
-  const bool only = program_.buffers[id].readers == 1 && std::count(outputs.begin(), outputs.end(), id) == 0;
+  const bool only = program_.buffers[id].readers == 1 && program_.buffers[id].offset >= 0;  // and no output
   if (!only || next == end || next->inputs.size() != 1 || next->inputs[0] != id) return RowForm::floats;
   return reads_quantized(program_, *next);
 }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <utility>
 
 #include "runtime/fail.h"
 
@@ -20,6 +21,7 @@ constexpr size_t kMaxNbytes = size_t{32} << 20;
 constexpr uint32_t kMaxText = 4096;  // bytes
 constexpr size_t kMaxDims = 8;
 constexpr size_t kMaxShards = 1 << 14;
+constexpr size_t kMaxParts = 2;
 constexpr size_t kMaxOutputs = 256;
 constexpr size_t kMaxInstructions = size_t{1} << 18;
 constexpr size_t kMaxPieces = 1 << 14;  // of weights that have several: each may be a mapping of its own
@@ -287,6 +289,19 @@ Instruction read_instruction(Reader& in, const Program& program) {
   return instruction;
 }
 
+void read_part(Reader& in, Program& program) {
+  ProgramPart part;
+  part.inputs = in.ids(program.buffers.size(), "graph inputs");
+  part.outputs = in.ids(program.buffers.size(), "graph outputs");
+  require_most(part.outputs.size(), kMaxOutputs, "graph outputs");
+  part.begin = program.instructions.size();
+  const uint32_t instructions = in.count(44, "instructions");
+  require_most(part.begin + instructions, kMaxInstructions, "instructions");
+  for (uint32_t i = 0; i < instructions; ++i) program.instructions.push_back(read_instruction(in, program));
+  part.end = program.instructions.size();
+  program.parts.push_back(std::move(part));
+}
+
 // Which buffers still hold what was written to them: a buffer loses its bytes to the next one placed there.
 class Contents {
  public:
@@ -319,23 +334,31 @@ class Contents {
   std::map<int64_t, Span> spans_[kDims];  // by begin; they do not overlap
 };
 
-// Every buffer is written once and read before its bytes go to another one, and what an instruction reads and writes
-// lies apart: no op sees its indices change under it. What the caller supplies is exactly the graph's inputs and
-// outputs.
-void check_data_flow(const Program& program) {
-  std::vector<bool> written(program.buffers.size());
+// What the caller supplies is exactly the inputs and outputs of all parts.
+void check_external(const Program& program) {
   std::vector<bool> external(program.buffers.size());
-  Contents contents(program);
-  for (uint32_t id : program.inputs) {
-    written[id] = external[id] = true;
-    contents.write(id);
+  for (const ProgramPart& part : program.parts) {
+    for (uint32_t id : part.inputs) external[id] = true;
+    for (uint32_t id : part.outputs) external[id] = true;
   }
-  for (uint32_t id : program.outputs) external[id] = true;
   for (size_t id = 0; id < program.buffers.size(); ++id) {
     require(external[id] == (program.buffers[id].offset == -1), "buffer " + program.buffers[id].name,
             "offset -1 for graph inputs and outputs, and for them only");
   }
-  for (const Instruction& instruction : program.instructions) {
+}
+
+// Every buffer is written once and read before its bytes go to another one, and what an instruction reads and writes
+// lies apart: no op sees its indices change under it. written: by earlier parts, whose buffers are theirs alone.
+void check_data_flow(const Program& program, const ProgramPart& part, std::vector<bool>& written) {
+  const std::vector<bool> taken = written;
+  Contents contents(program);
+  for (uint32_t id : part.inputs) {
+    require(!taken[id], "graph input " + program.buffers[id].name, "a buffer of no other part");
+    written[id] = true;
+    contents.write(id);
+  }
+  for (size_t i = part.begin; i < part.end; ++i) {
+    const Instruction& instruction = program.instructions[i];
     const std::string who = instruction.name + " (" + instruction.op + ") ";
     for (uint32_t id : instruction.inputs) {
       require(contents[id], who + "reads " + program.buffers[id].name,
@@ -353,8 +376,8 @@ void check_data_flow(const Program& program) {
     std::for_each(instruction.inputs.begin(), instruction.inputs.end(), apart);
     std::for_each(instruction.outputs.begin(), instruction.outputs.end(), apart);
   }
-  for (uint32_t id : program.outputs) {
-    require(written[id], "nothing writes output " + program.buffers[id].name, "one writer");
+  for (uint32_t id : part.outputs) {
+    require(written[id] && !taken[id], "nothing writes output " + program.buffers[id].name, "one writer");
   }
 }
 
@@ -392,18 +415,31 @@ Program parse_program(const uint8_t* data, size_t nbytes) {
   const uint32_t buffers = in.count(18, "buffers");
   for (uint32_t i = 0; i < buffers; ++i) program.buffers.push_back(read_buffer(in));
   read_arenas(in, program);
-  program.inputs = in.ids(program.buffers.size(), "graph inputs");
-  program.outputs = in.ids(program.buffers.size(), "graph outputs");
-  require_most(program.outputs.size(), kMaxOutputs, "graph outputs");
-  const uint32_t instructions = in.count(44, "instructions");
-  require_most(instructions, kMaxInstructions, "instructions");
-  for (uint32_t i = 0; i < instructions; ++i) program.instructions.push_back(read_instruction(in, program));
+  const uint32_t parts = in.count(12, "parts");
+  require(parts > 0, "no part", "one that runs");
+  require_most(parts, kMaxParts, "parts");
+  for (uint32_t i = 0; i < parts; ++i) read_part(in, program);
   in.finish();
   for (const Instruction& instruction : program.instructions) {
     for (uint32_t id : instruction.inputs) ++program.buffers[id].readers;
   }
-  check_data_flow(program);
+  check_external(program);
+  std::vector<bool> written(program.buffers.size());
+  for (const ProgramPart& part : program.parts) check_data_flow(program, part, written);
   return program;
+}
+
+void drop_draft(Program& program) {
+  if (program.parts.size() < 2) return;
+  program.parts.resize(1);
+  program.instructions.resize(program.parts[0].end);
+  size_t weights = 0, caches = 0;
+  for (const Instruction& instruction : program.instructions) {
+    for (const WeightUse& use : instruction.weights) weights = std::max<size_t>(weights, use.id + size_t{1});
+    for (uint32_t id : instruction.caches) caches = std::max<size_t>(caches, id + size_t{1});
+  }
+  program.weights.resize(weights);
+  program.caches.resize(caches);
 }
 
 }  // namespace deepmnn

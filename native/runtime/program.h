@@ -98,6 +98,12 @@ struct Instruction {
   std::map<std::string, Attr> attrs;
 };
 
+// What runs by itself: the main part, which is the model, or its draft part, which guesses from what the main part gave.
+struct ProgramPart {
+  std::vector<uint32_t> inputs, outputs;  // buffers, of which no other part has any
+  size_t begin = 0, end = 0;              // of its instructions
+};
+
 struct Program {
   std::string name;
   std::vector<std::string> shards;
@@ -105,13 +111,15 @@ struct Program {
   std::vector<CacheInfo> caches;
   std::vector<BufferInfo> buffers;
   int64_t arena_nbytes[kDims] = {};  // per row
-  std::vector<uint32_t> inputs;
-  std::vector<uint32_t> outputs;
-  std::vector<Instruction> instructions;
+  std::vector<ProgramPart> parts;                // the main part, then the draft part where there is one
+  std::vector<Instruction> instructions;  // of all parts, in order
 };
 
 // Throws Error("artifact") for anything docs/program.md does not allow, including a buffer that is read before it is
 // written or written twice.
 Program parse_program(const uint8_t* data, size_t nbytes);
+
+// Leaves the main part alone, and what it has of weights and caches: they come before those of the draft part alone.
+void drop_draft(Program& program);
 
 }  // namespace deepmnn

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <map>
+#include <utility>
 
 #include "runtime/fail.h"
 #include "runtime/residency.h"
@@ -222,6 +223,21 @@ class Planner {
 
 WeightPlan plan_weights(const Program& program, const ReadUnits& units, int64_t memory) {
   return Planner(program, units).plan(memory);
+}
+
+WeightPlan plan_parts(Program& program, ReadUnits& units, int64_t memory) {
+  Program main = program;
+  drop_draft(main);
+  units = read_units(program);
+  if (main.parts.size() == program.parts.size()) return plan_weights(program, units, memory);
+  WeightPlan whole = plan_weights(program, units, 0);
+  if (memory > 0 && memory < whole.total_nbytes) {
+    program = std::move(main);
+    units = read_units(program);
+    return plan_weights(program, units, memory);
+  }
+  whole.least_nbytes = plan_weights(main, read_units(main), 0).least_nbytes;
+  return whole;
 }
 
 }  // namespace deepmnn

@@ -57,11 +57,17 @@ void run_steps(Model& model, CacheType type) {
     std::vector<void*> taken;
     inputs.clear();
     outputs.clear();
-    for (const Model::Port& port : model.inputs()) inputs.emplace_back(port.count(batch), 0.5f);
-    for (const Model::Port& port : model.outputs()) outputs.emplace_back(port.count(batch));
+    for (const Port& port : model.inputs()) inputs.emplace_back(port.count(batch), 0.5f);
+    for (const Port& port : model.outputs()) outputs.emplace_back(port.count(batch));
     for (const auto& input : inputs) given.push_back(input.data());
     for (auto& output : outputs) taken.push_back(output.data());
     model.step(cache, batch, given.data(), taken.data());
+    if (const Port* state = model.draft_state()) {
+      const std::vector<float> begin(static_cast<size_t>(state->width * batch.tokens), 0.5f);
+      std::vector<float> logits(static_cast<size_t>(model.vocab_size() * batch.rows));
+      std::vector<float> next(static_cast<size_t>(state->width * batch.rows));
+      model.draft(cache, batch, begin.data(), logits.data(), next.data());
+    }
   }
 }
 

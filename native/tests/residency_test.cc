@@ -100,8 +100,6 @@ Program mixture() {
   buffer("normed", false, kWidth);
   buffer("logits", false, kVocab, true);
   program.arena_nbytes[static_cast<int>(Dim::tokens)] = next;
-  program.inputs = {0};
-  program.outputs = {7};
   const WeightUse in_order{router, Reading::in_order};
   std::vector<WeightUse> experts;
   for (uint32_t i = 0; i < 2 * kExperts; ++i) experts.push_back({first_expert + i, Reading::routed});
@@ -117,6 +115,7 @@ Program mixture() {
      {{"experts", kExperts}, {"top_k", kChosen}, {"intermediate_size", kSize}, {"limit", 0.0}});
   op("rms_norm", {5}, 6, {{norm, Reading::whole}}, {{"heads", int64_t{1}}, {"eps", 1e-5}});
   op("linear", {6}, 7, {{head, Reading::in_order}, {bias, Reading::whole}}, {});
+  program.parts.push_back({{0}, {7}, 0, program.instructions.size()});
   return program;
 }
 

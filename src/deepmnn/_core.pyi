@@ -123,8 +123,9 @@ class WeightPlan:
     table_nbytes: int
     """Room for rows of lookup tables, which are read when they are needed."""
 
-def plan_weights(program: bytes, memory: int = 0) -> WeightPlan:
+def plan_weights(program: bytes, memory: int = 0, draft: bool = True) -> WeightPlan:
     """What a model with that program.bin would do with so many bytes for weights; 0: all of them.
+    draft: with its draft part, which is left out where not everything fits.
 
     Raises ArtifactError for a damaged program, RequestError for less than its least_nbytes.
     """
@@ -147,6 +148,8 @@ class Model:
     """Row width of each cache entry, in elements."""
     outputs: dict[str, int]
     """Width of each output of a step, in elements a row; "logits" is one of them."""
+    draft_state: str | None
+    """The output that `draft` begins with; None: there is no draft part here."""
     step_seconds: float
     """Wall time inside the core's steps so far, without this binding."""
     numa: str
@@ -159,6 +162,7 @@ class Model:
         numa: str = "off",
         numa_root: AnyPath = "",
         memory: int = 0,
+        draft: bool = True,
     ) -> None:
         """Maps the weights and checks the program. threads 0: one for each core.
 
@@ -166,7 +170,8 @@ class Model:
 
         memory: bytes that weights may take. 0, and as many as there are, maps them all. With less
         some stay in memory and the others are read when they are needed (`weight_plan`).
-        RequestError for less than `weight_plan.least_nbytes`.
+        RequestError for less than `weight_plan.least_nbytes`. draft: with the draft part of a model
+        that has one, if all weights are mapped.
 
         Raises ArtifactError for anything wrong in the directory. So does every step from the moment
         on that a weight file is cut, or cannot be read, while the model uses it.
@@ -217,6 +222,20 @@ class Model:
         inputs: [rows, width] of each input of the program besides ids and positions: a part of a
         model reads what the part before it gave.
         """
+
+    def draft(
+        self,
+        cache: KvCache,
+        ids: NDArray[int32],
+        positions: NDArray[int32],
+        sequence_starts: NDArray[int32],
+        context_lengths: NDArray[int32],
+        block_tables: NDArray[int32],
+        logit_rows: NDArray[int32],
+        state: NDArray[float32],
+    ) -> tuple[NDArray[float32], NDArray[float32]]:
+        """Runs the draft part on state [tokens, width] (backends.base.Backend.draft): logits
+        [rows, vocab_size], the next state [rows, width]."""
 
     def sample(
         self, draws: list[tuple[NDArray[float32], float, int, float, float, float]]

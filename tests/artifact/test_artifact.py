@@ -215,12 +215,12 @@ def test_weights_are_verified_when_small_or_on_request(
         Artifact.open(path, verify=True)
 
 
-@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 5, 7, "6", None, [], 5.5])
+@pytest.mark.parametrize("version", [0, 1, 2, 3, 4, 5, 6, 8, "7", None, [], 5.5])
 def test_other_versions(tmp_path: Path, version: Any) -> None:
     path = write(tmp_path / "m")
     reseal(path, lambda fields: fields.update(format_version=version))
     with pytest.raises(
-        ArtifactError, match=r"version.*expected deepmnn version 6\. Convert the model"
+        ArtifactError, match=r"version.*expected deepmnn version 7\. Convert the model"
     ):
         Artifact.open(path)
 

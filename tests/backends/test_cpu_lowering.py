@@ -11,10 +11,11 @@ from deepmnn.backends.cpu.program import DIMS, encode
 from deepmnn.errors import ArtifactError, GraphError
 from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.caches import CacheEntry
+from deepmnn.graph.draft import optimize_parts
 from deepmnn.graph.levels import MAX_LEVEL, optimize
 from deepmnn.graph.passes.memory_plan import MemoryPlan, plan_memory
 from deepmnn.graph.workload import Workload
-from deepmnn.models import build
+from deepmnn.models import build, build_parts
 from tiny_models import ALL, CONFIGS
 
 SHARDS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
@@ -88,10 +89,34 @@ def test_a_program_says_how_weights_are_read_and_what_ops_cost():
     assert sum(i.context_macs for i in program.instructions) == work.context_macs
 
 
-def test_kept_weights_are_not_in_the_program():
-    graph, _, data = lowered("deepseek_v3", 0, MAX_LEVEL)
-    assert graph.kept
-    assert not {weight.name for weight in read_program(data).weights} & set(graph.kept)
+@pytest.mark.parametrize("level", [0, MAX_LEVEL])
+def test_a_draft_part_comes_last(level):
+    config = {"model_type": "deepseek_v3", **CONFIGS["deepseek_v3"][0]}
+    made, _ = optimize_parts(build_parts(config), level)
+    both = [(part, plan_memory(part, reuse=level == MAX_LEVEL)) for part in (made.main, made.draft)]
+    locations = {name: whole(0, 64 * n, 64) for n, name in enumerate(made.weights)}
+    data = lower(*both[0], locations, SHARDS, both[1])
+    program = read_program(data)
+    assert encode(program) == data
+    assert len(program.instructions) == len(made.main.nodes)
+    assert [each.name for each in program.draft.instructions] == [n.name for n in made.draft.nodes]
+    names = [buffer.name for buffer in program.buffers]
+    assert [names[i] for i in program.draft.inputs] == ["ids", "positions", "hidden"]
+    assert [names[i] for i in program.draft.outputs] == ["state", "logits"]
+    assert program.caches == made.main.caches | made.draft.caches
+    arenas = [tuple(plan.nbytes[dim] for dim in DIMS) for _, plan in both]
+    assert program.arenas == tuple(map(max, *arenas))
+    used = [{i for each in part.instructions for i in (*each.inputs, *each.outputs)}
+            for part in program.parts]  # fmt: skip
+    assert not used[0] & used[1]
+    arenas = tuple(both[0][1].nbytes[dim] for dim in DIMS)
+    alone = dataclasses.replace(program.without_draft(), arenas=arenas)
+    assert alone.caches == made.main.caches
+    assert {weight.name for weight in alone.weights} == made.main.weights.keys()
+    assert encode(alone) == lower(made.main, both[0][1], locations, SHARDS)
+    text = format_program(program)
+    assert f"{len(made.draft.nodes)} in a draft part" in text
+    assert "layers.2.eh_proj" in text.partition("\ndraft part\n")[2]
 
 
 def text(value):
@@ -128,6 +153,7 @@ def test_the_bytes_are_those_of_the_specification():
     expected += text(b"e") + b"\0\0" + u32(1) + u32(32) + struct.pack("<q", 64)
     expected += text(b"logits") + b"\0\2" + u32(1) + u32(32) + struct.pack("<q", -1)
     expected += struct.pack("<3q", 192, 0, 0)
+    expected += u32(1)
     expected += u32(2) + u32(0) + u32(1)
     expected += u32(1) + u32(3)
     expected += u32(2)

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from deepmnn.artifact import directory as directory_writer
 from deepmnn.artifact.reader import Artifact
+from deepmnn.backends.cpu.backend import CpuBackend
 from deepmnn.backends.cpu.program import read_program
 from deepmnn.backends.reference import ReferenceBackend
 from deepmnn.conversion.convert import convert
@@ -32,10 +33,9 @@ from deepmnn.errors import (
     StorageError,
     TensorNotFoundError,
 )
-from deepmnn.graph.levels import optimize
-from deepmnn.graph.tensors import tensor_shapes
+from deepmnn.graph.draft import optimize_parts
 from deepmnn.graph.weights import F32
-from deepmnn.models import build
+from deepmnn.models import build_draft, build_parts
 from deepmnn.quant.store import stored_values
 from parity import prompts_for, relative_error, run_schedule
 from tiny_models import ALL, tiny_checkpoint
@@ -78,14 +78,14 @@ class Tensors:
 
 def stored(artifact: Artifact) -> dict[str, F32]:
     """Every weight of an artifact, decoded."""
-    weights = artifact.graph().weights.values()
+    weights = artifact.parts().weights.values()
     return {w.name: stored_values(w, artifact.tensor(w.name)) for w in weights}
 
 
 def bf16_checkpoint(path: Path) -> dict[str, torch.Tensor]:
     """Writes FP8_CONFIG's model in bf16; returns its tensors."""
     generator = torch.Generator().manual_seed(0)
-    shapes = tensor_shapes(build(FP8_CONFIG))
+    shapes = build_parts(FP8_CONFIG).shapes
     tensors = {n: torch.randn(s, generator=generator).bfloat16() for n, s in shapes.items()}
     path.mkdir()
     save_file(tensors, path / "model.safetensors")
@@ -132,10 +132,10 @@ def test_fp8_and_bf16_checkpoints_bit_for_bit(tmp_path: Path, level: int) -> Non
         report = convert(tmp_path / kind, tmp_path / f"{kind}-out", "fp32", level)
         assert report.dropped == ()
         source = Tensors({name: value.numpy() for name, value in values.items()})
-        graph, _ = optimize(build(FP8_CONFIG), level)
+        made, _ = optimize_parts(build_parts(FP8_CONFIG), level)
         found = stored(Artifact.open(report.path))
-        assert set(found) == set(graph.weights)
-        for name, weight in graph.weights.items():
+        assert set(found) == set(made.weights)
+        for name, weight in made.weights.items():
             np.testing.assert_array_equal(found[name], weight.expr.read(source), err_msg=name)
 
 
@@ -169,7 +169,7 @@ def test_report_manifest_and_progress(tmp_path: Path) -> None:
     )
     artifact = Artifact.open(report.path)
     manifest = artifact.manifest
-    order = weight_order(artifact.graph())
+    order = weight_order(artifact.parts())
     assert [label for _, _, label in calls] == [weight.name for weight in order]
     assert calls[-1][:2] == (report.nbytes, report.nbytes)
     assert all(a[0] < b[0] for a, b in pairwise(calls))
@@ -198,14 +198,23 @@ def test_an_experts_matrices_are_one_read(tmp_path: Path) -> None:
             assert 0 <= second.offset - (first.offset + first.nbytes) < 4096
 
 
+def draft_weights(config: dict[str, Any]) -> tuple[str, ...]:
+    draft = build_draft(config)
+    assert draft is not None
+    return tuple(draft.weights)
+
+
 def test_missing_mtp_layers_are_dropped(tmp_path: Path) -> None:
     tiny = tiny_checkpoint("deepseek_v3", 0, tmp_path / "hf")
     file = tiny.path / "model.safetensors"
-    kept = build(tiny.config).kept
     save_file({n: t for n, t in load_file(file).items() if ".layers.2." not in n}, file)
     report = convert(tiny.path, tmp_path / "out")
-    assert report.dropped == tuple(kept) != ()
-    assert Artifact.open(report.path).graph().kept == []
+    assert report.dropped == draft_weights(tiny.config)
+    artifact = Artifact.open(report.path)
+    assert artifact.parts().draft is None
+    assert artifact.graph().outputs == ["logits"]
+    assert not (report.path / "draft.json").exists()
+    assert CpuBackend(report.path).draft_state is None
 
 
 def test_an_incomplete_mtp_layer_is_dropped_whole(tmp_path: Path) -> None:
@@ -215,7 +224,32 @@ def test_an_incomplete_mtp_layer_is_dropped_whole(tmp_path: Path) -> None:
     del tensors["model.layers.2.eh_proj.weight"]
     save_file(tensors, file)
     report = convert(tiny.path, tmp_path / "out")
-    assert report.dropped == tuple(build(tiny.config).kept)
+    assert report.dropped == draft_weights(tiny.config)
+    assert Artifact.open(report.path).parts().draft is None
+
+
+def test_a_draft_part_without_an_embedding_and_a_head_of_its_own(tmp_path: Path) -> None:
+    tiny = tiny_checkpoint("deepseek_v3", 0, tmp_path / "hf")
+    file = tiny.path / "model.safetensors"
+    tensors = load_file(file)
+    own = {"embed_tokens": "model.embed_tokens", "shared_head.head": "lm_head"}
+    for name, other in own.items():
+        tensors[f"model.layers.2.{name}.weight"] = tensors[f"{other}.weight"].clone()
+    save_file(tensors, file)
+    copies = convert(tiny.path, tmp_path / "copies", "w4", calibration=False)
+    for name in own:
+        del tensors[f"model.layers.2.{name}.weight"]
+    save_file(tensors, file)
+    none = convert(tiny.path, tmp_path / "none", "w4", calibration=False)
+    assert none.dropped == none.unused == copies.unused == ()
+    first, second = (Artifact.open(each.path) for each in (copies, none))
+    draft = first.parts().draft
+    assert draft is not None
+    assert {"embed_tokens.weight", "lm_head.weight"} <= draft.weights.keys()
+    assert first.parts() == second.parts()
+    for name in first.parts().weights:
+        assert np.array_equal(first.tensor(name), second.tensor(name))
+    assert first.weights_nbytes == second.weights_nbytes
 
 
 def test_tensors_of_equal_content_are_stored_once(tmp_path: Path) -> None:

@@ -53,13 +53,17 @@ def test_what_is_planned_is_what_is_written(tmp_path: Path, recipe: Recipe, leve
     program = read_program((path / "program.bin").read_bytes())
     assert {w.name: (w.format, w.nbytes) for w in made.weights} == {
         w.name: (w.format, artifact.tensor(w.name).nbytes)
-        for w in artifact.graph().weights.values()
+        for w in artifact.parts().weights.values()
     }
     assert made.nbytes == sum(artifact.tensor(w.name).nbytes for w in made.weights)
     for name, (at,) in made.locations.items():
         data = (path / made.shards[at.shard].file).read_bytes()
         assert data[at.offset : at.offset + at.nbytes] == artifact.tensor(name).tobytes()
-    assert program.arenas == tuple(made.memory.nbytes[d] for d in ("tokens", "context", "rows"))
+    assert made.draft_memory is not None
+    assert program.arenas == tuple(
+        max(made.memory.nbytes[d], made.draft_memory.nbytes[d])
+        for d in ("tokens", "context", "rows")
+    )
     manifest = artifact.manifest
     assert Recipe.from_json(manifest["recipe"], "manifest") == recipe
     assert (manifest["quant"], manifest["optimize_level"]) == (recipe.name, level)

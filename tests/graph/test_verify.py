@@ -123,6 +123,11 @@ class TestEveryOp:
         refused(graph, "before it is produced")
 
 
+def add_input(graph: Graph, name: str, dtype: str = "f32") -> None:
+    graph.inputs.append(name)
+    graph.values[name] = Value(name, ("tokens", 36), dtype)
+
+
 def change(edit: Callable[[Graph], object]) -> Graph:
     graph = graph_of("deepseek_v3", 0)
     edit(graph)
@@ -153,7 +158,10 @@ BROKEN: dict[str, tuple[Callable[[Graph], object], str]] = {
     "value dtype": (lambda g: g.values.update(norm=Value("norm", ("rows", 36), "f64")), "f32 or"),
     "no outputs": (lambda g: g.outputs.clear(), "no output"),
     "output nowhere": (lambda g: g.outputs.append("x"), "not produced"),
-    "graph input": (lambda g: g.inputs.append("mask"), "ids or positions"),
+    "graph input": (lambda g: g.inputs.append("mask"), "no value"),
+    "two states": (lambda g: (add_input(g, "a"), add_input(g, "b")), "at most one other"),
+    "state of ints": (lambda g: add_input(g, "a", "i32"), "f32"),
+    "graph input twice": (lambda g: g.inputs.append("ids"), "at most one other"),
     "graph input's type": (
         lambda g: g.values.update(ids=Value("ids", ("tokens",), "f32")),
         "i32",
@@ -163,7 +171,6 @@ BROKEN: dict[str, tuple[Callable[[Graph], object], str]] = {
         lambda g: g.weights.update(x=Weight("x", Tensor("x", (3,)), "vector", "vector")),
         "nothing reads",
     ),
-    "kept nowhere": (lambda g: g.kept.append("x"), "does not exist"),
     "weight filed wrongly": (lambda g: setattr(g.weights["norm.weight"], "name", "x"), "calls"),
     "role": (lambda g: setattr(g.weights["norm.weight"], "role", "norm"), "role"),
     "role of a vector": (lambda g: setattr(g.weights["norm.weight"], "role", "linear"), "role"),

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
+from deepmnn.graph.draft import Parts
 from deepmnn.graph.ir import Graph
-from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.graph.verify import verify
-from deepmnn.models import build, read_config
+from deepmnn.models import build_draft, build_parts, read_config
 from deepmnn.source.codecs import fp8
 from tiny_models import ALL, tiny_checkpoint
 
@@ -108,13 +108,16 @@ MTP = ["embed_tokens", "enorm", "hnorm", "eh_proj", "shared_head.norm", "shared_
 
 
 @cache
+def parts(name: str) -> Parts:
+    return build_parts(CONFIGS[name])
+
+
 def published(name: str) -> Graph:
-    return build(CONFIGS[name])
+    return parts(name).main
 
 
 def parameters(graph: Graph) -> int:
-    kept = set(graph.kept)
-    return sum(math.prod(w.shape) for name, w in graph.weights.items() if name not in kept)
+    return sum(math.prod(weight.shape) for weight in graph.weights.values())
 
 
 def test_every_published_config_has_a_size() -> None:
@@ -131,7 +134,7 @@ def test_published_sizes(name: str) -> None:
 @pytest.mark.parametrize("name", ["DeepSeek-V4-Flash", "DeepSeek-V4-Pro"])
 def test_published_tensor_names_of_v4(name: str) -> None:
     """Under the names of transformers' conversion_mapping.py."""
-    found = {re.sub(r"\.\d+\.", ".#.", tensor) for tensor in tensor_shapes(published(name))}
+    found = {re.sub(r"\.\d+\.", ".#.", tensor) for tensor in parts(name).shapes}
     layer = {*V4_LAYER, *(f"self_attn.{part}" for part in V4_ENTRIES), "mlp.gate.tid2eid"}
     ends = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     ends |= {f"model.{part}" for part in V4_HEAD}
@@ -147,7 +150,7 @@ def test_published_tensor_names(name: str) -> None:
         layer = layer - {*LOW_RANK_QUERY} | {"self_attn.q_proj.weight"}
     if config.get("num_nextn_predict_layers"):
         layer |= {f"{part}.weight" for part in MTP}
-    found = {re.sub(r"\.\d+\.", ".#.", tensor) for tensor in tensor_shapes(published(name))}
+    found = {re.sub(r"\.\d+\.", ".#.", tensor) for tensor in parts(name).shapes}
     ends = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     assert found == ends | {f"model.layers.#.{part}" for part in layer}
 
@@ -214,9 +217,11 @@ def test_published_softmax_scale(name: str, mscale: float) -> None:
 
 def test_mtp_layer_has_the_tensors_of_the_hub() -> None:
     """Layer 61 of DeepSeek-V3's model.safetensors.index.json."""
-    graph = published("DeepSeek-V3")
-    kept = {name.removeprefix("layers.61.") for name in graph.kept}
-    rest = {name for name in kept if not name.startswith(("self_attn.", "mlp."))}
+    main, draft = parts("DeepSeek-V3").main, parts("DeepSeek-V3").draft
+    assert draft is not None
+    verify(draft)
+    own = {name.removeprefix("layers.61.") for name in draft.weights}
+    rest = {name for name in own if not name.startswith(("self_attn.", "mlp."))}
     assert rest == {
         "embed_tokens.weight",
         "enorm.weight",
@@ -227,14 +232,15 @@ def test_mtp_layer_has_the_tensors_of_the_hub() -> None:
         "shared_head.norm.weight",
         "shared_head.head.weight",
     }
-    assert graph.weights["layers.61.eh_proj.weight"].shape == (7168, 14336)
-    blocks = {name for name in kept if name.startswith(("self_attn.", "mlp."))}
+    assert draft.weights["layers.61.eh_proj.weight"].shape == (7168, 14336)
+    blocks = own - rest
     assert blocks == {
         name.removeprefix("layers.60.")
-        for name in graph.weights
+        for name in main.weights
         if name.startswith(("layers.60.self_attn.", "layers.60.mlp."))
     }
-    assert not build(CONFIGS["DeepSeek-V3"] | {"num_nextn_predict_layers": 0}).kept
+    assert build_draft(CONFIGS["DeepSeek-V3"] | {"num_nextn_predict_layers": 0}) is None
+    assert build_draft(CONFIGS["DeepSeek-V2"]) is None
 
 
 @pytest.mark.parametrize(("model_type", "index"), ALL)
@@ -243,6 +249,6 @@ def test_every_tensor_of_a_checkpoint_is_read(tmp_path: Any, model_type: str, in
     tiny = tiny_checkpoint(model_type, index, tmp_path)
     with safe_open(tmp_path / "model.safetensors", "np") as file:
         stored = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    read = tensor_shapes(build(tiny.config))
+    read = build_parts(tiny.config).shapes
     assert read.items() <= stored.items()
     assert stored.keys() - read.keys() <= {"lm_head.weight"}

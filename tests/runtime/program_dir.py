@@ -12,6 +12,7 @@ from deepmnn.backends.base import F32
 from deepmnn.backends.cpu.backend import CpuBackend
 from deepmnn.backends.cpu.lower import lower
 from deepmnn.backends.cpu.pieces import whole
+from deepmnn.graph.draft import Parts
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.passes.memory_plan import plan_memory
 from deepmnn.graph.weights import TensorSource
@@ -22,11 +23,17 @@ SHARD = "weights.bin"
 Read = Callable[[str], F32]
 
 
-def write_program(graph: Graph, read: Read, directory: Path, reuse: bool = True) -> None:
-    """graph, with the weights read(name) in their storage formats, as files in `directory`."""
+def write_program(
+    graph: Graph, read: Read, directory: Path, reuse: bool = True, draft: Graph | None = None
+) -> None:
+    """graph, with the weights read(name) in their storage formats, as files in `directory`; with
+    its draft part.
+    """
     locations, parts, offset = {}, [], 0
-    for name in dict.fromkeys(name for node in graph.nodes for name in node.weights):
-        weight = graph.weights[name]
+    both = Parts(graph, draft)
+    nodes = [*graph.nodes, *(draft.nodes if draft else ())]
+    for name in dict.fromkeys(name for node in nodes for name in node.weights):
+        weight = both.weights[name]
         matrix = read(name).reshape(weight.matrix_shape)
         data = numpy_bytes(matrix, weight.format)
         locations[name] = whole(0, offset, data.nbytes)
@@ -35,7 +42,8 @@ def write_program(graph: Graph, read: Read, directory: Path, reuse: bool = True)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / SHARD).write_bytes(b"".join(part.tobytes() for part in parts))
     plan = plan_memory(graph, reuse)
-    (directory / "program.bin").write_bytes(lower(graph, plan, locations, [SHARD]))
+    second = (draft, plan_memory(draft, reuse)) if draft else None
+    (directory / "program.bin").write_bytes(lower(graph, plan, locations, [SHARD], second))
 
 
 def stored(graph: Graph, read: Read) -> Read:
@@ -50,10 +58,12 @@ def stored(graph: Graph, read: Read) -> Read:
     return read_stored
 
 
-def cpu_of(graph: Graph, read: Read, **options: object) -> CpuBackend:
-    """A CPU backend of the graph."""
+def cpu_of(
+    graph: Graph, read: Read, drafting: Graph | None = None, **options: object
+) -> CpuBackend:
+    """A CPU backend of the graph, and of its draft part."""
     with tempfile.TemporaryDirectory() as folder:  # a mapped file outlives its name
-        write_program(graph, read, Path(folder))
+        write_program(graph, read, Path(folder), draft=drafting)
         return CpuBackend(folder, **options)  # type: ignore[arg-type]
 
 

@@ -103,9 +103,8 @@ class LLM:
     def parameters(self) -> int:
         """How many numbers the weights are, without those of multi-token prediction."""
         if self._parameters is None:
-            graph = build(self.config)
-            run = (weight for name, weight in graph.weights.items() if name not in graph.kept)
-            self._parameters = sum(math.prod(weight.shape) for weight in run)
+            weights = build(self.config).weights.values()
+            self._parameters = sum(math.prod(weight.shape) for weight in weights)
         return self._parameters
 
     @property

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from deepmnn import _core
@@ -106,6 +106,7 @@ class Demand:
         process: bytes that the process holds already: Python, libraries, tokenizer, server.
         templates: whether chat templates are rendered.
         grammars: whether answers may be held to a grammar.
+        draft: whether the draft part runs of a model that has one (graph/draft.py).
     """
 
     data: bytes
@@ -114,11 +115,13 @@ class Demand:
     process: int
     templates: bool = False
     grammars: bool = False
+    draft: bool = False
 
     @cached_property
     def program(self) -> Program:
-        """The program, read."""
-        return read_program(self.data)
+        """The program, read: what runs of it."""
+        found = read_program(self.data)
+        return found if self.draft else found.without_draft()
 
     @cached_property
     def row_nbytes(self) -> dict[str, int]:
@@ -128,7 +131,7 @@ class Demand:
     @cached_property
     def weights(self) -> _core.WeightPlan:
         """Of the weights when they have all the memory that they want."""
-        return _core.plan_weights(self.data)
+        return _core.plan_weights(self.data, draft=self.draft)
 
     @property
     def vocab_size(self) -> int:
@@ -163,7 +166,7 @@ class Demand:
         shape = StepShape(
             tokens=sizes.max_batch_tokens,
             sequences=sequences,
-            rows=sequences,
+            rows=sizes.max_batch_tokens if self.draft else sequences,
             context=context,
             all_context=sequences * context,  # they may share rows
             threads=self.threads,
@@ -183,6 +186,7 @@ class Split:
         kv: of the KV cache.
         step: of a step.
         weights: how the weights are kept in what is left.
+        draft: whether there is room for the draft part, where it is asked for.
         changes: what is smaller than usual, in words.
     """
 
@@ -192,6 +196,7 @@ class Split:
     kv: int
     step: Footprint
     weights: _core.WeightPlan
+    draft: bool = False
     changes: tuple[str, ...] = field(default=())
 
     @property
@@ -236,7 +241,8 @@ def _weights_said(weights: _core.WeightPlan) -> list[str]:
 
 
 def split(demand: Demand, options: LoadOptions, budget: int) -> Split:
-    """Splits a budget; what `options` says stays, what it leaves open is chosen to fit.
+    """Splits a budget; what `options` says stays, what it leaves open is chosen to fit. Before
+    anything makes room for a draft part, it is left out.
 
     Raises RequestError, with the smallest budget that would do, when nothing fits.
     """
@@ -244,6 +250,8 @@ def split(demand: Demand, options: LoadOptions, budget: int) -> Split:
     whole = demand.weights.total_nbytes
     if _room(demand, options, budget, usual) >= whole:
         return _made(demand, options, budget, usual, usual)
+    if demand.draft:
+        return split(replace(demand, draft=False), options, budget)
     least = demand.weights.least_nbytes
     for sizes in _candidates(demand, options, budget):
         if _room(demand, options, budget, sizes) >= least:
@@ -275,7 +283,8 @@ def megabytes(nbytes: int) -> str:
 
 
 def least_budget(demand: Demand, options: LoadOptions) -> int:
-    """The smallest budget in which the model runs, with what `options` says."""
+    """The smallest budget in which the model runs, with what `options` says; without drafts."""
+    demand = replace(demand, draft=False)
     *_, last = _candidates(demand, options, 0)
     spent = demand.base + demand.kv(last, options) + demand.step(last, options).nbytes
     return spent + demand.weights.least_nbytes
@@ -293,7 +302,8 @@ def _made(demand: Demand, options: LoadOptions, budget: int, sizes: Sizes, usual
         sizes=sizes,
         kv=demand.kv(sizes, options),
         step=demand.step(sizes, options),
-        weights=_core.plan_weights(demand.data, room),
+        weights=_core.plan_weights(demand.data, room, demand.draft),
+        draft=demand.draft,
         changes=tuple(_changes(sizes, usual)),
     )
 

@@ -60,8 +60,9 @@ class Opened:
     tokenizer: Tokenizer | None = None
 
 
-def open_cpu(path: Path, options: LoadOptions) -> Opened:
-    """What `convert` wrote, on the C++ engine.
+def open_cpu(path: Path, options: LoadOptions, draft: bool = False) -> Opened:
+    """What `convert` wrote, on the C++ engine. draft: with its draft part, where it has one and
+    there is room.
 
     Raises ArtifactError, and RequestError for a budget in which the model does not run, or no room
     for a block of the KV cache on disk, before a weight is read.
@@ -73,10 +74,12 @@ def open_cpu(path: Path, options: LoadOptions) -> Opened:
     budget, tokenizer = None, None
     if options.memory_nbytes is not None or not _is_plenty(artifact, options):
         tokenizer = sound_tokenizer(artifact.text_files)
-        budget = fitted(artifact, options, tokenizer)
+        budget = fitted(artifact, options, tokenizer, draft)
     if 0 < options.kv_disk_nbytes < LEAST_BLOCK_SIZE * MOST_ROW_NBYTES:  # a block may be larger
         dtype = budget.sizes.kv_dtype if budget is not None else options.kv_dtype
-        caches = read_program(read_small(path / PROGRAM, ArtifactError)).caches
+        program = read_program(read_small(path / PROGRAM, ArtifactError))
+        drafts = draft and (budget is None or budget.draft)
+        caches = (program if drafts else program.without_draft()).caches
         kept, _ = block_nbytes(caches, block_size(caches), dtype or DEFAULT_KV_DTYPE)
         check_room(options.kv_disk_nbytes, kept)
     streamed = budget is not None and budget.is_streamed
@@ -95,16 +98,21 @@ def open_cpu(path: Path, options: LoadOptions) -> Opened:
         options.numa,
         budget.room if budget is not None and streamed else 0,
         budget.step.working if budget is not None else 0,
+        draft and (budget is None or budget.draft),
     )
     return Opened(artifact, artifact.text_files, backend, budget, tokenizer)
 
 
 def demand(
-    data: bytes, context_length: int, options: LoadOptions, tokenizer: Tokenizer | None
+    data: bytes,
+    context_length: int,
+    options: LoadOptions,
+    tokenizer: Tokenizer | None,
+    draft: bool = False,
 ) -> Demand:
     """What a model asks for in this process, as it is now.
 
-    data: program.bin. tokenizer: the model's, which this process has.
+    data: program.bin. tokenizer: the model's, which this process has. draft: as of `open_cpu`.
     """
     made = Demand(
         data,
@@ -113,6 +121,7 @@ def demand(
         process=0,
         templates=tokenizer is not None and tokenizer.has_chat_template,
         grammars=tokenizer is not None and can_hold_answers(),
+        draft=draft,
     )
     _ = made.program, made.weights  # what this takes is the process's from now on
     give_back()
@@ -137,12 +146,17 @@ def sound_tokenizer(files: TextFiles) -> Tokenizer | None:
         return None
 
 
-def fitted(artifact: Artifact, options: LoadOptions, tokenizer: Tokenizer | None) -> Split:
+def fitted(
+    artifact: Artifact, options: LoadOptions, tokenizer: Tokenizer | None, draft: bool = False
+) -> Split:
     """The budget that is in force for a model in this process, split.
 
-    tokenizer: of the model, where this process has it. Raises RequestError where nothing fits.
+    tokenizer: of the model, where this process has it. draft: as of `open_cpu`.
+
+    Raises RequestError where nothing fits.
     """
     data = read_small(artifact.path / PROGRAM, ArtifactError)
-    wanted = demand(data, read_config(artifact.config).context_length, options, tokenizer)
+    length = read_config(artifact.config).context_length
+    wanted = demand(data, length, options, tokenizer, draft)
     machine = machine_nbytes()
     return split(wanted, options, min(options.memory_nbytes or machine, machine))

@@ -24,10 +24,12 @@ FORMAT_VERSION = 7
 4: quantised panels are rotated, codes lie in planes of bits; no groups (program.bin 3).
 5: latent attention has two matrices, and none of them transposed.
 6: equal bytes are stored once, large weights begin with a page (program.bin 4).
-7: a cache entry says how many tokens a row is for, and how many stay (program.bin 5, graph.json 2).
+7: a cache entry says how many tokens a row is for, and how many stay; layers of multi-token
+prediction are a draft part, which runs (program.bin 5, graph.json 2).
 """
 MANIFEST = "deepmnn.json"
 GRAPH = "graph.json"
+DRAFT = "draft.json"
 PROGRAM = "program.bin"
 RECIPE = "recipe.yaml"
 CONFIG = "config.json"

@@ -2,7 +2,8 @@
 
 config.json, tokenizer files, ...     as the checkpoint has them
 graph.json                            the graph (graph/serialize.py)
-program.bin                           the graph lowered for the C++ core (docs/program.md)
+draft.json                            that of its draft part, where it has one (graph/draft.py)
+program.bin                           both lowered for the C++ core (docs/program.md)
 model-0000i-of-0000N.safetensors      weights in kernel layout, U8 tensors, 64-byte aligned; of
                                       weights that share bytes what is not in another one
 report.html, report.json              what the conversion did (docs/report.md), unless left out
@@ -12,6 +13,7 @@ deepmnn.json                          the manifest: versions, recipe, passes, si
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ import numpy as np
 from deepmnn.artifact.manifest import (
     AGAIN,
     CONFIG,
+    DRAFT,
     GRAPH,
     MANIFEST,
     PROGRAM,
@@ -34,9 +37,10 @@ from deepmnn.artifact.manifest import (
 from deepmnn.artifact.shards import PADDING
 from deepmnn.backends.cpu.pieces import Piece, Pieces
 from deepmnn.backends.cpu.program import read_shards, read_weights
-from deepmnn.errors import ArtifactError, RequestError, shown
+from deepmnn.errors import ArtifactError, GraphError, RequestError, shown
 from deepmnn.formats import ALIGNMENT, U8
-from deepmnn.graph.ir import Graph
+from deepmnn.graph.draft import Parts
+from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.serialize import from_json
 from deepmnn.source.json_file import read_object, read_small
 from deepmnn.source.safetensors import SafetensorsFile
@@ -60,7 +64,7 @@ class Artifact:
         self.text_files = TextFiles(path, manifest["files"])
         self._shard_of = {name: shard for shard in shards for name in shard.entries}
         self._shard_paths = [shard.path for shard in shards]
-        self._graph: Graph | None = None
+        self._parts: Parts | None = None
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], verify: bool | None = None) -> Artifact:
@@ -140,12 +144,26 @@ class Artifact:
         return shard.entries[name].nbytes if shard else None
 
     def graph(self) -> Graph:
-        """The graph, checked against the stored weights. Raises ArtifactError."""
-        if self._graph is None:
-            graph = from_json(read_object(self.path / GRAPH, ArtifactError))
-            self._check_weights(graph)
-            self._graph = graph
-        return self._graph
+        """The graph of the main part; as `parts`."""
+        return self.parts().main
+
+    def parts(self) -> Parts:
+        """The graphs, checked against the stored weights. Raises ArtifactError."""
+        if self._parts is None:
+            found = Parts(self._read_graph(GRAPH), self._read_draft())
+            try:
+                found.check()
+            except GraphError as fault:
+                raise ArtifactError(f"{self.path}: {fault}"[:500], "", AGAIN) from None
+            self._check_weights(found.weights)
+            self._parts = found
+        return self._parts
+
+    def _read_graph(self, name: str) -> Graph:
+        return from_json(read_object(self.path / name, ArtifactError), name)
+
+    def _read_draft(self) -> Graph | None:
+        return self._read_graph(DRAFT) if DRAFT in self.manifest["files"] else None
 
     def check_program(self) -> None:
         """Raises ArtifactError unless program.bin maps the weight files that the manifest lists,
@@ -161,8 +179,8 @@ class Artifact:
                 AGAIN,
             )
 
-    def _check_weights(self, graph: Graph) -> None:
-        for weight in graph.weights.values():
+    def _check_weights(self, weights: Mapping[str, Weight]) -> None:
+        for weight in weights.values():
             found = self._stored_nbytes(weight.name)
             try:
                 expected = weight.nbytes

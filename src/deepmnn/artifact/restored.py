@@ -13,11 +13,12 @@ from deepmnn.artifact.manifest import CONFIG
 from deepmnn.artifact.reader import Artifact
 from deepmnn.errors import ArtifactError, TensorNotFoundError
 from deepmnn.formats import F32, U8, KeptCodes
+from deepmnn.graph.draft import Parts, optimize_parts
 from deepmnn.graph.ir import Graph, Node, Weight
-from deepmnn.graph.levels import OnPass, optimize
+from deepmnn.graph.levels import OnPass
 from deepmnn.graph.origins import row_origins
 from deepmnn.graph.rewrite import joined_names
-from deepmnn.graph.tensors import tensor_shapes, tensors
+from deepmnn.graph.tensors import tensors
 from deepmnn.graph.weights import Expr, Flat
 from deepmnn.quant.layout import unpack_codes
 from deepmnn.quant.recipe import Recipe, apply
@@ -43,7 +44,7 @@ class RestoredSource(Source):
     Needs memory for one stored weight and one tensor.
 
     Attributes:
-        naive: the graph of config.json, level 0.
+        naive: the main part's graph of config.json, level 0.
         origins: every stored weight, with what it is made of.
 
     Args:
@@ -56,14 +57,12 @@ class RestoredSource(Source):
         self.paths = (artifact.path,)
         self.config = _untied(artifact)
         self._artifact = artifact
-        naive = models.build(self.config)
-        if not artifact.graph().kept:  # the checkpoint came without these layers
-            for name in naive.kept:
-                del naive.weights[name]
-            naive.kept = []
-        self._shapes = tensor_shapes(naive)
+        naive = models.build_parts(self.config)
+        if artifact.parts().draft is None:  # the checkpoint came without these layers
+            naive = Parts(models.build(self.config))
+        self._shapes = naive.shapes
         self._parts: dict[str, list[tuple[Weight, Expr]]] = {name: [] for name in self._shapes}
-        self.naive = naive
+        self.naive = naive.main
         self.origins = self._origins(naive, on_pass)
         for weight, expr in self.origins:
             for name in {tensor.name for tensor in tensors(expr)}:
@@ -167,9 +166,9 @@ class RestoredSource(Source):
             self._last = kind, weight.name, made
         return made
 
-    def _origins(self, naive: Graph, on_pass: OnPass | None) -> list[tuple[Weight, Expr]]:
+    def _origins(self, naive: Parts, on_pass: OnPass | None) -> list[tuple[Weight, Expr]]:
         """Every stored weight, with what it is made of."""
-        stored, manifest = self._artifact.graph(), self._artifact.manifest
+        stored, manifest = self._artifact.parts(), self._artifact.manifest
         recipe = Recipe.from_json(manifest["recipe"], "recipe", ArtifactError)
         named = {part: w.format for w in stored.weights.values() for part in joined_names(w.name)}
 
@@ -180,15 +179,10 @@ class RestoredSource(Source):
                 weight.format = named.get(weight.name, weight.format)
 
         level = manifest["optimize_level"]
-        made, _ = optimize(naive, level, choose_formats=choose_formats, on_pass=on_pass)
-        pairs = [(name, name) for name in stored.kept]
-        if len(made.nodes) != len(stored.nodes) or made.kept != stored.kept:
-            raise self._differs(f"{len(stored.nodes)} nodes", f"{len(made.nodes)}")
-        for ours, theirs in zip(made.nodes, stored.nodes, strict=True):
-            if _facts(ours) != _facts(theirs):
-                raise self._differs(f"the node {_facts(theirs)}", f"{_facts(ours)}")
-            # Weights of equal content are stored once, under the name of the first.
-            pairs += zip(ours.weights, theirs.weights, strict=True)
+        made, _ = optimize_parts(naive, level, choose_formats=choose_formats, on_pass=on_pass)
+        pairs = self._pairs(made.main, stored.main)
+        if made.draft is not None and stored.draft is not None:
+            pairs += self._pairs(made.draft, stored.draft)
         found: dict[str, tuple[Weight, Expr]] = {}
         for ours_name, name in pairs:
             weight, expr = stored.weights[name], made.weights[ours_name].expr
@@ -196,6 +190,20 @@ class RestoredSource(Source):
                 raise self._differs(f"{name!r:.200} {list(weight.shape)}", f"{list(expr.shape)}")
             found[ours_name] = weight, expr
         return list(found.values())
+
+    def _pairs(self, made: Graph, stored: Graph) -> list[tuple[str, str]]:
+        """The names of a part's weights in the graph that is made here, and in the stored one.
+
+        Weights of equal content are stored once, under the name of the first.
+        """
+        pairs: list[tuple[str, str]] = []
+        if len(made.nodes) != len(stored.nodes):
+            raise self._differs(f"{len(stored.nodes)} nodes", f"{len(made.nodes)}")
+        for ours, theirs in zip(made.nodes, stored.nodes, strict=True):
+            if _facts(ours) != _facts(theirs):
+                raise self._differs(f"the node {_facts(theirs)}", f"{_facts(ours)}")
+            pairs += zip(ours.weights, theirs.weights, strict=True)
+        return pairs
 
     def _differs(self, found: str, expected: str) -> ArtifactError:
         return ArtifactError(

@@ -89,6 +89,9 @@ class Backend(Protocol):
     """What its KV cache holds, by name."""
     max_sequences: int | None
     """Sequences worth running together (a step takes any number); None: no limit."""
+    draft_state: str | None
+    """The output that drafts begin with (graph/draft.py); None: the model has no draft part, or was
+    loaded without it."""
 
     def new_cache(
         self, blocks: int, block_size: int, dtype: str = "f32", recent_blocks: int | None = None
@@ -110,9 +113,26 @@ class Backend(Protocol):
         """Like `step`, but returns every output by name, each [rows, width]."""
         ...
 
+    def draft(self, cache: Cache, batch: Batch, state: F32) -> tuple[F32, F32]:
+        """Runs the draft part, appends to its own entries of the cache.
+
+        A token of the batch is a pair: its id, at the position of the token before it, and row t of
+        state [tokens, width], which a step gave for that token before it, or an earlier draft.
+        The rows of a sequence's context are those pairs: one for each token with a next one.
+
+        Returns logits [rows, vocab_size] of the token after each, and the state [rows, width] that
+        the next draft begins with. Raises RequestError where `draft_state` is None.
+        """
+        ...
+
     def sample(self, draws: list[Draw]) -> list[int]:
         """The token ids that are drawn. Raises RequestError when logits are no numbers."""
         ...
+
+
+def no_draft() -> RequestError:
+    """The error for a draft of a backend whose `draft_state` is None."""
+    return RequestError("a draft of a model without a draft part", "one that is loaded with it")
 
 
 def sample_in_turn(draws: list[Draw]) -> list[int]:

@@ -16,6 +16,7 @@ from deepmnn.errors import RequestError
 if TYPE_CHECKING:
     from deepmnn.artifact.manifest import SharedRecord
     from deepmnn.artifact.reader import Artifact
+    from deepmnn.graph.draft import Parts
     from deepmnn.graph.ir import Graph
 
 
@@ -71,12 +72,14 @@ def _print_program(path: Path) -> None:
 
 def _print_artifact(artifact: Artifact) -> None:
     from deepmnn.conversion.report.stored import as_stored, by_format, stored
-    from deepmnn.models import build
+    from deepmnn.graph.tensors import tensor_shapes
+    from deepmnn.models import build, build_parts
 
-    graph, manifest = artifact.graph(), artifact.manifest
-    unique = {weight.expr: weight.shape for weight in build(artifact.config).weights.values()}
-    _print_head(artifact.config, graph, sum(map(math.prod, unique.values())))
-    weights = graph.weights.values()
+    parts, manifest = artifact.parts(), artifact.manifest
+    config = artifact.config
+    shapes = build_parts(config).shapes if parts.draft else tensor_shapes(build(config))
+    _print_head(config, parts, sum(map(math.prod, shapes.values())))
+    weights = parts.weights.values()
     formats = as_stored(manifest["quant"], by_format(weights))
     out.say(
         f"  converted       {formats}, optimize level {manifest['optimize_level']}, "
@@ -87,7 +90,7 @@ def _print_artifact(artifact: Artifact) -> None:
         out.say(f"  equal blocks    stored once, {_saved(manifest['shared'])}")
     out.say(f"  {_memory(artifact)}")
     print_kinds(stored(weights))
-    _print_levels(artifact.config)
+    _print_levels(config)
 
 
 def _memory(artifact: Artifact) -> str:
@@ -117,12 +120,13 @@ def _saved(shared: SharedRecord) -> str:
 def _print_checkpoint(path: Path, quant: str) -> None:
     """What converting it would give; config.json alone is enough."""
     from deepmnn.conversion.convert import plan_conversion
+    from deepmnn.graph.draft import Parts
     from deepmnn.quant.recipe_file import read_recipe
     from deepmnn.source.open import has_weights
 
     plan = plan_conversion(path, read_recipe(quant), random_weights=not has_weights(path))
     config = plan.source.config
-    _print_head(config, plan.graph, plan.parameters)
+    _print_head(config, Parts(plan.graph, plan.draft), plan.parameters)
     if plan.source.nbytes():
         out.print(f"  checkpoint      {file_size(plan.source.nbytes())}")
     out.print("as deepmnn convert would write it:", style="bold")
@@ -130,17 +134,33 @@ def _print_checkpoint(path: Path, quant: str) -> None:
     _print_levels(config)
 
 
-def _print_head(config: dict[str, Any], graph: Graph, parameters: int) -> None:
+def _print_head(config: dict[str, Any], parts: Parts, parameters: int) -> None:
     from deepmnn.graph.caches import kept_width
     from deepmnn.models import read_config
 
+    graph = parts.main
     width = kept_width(graph.caches)
     named = config.get("architectures")
     out.say(str(named[0] if isinstance(named, list) and named else graph.name), "bold")
     out.say(f"  model type      {config['model_type']}")
     out.print(f"  parameters      {count(parameters)}")
+    if parts.draft is not None:
+        out.say(f"  draft part      {_drafts(parts, parts.draft)}")
     out.print(f"  context length  {read_config(config).context_length} tokens")
     out.print(f"  KV cache        {file_size(4 * width)} per token (f32), half of it in bf16")
+
+
+def _drafts(parts: Parts, draft: Graph) -> str:
+    """1.1M parameters of its own, 1.3 MB, 384 B of KV cache per token (f32)."""
+    from deepmnn.graph.caches import kept_width
+
+    own = [weight for name, weight in draft.weights.items() if name not in parts.main.weights]
+    numbers = sum(math.prod(weight.shape) for weight in own)
+    nbytes, width = sum(weight.nbytes for weight in own), kept_width(draft.caches)
+    return (
+        f"{count(numbers)} parameters of its own, {file_size(nbytes)}, "
+        f"{file_size(4 * width)} of KV cache per token (f32)"
+    )
 
 
 def _print_levels(config: dict[str, Any]) -> None:

@@ -55,7 +55,7 @@ _GOOD_ENOUGH = 0.75
 
 _COSTS = "costs.json"
 _OTHERS = next(name for name in CANDIDATES if named(name).bits == 4)
-"""The recipe for what no part holds: layers that are kept unused (multi-token prediction)."""
+"""The recipe for what no part holds: a draft part, whose formats change no prediction."""
 
 _SURVEY_SAMPLES = 24
 """So many tell how much calibrated rounding gains where."""
@@ -200,7 +200,7 @@ class _Fit:
         self._parts = parts(base.naive)
         self._sizes, self._share = _sizes(base, self._parts)
         others = plan(base.source, RECIPES[_OTHERS], base.optimize_level)
-        self._kept = _kept_nbytes(others)
+        self._draft = _draft_nbytes(others)
         self._judge = HeldOut(base, held_out, self._made("held-out"), progress)
         self._widest = self._judge.divergence(base)
         self._costs = self._measured()
@@ -312,9 +312,9 @@ class _Fit:
         return self._costs[part] * squared_error(format) * self._share[part, format]
 
     def _fixed(self) -> int:
-        """Bytes of what is no part's: vectors, routers, layers that are kept unused."""
+        """Bytes of what is no part's: vectors, routers, a draft part."""
         parts = sum(self._sizes[part, DEFAULT] for part in self._parts)
-        return self._base.nbytes - parts - _kept_nbytes(self._base) + self._kept
+        return self._base.nbytes - parts - _draft_nbytes(self._base) + self._draft
 
     def _measured(self) -> dict[Part, float]:
         """What each part adds to the divergence, for a rounding error that is as large as its
@@ -353,9 +353,9 @@ class _Fit:
         return directory
 
 
-def _kept_nbytes(plan: Plan) -> int:
-    """Bytes of the layers that no node reads."""
-    return sum(plan.graph.weights[name].nbytes for name in plan.graph.kept)
+def _draft_nbytes(plan: Plan) -> int:
+    """Bytes of the draft part's own weights."""
+    return sum(weight.nbytes for weight in plan.draft_weights)
 
 
 def _spread(found: Divergence) -> float:
@@ -387,7 +387,7 @@ def _sizes(
         )
         for weight in graph.weights.values():
             names = [tensor.name for tensor in tensors(weight.expr)]
-            if weight.name not in graph.kept and names and names[0] in owners:
+            if names and names[0] in owners:
                 place = owners[names[0]], format
                 nbytes[place] += weight.nbytes
                 numbers[place] += math.prod(weight.shape)

@@ -20,7 +20,6 @@ from deepmnn.conversion.report.recorder import HTML, Recorder
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import RequestError, Words
 from deepmnn.graph.levels import MAX_LEVEL, OnPass, PassResult
-from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.quant.divergence import Divergence
 from deepmnn.quant.recipe import DEFAULT, Recipe, recipe_of
 from deepmnn.quant.recipe_file import SUFFIXES
@@ -41,7 +40,7 @@ class ConvertReport:
         nbytes: bytes of the artifact's weights.
         nodes_level_0, nodes: nodes of the graph as the model file builds it, and as converted.
         passes: what each pass did.
-        dropped: weights that config.json promises and the checkpoint lacks (unused MTP layers).
+        dropped: weights that config.json promises and the checkpoint lacks (of a draft part).
         unused: tensors that the checkpoint has and the model does not read.
         calibration: what the weights were rounded by; None: each to the nearest number, or none
             was rounded, as where a checkpoint's own codes are kept.
@@ -206,4 +205,4 @@ def plan_conversion(
 
 
 def _shapes(config: Mapping[str, Any]) -> Shapes:
-    return tensor_shapes(models.build(config))
+    return models.build_parts(config).shapes

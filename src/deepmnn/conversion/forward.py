@@ -40,7 +40,7 @@ def staged(naive: Graph, recipe: Recipe, source: Source | None = None) -> list[G
     """
     chosen = partial(choose_formats, recipe=recipe, source=source)
     graph, _ = optimize(naive, LEVEL, None, APART, chosen)
-    return stages(graph, graph.outputs)
+    return stages(graph, ("logits",))
 
 
 def forward(

@@ -6,21 +6,20 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from deepmnn import models
 from deepmnn.artifact.shards import Shard, locate, plan_shards
+from deepmnn.backends.cpu.lower import lower
 from deepmnn.backends.cpu.pieces import Pieces
-from deepmnn.errors import CheckpointError
+from deepmnn.conversion.naive import naive_parts
 from deepmnn.formats import named
+from deepmnn.graph.draft import Parts, optimize_parts
 from deepmnn.graph.ir import Graph, Weight
-from deepmnn.graph.levels import MAX_LEVEL, OnPass, PassResult, optimize
+from deepmnn.graph.levels import MAX_LEVEL, OnPass, PassResult
 from deepmnn.graph.passes.memory_plan import MemoryPlan, plan_memory
-from deepmnn.graph.tensors import tensor_shapes, tensors
 from deepmnn.quant.recipe import Recipe, Rule, apply
 from deepmnn.source.entry import FLOATS
 from deepmnn.source.source import Source
-from deepmnn.source.tensor_names import EMBEDDING, HEAD
+from deepmnn.source.tensor_names import HEAD
 
 MEMORY_REUSE_LEVEL = 3
 
@@ -44,12 +43,13 @@ class Plan:
         naive: the graph as the model file builds it.
         graph: the optimised graph, every weight with its format.
         passes: what each pass did.
-        weights: the graph's weights in the order in which they are stored.
+        draft: the optimised graph of the draft part (graph/draft.py), where there is one.
+        weights: the weights of both in the order in which they are stored.
         shards: the weight files.
         locations: weight → where it lies in them, if no bytes of it are stored elsewhere.
-        memory: where activations live.
+        memory: where activations live. draft_memory: those of the draft part.
         parameters: numbers in all tensors that the model reads.
-        dropped: weights that config.json promises and the source lacks (unused MTP layers).
+        dropped: weights that config.json promises and the source lacks (of a draft part).
         unused: what the source has and the model does not read: adapters, then tensors of layers
             that it does read (biases, say), then others.
         idle: patterns of the recipe that choose no weight's format; roles are left out.
@@ -60,11 +60,13 @@ class Plan:
     optimize_level: int
     naive: Graph
     graph: Graph
+    draft: Graph | None
     passes: tuple[PassResult, ...]
     weights: tuple[Weight, ...]
     shards: tuple[Shard, ...]
     locations: dict[str, Pieces]
     memory: MemoryPlan
+    draft_memory: MemoryPlan | None
     parameters: int
     dropped: tuple[str, ...]
     unused: tuple[str, ...]
@@ -90,6 +92,19 @@ class Plan:
         """Bytes of all weights; equal ones, which are stored once, count for each."""
         return sum(weight.nbytes for weight in self.weights)
 
+    @property
+    def draft_weights(self) -> tuple[Weight, ...]:
+        """Those that the draft part alone reads."""
+        return tuple(weight for weight in self.weights if weight.name not in self.graph.weights)
+
+    def program(self, locations: Mapping[str, Pieces]) -> bytes:
+        """program.bin, with the weights where they lie in the shards. Raises as `lower`."""
+        names = [shard.file for shard in self.shards]
+        draft = None
+        if self.draft is not None and self.draft_memory is not None:
+            draft = self.draft, self.draft_memory
+        return lower(self.graph, self.memory, locations, names, draft)
+
 
 def plan(
     source: Source,
@@ -108,10 +123,10 @@ def plan(
     Raises ConfigError, RequestError (the level), TensorNotFoundError or CheckpointError (tensors
     that do not fit config.json).
     """
-    naive, dropped = naive_graph(source)
-    shapes = tensor_shapes(naive)
+    naive, dropped = naive_parts(source)
+    shapes = naive.shapes
     used: set[Rule] = set()
-    graph, passes = optimize(
+    made, passes = optimize_parts(
         naive,
         optimize_level,
         source,
@@ -120,19 +135,22 @@ def plan(
         ),
         on_pass=on_pass,
     )
-    weights = weight_order(graph)
+    weights = weight_order(made)
+    reuse = optimize_level >= MEMORY_REUSE_LEVEL
     shards = plan_shards((weight.name, weight.nbytes) for weight in weights)
     return Plan(
         source=source,
         recipe=recipe,
         optimize_level=optimize_level,
-        naive=naive,
-        graph=graph,
+        naive=naive.main,
+        graph=made.main,
+        draft=made.draft,
         passes=tuple(passes),
         weights=tuple(weights),
         shards=tuple(shards),
         locations=locate(shards),
-        memory=plan_memory(graph, reuse=optimize_level >= MEMORY_REUSE_LEVEL),
+        memory=plan_memory(made.main, reuse),
+        draft_memory=plan_memory(made.draft, reuse) if made.draft else None,
         parameters=sum(math.prod(shape) for shape in shapes.values()),
         dropped=dropped,
         unused=unused(source, shapes),
@@ -157,44 +175,13 @@ def choose_formats(graph: Graph, recipe: Recipe, source: Source | None) -> set[R
     return used
 
 
-def naive_graph(source: Source) -> tuple[Graph, tuple[str, ...]]:
-    """The graph of a source as the model file builds it, every tensor's presence and shape checked;
-    and the weights that config.json promises and the source lacks.
-
-    Raises ConfigError, TensorNotFoundError or CheckpointError.
+def weight_order(made: Parts) -> list[Weight]:
+    """The weights as nodes first read them, so that what runs together lies together; the draft
+    part's own last.
     """
-    naive = models.build(untied(source))
-    return naive, _match(naive, source)
-
-
-def weight_order(graph: Graph) -> list[Weight]:
-    """The weights as nodes first read them, so that what runs together lies together; then the
-    kept ones, which no node reads.
-    """
-    read = [name for node in graph.nodes for name in node.weights]
-    return [graph.weights[name] for name in dict.fromkeys([*read, *graph.kept])]
-
-
-def untied(source: Source) -> dict[str, Any]:
-    """config.json's fields, without tie_word_embeddings where the head is another matrix.
-
-    Libraries write the head beside the embedding that it is tied to; but if both are there and
-    differ, both are meant, and config.json is wrong (tie_weights in transformers 5 does the same).
-    """
-    if source.config.get("tie_word_embeddings") is not True or HEAD not in source:
-        return source.config
-    if EMBEDDING in source and _are_equal(source, EMBEDDING, HEAD):
-        return source.config
-    return source.config | {"tie_word_embeddings": False}
-
-
-def _are_equal(source: Source, first: str, second: str) -> bool:
-    """Whether two tensors have the same numbers; one of them is in memory at a time."""
-    if source.shape(first) != source.shape(second):
-        return False
-    if source.sample(first) != source.sample(second):
-        return False
-    return source.digest(first) == source.digest(second)
+    nodes = [*made.main.nodes, *(made.draft.nodes if made.draft else ())]
+    weights = made.weights
+    return [weights[name] for name in dict.fromkeys(name for n in nodes for name in n.weights)]
 
 
 def unused(source: Source, shapes: Mapping[str, tuple[int, ...]]) -> tuple[str, ...]:
@@ -218,28 +205,3 @@ def _is_zero(source: Source, name: str) -> bool:
     if source.stored_as(name) not in FLOATS or len(source.shape(name)) != 1:
         return False
     return not source.read(name).any()
-
-
-def _match(graph: Graph, source: Source) -> tuple[str, ...]:
-    """Checks every tensor's presence and shape.
-
-    Published conversions often leave the MTP layers out and keep their count in config.json; if the
-    source lacks a kept weight, all kept weights leave the graph. Returns their names.
-
-    Raises TensorNotFoundError or CheckpointError.
-    """
-    dropped: tuple[str, ...] = ()
-    kept = [tensor for name in graph.kept for tensor in tensors(graph.weights[name].expr)]
-    if not all(tensor.name in source for tensor in kept):
-        dropped, graph.kept = tuple(graph.kept), []
-        for name in dropped:
-            del graph.weights[name]
-    for name, shape in tensor_shapes(graph).items():
-        found = source.shape(name)
-        if found != shape:
-            raise CheckpointError(
-                f"tensor {name!r} has shape {list(found)}",
-                f"{list(shape)} from config.json",
-                "Check that config.json belongs to these weights.",
-            )
-    return dropped

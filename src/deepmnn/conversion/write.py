@@ -8,9 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 
 from deepmnn import _core, formats
-from deepmnn.artifact.manifest import GRAPH, PROGRAM, RECIPE
+from deepmnn.artifact.manifest import DRAFT, GRAPH, PROGRAM, RECIPE
 from deepmnn.artifact.writer import ArtifactWriter
-from deepmnn.backends.cpu.lower import lower
 from deepmnn.conversion.plan import Plan
 from deepmnn.conversion.report.recorder import Recorder
 from deepmnn.formats import BLOCK_ROWS, F32, U8
@@ -43,25 +42,24 @@ def write(
     """
     with ArtifactWriter(out, overwrite, plan.source.paths) as writer:
         writer.expect(plan.shards)
-        names = [shard.file for shard in plan.shards]
-        program = lower(plan.graph, plan.memory, plan.locations, names)  # refuses before the work
+        program = plan.program(plan.locations)  # refuses before the work
         writer.add_file(GRAPH, to_json(plan.graph).encode())
+        if plan.draft is not None:
+            writer.add_file(DRAFT, to_json(plan.draft).encode())
         writer.add_file(RECIPE, to_yaml(plan.recipe).encode())
         for name, data in plan.source.side_files().items():
             writer.add_file(name, data)
         total, done, threads = plan.nbytes, 0, _core.available_cores()
-        kept = {*plan.graph.kept}
         for weight in plan.weights:
             numbers, stored = _stored(weight, plan.source, threads)
-            block = None if weight.name in kept else _block_nbytes(weight)
-            writer.write_weight(weight.name, stored, block)
+            writer.write_weight(weight.name, stored, _block_nbytes(weight))
             if report is not None:
                 report.stored(weight, numbers if plan.source is report.source else None, stored)
             done += stored.nbytes
             if progress is not None:
                 progress(done, total, weight.name)
         if writer.locations != plan.locations:
-            program = lower(plan.graph, plan.memory, writer.locations, names)
+            program = plan.program(writer.locations)
         writer.add_file(PROGRAM, program)
         for name, data in report.files(plan).items() if report is not None else ():
             writer.add_file(name, data)

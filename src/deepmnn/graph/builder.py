@@ -48,6 +48,14 @@ class GraphBuilder:
         self.graph.values[name] = Value(name, (TOKENS,), "i32")
         return name
 
+    def state(self, name: str, width: int) -> str:
+        """An input of a draft part (graph/draft.py): what the main part gives as `name`,
+        [tokens, width].
+        """
+        self.graph.inputs.append(name)
+        self.graph.values[name] = Value(name, (TOKENS, width))
+        return name
+
     def value(self, name: str) -> Value:
         """The value of that name. Raises GraphError when nothing produced it."""
         if name not in self.graph.values:
@@ -113,14 +121,6 @@ class GraphBuilder:
         self.graph.nodes[-1].outputs = (name,)
         self.graph.outputs.append(name)
         return name
-
-    def keep(self, part: GraphBuilder) -> None:
-        """Keeps the weights of a graph of its own, which no node of this one reads."""
-        weights = part.graph.weights
-        added = {name: weights[name] for name in weights if name not in self.graph.weights}
-        self._check_size("weights", len(self.graph.weights) + len(added), MAX_WEIGHTS)
-        self.graph.weights |= added
-        self.graph.kept += added
 
     def _rows(self, x: str) -> Dim:
         return self.value(x).shape[0]

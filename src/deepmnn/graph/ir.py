@@ -109,8 +109,7 @@ class Node:
 class Graph:
     """A model, or one stage of its lowering.
 
-    caches maps a KV cache entry's name to what it holds. kept names weights that no node reads but
-    that the artifact keeps (the multi-token-prediction layers).
+    caches maps a KV cache entry's name to what it holds.
     """
 
     name: str
@@ -120,7 +119,6 @@ class Graph:
     values: dict[str, Value] = field(default_factory=dict)
     weights: dict[str, Weight] = field(default_factory=dict)
     caches: dict[str, CacheEntry] = field(default_factory=dict)
-    kept: list[str] = field(default_factory=list)
 
     def copy(self) -> Graph:
         """A graph that passes may rewrite without touching this one (expressions are shared)."""
@@ -132,7 +130,6 @@ class Graph:
             dict(self.values),
             {name: copy.copy(weight) for name, weight in self.weights.items()},
             dict(self.caches),
-            list(self.kept),
         )
 
     def producers(self) -> dict[str, Node]:

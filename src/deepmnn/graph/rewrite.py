@@ -113,7 +113,7 @@ def apply(graph: Graph, view: View, rewrites: Sequence[Rewrite]) -> int:
 def prune(graph: Graph) -> int:
     """Removes nodes that nobody reads, then values, weights and caches without a use.
 
-    Returns the number of nodes and weights removed. Graph inputs and kept weights stay.
+    Returns the number of nodes and weights removed. Graph inputs stay.
     """
     live = set(graph.outputs)
     nodes: list[Node] = []
@@ -123,7 +123,7 @@ def prune(graph: Graph) -> int:
             nodes.append(node)
     nodes.reverse()
     live.update(graph.inputs, *(node.outputs for node in nodes))
-    weights = {*graph.kept, *(name for node in nodes for name in node.weights)}
+    weights = {name for node in nodes for name in node.weights}
     caches = {name for node in nodes for name in caches_written(node)}
     removed = len(graph.nodes) - len(nodes) + len(graph.weights.keys() - weights)
     graph.nodes = nodes

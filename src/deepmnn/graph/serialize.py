@@ -46,7 +46,6 @@ def to_json(graph: Graph) -> str:
         "inputs": graph.inputs,
         "outputs": graph.outputs,
         "caches": {name: asdict(entry) for name, entry in graph.caches.items()},
-        "kept": graph.kept,
         "values": {v.name: [v.dtype, *v.shape] for v in graph.values.values()},
         "weights": {w.name: [w.role, w.format, *w.shape] for w in graph.weights.values()},
         "nodes": [
@@ -67,14 +66,21 @@ def to_json(graph: Graph) -> str:
         raise GraphError(f"graph {graph.name!r} cannot be written as JSON: {error}") from None
 
 
-def from_json(data: object) -> Graph:
+def from_json(data: object, name: str = "graph.json") -> Graph:
     """The graph that `to_json` wrote, parsed; weights are tensors under their own names.
 
-    Raises ArtifactError for anything that is not a valid graph.
+    name: of the file, for errors. Raises ArtifactError for anything that is not a valid graph.
     """
+    try:
+        return _graph(data)
+    except _DamagedError as fault:
+        raise ArtifactError(f"{name}: {str(fault)[:500]}", "", "Convert the model again.") from None
+
+
+def _graph(data: object) -> Graph:
     fields = _object(data, "the graph")
     if fields.get("format") != FORMAT:
-        raise _damaged(f"format {fields.get('format')!r}, this deepmnn reads {FORMAT}")
+        raise _DamagedError(f"format {fields.get('format')!r}, this deepmnn reads {FORMAT}")
     values = _object(fields.get("values"), "values")
     weights = _object(fields.get("weights"), "weights")
     caches = _object(fields.get("caches"), "caches")
@@ -86,17 +92,16 @@ def from_json(data: object) -> Graph:
         {name: _value(name, value) for name, value in values.items()},
         {name: _weight(name, value) for name, value in weights.items()},
         {name: _cache(entry, f"cache {name!r:.80}") for name, entry in caches.items()},
-        _list(fields.get("kept"), _text, "kept"),
     )
     try:
         verify(graph)
     except GraphError as error:
-        raise _damaged(str(error)) from None
+        raise _DamagedError(str(error)) from None
     return graph
 
 
-def _damaged(found: str) -> ArtifactError:
-    return ArtifactError(f"graph.json: {found[:500]}", "", "Convert the model again.")
+class _DamagedError(Exception):
+    """What is wrong."""
 
 
 # ---------------------------------------------------------------------------- fields
@@ -104,22 +109,22 @@ def _damaged(found: str) -> ArtifactError:
 
 def _object(value: object, what: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _damaged(f"{what} is {_kind(value)}, not an object")
+        raise _DamagedError(f"{what} is {_kind(value)}, not an object")
     most = _MOST.get(what, _MAX_LIST)
     if len(value) > most:
-        raise _damaged(f"{what} has {len(value)} fields, at most {most} are read")
+        raise _DamagedError(f"{what} has {len(value)} fields, at most {most} are read")
     return value
 
 
 def _text(value: object, what: str) -> str:
     if not isinstance(value, str):
-        raise _damaged(f"{what} is {_kind(value)}, not text")
+        raise _DamagedError(f"{what} is {_kind(value)}, not text")
     return value
 
 
 def _int(value: object, what: str, low: int, high: int = _MAX_DIM) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        raise _damaged(f"{what} is {value!r:.50}, not a whole number from {low} to {high}")
+        raise _DamagedError(f"{what} is {value!r:.50}, not a whole number from {low} to {high}")
     return value
 
 
@@ -133,10 +138,10 @@ def _width(value: object, what: str) -> int:
 
 def _list(value: object, item: Callable[[object, str], T], what: str) -> list[T]:
     if not isinstance(value, list):
-        raise _damaged(f"{what} is {_kind(value)}, not a list")
+        raise _DamagedError(f"{what} is {_kind(value)}, not a list")
     most = _MOST.get(what, _MAX_LIST)
     if len(value) > most:
-        raise _damaged(f"{what} has {len(value)} items, at most {most} are read")
+        raise _DamagedError(f"{what} has {len(value)} items, at most {most} are read")
     return [item(element, f"{what}[{index}]") for index, element in enumerate(value)]
 
 
@@ -151,7 +156,7 @@ def _cache(value: object, what: str) -> CacheEntry:
     fields = _object(value, what)
     exact = fields.get("exact")
     if not isinstance(exact, bool):
-        raise _damaged(f"{what} exact is {_kind(exact)}, not true or false")
+        raise _DamagedError(f"{what} exact is {_kind(exact)}, not true or false")
     return CacheEntry(
         _width(fields.get("width"), f"{what} width"),
         _int(fields.get("ratio"), f"{what} ratio", 1, _MAX_WINDOW),
@@ -185,7 +190,7 @@ def _weight(name: str, value: object) -> Weight:
 
 def _between(value: object, least: int, most: int, what: str) -> list[Any]:
     if not isinstance(value, list) or not least <= len(value) <= most:
-        raise _damaged(f"{what} is not a list of {least} to {most} fields")
+        raise _DamagedError(f"{what} is not a list of {least} to {most} fields")
     return value
 
 
@@ -206,7 +211,7 @@ def _attr(value: object, what: str) -> Attr:
     if isinstance(value, list):
         numbers = tuple(_list(value, _number, what))
         if len({type(number) for number in numbers}) > 1:
-            raise _damaged(f"{what} mixes whole numbers and floats")
+            raise _DamagedError(f"{what} mixes whole numbers and floats")
         return numbers
     return value if isinstance(value, str) else _number(value, what)
 

@@ -661,7 +661,7 @@ def sums_of_choices(graph: Graph) -> dict[str, str]:
 
 
 def read_weights(graph: Graph) -> set[str]:
-    """The names of the weights that nodes read: all but those that are only kept."""
+    """The names of the weights that nodes read."""
     return {name for node in graph.nodes for name in node.weights}
 
 

@@ -71,11 +71,7 @@ def _check_weight(name: str, weight: Weight) -> None:
 
 def _check_order(graph: Graph) -> None:
     """Every value is produced once, before it is read, and outputs exist."""
-    for name in graph.inputs:
-        _need(name in _INPUTS, f"graph input {name!r}", " or ".join(_INPUTS))
-        value = graph.values.get(name)
-        right = value is not None and value.shape == (TOKENS,) and value.dtype == "i32"
-        _need(right, f"graph input {name!r} is {value}", "i32 [tokens]")
+    _check_inputs(graph)
     produced = set(graph.inputs)
     for node in graph.nodes:
         what = f"node {node.name!r} ({node.op})"
@@ -94,6 +90,27 @@ def _check_order(graph: Graph) -> None:
     _need(bool(graph.outputs), "the graph has no output")
     for name in graph.outputs:
         _need(name in produced, f"output {name!r} is not produced")
+
+
+def _check_inputs(graph: Graph) -> None:
+    """ids and positions, and of a draft part what the main part gives."""
+    others = []
+    for name in graph.inputs:
+        value = graph.values.get(name)
+        if value is None:
+            raise GraphError(f"graph input {name!r} has no value")
+        if name not in _INPUTS:
+            others.append(name)
+            right = value.rows == TOKENS and len(value.shape) == 2 and value.dtype == "f32"
+            _need(right, f"graph input {name!r} is {value}", "f32 [tokens, width]")
+            continue
+        right = value.shape == (TOKENS,) and value.dtype == "i32"
+        _need(right, f"graph input {name!r} is {value}", "i32 [tokens]")
+    _need(
+        len(set(graph.inputs)) == len(graph.inputs) and len(others) <= 1,
+        f"graph inputs {', '.join(graph.inputs)}",
+        "ids and positions, and at most one other",
+    )
 
 
 def _check_node(graph: Graph, node: Node) -> None:
@@ -148,10 +165,8 @@ def _check_caches(graph: Graph) -> None:
 
 
 def _check_use_of_weights(graph: Graph) -> None:
-    """Every weight is read or kept; a kept weight exists."""
-    for name in graph.kept:
-        _need(name in graph.weights, f"kept weight {name!r} does not exist")
-    used = {name for node in graph.nodes for name in node.weights} | set(graph.kept)
+    """Every weight is read."""
+    used = {name for node in graph.nodes for name in node.weights}
     _need(
         graph.weights.keys() <= used, f"weights that nothing reads: {graph.weights.keys() - used}"
     )

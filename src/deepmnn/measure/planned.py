@@ -16,7 +16,6 @@ from deepmnn.api.options import KV_DTYPES, LoadOptions
 from deepmnn.api.process_memory import machine_nbytes
 from deepmnn.artifact.manifest import PROGRAM
 from deepmnn.artifact.reader import Artifact
-from deepmnn.backends.cpu.lower import lower
 from deepmnn.conversion.convert import plan_conversion
 from deepmnn.conversion.kept import described
 from deepmnn.conversion.need import working_nbytes
@@ -135,7 +134,7 @@ def _checkpoint(name: str, path: Path, quant: str | Recipe) -> Subject:
     return Subject(
         name=name,
         recipe=plan.recipe.name,
-        data=lower(plan.graph, plan.memory, plan.locations, [shard.file for shard in plan.shards]),
+        data=plan.program(plan.locations),
         workload=Workload.of(plan.graph),
         context_length=read_config(plan.source.config).context_length,
         files=tuple(sorted(folder.glob("*.safetensors"))),

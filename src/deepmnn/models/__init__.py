@@ -1,6 +1,7 @@
 """Models: one file for each config.json "model_type", found by its name.
 
-A model file has CONFIG, the class of its config, and `build`, which writes its graph.
+A model file has CONFIG, the class of its config, and `build`, which writes its graph; one with
+multi-token prediction has `build_draft` too, which writes that.
 """
 
 from __future__ import annotations
@@ -11,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from deepmnn.errors import ConfigError, RequestError, UnsupportedModelError
+from deepmnn.graph.draft import Parts, state_of
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.rewrite import prune
 from deepmnn.models.config import ModelConfig
 from deepmnn.models.fields import shown
 
-_SHARED = {"__init__", "config", "decoder", "fields", "gqa", "indexer", "mla", "moe", "rope"}
+_SHARED = {"__init__", "config", "decoder", "fields", "gqa", "indexer", "mla", "moe", "mtp", "rope"}
 _SHARED |= {"compressed_attention", "compressor", "hash_moe", "hyper_connections", "v4_config"}
 
 
@@ -48,6 +50,30 @@ def build(config: Mapping[str, Any], outputs: Sequence[str] = ("logits",)) -> Gr
     """
     graph: Graph = _module(config).build(read_config(config))
     return _giving(graph, outputs)
+
+
+def build_draft(config: Mapping[str, Any]) -> Graph | None:
+    """The level-0 graph of a model's draft part (graph/draft.py), which reads what `build` gives as
+    "hidden"; None for a model that has none.
+
+    Raises ConfigError as `build`.
+    """
+    module = _module(config)
+    if not hasattr(module, "build_draft"):
+        return None
+    draft: Graph | None = module.build_draft(read_config(config))
+    return draft
+
+
+def build_parts(config: Mapping[str, Any]) -> Parts:
+    """The level-0 graphs of a parsed config.json: a model with a draft part gives its state, too.
+
+    Raises ConfigError as `build`.
+    """
+    draft = build_draft(config)
+    if draft is None:
+        return Parts(build(config))
+    return Parts(build(config, ("logits", state_of(draft))), draft)
 
 
 def _module(config: Mapping[str, Any]) -> Any:

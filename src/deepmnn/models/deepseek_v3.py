@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from deepmnn.graph.builder import GraphBuilder
 from deepmnn.graph.ir import Graph
 from deepmnn.models.config import MAX_LAYERS, bounded
-from deepmnn.models.decoder import Block, decoder, decoder_layer
+from deepmnn.models.decoder import decoder
 from deepmnn.models.fields import supported
 from deepmnn.models.mla import LatentAttention, MlaConfig
 from deepmnn.models.moe import MAX_EXPERTS, FeedForward, MoeConfig, Routing
+from deepmnn.models.mtp import mtp_part
 
 
 @dataclass(frozen=True)
@@ -74,28 +74,15 @@ CONFIG = DeepseekV3Config
 
 def build(c: DeepseekV3Config) -> Graph:
     """The graph of a config."""
-    attention = LatentAttention(c, c.rope_interleave)
-    feed_forward = FeedForward(c, c.routing)
-    b = decoder("deepseek_v3", c, attention, feed_forward)
-    for layer in range(c.num_hidden_layers, c.num_hidden_layers + c.num_nextn_predict_layers):
-        b.keep(mtp_layer(c, layer, attention, feed_forward))
-    return b.graph
+    return decoder("deepseek_v3", c, *_blocks(c)).graph
 
 
-def mtp_layer(
-    c: DeepseekV3Config, layer: int, attention: Block, feed_forward: Block
-) -> GraphBuilder:
-    """A multi-token-prediction layer (section 2.2), of which the model keeps the weights alone.
+def build_draft(c: DeepseekV3Config) -> Graph | None:
+    """The draft part of a config; None without layers for multi-token prediction."""
+    if c.num_nextn_predict_layers == 0:
+        return None
+    return mtp_part("deepseek_v3", c, c.num_hidden_layers, *_blocks(c))
 
-    They are those of a decoder layer, found by writing one into a graph of its own, and of what
-    joins it to the model: eh_proj([enorm(embedding); hnorm(hidden)]) before, shared_head after.
-    """
-    name, hidden = f"layers.{layer}", c.hidden_size
-    b = GraphBuilder(name)
-    x = b.embedding(b.ids, f"{name}.embed_tokens", c.vocab_size, hidden)
-    parts = [b.rms_norm(x, f"{name}.{norm}", c.rms_norm_eps) for norm in ("enorm", "hnorm")]
-    x = b.linear(b.concat(parts, f"{name}.concat"), f"{name}.eh_proj", hidden)
-    x = decoder_layer(b, x, layer, c, attention, feed_forward)
-    x = b.rms_norm(x, f"{name}.shared_head.norm", c.rms_norm_eps)
-    b.linear(x, f"{name}.shared_head.head", c.vocab_size, role="lm_head")
-    return b
+
+def _blocks(c: DeepseekV3Config) -> tuple[LatentAttention, FeedForward]:
+    return LatentAttention(c, c.rope_interleave), FeedForward(c, c.routing)

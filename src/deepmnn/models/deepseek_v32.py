@@ -9,11 +9,12 @@ from dataclasses import dataclass
 
 from deepmnn.graph.ir import Graph
 from deepmnn.models.decoder import decoder
-from deepmnn.models.deepseek_v3 import DeepseekV3Config, mtp_layer
+from deepmnn.models.deepseek_v3 import DeepseekV3Config
 from deepmnn.models.fields import require, supported
 from deepmnn.models.indexer import Indexer, IndexerConfig
 from deepmnn.models.mla import LatentAttention
 from deepmnn.models.moe import FeedForward
+from deepmnn.models.mtp import mtp_part
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,11 @@ class DeepseekV32Config(DeepseekV3Config, IndexerConfig):
         for kind in kinds:
             supported(name, kind, *known)
 
+    @property
+    def normalize(self) -> bool:
+        """norm_topk_prob, also for one expert: so does DeepSeek's own code for this model."""
+        return self.norm_topk_prob
+
     def has_experts(self, layer: int) -> bool:
         """Whether this layer routes."""
         kinds = self.mlp_layer_types
@@ -60,9 +66,17 @@ CONFIG = DeepseekV32Config
 
 def build(c: DeepseekV32Config) -> Graph:
     """The graph of a config."""
-    attention = LatentAttention(c, indexer=Indexer(c))
-    feed_forward = FeedForward(c, c.routing)
-    b = decoder("deepseek_v32", c, attention, feed_forward)
-    for layer in range(c.num_hidden_layers, c.num_hidden_layers + c.num_nextn_predict_layers):
-        b.keep(mtp_layer(c, layer, attention, feed_forward))
-    return b.graph
+    return decoder("deepseek_v32", c, *_blocks(c)).graph
+
+
+def build_draft(c: DeepseekV32Config) -> Graph | None:
+    """The draft part of a config, with an indexer of its own; None without layers for multi-token
+    prediction.
+    """
+    if c.num_nextn_predict_layers == 0:
+        return None
+    return mtp_part("deepseek_v32", c, c.num_hidden_layers, *_blocks(c))
+
+
+def _blocks(c: DeepseekV32Config) -> tuple[LatentAttention, FeedForward]:
+    return LatentAttention(c, indexer=Indexer(c)), FeedForward(c, c.routing)

@@ -7,6 +7,7 @@ it is there.
 from __future__ import annotations
 
 from deepmnn.graph.builder import GraphBuilder
+from deepmnn.graph.draft import STATE
 from deepmnn.graph.ir import Graph
 from deepmnn.models.compressed_attention import CompressedAttention
 from deepmnn.models.hash_moe import LimitedExperts
@@ -17,20 +18,49 @@ CONFIG = DeepseekV4Config
 
 
 def build(c: DeepseekV4Config) -> Graph:
-    """The graph of a config. Besides logits and hidden it offers `streams` [tokens, streams ·
-    hidden]: the residual after the last layer, which multi-token prediction goes on from.
+    """The graph of a config. Besides logits and hidden it offers `streams`, the residual after the
+    last layer, [rows, hc_mult · hidden_size], which multi-token prediction goes on from.
     """
     b = GraphBuilder("deepseek_v4")
     x = b.embedding(b.ids, "embed_tokens", c.vocab_size, c.hidden_size)
     x = b.broadcast(x, "embed_streams", c.hc_mult)
     for layer in range(c.num_hidden_layers):
         x = decoder_layer(b, x, f"layers.{layer}", c, c.kinds[layer], c.is_hashed(layer))
-    x = b.select_rows(b.output(x, "streams"), "select_rows")
+    x = b.output(b.select_rows(x, "select_rows"), "streams")
     x = connections(c).head(b, x, "hc_head")
     x = b.output(b.rms_norm(x, "norm", c.rms_norm_eps), "hidden")
     b.output(lm_head(b, x, c), "logits")
-    for index in range(c.num_nextn_predict_layers):
-        b.keep(mtp_layer(c, index))
+    return b.graph
+
+
+def build_draft(c: DeepseekV4Config) -> Graph | None:
+    """The draft part of a config; None without layers for multi-token prediction.
+
+    MTPBlock of DeepSeek's inference/model.py: e_proj(enorm(embedding of token i + 1)) +
+    h_proj(hnorm(stream of token i)) of every stream, a whole layer that attends to its window, and
+    an own weighted sum. Embedding and head are the model's. Of several such layers the first makes
+    all guesses; every published model has one.
+    """
+    if c.num_nextn_predict_layers == 0:
+        return None
+    name, hidden, count = "mtp.0", c.hidden_size, c.hc_mult
+    b = GraphBuilder("deepseek_v4 draft")
+    streams = b.state("streams", count * hidden)
+    x = b.embedding(b.ids, "embed_tokens", c.vocab_size, hidden)
+    x = b.linear(b.rms_norm(x, f"{name}.enorm", c.rms_norm_eps), f"{name}.e_proj", hidden)
+    normed = b.rms_norm(streams, f"{name}.hnorm", c.rms_norm_eps, count)
+    parts = b.split(normed, f"{name}.hnorm_split", (hidden,) * count)
+    shared = b.weight(f"{name}.h_proj.weight", (hidden, hidden), "linear")
+    moved = [
+        b.linear(part, f"{name}.h_proj.{i}", hidden, weight=shared) for i, part in enumerate(parts)
+    ]
+    moved_streams = b.concat(moved, f"{name}.h_proj")
+    x = b.add(b.broadcast(x, f"{name}.broadcast", count), moved_streams, f"{name}.sum")
+    x = decoder_layer(b, x, name, c, SLIDING, hashed=False)
+    x = b.output(b.select_rows(x, f"{name}.select_rows"), STATE)
+    x = connections(c).head(b, x, f"{name}.hc_head")
+    x = b.rms_norm(x, f"{name}.norm", c.rms_norm_eps)
+    b.output(lm_head(b, x, c), "logits")
     return b.graph
 
 
@@ -61,44 +91,3 @@ def lm_head(b: GraphBuilder, x: str, c: DeepseekV4Config) -> str:
     """Logits [n, vocab_size]."""
     head = "model.embed_tokens.weight" if c.tie_word_embeddings else "lm_head.weight"
     return b.linear(x, "lm_head", c.vocab_size, role="lm_head", tensor=head)
-
-
-def mtp_layer(c: DeepseekV4Config, index: int) -> GraphBuilder:
-    """A multi-token-prediction layer, of which the model keeps the weights alone: they are found by
-    writing one into a graph of its own. Embedding and head are the model's.
-    """
-    name = f"mtp.{index}"
-    b = GraphBuilder(name)
-    x = b.embedding(b.ids, "embed_tokens", c.vocab_size, c.hidden_size)
-    draft_layer(b, x, b.broadcast(x, f"{name}.streams", c.hc_mult), c, index)
-    return b
-
-
-def draft_layer(
-    b: GraphBuilder, x: str, streams: str, c: DeepseekV4Config, index: int
-) -> tuple[str, str]:
-    """MTPBlock of DeepSeek's inference/model.py: e_proj(enorm(embedding)) + h_proj(hnorm(stream))
-    of every stream, a whole layer that attends to its window, and an own weighted sum.
-
-    Args:
-        x: embeddings of the next tokens, [tokens, hidden].
-        streams: the residual of these tokens, [tokens, streams, hidden].
-        index: of the layer.
-
-    Returns:
-        The residual after the layer, which the next draft goes on from, and logits.
-    """
-    name, hidden, count = f"mtp.{index}", c.hidden_size, c.hc_mult
-    x = b.linear(b.rms_norm(x, f"{name}.enorm", c.rms_norm_eps), f"{name}.e_proj", hidden)
-    normed = b.rms_norm(streams, f"{name}.hnorm", c.rms_norm_eps, count)
-    parts = b.split(normed, f"{name}.hnorm_split", (hidden,) * count)
-    shared = b.weight(f"{name}.h_proj.weight", (hidden, hidden), "linear")
-    moved = [
-        b.linear(part, f"{name}.h_proj.{i}", hidden, weight=shared) for i, part in enumerate(parts)
-    ]
-    moved_streams = b.concat(moved, f"{name}.h_proj")
-    x = b.add(b.broadcast(x, f"{name}.broadcast", count), moved_streams, f"{name}.sum")
-    streams = decoder_layer(b, x, name, c, SLIDING, hashed=False)
-    x = connections(c).head(b, streams, f"{name}.hc_head")
-    x = b.rms_norm(x, f"{name}.norm", c.rms_norm_eps)
-    return streams, lm_head(b, x, c)

@@ -18,11 +18,13 @@ from deepmnn.artifact.manifest import MANIFEST
 from deepmnn.artifact.reader import Artifact
 from deepmnn.artifact.restored import RestoredSource
 from deepmnn.backends.cpu import program
+from deepmnn.backends.cpu.backend import CpuBackend
 from deepmnn.backends.cpu.pieces import Piece
 from deepmnn.backends.cpu.program import (
     Instruction,
     Program,
     ProgramBuffer,
+    ProgramPart,
     ProgramWeight,
     encode,
     format_program,
@@ -36,6 +38,7 @@ from deepmnn.quant.store import stored_values
 from fuzz.mutations import mutate_bytes, mutate_json, with_header
 from fuzz.parts import BASE, SHARD, FolderTarget, files_of
 from fuzz.targets.gguf import EXPERTS, LATENT, SMALL, models_of_types
+from parity import Runner
 
 Json = dict[str, Any]
 PROGRAM = "program.bin"
@@ -44,7 +47,10 @@ INDEXED = LATENT | {"index_n_heads": 3, "index_head_dim": 40, "index_topk": 4}
 
 MODELS: tuple[tuple[Json, str, int], ...] = (
     (SMALL | {"model_type": "llama", "vocab_size": 271}, "w4", 3),
-    (LATENT | {"model_type": "deepseek_v3", "topk_group": 1}, "w4", 3),
+    (
+        LATENT | {"model_type": "deepseek_v3", "topk_group": 1, "num_nextn_predict_layers": 1},
+        *("w4", 3),
+    ),
     (LATENT | {"model_type": "deepseek_v2", "topk_group": 1}, "w8", 2),
     (INDEXED | {"model_type": "deepseek_v32", "topk_group": 1}, "w4", 3),
     (EXPERTS | {"model_type": "deepseek", "hidden_size": 40}, "fp32", 0),
@@ -78,6 +84,7 @@ class Converted(FolderTarget):
         BASE,
         MANIFEST,
         "graph.json",
+        "draft.json",
         PROGRAM,
         "config.json",
         SHARD,
@@ -98,7 +105,7 @@ class Converted(FolderTarget):
 
     def use(self) -> None:
         artifact = Artifact.open(self.model)
-        for weight in artifact.graph().weights.values():
+        for weight in artifact.parts().weights.values():
             assert stored_values(weight, artifact.tensor(weight.name)).shape == weight.shape
         shown = is_shown((self.model / PROGRAM).read_bytes())
         model = deepmnn.load(self.model, threads=1)
@@ -108,6 +115,7 @@ class Converted(FolderTarget):
         model.logits([3, 1, 2])
         if model.has_tokenizer:
             model.generate(model.tokenizer.encode("1+1"), greedy)
+        use_draft(CpuBackend(self.model, threads=1))
 
     def mutate_part(self, rng: np.random.Generator, name: str, data: bytes) -> bytes:
         if name == BASE or rng.integers(5) == 0:
@@ -150,6 +158,14 @@ class Exported(Converted):
         deepmnn.export(self.model, self.out / "mnn")
 
 
+def use_draft(backend: CpuBackend) -> None:
+    """One guess, where there is a part for it."""
+    if backend.draft_state is None:
+        return
+    runner = Runner(backend, output=backend.draft_state)
+    runner.draft({0: [1, 2, 4]}, runner.step({0: [3, 1, 2]}))
+
+
 def is_shown(data: bytes) -> bool:
     """Whether the tables of a program.bin can be read and shown."""
     try:
@@ -190,6 +206,8 @@ def mutate_numbers(rng: np.random.Generator, data: bytes) -> bytes:
 def read_fields(data: bytes) -> tuple[dict[str, Any], Places]:
     """What a program.bin says, and its leaves. Kept: reading takes longer than a mutation."""
     fields = json.loads(json.dumps(asdict(read_program(data))))
+    if fields["draft"] is None:
+        del fields["draft"]
     places: Places = {}
     collect(fields, "", places)
     return fields, places
@@ -226,7 +244,13 @@ def rebuild(fields: dict[str, Any]) -> Program:
         tuple(fields["inputs"]),
         tuple(fields["outputs"]),
         tuple(Instruction(**instruction) for instruction in fields["instructions"]),
+        rebuilt_part(fields["draft"]) if "draft" in fields else None,
     )
+
+
+def rebuilt_part(fields: dict[str, Any]) -> ProgramPart:
+    instructions = tuple(Instruction(**instruction) for instruction in fields["instructions"])
+    return ProgramPart(tuple(fields["inputs"]), tuple(fields["outputs"]), instructions)
 
 
 def rebuilt_weight(fields: dict[str, Any]) -> ProgramWeight:

@@ -11,7 +11,7 @@ import gguf
 import numpy as np
 
 from byte_tokenizer import write_tokenizer
-from deepmnn.conversion.plan import naive_graph
+from deepmnn.conversion.naive import naive_parts
 from deepmnn.exporters.gguf.export import export_gguf
 from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.models import build
@@ -74,7 +74,7 @@ class Gguf(FileTarget):
 
     def use(self) -> None:
         source = open_source(self.path)
-        naive_graph(source)
+        naive_parts(source)
         for name in source.names():
             values, kept = source.read(name), source.kept_format(name)
             assert values.shape == source.shape(name)

@@ -1,11 +1,9 @@
 """select_rows_early: what it writes, and what it must leave alone."""
 
-import pytest
-
 from deepmnn.graph.ir import ROWS, TOKENS, Node
 from deepmnn.graph.passes import select_rows_early
 from deepmnn.graph.verify import verify
-from small_graphs import WIDTH, Start, experts, node, ops, route
+from small_graphs import WIDTH, Start, experts, named, node, ops, route
 
 
 def attention(b, x, name="attn"):
@@ -86,11 +84,32 @@ def test_what_reads_indices_of_every_token_is_left():
     assert [rows_of(graph)[name] for name in ("late", "out")] == [TOKENS, ROWS]
 
 
-@pytest.mark.parametrize("output", ["silu", "rows"])
-def test_a_graph_output_keeps_its_rows(output):
+def test_a_graph_output_keeps_its_rows():
     b = Start()
     graph = b.end(b.silu(attention(b, b.x), "silu"))
-    graph.outputs.append(output)
+    graph.outputs.append("silu")
+    assert select_rows_early.run(graph) == 0
+    verify(graph)
+
+
+def test_a_selection_that_is_an_output_keeps_its_name():
+    b = Start()
+    graph = b.end(b.silu(attention(b, b.x), "silu"))
+    graph.outputs.append("rows")
+    assert select_rows_early.run(graph) == 1
+    verify(graph)
+    assert node(graph, "silu").outputs == ("rows",)
+    assert named(graph, "head").inputs == ("rows",)
+    assert graph.values["rows"].rows == ROWS
+    assert ops(graph).count("select_rows") == 1
+
+
+def test_two_selections_that_are_outputs_are_left():
+    b = Start()
+    made = b.silu(attention(b, b.x), "silu")
+    graph = b.end(made)
+    b.select_rows(made, "others")
+    graph.outputs += ["rows", "others"]
     assert select_rows_early.run(graph) == 0
     verify(graph)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepmnn import _core
-from deepmnn.backends.base import F32, I32, Batch, Cache, Draw
+from deepmnn.backends.base import F32, I32, Batch, Cache, Draw, no_draft
 from deepmnn.errors import RequestError
 from deepmnn.graph.caches import CacheEntry
 
@@ -30,6 +30,8 @@ class CpuBackend:
         memory: bytes that weights may take; what does not fit is read while the model runs. 0: all
             of them are mapped.
         working: bytes that the ops of a step need at most, if that is known: no more is ever held.
+        draft: with the draft part of a model that has one, which takes memory for its weights and
+            its entries of the cache; not where weights are read while the model runs.
 
     Raises:
         ArtifactError: the directory is damaged or of another version.
@@ -48,14 +50,16 @@ class CpuBackend:
         numa: str = "off",
         memory: int = 0,
         working: int = 0,
+        draft: bool = True,
     ) -> None:
-        self.model = _core.Model(directory, threads, isa, numa, memory=memory)
+        self.model = _core.Model(directory, threads, isa, numa, memory=memory, draft=draft)
         self.model.set_mla_form(mla_form)
         if working:
             self.model.reserve(working)
         self.vocab_size = self.model.vocab_size
         self.outputs = tuple(self.model.outputs)
         self.caches = {name: CacheEntry(*entry) for name, entry in self.model.caches.items()}
+        self.draft_state = self.model.draft_state
 
     @property
     def numa(self) -> str:
@@ -83,6 +87,21 @@ class CpuBackend:
         """Like `step`, but returns every output by name, each [rows, width]."""
         return _call(self.model.run, cache, batch)
 
+    def draft(self, cache: Cache, batch: Batch, state: F32) -> tuple[F32, F32]:
+        """Runs the draft part: logits [rows, vocab_size] and the next state [rows, width].
+
+        Raises RequestError as `step`, and without a draft part.
+        """
+        if self.draft_state is None:
+            raise no_draft()
+        given = np.asarray(state)
+        if given.ndim != 2 or not np.issubdtype(given.dtype, np.floating):
+            raise RequestError(
+                f"state is {given.dtype} with {given.ndim} dimensions", "float32, [tokens, width]"
+            )
+        rows = np.ascontiguousarray(given, np.float32)
+        return _call(self.model.draft, cache, batch, rows)
+
     def sample(self, draws: list[Draw]) -> list[int]:
         """The token ids that are drawn, by all threads.
 
@@ -91,14 +110,14 @@ class CpuBackend:
         return self.model.sample(draws)
 
 
-def _call(core: Callable[..., T], cache: Cache, batch: Batch) -> T:
-    """core, a step of the model, on the batch."""
+def _call(core: Callable[..., T], cache: Cache, batch: Batch, *more: F32) -> T:
+    """core, a step of the model, on the batch and what it takes besides."""
     if not isinstance(cache, _core.KvCache):
         raise RequestError(f"the cache is a {type(cache).__name__}", "one made by new_cache")
     try:  # the core converts nothing, so that the engine's own arrays go straight in
-        return core(cache, *arrays(batch))
+        return core(cache, *arrays(batch), *more)
     except TypeError:
-        return core(cache, *arrays(_converted(batch)))
+        return core(cache, *arrays(_converted(batch)), *more)
 
 
 def arrays(batch: Batch) -> tuple[I32, I32, I32, I32, I32, I32]:

@@ -82,13 +82,16 @@ class Footprint:
         """The most that steps of this shape need."""
         counts = {TOKENS: shape.tokens, CONTEXT: shape.all_context, ROWS: shape.rows}
         arenas = sum(counts[dim] * nbytes for dim, nbytes in zip(DIMS, program.arenas, strict=True))
-        scratch = max((_scratch(program, each, shape) for each in program.instructions), default=0)
-        given = [program.buffers[index] for index in program.outputs]
+        each_op = _instructions(program)
+        scratch = max((_scratch(program, each, shape) for each in each_op), default=0)
+        given = [program.buffers[index] for part in program.parts for index in part.outputs]
         outputs = sum(
             counts[buffer.dim] * _FLOAT * _product(buffer.shape)
             for buffer in given
             if buffer.name != "logits"
         )
+        read = [program.buffers[index] for part in program.parts for index in part.inputs]
+        states = sum(_product(each.shape) for each in read if each.dtype == "f32")
         logits = sum(_product(buffer.shape) for buffer in given if buffer.name == "logits")
         return Footprint(
             activations=arenas,
@@ -96,8 +99,13 @@ class Footprint:
             quantised=_quantised(program, shape),
             rope=_rope(program, shape.tokens),
             # a copy for whoever samples them, and one on its way
-            outputs=outputs + 2 * _FLOAT * shape.rows * logits,
+            outputs=outputs + _FLOAT * shape.tokens * states + 2 * _FLOAT * shape.rows * logits,
         )
+
+
+def _instructions(program: Program) -> list[Instruction]:
+    """Of all parts."""
+    return [each for part in program.parts for each in part.instructions]
 
 
 def _product(shape: tuple[int, ...]) -> int:
@@ -113,7 +121,7 @@ def _quantised(program: Program, shape: StepShape) -> int:
         (
             _rows(program, each, shape)
             * _row_nbytes(program.weights[weight].cols, program.weights[weight].format)
-            for each in program.instructions
+            for each in _instructions(program)
             for weight, reading in zip(each.weights, each.readings, strict=True)
             if reading == "in_order"
         ),
@@ -148,7 +156,7 @@ def _rope(program: Program, tokens: int) -> int:
     """cos and sin of each token, for each set of frequencies (runtime/rope_tables.h)."""
     tables = {
         (each.attrs["inv_freq"], each.attrs.get("rope_scale"))
-        for each in program.instructions
+        for each in _instructions(program)
         if "inv_freq" in each.attrs
     }
     halves = sum(len(freq) for freq, _ in tables if isinstance(freq, tuple))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, TypeVar, get_args
 
@@ -30,6 +30,7 @@ MAX_NBYTES = 32 << 20
 MAX_TEXT = 4096
 MAX_DIMS = 8
 MAX_SHARDS = 1 << 14
+MAX_PARTS = 2
 MAX_OUTPUTS = 256
 MAX_INSTRUCTIONS = 1 << 18
 MAX_EXTENT = 1 << 31
@@ -88,8 +89,21 @@ class Instruction:
 
 
 @dataclass(frozen=True)
+class ProgramPart:
+    """What runs by itself: buffers that are its inputs and outputs, and its instructions."""
+
+    inputs: tuple[int, ...] = ()
+    outputs: tuple[int, ...] = ()
+    instructions: tuple[Instruction, ...] = ()
+
+
+@dataclass(frozen=True)
 class Program:
-    """The tables of program.bin, in file order. arenas: bytes per token, context and logits row."""
+    """The tables of program.bin, in file order. arenas: bytes per token, context and logits row.
+
+    inputs, outputs and instructions are those of the main part; draft: the draft part, if any
+    (graph/draft.py), whose own weights and caches come after all that the main part has.
+    """
 
     name: str
     shards: tuple[str, ...] = ()
@@ -100,6 +114,34 @@ class Program:
     inputs: tuple[int, ...] = ()
     outputs: tuple[int, ...] = ()
     instructions: tuple[Instruction, ...] = ()
+    draft: ProgramPart | None = None
+
+    @property
+    def main(self) -> ProgramPart:
+        """The main part."""
+        return ProgramPart(self.inputs, self.outputs, self.instructions)
+
+    @property
+    def parts(self) -> tuple[ProgramPart, ...]:
+        """The main part, and the draft part where there is one."""
+        return (self.main, self.draft) if self.draft else (self.main,)
+
+    def without_draft(self) -> Program:
+        """The program as the core runs it when nobody drafts: the main part alone, and what it has
+        of weights, caches and buffers.
+        """
+        if self.draft is None:
+            return self
+        weights = 1 + max((w for each in self.instructions for w in each.weights), default=-1)
+        caches = 1 + max((c for each in self.instructions for c in each.caches), default=-1)
+        touched = [b for each in self.instructions for b in (*each.inputs, *each.outputs)]
+        return replace(
+            self,
+            weights=self.weights[:weights],
+            caches=dict(list(self.caches.items())[:caches]),
+            buffers=self.buffers[: 1 + max((*touched, *self.inputs, *self.outputs), default=-1)],
+            draft=None,
+        )
 
 
 # ---------------------------------------------------------------------------- writing
@@ -107,7 +149,8 @@ class Program:
 
 def encode(program: Program) -> bytes:
     """The bytes of program.bin. Raises ConfigError for more than a reader takes."""
-    _check_most(len(program.instructions), MAX_INSTRUCTIONS, "operations", ConfigError)
+    instructions = sum(len(part.instructions) for part in program.parts)
+    _check_most(instructions, MAX_INSTRUCTIONS, "operations", ConfigError)
     _check_most(len(program.shards), MAX_SHARDS, "weight files", ConfigError)
     _check_most(_several(program.weights), MAX_PIECES, _PIECES, ConfigError)
     parts = [MAGIC, _u32(VERSION), _str(program.name)]
@@ -116,12 +159,18 @@ def encode(program: Program) -> bytes:
     parts.append(_list(list(program.caches.items()), _cache))
     parts.append(_list(program.buffers, _buffer))
     parts.append(struct.pack("<3q", *program.arenas))
-    parts.append(_list(program.inputs, _u32))
-    parts.append(_list(program.outputs, _u32))
-    parts.append(_list(program.instructions, _instruction))
+    parts.append(_list(program.parts, _part))
     data = b"".join(parts)
     _check_most(len(data), MAX_NBYTES, "bytes of program.bin", ConfigError)
     return data
+
+
+def _part(part: ProgramPart) -> bytes:
+    return (
+        _list(part.inputs, _u32)
+        + _list(part.outputs, _u32)
+        + _list(part.instructions, _instruction)
+    )
 
 
 def _check_most(count: int, most: int, what: str, error: type[DeepmnnError]) -> None:
@@ -276,14 +325,19 @@ def read_program(data: bytes) -> Program:
     buffers = reader.items(lambda: _read_buffer(reader), 18)
     arena = partial(reader.number, "q", "an arena's size", 0, MAX_EXTENT, ALIGNMENT)
     arenas = (arena(), arena(), arena())
-    inputs = reader.items(lambda: reader.index(buffers, "buffer"), 4)
-    outputs = reader.items(lambda: reader.index(buffers, "buffer"), 4, MAX_OUTPUTS)
-    instructions = reader.items(
-        lambda: _read_instruction(reader, buffers, weights, caches), 44, MAX_INSTRUCTIONS
+    parts = reader.items(lambda: _read_part(reader, buffers, weights, caches), 12, MAX_PARTS)
+    _check_most(
+        sum(len(part.instructions) for part in parts), MAX_INSTRUCTIONS, "operations", ArtifactError
     )
+    if not parts:
+        raise _damaged("there is no part that runs")
     if reader.at != len(data):
         raise _damaged(f"{len(data) - reader.at} bytes follow the last instruction")
-    return Program(name, shards, weights, caches, buffers, arenas, inputs, outputs, instructions)
+    main, draft = parts[0], parts[1] if len(parts) > 1 else None
+    return Program(
+        *(name, shards, weights, caches, buffers, arenas),
+        *(main.inputs, main.outputs, main.instructions, draft),
+    )
 
 
 def read_shards(data: bytes) -> tuple[str, ...]:
@@ -360,6 +414,16 @@ def _read_buffer(reader: _Reader) -> ProgramBuffer:
     return ProgramBuffer(name, dtype, dim, shape, offset)
 
 
+def _read_part(reader: _Reader, buffers: Sized, weights: Sized, caches: Sized) -> ProgramPart:
+    return ProgramPart(
+        inputs=reader.items(lambda: reader.index(buffers, "buffer"), 4),
+        outputs=reader.items(lambda: reader.index(buffers, "buffer"), 4, MAX_OUTPUTS),
+        instructions=reader.items(
+            lambda: _read_instruction(reader, buffers, weights, caches), 44, MAX_INSTRUCTIONS
+        ),
+    )
+
+
 def _read_instruction(
     reader: _Reader, buffers: Sized, weights: Sized, caches: Sized
 ) -> Instruction:
@@ -402,14 +466,26 @@ def format_program(program: Program) -> str:
     """The program as text, one instruction per line: outputs = op(inputs; weights) {attributes}."""
     counts = zip(DIMS, program.arenas, strict=True)
     lines = [
-        f"program {program.name}: {len(program.instructions)} instructions, "
+        f"program {program.name}: {len(program.instructions)} instructions, {_drafting(program)}"
         f"{len(program.buffers)} buffers, {len(program.weights)} weights "
         f"in {len(program.shards)} shards",
         "arena bytes per row: " + ", ".join(f"{dim} {nbytes}" for dim, nbytes in counts),
         *(f"cache {_cut(name)}: {_show_cache(entry)}" for name, entry in program.caches.items()),
     ]
+    for part in program.parts:
+        lines += ["", "draft part"] if part is program.draft else []
+        lines += _show_part(program, part)
+    return "\n".join(lines)
+
+
+def _drafting(program: Program) -> str:
+    return f"{len(program.draft.instructions)} in a draft part, " if program.draft else ""
+
+
+def _show_part(program: Program, part: ProgramPart) -> list[str]:
+    lines: list[str] = []
     caches = list(program.caches)
-    for position, instruction in enumerate(program.instructions):
+    for position, instruction in enumerate(part.instructions):
         outputs = _some(instruction.outputs, lambda i: _show_buffer(program.buffers[i]))
         inputs = _some(instruction.inputs, lambda i: _cut(program.buffers[i].name))
         lines.append(f"{position:5} {outputs} = {instruction.op}({inputs})  # {instruction.name}")
@@ -419,7 +495,7 @@ def format_program(program: Program) -> str:
         if instruction.caches:
             lines.append(f"        writes {_some(instruction.caches, lambda i: _cut(caches[i]))}")
         lines += [f"        {key}={_short(value)}" for key, value in instruction.attrs.items()]
-    return "\n".join(lines)
+    return lines
 
 
 def _some(ids: tuple[int, ...], show: Callable[[int], str]) -> str:

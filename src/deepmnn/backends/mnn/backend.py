@@ -19,7 +19,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from deepmnn import _core
-from deepmnn.backends.base import F32, I32, Batch, Cache, Draw, check_batch, sample_in_turn
+from deepmnn.backends.base import (
+    F32,
+    I32,
+    Batch,
+    Cache,
+    Draw,
+    check_batch,
+    no_draft,
+    sample_in_turn,
+)
 from deepmnn.backends.mnn.cache import MnnCache
 from deepmnn.backends.mnn.options import MnnOptions
 from deepmnn.backends.mnn.wheel import captured, runtime
@@ -71,6 +80,7 @@ class MnnBackend:
     """
 
     max_sequences: int | None = 1
+    draft_state: str | None = None
 
     def __init__(self, folder: Folder, threads: int = 0, options: MnnOptions | None = None) -> None:
         options = options or MnnOptions()
@@ -115,6 +125,10 @@ class MnnBackend:
     def run(self, cache: Cache, batch: Batch) -> dict[str, F32]:
         """Like `step`, but returns every output by name: MNN has the logits."""
         return {"logits": self.step(cache, batch)}
+
+    def draft(self, cache: Cache, batch: Batch, state: F32) -> tuple[F32, F32]:
+        """A folder for MNN has no draft part. Raises RequestError."""
+        raise no_draft()
 
     def sample(self, draws: list[Draw]) -> list[int]:
         """The token ids that are drawn. Raises RequestError when logits are no numbers."""

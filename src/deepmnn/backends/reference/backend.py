@@ -6,10 +6,19 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from deepmnn.backends.base import F32, Batch, Cache, Draw, check_batch, sample_in_turn
+from deepmnn.backends.base import (
+    F32,
+    Batch,
+    Cache,
+    Draw,
+    check_batch,
+    no_draft,
+    sample_in_turn,
+)
 from deepmnn.backends.reference.cache import PagedCache
 from deepmnn.backends.reference.ops import OPS, Array, Call
 from deepmnn.errors import GraphError, RequestError, argument
+from deepmnn.graph.draft import STATE, state_of
 from deepmnn.graph.ir import Graph, Node
 
 MLA_FORMS = ("expanded", "absorbed")
@@ -85,20 +94,32 @@ class Evaluator:
 
 class ReferenceBackend(Evaluator):
     """The oracle; see backends/base.py for the protocol. Arguments as of `Evaluator`; the graph
-    gives logits.
+    gives logits. draft: the graph of its draft part, which reads weights in the same way.
     """
 
     max_sequences: int | None = None
 
     def __init__(
-        self, graph: Graph, read_weight: Callable[[str], F32], mla_form: str = "expanded"
+        self,
+        graph: Graph,
+        read_weight: Callable[[str], F32],
+        mla_form: str = "expanded",
+        draft: Graph | None = None,
     ) -> None:
         super().__init__(graph, read_weight, mla_form)
         if "logits" not in graph.outputs:
             raise GraphError(f"graph {graph.name!r} gives {graph.outputs}", "logits among them")
         self.vocab_size = graph.values["logits"].width
         self.outputs = tuple(graph.outputs)
-        self.caches = dict(graph.caches)
+        self.caches = graph.caches | (draft.caches if draft else {})
+        self.draft_state = state_of(draft) if draft else None
+        self._draft = Evaluator(draft, read_weight, mla_form) if draft else None
+
+    def new_cache(
+        self, blocks: int, block_size: int, dtype: str = "f32", recent_blocks: int | None = None
+    ) -> PagedCache:
+        """As of `Evaluator`, for both parts."""
+        return PagedCache(self.caches, blocks, block_size, dtype, recent_blocks)
 
     def step(self, cache: Cache, batch: Batch) -> F32:
         """Runs one step, appends to the cache, returns logits [rows, vocab_size].
@@ -113,13 +134,28 @@ class ReferenceBackend(Evaluator):
         values = self.trace(cache, batch)
         return {name: values[name] for name in self.outputs}
 
+    def draft(self, cache: Cache, batch: Batch, state: F32) -> tuple[F32, F32]:
+        """Runs the draft part: logits [rows, vocab_size] and the next state [rows, width]."""
+        if self._draft is None or self.draft_state is None:
+            raise no_draft()
+        checked = self._checked(cache, batch)
+        shape = len(batch.ids), self._draft.graph.values[self.draft_state].width
+        if state.shape != shape:
+            raise RequestError(f"a state of {list(state.shape)}", f"{list(shape)}")
+        values = self._draft.values(checked, batch, {self.draft_state: state})
+        return values["logits"], values[STATE]
+
     def sample(self, draws: list[Draw]) -> list[int]:
         """The token ids that are drawn. Raises RequestError when logits are no numbers."""
         return sample_in_turn(draws)
 
     def trace(self, cache: Cache, batch: Batch) -> dict[str, Array]:
         """Like `step`, but returns every value of the graph by name, each [n, width]."""
+        return self.values(self._checked(cache, batch), batch, {})
+
+    def _checked(self, cache: Cache, batch: Batch) -> PagedCache:
+        """The cache, when the batch fits it and the model."""
         if not isinstance(cache, PagedCache):
             raise RequestError(f"cache is a {type(cache).__name__}", "one made by new_cache")
         check_batch(batch, cache, self.vocab_size)
-        return self.values(cache, batch, {})
+        return cache

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from deepmnn.conversion.plan import naive_graph
+from deepmnn.conversion.naive import naive_parts
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import CheckpointError
 from deepmnn.exporters.exported import Exported, check_type, unread
@@ -26,7 +26,6 @@ from deepmnn.exporters.gguf.types import (
     file_type,
     library,
 )
-from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.models import read_config
 from deepmnn.source.gguf.names import architecture
 from deepmnn.source.source import Source
@@ -71,10 +70,10 @@ def export_gguf(
     name = architecture(source.config.get("model_type"))
     config = read_config(source.config)
     facts = metadata(name, config)
-    graph, _ = naive_graph(source)
+    naive, _ = naive_parts(source)
     text = _vocabulary(source, config.vocab_size)
     place = GgufPlace(target, overwrite, source.paths)
-    shapes = tensor_shapes(graph)
+    shapes = naive.shapes
     tensors = gguf_tensors(name, config, shapes)
     encoder_of = encoders(tensors, wanted, source)
     kind = file_type(encoder_of, tensors, wanted or DEFAULT)
@@ -94,7 +93,7 @@ def export_gguf(
                 progress(done, total, tensor.name)
         file.finish()
     notes = [*facts.notes, *text.notes, *_rounded_again(encoder_of), *unread(source, shapes)]
-    if graph.kept:
+    if naive.draft is not None:
         notes.append("multi-token-prediction layers are left out")
     contents = f"{len(tensors)} tensors, {_types(encoder_of, wanted or DEFAULT)}"
     return Exported(place.path, total, contents, "; ".join(notes), time.monotonic() - began)

@@ -26,13 +26,12 @@ from numpy.typing import NDArray
 from deepmnn.artifact.directory import DirectoryWriter
 from deepmnn.artifact.shards import Shard, plan_shards
 from deepmnn.artifact.target import Target
-from deepmnn.conversion.plan import naive_graph
+from deepmnn.conversion.naive import naive_parts
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import RequestError, UnsupportedModelError, argument
 from deepmnn.exporters.exported import LARGEST_F16, Exported, check_numbers, check_type, unread
 from deepmnn.exporters.hf.compressed import SCHEME, Fields, Scheme, settings
 from deepmnn.formats import KeptCodes
-from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.source.codecs.settings import BLOCKS
 from deepmnn.source.entry import DTYPES
 from deepmnn.source.open import EXPORTED
@@ -107,7 +106,7 @@ def export_hf(
             "Use the checkpoint that it was converted from.",
         )
     chosen = TYPES.get(wanted, TYPES[DEFAULT])
-    shapes = tensor_shapes(naive_graph(source)[0])
+    shapes = naive_parts(source)[0].shapes
     schemes = _schemes(source, shapes) if wanted == SCHEME else {}
     fields = {name: _fields(name, shapes[name], chosen, schemes.get(name)) for name in shapes}
     sizes = {name: sum(map(_nbytes, fields[name].values())) for name in shapes}

@@ -4,7 +4,7 @@ x ─ reshape ─ y                        →  x ─ y      (data never moves)
 x ─ scale 1.0 ─ y                      →  x ─ y
 x ─ split or concat of one part ─ y    →  x ─ y
 x ─ broadcast to 1 head ─ y            →  x ─ y
-nodes and weights that nobody reads    →  gone       (kept weights stay)
+nodes and weights that nobody reads    →  gone
 """
 
 from __future__ import annotations

@@ -35,8 +35,9 @@ def run(graph: Graph) -> int:
         nodes.append(node)
     graph.nodes = nodes
     graph.values.update({name: _rows(graph.values[name], name) for name in made})
-    done = [node for node in nodes if _is_selection(graph, node) and node.inputs[0] in made]
+    done = [node for node in nodes if node.op == "select_rows" and node.inputs[0] in made]
     rename_values(graph, {node.outputs[0]: node.inputs[0] for node in done})
+    _keep_names(graph, done)
     prune(graph)
     return len(late)
 
@@ -51,10 +52,11 @@ def _late(graph: Graph) -> set[int]:
 
     def belongs(node: Node) -> bool:
         readers = [reader for value in node.outputs for reader in consumers[value]]
+        named = [reader for reader in readers if reader.outputs[0] in graph.outputs]
         integers = [value for value in node.inputs if graph.values[value].dtype == "i32"]
         makers = [producers.get(value) for value in integers]
-        wanted = all(id(reader) in late or _is_selection(graph, reader) for reader in readers)
-        return wanted and all(id(maker) in late for maker in makers)
+        wanted = all(id(reader) in late or reader.op == "select_rows" for reader in readers)
+        return wanted and len(named) <= 1 and all(id(maker) in late for maker in makers)
 
     size = -1
     while size != len(late):
@@ -72,8 +74,16 @@ def _by_row(graph: Graph, node: Node) -> bool:
     )
 
 
-def _is_selection(graph: Graph, node: Node) -> bool:
-    return node.op == "select_rows" and node.outputs[0] not in graph.outputs
+def _keep_names(graph: Graph, done: list[Node]) -> None:
+    """Values that are in place of a selection that is a graph output have its name."""
+    names = {node.inputs[0]: node.outputs[0] for node in done if node.outputs[0] in graph.outputs}
+    gone = {id(node) for node in done}
+    graph.nodes = [node for node in graph.nodes if id(node) not in gone]
+    for node in graph.nodes:
+        node.inputs = tuple(names.get(value, value) for value in node.inputs)
+        node.outputs = tuple(names.get(value, value) for value in node.outputs)
+    for value, name in names.items():
+        graph.values[name] = replace(graph.values.pop(value), name=name)
 
 
 def _select(graph: Graph, value: str) -> Node:

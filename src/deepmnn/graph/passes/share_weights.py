@@ -7,12 +7,12 @@ Weights made of the same expression are always equal. With the numbers at hand (
 weights of equal content are found too: those of equal shape and equal sample are hashed. A matrix
 whose sample is one byte throughout is filler (zeros, a file with holes) and no copy of another.
 The one that stays takes the role that wants the better precision. Vectors and packed matrices are
-never mixed, and kept weights, which other readers know by name, stay as they are.
+never mixed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable
 from typing import Protocol, runtime_checkable
 
 from deepmnn.graph.ir import Graph, Weight
@@ -43,10 +43,19 @@ def run(graph: Graph, source: TensorSource | None = None) -> int:
     return _merge(graph, {}) if source is None else _merge(graph, _contents(graph, source))
 
 
+def are_equal(a: Weight, b: Weight, source: TensorSource) -> bool:
+    """Whether two weights are stored alike and have the same numbers in a source."""
+    if _storage(a) != _storage(b):
+        return False
+    return a.expr == b.expr or (
+        _sample(a, source) == _sample(b, source) and _digest(a, source) == _digest(b, source)
+    )
+
+
 def _merge(graph: Graph, contents: dict[str, bytes]) -> int:
     """Merges weights of equal expression, or of equal content hash where there is one."""
     groups: dict[Hashable, list[Weight]] = {}
-    for weight in _candidates(graph):
+    for weight in graph.weights.values():
         content = contents.get(weight.name)
         groups.setdefault((_storage(weight), content or weight.expr), []).append(weight)
     renames: dict[str, str] = {}
@@ -65,7 +74,7 @@ def _merge(graph: Graph, contents: dict[str, bytes]) -> int:
 def _contents(graph: Graph, source: TensorSource) -> dict[str, bytes]:
     """Weight name → hash of its numbers, for those that could equal another."""
     groups: dict[Hashable, list[Weight]] = {}
-    for weight in _candidates(graph):
+    for weight in graph.weights.values():
         groups.setdefault((_storage(weight), _sample(weight, source)), []).append(weight)
     return {
         weight.name: _digest(weight, source)
@@ -92,11 +101,6 @@ def _digest(weight: Weight, source: TensorSource) -> bytes:
     if isinstance(source, SampledSource) and isinstance(weight.expr, Tensor):
         return source.digest(weight.expr.name)
     return digest_of(weight.expr.read(source))
-
-
-def _candidates(graph: Graph) -> Iterable[Weight]:
-    kept = set(graph.kept)
-    return [weight for weight in graph.weights.values() if weight.name not in kept]
 
 
 def _storage(weight: Weight) -> tuple[tuple[int, ...], str]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deepmnn import models
-from deepmnn.conversion.plan import untied
+from deepmnn.conversion.naive import untied
 from deepmnn.errors import RequestError
 from deepmnn.formats import F32, F32_MATRIX, U8, named
 from deepmnn.graph.ir import Graph, Weight

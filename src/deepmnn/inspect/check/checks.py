@@ -15,7 +15,7 @@ from deepmnn.inspect.check.line import Line, judged
 from deepmnn.inspect.check.mnn import check_folder
 from deepmnn.inspect.check.norms import check_norms
 from deepmnn.inspect.check.probe import attentions
-from deepmnn.inspect.check.program import check_program
+from deepmnn.inspect.check.program import check_draft, check_program
 from deepmnn.inspect.check.router import check_routers
 from deepmnn.inspect.check.subject import Converted, Subject, opened
 from deepmnn.inspect.check.theirs import check_rotary
@@ -44,6 +44,7 @@ def _check_graph(model: Subject) -> Iterator[Line]:
     """What the engine computes."""
     if isinstance(model, Converted):
         yield check_program(model.graph, model.artifact.graph())
+        yield from check_draft(model.program, model.artifact.parts().draft)
     found = attentions(model.graph)
     for attention in found:
         where = "" if len(found) == 1 else f", layers {_spans(attention.layers)}"

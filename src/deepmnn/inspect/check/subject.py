@@ -16,14 +16,13 @@ from deepmnn.artifact.reader import Artifact
 from deepmnn.backends.cpu.pieces import Pieces, whole
 from deepmnn.backends.cpu.program import read_program
 from deepmnn.conversion.kept import is_checkpoint, original
-from deepmnn.conversion.plan import naive_graph
+from deepmnn.conversion.naive import naive_parts
 from deepmnn.conversion.write import Progress
 from deepmnn.errors import ArtifactError, GraphError
 from deepmnn.exporters.mnn.folder import MnnFolder, is_exported
 from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph
 from deepmnn.graph.levels import MAX_LEVEL, optimize
-from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.graph.verify import verify
 from deepmnn.inspect.check.piece import Piece, region
 from deepmnn.inspect.check.program import graph_of, locations_of
@@ -82,14 +81,15 @@ class Converted(Subject):
 
     Attributes:
         artifact: the model.
+        program: its program.bin.
     """
 
     def __init__(self, artifact: Artifact) -> None:
         artifact.check_program()
         self.artifact = artifact
         self.config, self.files = with_defaults(artifact.config), artifact.text_files
-        self._program = read_program(read_small(artifact.path / PROGRAM, ArtifactError))
-        self.graph = graph_of(self._program)
+        self.program = read_program(read_small(artifact.path / PROGRAM, ArtifactError))
+        self.graph = graph_of(self.program)
         try:
             verify(self.graph)
         except GraphError as fault:
@@ -102,9 +102,9 @@ class Converted(Subject):
 
     def place(self, graph: Graph, folder: Path) -> tuple[Mapping[str, Pieces], Sequence[str]]:
         """The weight files stay where they are."""
-        for shard in self._program.shards:
+        for shard in self.program.shards:
             (folder / shard).symlink_to((self.artifact.path / shard).resolve())
-        return locations_of(self._program), self._program.shards
+        return locations_of(self.program), self.program.shards
 
 
 class Original(Subject):
@@ -120,8 +120,8 @@ class Original(Subject):
         self.source = source
         self.config = with_defaults(source.config)
         self.files = SourceFiles(source, source.paths[0] if source.paths else Path())
-        self.naive, _ = naive_graph(source)
-        self.tensors = tensor_shapes(self.naive)
+        naive, _ = naive_parts(source)
+        self.naive, self.tensors = naive.main, naive.shapes
         self.graph, _ = optimize(self.naive, MAX_LEVEL)
 
     def weight(self, name: str) -> F32:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deepmnn import models
 from deepmnn.artifact.restored import RestoredSource
 from deepmnn.backends.base import I32
-from deepmnn.conversion.plan import untied
+from deepmnn.conversion.naive import untied
 from deepmnn.errors import RequestError
 from deepmnn.formats import FORMATS, named
 from deepmnn.graph.ir import Graph

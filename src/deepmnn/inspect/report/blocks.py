@@ -45,7 +45,6 @@ def frozen(graph: Graph) -> Graph:
         dict(graph.values),
         dict(graph.weights),
         dict(graph.caches),
-        list(graph.kept),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from importlib.resources import files
@@ -49,9 +48,9 @@ def _stored(subject: Subject) -> str:
 
 def _head(name: str, title: str, subject: Subject, found: Findings) -> str:
     before, after = (len(shot.nodes) for shot in (subject.begin.graph, subject.graph))
-    kept = sum(math.prod(shape) for shape in subject.idle_shapes)
-    idle = f", {pieces.count(kept)} of them kept and not run" if kept else ""
-    figures = [(pieces.count(subject.parameters), f"parameters{idle}")]
+    own = subject.draft_parameters
+    drafts = f", {pieces.count(own)} of them in a draft part" if own else ""
+    figures = [(pieces.count(subject.parameters), f"parameters{drafts}")]
     if subject.active < 0.9 * subject.parameters:
         figures.append((pieces.count(subject.active), "multiplied with each token"))
     bits = f"{8 * subject.nbytes / max(subject.parameters, 1):.2f} bits per parameter"
@@ -70,7 +69,7 @@ def _sizes(subject: Subject) -> str:
         rows = sorted(subject.files.items(), key=lambda item: (-item[1], item[0]))
         table = pieces.table(("file", "size"), [(file, file_size(n)) for file, n in rows])
         return pieces.section("Sizes", "Files of the model.", table)
-    layers = _layers(subject.weights, subject.idle_layers)
+    layers = _layers(subject.weights, subject.draft_layers)
     body = f'<div class="pair">{_roles(subject.weights)}{layers}</div>'
     return pieces.section("Sizes", "", f"{body}{sizes(subject.weights)}")
 
@@ -94,8 +93,8 @@ def _roles(weights: Sequence[WeightFacts]) -> str:
     return pieces.card("By role", drawn, "stored bytes", _key(weights))
 
 
-def _layers(weights: Sequence[WeightFacts], idle: str) -> str:
-    """Bytes of each layer, by format. idle: layers that no node reads."""
+def _layers(weights: Sequence[WeightFacts], drafts: str) -> str:
+    """Bytes of each layer, by format. drafts: layers of the draft part."""
     layers = 1 + max((weight.layer for weight in weights if weight.layer is not None), default=-1)
     nbytes: list[dict[str, int]] = [defaultdict(int) for _ in range(layers)]
     for weight in weights:
@@ -110,7 +109,7 @@ def _layers(weights: Sequence[WeightFacts], idle: str) -> str:
         for layer, found in enumerate(nbytes)
     ]
     drawn = charts.layer_bars(bars, pieces.short_size, "Bytes of each layer by format")
-    words = "stored bytes" + (f"; those of {idle} are kept and not run" if idle else "")
+    words = "stored bytes" + (f"; {drafts} is the draft part" if drafts else "")
     return pieces.card("By layer", drawn, words, _key(weights))
 
 

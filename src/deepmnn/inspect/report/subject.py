@@ -14,14 +14,14 @@ from deepmnn.artifact.reader import Artifact
 from deepmnn.artifact.restored import RestoredSource
 from deepmnn.conversion.convert import plan_conversion
 from deepmnn.conversion.plan import MEMORY_REUSE_LEVEL, Plan, weight_order
-from deepmnn.conversion.report.facts import WeightFacts, layer_of
+from deepmnn.conversion.report.facts import WeightFacts
 from deepmnn.conversion.report.stored import origin
 from deepmnn.exporters.mnn.folder import MnnFolder, is_exported
 from deepmnn.graph.caches import kept_width
 from deepmnn.graph.ir import Graph, Weight
 from deepmnn.graph.levels import optimize
 from deepmnn.graph.passes.memory_plan import MemoryPlan, plan_memory
-from deepmnn.graph.tensors import tensor_shapes, tensors
+from deepmnn.graph.tensors import tensor_shapes
 from deepmnn.graph.workload import Workload
 from deepmnn.inspect.report.blocks import places_named
 from deepmnn.inspect.report.trace import Snapshot, Step, Trace
@@ -49,6 +49,7 @@ class Subject:
         source_nbytes: of the checkpoint's tensors; 0 where it is not known.
         cache_width: elements of the KV cache for each token.
         files: name → bytes, of a model whose weights are not known one by one.
+        draft_parameters: numbers in tensors that its draft part alone reads (graph/draft.py).
         kv_dtypes: how its KV cache may be stored; None: in every way.
     """
 
@@ -65,6 +66,7 @@ class Subject:
     source_nbytes: int
     cache_width: int
     files: Mapping[str, int]
+    draft_parameters: int = 0
     kv_dtypes: tuple[str, ...] | None = None
 
     @property
@@ -79,8 +81,9 @@ class Subject:
 
     @cached_property
     def parameters(self) -> int:
-        """Numbers in all tensors that the model reads, those of unused layers too."""
-        return sum(map(math.prod, tensor_shapes(self.begin.graph).values()))
+        """Numbers in all tensors that the model reads, those of a draft part too."""
+        main = sum(map(math.prod, tensor_shapes(self.begin.graph).values()))
+        return main + self.draft_parameters
 
     @cached_property
     def active(self) -> int:
@@ -88,16 +91,11 @@ class Subject:
         return round(Workload.of(self.begin.graph).macs(1, 0, 1))
 
     @property
-    def idle_shapes(self) -> list[tuple[int, ...]]:
-        """Of tensors that are kept for multi-token prediction, and no node reads."""
-        graph = self.begin.graph
-        return [t.shape for name in graph.kept for t in tensors(graph.weights[name].expr)]
-
-    @property
-    def idle_layers(self) -> str:
-        """Layers that only have such tensors: "layer 61"; "" for none."""
-        found = {layer_of(name) for name in self.begin.graph.kept} - {None}
-        return places_named(layer for layer in found if layer is not None) if found else ""
+    def draft_layers(self) -> str:
+        """Layers of the draft part: "layer 61"; "" for none."""
+        own = {weight.layer for weight in self.weights if weight.name not in self.graph.weights}
+        found = [layer for layer in own if layer is not None]
+        return places_named(found) if found else ""
 
     @cached_property
     def memory(self) -> MemoryPlan | None:
@@ -145,7 +143,8 @@ def planned(path: Path, quant: str | Recipe) -> Opened:
 
 def _of_artifact(artifact: Artifact, restored: RestoredSource, trace: Trace) -> Subject:
     """trace: what happened to the graph when the checkpoint was restored."""
-    graph, manifest = artifact.graph(), artifact.manifest
+    parts, manifest = artifact.parts(), artifact.manifest
+    graph, main = parts.main, set(tensor_shapes(restored.naive))
     begin = trace.begin(restored.naive)
     return Subject(
         "A converted model.",
@@ -156,11 +155,12 @@ def _of_artifact(artifact: Artifact, restored: RestoredSource, trace: Trace) -> 
         begin,
         trace.steps(begin),
         graph,
-        _facts(weight_order(graph)),
-        sum(weight.nbytes for weight in graph.weights.values()),
+        _facts(weight_order(parts)),
+        sum(weight.nbytes for weight in parts.weights.values()),
         0,
         kept_width(graph.caches),
         {},
+        sum(math.prod(restored.shape(name)) for name in set(restored.names()) - main),
     )
 
 
@@ -183,6 +183,7 @@ def _of_plan(plan: Plan, trace: Trace) -> Subject:
         plan.source.nbytes(),
         kept_width(plan.graph.caches),
         {},
+        plan.parameters - sum(map(math.prod, tensor_shapes(plan.naive).values())),
     )
 
 
@@ -208,7 +209,7 @@ def _of_folder(folder: MnnFolder) -> Subject:
         0,
         folder.cache_width,
         files,
-        ("f32",),
+        kv_dtypes=("f32",),
     )
 
 

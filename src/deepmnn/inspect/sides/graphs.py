@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from deepmnn import _core
-from deepmnn.conversion.plan import choose_formats, naive_graph
+from deepmnn.conversion.naive import naive_parts
+from deepmnn.conversion.plan import choose_formats
 from deepmnn.conversion.stage import Stored, stored_from
 from deepmnn.formats import F32, named
 from deepmnn.graph.ir import Graph, Weight
@@ -53,10 +54,10 @@ def source_side(source: Source, options: SideOptions, words: str = "") -> Staged
     by_reference = options.backend == "reference"
     recipe = recipe_of(options.quant or (EXACT if by_reference else DEFAULT))
     level = options.level
-    naive, _ = naive_graph(source)
+    naive, _ = naive_parts(source)
     keep = None if recipe.name == EXACT else source
     graph, _ = optimize(
-        naive,
+        naive.main,
         level,
         source,
         options.disabled,
