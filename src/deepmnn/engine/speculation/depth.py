@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
@@ -178,7 +178,7 @@ class Depth:
         probe = self._probe(losses, 0.1 * seconds[0] / answers)
         return plan.depths(probe, None) if probe else plan.depths(taken, turns)
 
-    def _probe(self, losses: Mapping[int, float], least: float) -> int:
+    def _probe(self, losses: dict[int, float], least: float) -> int:
         """A number of guesses to be tried; 0 where it is too early for that.
 
         losses: seconds that each number is thought to lose; not less than `least`, for who knows.

@@ -69,7 +69,7 @@ class ModelDrafter:
     def _turn(self, readers: list[_Reader]) -> list[_Reader]:
         """Runs what they have not run; those that are at the end guess a token, and go on."""
         budget, spans = self.engine.scheduler.max_batch_tokens, []
-        for reader in readers:
+        for reader in sorted(readers, key=lambda reader: reader.pending):
             if not reader.length:
                 self.engine.manager.share_prefix(reader)
             count = min(reader.pending, budget)

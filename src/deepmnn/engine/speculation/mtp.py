@@ -26,10 +26,6 @@ from deepmnn.engine.scheduler import Span
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.speculation.drafter import NOTHING, Guess
 
-_LATE = 64
-"""Pairs of a sequence that may wait until the draft part runs; together they cost little."""
-
-
 class DraftBackend(Backend, Protocol):
     """A backend whose model has a draft part."""
 
@@ -47,10 +43,11 @@ class DraftBackend(Backend, Protocol):
 class MtpDrafter:
     """Runs the draft part behind the main one. Its guesses are its likeliest tokens.
 
-    Every pair of a sequence is run once, those of the prompt as well: at once where there are many,
-    else when a guess is wanted. Rows that were found in the cache have theirs there; the last one
-    of a block may be of another sequence, which went on with another token: that costs a little
-    accuracy of guesses, and nothing else, as do rows that a `Session` has run.
+    Every pair of a sequence is run once: those of a prompt, and of a block that is whole, at the end
+    of the step, all others when a guess is wanted, so that they cost little where none is. Rows that
+    were found in the cache have theirs there; the last one of a block may be of another sequence,
+    which went on with another token: that makes guesses a little worse, and nothing else, as do
+    rows that a `Session` has run.
 
     Args:
         backend, cache: of the main part.
@@ -72,24 +69,24 @@ class MtpDrafter:
             waiting = self._waiting.get(sequence)
             if waiting is not None and waiting.end == len(sequence.ids) - 1:
                 wanted[sequence] = min(count, self.most)
+        self._run_waiting([s for s in wanted if self._waiting[s].ready(s.ids)])
         made: dict[Sequence, list[int]] = {sequence: [] for sequence in wanted}
-        pairs = [self._pairs(sequence, self._waiting[sequence]) for sequence in wanted]
-        going, turn = list(wanted), 0
-        while going:
-            logits, states = self._run(pairs)
-            turn += 1
-            pairs, after = [], []
-            for row, sequence in enumerate(going):
-                token = int(np.argmax(logits[row]))
+        states: dict[Sequence, F32] = {}
+        for sequence in wanted:
+            token, state = self._waiting[sequence].guess
+            made[sequence].append(token)
+            states[sequence] = state
+        turn = 1
+        while going := [sequence for sequence in wanted if wanted[sequence] > turn]:
+            pairs = []
+            for sequence in going:
+                place = len(sequence.ids) - 2 + turn
+                pairs.append(_Pairs(sequence, place, made[sequence][-1:], states[sequence]))
+            for sequence, (token, state) in zip(going, self._run(pairs), strict=True):
                 made[sequence].append(token)
-                if turn < wanted[sequence]:
-                    position = len(sequence.ids) - 2 + turn
-                    pairs.append(_Pairs(sequence, position, [token], states[row : row + 1]))
-                    after.append(sequence)
-            going = after
-        return [
-            Guess(made[sequence], "mtp") if made.get(sequence) else NOTHING for sequence, _ in asked
-        ]
+                states[sequence] = state
+            turn += 1
+        return [Guess(made[s], "mtp") if s in made else NOTHING for s, _ in asked]
 
     def forget(self, sequence: Sequence) -> None:
         """Drops the states that wait."""
@@ -108,29 +105,41 @@ class MtpDrafter:
         return given["logits"][batch.logit_rows]
 
     def ran(self, sequences: List[Sequence]) -> None:
-        """A step is over; where many pairs wait, they are run now."""
-        pairs = []
+        """A step is over: runs the pairs that must not wait.
+
+        These are a prompt's and those of whole blocks, which others may find from now on, and many.
+        """
+        size = self._cache.block_size
+        due = []
         for sequence in sequences:
             waiting = self._waiting.get(sequence)
             if waiting is None or sequence.finish_reason is not None:
                 continue
-            ready = min(waiting.end, len(sequence.ids) - 1) - waiting.begin
-            if ready >= _LATE and waiting.begin + ready <= sequence.length:
-                pairs.append(self._pairs(sequence, waiting))
-        if pairs:
-            self._run(pairs)
+            ready = waiting.ready(sequence.ids)
+            whole = waiting.begin // size < (waiting.begin + ready) // size
+            if ready and (whole or sequence.completion_tokens <= 1):
+                due.append(sequence)
+        self._run_waiting(due)
 
-    def _pairs(self, sequence: Sequence, waiting: _Waiting) -> _Pairs:
-        """All that wait and whose next token is known; the last state stays, to be run again."""
-        begin, end = waiting.begin, min(waiting.end, len(sequence.ids) - 1)
-        states = waiting.states[: end - begin]
-        waiting.drop(end - 1 - begin)
-        return _Pairs(sequence, begin, sequence.ids[begin + 1 : end + 1], states)
+    def _run_waiting(self, sequences: List[Sequence]) -> None:
+        """Runs all pairs of these that can be run; at least one of each can."""
+        if not sequences:
+            return
+        pairs = []
+        for sequence in sequences:
+            waiting = self._waiting[sequence]
+            begin, ready = waiting.begin, waiting.ready(sequence.ids)
+            ids = sequence.ids[begin + 1 : begin + 1 + ready]
+            pairs.append(_Pairs(sequence, begin, ids, waiting.states[:ready]))
+        for each, guess in zip(pairs, self._run(pairs), strict=True):
+            self._waiting[each.sequence].drop(len(each.ids), guess)
 
-    def _run(self, pairs: list[_Pairs]) -> tuple[F32, F32]:
-        """Logits and states of each sequence's last pair."""
-        batch = _batch(pairs)
-        return self._backend.draft(self._cache, batch, np.concatenate([p.states for p in pairs]))
+    def _run(self, pairs: list[_Pairs]) -> list[tuple[int, F32]]:
+        """What each sequence's last pair guesses, and its state [1, width]."""
+        batch, given = _batch(pairs), np.concatenate([each.states for each in pairs])
+        logits, states = self._backend.draft(self._cache, batch, given)
+        tokens = np.argmax(logits, axis=1).tolist()
+        return [(token, states[row : row + 1]) for row, token in enumerate(tokens)]
 
 
 @dataclass(slots=True)
@@ -147,18 +156,24 @@ class _Pairs:
 
 
 class _Waiting:
-    """States of a sequence's tokens whose pairs are not run yet, and of the one before.
+    """States of a sequence's tokens whose pairs are not run yet.
 
-    begin: the token of the first. states: [tokens, width].
+    begin: the token of the first. states: [tokens, width]. guess: what the pair before has guessed,
+    and its state [1, width].
     """
 
     def __init__(self, states: F32) -> None:
         self.begin, self.states = 0, states
+        self.guess: tuple[int, F32] = (0, states)
 
     @property
     def end(self) -> int:
         """Behind the token of the last."""
         return self.begin + len(self.states)
+
+    def ready(self, ids: list[int]) -> int:
+        """How many pairs can be run: their next token is known."""
+        return max(0, min(self.end, len(ids) - 1) - self.begin)
 
     def add(self, begin: int, states: F32) -> None:
         """Takes states of tokens from `begin` on; those of wrong guesses there make room."""
@@ -167,10 +182,9 @@ class _Waiting:
         else:  # rows between were found in the cache
             self.begin, self.states = begin, np.array(states)
 
-    def drop(self, count: int) -> None:
-        """Drops the first states."""
-        if count > 0:
-            self.begin, self.states = self.begin + count, self.states[count:]
+    def drop(self, count: int, guess: tuple[int, F32]) -> None:
+        """The first pairs have been run; the last of them has guessed this."""
+        self.begin, self.states, self.guess = self.begin + count, self.states[count:], guess
 
 
 def _batch(pairs: list[_Pairs]) -> Batch:
