@@ -54,6 +54,7 @@ class RandomDepth(Depth):
         self._random = random.Random(seed)
 
     def choose(self, offers: List[object], most_rows: int) -> list[int]:  # type: ignore[override]
+        self.promising = True
         room, depths = most_rows - len(offers), []
         for offer in offers:
             most = min(offer.most, room)  # type: ignore[attr-defined]

@@ -134,7 +134,9 @@ def test_off_is_off_and_auto_looks_up(artifact: Path) -> None:
 
 
 def test_a_model_without_a_draft_part(artifact: Path) -> None:
-    with pytest.raises(RequestError, match="no draft part that is loaded; expected speculate 'auto'"):
+    with pytest.raises(
+        RequestError, match="no draft part that is loaded; expected speculate 'auto'"
+    ):
         deepmnn.load(artifact, speculate="mtp")
 
 

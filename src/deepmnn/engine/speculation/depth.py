@@ -132,11 +132,16 @@ class Depth:
     It learns: what steps cost by their rows, and what each token costs that a drafter guesses.
 
     probes: part of the time that may be lost with trying other numbers of guesses than seem best.
+
+    Attributes:
+        promising: whether guesses seemed to pay in the last step, or some were only tried.
     """
 
     def __init__(self, probes: float = _PROBES) -> None:
         self.costs = Costs()
+        self.promising = False
         self._draft: float | None = None
+        self._asking = 0.0
         self._total = 0.0
         self._probes = probes
         self._spent: dict[int, float] = {}
@@ -151,6 +156,8 @@ class Depth:
         if turns:
             each = drafting / turns
             self._draft = each if self._draft is None else self._draft + 0.2 * (each - self._draft)
+        else:
+            self._asking += 0.05 * (drafting - self._asking)
         self._total += seconds + drafting
 
     def choose(self, offers: Sequence[Offer], most_rows: int) -> list[int]:
@@ -165,13 +172,17 @@ class Depth:
         plan = _Plan(offers, most_rows - answers)
         if not plan.dealt:
             return [0] * answers
-        seconds = [self.costs.of(answers + count) for count in range(1 + len(plan.dealt))]
-        each = self._draft_seconds(answers)
         reach = max(answers, self.costs.largest)
-        reach = max(reach + 1, int(reach * _REACH)) - answers
-        best, taken, turns = plan.best(seconds, each, reach, answers / seconds[0] * _MARGIN)
+        reach = min(max(reach + 1, int(reach * _REACH)) - answers, len(plan.dealt))
+        seconds = [self.costs.of(answers + count) for count in range(1 + reach)]
+        each = self._draft_seconds(answers)
+        plain = answers / seconds[0]
+        best, taken, turns = plan.best(seconds, each, self._asking, plain * _MARGIN)
+        self.promising = taken > 0
         losses = {
-            count: seconds[count] + plan.turns(count) * each - plan.tokens(count) / best
+            count: self.costs.of(answers + count)
+            + plan.turns(count) * each
+            - plan.tokens(count) / best
             for count in _trials(len(plan.dealt))
             if count != taken
         }
@@ -226,18 +237,19 @@ class _Plan:
         )[: max(0, most)]
 
     def best(
-        self, seconds: Sequence[float], each: float, reach: int, rate: float
+        self, seconds: Sequence[float], each: float, asking: float, rate: float
     ) -> tuple[float, int, int]:
         """(tokens a second, guesses, the drafter's turns) of the best plan.
 
-        seconds: of steps, by guesses. each: of a turn of the drafter. reach: guesses at most. rate:
-        to be beaten.
+        seconds: of steps, by guesses, as many as may be taken. each: of a turn of the drafter.
+        asking: of guessing without it. rate: to be beaten.
         """
         taken = turns = 0
+        reach = len(seconds) - 1
         deepest = self.turns(len(self.dealt))
         for most in range(deepest + 1):
             tokens, count = float(self._answers), 0
-            drafting = most * each
+            drafting = most * each or asking
             for gain, depth, index in self.dealt:
                 if depth >= most and self._dear[index]:
                     continue
@@ -283,6 +295,7 @@ class Fixed(Depth):
 
     def choose(self, offers: Sequence[Offer], most_rows: int) -> list[int]:
         """How many tokens to guess for each answer."""
+        self.promising = True  # to be asked in every step
         room, depths = most_rows - len(offers), []
         for offer in offers:
             depths.append(max(0, min(self.depth, offer.most, room)))

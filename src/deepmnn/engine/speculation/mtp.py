@@ -26,6 +26,7 @@ from deepmnn.engine.scheduler import Span
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.speculation.drafter import NOTHING, Guess
 
+
 class DraftBackend(Backend, Protocol):
     """A backend whose model has a draft part."""
 

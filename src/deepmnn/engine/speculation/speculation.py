@@ -31,6 +31,13 @@ from deepmnn.engine.speculation.mtp import MtpDrafter
 
 log = logging.getLogger("deepmnn")
 
+_IDLE = 0.005
+"""Part of the time that may go into looking for guesses that do not pay: where steps are short, not
+each of them is looked at."""
+
+_PATIENCE = 8
+"""Steps in a row that are looked at nevertheless, after guesses that seemed to pay."""
+
 
 class Speculation:
     """Guesses for the sequences of a step, and learns what becomes of the guesses.
@@ -59,6 +66,8 @@ class Speculation:
         self.drafting = 0.0
         self._manager, self._most_rows = manager, most_rows
         self._turns = 0
+        self._idle = self._elapsed = 0.0
+        self._patience = 0
         self._rates: dict[str, Acceptance] = {}
         self._records: WeakKeyDictionary[Sequence, _Record] = WeakKeyDictionary()
 
@@ -69,7 +78,9 @@ class Speculation:
         fails is not asked again; the answers go on without.
         """
         began = perf_counter()
-        self._turns = 0
+        self._turns, self.drafting = 0, 0.0
+        if self._patience <= 0 and self._idle > _IDLE * self._elapsed:
+            return
         if all(span.count == 1 and span.rows for span in spans):
             try:
                 self._guess(spans)
@@ -78,6 +89,11 @@ class Speculation:
                 for span in spans:
                     drop_guesses(span, self._manager)
         self.drafting = perf_counter() - began
+        if self.depth.promising:
+            self._patience = _PATIENCE
+        else:
+            self._patience -= 1
+            self._idle += self.drafting
 
     def step(self, batch: Batch, spans: List[Span[BlockTable]]) -> F32 | None:
         """Runs a step in place of the backend, where the drafter wants more of it than logits."""
@@ -85,6 +101,7 @@ class Speculation:
 
     def learn(self, spans: List[Span[Sequence]], seconds: float) -> None:
         """What has become of a step's guesses; seconds: that it took, without guessing."""
+        self._elapsed += seconds
         rows = sum([span.count for span in spans])
         if all(span.rows == span.count for span in spans):
             self.depth.learn(len(spans), rows, seconds, self.drafting, self._turns)
