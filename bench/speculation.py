@@ -1,13 +1,13 @@
 """What guessing ahead brings: tokens a second with guesses and without, in turns.
 
-    python -m bench.speculation                            # tiny-r1: problems of its held-out set
-    python -m bench.speculation MODEL ...                  # a language model: texts that repeat
-    python -m bench.speculation --shapes --out build/speculation     # a 1.5B shape, guessed for by 0.5B
+    python -m bench.speculation               # tiny-r1: problems of its held-out set
+    python -m bench.speculation MODEL ...     # a language model: texts that repeat
+    python -m bench.speculation --shapes      # a 1.5B shape, guessed for by a 0.5B one
 
-Prints a Markdown table: who guesses, answers at a time, tokens a second plain and guessing, their
-ratio, how many guesses are right, and tokens a step of one answer. Every row runs the same prompts
-greedily for the same number of tokens. Plain and guessing runs take turns on one engine; the fastest
-of each counts.
+Prints a Markdown table: who guesses, answers at a time, tokens a second plain and guessing,
+their ratio, how many guesses are right, and tokens a step of one answer. Every row runs the same prompts
+greedily for the same number of tokens. Plain and guessing runs take turns on one engine; the
+fastest of each counts.
 
 --shapes: random weights in two published shapes. Random weights foretell nothing, so acceptance is
 simulated: the small model runs, for its cost, and the guesses are the large one's own tokens, each
@@ -53,8 +53,8 @@ def volume(width: float, height: float, depth: float) -> float:
 """
 TEXT = (
     "The lighthouse at Cape Wrath was built in 1828 by Robert Stevenson. Its light can be seen for "
-    "22 miles. It was manned until 1998, when it was converted to automatic operation. The buildings "
-    "of the keepers stand empty, but for a small café that is open all the year."
+    "22 miles. It was manned until 1998, when it was converted to automatic operation. The "
+    "buildings of the keepers stand empty, but for a small café that is open all the year."
 )
 PROMPTS = [
     f"Repeat this code exactly:\n\n{CODE}",

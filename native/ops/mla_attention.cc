@@ -1,3 +1,4 @@
+#include "ops/attend.h"
 #include "ops/mla.h"
 #include "ops/ops.h"
 
@@ -69,7 +70,9 @@ class MlaAttention : public Op {
   // rank (nope + v) to rebuild. That is what a new token costs absorbed, too: only the cached ones count.
   bool wants_expanded(const Step& step, int64_t sequence) const {
     if (step.mla_form != MlaForm::automatic) return step.mla_form == MlaForm::expanded;
-    const double tokens = static_cast<double>(step.batch.tokens_of(sequence));
+    const int64_t count = step.batch.tokens_of(sequence);
+    // As each of them would alone, once there is history: guesses must not change the form.
+    const double tokens = count <= kAloneTokens && step.batch.history(sequence) > 0 ? 1.0 : static_cast<double>(count);
     const double history = static_cast<double>(step.batch.history(sequence));
     const double saved = static_cast<double>(2 * mla_.rank - mla_.nope - mla_.v_dim);
     return tokens * saved * (history + (tokens + 1) / 2) >

@@ -96,7 +96,7 @@ def test_a_dropped_model_is_collected(artifact: Path) -> None:
         {"kv_directory": 3},
         {"speculate": 3},
         {"speculate_tokens": 0},
-        {"speculate_tokens": 65},
+        {"speculate_tokens": 16},
     ],
     ids=str,
 )
@@ -124,7 +124,7 @@ EXPECTED = {
     "kv_disk": "bytes, as in '2GiB'",
     "kv_directory": "a directory",
     "speculate": "'auto', 'mtp', 'ngram', 'off' or a model",
-    "speculate_tokens": "an integer from 1 to 64",
+    "speculate_tokens": "an integer from 1 to 15",
 }
 
 

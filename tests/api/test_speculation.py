@@ -151,7 +151,7 @@ def test_a_model_of_another_vocabulary(artifact: Path, tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     write_config(tmp_path / "bare" / "source", tokenizer=False, vocab_size=280)
     convert(tmp_path / "bare" / "source", tmp_path / "bare" / "model", random_weights=True)
-    with pytest.raises(RequestError, match="is another: 280 tokens; expected .* 271 tokens"):
+    with pytest.raises(RequestError, match=r"is another: 280 tokens; expected .* 271 tokens"):
         deepmnn.load(artifact, speculate=tmp_path / "bare" / "model")
 
 

@@ -229,7 +229,7 @@ def test_the_draft_part_guesses_all() -> None:
 def test_every_pair_has_its_row(seed: int) -> None:
     """Prompts in chunks, batches, any depth, steps without guesses, rows that are found again."""
     rng = random.Random(seed)
-    engine, backend = drafting_engine(
+    engine, _ = drafting_engine(
         rng.choice([2, 5, 50]),
         RandomDepth(seed),
         max_batch_tokens=rng.choice([7, 64]),

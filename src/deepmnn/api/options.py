@@ -42,8 +42,9 @@ _SIZE = {"range": (1, MAX_SIZE)}
 MAX_MEMORY = 1 << 60
 """Bytes; no machine has more."""
 
-MAX_GUESSES = 64
-"""Tokens guessed at a time: more are never right together."""
+MAX_GUESSES = 15
+"""Tokens guessed at a time: with one more a sequence's tokens are still computed one by one, and
+its logits are those without guesses to the bit (native/ops/attend.h)."""
 
 DRAFTERS = ("auto", "mtp", "ngram", "off")
 """What `speculate` may be besides the name of a model."""

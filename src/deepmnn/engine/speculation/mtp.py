@@ -44,8 +44,8 @@ class DraftBackend(Backend, Protocol):
 class MtpDrafter:
     """Runs the draft part behind the main one. Its guesses are its likeliest tokens.
 
-    Every pair of a sequence is run once: those of a prompt, and of a block that is whole, at the end
-    of the step, all others when a guess is wanted, so that they cost little where none is. Rows that
+    Every pair of a sequence is run once: those of a prompt, and of a block that is whole, at the
+    end of the step, all others when a guess is wanted: they cost little where none is. Rows that
     were found in the cache have theirs there; the last one of a block may be of another sequence,
     which went on with another token: that makes guesses a little worse, and nothing else, as do
     rows that a `Session` has run.
