@@ -5,9 +5,9 @@
     python -m bench.speculation --shapes      # a 1.5B shape, guessed for by a 0.5B one
 
 Prints a Markdown table: who guesses, answers at a time, tokens a second plain and guessing,
-their ratio, how many guesses are right, and tokens a step of one answer. Every row runs the same prompts
-greedily for the same number of tokens. Plain and guessing runs take turns on one engine; the
-fastest of each counts.
+their ratio, how many guesses are right, and tokens a step of one answer. Every row runs the same
+prompts greedily for the same number of tokens. Plain and guessing runs take turns on one engine;
+the fastest of each counts.
 
 --shapes: random weights in two published shapes. Random weights foretell nothing, so acceptance is
 simulated: the small model runs, for its cost, and the guesses are the large one's own tokens, each
