@@ -125,7 +125,7 @@ def main(
     )
     print("|---|--:|--:|---|--:|--:|--:|--:|--:|")
     for name in models or [str(bundled_checkpoint())]:
-        model = deepmnn.load(name)
+        model = deepmnn.load(name, speculate="off")
         for batch in BATCHES:
             free: list[Run] = []
             held: dict[str, list[Run]] = {kind: [] for kind in SCHEMAS}

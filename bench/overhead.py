@@ -156,7 +156,7 @@ def main(
     print("| " + " | ".join(header) + " |")
     print("|---|---|" + "--:|" * (len(header) - 2))
     for path in [bundled_checkpoint(), *(models or [])]:
-        model = deepmnn.load(path, "cpu", threads)
+        model = deepmnn.load(path, "cpu", threads, speculate="off")
         name = "tiny-r1" if path == bundled_checkpoint() else path.name
         for way in WAYS:
             for size in batch:

@@ -56,6 +56,8 @@ class FakeCache:
 class FakeBackend:
     """raising: tokens that a step with them raises for. spoilt: tokens after which all is NaN."""
 
+    draft_state: str | None = None
+
     def __init__(self, vocab_size: int = 97, max_sequences: int | None = None) -> None:
         self.vocab_size, self.max_sequences = vocab_size, max_sequences
         self.caches = {"rows": CacheEntry(1)}

@@ -64,6 +64,7 @@ class PacedBackend:
 
     max_sequences: int | None = None
     outputs = ("logits",)
+    draft_state: str | None = None
     caches: ClassVar = {"rows": CacheEntry(1)}
 
     def __init__(self, tokenizer: Any, vocab_size: int, seconds: float) -> None:

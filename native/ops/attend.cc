@@ -240,10 +240,35 @@ void attend_some(Step& step, const AttendShape& shape, const AttendRoom& room, c
   if (partials) merge_jobs(step, shape, jobs, count, {splits, first_partial, shared, tile});
 }
 
+// Few new tokens of a sequence become jobs of one token each: a step that runs guesses gives the numbers of steps
+// without them, to the bit.
+const AttendJob* one_by_one(Step& step, const AttendJob* jobs, int64_t& count) {
+  const auto few = [](const AttendJob& job) { return job.tokens <= kAloneTokens && !job.mask; };
+  int64_t made = 0;
+  for (int64_t i = 0; i < count; ++i) made += few(jobs[i]) ? jobs[i].tokens : 1;
+  if (made == count) return jobs;
+  AttendJob* list = step.scratch.take<AttendJob>(made);
+  AttendJob* next = list;
+  for (int64_t i = 0; i < count; ++i) {
+    for (int64_t token = 0; token < (few(jobs[i]) ? jobs[i].tokens : 1); ++token) {
+      *next = jobs[i];
+      if (few(jobs[i])) next->tokens = 1;
+      next->history += token;
+      next->q += token * next->per_token * next->q_stride;
+      next->out += token * next->out_token_stride;
+      ++next;
+    }
+  }
+  count = made;
+  return list;
+}
+
 }  // namespace
 
 void attend(Step& step, const AttendShape& shape, const AttendRoom& room, const AttendJob* jobs, int64_t count) {
   const int64_t tile = tile_queries(shape);
+  const Scratch::Mark begin = step.scratch.mark();
+  jobs = one_by_one(step, jobs, count);
   while (count > 0) {
     const int64_t some = jobs_at_once(shape, jobs, count, tile);
     const Scratch::Mark mark = step.scratch.mark();
@@ -252,6 +277,7 @@ void attend(Step& step, const AttendShape& shape, const AttendRoom& room, const 
     jobs += some;
     count -= some;
   }
+  step.scratch.rewind(begin);
 }
 
 void GroupedQueryOp::read_grouped_query(const OpSpec& spec, Dim keys) {

@@ -47,6 +47,8 @@ struct AttendShape {
   float scale = 1.0f;
 };
 
+constexpr int64_t kAloneTokens = 16;  // so few new tokens of a sequence are computed as if each came alone
+
 // What every worker computes with, in scratch.
 struct AttendRoom {
   float* acc;       // [workers, tile, v_dim]

@@ -115,7 +115,7 @@ void project(Step& step, const Mla& mla, const Weight& w_uv, const Latents& late
 struct TokenRows {
   const int32_t* slots;
   int64_t n;
-  bool split;  // as those of a sequence with as many new tokens
+  bool split;  // as if the token came alone
 };
 
 // Of all tokens of the sequences; the slots take the rows' place.
@@ -127,7 +127,7 @@ TokenRows* find_slots(Step& step, const int64_t* sequences, int64_t count, int64
       int32_t* rows = chosen.rows + (first + t) * chosen.top_k;
       int64_t n = 0;
       for (; n < chosen.top_k && rows[n] >= 0; ++n) rows[n] = static_cast<int32_t>(step.slot(s, rows[n]));
-      found[first + t] = {rows, n, own <= kSplitTokens};
+      found[first + t] = {rows, n, own <= kAloneTokens};
     });
     first += own;
   }

@@ -1,3 +1,4 @@
+#include "ops/attend.h"
 #include "ops/mla.h"
 #include "ops/ops.h"
 
@@ -65,7 +66,9 @@ void LatentOp::attend_all(Step& step, const int64_t* sequences, int64_t count) c
 // cached ones count.
 bool LatentOp::wants_expanded(const Step& step, int64_t sequence, int64_t most) const {
   if (step.mla_form != MlaForm::automatic) return step.mla_form == MlaForm::expanded;
-  const double tokens = static_cast<double>(step.batch.tokens_of(sequence));
+  const int64_t count = step.batch.tokens_of(sequence);
+  // As each of them would alone, once there is history: guesses must not change the form.
+  const double tokens = count <= kAloneTokens && step.batch.history(sequence) > 0 ? 1.0 : static_cast<double>(count);
   const double history = static_cast<double>(step.batch.history(sequence));
   const double seen = history + (tokens + 1) / 2, read = std::min(seen, static_cast<double>(most));
   const double absorbed = read * static_cast<double>(2 * mla_.rank + mla_.rope_dim);

@@ -94,6 +94,9 @@ def test_a_dropped_model_is_collected(artifact: Path) -> None:
         {"memory": 1.5},
         {"kv_disk": 1.5},
         {"kv_directory": 3},
+        {"speculate": 3},
+        {"speculate_tokens": 0},
+        {"speculate_tokens": 16},
     ],
     ids=str,
 )
@@ -120,6 +123,8 @@ EXPECTED = {
     "memory": "a size such as '4GiB', '800MB' or a number of bytes",
     "kv_disk": "bytes, as in '2GiB'",
     "kv_directory": "a directory",
+    "speculate": "'auto', 'mtp', 'ngram', 'off' or a model",
+    "speculate_tokens": "an integer from 1 to 15",
 }
 
 
@@ -133,6 +138,8 @@ EXPECTED = {
         ({"backend": "mnn", "isa": "scalar"}, "backend 'cpu'"),
         ({"backend": "mnn", "mla_form": "absorbed"}, "backend 'cpu' or backend 'reference'"),
         ({"backend": "mnn", "kv_disk": "1GiB"}, "backend 'cpu' or backend 'reference'"),
+        ({"backend": "mnn", "speculate": "ngram"}, "speculate 'off', or backend 'cpu'"),
+        ({"backend": "mnn", "speculate_tokens": 3}, "backend 'cpu' or backend 'reference'"),
     ],
     ids=str,
 )

@@ -76,3 +76,11 @@ def test_it_says_what_it_measures_in_between(artifact: Path) -> None:
         *("1 × 5, warming up", "1 × 5, run 1 of 1", "1 × 5, busy threads"),
         *("2 × 5, warming up", "2 × 5, run 1 of 1", "2 × 5, busy threads"),
     ]
+
+
+def test_guesses_are_measured_where_they_are_asked_for(artifact: Path) -> None:
+    flags = ["--prompt-tokens", "8", "--new-tokens", "24", "--batch", "1", "--repeat", "1"]
+    flags += ["--speculate", "ngram", "--threads", "1"]
+    made = CliRunner().invoke(app, ["bench", str(artifact), *flags], catch_exceptions=False)
+    [line] = [line for line in made.output.splitlines() if "guessing ahead" in line]
+    assert "plain" in line

@@ -31,6 +31,8 @@ LOADING = {
     "--numa": "off",
     "--isa": None,
     "--mla-form": "auto",
+    "--speculate": None,
+    "--speculate-tokens": None,
 }
 SAMPLING = ["--temperature", "--top-k", "--top-p", "--min-p", "--seed", "--max-tokens", "--stop"]
 

@@ -32,7 +32,7 @@ def run(core: _core.Model, steps: int = STEPS) -> float:
     class Wrapped(CpuBackend):
         def __init__(self) -> None:
             self.model, self.vocab_size = core, core.vocab_size
-            self.outputs, self.caches = ("logits",), {}
+            self.outputs, self.caches, self.draft_state = ("logits",), {}, None
 
     engine = Engine(Wrapped(), 64, 64)
     engine.submit([1, 2, 3, 4, 5], SamplingParams(max_tokens=steps, ignore_eos=True))

@@ -12,6 +12,7 @@ from deepmnn.api.memory import Sizes, Split
 from deepmnn.api.options import KV_DTYPES, LoadOptions
 from deepmnn.api.prompts import Prompt, read_prompts
 from deepmnn.api.requests import Asked, Params, ask, encode, requests
+from deepmnn.api.speculation import guess_ahead
 from deepmnn.backends.base import F32, Backend
 from deepmnn.engine.completion import Chunk, Completion
 from deepmnn.engine.driver import Driver, making
@@ -45,6 +46,7 @@ class LLM:
         split: what everything gets of the memory; None where there is plenty, and of MNN.
         sizes: the KV cache and the steps.
         tokenizer: raises TokenizerError at first use when the model has none.
+        draft: the smaller model that guesses tokens ahead, where `options` names one.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class LLM:
         self.config: dict[str, Any] = dict(artifact.config)
         self.context_length = read_config(self.config).context_length
         self.generation_config = GenerationConfig.read(text_files, self.config)
+        self.draft: LLM | None = None
         self._driver: Driver | None = None
         self._tokenizer = tokenizer
         self._ends: frozenset[int] | None = None
@@ -149,7 +152,7 @@ class LLM:
         if self._driver is None:
             with making:
                 if self._driver is None:
-                    self._driver = Driver(self._new_engine())
+                    self._driver = Driver(self._guessing_engine())
         return self._driver
 
     @property
@@ -160,7 +163,8 @@ class LLM:
         """
         return self.driver.run(lambda engine: engine)
 
-    def _new_engine(self) -> Engine:
+    def new_engine(self) -> Engine:
+        """An engine of its own on the model's backend, for one thread: `driver` has another."""
         sizes, together = self.sizes, self.options.max_sequences
         return Engine(
             self.backend,
@@ -174,6 +178,11 @@ class LLM:
             kv_disk=self.options.kv_disk_nbytes,
             kv_directory=self.options.kv_place,
         )
+
+    def _guessing_engine(self) -> Engine:
+        engine = self.new_engine()
+        guess_ahead(engine, self.options, self.draft)
+        return engine
 
     def _usual_sizes(self) -> Sizes:
         width = kept_width(self.backend.caches)

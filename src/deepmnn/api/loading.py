@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from deepmnn.api.llm import LLM
 from deepmnn.api.opened import Opened, open_cpu
 from deepmnn.api.options import DEFAULT_KV_DTYPE, LoadOptions
+from deepmnn.api.speculation import check_speculation
 from deepmnn.backends.base import F32
 from deepmnn.engine.kv_disk import check_directory, check_room
-from deepmnn.errors import RequestError, StorageError, Words
+from deepmnn.errors import RequestError, StorageError, Words, argument
 from deepmnn.graph.caches import block_size
 from deepmnn.text.needs import Needs, check_needs
 from deepmnn.text.text_files import SourceFiles
@@ -47,6 +48,8 @@ def load(
     mla_form: str = "auto",
     quant: str | Recipe | None = None,
     memory: str | int | None = None,
+    speculate: str | os.PathLike[str] | None = None,
+    speculate_tokens: int | None = None,
     options: LoadOptions | None = None,
     needs: Needs | None = None,
     progress: Progress | None = None,
@@ -59,7 +62,8 @@ def load(
             (docs/models.md); the logger "deepmnn" says when and how
             large. A path that exists is never taken for a hub name.
         backend, threads, kv_dtype, cache_tokens, kv_disk, kv_directory, max_batch_tokens,
-            max_sequences, mnn, numa, isa, mla_form, quant, memory: as `LoadOptions` says.
+            max_sequences, mnn, numa, isa, mla_form, quant, memory, speculate, speculate_tokens: as
+            `LoadOptions` says.
         options: all of these as one value, instead of them.
         needs: "tokenizer", or "chat template": refuses a model without one, and a checkpoint before
             it is converted. None: a model may do without, and works on token ids.
@@ -91,6 +95,8 @@ def load(
         mla_form=mla_form,
         quant=quant,
         memory=memory,
+        speculate=speculate,
+        speculate_tokens=speculate_tokens,
     )
     chosen = given if options is None else _only(options, given)
     exported = os.path.lexists(path) and is_exported(Path(path))
@@ -128,6 +134,11 @@ def load(
         opened.tokenizer,
     )
     check_needs(needs, model.text_files, Path(path), lambda: model.tokenizer)
+    if chosen.draft_model is not None:
+        guessing = replace(chosen, speculate="off", speculate_tokens=None, kv_disk=0, quant=None)
+        guessing = replace(guessing, cache_tokens=None, kv_directory=None)
+        model.draft = load(chosen.draft_model, options=guessing, progress=progress)
+    check_speculation(model)
     return model
 
 
@@ -170,6 +181,11 @@ def _check_backend(
         from deepmnn.backends.mnn.backend import check_kv_dtype
 
         check_kv_dtype(options.kv_dtype or DEFAULT_KV_DTYPE)
+        if options.speculate not in (None, "auto", "off"):
+            raise RequestError(
+                argument("speculate", f" is {str(options.speculate)!r:.80} with the backend 'mnn'"),
+                Words("speculate 'off', or backend 'cpu'", "--speculate off, or --backend cpu"),
+            )
     elif exported:
         raise RequestError(
             f"{path} is a folder for MNN, the backend is {backend!r}",
@@ -226,13 +242,15 @@ def _open_reference(path: Path, options: LoadOptions) -> Opened:
     from deepmnn.quant.store import stored_values
 
     artifact = Artifact.open(path)
-    graph = artifact.graph()
+    parts = artifact.parts()
+    weights = parts.weights
 
     def read_weight(name: str) -> F32:
-        return stored_values(graph.weights[name], artifact.tensor(name))
+        return stored_values(weights[name], artifact.tensor(name))
 
     form = "absorbed" if options.mla_form == "absorbed" else "expanded"
-    backend = ReferenceBackend(graph, read_weight, form)
+    draft = parts.draft if options.draft_part else None
+    backend = ReferenceBackend(parts.main, read_weight, form, draft)
     if options.kv_disk_nbytes:
         size = block_size(backend.caches)
         block = backend.new_cache(1, size, options.kv_dtype or DEFAULT_KV_DTYPE)

@@ -60,9 +60,9 @@ class Opened:
     tokenizer: Tokenizer | None = None
 
 
-def open_cpu(path: Path, options: LoadOptions, draft: bool = False) -> Opened:
-    """What `convert` wrote, on the C++ engine. draft: with its draft part, where it has one and
-    there is room.
+def open_cpu(path: Path, options: LoadOptions) -> Opened:
+    """What `convert` wrote, on the C++ engine; with its draft part, where that is wanted, it has
+    one and there is room.
 
     Raises ArtifactError, and RequestError for a budget in which the model does not run, or no room
     for a block of the KV cache on disk, before a weight is read.
@@ -74,11 +74,11 @@ def open_cpu(path: Path, options: LoadOptions, draft: bool = False) -> Opened:
     budget, tokenizer = None, None
     if options.memory_nbytes is not None or not _is_plenty(artifact, options):
         tokenizer = sound_tokenizer(artifact.text_files)
-        budget = fitted(artifact, options, tokenizer, draft)
+        budget = fitted(artifact, options, tokenizer)
+    drafts = options.draft_part and (budget is None or budget.draft)
     if 0 < options.kv_disk_nbytes < LEAST_BLOCK_SIZE * MOST_ROW_NBYTES:  # a block may be larger
         dtype = budget.sizes.kv_dtype if budget is not None else options.kv_dtype
         program = read_program(read_small(path / PROGRAM, ArtifactError))
-        drafts = draft and (budget is None or budget.draft)
         caches = (program if drafts else program.without_draft()).caches
         kept, _ = block_nbytes(caches, block_size(caches), dtype or DEFAULT_KV_DTYPE)
         check_room(options.kv_disk_nbytes, kept)
@@ -98,7 +98,7 @@ def open_cpu(path: Path, options: LoadOptions, draft: bool = False) -> Opened:
         options.numa,
         budget.room if budget is not None and streamed else 0,
         budget.step.working if budget is not None else 0,
-        draft and (budget is None or budget.draft),
+        drafts,
     )
     return Opened(artifact, artifact.text_files, backend, budget, tokenizer)
 
@@ -108,11 +108,10 @@ def demand(
     context_length: int,
     options: LoadOptions,
     tokenizer: Tokenizer | None,
-    draft: bool = False,
 ) -> Demand:
     """What a model asks for in this process, as it is now.
 
-    data: program.bin. tokenizer: the model's, which this process has. draft: as of `open_cpu`.
+    data: program.bin. tokenizer: the model's, which this process has.
     """
     made = Demand(
         data,
@@ -121,7 +120,7 @@ def demand(
         process=0,
         templates=tokenizer is not None and tokenizer.has_chat_template,
         grammars=tokenizer is not None and can_hold_answers(),
-        draft=draft,
+        draft=options.draft_part,
     )
     _ = made.program, made.weights  # what this takes is the process's from now on
     give_back()
@@ -146,17 +145,15 @@ def sound_tokenizer(files: TextFiles) -> Tokenizer | None:
         return None
 
 
-def fitted(
-    artifact: Artifact, options: LoadOptions, tokenizer: Tokenizer | None, draft: bool = False
-) -> Split:
+def fitted(artifact: Artifact, options: LoadOptions, tokenizer: Tokenizer | None) -> Split:
     """The budget that is in force for a model in this process, split.
 
-    tokenizer: of the model, where this process has it. draft: as of `open_cpu`.
+    tokenizer: of the model, where this process has it.
 
     Raises RequestError where nothing fits.
     """
     data = read_small(artifact.path / PROGRAM, ArtifactError)
     length = read_config(artifact.config).context_length
-    wanted = demand(data, length, options, tokenizer, draft)
+    wanted = demand(data, length, options, tokenizer)
     machine = machine_nbytes()
     return split(wanted, options, min(options.memory_nbytes or machine, machine))

@@ -42,6 +42,13 @@ _SIZE = {"range": (1, MAX_SIZE)}
 MAX_MEMORY = 1 << 60
 """Bytes; no machine has more."""
 
+MAX_GUESSES = 15
+"""Tokens guessed at a time: with one more a sequence's tokens are still computed one by one, and
+its logits are those without guesses to the bit (native/ops/attend.h)."""
+
+DRAFTERS = ("auto", "mtp", "ngram", "off")
+"""What `speculate` may be besides the name of a model."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoadOptions:
@@ -83,6 +90,12 @@ class LoadOptions:
         memory: what this process may hold in all (docs/memory.md), as "4GiB", "800 MB" or bytes:
             weights that do not fit are read from the disk while the model runs. None: what the
             machine, or this process's control group, has.
+        speculate: who guesses tokens ahead (docs/speculation.md), which changes the speed and no
+            answer: "mtp" (the model's own draft part), "ngram" (what the text has said before), a
+            smaller model of the same vocabulary, by any name that `load` takes, "off", or "auto",
+            also None: "mtp" where the model has it, with "ngram" beside it; of MNN "off".
+        speculate_tokens: tokens that are guessed at a time, at most. None takes 8 of "ngram", 3 of
+            "mtp" and 5 of a model; fewer, or none, are guessed where they do not pay.
 
     Raises RequestError when a value is impossible by itself.
     """
@@ -186,12 +199,36 @@ class LoadOptions:
         },
     )
 
+    speculate: str | os.PathLike[str] | None = field(
+        default=None,
+        metadata={
+            "help": "Guess tokens ahead: mtp (the model's draft part), ngram (repeated text), a "
+            "smaller MODEL, off; default: auto.",
+            "type": (str, os.PathLike),
+            "expected": "'auto', 'mtp', 'ngram', 'off' or a model",
+        },
+    )
+    speculate_tokens: int | None = field(
+        default=None,
+        metadata={
+            "help": "Tokens guessed at a time, at most; default: ngram 8, mtp 3, a model 5.",
+            "range": (1, MAX_GUESSES),
+            "backends": ("cpu", "reference"),
+        },
+    )
+
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
             if value is not None or each.default is not None:
                 check_option(each.name, value, each.metadata)
         _ = self.kv_disk_nbytes
+        if self.draft_model is not None and self.memory is not None:
+            raise RequestError(
+                argument("speculate", " names a second model beside a budget of memory"),
+                Words("speculate 'auto' or no memory", "--speculate auto or no --memory"),
+                "A budget holds one model.",
+            )
         if self.kv_directory is not None and self.kv_disk is None and self.memory is None:
             raise RequestError(
                 argument("kv_directory", " is given, and nothing is written there"),
@@ -211,6 +248,16 @@ class LoadOptions:
         from deepmnn.artifact.cache import cache_directory  # imports numpy
 
         return Path(self.kv_directory or cache_directory() / "kv")
+
+    @property
+    def draft_part(self) -> bool:
+        """Whether a model's own draft part is wanted, where it has one."""
+        return self.speculate in (None, "auto", "mtp")
+
+    @property
+    def draft_model(self) -> str | os.PathLike[str] | None:
+        """The name of the model that guesses tokens ahead; None where none does."""
+        return None if self.speculate in (None, *DRAFTERS) else self.speculate
 
     @property
     def memory_nbytes(self) -> int | None:

@@ -73,9 +73,12 @@ class _Writer:
 def show_stats(completion: Completion) -> None:
     """One dim line on stderr: tokens, speed and why it ended."""
     cached = f" ({completion.cached_tokens} cached)" if completion.cached_tokens else ""
+    guessed = ""
+    if completion.drafted_tokens:
+        guessed = f" ({completion.accepted_tokens} of {completion.drafted_tokens} guesses right)"
     err.say(
         f"prompt {completion.prompt_tokens} tokens{cached}, "
         f"{completion.prefill_seconds:.2f} s | answer {completion.completion_tokens} tokens, "
-        f"{completion.tokens_per_second:.1f} tok/s | {completion.finish_reason}",
+        f"{completion.tokens_per_second:.1f} tok/s{guessed} | {completion.finish_reason}",
         "dim",
     )

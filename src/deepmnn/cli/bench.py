@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from deepmnn.measure.benchmark import Machine, Row, Speed
+    from deepmnn.measure.guessing import Guessing
 
 
 def bench(
@@ -36,6 +37,7 @@ def bench(
 ) -> None:
     """Measure prefill and decode speed."""
     from deepmnn.measure.benchmark import BATCHES, benchmark
+    from deepmnn.measure.guessing import measure_guessing
 
     prompts = _counts(prompt_tokens, "prompt-tokens")
     batches = None if batch is None else _counts(batch, "batch")
@@ -50,9 +52,16 @@ def bench(
         out.say(_line(_COLUMNS), "dim")
     with status("measuring") as progress:
         report = benchmark(model, prompts, new_tokens, batches, repeat, progress, shown, machine)
+        guessed = None
+        if load.speculate not in (None, "off"):
+            progress("guesses")
+            guessed = measure_guessing(model, min(prompts), new_tokens, 1, repeat)
     if as_json:
-        print_json(asdict(report), indent=2)
+        found = asdict(report) | ({"guessing": asdict(guessed)} if guessed else {})
+        print_json(found, indent=2)
         return
+    if guessed is not None:
+        _print_guessing(guessed)
     if report.machine:
         _print_machine(report.machine)
     out.say(
@@ -102,6 +111,14 @@ def _print_row(row: Row) -> None:
     )
     where.say(_line(cells))
     where.file.flush()
+
+
+def _print_guessing(found: Guessing) -> None:
+    right = "" if found.acceptance is None else f", {found.acceptance:.0%} of the guesses right"
+    out.say(
+        f"guessing ahead: {found.guessing:.1f} tok/s, plain {found.plain:.1f} tok/s{right}, "
+        f"{found.tokens_per_step:.2f} tokens a step (random prompts, greedy answers)"
+    )
 
 
 def _print_machine(machine: Machine) -> None:

@@ -46,6 +46,8 @@ class Chunk:
         tool_calls: pieces of the calls of tools, when the request offers any.
         reasoning_tokens: tokens generated so far that were reasoning.
         stop_string: which of `SamplingParams.stop` has ended the answer; "" when none has.
+        drafted_tokens: tokens that were guessed ahead so far; accepted_tokens: those of them that
+            the model has then said (docs/speculation.md).
     """
 
     index: int
@@ -64,6 +66,8 @@ class Chunk:
     tool_calls: list[ToolCallDelta] = field(default_factory=list)
     reasoning_tokens: int = 0
     stop_string: str = ""
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     @property
     def tokens_per_second(self) -> float:
@@ -96,6 +100,8 @@ class Completion:
     tool_calls: list[ToolCall] = field(default_factory=list)
     reasoning_tokens: int = 0
     stop_string: str = ""
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     def add(self, chunk: Chunk) -> None:
         """Appends a chunk."""
@@ -106,6 +112,8 @@ class Completion:
         add_deltas(self.tool_calls, chunk.tool_calls)
         self.reasoning_tokens = chunk.reasoning_tokens
         self.stop_string = chunk.stop_string
+        self.drafted_tokens = chunk.drafted_tokens
+        self.accepted_tokens = chunk.accepted_tokens
         self.finish_reason = chunk.finish_reason
         self.prompt_tokens = chunk.prompt_tokens
         self.cached_tokens = chunk.cached_tokens

@@ -17,6 +17,7 @@ from deepmnn.engine.kv_disk import KvDisk
 from deepmnn.engine.recent_rows import places
 from deepmnn.engine.scheduler import Scheduler, Span
 from deepmnn.engine.sequence import Sequence
+from deepmnn.engine.speculation.speculation import Speculation, drop_guesses
 from deepmnn.errors import ContextLengthError, RequestError, Words, shown
 from deepmnn.graph.caches import block_size as usual_block_size
 from deepmnn.graph.caches import window
@@ -33,11 +34,18 @@ _TOO_LONG_FOR_CACHE = Words(
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What one step did: how long it took, and the prompt tokens and answers that it ran."""
+    """What one step did: how long it took, and the prompt tokens and answers that it ran.
+
+    guessing: for how many of the answers tokens were guessed ahead. drafted_tokens: how many, in
+    all; accepted_tokens: those of them that were right.
+    """
 
     seconds: float
     prompt_tokens: int
     answers: int
+    guessing: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 class Engine:
@@ -59,6 +67,7 @@ class Engine:
 
     Attributes:
         watch: called with each `Step`, on the owner's thread; it must not raise.
+        speculation: guesses tokens ahead; None does not. Set it before the first request.
     """
 
     def __init__(
@@ -92,6 +101,7 @@ class Engine:
         self._cache_is_short = self.context_length < context_length
         self.eos_ids = frozenset(eos_ids)
         self.watch: Callable[[Step], object] | None = None
+        self.speculation: Speculation | None = None
 
     def submit(
         self,
@@ -145,7 +155,7 @@ class Engine:
         )
 
     def step(self) -> list[Sequence]:
-        """Runs one step and returns the sequences that got a token or an error.
+        """Runs one step and returns the sequences that got tokens or an error.
 
         An error is for the sequence that caused it (`Sequence.error`): when a step of several
         fails, each is tried alone, and only those that still fail are ended.
@@ -156,17 +166,15 @@ class Engine:
             return self._refuse()
         answers = sum([span.count == 1 for span in spans])
         tokens = sum([span.count for span in spans]) - answers
-        ready, rows, draws = self._draws(*self._forward(spans))
-        for sequence, row, token in zip(ready, rows, self._sample(ready, draws), strict=True):
-            if token is not None:
-                try:
-                    sequence.record(row, token)
-                    sequence.accept((token,))
-                except Exception as error:  # of its detokeniser or its grammar
-                    sequence.fail(error)
-                if sequence.finish_reason:
-                    self.scheduler.remove(sequence)
-        step = Step(time.perf_counter() - began, tokens, answers)
+        speculation = self.speculation
+        if speculation is not None:
+            speculation.guess(spans)
+        guessed = time.perf_counter()
+        self._draw(self._forward(spans))
+        if speculation is not None:
+            speculation.learn(spans, time.perf_counter() - guessed)
+        guesses = self._settle(spans)
+        step = Step(time.perf_counter() - began, tokens, answers, *guesses)
         self.scheduler.learn(step.seconds, tokens, answers)
         if self.watch is not None:
             self.watch(step)
@@ -176,21 +184,26 @@ class Engine:
         """Ends a sequence early; nothing happens when it has ended."""
         if sequence.finish_reason is None:
             sequence.finish_reason = "cancelled"  # text that was held back has no reader
-        self.scheduler.remove(sequence)
+        self._remove(sequence)
 
     def fail(self, sequence: Sequence, error: BaseException) -> None:
         """Ends a sequence with an error."""
         sequence.fail(error)
-        self.scheduler.remove(sequence)
+        self._remove(sequence)
 
     def forward(self, spans: List[Span[BlockTable]]) -> F32:
         """Runs spans whose cache rows are reserved; the logits [rows, vocab_size] they ask for.
 
-        Nothing has changed when it raises: the same spans can be run again.
+        Nothing has changed when it raises: the same spans can be run again. The rows of guesses are
+        not committed: who guesses knows which of them are right.
         """
-        logits = self.backend.step(self.cache, make_batch(spans))
+        batch, logits = make_batch(spans), None
+        if self.speculation is not None:
+            logits = self.speculation.step(batch, spans)
+        if logits is None:
+            logits = self.backend.step(self.cache, batch)
         for span in spans:
-            self.manager.commit(span.table, span.count)
+            self.manager.commit(span.table, span.known)
         return logits
 
     def run_pending(
@@ -227,21 +240,70 @@ class Engine:
                 )
         return ids
 
-    def _forward(self, spans: List[Span[Sequence]]) -> tuple[list[Sequence], Iterable[F32]]:
-        """The sequences that get a token now, and a row of logits [vocab_size] for each."""
+    def _forward(self, spans: List[Span[Sequence]]) -> list[tuple[Span[Sequence], F32]]:
+        """Those that get tokens now, with their logits [rows, vocab_size].
+
+        What fails is tried again, alone and without guesses.
+        """
         try:
-            return [span.table for span in spans if span.rows], self.forward(spans)
+            logits, found, end = self.forward(spans), [], 0
         except Exception as error:
-            if len(spans) == 1:
+            if len(spans) == 1 and not spans[0].guesses:
                 self.fail(spans[0].table, error)
-                return [], []
-        ready: list[Sequence] = []
-        rows: list[F32] = []
+                return []
+        else:
+            for span in spans:
+                begin, end = end, end + span.rows
+                if span.rows:
+                    found.append((span, logits[begin:end]))
+            return found
         for span in spans:
-            alone, logits = self._forward([span])
-            ready += alone
-            rows.extend(logits)
-        return ready, rows
+            drop_guesses(span, self.manager)
+        return [pair for span in spans for pair in self._forward([span])]
+
+    def _draw(self, found: list[tuple[Span[Sequence], F32]]) -> None:
+        """Draws the next token of each sequence, and further ones while guesses are right."""
+        turn = 0
+        while found:
+            sequences = [span.table for span, _ in found]
+            ready, rows, draws = self._draws(sequences, [logits[turn] for _, logits in found])
+            for sequence, row, token in zip(ready, rows, self._sample(ready, draws), strict=True):
+                if token is not None:
+                    try:
+                        sequence.record(row, token)
+                        sequence.accept((token,))
+                    except Exception as error:  # of its detokeniser or its grammar
+                        sequence.fail(error)
+            turn += 1
+            found = [pair for pair in found if _goes_on(pair[0], turn)]
+
+    def _settle(self, spans: List[Span[Sequence]]) -> tuple[int, int, int]:
+        """Keeps the rows of guesses that were right, and lets go of what has ended.
+
+        Returns how many answers had guesses, the tokens guessed, and those that were right.
+        """
+        guessing = guessed = accepted = 0
+        for span in spans:
+            sequence = span.table
+            if span.guesses and sequence.error is None:
+                rows = len(sequence.ids) - 1 - sequence.length
+                # The last token has no row; it is a guess where it has ended the answer.
+                last = sequence.ids[-1:] == span.guesses[rows : rows + 1]
+                self.manager.commit(sequence, rows)
+                self.manager.rollback(sequence, sequence.length)
+                sequence.drafted_tokens += len(span.guesses)
+                sequence.accepted_tokens += rows + last
+                guessing += 1
+                guessed += len(span.guesses)
+                accepted += rows + last
+            if sequence.finish_reason:
+                self._remove(sequence)
+        return guessing, guessed, accepted
+
+    def _remove(self, sequence: Sequence) -> None:
+        self.scheduler.remove(sequence)
+        if self.speculation is not None:
+            self.speculation.forget(sequence)
 
     def _draws(
         self, sequences: list[Sequence], rows: Iterable[F32]
@@ -280,6 +342,14 @@ class Engine:
         return stuck
 
 
+def _goes_on(span: Span[Sequence], drawn: int) -> bool:
+    """Whether a step can draw another token: so many were, the last one is as guessed."""
+    sequence = span.table
+    if drawn > len(span.guesses) or sequence.finish_reason is not None:
+        return False
+    return sequence.ids[-1] == span.guesses[drawn - 1]
+
+
 def make_batch(spans: List[Span[BlockTable]]) -> Batch:
     """The descriptor of one step; see backends/base.py.
 
@@ -297,6 +367,8 @@ def make_batch(spans: List[Span[BlockTable]]) -> Batch:
         table = span.table
         end = table.length + span.count
         ids += table.ids[table.length : end]
+        if span.guesses:
+            ids += span.guesses
         positions += range(table.length, end)
         contexts.append(end)
         tables += table.blocks

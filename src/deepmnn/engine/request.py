@@ -86,6 +86,8 @@ class Request:
             tool_calls=streamed.tool_calls,
             reasoning_tokens=output.reasoning_tokens if output else 0,
             stop_string=output.stop_string if output else "",
+            drafted_tokens=sequence.drafted_tokens,
+            accepted_tokens=sequence.accepted_tokens,
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence as List
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -19,12 +20,19 @@ class Span(Generic[Table]):
     """The next `count` tokens of a sequence, to be run in this step.
 
     rows: the logits of how many of them are wanted, the last ones: 0 in the middle of a prompt, 1
-    to choose the next token, several to verify tokens that were guessed ahead.
+    to choose the next token, several to verify tokens that were guessed ahead. guesses: these; they
+    stand behind the sequence's own tokens, and count among the `count`.
     """
 
     table: Table
     count: int
     rows: int
+    guesses: List[int] = ()
+
+    @property
+    def known(self) -> int:
+        """How many of the tokens are the sequence's own."""
+        return self.count - len(self.guesses)
 
 
 class Scheduler:

@@ -25,7 +25,8 @@ class Sequence(BlockTable):
     (end-of-sequence token, stop string or the end of the grammar), "length", "cancelled" or
     "error". error: what went wrong then. cached_tokens: prompt rows that were found in the cache.
     Times are seconds of time.perf_counter(). leader: the sequence that prefills the same prompt
-    (`sibling`). logprobs: of the tokens so far, where params ask for them.
+    (`sibling`). logprobs: of the tokens so far, where params ask for them. drafted_tokens: tokens
+    that were guessed ahead; accepted_tokens: those of them that were right.
     """
 
     params: SamplingParams = field(default_factory=SamplingParams)
@@ -43,6 +44,8 @@ class Sequence(BlockTable):
     last_token: float | None = None
     leader: Sequence | None = None
     logprobs: list[TokenLogprobs] = field(default_factory=list)
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     def __post_init__(self) -> None:
         self.prompt_tokens = len(self.ids)

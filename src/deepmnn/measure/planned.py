@@ -106,7 +106,13 @@ class Subject:
         threads = options.threads or _core.available_cores()
         grammars = self.tokenizer and can_hold_answers()
         return Demand(
-            self.data, self.context_length, threads, self.process, self.templates, grammars
+            self.data,
+            self.context_length,
+            threads,
+            self.process,
+            self.templates,
+            grammars,
+            options.draft_part,
         )
 
 

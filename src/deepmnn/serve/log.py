@@ -41,7 +41,8 @@ class Record:
         left: whether the client left before the end of the answer.
         seconds: until the answer was complete.
         first_seconds: until the first token, from when the prompt was tokenised.
-        prompt_tokens, cached_tokens, completion_tokens: as `Chunk` has them, of all answers.
+        prompt_tokens, cached_tokens, completion_tokens, drafted_tokens, accepted_tokens: as `Chunk`
+            has them, of all answers.
         finish_reasons: of each answer that has ended.
         body: what was asked, when the server logs that.
     """
@@ -58,6 +59,8 @@ class Record:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
     finish_reasons: list[str] = field(default_factory=list)
     body: Any = None
 

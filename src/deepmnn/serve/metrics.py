@@ -41,6 +41,9 @@ _COUNTERS = {
     "vllm:generation_tokens": "Tokens that were generated.",
     "vllm:prefix_cache_queries": "Tokens of prompts that were looked for in the prefix cache.",
     "vllm:prefix_cache_hits": "Tokens of prompts that were found in the prefix cache.",
+    "vllm:spec_decode_num_drafts": "Guesses ahead: one for each answer and step that has any.",
+    "vllm:spec_decode_num_draft_tokens": "Tokens that were guessed ahead.",
+    "vllm:spec_decode_num_accepted_tokens": "Tokens guessed ahead that were right.",
 }
 _HISTOGRAMS: dict[str, tuple[str, Sequence[float]]] = {
     "vllm:time_to_first_token_seconds": ("Time from the request to the first token.", _LONG),
@@ -163,6 +166,10 @@ class Metrics:
         self.histograms["deepmnn:step_seconds"].observe(step.seconds)
         self.histograms["deepmnn:step_answers"].observe(step.answers)
         self.histograms["deepmnn:step_prompt_tokens"].observe(step.prompt_tokens)
+        if step.guessing:
+            self.counters["vllm:spec_decode_num_drafts"].inc(step.guessing)
+            self.counters["vllm:spec_decode_num_draft_tokens"].inc(step.drafted_tokens)
+            self.counters["vllm:spec_decode_num_accepted_tokens"].inc(step.accepted_tokens)
 
     def _reader(self, read: Callable[[Engine], float]) -> Callable[[], float]:
         """Reads a number of the engine's, which its thread may change meanwhile; 0 without one."""
@@ -234,6 +241,8 @@ class _Watch:
     def _end(self, chunk: Chunk, reason: str) -> None:
         self._metrics.ended(reason)
         self._record.finish_reasons.append(reason)
+        self._record.drafted_tokens += chunk.drafted_tokens
+        self._record.accepted_tokens += chunk.accepted_tokens
         if not chunk.completion_tokens:  # cancelled before it began
             return
         for key, value in (

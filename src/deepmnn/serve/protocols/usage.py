@@ -40,6 +40,16 @@ class Usage:
         """Those of them that are reasoning."""
         return sum(chunk.reasoning_tokens for chunk in self._last.values())
 
+    @property
+    def drafted_tokens(self) -> int:
+        """Tokens that were guessed ahead."""
+        return sum(chunk.drafted_tokens for chunk in self._last.values())
+
+    @property
+    def accepted_tokens(self) -> int:
+        """Those of them that were right."""
+        return sum(chunk.accepted_tokens for chunk in self._last.values())
+
     def openai(self) -> dict[str, Any]:
         """Of the Chat Completions and the Completions API, with DeepSeek's two."""
         prompt, cached, answer = self.prompt_tokens, self.cached_tokens, self.completion_tokens
@@ -48,7 +58,11 @@ class Usage:
             "completion_tokens": answer,
             "total_tokens": prompt + answer,
             "prompt_tokens_details": {"cached_tokens": cached},
-            "completion_tokens_details": {"reasoning_tokens": self.reasoning_tokens},
+            "completion_tokens_details": {
+                "reasoning_tokens": self.reasoning_tokens,
+                "accepted_prediction_tokens": self.accepted_tokens,
+                "rejected_prediction_tokens": self.drafted_tokens - self.accepted_tokens,
+            },
             "prompt_cache_hit_tokens": cached,
             "prompt_cache_miss_tokens": prompt - cached,
         }
@@ -91,7 +105,14 @@ class Usage:
             "predicted_n": self.completion_tokens,
             "predicted_ms": 1e3 * decode,
             "predicted_per_second": steps / decode if decode else 0.0,
+            **self._drafts(),
         }
+
+    def _drafts(self) -> dict[str, int]:
+        """llama.cpp's, where any tokens were guessed ahead."""
+        if not self.drafted_tokens:
+            return {}
+        return {"draft_n": self.drafted_tokens, "draft_n_accepted": self.accepted_tokens}
 
     def _firsts(self) -> list[Chunk]:
         """The first answer to each prompt."""

@@ -1,0 +1,259 @@
+"""What guessing ahead brings: tokens a second with guesses and without, in turns.
+
+    python -m bench.speculation               # tiny-r1: problems of its held-out set
+    python -m bench.speculation MODEL ...     # a language model: texts that repeat
+    python -m bench.speculation --shapes      # a 1.5B shape, guessed for by a 0.5B one
+
+Prints a Markdown table: who guesses, answers at a time, tokens a second plain and guessing,
+their ratio, how many guesses are right, and tokens a step of one answer. Every row runs the same
+prompts greedily for the same number of tokens. Plain and guessing runs take turns on one engine;
+the fastest of each counts.
+
+--shapes: random weights in two published shapes. Random weights foretell nothing, so acceptance is
+simulated: the small model runs, for its cost, and the guesses are the large one's own tokens, each
+wrong with the given chance. Depths 1, 2, ... and the adaptive one.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as List
+from dataclasses import dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+import deepmnn
+from deepmnn.api.speculation import MODEL_TOKENS, MTP_TOKENS, NGRAM_TOKENS
+from deepmnn.conversion.bundled import bundled_checkpoint
+from deepmnn.conversion.convert import convert
+from deepmnn.engine.engine import Engine
+from deepmnn.engine.sequence import Sequence
+from deepmnn.engine.speculation.depth import Depth, Fixed
+from deepmnn.engine.speculation.drafter import Drafter, Guess
+from deepmnn.engine.speculation.model import ModelDrafter
+from deepmnn.engine.speculation.mtp import MtpDrafter
+from deepmnn.engine.speculation.ngram import NgramDrafter
+from deepmnn.engine.speculation.speculation import Speculation
+
+CODE = """def area(width: float, height: float) -> float:
+    if width < 0 or height < 0:
+        raise ValueError("sizes are not negative")
+    return width * height
+
+def volume(width: float, height: float, depth: float) -> float:
+    if depth < 0:
+        raise ValueError("sizes are not negative")
+    return area(width, height) * depth
+"""
+TEXT = (
+    "The lighthouse at Cape Wrath was built in 1828 by Robert Stevenson. Its light can be seen for "
+    "22 miles. It was manned until 1998, when it was converted to automatic operation. The "
+    "buildings of the keepers stand empty, but for a small café that is open all the year."
+)
+PROMPTS = [
+    f"Repeat this code exactly:\n\n{CODE}",
+    f"Rename the function `area` to `surface` in this code and write all of it:\n\n{CODE}",
+    f"Add a docstring to each function of this code and write all of it:\n\n{CODE}",
+    f"Repeat this text word for word: {TEXT}",
+    f"Summarise this text, quoting its sentences: {TEXT}",
+    f"Correct the spelling of this text: {TEXT.replace('the', 'teh')}",
+]
+SMALL = {
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+}
+"""Qwen2.5-0.5B, in the config of R1-Distill-Qwen-1.5B."""
+
+
+@dataclass
+class Run:
+    """Decoding: tokens, seconds and steps; guesses made and right."""
+
+    tokens: int
+    seconds: float
+    steps: int
+    drafted: int
+    accepted: int
+    answers: list[list[int]]
+
+    @property
+    def speed(self) -> float:
+        """Tokens a second."""
+        return self.tokens / self.seconds
+
+
+class Simulated:
+    """Runs a model for its cost, and guesses what will be said, wrong with a given chance."""
+
+    kinds: Mapping[str, float] = {"model": 0.6}
+
+    def __init__(self, model: ModelDrafter, truth: list[list[int]], right: float) -> None:
+        self.most, self._model, self._right = model.most, model, right
+        self._truth = {tuple(ids): ids for ids in truth}
+        self._random = random.Random(0)
+
+    def propose(self, asked: List[tuple[Sequence, int]]) -> list[Guess]:
+        """See `Drafter`."""
+        self._model.propose(asked)
+        return [Guess(self._tokens(sequence, count), "model") for sequence, count in asked]
+
+    def forget(self, sequence: Sequence) -> None:
+        """See `Drafter`."""
+        self._model.forget(sequence)
+
+    def _tokens(self, sequence: Sequence, count: int) -> list[int]:
+        known = len(sequence.ids)
+        ids = next(ids for ids in self._truth.values() if ids[:known] == sequence.ids)
+        tokens = ids[known : known + count]
+        return [token if self._random.random() < self._right else token ^ 1 for token in tokens]
+
+
+def decode(
+    model: deepmnn.LLM, prompts: list[list[int]], tokens: int, guess: Speculation | None
+) -> Run:
+    """Answers the prompts together; times the steps behind the prompts."""
+
+    def work(engine: Engine) -> Run:
+        engine.speculation = None
+        params = deepmnn.SamplingParams(max_tokens=tokens, ignore_eos=True)
+        made = [engine.submit(ids, params) for ids in prompts]
+        while not all(sequence.completion_tokens for sequence in made):
+            engine.step()
+        before = sum(sequence.completion_tokens for sequence in made)
+        engine.speculation, steps, began = guess, 0, perf_counter()
+        while engine.scheduler.busy:
+            engine.step()
+            steps += 1
+        seconds = perf_counter() - began
+        engine.speculation = None
+        drafted = sum(sequence.drafted_tokens for sequence in made)
+        accepted = sum(sequence.accepted_tokens for sequence in made)
+        count = sum(sequence.completion_tokens for sequence in made) - before
+        return Run(count, seconds, steps, drafted, accepted, [s.ids for s in made])
+
+    return model.driver.run(work)
+
+
+def row(
+    model: deepmnn.LLM,
+    name: str,
+    prompts: list[list[int]],
+    tokens: int,
+    rounds: int,
+    made: Callable[[Engine], Speculation],
+) -> None:
+    """Prints one line of the table."""
+    guess = model.driver.run(made)
+    decode(model, prompts, min(tokens, 16), None)
+    plain, guessing = [], []
+    for _ in range(rounds):
+        plain.append(decode(model, prompts, tokens, None))
+        guessing.append(decode(model, prompts, tokens, guess))
+    slow, fast = (max(runs, key=lambda run: run.speed) for runs in (plain, guessing))
+    same = sum(a == b for a, b in zip(slow.answers, fast.answers, strict=True))
+    right = f"{fast.accepted / fast.drafted:.0%}" if fast.drafted else "-"
+    print(
+        f"| {name} | {len(prompts)} | {slow.speed:.1f} | {fast.speed:.1f} "
+        f"| {fast.speed / slow.speed:.2f} | {right} | {slow.steps / fast.steps:.2f} "
+        f"| {same} of {len(prompts)} |",
+        flush=True,
+    )
+
+
+def speculation(
+    engine: Engine, lookup: Drafter | None, model: Drafter | None, depth: Depth | None = None
+) -> Speculation:
+    """As `deepmnn.load` makes it."""
+    rows = min(engine.max_rows, engine.scheduler.max_batch_tokens)
+    return Speculation(engine.manager, rows, lookup, model, depth)
+
+
+def with_drafts(engine: Engine, lookup: Drafter | None) -> Speculation:
+    """The model's own draft part, and what is looked up."""
+    part = MtpDrafter(engine.backend, engine.cache, MTP_TOKENS)
+    return speculation(engine, lookup, part)
+
+
+def measure(model: deepmnn.LLM, name: str, asked: list[Any], tokens: int, rounds: int) -> None:
+    """A model's rows: one answer after the other is too long a wait; 1, 4 and 16 together."""
+    ids = [model.encode(prompt) for prompt in asked]
+    for batch in (1, 4, 16):
+        prompts = [ids[n % len(ids)] for n in range(batch)]
+        row(model, f"{name}, ngram", prompts, tokens, rounds,
+            lambda engine: speculation(engine, NgramDrafter(NGRAM_TOKENS), None))  # fmt: skip
+        if model.backend.draft_state is not None:
+            row(model, f"{name}, mtp", prompts, tokens, rounds,
+                lambda engine: with_drafts(engine, None))  # fmt: skip
+            row(model, f"{name}, mtp and ngram", prompts, tokens, rounds,
+                lambda engine: with_drafts(engine, NgramDrafter(NGRAM_TOKENS)))  # fmt: skip
+
+
+def shapes(out: Path, tokens: int, rounds: int, rates: list[float]) -> None:
+    """A 1.5B shape with a 0.5B one, both with random weights of 4 bits."""
+    config = json.loads(Path("bench/configs/r1-distill-qwen-1.5b.json").read_text())
+    paths = []
+    for name, change in (("large", {}), ("small", SMALL)):
+        source = out / f"{name}-source"
+        source.mkdir(parents=True, exist_ok=True)
+        (source / "config.json").write_text(json.dumps(config | change))
+        paths.append(out / name)
+        if not paths[-1].exists():
+            convert(source, paths[-1], quant="w4", random_weights=True)
+    large, small = (deepmnn.load(p, speculate="off", cache_tokens=16_384) for p in paths)
+    vocab = large.vocab_size
+    for batch in (1, 16):
+        rng = np.random.default_rng(batch)
+        prompts = rng.integers(0, vocab, (batch, 128)).tolist()
+        truth = decode(large, prompts, tokens, None).answers
+        for rate in rates:
+            depths: list[Depth | None] = [*(Fixed(d) for d in (1, 2, 3, 4, 6, 8)), None]
+            for depth in depths:
+                deep = isinstance(depth, Fixed)
+                most = depth.depth if isinstance(depth, Fixed) else MODEL_TOKENS
+                drafter = ModelDrafter(small.new_engine(), vocab, most)
+                simulated = Simulated(drafter, truth, rate)
+                name = (
+                    f"1.5B with 0.5B, {rate:.0%} right, {f'depth {most}' if deep else 'adaptive'}"
+                )
+                row(large, name, prompts, tokens, rounds,
+                    lambda engine: speculation(engine, None, simulated, depth))  # noqa: B023  # fmt: skip
+
+
+def main(
+    models: Annotated[list[str] | None, typer.Argument(help="Models with a tokenizer.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens of an answer.")] = 128,
+    rounds: Annotated[int, typer.Option(help="Runs of either kind.")] = 3,
+    with_shapes: Annotated[bool, typer.Option("--shapes", help="Random weights.")] = False,
+    out: Annotated[Path, typer.Option(help="Where those are built.")] = Path("build/speculation"),
+    rates: Annotated[str, typer.Option(help="Acceptance that is simulated.")] = "0.6,0.8",
+) -> None:
+    print(
+        "| who guesses | answers | plain tok/s | guessing | ratio | right | tokens a step | same |"
+    )
+    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    if with_shapes:
+        shapes(out, tokens, rounds, [float(rate) for rate in rates.split(",")])
+        return
+    for name in models or []:
+        model = deepmnn.load(name, speculate="off")
+        chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
+        measure(model, Path(name).name, chats, tokens, rounds)
+    if not models:
+        checkpoint = bundled_checkpoint()
+        lines = (checkpoint / "held_out.jsonl").read_text().splitlines()[:16]
+        problems = [[{"role": "user", "content": json.loads(line)["question"]}] for line in lines]
+        model = deepmnn.load(checkpoint, speculate="off")
+        measure(model, "tiny-r1", problems, min(tokens, 100), rounds)
+
+
+if __name__ == "__main__":
+    typer.run(main)
