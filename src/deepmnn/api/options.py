@@ -93,7 +93,7 @@ class LoadOptions:
         speculate: who guesses tokens ahead (docs/speculation.md), which changes the speed and no
             answer: "mtp" (the model's own draft part), "ngram" (what the text has said before), a
             smaller model of the same vocabulary, by any name that `load` takes, "off", or "auto",
-            also None: "mtp" where the model has it, with "ngram" beside it; of MNN "off".
+            also None: "ngram"; of MNN "off".
         speculate_tokens: tokens that are guessed at a time, at most. None takes 8 of "ngram", 3 of
             "mtp" and 5 of a model; fewer, or none, are guessed where they do not pay.
 
@@ -252,7 +252,7 @@ class LoadOptions:
     @property
     def draft_part(self) -> bool:
         """Whether a model's own draft part is wanted, where it has one."""
-        return self.speculate in (None, "auto", "mtp")
+        return self.speculate == "mtp"
 
     @property
     def draft_model(self) -> str | os.PathLike[str] | None:

@@ -51,7 +51,7 @@ def guess_ahead(engine: Engine, options: LoadOptions, draft: LLM | None) -> None
     dear: Drafter | None = None
     if draft is not None:
         dear = ModelDrafter(draft.new_engine(), engine.backend.vocab_size, most or MODEL_TOKENS)
-    elif wanted in ("auto", "mtp") and engine.backend.draft_state is not None:
+    elif wanted == "mtp":
         dear = MtpDrafter(engine.backend, engine.cache, most or MTP_TOKENS)
     lookup = None if wanted == "mtp" else NgramDrafter(most or NGRAM_TOKENS)
     rows = min(engine.max_rows, engine.scheduler.max_batch_tokens)
