@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 TITLE, BUILDER, NEEDS = "deepmnn", "deepmnn_cpu", ""
 SETTINGS = "w4, lm_head too; KV cache int8"
 KV_DTYPE = "int8"
-ARTIFACT_VERSION = 6
+ARTIFACT_VERSION = 7
 """Version of what `build` writes: a change to this file rebuilds models kept from before."""
 PASSES = (
     "drop_identities",

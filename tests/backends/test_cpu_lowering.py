@@ -14,6 +14,7 @@ from deepmnn.graph.caches import CacheEntry
 from deepmnn.graph.draft import optimize_parts
 from deepmnn.graph.levels import MAX_LEVEL, optimize
 from deepmnn.graph.passes.memory_plan import MemoryPlan, plan_memory
+from deepmnn.graph.signatures import SIGNATURES, caches_written
 from deepmnn.graph.workload import Workload
 from deepmnn.models import build, build_parts
 from tiny_models import ALL, CONFIGS
@@ -30,9 +31,6 @@ def lowered(model_type, index, level):
     graph = optimize(graph, level)[0]
     plan = plan_memory(graph, reuse=level == MAX_LEVEL)
     return graph, plan, lower(graph, plan, locate(graph), SHARDS)
-
-
-CACHE_ATTRS = ("cache", "k_cache", "v_cache", "index_cache")
 
 
 @pytest.mark.parametrize(("model_type", "index"), ALL)
@@ -65,8 +63,8 @@ def test_a_program_says_what_the_graph_says(model_type, index, level):
         assert tuple(names[i] for i in instruction.outputs) == node.outputs
         weights = tuple(program.weights[i].name for i in instruction.weights)
         assert weights == node.weights
-        caches = {k: v for k, v in node.attrs.items() if k in CACHE_ATTRS}
-        assert [list(graph.caches)[i] for i in instruction.caches] == list(caches.values())
+        assert [list(graph.caches)[i] for i in instruction.caches] == [*caches_written(node)]
+        caches = {key: node.attrs[key] for key in SIGNATURES[node.op].cache_attrs}
         assert instruction.attrs | caches == node.attrs
 
 

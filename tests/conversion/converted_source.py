@@ -5,8 +5,9 @@ from __future__ import annotations
 from deepmnn.artifact.reader import Artifact
 from deepmnn.formats import Codes, named
 from deepmnn.graph.ir import Weight
-from deepmnn.graph.weights import F32, Tensor
-from deepmnn.models import build
+from deepmnn.graph.tensors import tensors
+from deepmnn.graph.weights import F32
+from deepmnn.models import build_parts
 from deepmnn.quant.layout import unpack_codes
 from deepmnn.source.source import Source
 
@@ -21,11 +22,12 @@ class ConvertedSource(Source):
         self.config = checkpoint.config
         self.read_names: list[str] = []
         self._artifact, self._checkpoint = artifact, checkpoint
-        stored = artifact.graph().weights
+        stored = artifact.parts().weights
         self._weights: dict[str, Weight] = {}
-        for weight in build(self.config).weights.values():
-            assert isinstance(weight.expr, Tensor)
-            self._weights[weight.expr.name] = stored[weight.name]
+        for weight in build_parts(self.config).weights.values():
+            (tensor,) = tensors(weight.expr)
+            if weight.name in stored:  # a copy is stored once
+                self._weights[tensor.name] = stored[weight.name]
 
     def names(self) -> list[str]:
         return self._checkpoint.names()

@@ -168,7 +168,7 @@ def test_codes_are_those_of_gptq_after_rounded_layers(
     assert np.mean(codes.levels == want.levels) > 0.98
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", sorted(CONFIGS.keys() - {"deepseek_v4"}))  # nothing is added there
 def test_matrices_are_rounded_after_all_that_they_make_up_for(name: str) -> None:
     graph, _ = optimize(build(CONFIGS[name][0] | {"model_type": name}), 2, None, APART)
     taps = find_taps(graph)

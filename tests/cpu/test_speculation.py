@@ -5,6 +5,7 @@ A step computes up to 16 tokens of a sequence as if each came alone: logits are 
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from deepmnn.engine.engine import Engine
 from deepmnn.engine.kv_cache import BlockTable
 from deepmnn.engine.scheduler import Span
 from deepmnn.engine.sequence import Sequence
+from deepmnn.graph.caches import block_multiple
 from deepmnn.text.sampling_params import SamplingParams
 from guessing import RandomDepth, ScriptedDrafter, guess_ahead
 from tiny_models import CONFIGS, tiny_checkpoint
@@ -56,7 +58,8 @@ def test_logits_after_any_history(converted: Path, form: str) -> None:
     vocab, prompt, length = backend.vocab_size, 9, 90
     ids = [rng.randrange(vocab) for _ in range(length)]
     expected = plain_logits(backend, ids, prompt)
-    engine = Engine(backend, 512, 256, block_size=16)
+    multiple = block_multiple(backend.caches)
+    engine = Engine(backend, 512, 256, block_size=multiple * math.ceil(16 / multiple))
     histories = 0
     while histories < HISTORIES // (3 * len(CONFIGS)):
         table = BlockTable(ids[:prompt])
@@ -71,7 +74,12 @@ def test_logits_after_any_history(converted: Path, form: str) -> None:
             logits = engine.forward([span])
             begin = len(table.ids) - prompt
             known = logits[: min(right + 1, len(expected) - begin)]
-            np.testing.assert_array_equal(known, expected[begin : begin + len(known)])
+            want = expected[begin : begin + len(known)]
+            if form == "expanded" and "index" in " ".join(backend.caches):
+                # several rows share the keys that are rebuilt for them, in other sums than one's
+                np.testing.assert_allclose(known, want, atol=1e-5 * float(np.abs(want).max()))
+            else:
+                np.testing.assert_array_equal(known, want)
             table.ids += ids[len(table.ids) : len(table.ids) + right + 1]
             engine.manager.commit(table, len(table.ids) - 1 - table.length)
             engine.manager.rollback(table, table.length)

@@ -125,8 +125,14 @@ def test_the_engines_cache_breaks_at_a_length(
     convert(source, tmp_path / "model", "fp32")
     new_cache, step, dtypes = CpuBackend.new_cache, CpuBackend.step, dict[int, str]()
 
-    def noted(self: CpuBackend, blocks: int, block_size: int, dtype: str = "f32") -> Any:
-        made = new_cache(self, blocks, block_size, dtype)
+    def noted(
+        self: CpuBackend,
+        blocks: int,
+        block_size: int,
+        dtype: str = "f32",
+        recent_blocks: int | None = None,
+    ) -> Any:
+        made = new_cache(self, blocks, block_size, dtype, recent_blocks)
         dtypes[id(made)] = dtype
         return made
 

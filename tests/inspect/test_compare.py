@@ -41,7 +41,7 @@ from planted import (
     source_of,
     wrong_pairs,
 )
-from tiny_models import ALL, tiny_checkpoint
+from tiny_models import LOADED, tiny_checkpoint
 
 TORCH, NUMPY = SideOptions(backend="torch"), SideOptions(backend="reference")
 
@@ -65,7 +65,7 @@ def with_slow(cases: list[Any], fast: Callable[[Any], bool]) -> list[Any]:
     return [case if fast(case) else pytest.param(*case, marks=pytest.mark.slow) for case in cases]
 
 
-SOUND = [(*case, quant) for case in ALL for quant in ("fp32", "w8", "w3")]
+SOUND = [(*case, quant) for case in LOADED for quant in ("fp32", "w8", "w3")]
 
 
 @pytest.mark.parametrize(

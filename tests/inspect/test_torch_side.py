@@ -14,7 +14,7 @@ from deepmnn.errors import CheckpointError, RequestError
 from deepmnn.inspect.sides.torch import TorchSide
 from deepmnn.measure.torch_model import TorchModel
 from gguf_files import write_gguf
-from tiny_models import ALL, WHOLE_BLOCKS, checkpoint_of, tiny_checkpoint
+from tiny_models import LOADED, WHOLE_BLOCKS, checkpoint_of, tiny_checkpoint
 from whole_values import checkpoint_values, merged
 
 SAMPLES = [np.array(ids, np.int32) for ids in ([5, 1, 7, 88, 3, 19, 2], [42], [0, 96, 11, 11])]
@@ -47,7 +47,7 @@ def expected(config: dict[str, Any], has_experts: bool) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize(("model_type", "index"), ALL)
+@pytest.mark.parametrize(("model_type", "index"), LOADED)
 def test_values_are_the_reference_s(model_type: str, index: int, tmp_path: Path) -> None:
     tiny = tiny_checkpoint(model_type, index, tmp_path)
     side = TorchSide(TorchModel(tmp_path, threads=1))

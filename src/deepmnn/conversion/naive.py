@@ -27,7 +27,7 @@ def naive_parts(source: Source) -> tuple[Parts, tuple[str, ...]]:
     config, dropped = untied(source), tuple[str, ...]()
     made = models.build_parts(config)
     if made.draft is not None:
-        own = tuple(made.draft.weights)
+        own = tuple(name for name in made.draft.weights if name not in made.main.weights)
         _read_main_part(made.draft, made.main, source)
         if not all(name in source for name in tensor_shapes(made.draft)):
             made, dropped = Parts(models.build(config)), own

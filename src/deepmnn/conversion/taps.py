@@ -59,6 +59,8 @@ def find_taps(graph: Graph) -> dict[str, Tap]:
                 per_choice = bool(node.attrs["per_choice"])
                 tap = Tap(node.inputs[0], node.inputs[1], index, per_choice)
             elif reading == "in_order":
+                if graph.weights[name].shape[-1] != graph.values[node.inputs[0]].width:
+                    continue  # each part of it multiplies a part of the row
                 additions = _additions(node, consumers)
                 tap = Tap(node.inputs[0], sum=additions[-1].outputs[0] if additions else None)
             else:

@@ -141,7 +141,7 @@ def export(
                 "optimize_level": artifact.manifest["optimize_level"],
                 "mla_form": form,
                 "changes": artifact.manifest.get("changes", []),
-                "vocab_size": low.width(graph.outputs[0]),
+                "vocab_size": low.width("logits"),
                 "cache_width": low.cache_width,
                 "workload": asdict(workload),
             }

@@ -104,7 +104,10 @@ class MnnFolder:
                 raise ValueError("who uses a layer's experts is neither true nor false")
             if not all(0 < layer.top_k <= layer.experts for layer in experts):
                 raise ValueError("top_k is more than there are experts, or none")
-            return Workload(**fields, experts=experts)
+            made = Workload(**fields, experts=experts)
+            if made.scored_width > made.cache_width:
+                raise ValueError("more is scored than the cache holds")
+            return made
         except (KeyError, TypeError, ValueError) as fault:
             raise ArtifactError(
                 f"{self.path}: the workload is damaged: {fault}", "", _AGAIN

@@ -143,7 +143,7 @@ class Lowering:
                     _CONVERT_AGAIN,
                 )
             RULES[node.op](self, node)
-        logits = self.graph.outputs[0]
+        logits = "logits"
         self._name_values()
         row = self.model.reshape(self.plain(logits), (1, -1, self.width(logits)))
         self.model.tensors[row] = self.model.ops[-1]["name"] = "logits"
@@ -159,7 +159,7 @@ class Lowering:
         named: set[int] = set()
         for name, value in self._values.items():
             tensor = value.packed if value.plain is None else value.plain
-            if tensor is not None and tensor not in named and name not in self.graph.outputs:
+            if tensor is not None and tensor not in named and name != "logits":
                 named.add(tensor)
                 self.name(tensor, name)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from deepmnn.graph.call import Call
-from deepmnn.graph.ir import Graph, Node
+from deepmnn.graph.ir import CONTEXT, TOKENS, Graph, Node
 from deepmnn.graph.signatures import SIGNATURES
 
 KINDS = {
@@ -23,7 +23,8 @@ def kind(graph: Graph, node: Node) -> str:
     signature = SIGNATURES[node.op]
     call = Call.of(graph, node)
     readings = signature.readings(call.w)
-    if signature.cache_attrs or signature.cost(call).context:
+    meet = {value.rows for value in call.x} >= {TOKENS, CONTEXT}  # queries and what they see
+    if signature.cache_attrs or signature.cost(call).context or meet:
         return "attention"
     for reading, found in (("looked_up", "table"), ("routed", "experts"), ("in_order", "matrix")):
         if reading in readings:
