@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -137,6 +138,31 @@ def test_the_smallest_budget_is_enough_and_a_byte_less_is_refused(
     assert found.sizes.max_batch_tokens == 32
     with pytest.raises(RequestError, match=r"does not run in it; expected at least \d+MB"):
         split(demand, OPTIONS, least - 1)
+
+
+def test_a_draft_part_is_left_out_before_anything_makes_room_for_it(tmp_path: Path) -> None:
+    fields = json.loads((PUBLISHED / "DeepSeek-V3.json").read_text())
+    fields |= {"num_hidden_layers": 5, "n_routed_experts": 16, "vocab_size": 4096}
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    plan = plan_conversion(tmp_path / "config.json", "w4", random_weights=True)
+    data = plan.program(plan.locations)
+    with_it, without = Demand(data, 4096, 2, PROCESS, draft=True), Demand(data, 4096, 2, PROCESS)
+    own = sum(weight.nbytes for weight in plan.draft_weights)
+    assert with_it.weights.total_nbytes - without.weights.total_nbytes == own > 0
+    assert with_it.weights.least_nbytes == without.weights.least_nbytes
+    assert with_it.row_nbytes["f32"] * 5 == without.row_nbytes["f32"] * 6
+    whole, alone = (split(demand, OPTIONS, 1 << 40) for demand in (with_it, without))
+    assert (whole.draft, alone.draft) == (True, False)
+    assert whole.kv * 5 == pytest.approx(alone.kv * 6, rel=0.01)
+    assert whole.step.outputs > alone.step.outputs
+    least = whole.whole
+    assert split(with_it, OPTIONS, least).draft
+    for budget in (least - 1, alone.whole, alone.whole - 1, alone.least):
+        found, want = split(with_it, OPTIONS, budget), split(without, OPTIONS, budget)
+        assert replace(found, weights=want.weights) == want
+        assert found.weights.memory_nbytes == want.weights.memory_nbytes
+        assert found.is_streamed == want.is_streamed
+    assert least_budget(with_it, OPTIONS) == least_budget(without, OPTIONS)
 
 
 @pytest.mark.slow

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 import deepmnn
+from deepmnn.backends.cpu.backend import CpuBackend
 from deepmnn.backends.cpu.footprint import Footprint, StepShape
 from deepmnn.backends.cpu.program import read_program
 from deepmnn.engine.kv_cache import BlockTable
+from parity import Runner
 from tiny_models import tiny_checkpoint
 
 ROWS = 2048
@@ -45,6 +47,23 @@ def test_the_engine_keeps_below_the_bound(
             held, _, peak = found[owner]
             assert held <= getattr(bound, name), (owner, form)
             assert peak <= getattr(bound, name), (owner, form)
+
+
+@pytest.mark.parametrize("quant", ["fp32", "w4"])
+def test_a_draft_part_keeps_below_the_bound(quant: str, tmp_path: Path) -> None:
+    tiny_checkpoint("deepseek_v3", 0, tmp_path / "source")
+    deepmnn.convert(tmp_path / "source", tmp_path / "model", quant, calibration=False)
+    program = read_program((tmp_path / "model" / "program.bin").read_bytes())
+    for form in ("auto", "absorbed", "expanded"):
+        backend = CpuBackend(tmp_path / "model", 2, mla_form=form)
+        bound = Footprint.of(program, StepShape(64, 4, 64, 128, 4 * 128, 2, form))
+        backend.model.reserve(bound.working)
+        step = Runner(backend, blocks=200, output="hidden")
+        for ids in ({0: [1] * 64}, {0: [2] * 64}, {1: [1] * 31, 2: [3] * 32, 0: [4]}):
+            step.draft(ids, step.step(ids))
+        found = backend.model.memory()
+        for name, owner in {**OWNERS, "outputs": "outputs"}.items():
+            assert found[owner][2] <= getattr(bound, name), (owner, form)
 
 
 def run(model: deepmnn.LLM, lengths: list[int]) -> None:
