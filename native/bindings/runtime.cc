@@ -70,8 +70,7 @@ std::unique_ptr<float[]> new_output(const Port& output, const Batch& batch) {
 
 // An output for Python, which frees it.
 template <class T>
-nb::ndarray<nb::numpy, T, nb::ndim<2>> hand_over(std::unique_ptr<float[]> owned, const Port& output,
-                                                 int64_t rows) {
+nb::ndarray<nb::numpy, T, nb::ndim<2>> hand_over(std::unique_ptr<float[]> owned, const Port& output, int64_t rows) {
   T* data = reinterpret_cast<T*>(owned.release());
   nb::capsule owner(data, [](void* pointer) noexcept { delete[] static_cast<float*>(pointer); });
   return nb::ndarray<nb::numpy, T, nb::ndim<2>>(data, {static_cast<size_t>(rows), static_cast<size_t>(output.width)},
@@ -419,8 +418,7 @@ void bind_model(nb::module_& m) {
   nb::class_<Model>(m, "Model")
       .def(nb::init<const Path&, int, const std::string&, const std::string&, const Path&, int64_t, bool>(),
            "directory"_a, "threads"_a = 0, "isa"_a = "", "numa"_a = "off", "numa_root"_a = "", "memory"_a = 0,
-           "draft"_a = true,
-           nb::call_guard<nb::gil_scoped_release>())
+           "draft"_a = true, nb::call_guard<nb::gil_scoped_release>())
       .def_prop_ro("vocab_size", &Model::vocab_size)
       .def_prop_ro("isa", &Model::isa)
       .def_prop_ro("numa", &Model::numa)

@@ -84,8 +84,8 @@ void Model::check_draft() const {
   const auto require = [](bool ok, const std::string& found, const std::string& expected) {
     if (!ok) fail_artifact("program.bin: " + found, expected);
   };
-  require(main.inputs().empty(), "the main part of a draft part reads " + std::to_string(main.inputs().size()) + " more",
-          "ids and positions");
+  require(main.inputs().empty(),
+          "the main part of a draft part reads " + std::to_string(main.inputs().size()) + " more", "ids and positions");
   require(draft.inputs().size() == 1, "a draft part reads " + std::to_string(draft.inputs().size()) + " values",
           "one that the main part gives");
   const Port& state = draft.inputs()[0];
@@ -142,8 +142,7 @@ void Model::draft(KvCache& cache, const Batch& batch, const float* state, float*
   run_part(1, cache, batch, inputs, outputs);
 }
 
-void Model::run_part(size_t part, KvCache& cache, const Batch& batch, const void* const* inputs,
-                     void* const* outputs) {
+void Model::run_part(size_t part, KvCache& cache, const Batch& batch, const void* const* inputs, void* const* outputs) {
   std::lock_guard<Turns> turn(turns_);
   receive_faults();
   const int64_t start = now_ns();

@@ -61,7 +61,8 @@ void Ports::add_output(const Program& program, const ProgramPart& part, uint32_t
 }
 
 const Port* Ports::output(const std::string& name) const {
-  const auto found = std::find_if(outputs_.begin(), outputs_.end(), [&](const Port& port) { return port.name == name; });
+  const auto found =
+      std::find_if(outputs_.begin(), outputs_.end(), [&](const Port& port) { return port.name == name; });
   return found == outputs_.end() ? nullptr : &*found;
 }
 

@@ -98,7 +98,8 @@ struct Instruction {
   std::map<std::string, Attr> attrs;
 };
 
-// What runs by itself: the main part, which is the model, or its draft part, which guesses from what the main part gave.
+// What runs by itself: the main part, which is the model, or its draft part, which guesses from what the main part
+// gave.
 struct ProgramPart {
   std::vector<uint32_t> inputs, outputs;  // buffers, of which no other part has any
   size_t begin = 0, end = 0;              // of its instructions
@@ -110,8 +111,8 @@ struct Program {
   std::vector<WeightInfo> weights;
   std::vector<CacheInfo> caches;
   std::vector<BufferInfo> buffers;
-  int64_t arena_nbytes[kDims] = {};  // per row
-  std::vector<ProgramPart> parts;                // the main part, then the draft part where there is one
+  int64_t arena_nbytes[kDims] = {};       // per row
+  std::vector<ProgramPart> parts;         // the main part, then the draft part where there is one
   std::vector<Instruction> instructions;  // of all parts, in order
 };
 

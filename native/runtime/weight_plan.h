@@ -37,8 +37,8 @@ struct WeightPlan {
 WeightPlan plan_weights(const Program& program, const ReadUnits& units, int64_t memory);
 
 // Of a program with its draft part, if all of it fits; else without: a draft part that is read anew for every guess, or
-// takes the room of other weights, is no gain, and checking guesses asks for more experts a step. `least_nbytes` is that
-// of the main part.
+// takes the room of other weights, is no gain, and checking guesses asks for more experts a step. `least_nbytes` is
+// that of the main part.
 WeightPlan plan_parts(Program& program, ReadUnits& units, int64_t memory);
 
 }  // namespace deepmnn
