@@ -9,124 +9,39 @@ clocks say what the attention took. `dense` is the same layer of DeepSeek-V3.
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
-from typing import Annotated, Any
+from typing import Annotated
 
-import numpy as np
 import typer
+from bench.cached_op import KV_DTYPES, CachedOp
 
-from deepmnn.artifact.reader import Artifact
-from deepmnn.backends.base import Batch
-from deepmnn.backends.cpu.backend import CpuBackend
-from deepmnn.backends.cpu.counts import Counts
-from deepmnn.conversion.convert import convert
-from deepmnn.graph.call import Call
-from deepmnn.graph.signatures import SIGNATURES
-from deepmnn.graph.workload import read_nbytes
+from deepmnn.graph.caches import CacheEntry, row_nbytes
 from deepmnn.measure.benchmark import limits
-
-BLOCK = 32
-KV_DTYPES = ("f32", "bf16", "int8")
-CONFIG: dict[str, Any] = {
-    "vocab_size": 64,
-    "hidden_size": 256,
-    "intermediate_size": 256,
-    "num_hidden_layers": 1,
-    "first_k_dense_replace": 1,
-    "max_position_embeddings": 1 << 18,
-}
-"""What attention does not read; the rest is DeepSeek-V3.2's own, which are the defaults."""
 
 
 @dataclass(frozen=True)
 class Op:
-    """One model, and where its attention is."""
+    """One model's attention, and what a token reads of its cache."""
 
-    backend: CpuBackend
-    zone: int
-    weights_nbytes: int
-    scored_width: int
-    most: int
-    """Rows that a token attends to; 0: all."""
+    op: CachedOp
 
     @staticmethod
     def of(model_type: str, quant: str, folder: Path, threads: int, form: str) -> Op:
-        """Converts the model and loads it."""
-        config = folder / f"{model_type}.json"
-        config.write_text(json.dumps({"model_type": model_type, **CONFIG}))
-        path = folder / model_type
-        convert(config, path, quant, random_weights=True, report=False)
-        backend, graph = CpuBackend(path, threads, mla_form=form), Artifact.open(path).graph()
-        (node,) = (node for node in graph.nodes if node.op.endswith("mla_attention"))
-        ops = [each["op"] for each in backend.model.instructions]
-        call = Call.of(graph, node)
-        costs = SIGNATURES[node.op].cost(call)
-        nbytes = read_nbytes(graph, node, call)["in_order"]
-        return Op(backend, ops.index(node.op), nbytes, costs.scored_width, costs.most_context)
-
-    def row_nbytes(self, dtype: str) -> tuple[float, float]:
-        """Bytes of a cached row that attention reads, and of one that the indexer scores."""
-        each = {"f32": 4.0, "bf16": 2.0, "int8": 1 + 4 / 64}[dtype]
-        return (
-            (self.backend.cache_width - self.scored_width) * each,
-            self.scored_width * each,
-        )
+        """Converts the model and loads it: its own sizes, which are the config's defaults."""
+        config = {"model_type": model_type, "first_k_dense_replace": 1}
+        return Op(CachedOp.of(model_type, config, folder, quant, threads, form))
 
     def read_nbytes(self, context: int, dtype: str) -> float:
         """Bytes that one token reads."""
-        row, scored = self.row_nbytes(dtype)
-        attended = min(context, self.most) if self.most else context
-        return (
-            self.weights_nbytes + attended * row + (scored * context if attended < context else 0)
-        )
-
-    def seconds(self, context: int, tokens: int, dtype: str, rounds: int) -> float:
-        """The median of the op's times in steps that end at this context."""
-        blocks = -(-context // BLOCK)
-        cache: Any = self.backend.new_cache(blocks, BLOCK, dtype)
-        for block, rows in enumerate(self._blocks(cache.block_nbytes, dtype, blocks)):
-            cache.write_block(block, rows)
-        positions = np.arange(context - tokens, context, dtype=np.int32)
-        batch = Batch(
-            ids=np.random.default_rng(0).integers(0, 64, tokens).astype(np.int32),
-            positions=positions,
-            sequence_starts=np.array([0, tokens], np.int32),
-            context_lengths=np.array([context], np.int32),
-            block_tables=np.arange(blocks, dtype=np.int32)[None],
-            logit_rows=np.array([tokens - 1], np.int32),
-        )
-        times = []
-        self.backend.step(cache, batch)
-        for _ in range(rounds):
-            self.backend.model.start_profile()
-            self.backend.step(cache, batch)
-            times.append(float(Counts.take(self.backend.model).seconds[self.zone]))
-            self.backend.model.stop_profile()
-        return median(times)
-
-    def _blocks(self, nbytes: int, dtype: str, blocks: int) -> Iterator[np.ndarray[Any, Any]]:
-        """Random rows of a cache, a block at a time."""
-        rng = np.random.default_rng(1)
-        widths = list(self.backend.model.caches.values())
-        for _ in range(blocks):
-            parts = []
-            for width in widths:
-                x = rng.standard_normal((BLOCK, width), np.float32)
-                if dtype == "bf16":
-                    x = (x.view(np.uint32) >> 16).astype(np.uint16)
-                elif dtype == "int8":
-                    scales = np.full((BLOCK, -(-width // 64)), 1 / 40, np.float32)
-                    codes = np.rint(np.clip(x * 40, -127, 127)).astype(np.int8)
-                    x = np.concatenate([codes.view(np.uint8), scales.view(np.uint8)], axis=1)
-                parts.append(np.ascontiguousarray(x).reshape(-1).view(np.uint8))
-            rows = np.concatenate(parts)
-            assert rows.nbytes == nbytes
-            yield rows
+        most, width = self.op.cost.most_context, self.op.cost.scored_width
+        scored = row_nbytes(CacheEntry(width))[dtype] if width else 0
+        row = self.op.kept_nbytes(dtype) - scored
+        attended = min(context, most) if most else context
+        chosen_of = context if attended < context else 0
+        return self.op.weights_nbytes + attended * row + chosen_of * scored
 
 
 def table(
@@ -140,16 +55,16 @@ def table(
     yield "|--:|---|--:|--:|--:|--:|" + ("--:|" if tokens == 1 else "")
     for context in contexts:
         for dtype in KV_DTYPES:
-            times = [op.seconds(context, tokens, dtype, rounds) for op in (dense, sparse)]
-            widths = ", ".join(f"{sum(op.row_nbytes(dtype)):.0f}" for op in (dense, sparse))
+            times = [each.op.seconds(context, tokens, dtype, rounds) for each in (dense, sparse)]
+            widths = ", ".join(f"{each.op.kept_nbytes(dtype):.0f}" for each in (dense, sparse))
             line = (
                 f"| {context} | {dtype} | {widths} | {times[0] * 1e3:.2f} | {times[1] * 1e3:.2f} "
             )
             line += f"| {times[0] / times[1]:.2f} |"
             if tokens == 1:
                 shares = (
-                    op.read_nbytes(context, dtype) / seconds / bandwidth
-                    for op, seconds in zip((dense, sparse), times, strict=True)
+                    each.read_nbytes(context, dtype) / seconds / bandwidth
+                    for each, seconds in zip((dense, sparse), times, strict=True)
                 )
                 line += " " + ", ".join(f"{share:.0%}" for share in shares) + " |"
             yield line
@@ -171,7 +86,7 @@ def main(
             Op.of(model_type, quant, Path(folder), threads, form)
             for model_type in ("deepseek_v3", "deepseek_v32")
         )
-        model = sparse.backend.model
+        model = sparse.op.backend.model
         machine = limits(model.threads, model.isa)
         typer.echo(
             f"{machine.threads} threads, {machine.isa}, {machine.read_bandwidth / 1e9:.1f} GB/s, "
