@@ -30,7 +30,7 @@ test-tsan: $(VENV)/.test
 fuzz: $(VENV)/.test
 	cd tests && ../$(PY) -m fuzz $(TARGET) $(ARGS)
 
-lint: $(VENV)/.lint
+lint: $(VENV)/.test $(VENV)/.lint  # mypy reads the packages that tests need
 	$(VENV)/bin/ruff check $(CODE)
 	$(VENV)/bin/ruff format --check $(CODE)
 	$(VENV)/bin/mypy

@@ -21,7 +21,8 @@ void RopeTables::compute(ThreadPool& pool, const int32_t* positions, int64_t tok
     const int64_t per_piece = 16;
     pool.run((tokens + per_piece - 1) / per_piece, [&](int64_t piece, int) {
       const int64_t end = std::min(tokens, (piece + 1) * per_piece);
-      for (int64_t token = piece * per_piece; token < end; ++token) angles(id, positions[token], table.cos + token * half(id), table.sin + token * half(id));
+      for (int64_t token = piece * per_piece; token < end; ++token)
+        angles(id, positions[token], table.cos + token * half(id), table.sin + token * half(id));
     });
   }
 }
