@@ -25,7 +25,8 @@ from deepmnn.quant.store import store, store_codes
 from deepmnn.source.source import Source
 
 _SHARD = "stage.weights"
-_LEAST_BLOCK = 64
+LEAST_BLOCK = 64
+"""Tokens of a cache block of a stage, or somewhat more."""
 
 
 Stored = Callable[[Weight], U8]
@@ -83,7 +84,7 @@ class Stage:
             (Path(folder) / PROGRAM).write_bytes(program)
             self._model = _core.Model(folder, threads, isa)
         self._model.set_mla_form(mla_form)
-        self._block_size = block_size(graph.caches, _LEAST_BLOCK)
+        self._block_size = block_size(graph.caches, LEAST_BLOCK)
         self._blocks = -(-tokens // self._block_size)
         self._cache = self._model.new_cache(self._blocks, self._block_size, kv_dtype)
 

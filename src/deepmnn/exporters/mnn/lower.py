@@ -143,9 +143,8 @@ class Lowering:
                     _CONVERT_AGAIN,
                 )
             RULES[node.op](self, node)
-        logits = "logits"
         self._name_values()
-        row = self.model.reshape(self.plain(logits), (1, -1, self.width(logits)))
+        row = self.model.reshape(self.plain("logits"), (1, -1, self.width("logits")))
         self.model.tensors[row] = self.model.ops[-1]["name"] = "logits"
         self.model.outputs = ["logits"]
         return self.model

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from deepmnn.backends.base import I32
 from deepmnn.backends.reference import Evaluator
-from deepmnn.conversion.stage import Stage, Stored, fresh_batch
+from deepmnn.conversion.stage import LEAST_BLOCK, Stage, Stored, fresh_batch
 from deepmnn.formats import F32
 from deepmnn.graph.caches import block_size
 from deepmnn.graph.ir import Graph, Weight
@@ -24,9 +24,6 @@ from deepmnn.inspect.sides.samples import check_samples
 
 GIVEN = "given:"
 """In front of a value that a stage reads instead of computing it."""
-
-
-_LEAST_BLOCK = 64
 
 
 class Runner(Protocol):
@@ -81,7 +78,7 @@ class _NumpyStage:
 
     def run(self, samples: Sequence[I32], inputs: Mapping[str, F32]) -> dict[str, NDArray[Any]]:
         """See `Runner`."""
-        size = block_size(self._evaluator.graph.caches, _LEAST_BLOCK)
+        size = block_size(self._evaluator.graph.caches, LEAST_BLOCK)
         batch, blocks = fresh_batch(samples, size)
         cache = self._evaluator.new_cache(blocks, size, self._kv_dtype)
         values = self._evaluator.values(cache, batch, inputs)
