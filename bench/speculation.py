@@ -35,7 +35,7 @@ from deepmnn.conversion.convert import convert
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.speculation.depth import Depth, Fixed
-from deepmnn.engine.speculation.drafter import Drafter, Guess
+from deepmnn.engine.speculation.drafter import Drafter, Guess, Reader
 from deepmnn.engine.speculation.model import ModelDrafter
 from deepmnn.engine.speculation.mtp import MtpDrafter
 from deepmnn.engine.speculation.ngram import NgramDrafter
@@ -98,13 +98,32 @@ class Simulated:
 
     def __init__(self, model: ModelDrafter, truth: list[list[int]], right: float) -> None:
         self.most, self._model, self._right = model.most, model, right
-        self._truth = {tuple(ids): ids for ids in truth}
+        self._truth = truth
         self._random = random.Random(0)
+
+    @property
+    def following(self) -> bool:
+        """See `Reader`."""
+        return self._model.following
+
+    @property
+    def read_tokens(self) -> int:
+        """See `Reader`."""
+        return self._model.read_tokens
+
+    def kinds_of(self, most: int) -> List[str]:
+        """See `Reader`."""
+        return self._model.kinds_of(most)
+
+    def follow(self, sequence: Sequence) -> None:
+        """See `Drafter`."""
+        self._model.follow(sequence)
 
     def propose(self, asked: List[tuple[Sequence, int]]) -> list[Guess]:
         """See `Drafter`."""
         self._model.propose(asked)
-        return [Guess(self._tokens(sequence, count), "model") for sequence, count in asked]
+        tokens = [self._tokens(sequence, count) for sequence, count in asked]
+        return [Guess(each, self.kinds_of(len(each))) for each in tokens]
 
     def forget(self, sequence: Sequence) -> None:
         """See `Drafter`."""
@@ -112,7 +131,7 @@ class Simulated:
 
     def _tokens(self, sequence: Sequence, count: int) -> list[int]:
         known = len(sequence.ids)
-        ids = next(ids for ids in self._truth.values() if ids[:known] == sequence.ids)
+        ids = next(ids for ids in self._truth if ids[:known] == sequence.ids)
         tokens = ids[known : known + count]
         return [token if self._random.random() < self._right else token ^ 1 for token in tokens]
 
@@ -170,7 +189,7 @@ def row(
 
 
 def speculation(
-    engine: Engine, lookup: Drafter | None, model: Drafter | None, depth: Depth | None = None
+    engine: Engine, lookup: Drafter | None, model: Reader | None, depth: Depth | None = None
 ) -> Speculation:
     """As `deepmnn.load` makes it."""
     rows = min(engine.max_rows, engine.scheduler.max_batch_tokens)

@@ -9,7 +9,7 @@ from collections.abc import Sequence as List
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.speculation.depth import Depth, Fixed
-from deepmnn.engine.speculation.drafter import Drafter, Guess
+from deepmnn.engine.speculation.drafter import Drafter, Guess, Reader
 from deepmnn.engine.speculation.speculation import Speculation
 
 
@@ -17,6 +17,8 @@ class ScriptedDrafter:
     """truth: the answer to a prompt, without guesses. right: how often a token is the true one."""
 
     kinds: Mapping[str, float] = {"script": 0.5}
+    read_tokens = 0
+    following = True
 
     def __init__(
         self,
@@ -26,13 +28,20 @@ class ScriptedDrafter:
         seed: int = 0,
         most: int = 8,
     ) -> None:
-        self.most, self.asked, self.forgotten = most, 0, 0
+        self.most, self.asked, self.followed, self.forgotten = most, 0, 0, 0
         self._truth, self._right, self._vocab = truth, right, vocab_size
         self._random = random.Random(seed)
 
     def propose(self, asked: List[tuple[Sequence, int]]) -> list[Guess]:
         self.asked += 1
-        return [Guess(self._tokens(sequence, count), "script") for sequence, count in asked]
+        made = [self._tokens(sequence, count) for sequence, count in asked]
+        return [Guess(tokens, self.kinds_of(len(tokens))) for tokens in made]
+
+    def kinds_of(self, most: int) -> List[str]:
+        return ["script"] * most
+
+    def follow(self, sequence: Sequence) -> None:
+        self.followed += 1
 
     def forget(self, sequence: Sequence) -> None:
         self.forgotten += 1
@@ -51,13 +60,14 @@ class RandomDepth(Depth):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
+        self.economy = None
         self._random = random.Random(seed)
 
     def choose(self, offers: List[object], most_rows: int) -> list[int]:  # type: ignore[override]
         self.promising = True
         room, depths = most_rows - len(offers), []
         for offer in offers:
-            most = min(offer.most, room)  # type: ignore[attr-defined]
+            most = min(len(offer.gains), room)  # type: ignore[attr-defined]
             depths.append(self._random.randint(0, max(0, most)))
             room -= depths[-1]
         return depths
@@ -66,7 +76,7 @@ class RandomDepth(Depth):
 def guess_ahead(
     engine: Engine,
     lookup: Drafter | None = None,
-    model: Drafter | None = None,
+    model: Reader | None = None,
     depth: Depth | None = None,
 ) -> Speculation:
     """Makes an engine guess; without a depth as much as it can."""

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 
 import deepmnn
 import overhead
-from deepmnn.engine.engine import make_batch
+from deepmnn.engine.batch import make_batch
 from deepmnn.engine.scheduler import Scheduler
 from deepmnn.errors import ContextLengthError
 from tiny_artifact import tiny_artifact

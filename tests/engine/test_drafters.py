@@ -13,6 +13,7 @@ from deepmnn.backends.base import F32, Batch
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.speculation.depth import Depth
+from deepmnn.engine.speculation.drafter import Guess
 from deepmnn.engine.speculation.model import ModelDrafter
 from deepmnn.engine.speculation.mtp import MtpDrafter
 from deepmnn.engine.speculation.ngram import NgramDrafter
@@ -43,12 +44,24 @@ def scan(ids: list[int], count: int) -> list[int]:
     return tokens[len(ids) :]
 
 
+def looking_up(most: int, sequence: Sequence) -> NgramDrafter:
+    drafter = NgramDrafter(most)
+    drafter.follow(sequence)
+    return drafter
+
+
+def looked_up(ids: list[int], count: int) -> Guess:
+    sequence = Sequence(ids)
+    [guess] = looking_up(6, sequence).propose([(sequence, count)])
+    return guess
+
+
 @pytest.mark.parametrize("seed", range(10))
 def test_an_index_that_grows_finds_what_a_scan_finds(seed: int) -> None:
     """Where the last two tokens stood in no more places than are compared."""
     rng = random.Random(seed)
-    drafter, sequence = NgramDrafter(8), Sequence([rng.randrange(30) for _ in range(20)])
-    found = 0
+    sequence = Sequence([rng.randrange(30) for _ in range(20)])
+    drafter, found = looking_up(8, sequence), 0
     for _ in range(150):
         count = rng.randint(1, 8)
         [guess] = drafter.propose([(sequence, count)])
@@ -67,25 +80,23 @@ def test_an_index_that_grows_finds_what_a_scan_finds(seed: int) -> None:
 
 
 def test_kinds_are_lengths_and_texts_that_repeat_are_followed() -> None:
-    drafter = NgramDrafter(6)
-    sequence = Sequence([*range(20), 50, *range(9)])
-    [guess] = drafter.propose([(sequence, 6)])
-    assert (list(guess.tokens), guess.kind) == ([9, 10, 11, 12, 13, 14], "8-gram")
-    [guess] = drafter.propose([(Sequence([1, 2, 7, 1, 2]), 6)])
-    assert (list(guess.tokens), guess.kind) == ([7, 1, 2, 7, 1, 2], "2-gram")
+    guess = looked_up([*range(20), 50, *range(9)], 6)
+    assert (list(guess.tokens), guess.kinds) == ([9, 10, 11, 12, 13, 14], ["8-gram"] * 6)
+    guess = looked_up([1, 2, 7, 1, 2], 6)
+    assert (list(guess.tokens), guess.kinds) == ([7, 1, 2, 7, 1, 2], ["2-gram"] * 6)
     for ids in ([1], [1, 2], [1, 2, 3], [1, 2, 3, 4]):
-        [guess] = drafter.propose([(Sequence(ids), 6)])
-        assert not guess.tokens
-    [guess] = drafter.propose([(Sequence([5] * 9), 0)])
-    assert not guess.tokens
+        assert not looked_up(ids, 6).tokens
+    assert not looked_up([5] * 9, 0).tokens
 
 
 def test_a_long_prompt_is_indexed_over_several_steps() -> None:
-    drafter, sequence = NgramDrafter(4), Sequence([*range(20_000), 5, 6])
+    sequence = Sequence([*range(20_000), 5, 6])
+    drafter = looking_up(4, sequence)
     guesses = [drafter.propose([(sequence, 4)])[0] for _ in range(3)]
     assert [list(guess.tokens) for guess in guesses] == [[], [], [7, 8, 9, 10]]
     drafter.forget(sequence)
-    assert not drafter.propose([(sequence, 4)])[0].tokens
+    drafter.follow(sequence)
+    assert not drafter.propose([(sequence, 4)])[0].tokens, "it starts again"
 
 
 # --------------------------------------------------------------------------------- a second model
@@ -252,7 +263,9 @@ def test_pairs_wait_where_nothing_is_guessed_and_run_together() -> None:
         def choose(self, offers, most_rows):  # type: ignore[no-untyped-def]
             return [0] * len(offers)
 
-    engine, backend = drafting_engine(3, Never())
+    never = Never()
+    never.economy = None
+    engine, backend = drafting_engine(3, never)
     [made] = answers(engine, [[*range(90)]], SamplingParams(max_tokens=200, ignore_eos=True))
     assert made.answer == expected_answer([*range(90)], 200, VOCAB)
     assert backend.drafts == 1 + 50, "one for each block"

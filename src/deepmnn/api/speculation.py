@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from deepmnn.engine.engine import Engine
-from deepmnn.engine.speculation.drafter import Drafter
+from deepmnn.engine.speculation.drafter import Reader
 from deepmnn.engine.speculation.model import ModelDrafter
 from deepmnn.engine.speculation.mtp import MtpDrafter
 from deepmnn.engine.speculation.ngram import NgramDrafter
@@ -48,7 +48,7 @@ def guess_ahead(engine: Engine, options: LoadOptions, draft: LLM | None) -> None
     if wanted == "off" or engine.backend.max_sequences == 1:
         return
     most = options.speculate_tokens
-    dear: Drafter | None = None
+    dear: Reader | None = None
     if draft is not None:
         dear = ModelDrafter(draft.new_engine(), engine.backend.vocab_size, most or MODEL_TOKENS)
     elif wanted == "mtp":

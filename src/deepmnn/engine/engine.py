@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import time
-from array import array
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as List
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from deepmnn.backends.base import F32, Backend, Batch, Draw
+from deepmnn.backends.base import F32, Backend, Draw
+from deepmnn.engine.batch import make_batch
 from deepmnn.engine.kv_cache import BlockManager, BlockTable, cache_is_full
 from deepmnn.engine.kv_disk import KvDisk
 from deepmnn.engine.recent_rows import places
@@ -348,40 +346,3 @@ def _goes_on(span: Span[Sequence], drawn: int) -> bool:
     if drawn > len(span.guesses) or sequence.finish_reason is not None:
         return False
     return sequence.ids[-1] == span.guesses[drawn - 1]
-
-
-def make_batch(spans: List[Span[BlockTable]]) -> Batch:
-    """The descriptor of one step; see backends/base.py.
-
-    Plain lists, and one array that all fields are views of: a decode step is short, and a numpy
-    call costs more than its few numbers.
-    """
-    ids: list[int] = []
-    positions: list[int] = []
-    contexts: list[int] = []
-    tables: list[int] = []
-    rows: list[int] = []
-    starts = [0]
-    width = max([len(span.table.blocks) for span in spans])
-    for span in spans:
-        table = span.table
-        end = table.length + span.count
-        ids += table.ids[table.length : end]
-        if span.guesses:
-            ids += span.guesses
-        positions += range(table.length, end)
-        contexts.append(end)
-        tables += table.blocks
-        tables += [-1] * (width - len(table.blocks))
-        stop = len(ids)
-        rows += range(stop - span.rows, stop)
-        starts.append(stop)
-    numbers = array("i", ids + positions + starts + contexts + tables + rows)
-    views, end = np.frombuffer(numbers, np.int32), 0
-    fields = []
-    for part in (ids, positions, starts, contexts, tables, rows):
-        begin, end = end, end + len(part)
-        fields.append(views[begin:end])
-    batch = Batch(*fields)
-    batch.block_tables = batch.block_tables.reshape(-1, width)
-    return batch

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 from statistics import median
+
+from deepmnn.engine.speculation.economy import Economy
 
 _MARGIN = 1.03
 """Guessing must promise to be so much faster than not: less is the error of what is measured."""
@@ -46,14 +48,11 @@ class Acceptance:
     right: float = 0.0
     tried: float = 0.0
 
-    def add(self, right: int, wrong: int) -> None:
-        """Takes what became of one guess of several tokens: those that were right, and whether
-        one was wrong (those behind it say nothing).
-        """
+    def add(self, hit: bool) -> None:
+        """Takes whether a guess was right; those behind a wrong one say nothing."""
         keep = 1.0 - 1.0 / _MEMORY
-        for hit in [1] * right + [0] * wrong:
-            self.right = self.right * keep + hit
-            self.tried = self.tried * keep + 1
+        self.right = self.right * keep + hit
+        self.tried = self.tried * keep + 1
 
     def rate(self, prior: float, belief: float = _BELIEF) -> float:
         """The chance of the next one; prior: what is known otherwise."""
@@ -64,11 +63,11 @@ class Acceptance:
 class Offer:
     """What can be guessed for one answer.
 
-    rate: the chance that a guess is right. most: tokens. dear: whether guessing itself takes time.
+    gains: for each token, in order, the chance that it and all before it are right. dear: whether
+    guessing itself takes time.
     """
 
-    rate: float
-    most: int
+    gains: List[float]
     dear: bool = False
 
 
@@ -135,10 +134,12 @@ class Depth:
 
     Attributes:
         promising: whether guesses seemed to pay in the last step, or some were only tried.
+        economy: decides whether a drafter that takes time is kept; None keeps it.
     """
 
     def __init__(self, probes: float = _PROBES) -> None:
         self.costs = Costs()
+        self.economy: Economy | None = Economy()
         self.promising = False
         self._draft: float | None = None
         self._asking = 0.0
@@ -146,21 +147,20 @@ class Depth:
         self._probes = probes
         self._spent: dict[int, float] = {}
 
-    def learn(self, answers: int, rows: int, seconds: float, drafting: float, turns: int) -> None:
+    def learn(self, rows: int, seconds: float, asking: float, drafting: float, turns: int) -> None:
         """What a step without prompts took.
 
-        rows: of its answers and their guesses. drafting: seconds of guessing, not in `seconds`,
-        in which a drafter ran `turns` times.
+        rows: of its answers and their guesses. asking: seconds in which it was decided what to
+        guess. drafting: seconds in which a drafter ran `turns` times; 0 turns: nothing to learn.
         """
         self.costs.learn(rows, seconds)
+        self._asking += 0.05 * (asking - self._asking)
         if turns:
             each = drafting / turns
             self._draft = each if self._draft is None else self._draft + 0.2 * (each - self._draft)
-        else:
-            self._asking += 0.05 * (drafting - self._asking)
-        self._total += seconds + drafting
+        self._total += seconds + asking + drafting
 
-    def choose(self, offers: Sequence[Offer], most_rows: int) -> list[int]:
+    def choose(self, offers: List[Offer], most_rows: int) -> list[int]:
         """How many tokens to guess for each of the step's answers; most_rows: of the whole step.
 
         Guesses are dealt out one by one, the likeliest first; as many of them are taken as give
@@ -205,11 +205,10 @@ class Depth:
         """Tokens a second at most, where one of so many answers gets guesses."""
         costs = self.costs
         if not costs.largest:
-            return offer.rate
+            return sum(offer.gains)
         each = self._draft_seconds(answers) if offer.dear else 0.0
-        tokens, gain, best = float(answers), 1.0, 0.0
-        for depth in range(1, offer.most + 1):
-            gain *= offer.rate
+        tokens, best = float(answers), 0.0
+        for depth, gain in enumerate(offer.gains, 1):
             tokens += gain
             best = max(best, tokens / (costs.of(answers + depth) + each * depth))
         return best
@@ -227,29 +226,29 @@ class _Plan:
     most: guesses.
     """
 
-    def __init__(self, offers: Sequence[Offer], most: int) -> None:
+    def __init__(self, offers: List[Offer], most: int) -> None:
         self._answers = len(offers)
         self._dear = [offer.dear for offer in offers]
         self.dealt = sorted(
-            (-(offer.rate ** (depth + 1)), depth, index)
+            (-gain, depth, index)
             for index, offer in enumerate(offers)
-            for depth in range(min(offer.most, most))
+            for depth, gain in enumerate(offer.gains)
         )[: max(0, most)]
 
     def best(
-        self, seconds: Sequence[float], each: float, asking: float, rate: float
+        self, seconds: List[float], each: float, asking: float, rate: float
     ) -> tuple[float, int, int]:
         """(tokens a second, guesses, the drafter's turns) of the best plan.
 
         seconds: of steps, by guesses, as many as may be taken. each: of a turn of the drafter.
-        asking: of guessing without it. rate: to be beaten.
+        asking: of deciding what to guess. rate: to be beaten.
         """
         taken = turns = 0
         reach = len(seconds) - 1
         deepest = self.turns(len(self.dealt))
         for most in range(deepest + 1):
             tokens, count = float(self._answers), 0
-            drafting = most * each or asking
+            drafting = most * each + asking
             for gain, depth, index in self.dealt:
                 if depth >= most and self._dear[index]:
                     continue
@@ -291,13 +290,13 @@ class Fixed(Depth):
 
     def __init__(self, depth: int) -> None:
         super().__init__()
-        self.depth = depth
+        self.depth, self.economy = depth, None
 
-    def choose(self, offers: Sequence[Offer], most_rows: int) -> list[int]:
+    def choose(self, offers: List[Offer], most_rows: int) -> list[int]:
         """How many tokens to guess for each answer."""
         self.promising = True  # to be asked in every step
         room, depths = most_rows - len(offers), []
         for offer in offers:
-            depths.append(max(0, min(self.depth, offer.most, room)))
+            depths.append(max(0, min(self.depth, len(offer.gains), room)))
             room -= depths[-1]
         return depths

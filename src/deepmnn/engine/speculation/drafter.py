@@ -14,19 +14,20 @@ from deepmnn.engine.sequence import Sequence
 class Guess:
     """What may come next in an answer.
 
-    tokens: in order; none where nothing can be said. kind: guesses of one kind are right about
-    equally often.
+    tokens: in order; none where nothing can be said. kinds: of each token; guesses of one kind are
+    right about equally often, where those before them in the same guess are.
     """
 
     tokens: List[int]
-    kind: str
+    kinds: List[str]
 
 
 class Drafter(Protocol):
     """Guesses tokens. Whether they are right is found out by the model itself (`Speculation`).
 
     Between two steps `Sequence.ids` are real tokens only, and only grow: what has become of a
-    guess is seen there. A drafter may be asked for any of the sequences, in any step, or not.
+    guess is seen there. A drafter may be asked for any of the sequences that it follows, in any
+    step, or not.
     """
 
     most: int
@@ -34,14 +35,38 @@ class Drafter(Protocol):
     kinds: Mapping[str, float]
     """What its guesses are called, and the chance that one is right of which nothing is known."""
 
+    def follow(self, sequence: Sequence) -> None:
+        """The sequence starts, and will be asked for."""
+        ...
+
     def propose(self, asked: List[tuple[Sequence, int]]) -> list[Guess]:
         """A guess for each (sequence, tokens wanted); it may be shorter."""
         ...
 
     def forget(self, sequence: Sequence) -> None:
-        """The sequence has ended, if it was ever asked for."""
+        """It has ended, or is asked for no longer; it need not have been followed."""
         ...
 
 
-NOTHING = Guess((), "")
+class Reader(Drafter, Protocol):
+    """A drafter that must read what it guesses from: it takes time, for guesses and beside them."""
+
+    @property
+    def following(self) -> bool:
+        """Whether it follows any sequence."""
+        ...
+
+    @property
+    def read_tokens(self) -> int:
+        """Tokens that the last `propose` had to read besides what a guess needs: its time says
+        little about guesses then.
+        """
+        ...
+
+    def kinds_of(self, most: int) -> List[str]:
+        """The kinds of the tokens of a guess of so many."""
+        ...
+
+
+NOTHING = Guess((), ())
 """A guess of no tokens."""

@@ -32,15 +32,33 @@ class ModelDrafter:
 
     def __init__(self, engine: Engine, vocab_size: int, most: int) -> None:
         self.engine, self.most = engine, most
+        self.read_tokens = 0
         self._vocab = min(vocab_size, engine.backend.vocab_size)
         self._readers: dict[Sequence, _Reader] = {}
+
+    @property
+    def following(self) -> bool:
+        """See `Reader`."""
+        return bool(self._readers)
+
+    def kinds_of(self, most: int) -> List[str]:
+        """See `Reader`."""
+        return ["model"] * most
+
+    def follow(self, sequence: Sequence) -> None:
+        """Reads it when it is asked for."""
+        self._readers[sequence] = _Reader([])
 
     def propose(self, asked: List[tuple[Sequence, int]]) -> list[Guess]:
         """See `Drafter`."""
         wanted: dict[_Reader, int] = {}
+        self.read_tokens = 0
         for sequence, count in asked:
-            reader = self._reader(sequence)
+            # The last of all from now on: those before it make room first.
+            reader = self._readers[sequence] = self._readers.pop(sequence)
             reader.catch_up(sequence.ids, self.engine)
+            if reader.pending > 2 + self.most:
+                self.read_tokens += reader.pending
             # It writes no row for the last token that it guesses.
             most = self.engine.context_length - len(sequence.ids)
             wanted[reader] = min(count, self.most, most)
@@ -56,15 +74,9 @@ class ModelDrafter:
         if reader is not None:
             self.engine.manager.free(reader)
 
-    def _reader(self, sequence: Sequence) -> _Reader:
-        """Its reader, the last of all from now on: those before it make room first."""
-        reader = self._readers.pop(sequence, None) or _Reader([])
-        self._readers[sequence] = reader
-        return reader
-
     def _guess(self, sequence: Sequence) -> Guess:
         tokens = self._readers[sequence].guessed
-        return Guess(tokens, "model") if tokens else NOTHING
+        return Guess(tokens, self.kinds_of(len(tokens))) if tokens else NOTHING
 
     def _turn(self, readers: list[_Reader]) -> list[_Reader]:
         """Runs what they have not run; those that are at the end guess a token, and go on."""

@@ -14,65 +14,95 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from collections.abc import Sequence as List
-from dataclasses import dataclass, replace
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 
 import numpy as np
 
 from deepmnn.backends.base import F32, Backend, Batch, Cache
+from deepmnn.engine.batch import Part, batch_of
 from deepmnn.engine.kv_cache import BlockTable
 from deepmnn.engine.scheduler import Span
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.speculation.drafter import NOTHING, Guess
 
+_FIRST, _FURTHER = 0.7, 0.5
+"""Draft parts are trained for one token. Chained they are right less often, and how often depends
+on how they were trained: so each place has a kind of its own."""
+
 
 class MtpDrafter:
     """Runs the draft part behind the main one. Its guesses are its likeliest tokens.
 
-    Every pair of a sequence is run once: those of a prompt, and of a block that is whole, at the
-    end of the step, all others when a guess is wanted: they cost little where none is. Rows that
-    were found in the cache have theirs there; the last one of a block may be of another sequence,
-    which went on with another token: that makes guesses a little worse, and nothing else, as do
-    rows that a `Session` has run.
+    Every pair of a sequence that it follows is run once: those of a prompt, and of a block that is
+    whole, at the end of the step, all others when a guess is wanted. Rows that were found in the
+    cache should have theirs there. Where they have not, guesses are a little worse, and nothing
+    else: the last row of a block may be of another sequence, which went on with another token;
+    sequences that it did not follow have none, nor have rows that a `Session` has run.
 
     Args:
         backend, cache: of the main part.
         most: tokens guessed at a time.
-    """
 
-    kinds: Mapping[str, float] = {"mtp": 0.7}
+    Attributes:
+        seconds: that it took to keep states, and for pairs of whole blocks; who asks sets it to 0.
+        prompt_seconds, prompt_tokens: the same of the pairs of prompts.
+    """
 
     def __init__(self, backend: Backend, cache: Cache, most: int) -> None:
         self.most = most
+        self.kinds: Mapping[str, float] = {
+            kind: _FURTHER if place else _FIRST for place, kind in enumerate(self.kinds_of(most))
+        }
+        self.read_tokens = self.prompt_tokens = 0
+        self.seconds = self.prompt_seconds = 0.0
         self._backend, self._cache = backend, cache
         self._state = backend.draft_state or ""
-        self._waiting: WeakKeyDictionary[Sequence, _Waiting] = WeakKeyDictionary()
+        self._waiting: dict[Sequence, _Waiting] = {}
+
+    @property
+    def following(self) -> bool:
+        """See `Reader`."""
+        return bool(self._waiting)
+
+    def kinds_of(self, most: int) -> List[str]:
+        """See `Reader`."""
+        return [f"mtp-{place}" for place in range(1, most + 1)]
+
+    def follow(self, sequence: Sequence) -> None:
+        """Keeps the states of its tokens from now on."""
+        self._waiting[sequence] = _Waiting()
 
     def propose(self, asked: List[tuple[Sequence, int]]) -> list[Guess]:
         """See `Drafter`. Their rows are reserved in the cache, as many as tokens are wanted."""
         wanted: dict[Sequence, int] = {}
+        late, self.read_tokens = [], 0
         for sequence, count in asked:
-            waiting = self._waiting.get(sequence)
-            if waiting is not None and waiting.end == len(sequence.ids) - 1:
-                wanted[sequence] = min(count, self.most)
-        self._run_waiting([s for s in wanted if self._waiting[s].ready(s.ids)])
-        made: dict[Sequence, list[int]] = {sequence: [] for sequence in wanted}
+            waiting = self._waiting[sequence]
+            if waiting.end != len(sequence.ids) - 1:
+                continue  # its last step was not seen
+            wanted[sequence] = min(count, self.most)
+            ready = waiting.ready(sequence.ids)
+            if ready:
+                late.append(sequence)
+            if ready > 2 + self.most:
+                self.read_tokens += ready
+        self._run_waiting(late)
+        made: dict[Sequence, list[int]] = {}
         states: dict[Sequence, F32] = {}
         for sequence in wanted:
-            token, state = self._waiting[sequence].guess
-            made[sequence].append(token)
-            states[sequence] = state
+            token, states[sequence] = self._waiting[sequence].guess
+            made[sequence] = [token]
         turn = 1
-        while going := [sequence for sequence in wanted if wanted[sequence] > turn]:
-            pairs = []
-            for sequence in going:
-                place = len(sequence.ids) - 2 + turn
-                pairs.append(_Pairs(sequence, place, made[sequence][-1:], states[sequence]))
-            for sequence, (token, state) in zip(going, self._run(pairs), strict=True):
+        while going := [sequence for sequence, count in wanted.items() if count > turn]:
+            parts: list[Part] = [(made[s][-1:], len(s.ids) - 2 + turn, s.blocks, 1) for s in going]
+            given = self._run(parts, [states[sequence] for sequence in going])
+            for sequence, (token, state) in zip(going, given, strict=True):
                 made[sequence].append(token)
                 states[sequence] = state
             turn += 1
-        return [Guess(made[s], "mtp") if s in made else NOTHING for s, _ in asked]
+        kinds = list(self.kinds)
+        return [Guess(made[s], kinds[: len(made[s])]) if s in made else NOTHING for s, _ in asked]
 
     def forget(self, sequence: Sequence) -> None:
         """Drops the states that wait."""
@@ -80,113 +110,121 @@ class MtpDrafter:
 
     def step(self, batch: Batch, spans: List[Span[BlockTable]]) -> F32:
         """A step of the main part; keeps the states of its tokens. Logits [rows, vocab_size]."""
-        tokens = np.arange(len(batch.ids), dtype=np.int32)
-        given = self._backend.run(self._cache, replace(batch, logit_rows=tokens))
+        began = perf_counter()
+        wanted = batch.logit_rows
+        every = len(wanted) == len(batch.ids)
+        if not every:
+            batch = replace(batch, logit_rows=np.arange(len(batch.ids), dtype=np.int32))
+        begun = perf_counter()
+        given = self._backend.run(self._cache, batch)
+        ended = perf_counter()
         states, end = given[self._state], 0
         for span in spans:
             begin, end = end, end + span.count
-            if isinstance(span.table, Sequence):
-                waiting = self._waiting.setdefault(span.table, _Waiting(states[:0]))
+            waiting = self._waiting.get(span.table)  # type: ignore[call-overload]
+            if waiting is not None:
                 waiting.add(span.table.length, states[begin:end])
-        return given["logits"][batch.logit_rows]
+        logits = given["logits"] if every else given["logits"][wanted]
+        self.seconds += begun - began + perf_counter() - ended
+        return logits
 
     def ran(self, sequences: List[Sequence]) -> None:
         """A step is over: runs the pairs that must not wait.
 
         These are a prompt's and those of whole blocks, which others may find from now on, and many.
         """
-        size = self._cache.block_size
-        due = []
+        began, size = perf_counter(), self._cache.block_size
+        due, prompts = [], 0
         for sequence in sequences:
             waiting = self._waiting.get(sequence)
             if waiting is None or sequence.finish_reason is not None:
                 continue
             ready = waiting.ready(sequence.ids)
-            whole = waiting.begin // size < (waiting.begin + ready) // size
-            if ready and (whole or sequence.completion_tokens <= 1):
+            if not ready:
+                continue
+            if sequence.completion_tokens <= 1:
+                prompts += ready
                 due.append(sequence)
-        self._run_waiting(due)
+            elif waiting.begin // size < (waiting.begin + ready) // size:
+                due.append(sequence)
+        if due:
+            self._run_waiting(due)
+        seconds = perf_counter() - began
+        if prompts:
+            self.prompt_seconds += seconds
+            self.prompt_tokens += prompts
+        else:
+            self.seconds += seconds
 
     def _run_waiting(self, sequences: List[Sequence]) -> None:
         """Runs all pairs of these that can be run; at least one of each can."""
         if not sequences:
             return
-        pairs = []
+        parts: list[Part] = []
+        states: list[F32] = []
         for sequence in sequences:
             waiting = self._waiting[sequence]
             begin, ready = waiting.begin, waiting.ready(sequence.ids)
             ids = sequence.ids[begin + 1 : begin + 1 + ready]
-            pairs.append(_Pairs(sequence, begin, ids, waiting.states[:ready]))
-        for each, guess in zip(pairs, self._run(pairs), strict=True):
-            self._waiting[each.sequence].drop(len(each.ids), guess)
+            parts.append((ids, begin, sequence.blocks, 1))
+            states += waiting.take(ready)
+        for sequence, guess in zip(sequences, self._run(parts, states), strict=True):
+            self._waiting[sequence].guess = guess
 
-    def _run(self, pairs: list[_Pairs]) -> list[tuple[int, F32]]:
+    def _run(self, parts: list[Part], states: list[F32]) -> list[tuple[int, F32]]:
         """What each sequence's last pair guesses, and its state [1, width]."""
-        batch, given = _batch(pairs), np.concatenate([each.states for each in pairs])
-        logits, states = self._backend.draft(self._cache, batch, given)
-        tokens = np.argmax(logits, axis=1).tolist()
-        return [(token, states[row : row + 1]) for row, token in enumerate(tokens)]
+        given = states[0] if len(states) == 1 else np.concatenate(states)
+        logits, after = self._backend.draft(self._cache, batch_of(parts), given)
+        tokens = logits.argmax(axis=1).tolist()
+        return [(token, after[row : row + 1]) for row, token in enumerate(tokens)]
 
 
 @dataclass(slots=True)
-class _Pairs:
-    """Pairs of one sequence in a row, to be run.
-
-    position: of the first. ids: of the tokens after. states: [pairs, width].
-    """
-
-    sequence: Sequence
-    position: int
-    ids: list[int]
-    states: F32
-
-
 class _Waiting:
     """States of a sequence's tokens whose pairs are not run yet.
 
-    begin: the token of the first. states: [tokens, width]. guess: what the pair before has guessed,
-    and its state [1, width].
+    begin: the token of the first; end: behind that of the last. states: one after the other, each
+    [tokens, width]. guess: what the pair before has guessed, and its state [1, width].
     """
 
-    def __init__(self, states: F32) -> None:
-        self.begin, self.states = 0, states
-        self.guess: tuple[int, F32] = (0, states)
+    begin: int = 0
+    end: int = 0
+    states: list[F32] = field(default_factory=list)
+    guess: tuple[int, F32] = (0, np.zeros((1, 0), np.float32))
 
-    @property
-    def end(self) -> int:
-        """Behind the token of the last."""
-        return self.begin + len(self.states)
-
-    def ready(self, ids: list[int]) -> int:
+    def ready(self, ids: List[int]) -> int:
         """How many pairs can be run: their next token is known."""
         return max(0, min(self.end, len(ids) - 1) - self.begin)
 
     def add(self, begin: int, states: F32) -> None:
         """Takes states of tokens from `begin` on; those of wrong guesses there make room."""
         if self.begin <= begin <= self.end:
-            self.states = np.concatenate([self.states[: begin - self.begin], states])
+            self._keep(begin - self.begin)
         else:  # rows between were found in the cache
-            self.begin, self.states = begin, np.array(states)
+            self.states, self.begin = [], begin
+        self.states.append(states)
+        self.end = begin + len(states)
 
-    def drop(self, count: int, guess: tuple[int, F32]) -> None:
-        """The first pairs have been run; the last of them has guessed this."""
-        self.begin, self.states, self.guess = self.begin + count, self.states[count:], guess
+    def take(self, count: int) -> list[F32]:
+        """The first so many, which wait no longer."""
+        taken: list[F32] = []
+        self.begin += count
+        while count:
+            first = self.states[0]
+            if len(first) <= count:
+                taken.append(self.states.pop(0))
+                count -= len(first)
+            else:
+                taken.append(first[:count])
+                self.states[0] = first[count:].copy()  # lets go of the rest
+                count = 0
+        return taken
 
-
-def _batch(pairs: list[_Pairs]) -> Batch:
-    """The descriptor of a step of the draft part."""
-    counts = [len(each.ids) for each in pairs]
-    ends = np.cumsum(counts, dtype=np.int32)
-    width = max([len(each.sequence.blocks) for each in pairs])
-    tables = np.full((len(pairs), width), -1, np.int32)
-    for row, each in zip(tables, pairs, strict=True):
-        row[: len(each.sequence.blocks)] = each.sequence.blocks
-    positions = [np.arange(p.position, p.position + n) for p, n in zip(pairs, counts, strict=True)]
-    return Batch(
-        ids=np.array([token for each in pairs for token in each.ids], np.int32),
-        positions=np.concatenate(positions).astype(np.int32),
-        sequence_starts=np.concatenate([np.zeros(1, np.int32), ends]),
-        context_lengths=np.array([p[-1] + 1 for p in positions], np.int32),
-        block_tables=tables,
-        logit_rows=ends - 1,
-    )
+    def _keep(self, count: int) -> None:
+        """The first so many alone."""
+        extra = self.end - self.begin - count
+        while extra:
+            last = self.states.pop()
+            if len(last) > extra:
+                self.states.append(last[:-extra])
+            extra -= min(extra, len(last))

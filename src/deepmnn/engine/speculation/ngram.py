@@ -12,7 +12,6 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Mapping
 from collections.abc import Sequence as List
-from weakref import WeakKeyDictionary
 
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.speculation.drafter import NOTHING, Guess
@@ -40,21 +39,22 @@ class NgramDrafter:
 
     def __init__(self, most: int) -> None:
         self.most = most
-        self._indices: WeakKeyDictionary[Sequence, _Index] = WeakKeyDictionary()
+        self._indices: dict[Sequence, _Index] = {}
 
     def propose(self, asked: List[tuple[Sequence, int]]) -> list[Guess]:
         """See `Drafter`."""
         return [self._guess(sequence, count) for sequence, count in asked]
+
+    def follow(self, sequence: Sequence) -> None:
+        """Starts an index of its tokens; they are taken when it is asked for."""
+        self._indices[sequence] = _Index()
 
     def forget(self, sequence: Sequence) -> None:
         """Drops the sequence's index."""
         self._indices.pop(sequence, None)
 
     def _guess(self, sequence: Sequence, count: int) -> Guess:
-        index = self._indices.get(sequence)
-        if index is None:
-            index = self._indices[sequence] = _Index()
-        ids = sequence.ids
+        index, ids = self._indices[sequence], sequence.ids
         if not index.reach(ids) or count < 1:
             return NOTHING
         length, place = index.find(ids)
@@ -64,11 +64,8 @@ class NgramDrafter:
         tokens = ids[place : place + count]
         while len(tokens) < count:  # it has reached the end, and goes on with itself
             tokens.append(tokens[len(tokens) - period])
-        return Guess(tokens, _kind(_LEAST[bisect_right(_LEAST, length) - 1]))
-
-
-def _kind(length: int) -> str:
-    return f"{length}-gram"
+        kind = f"{_LEAST[bisect_right(_LEAST, length) - 1]}-gram"
+        return Guess(tokens, [kind] * count)
 
 
 class _Index:

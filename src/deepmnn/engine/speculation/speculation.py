@@ -19,14 +19,13 @@ import logging
 from collections.abc import Sequence as List
 from dataclasses import dataclass, field
 from time import perf_counter
-from weakref import WeakKeyDictionary
 
 from deepmnn.backends.base import F32, Batch
 from deepmnn.engine.kv_cache import BlockManager, BlockTable
 from deepmnn.engine.scheduler import Span
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.speculation.depth import Acceptance, Depth, Offer
-from deepmnn.engine.speculation.drafter import NOTHING, Drafter, Guess
+from deepmnn.engine.speculation.drafter import NOTHING, Drafter, Guess, Reader
 from deepmnn.engine.speculation.mtp import MtpDrafter
 
 log = logging.getLogger("deepmnn")
@@ -46,7 +45,7 @@ class Speculation:
         manager: of the cache that the guesses' rows are in.
         most_rows: rows of logits of one step.
         lookup: a drafter whose guesses cost nothing.
-        model: one whose guesses take time.
+        model: one that takes time.
         depth: how many tokens are guessed.
 
     Attributes:
@@ -58,18 +57,19 @@ class Speculation:
         manager: BlockManager,
         most_rows: int,
         lookup: Drafter | None = None,
-        model: Drafter | None = None,
+        model: Reader | None = None,
         depth: Depth | None = None,
     ) -> None:
         self.lookup, self.model = lookup, model
         self.depth = depth or Depth()
         self.drafting = 0.0
         self._manager, self._most_rows = manager, most_rows
-        self._turns = 0
+        self._looked = False
+        self._turns, self._proposing = 0, 0.0
         self._idle = self._elapsed = 0.0
         self._patience = 0
         self._rates: dict[str, Acceptance] = {}
-        self._records: WeakKeyDictionary[Sequence, _Record] = WeakKeyDictionary()
+        self._records: dict[Sequence, _Record] = {}
 
     def guess(self, spans: List[Span[Sequence]]) -> None:
         """Adds guesses to the spans of a step, and reserves their rows.
@@ -78,51 +78,117 @@ class Speculation:
         fails is not asked again; the answers go on without.
         """
         began = perf_counter()
-        self._turns, self.drafting = 0, 0.0
-        if self._patience <= 0 and self._idle > _IDLE * self._elapsed:
-            return
-        if all(span.count == 1 and span.rows for span in spans):
-            try:
+        self._looked, self._turns, self._proposing, self.drafting = False, 0, 0.0, 0.0
+        try:
+            for span in spans:
+                if span.table not in self._records:
+                    self._follow(span.table)
+            if self._patience <= 0 and self._idle > _IDLE * self._elapsed:
+                return
+            if all(span.count == 1 and span.rows for span in spans):
+                self._looked = True
                 self._guess(spans)
-            except Exception:
-                self._give_up()
-                for span in spans:
-                    drop_guesses(span, self._manager)
+        except Exception:
+            self._give_up()
+            for span in spans:
+                drop_guesses(span, self._manager)
         self.drafting = perf_counter() - began
         if self.depth.promising:
             self._patience = _PATIENCE
-        else:
+        elif self._looked:
             self._patience -= 1
             self._idle += self.drafting
 
     def step(self, batch: Batch, spans: List[Span[BlockTable]]) -> F32 | None:
         """Runs a step in place of the backend, where the drafter wants more of it than logits."""
-        return self.model.step(batch, spans) if isinstance(self.model, MtpDrafter) else None
+        model = self.model
+        return (
+            model.step(batch, spans) if isinstance(model, MtpDrafter) and model.following else None
+        )
 
     def learn(self, spans: List[Span[Sequence]], seconds: float) -> None:
         """What has become of a step's guesses; seconds: that it took, without guessing."""
         self._elapsed += seconds
-        rows = sum([span.count for span in spans])
-        if all(span.rows == span.count for span in spans):
-            self.depth.learn(len(spans), rows, seconds, self.drafting, self._turns)
-        for span in spans:
-            record = self._records.get(span.table)
-            if record is not None:
-                for guess in record.guesses:
-                    self._judge(record, guess, span.table.ids)
-                record.guesses.clear()
-        if isinstance(self.model, MtpDrafter):
+        if self._looked:
+            for span in spans:
+                record = self._records.get(span.table)
+                if record is not None:
+                    self._judge(record, span.table.ids)
+            rows = sum([span.count for span in spans])
+            kept = self.model.seconds if isinstance(self.model, MtpDrafter) else 0.0
+            turns = 0 if self.model is None or self.model.read_tokens else self._turns
+            asking = self.drafting - self._proposing
+            self.depth.learn(rows, seconds - kept, asking, self._proposing, turns)
+        if self.model is not None and self.model.following:
             try:
-                self.model.ran([span.table for span in spans])
+                self._read(self.model, spans, seconds)
             except Exception:
                 self._give_up()
 
     def forget(self, sequence: Sequence) -> None:
         """The sequence has ended."""
+        if self.depth.economy is not None and sequence.completion_tokens:
+            self.depth.economy.ended(sequence.completion_tokens)
         self._records.pop(sequence, None)
         for drafter in (self.lookup, self.model):
             if drafter is not None:
                 drafter.forget(sequence)
+
+    def _read(self, model: Reader, spans: List[Span[Sequence]], seconds: float) -> None:
+        """Has a step's tokens read, and asks whether that pays."""
+        economy, spent = self.depth.economy, 0.0
+        if isinstance(model, MtpDrafter):
+            model.ran([span.table for span in spans])
+            if economy is not None:
+                economy.read(model.prompt_tokens, model.prompt_seconds)
+            spent = model.seconds
+            model.seconds = model.prompt_seconds = 0.0
+            model.prompt_tokens = 0
+        if economy is None:
+            return
+        economy.elapse(seconds + self.drafting)
+        if self._turns and model.read_tokens:
+            economy.read(model.read_tokens, self._proposing)
+            spent += self.drafting - self._proposing
+        elif self._turns:
+            spent += self.drafting
+        answers, costs = len(spans), self.depth.costs
+        plain = costs.of(answers) if costs.largest else seconds
+        tokens, saved = sum([bool(span.rows) for span in spans]), -spent
+        guesses, gained = self._gained(spans)
+        if guesses:
+            saved += gained * plain / answers + plain - costs.of(answers + guesses)
+        economy.book(saved, tokens + gained, plain)
+        if not economy.pays:
+            self._stop(model)
+
+    def _gained(self, spans: List[Span[Sequence]]) -> tuple[int, int]:
+        """(guesses of the model, those of them that were right) of a step."""
+        guesses = gained = 0
+        if self._turns:
+            for span in spans:
+                record = self._records.get(span.table)
+                if record is not None and record.dear and span.guesses:
+                    guesses += len(span.guesses)
+                    gained += len(span.table.ids) - record.start - 1
+        return guesses, gained
+
+    def _stop(self, model: Reader) -> None:
+        """The model reads no answer any more, until one comes that seems worth it."""
+        for sequence, record in self._records.items():
+            if record.followed:
+                record.followed = False
+                model.forget(sequence)
+
+    def _follow(self, sequence: Sequence) -> None:
+        """A new sequence, or one that was preempted before it ran."""
+        self._records[sequence] = record = _Record()
+        if self.lookup is not None:
+            self.lookup.follow(sequence)
+        economy = self.depth.economy
+        if self.model is not None and (economy is None or economy.follows(sequence.pending)):
+            self.model.follow(sequence)
+            record.followed = True
 
     def _guess(self, spans: List[Span[Sequence]]) -> None:
         sequences = [span.table for span in spans]
@@ -135,14 +201,12 @@ class Speculation:
             )
         offers = []
         for sequence, guess, room in zip(sequences, found, rooms, strict=True):
-            record = self._records.get(sequence)
-            if record is None:
-                record = self._records[sequence] = _Record()
-            record.start = len(sequence.ids)
+            record = self._records[sequence]
+            record.start, record.dear = len(sequence.ids), False
             if guess.tokens:
                 record.guesses.append(guess)
             offers.append(self._offer(record, guess, room, len(spans)))
-        if not any(offer.most for offer in offers):
+        if not any(offer.gains for offer in offers):
             return
         depths = self.depth.choose(offers, self._most_rows)
         for index, span in enumerate(spans):
@@ -161,11 +225,15 @@ class Speculation:
         dear = [i for i, offer in enumerate(offers) if offer.dear and depths[i]]
         if dear and self.model is not None:
             self._turns = max([depths[i] for i in dear])
+            began = perf_counter()
             made = self.model.propose([(spans[i].table, depths[i]) for i in dear])
+            self._proposing = perf_counter() - began
             for index, guess in zip(dear, made, strict=True):
                 found[index] = guess
+                record = self._records[spans[index].table]
+                record.dear = True
                 if guess.tokens:
-                    self._records[spans[index].table].guesses.append(guess)
+                    record.guesses.append(guess)
         for span, guess, depth in zip(spans, found, depths, strict=True):
             if depth and guess.tokens:
                 span.guesses = list(guess.tokens[:depth])
@@ -173,14 +241,24 @@ class Speculation:
 
     def _offer(self, record: _Record, guess: Guess, room: int, answers: int) -> Offer:
         """The better one of what was looked up and what the model may guess."""
-        free = Offer(self._rate(record, guess.kind), len(guess.tokens)) if guess.tokens else _NONE
-        if self.model is None or room < 1:
+        free = Offer(self._gains(record, guess.kinds)) if guess.tokens else _NONE
+        if self.model is None or not record.followed or room < 1:
             return free
-        [kind] = self.model.kinds
-        dear = Offer(self._rate(record, kind), min(self.model.most, room), dear=True)
-        if not free.most or self.depth.value(dear, answers) > self.depth.value(free, answers):
+        kinds = self.model.kinds_of(min(self.model.most, room))
+        dear = Offer(self._gains(record, kinds), dear=True)
+        if not free.gains or self.depth.value(dear, answers) > self.depth.value(free, answers):
             return dear
         return free
+
+    def _gains(self, record: _Record, kinds: List[str]) -> list[float]:
+        """For each token of a guess, the chance that it and those before are right, here."""
+        gains, chance, rate, last = [], 1.0, 0.0, ""
+        for kind in kinds:
+            if kind != last:
+                rate, last = self._rate(record, kind), kind
+            chance *= rate
+            gains.append(chance)
+        return gains
 
     def _rate(self, record: _Record, kind: str) -> float:
         """The chance that a guess of this kind is right, in this answer."""
@@ -197,15 +275,21 @@ class Speculation:
                 return drafter.kinds[kind]
         return 0.0
 
-    def _judge(self, record: _Record, guess: Guess, ids: list[int]) -> None:
-        """Compares a guess, whether it was run or not, with what has come."""
-        came = ids[record.start : record.start + len(guess.tokens)]
-        right = 0
-        while right < len(came) and came[right] == guess.tokens[right]:
-            right += 1
-        wrong = int(right < len(came))
-        for rates in (record.rates, self._rates):
-            rates.setdefault(guess.kind, Acceptance()).add(right, wrong)
+    def _judge(self, record: _Record, ids: list[int]) -> None:
+        """Compares its guesses, whether they were run or not, with what has come."""
+        for guess in record.guesses:
+            for place, token, kind in zip(
+                range(record.start, len(ids)), guess.tokens, guess.kinds, strict=False
+            ):
+                hit = ids[place] == token
+                for rates in (record.rates, self._rates):
+                    known = rates.get(kind)
+                    if known is None:
+                        known = rates[kind] = Acceptance()
+                    known.add(hit)
+                if not hit:
+                    break
+        record.guesses.clear()
 
     def _room(self, sequence: Sequence) -> int:
         """How many guesses could be right: one more token is drawn behind them."""
@@ -239,12 +323,15 @@ def drop_guesses(span: Span[Sequence], manager: BlockManager) -> None:
 class _Record:
     """What is known of the guesses for one sequence.
 
-    guesses: of the step that runs, behind `start` tokens, whether they are run or not.
+    guesses: of the step that runs, behind `start` tokens, whether they are run or not. followed:
+    the model reads it. dear: it was asked for a guess of the step that runs.
     """
 
     rates: dict[str, Acceptance] = field(default_factory=dict)
     guesses: list[Guess] = field(default_factory=list)
     start: int = 0
+    followed: bool = False
+    dear: bool = False
 
 
-_NONE = Offer(0.0, 0)
+_NONE = Offer([])

@@ -12,7 +12,8 @@ from time import perf_counter_ns as now
 from typing import Any, NamedTuple
 
 from deepmnn.backends.base import F32, Backend, Draw
-from deepmnn.engine.engine import Engine, make_batch
+from deepmnn.engine.batch import make_batch
+from deepmnn.engine.engine import Engine
 from deepmnn.engine.kv_cache import BlockTable
 from deepmnn.engine.scheduler import Scheduler, Span
 from deepmnn.engine.sequence import Sequence
