@@ -7,8 +7,9 @@
 namespace deepmnn {
 namespace {
 
-constexpr int64_t kScoreFloats = 4 << 20;  // scores at once: 16 MiB, or one token's
-constexpr int64_t kKeysAtOnce = 256;       // a piece of work, for all tokens that are scored together
+constexpr int64_t kScoreFloats = 4 << 20;   // scores at once: 16 MiB, or one token's
+constexpr int64_t kKeysAtOnce = 256;        // a piece of work, for all tokens that are scored together
+constexpr int64_t kQueryFloats = 32 << 10;  // scored against a piece before the next ones: 128 KiB of L2
 constexpr int64_t kBuckets = 1 << 11;
 
 // Floats in an order of unsigned integers.
@@ -83,6 +84,22 @@ void quantize_queries(Step& step, const IndexShape& shape, const float* q, int64
   task.sums = sums;
 }
 
+// Tokens [first, first + n) of a task.
+Kernels::IndexTask tokens_of(Kernels::IndexTask task, int64_t first, int64_t n) {
+  const int64_t heads = first * task.heads, groups = groups_of(task.dim);
+  task.tokens = n;
+  task.q += heads * task.dim;
+  task.weights += heads;
+  task.limits += first;
+  task.out += first * task.out_stride;
+  if (task.type == CacheType::int8) {
+    task.codes += heads * groups * kCacheGroup;
+    task.scales += heads * groups;
+    task.sums += heads * groups;
+  }
+  return task;
+}
+
 // Tokens [first, first + n), of which each sees more keys than it chooses.
 void select_some(Step& step, const IndexShape& shape, const IndexJob& job, int64_t first, int64_t n) {
   Kernels::IndexTask task{};
@@ -104,6 +121,7 @@ void select_some(Step& step, const IndexShape& shape, const IndexJob& job, int64
   task.weights = weights;
   task.limits = limits;
   task.out_stride = (keys + 15) / 16 * 16;
+  const int64_t together = std::max<int64_t>(kQueryFloats / (shape.heads * shape.dim), 1);
   float* scores = step.scratch.take<float>(n * task.out_stride);
   float* rooms = step.scratch.take<float>(step.pool.size() * work);
   step.pool.run((keys + kKeysAtOnce - 1) / kKeysAtOnce, [&](int64_t piece, int worker) {
@@ -112,7 +130,7 @@ void select_some(Step& step, const IndexShape& shape, const IndexJob& job, int64
     part.n_keys = std::min(kKeysAtOnce, keys - part.first_key);
     part.out = scores + part.first_key;
     part.work = rooms + worker * work;
-    step.kernels.index_scores(part);
+    for (int64_t i = 0; i < n; i += together) step.kernels.index_scores(tokens_of(part, i, std::min(together, n - i)));
   });
   int32_t* buckets = step.scratch.take<int32_t>(step.pool.size() * kBuckets);
   step.pool.run(n, [&](int64_t i, int worker) {

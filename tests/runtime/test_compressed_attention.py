@@ -16,8 +16,15 @@ KINDS = ["sliding", "heavily_compressed", "compressed_sparse"]
 HEADS, DIM, INDEX_HEADS, INDEX_DIM, ROPE = 5, 22, 7, 12, 6
 
 
-def attention(kind: str, window: int = 4, ratio: int = 3, top_k: int = 2) -> Any:
-    """(builder, x) → one of the three, whose inputs are linears of x."""
+def attention(
+    kind: str,
+    window: int = 4,
+    ratio: int = 3,
+    top_k: int = 2,
+    index: tuple[int, int] = (INDEX_HEADS, INDEX_DIM),
+) -> Any:
+    """(builder, x) → one of the three, whose inputs are linears of x; index: heads, their size."""
+    index_heads, index_dim = index
     sparse, sliding = kind == "compressed_sparse", kind == "sliding"
 
     def build(b: GraphBuilder, x: str) -> str:
@@ -28,9 +35,9 @@ def attention(kind: str, window: int = 4, ratio: int = 3, top_k: int = 2) -> Any
         attrs |= {"window": window, "scale": DIM**-0.5, "eps": 0.01, "cache": "window"}
         attrs |= rotary(ROPE)
         caches = {"window": CacheEntry(DIM, window=window)}
-        for prefix, width in (("", DIM), ("index_", INDEX_DIM))[: 0 if sliding else windows]:
+        for prefix, width in (("", DIM), ("index_", index_dim))[: 0 if sliding else windows]:
             if prefix:
-                widths += [INDEX_HEADS * INDEX_DIM, INDEX_HEADS]
+                widths += [index_heads * index_dim, index_heads]
             widths += [windows * width] * 2
             shapes += [(ratio * windows * width,), (width,)]
             attrs |= {"ratio": ratio, f"{prefix}rows": f"{prefix}rows"}
@@ -38,7 +45,7 @@ def attention(kind: str, window: int = 4, ratio: int = 3, top_k: int = 2) -> Any
             rows = CacheEntry(2 * windows * width, window=windows * ratio, exact=True)
             caches |= {f"{prefix}rows": rows, f"{prefix}entries": CacheEntry(width, ratio)}
         if sparse:
-            attrs |= {"index_heads": INDEX_HEADS, "index_dim": INDEX_DIM}
+            attrs |= {"index_heads": index_heads, "index_dim": index_dim}
             attrs |= {"top_k": top_k, "index_scale": 0.2}
         b.graph.caches |= caches
         inputs = [b.linear(x, f"in.{i}", width) for i, width in enumerate(widths)]
@@ -82,6 +89,20 @@ def test_a_token_depends_on_nothing_else_in_its_step(kind: str, dtype: str) -> N
     for run in runs[1:]:
         for got, want in zip(run, runs[0], strict=True):
             np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("isa", _core.isas())
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "int8"])
+def test_wide_indexers_score_few_tokens_at_a_time(dtype: str, isa: str) -> None:
+    """To the bit as token by token: more tokens than pass keys together (ops/select_keys.cc)."""
+    graph = one_op(attention("compressed_sparse", 5, 2, 3, (61, 134)), 33)
+    weights = random_weights(graph)
+    prompts = prompts_for([29], VOCAB)
+    engine = cpu_of(graph, weights.__getitem__, threads=2, isa=isa)
+    together, alone = (
+        run_schedule(engine, prompts, steps, cache_dtype=dtype) for steps in ([(29,)], [(1,)] * 29)
+    )
+    np.testing.assert_array_equal(together[0], alone[0])
 
 
 @pytest.mark.parametrize("isa", _core.isas())
