@@ -60,11 +60,10 @@ class RandomDepth(Depth):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self.economy = None
+        self.economy, self.promising = None, True
         self._random = random.Random(seed)
 
     def choose(self, offers: List[object], most_rows: int) -> list[int]:  # type: ignore[override]
-        self.promising = True
         room, depths = most_rows - len(offers), []
         for offer in offers:
             most = min(len(offer.gains), room)  # type: ignore[attr-defined]

@@ -291,10 +291,10 @@ class Fixed(Depth):
     def __init__(self, depth: int) -> None:
         super().__init__()
         self.depth, self.economy = depth, None
+        self.promising = True  # to be asked in every step
 
     def choose(self, offers: List[Offer], most_rows: int) -> list[int]:
         """How many tokens to guess for each answer."""
-        self.promising = True  # to be asked in every step
         room, depths = most_rows - len(offers), []
         for offer in offers:
             depths.append(max(0, min(self.depth, len(offer.gains), room)))

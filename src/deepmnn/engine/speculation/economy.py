@@ -28,7 +28,7 @@ class Economy:
         pays: False after it was given up, until something is followed again.
     """
 
-    def __init__(self, part: float = 0.01) -> None:
+    def __init__(self, part: float = 0.005) -> None:
         self.pays = True
         self._part = part
         self._balance = self._budget = self._step = 0.0

@@ -85,6 +85,8 @@ class Speculation:
                     self._follow(span.table)
             if self._patience <= 0 and self._idle > _IDLE * self._elapsed:
                 return
+            if self.lookup is None and (self.model is None or not self.model.following):
+                return
             if all(span.count == 1 and span.rows for span in spans):
                 self._looked = True
                 self._guess(spans)
