@@ -4,10 +4,10 @@
     python -m bench.speculation MODEL ...     # a language model: texts that repeat
     python -m bench.speculation --shapes      # a 1.5B shape, guessed for by a 0.5B one
 
-Prints a Markdown table: who guesses, answers at a time, tokens a second plain and guessing,
-their ratio, how many guesses are right, and tokens a step of one answer. Every row runs the same
-prompts greedily for the same number of tokens. Plain and guessing runs take turns on one engine;
-the fastest of each counts.
+Prints a Markdown table: who guesses, answers at a time, tokens a second plain and guessing, their
+ratio, how many guesses were made and are right, and how many steps plain decoding takes for one
+of guessing. Every row answers the same prompts greedily, so many at a time. Plain and guessing
+runs take turns on one engine; speeds are medians, the ratio is the median of the turns'.
 
 --shapes: random weights in two published shapes. Random weights foretell nothing, so acceptance is
 simulated: the small model runs, for its cost, and the guesses are the large one's own tokens, each
@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping
 from collections.abc import Sequence as List
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from time import perf_counter
 from typing import Annotated, Any
 
@@ -137,18 +138,20 @@ class Simulated:
 
 
 def decode(
-    model: deepmnn.LLM, prompts: list[list[int]], tokens: int, guess: Speculation | None
+    model: deepmnn.LLM,
+    prompts: list[list[int]],
+    params: deepmnn.SamplingParams,
+    guess: Speculation | None,
 ) -> Run:
     """Answers the prompts together; times the steps behind the prompts."""
 
     def work(engine: Engine) -> Run:
-        engine.speculation = None
-        params = deepmnn.SamplingParams(max_tokens=tokens, ignore_eos=True)
+        engine.speculation = guess
         made = [engine.submit(ids, params) for ids in prompts]
         while not all(sequence.completion_tokens for sequence in made):
             engine.step()
         before = sum(sequence.completion_tokens for sequence in made)
-        engine.speculation, steps, began = guess, 0, perf_counter()
+        steps, began = 0, perf_counter()
         while engine.scheduler.busy:
             engine.step()
             steps += 1
@@ -162,28 +165,48 @@ def decode(
     return model.driver.run(work)
 
 
+def all_of(
+    model: deepmnn.LLM,
+    groups: list[list[list[int]]],
+    params: deepmnn.SamplingParams,
+    guess: Speculation | None,
+) -> Run:
+    """One group after the other."""
+    runs = [decode(model, group, params, guess) for group in groups]
+    return Run(
+        sum(run.tokens for run in runs),
+        sum(run.seconds for run in runs),
+        sum(run.steps for run in runs),
+        sum(run.drafted for run in runs),
+        sum(run.accepted for run in runs),
+        [ids for run in runs for ids in run.answers],
+    )
+
+
 def row(
     model: deepmnn.LLM,
     name: str,
-    prompts: list[list[int]],
-    tokens: int,
+    groups: list[list[list[int]]],
+    params: deepmnn.SamplingParams,
     rounds: int,
     made: Callable[[Engine], Speculation],
 ) -> None:
     """Prints one line of the table."""
     guess = model.driver.run(made)
-    decode(model, prompts, min(tokens, 16), None)
+    all_of(model, groups, params, guess)
     plain, guessing = [], []
     for _ in range(rounds):
-        plain.append(decode(model, prompts, tokens, None))
-        guessing.append(decode(model, prompts, tokens, guess))
-    slow, fast = (max(runs, key=lambda run: run.speed) for runs in (plain, guessing))
-    same = sum(a == b for a, b in zip(slow.answers, fast.answers, strict=True))
-    right = f"{fast.accepted / fast.drafted:.0%}" if fast.drafted else "-"
+        plain.append(all_of(model, groups, params, None))
+        guessing.append(all_of(model, groups, params, guess))
+    ratio = median(g.speed / p.speed for g, p in zip(guessing, plain, strict=True))
+    drafted, accepted = sum(r.drafted for r in guessing), sum(r.accepted for r in guessing)
+    steps = sum(r.steps for r in plain) / sum(r.steps for r in guessing)
+    same = sum(a == b for a, b in zip(plain[0].answers, guessing[0].answers, strict=True))
     print(
-        f"| {name} | {len(prompts)} | {slow.speed:.1f} | {fast.speed:.1f} "
-        f"| {fast.speed / slow.speed:.2f} | {right} | {slow.steps / fast.steps:.2f} "
-        f"| {same} of {len(prompts)} |",
+        f"| {name} | {len(groups[0])} | {median(r.speed for r in plain):.1f} "
+        f"| {median(r.speed for r in guessing):.1f} | {ratio:.2f} "
+        f"| {drafted // rounds} | {accepted / drafted if drafted else 0:.0%} | {steps:.2f} "
+        f"| {same} of {len(plain[0].answers)} |",
         flush=True,
     )
 
@@ -196,24 +219,27 @@ def speculation(
     return Speculation(engine.manager, rows, lookup, model, depth)
 
 
-def with_drafts(engine: Engine, lookup: Drafter | None) -> Speculation:
+def with_drafts(engine: Engine, lookup: Drafter | None, depth: Depth | None = None) -> Speculation:
     """The model's own draft part, and what is looked up."""
     part = MtpDrafter(engine.backend, engine.cache, MTP_TOKENS)
-    return speculation(engine, lookup, part)
+    return speculation(engine, lookup, part, depth)
 
 
 def measure(model: deepmnn.LLM, name: str, asked: list[Any], tokens: int, rounds: int) -> None:
-    """A model's rows: one answer after the other is too long a wait; 1, 4 and 16 together."""
+    """A model's rows: its prompts one by one, and 4 and 16 together."""
     ids = [model.encode(prompt) for prompt in asked]
+    params = deepmnn.SamplingParams(max_tokens=tokens)
     for batch in (1, 4, 16):
-        prompts = [ids[n % len(ids)] for n in range(batch)]
-        row(model, f"{name}, ngram", prompts, tokens, rounds,
+        count = -(-len(ids) // batch) * batch
+        prompts = [ids[n % len(ids)] for n in range(count)]
+        groups = [prompts[n : n + batch] for n in range(0, count, batch)]
+        row(model, f"{name}, ngram", groups, params, rounds,
             lambda engine: speculation(engine, NgramDrafter(NGRAM_TOKENS), None))  # fmt: skip
         if model.backend.draft_state is not None:
-            row(model, f"{name}, mtp", prompts, tokens, rounds,
+            row(model, f"{name}, mtp", groups, params, rounds,
                 lambda engine: with_drafts(engine, None))  # fmt: skip
-            row(model, f"{name}, mtp and ngram", prompts, tokens, rounds,
-                lambda engine: with_drafts(engine, NgramDrafter(NGRAM_TOKENS)))  # fmt: skip
+            row(model, f"{name}, mtp, always 1", groups, params, rounds,
+                lambda engine: with_drafts(engine, None, Fixed(1)))  # fmt: skip
 
 
 def shapes(out: Path, tokens: int, rounds: int, rates: list[float]) -> None:
@@ -232,7 +258,8 @@ def shapes(out: Path, tokens: int, rounds: int, rates: list[float]) -> None:
     for batch in (1, 16):
         rng = np.random.default_rng(batch)
         prompts = rng.integers(0, vocab, (batch, 128)).tolist()
-        truth = decode(large, prompts, tokens, None).answers
+        params = deepmnn.SamplingParams(max_tokens=tokens, ignore_eos=True)
+        truth = decode(large, prompts, params, None).answers
         for rate in rates:
             depths: list[Depth | None] = [*(Fixed(d) for d in (1, 2, 3, 4, 6, 8)), None]
             for depth in depths:
@@ -243,22 +270,23 @@ def shapes(out: Path, tokens: int, rounds: int, rates: list[float]) -> None:
                 name = (
                     f"1.5B with 0.5B, {rate:.0%} right, {f'depth {most}' if deep else 'adaptive'}"
                 )
-                row(large, name, prompts, tokens, rounds,
+                row(large, name, [prompts], params, rounds,
                     lambda engine: speculation(engine, None, simulated, depth))  # noqa: B023  # fmt: skip
 
 
 def main(
     models: Annotated[list[str] | None, typer.Argument(help="Models with a tokenizer.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens of an answer.")] = 128,
-    rounds: Annotated[int, typer.Option(help="Runs of either kind.")] = 3,
+    rounds: Annotated[int, typer.Option(help="Runs of either kind.")] = 5,
     with_shapes: Annotated[bool, typer.Option("--shapes", help="Random weights.")] = False,
     out: Annotated[Path, typer.Option(help="Where those are built.")] = Path("build/speculation"),
     rates: Annotated[str, typer.Option(help="Acceptance that is simulated.")] = "0.6,0.8",
 ) -> None:
     print(
-        "| who guesses | answers | plain tok/s | guessing | ratio | right | tokens a step | same |"
+        "| who guesses | answers | plain tok/s | guessing | ratio | guesses | right | steps saved "
+        "| same |"
     )
-    print("|---|--:|--:|--:|--:|--:|--:|--:|")
+    print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     if with_shapes:
         shapes(out, tokens, rounds, [float(rate) for rate in rates.split(",")])
         return
@@ -270,8 +298,11 @@ def main(
         checkpoint = bundled_checkpoint()
         lines = (checkpoint / "held_out.jsonl").read_text().splitlines()[:16]
         problems = [[{"role": "user", "content": json.loads(line)["question"]}] for line in lines]
-        model = deepmnn.load(checkpoint, speculate="off")
-        measure(model, "tiny-r1", problems, min(tokens, 100), rounds)
+        model = deepmnn.load(checkpoint, speculate="mtp")
+        measure(model, "held-out", problems, tokens, rounds)
+        answers = [{"role": "assistant", "content": model.generate(p).text} for p in problems]
+        again = [[*p, a, *p] for p, a in zip(problems, answers, strict=True)]
+        measure(model, "asked again", again, tokens, rounds)
 
 
 if __name__ == "__main__":
