@@ -36,7 +36,7 @@ from deepmnn.conversion.convert import convert
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.speculation.depth import Depth, Fixed
-from deepmnn.engine.speculation.drafter import Drafter, Guess, Reader
+from deepmnn.engine.speculation.drafter import Guess, Lookup, Reader
 from deepmnn.engine.speculation.model import ModelDrafter
 from deepmnn.engine.speculation.mtp import MtpDrafter
 from deepmnn.engine.speculation.ngram import NgramDrafter
@@ -212,14 +212,14 @@ def row(
 
 
 def speculation(
-    engine: Engine, lookup: Drafter | None, model: Reader | None, depth: Depth | None = None
+    engine: Engine, lookup: Lookup | None, model: Reader | None, depth: Depth | None = None
 ) -> Speculation:
     """As `deepmnn.load` makes it."""
     rows = min(engine.max_rows, engine.scheduler.max_batch_tokens)
     return Speculation(engine.manager, rows, lookup, model, depth)
 
 
-def with_drafts(engine: Engine, lookup: Drafter | None, depth: Depth | None = None) -> Speculation:
+def with_drafts(engine: Engine, lookup: Lookup | None, depth: Depth | None = None) -> Speculation:
     """The model's own draft part, and what is looked up."""
     part = MtpDrafter(engine.backend, engine.cache, MTP_TOKENS)
     return speculation(engine, lookup, part, depth)

@@ -9,7 +9,7 @@ from collections.abc import Sequence as List
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.speculation.depth import Depth, Fixed
-from deepmnn.engine.speculation.drafter import Drafter, Guess, Reader
+from deepmnn.engine.speculation.drafter import Guess, Lookup, Reader
 from deepmnn.engine.speculation.speculation import Speculation
 
 
@@ -37,6 +37,9 @@ class ScriptedDrafter:
         made = [self._tokens(sequence, count) for sequence, count in asked]
         return [Guess(tokens, self.kinds_of(len(tokens))) for tokens in made]
 
+    def repeats(self, sequence: Sequence) -> bool:
+        return False
+
     def kinds_of(self, most: int) -> List[str]:
         return ["script"] * most
 
@@ -55,12 +58,11 @@ class ScriptedDrafter:
         return tokens
 
 
-class RandomDepth(Depth):
+class RandomDepth(Fixed):
     """Any depth, whatever it costs."""
 
     def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.economy, self.promising = None, True
+        super().__init__(8)
         self._random = random.Random(seed)
 
     def choose(self, offers: List[object], most_rows: int) -> list[int]:  # type: ignore[override]
@@ -74,7 +76,7 @@ class RandomDepth(Depth):
 
 def guess_ahead(
     engine: Engine,
-    lookup: Drafter | None = None,
+    lookup: Lookup | None = None,
     model: Reader | None = None,
     depth: Depth | None = None,
 ) -> Speculation:

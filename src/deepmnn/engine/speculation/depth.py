@@ -12,6 +12,7 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Sequence as List
 from dataclasses import dataclass, field
+from functools import cache
 from statistics import median
 
 from deepmnn.engine.speculation.economy import Economy
@@ -31,6 +32,15 @@ _SAMPLES = 9
 
 _SURE = 3
 """Fewer samples are not believed where they say that rows are dear."""
+
+_ALIKE = 0.02
+"""A median that has changed by less is the same: most steps change nothing of what is known."""
+
+_OPEN = 32
+"""One in so many guesses is thought over, likely or not."""
+
+_DEEPEST = 8
+"""Guesses of more tokens pay where those of so many do."""
 
 _PROBES = 0.01
 
@@ -73,11 +83,16 @@ class Offer:
 
 @dataclass(slots=True)
 class Costs:
-    """Seconds of a step without prompts by its rows, all answers together."""
+    """Seconds of a step without prompts by its rows, all answers together.
 
+    version: another one where something has changed.
+    """
+
+    version: int = 0
     _samples: dict[int, deque[float]] = field(default_factory=dict)
     _known: list[int] = field(default_factory=list)
     _seconds: dict[int, float] = field(default_factory=dict)
+    _asked: dict[int, float] = field(default_factory=dict)
 
     @property
     def largest(self) -> int:
@@ -91,10 +106,20 @@ class Costs:
             samples = self._samples[rows] = deque(maxlen=_SAMPLES)
             self._known.insert(bisect_left(self._known, rows), rows)
         samples.append(seconds)
-        self._seconds[rows] = median(samples)
+        known, found = self._seconds.get(rows), median(samples)
+        if known is None or len(samples) <= _SURE or abs(found - known) > _ALIKE * known:
+            self._seconds[rows] = found
+            self._asked.clear()
+            self.version += 1
 
     def of(self, rows: int) -> float:
         """What a step of so many rows takes, measured or reckoned from its neighbours."""
+        found = self._asked.get(rows)
+        if found is None:
+            found = self._asked[rows] = self._of(rows)
+        return found
+
+    def _of(self, rows: int) -> float:
         measured = self._seconds.get(rows)
         if measured is not None and len(self._samples[rows]) >= _SURE:
             return measured
@@ -145,6 +170,8 @@ class Depth:
         self._asking = 0.0
         self._total = 0.0
         self._probes = probes
+        self._looks = 0
+        self._floor = (0, 0), 0.0
         self._spent: dict[int, float] = {}
 
     def learn(self, rows: int, seconds: float, asking: float, drafting: float, turns: int) -> None:
@@ -177,26 +204,50 @@ class Depth:
         seconds = [self.costs.of(answers + count) for count in range(1 + reach)]
         each = self._draft_seconds(answers)
         plain = answers / seconds[0]
-        best, taken, turns = plan.best(seconds, each, self._asking, plain * _MARGIN)
-        self.promising = taken > 0
-        losses = {
-            count: self.costs.of(answers + count)
-            + plan.turns(count) * each
-            - plan.tokens(count) / best
-            for count in _trials(len(plan.dealt))
-            if count != taken
-        }
-        probe = self._probe(losses, 0.1 * seconds[0] / answers)
+        best, taken, turns = plan.best(seconds, each, plain * _MARGIN)
+        self.promising = taken > 0 and (
+            plan.tokens(taken) > plain * (seconds[taken] + turns * each + self._asking)
+        )
+        probe = self._probe(plan, taken, each, best)
         return plan.depths(probe, None) if probe else plan.depths(taken, turns)
 
-    def _probe(self, losses: dict[int, float], least: float) -> int:
+    def floor(self, answers: int) -> float:
+        """The least chance of being right with which a guess that takes no time may pay, for one of
+        so many answers. Now and then it is 0: what is known may be old.
+        """
+        self._looks += 1
+        if self._looks % _OPEN == 0 or not self.costs.largest:
+            return 0.0
+        if self._floor[0] != (answers, self.costs.version):
+            costs, plain = self.costs, answers / self.costs.of(answers) * _MARGIN
+            for percent in range(100):
+                tokens, gain = float(answers), 1.0
+                for depth in range(1, _DEEPEST + 1):
+                    gain *= percent / 100
+                    tokens += gain
+                    if tokens > plain * costs.of(answers + depth):
+                        break
+                else:
+                    continue
+                break
+            self._floor = (answers, costs.version), percent / 100
+        return self._floor[1]
+
+    def _probe(self, plan: _Plan, taken: int, each: float, best: float) -> int:
         """A number of guesses to be tried; 0 where it is too early for that.
 
-        losses: seconds that each number is thought to lose; not less than `least`, for who knows.
+        taken: the number that seems best, of as many tokens a second. each: of the drafter's turns.
         """
-        for count, loss in reversed(losses.items()):  # the dear ones are due seldom
-            spent = self._spent.get(count, 0.0) + max(loss, least)
-            if spent * len(losses) <= self._probes * self._total:
+        trials = _trials(len(plan.dealt))
+        allowed = self._probes * self._total / len(trials)
+        least = 0.1 * self.costs.of(plan.answers) / plan.answers  # for who knows what it loses
+        for count in trials:
+            spent = self._spent.get(count, 0.0)
+            if count == taken or spent + least > allowed:
+                continue
+            seconds = self.costs.of(plan.answers + count) + plan.turns(count) * each
+            spent += max(seconds - plan.tokens(count) / best, least)
+            if spent <= allowed:
                 self._spent[count] = spent
                 return count
         return 0
@@ -227,7 +278,7 @@ class _Plan:
     """
 
     def __init__(self, offers: List[Offer], most: int) -> None:
-        self._answers = len(offers)
+        self.answers = len(offers)
         self._dear = [offer.dear for offer in offers]
         self.dealt = sorted(
             (-gain, depth, index)
@@ -235,20 +286,18 @@ class _Plan:
             for depth, gain in enumerate(offer.gains)
         )[: max(0, most)]
 
-    def best(
-        self, seconds: List[float], each: float, asking: float, rate: float
-    ) -> tuple[float, int, int]:
+    def best(self, seconds: List[float], each: float, rate: float) -> tuple[float, int, int]:
         """(tokens a second, guesses, the drafter's turns) of the best plan.
 
         seconds: of steps, by guesses, as many as may be taken. each: of a turn of the drafter.
-        asking: of deciding what to guess. rate: to be beaten.
+        rate: to be beaten.
         """
         taken = turns = 0
         reach = len(seconds) - 1
         deepest = self.turns(len(self.dealt))
         for most in range(deepest + 1):
-            tokens, count = float(self._answers), 0
-            drafting = most * each + asking
+            tokens, count = float(self.answers), 0
+            drafting = most * each
             for gain, depth, index in self.dealt:
                 if depth >= most and self._dear[index]:
                     continue
@@ -263,7 +312,7 @@ class _Plan:
 
     def tokens(self, count: int) -> float:
         """How many come of a step with the first so many guesses, on average."""
-        return self._answers - sum([gain for gain, _, _ in self.dealt[:count]])
+        return self.answers - sum([gain for gain, _, _ in self.dealt[:count]])
 
     def turns(self, count: int) -> int:
         """How often the drafter runs for them."""
@@ -272,7 +321,7 @@ class _Plan:
 
     def depths(self, count: int, turns: int | None) -> list[int]:
         """The first so many by answer; turns: of the drafter at most."""
-        depths = [0] * self._answers
+        depths = [0] * self.answers
         for _, depth, index in self.dealt:
             if count and (turns is None or depth < turns or not self._dear[index]):
                 depths[index] = depth + 1
@@ -280,9 +329,11 @@ class _Plan:
         return depths
 
 
-def _trials(most: int) -> list[int]:
-    """Numbers of guesses that are tried: 1, 2, 4, ..., and the most."""
-    return sorted({most, *(1 << power for power in range(most.bit_length()))})
+@cache
+def _trials(most: int) -> tuple[int, ...]:
+    """Numbers of guesses that are tried: the most, ..., 4, 2, 1: the dear ones are due seldom."""
+    numbers = {most, *(1 << power for power in range(most.bit_length()))}
+    return tuple(sorted(numbers, reverse=True))
 
 
 class Fixed(Depth):
@@ -300,3 +351,7 @@ class Fixed(Depth):
             depths.append(max(0, min(self.depth, len(offer.gains), room)))
             room -= depths[-1]
         return depths
+
+    def floor(self, answers: int) -> float:
+        """Any guess is taken."""
+        return 0.0

@@ -48,6 +48,14 @@ class Drafter(Protocol):
         ...
 
 
+class Lookup(Drafter, Protocol):
+    """A drafter that takes no time to speak of."""
+
+    def repeats(self, sequence: Sequence) -> bool:
+        """Whether a guess is very likely right: told at once, with hardly a look."""
+        ...
+
+
 class Reader(Drafter, Protocol):
     """A drafter that must read what it guesses from: it takes time, for guesses and beside them."""
 

@@ -49,6 +49,11 @@ class NgramDrafter:
         """Starts an index of its tokens; they are taken when it is asked for."""
         self._indices[sequence] = _Index()
 
+    def repeats(self, sequence: Sequence) -> bool:
+        """See `Lookup`: whether many of the last tokens stood where the last two were last."""
+        index, ids = self._indices[sequence], sequence.ids
+        return index.reach(ids) and index.repeats(ids)
+
     def forget(self, sequence: Sequence) -> None:
         """Drops the sequence's index."""
         self._indices.pop(sequence, None)
@@ -119,10 +124,19 @@ class _Index:
         self._source = end - found if best else 0
         return best, found
 
+    def repeats(self, ids: list[int]) -> bool:
+        """Whether the last `_LONGEST` tokens stood at the newest place of the last two."""
+        end = len(ids)
+        place = self._newest.get(ids[-2] << 32 | ids[-1], 0) if end > 2 else 0
+        return place > _LONGEST and ids[place - _LONGEST : place] == ids[end - _LONGEST :]
+
     @staticmethod
     def _same(ids: list[int], place: int) -> int:
-        """How many tokens before `place` are the last ones."""
-        end, most = len(ids), min(place, _LONGEST)
+        """How many tokens before `place` are the last ones; two are."""
+        end = len(ids)
+        if place >= _LONGEST and ids[place - _LONGEST : place - 2] == ids[end - _LONGEST : end - 2]:
+            return _LONGEST
+        most = min(place, _LONGEST)
         same = 2
         while same < most and ids[place - same - 1] == ids[end - same - 1]:
             same += 1

@@ -25,14 +25,17 @@ from deepmnn.engine.kv_cache import BlockManager, BlockTable
 from deepmnn.engine.scheduler import Span
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.speculation.depth import Acceptance, Depth, Offer
-from deepmnn.engine.speculation.drafter import NOTHING, Drafter, Guess, Reader
+from deepmnn.engine.speculation.drafter import NOTHING, Guess, Lookup, Reader
 from deepmnn.engine.speculation.mtp import MtpDrafter
 
 log = logging.getLogger("deepmnn")
 
-_IDLE = 0.005
+_IDLE = 0.01
 """Part of the time that may go into looking for guesses that do not pay: where steps are short, not
 each of them is looked at."""
+
+_OFTEN = 3.0
+"""So many times as much where it seems likely that they do."""
 
 _PATIENCE = 8
 """Steps in a row that are looked at nevertheless, after guesses that seemed to pay."""
@@ -56,7 +59,7 @@ class Speculation:
         self,
         manager: BlockManager,
         most_rows: int,
-        lookup: Drafter | None = None,
+        lookup: Lookup | None = None,
         model: Reader | None = None,
         depth: Depth | None = None,
     ) -> None:
@@ -67,7 +70,7 @@ class Speculation:
         self._looked = False
         self._turns, self._proposing = 0, 0.0
         self._idle = self._elapsed = 0.0
-        self._patience = 0
+        self._patience = self._asked = 0
         self._rates: dict[str, Acceptance] = {}
         self._records: dict[Sequence, _Record] = {}
 
@@ -83,7 +86,11 @@ class Speculation:
             for span in spans:
                 if span.table not in self._records:
                     self._follow(span.table)
-            if self._patience <= 0 and self._idle > _IDLE * self._elapsed:
+            if (
+                self._patience <= 0
+                and self._idle > _IDLE * self._elapsed
+                and not self._likely(spans)
+            ):
                 return
             if self.lookup is None and (self.model is None or not self.model.following):
                 return
@@ -192,6 +199,15 @@ class Speculation:
             self.model.follow(sequence)
             record.followed = True
 
+    def _likely(self, spans: List[Span[Sequence]]) -> bool:
+        """Whether one of the answers, another one each time, repeats a long piece: that is seen at
+        once, and is looked at where nothing else is. Not without end.
+        """
+        if self.lookup is None or self._idle > _OFTEN * _IDLE * self._elapsed:
+            return False
+        self._asked += 1
+        return self.lookup.repeats(spans[self._asked % len(spans)].table)
+
     def _guess(self, spans: List[Span[Sequence]]) -> None:
         sequences = [span.table for span in spans]
         rooms = [self._room(sequence) for sequence in sequences]
@@ -201,12 +217,14 @@ class Speculation:
             found = self.lookup.propose(
                 [(s, min(most, r)) for s, r in zip(sequences, rooms, strict=True)]
             )
-        offers = []
+        offers, floor = [], self.depth.floor(len(spans))
         for sequence, guess, room in zip(sequences, found, rooms, strict=True):
             record = self._records[sequence]
             record.start, record.dear = len(sequence.ids), False
             if guess.tokens:
                 record.guesses.append(guess)
+                if self._rate(record, guess.kinds[0]) < floor:
+                    guess = NOTHING
             offers.append(self._offer(record, guess, room, len(spans)))
         if not any(offer.gains for offer in offers):
             return
