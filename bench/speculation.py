@@ -1,6 +1,6 @@
 """What guessing ahead brings: tokens a second with guesses and without, in turns.
 
-    python -m bench.speculation               # tiny-r1: problems of its held-out set
+    python -m bench.speculation               # tiny-r1: problems of its held-out set, also asked twice
     python -m bench.speculation MODEL ...     # a language model: texts that repeat
     python -m bench.speculation --shapes      # a 1.5B shape, guessed for by a 0.5B one
 
@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from time import perf_counter
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -225,9 +225,8 @@ def with_drafts(engine: Engine, lookup: Lookup | None, depth: Depth | None = Non
     return speculation(engine, lookup, part, depth)
 
 
-def measure(model: deepmnn.LLM, name: str, asked: list[Any], tokens: int, rounds: int) -> None:
+def measure(model: deepmnn.LLM, name: str, ids: list[list[int]], tokens: int, rounds: int) -> None:
     """A model's rows: its prompts one by one, and 4 and 16 together."""
-    ids = [model.encode(prompt) for prompt in asked]
     params = deepmnn.SamplingParams(max_tokens=tokens)
     for batch in (1, 4, 16):
         count = -(-len(ids) // batch) * batch
@@ -293,15 +292,18 @@ def main(
     for name in models or []:
         model = deepmnn.load(name, speculate="off")
         chats = [[{"role": "user", "content": prompt}] for prompt in PROMPTS]
-        measure(model, Path(name).name, chats, tokens, rounds)
+        measure(model, Path(name).name, [model.encode(chat) for chat in chats], tokens, rounds)
     if not models:
         checkpoint = bundled_checkpoint()
         lines = (checkpoint / "held_out.jsonl").read_text().splitlines()[:16]
-        problems = [[{"role": "user", "content": json.loads(line)["question"]}] for line in lines]
         model = deepmnn.load(checkpoint, speculate="mtp")
-        measure(model, "held-out", problems, tokens, rounds)
-        answers = [{"role": "assistant", "content": model.generate(p).text} for p in problems]
-        again = [[*p, a, *p] for p, a in zip(problems, answers, strict=True)]
+        asked = [
+            model.encode([{"role": "user", "content": json.loads(line)["question"]}])
+            for line in lines
+        ]
+        measure(model, "held-out", asked, tokens, rounds)
+        answers = decode(model, asked, deepmnn.SamplingParams(max_tokens=tokens), None).answers
+        again = [[*said, *ids] for said, ids in zip(answers, asked, strict=True)]
         measure(model, "asked again", again, tokens, rounds)
 
 

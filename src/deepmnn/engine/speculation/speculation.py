@@ -30,12 +30,15 @@ from deepmnn.engine.speculation.mtp import MtpDrafter
 
 log = logging.getLogger("deepmnn")
 
-_IDLE = 0.01
+_IDLE = 0.004
 """Part of the time that may go into looking for guesses that do not pay: where steps are short, not
 each of them is looked at."""
 
 _OFTEN = 3.0
 """So many times as much where it seems likely that they do."""
+
+_GLANCE = 4
+"""One in so many steps that are not looked at sees whether it seems likely: long repeats last."""
 
 _PATIENCE = 8
 """Steps in a row that are looked at nevertheless, after guesses that seemed to pay."""
@@ -203,10 +206,12 @@ class Speculation:
         """Whether one of the answers, another one each time, repeats a long piece: that is seen at
         once, and is looked at where nothing else is. Not without end.
         """
-        if self.lookup is None or self._idle > _OFTEN * _IDLE * self._elapsed:
-            return False
         self._asked += 1
-        return self.lookup.repeats(spans[self._asked % len(spans)].table)
+        if self.lookup is None or self._asked % _GLANCE:
+            return False
+        if self._idle > _OFTEN * _IDLE * self._elapsed:
+            return False
+        return self.lookup.repeats(spans[self._asked // _GLANCE % len(spans)].table)
 
     def _guess(self, spans: List[Span[Sequence]]) -> None:
         sequences = [span.table for span in spans]
