@@ -1,6 +1,6 @@
 """What guessing ahead brings: tokens a second with guesses and without, in turns.
 
-    python -m bench.speculation               # tiny-r1: problems of its held-out set, also asked twice
+    python -m bench.speculation               # tiny-r1: held-out problems, also asked twice
     python -m bench.speculation MODEL ...     # a language model: texts that repeat
     python -m bench.speculation --shapes      # a 1.5B shape, guessed for by a 0.5B one
 
@@ -11,7 +11,7 @@ runs take turns on one engine; speeds are medians, the ratio is the median of th
 
 --shapes: random weights in two published shapes. Random weights foretell nothing, so acceptance is
 simulated: the small model runs, for its cost, and the guesses are the large one's own tokens, each
-wrong with the given chance. Depths 1, 2, ... and the adaptive one.
+wrong with the given chance. Depths 1, 2, ... and the adaptive one; among 16 answers that one alone.
 """
 
 from __future__ import annotations
@@ -260,7 +260,8 @@ def shapes(out: Path, tokens: int, rounds: int, rates: list[float]) -> None:
         params = deepmnn.SamplingParams(max_tokens=tokens, ignore_eos=True)
         truth = decode(large, prompts, params, None).answers
         for rate in rates:
-            depths: list[Depth | None] = [*(Fixed(d) for d in (1, 2, 3, 4, 6, 8)), None]
+            tried = (1, 2, 3, 4, 6, 8) if batch == 1 else ()
+            depths: list[Depth | None] = [*(Fixed(d) for d in tried), None]
             for depth in depths:
                 deep = isinstance(depth, Fixed)
                 most = depth.depth if isinstance(depth, Fixed) else MODEL_TOKENS

@@ -131,3 +131,11 @@ def test_guesses_change_nothing(models: dict[int, Path], few_places: None, index
     for kind in ("ngram", "mtp"):
         model = load(models[index], speculate=kind)
         assert [each.ids for each in model.generate(prompts, params)] == plain
+
+
+def test_rows_on_disk_are_warned_of(
+    models: dict[int, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = load(models[0], kv_disk="64MiB", kv_directory=tmp_path)
+    assert model.engine.manager.disk is None
+    assert "no rows of this model's KV cache go to disk" in caplog.text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterable
 from collections.abc import Sequence as List
@@ -23,6 +24,8 @@ from deepmnn.text.constraint import Constraint
 from deepmnn.text.sampling_params import SamplingParams
 from deepmnn.text.stream import TextStream
 from deepmnn.text.token_ids import token_ids
+
+log = logging.getLogger("deepmnn")
 
 _TOO_LONG_FOR_CACHE = Words(
     "Shorten the prompt, or load the model with a larger cache_tokens.",
@@ -60,7 +63,8 @@ class Engine:
         eos_ids: tokens that end an answer, beside those of its TextStream.
         max_rows: rows of logits of one step, for who wants them of every token.
         kv_disk: bytes that cache blocks may take on disk when they make room for others; 0, or
-            where a cache has recent rows: they are forgotten, and what is idle keeps its own.
+            where a cache has recent rows, which is warned of: they are forgotten, and what is idle
+            keeps its own.
         kv_directory: where; needed with kv_disk.
 
     Attributes:
@@ -93,6 +97,8 @@ class Engine:
         disk = None
         if kv_disk and kv_directory is not None and self.cache.block_nbytes and not recent:
             disk = KvDisk(self.cache, kv_disk, kv_directory)
+        elif kv_disk and recent:
+            log.warning("no rows of this model's KV cache go to disk: it keeps recent ones apart")
         self.manager = BlockManager(self.cache, disk, window(caches))
         self.scheduler = Scheduler(self.manager, max_batch_tokens, together)
         self.context_length = min(context_length, self.manager.capacity)
