@@ -131,8 +131,8 @@ class Simulated:
         self._model.forget(sequence)
 
     def _tokens(self, sequence: Sequence, count: int) -> list[int]:
-        known = len(sequence.ids)
-        ids = next(ids for ids in self._truth if ids[:known] == sequence.ids)
+        known, prompt = len(sequence.ids), sequence.ids[: sequence.prompt_tokens]
+        ids = next(ids for ids in self._truth if ids[: len(prompt)] == prompt)
         tokens = ids[known : known + count]
         return [token if self._random.random() < self._right else token ^ 1 for token in tokens]
 
@@ -241,7 +241,9 @@ def measure(model: deepmnn.LLM, name: str, ids: list[list[int]], tokens: int, ro
                 lambda engine: with_drafts(engine, None, Fixed(1)))  # fmt: skip
 
 
-def shapes(out: Path, tokens: int, rounds: int, rates: list[float]) -> None:
+def shapes(
+    out: Path, tokens: int, rounds: int, rates: list[float], depths_tried: list[int]
+) -> None:
     """A 1.5B shape with a 0.5B one, both with random weights of 4 bits."""
     config = json.loads(Path("bench/configs/r1-distill-qwen-1.5b.json").read_text())
     paths = []
@@ -260,7 +262,7 @@ def shapes(out: Path, tokens: int, rounds: int, rates: list[float]) -> None:
         params = deepmnn.SamplingParams(max_tokens=tokens, ignore_eos=True)
         truth = decode(large, prompts, params, None).answers
         for rate in rates:
-            tried = (1, 2, 3, 4, 6, 8) if batch == 1 else ()
+            tried = depths_tried if batch == 1 else []
             depths: list[Depth | None] = [*(Fixed(d) for d in tried), None]
             for depth in depths:
                 deep = isinstance(depth, Fixed)
@@ -281,6 +283,7 @@ def main(
     with_shapes: Annotated[bool, typer.Option("--shapes", help="Random weights.")] = False,
     out: Annotated[Path, typer.Option(help="Where those are built.")] = Path("build/speculation"),
     rates: Annotated[str, typer.Option(help="Acceptance that is simulated.")] = "0.6,0.8",
+    depths: Annotated[str, typer.Option(help="Guesses a step, beside the best.")] = "1,2,3,4,6,8",
 ) -> None:
     print(
         "| who guesses | answers | plain tok/s | guessing | ratio | guesses | right | steps saved "
@@ -288,7 +291,8 @@ def main(
     )
     print("|---|--:|--:|--:|--:|--:|--:|--:|--:|")
     if with_shapes:
-        shapes(out, tokens, rounds, [float(rate) for rate in rates.split(",")])
+        tried = [int(depth) for depth in depths.split(",") if depth]
+        shapes(out, tokens, rounds, [float(rate) for rate in rates.split(",")], tried)
         return
     for name in models or []:
         model = deepmnn.load(name, speculate="off")

@@ -13,6 +13,7 @@ import pytest
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.speculation.depth import Fixed
+from deepmnn.engine.speculation.economy import Economy
 from deepmnn.engine.speculation.ngram import NgramDrafter
 from deepmnn.text.sampling_params import SamplingParams
 from fake_backend import FakeBackend, FakeCache, expected_answer, expected_logits
@@ -287,6 +288,48 @@ def test_a_rejection_scheme_accepts_as_often() -> None:
     rejection = rng.random(40_000) < min(1.0, p[guess] / 1.0)
     drawn = rng.choice(7, 40_000, p=p) == guess
     assert abs(rejection.mean() - drawn.mean()) < 4 * np.sqrt(0.5 / 40_000)
+
+
+class Judging(Economy):
+    """Gives up after so many steps, and tries again after so many seconds."""
+
+    def __init__(self, steps: int, wait: float) -> None:
+        super().__init__()
+        self.steps, self.wait, self.left, self.asked = steps, wait, steps, list[int]()
+
+    def follows(self, prompt_tokens: int) -> bool:
+        self.asked.append(prompt_tokens)
+        return self.left > 0
+
+    def elapse(self, seconds: float) -> None:
+        self.wait -= seconds
+        if self.wait < 0:
+            self.left = self.steps
+
+    def book(self, saved: float, tokens: int, step: float) -> None:
+        self.left -= 1
+        self.pays = self.left > 0
+
+
+def test_a_drafter_that_loses_reads_nothing_until_it_is_tried_again() -> None:
+    engine, _ = make_engine()
+    drafter = ScriptedDrafter(Truth().answer, 1.0, VOCAB)
+    made = guess_ahead(engine, model=drafter)
+    economy = made.depth.economy = Judging(3, 1e9)
+    params = SamplingParams(max_tokens=30, ignore_eos=True)
+    for prompt in ([1, 2, 3], [4, 5]):
+        first = engine.submit(prompt, params)
+        run(engine)
+        assert first.answer == expected_answer(prompt, 30, VOCAB)
+    assert (economy.asked, drafter.followed) == ([3, 2], 1)
+    assert drafter.asked == 2, "in the steps behind the prompt's"
+    economy.wait = 0.0
+    engine.submit([6], params)
+    run(engine)
+    assert drafter.followed == 1, "time passes while it runs"
+    engine.submit([6], params)
+    run(engine)
+    assert drafter.followed == 2
 
 
 def test_ngrams_beside_a_model() -> None:

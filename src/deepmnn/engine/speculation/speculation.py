@@ -38,7 +38,7 @@ _OFTEN = 3.0
 """So many times as much where it seems likely that they do."""
 
 _GLANCE = 4
-"""One in so many steps that are not looked at sees whether it seems likely: long repeats last."""
+"""Where nothing is looked for, one step in so many sees whether a long piece repeats: it lasts."""
 
 _PATIENCE = 8
 """Steps in a row that are looked at nevertheless, after guesses that seemed to pay."""
@@ -73,7 +73,7 @@ class Speculation:
         self._looked = False
         self._turns, self._proposing = 0, 0.0
         self._idle = self._elapsed = 0.0
-        self._patience = self._asked = 0
+        self._patience = self._steps = 0
         self._rates: dict[str, Acceptance] = {}
         self._records: dict[Sequence, _Record] = {}
 
@@ -83,17 +83,17 @@ class Speculation:
         None beside prompts: what a step of theirs takes says nothing about rows. A drafter that
         fails is not asked again; the answers go on without.
         """
-        began = perf_counter()
         self._looked, self._turns, self._proposing, self.drafting = False, 0, 0.0, 0.0
+        self._steps += 1
+        resting = self._patience <= 0 and self._idle > _IDLE * self._elapsed
+        if resting and self._steps % _GLANCE and spans[-1].count == 1:  # prompts come last
+            return
+        began = perf_counter()
         try:
             for span in spans:
                 if span.table not in self._records:
                     self._follow(span.table)
-            if (
-                self._patience <= 0
-                and self._idle > _IDLE * self._elapsed
-                and not self._likely(spans)
-            ):
+            if resting and not self._likely(spans):
                 return
             if self.lookup is None and (self.model is None or not self.model.following):
                 return
@@ -131,11 +131,14 @@ class Speculation:
             turns = 0 if self.model is None or self.model.read_tokens else self._turns
             asking = self.drafting - self._proposing
             self.depth.learn(rows, seconds - kept, asking, self._proposing, turns)
-        if self.model is not None and self.model.following:
-            try:
-                self._read(self.model, spans, seconds)
-            except Exception:
-                self._give_up()
+        if self.model is not None:
+            if self.depth.economy is not None:
+                self.depth.economy.elapse(seconds + self.drafting)
+            if self.model.following:
+                try:
+                    self._read(self.model, spans, seconds)
+                except Exception:
+                    self._give_up()
 
     def forget(self, sequence: Sequence) -> None:
         """The sequence has ended."""
@@ -158,7 +161,6 @@ class Speculation:
             model.prompt_tokens = 0
         if economy is None:
             return
-        economy.elapse(seconds + self.drafting)
         if self._turns and model.read_tokens:
             economy.read(model.read_tokens, self._proposing)
             spent += self.drafting - self._proposing
@@ -206,12 +208,9 @@ class Speculation:
         """Whether one of the answers, another one each time, repeats a long piece: that is seen at
         once, and is looked at where nothing else is. Not without end.
         """
-        self._asked += 1
-        if self.lookup is None or self._asked % _GLANCE:
+        if self.lookup is None or self._idle > _OFTEN * _IDLE * self._elapsed:
             return False
-        if self._idle > _OFTEN * _IDLE * self._elapsed:
-            return False
-        return self.lookup.repeats(spans[self._asked // _GLANCE % len(spans)].table)
+        return self.lookup.repeats(spans[self._steps // _GLANCE % len(spans)].table)
 
     def _guess(self, spans: List[Span[Sequence]]) -> None:
         sequences = [span.table for span in spans]
