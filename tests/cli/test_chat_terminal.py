@@ -18,7 +18,7 @@ from deepmnn.conversion.bundled import bundled_checkpoint
 UP, LEFT, ALT_ENTER = "\x1b[A", "\x1b[D", "\x1b\r"
 HOME, CTRL_C, CTRL_D, END, CTRL_R = "\x01", "\x03", "\x04", "\x05", "\x12"
 PASTE = "\x1b[200~{}\x1b[201~"
-STATS = r"prompt \d+ tokens.*tok/s \| \w+"
+STATS = r"prompt \d+ tokens[^>]*tok/s[^|>]*\| \w+"
 
 
 @pytest.fixture(scope="module")

@@ -132,7 +132,7 @@ def test_levels_are_those_of_the_formats(tiny: TinyModel, tmp_path: Path) -> Non
     convert(tiny.path, tmp_path / "out", MIXED, calibration=False)
     facts = facts_of(tmp_path / "out")
     artifact, counted = Artifact.open(tmp_path / "out"), Counter[str]()
-    for weight in artifact.graph().weights.values():
+    for weight in artifact.parts().weights.values():
         if named(weight.format).is_quantized:
             rows, cols = weight.matrix_shape
             codes = unpack_codes(artifact.tensor(weight.name), weight.format, cols)
