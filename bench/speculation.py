@@ -112,9 +112,9 @@ class Simulated:
         """See `Reader`."""
         return self._model.read_tokens
 
-    def kinds_of(self, most: int) -> List[str]:
+    def offer(self, sequence: Sequence, most: int) -> List[str]:
         """See `Reader`."""
-        return self._model.kinds_of(most)
+        return self._model.offer(sequence, most)
 
     def follow(self, sequence: Sequence) -> None:
         """See `Drafter`."""
@@ -124,7 +124,7 @@ class Simulated:
         """See `Drafter`."""
         self._model.propose(asked)
         tokens = [self._tokens(sequence, count) for sequence, count in asked]
-        return [Guess(each, self.kinds_of(len(each))) for each in tokens]
+        return [Guess(each, ["model"] * len(each)) for each in tokens]
 
     def forget(self, sequence: Sequence) -> None:
         """See `Drafter`."""

@@ -35,12 +35,12 @@ class ScriptedDrafter:
     def propose(self, asked: List[tuple[Sequence, int]]) -> list[Guess]:
         self.asked += 1
         made = [self._tokens(sequence, count) for sequence, count in asked]
-        return [Guess(tokens, self.kinds_of(len(tokens))) for tokens in made]
+        return [Guess(tokens, ["script"] * len(tokens)) for tokens in made]
 
     def repeats(self, sequence: Sequence) -> bool:
         return False
 
-    def kinds_of(self, most: int) -> List[str]:
+    def offer(self, sequence: Sequence, most: int) -> List[str]:
         return ["script"] * most
 
     def follow(self, sequence: Sequence) -> None:

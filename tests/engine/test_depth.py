@@ -124,6 +124,15 @@ def test_it_finds_out_that_guesses_have_become_good() -> None:
     assert simulate(depth, cost, 0.0, tokens=3000, draft=0.04) >= 0.96
 
 
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+def test_a_long_good_time_is_no_credit_for_a_bad_one(rate: float) -> None:
+    """After a day of guesses that are right it loses no more with trials than after none."""
+    depth, cost = Depth(), COSTS["dense, small caches"]
+    simulate(depth, cost, 0.95, tokens=100_000)
+    got = simulate(depth, cost, rate, tokens=3000, seed=1)
+    assert got >= 0.96 / cost(1)
+
+
 def test_guesses_go_where_they_are_likely() -> None:
     depth = Depth(probes=0.0)
     for rows in range(1, 30):

@@ -9,8 +9,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from deepmnn.backends.base import F32, Batch
+from deepmnn.backends.base import F32, Batch, check_batch
 from deepmnn.engine.engine import Engine
+from deepmnn.engine.kv_cache import BlockTable
+from deepmnn.engine.scheduler import Span
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.speculation.depth import Depth
 from deepmnn.engine.speculation.drafter import Guess
@@ -157,6 +159,67 @@ def test_a_model_with_a_short_context_stops_guessing() -> None:
     assert 15 < made.accepted_tokens <= 30
 
 
+def test_a_prompt_counts_once_however_it_is_read() -> None:
+    """What reading takes is no guess's price: so it is known how much was read."""
+    engine = Engine(FakeBackend(), 40_000, 1000, block_size=4)
+    backend = Nearly(1 << 30)
+    small = Engine(backend, 4000, 1000, block_size=4, max_batch_tokens=32)
+    drafter, read = ModelDrafter(small, VOCAB, 5), []
+    propose = drafter.propose
+
+    def counted(asked: List[tuple[Sequence, int]]) -> list[Guess]:
+        made = propose(asked)
+        read.append(drafter.read_tokens)
+        return made
+
+    drafter.propose = counted  # type: ignore[method-assign]
+    guess_ahead(engine, model=drafter)
+    prompt = np.random.default_rng(2).integers(0, VOCAB, 640).tolist()
+    [made] = answers(engine, [prompt], SamplingParams(max_tokens=60, ignore_eos=True))
+    assert made.accepted_tokens > 20
+    assert 600 <= sum(read) <= 700
+
+
+def test_beyond_its_context_a_model_is_not_asked() -> None:
+    engine = Engine(FakeBackend(), 40_000, 1000, block_size=4)
+    small = Engine(Nearly(1 << 30), 4000, 60, block_size=4)
+    drafter, asked = ModelDrafter(small, VOCAB, 5), []
+    propose = drafter.propose
+
+    def noted(wanted: List[tuple[Sequence, int]]) -> list[Guess]:
+        asked.extend(wanted)
+        return propose(wanted)
+
+    drafter.propose = noted  # type: ignore[method-assign]
+    guess_ahead(engine, model=drafter)
+    long, short = answers(
+        engine, [[1] * 80, [5, 6]], SamplingParams(max_tokens=30, ignore_eos=True)
+    )
+    assert {sequence for sequence, _ in asked} == {short}
+    assert (long.drafted_tokens, short.accepted_tokens) == (0, 24)
+
+
+def test_a_token_that_the_model_does_not_know() -> None:
+    """Ids of a wider vocabulary, as clients may send: no guesses behind them, and for others as
+    before.
+    """
+
+    class Small(FakeBackend):
+        def step(self, cache: FakeCache, batch: Batch) -> F32:
+            check_batch(batch, cache, self.vocab_size)  # as real ones do
+            return super().step(cache, batch)
+
+    engine = Engine(FakeBackend(VOCAB + 4), 4000, 1000, block_size=4)
+    small = Engine(Small(VOCAB), 4000, 1000, block_size=4)
+    made = guess_ahead(engine, model=ModelDrafter(small, VOCAB + 4, 5))
+    params = SamplingParams(max_tokens=9, ignore_eos=True)
+    [odd] = answers(engine, [[1, 2, VOCAB + 1, 3]], params)
+    assert odd.drafted_tokens == 0
+    [usual] = answers(engine, [[1, 2, 3]], params)
+    assert usual.drafted_tokens > 0
+    assert made.model is not None
+
+
 # ------------------------------------------------------------------------------------ a draft part
 
 
@@ -236,6 +299,28 @@ def test_the_draft_part_guesses_all() -> None:
     assert made.accepted_tokens == made.drafted_tokens == 40
     assert len(backend.steps) == 1 + 10
     assert backend.drafts == 40
+
+
+@pytest.mark.parametrize("wrong", [2, 3])
+def test_it_guesses_behind_a_wrong_guess(wrong: int) -> None:
+    """The states of wrong guesses wait behind those of real tokens, and are let go."""
+    engine, backend = drafting_engine(wrong)
+    [made] = answers(engine, [[1, 2, 3]], SamplingParams(max_tokens=80, ignore_eos=True))
+    assert made.answer == expected_answer([1, 2, 3], 80, VOCAB)
+    assert made.accepted_tokens < made.drafted_tokens
+    steps = len(backend.steps) - 1
+    assert made.drafted_tokens > 3.8 * (steps - 3), "four in nearly every step"
+
+
+def test_the_head_runs_for_what_is_followed_alone() -> None:
+    engine, backend = drafting_engine(1 << 30)
+    engine.submit([1, 2, 3], SamplingParams(max_tokens=50, ignore_eos=True))
+    for _ in range(2):
+        engine.step()
+    session = BlockTable([5] * 64)
+    engine.manager.append(session, 64)
+    assert engine.forward([Span(session, 64, 1)]).shape == (1, VOCAB)
+    assert len(backend.steps[-1].logit_rows) == 1
 
 
 @pytest.mark.parametrize("seed", range(8))

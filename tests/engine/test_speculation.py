@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deepmnn.backends.base import F32, Batch
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.sequence import Sequence
-from deepmnn.engine.speculation.depth import Fixed
+from deepmnn.engine.speculation.depth import Depth, Fixed
+from deepmnn.engine.speculation.drafter import NOTHING
 from deepmnn.engine.speculation.economy import Economy
 from deepmnn.engine.speculation.ngram import NgramDrafter
 from deepmnn.text.sampling_params import SamplingParams
@@ -229,7 +232,7 @@ def test_a_drafter_that_fails_is_not_asked_again(caplog: pytest.LogCaptureFixtur
         assert sequence.answer == expected_answer([n, 2], 40, VOCAB)
         assert sequence.accepted_tokens == 16
     assert made.model is None
-    assert "off from now on" in caplog.text
+    assert "the drafter has failed, and is off from now on" in caplog.text
 
 
 def test_rows_of_guesses_are_no_reason_to_preempt() -> None:
@@ -306,7 +309,7 @@ class Judging(Economy):
         if self.wait < 0:
             self.left = self.steps
 
-    def book(self, saved: float, tokens: int, step: float) -> None:
+    def book(self, saved: float, tokens: int, step: float, answers: int = 1) -> None:
         self.left -= 1
         self.pays = self.left > 0
 
@@ -330,6 +333,50 @@ def test_a_drafter_that_loses_reads_nothing_until_it_is_tried_again() -> None:
     engine.submit([6], params)
     run(engine)
     assert drafter.followed == 2
+
+
+def test_a_model_that_says_nothing_leaves_no_rows_and_what_was_looked_up() -> None:
+    class Silent(ScriptedDrafter):
+        def propose(self, asked):  # type: ignore[no-untyped-def]
+            return [NOTHING] * len(asked)
+
+    engine, backend = make_engine()
+    backend.logits_after = lambda ids: np.eye(VOCAB, dtype=np.float32)[(ids[-1] + 1) % 7] * 9  # type: ignore
+    made = guess_ahead(engine, NgramDrafter(3), Silent(Truth().answer, 1.0, VOCAB))
+    looked = engine.submit([*range(7), *range(7)], SamplingParams(max_tokens=40, ignore_eos=True))
+    run(engine)
+    assert looked.accepted_tokens > 20
+    made.lookup = None
+    none = engine.submit([1, 2, 3], SamplingParams(max_tokens=20, ignore_eos=True))
+    run(engine)  # checks the blocks
+    assert none.drafted_tokens == 0
+
+
+def test_text_that_has_stopped_to_repeat_is_looked_at_seldom() -> None:
+    class Counting(FakeBackend):
+        """Repeats 20 tokens, then says each pair once."""
+
+        def step(self, cache: FakeCache, batch: Batch) -> F32:
+            time.sleep(2e-4)
+            return super().step(cache, batch)
+
+        def logits_after(self, ids: list[int]) -> F32:
+            after = (ids[-1] + 1) % 20 if len(ids) < 300 else len(ids)
+            return np.eye(self.vocab_size, dtype=np.float32)[after]
+
+    engine = Engine(Counting(2000), 40_000, 5000, block_size=4)
+    made = guess_ahead(engine, NgramDrafter(8), depth=Depth())
+    answer = engine.submit(
+        [*range(20), *range(20)], SamplingParams(max_tokens=1000, ignore_eos=True)
+    )
+    looks: list[bool] = []
+    while engine.scheduler.busy:
+        engine.step()
+        if len(answer.ids) > 330:
+            looks.append(made._looked)
+    assert answer.accepted_tokens > 100
+    assert len(looks) > 600
+    assert sum(looks) < 0.5 * len(looks)
 
 
 def test_ngrams_beside_a_model() -> None:

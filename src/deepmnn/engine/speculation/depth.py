@@ -42,6 +42,9 @@ _OPEN = 32
 _DEEPEST = 8
 """Guesses of more tokens pay where those of so many do."""
 
+_HORIZON = 2000
+"""Steps that time for trials is saved up over: so much may be lost at once when text changes."""
+
 _PROBES = 0.01
 
 _MEMORY = 100.0
@@ -158,14 +161,15 @@ class Depth:
     probes: part of the time that may be lost with trying other numbers of guesses than seem best.
 
     Attributes:
-        promising: whether guesses seemed to pay in the last step, or some were only tried.
+        promising: whether guesses seemed to pay when it chose last.
+        eager: whether each step is looked at, whatever that costs.
         economy: decides whether a drafter that takes time is kept; None keeps it.
     """
 
     def __init__(self, probes: float = _PROBES) -> None:
         self.costs = Costs()
         self.economy: Economy | None = Economy()
-        self.promising = False
+        self.promising = self.eager = False
         self._draft: float | None = None
         self._asking = 0.0
         self._total = 0.0
@@ -186,6 +190,9 @@ class Depth:
             each = drafting / turns
             self._draft = each if self._draft is None else self._draft + 0.2 * (each - self._draft)
         self._total += seconds + asking + drafting
+        if self._total > _HORIZON * seconds:
+            self._total /= 2
+            self._spent = {count: spent / 2 for count, spent in self._spent.items()}
 
     def choose(self, offers: List[Offer], most_rows: int) -> list[int]:
         """How many tokens to guess for each of the step's answers; most_rows: of the whole step.
@@ -341,8 +348,7 @@ class Fixed(Depth):
 
     def __init__(self, depth: int) -> None:
         super().__init__()
-        self.depth, self.economy = depth, None
-        self.promising = True  # to be asked in every step
+        self.depth, self.economy, self.eager = depth, None, True
 
     def choose(self, offers: List[Offer], most_rows: int) -> list[int]:
         """How many tokens to guess for each answer."""

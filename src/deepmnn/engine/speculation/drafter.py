@@ -71,8 +71,8 @@ class Reader(Drafter, Protocol):
         """
         ...
 
-    def kinds_of(self, most: int) -> List[str]:
-        """The kinds of the tokens of a guess of so many."""
+    def offer(self, sequence: Sequence, most: int) -> List[str]:
+        """The kinds of the tokens that it would guess now, at most so many; none: it can not."""
         ...
 
 

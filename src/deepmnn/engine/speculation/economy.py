@@ -62,17 +62,18 @@ class Economy:
             self._read_tokens /= 2
             self._read_seconds /= 2
 
-    def book(self, saved: float, tokens: int, step: float) -> None:
+    def book(self, saved: float, tokens: int, step: float, answers: int = 1) -> None:
         """What a step with what is followed has saved, in seconds, less what the drafter took.
 
-        tokens: of answers that came. step: seconds of a step without guesses.
+        tokens: that came, of answers that are followed. step: seconds of a step of so many answers
+        without guesses.
         """
         self._saved += saved
         self._tokens += tokens
         if self._tokens > _MEMORY:
             self._saved /= 2
             self._tokens /= 2
-        self._step = step
+        self._step = step / answers
         limit = _CREDIT * step
         self._balance = min(self._balance + saved + self._part * step, limit)
         if self._balance < -limit:

@@ -15,6 +15,8 @@ from deepmnn.engine.scheduler import Span
 from deepmnn.engine.sequence import Sequence
 from deepmnn.engine.speculation.drafter import NOTHING, Guess
 
+_KINDS = ["model"]
+
 
 class ModelDrafter:
     """Runs a second model with a cache of its own. Its guesses are its likeliest tokens.
@@ -28,7 +30,7 @@ class ModelDrafter:
         most: tokens guessed at a time.
     """
 
-    kinds: Mapping[str, float] = {"model": 0.6}
+    kinds: Mapping[str, float] = dict.fromkeys(_KINDS, 0.6)
 
     def __init__(self, engine: Engine, vocab_size: int, most: int) -> None:
         self.engine, self.most = engine, most
@@ -41,9 +43,17 @@ class ModelDrafter:
         """See `Reader`."""
         return bool(self._readers)
 
-    def kinds_of(self, most: int) -> List[str]:
-        """See `Reader`."""
-        return ["model"] * most
+    def offer(self, sequence: Sequence, most: int) -> List[str]:
+        """See `Reader`: nothing beyond its context, and nothing after a token that it does not
+        know.
+        """
+        reader, ids = self._readers[sequence], sequence.ids
+        new = ids[reader.known :]
+        if new and max(new) >= self.engine.backend.vocab_size:
+            reader.lost = True
+        reader.known = len(ids)
+        most = min(most, self.engine.context_length - len(ids))
+        return () if reader.lost else _KINDS * most
 
     def follow(self, sequence: Sequence) -> None:
         """Reads it when it is asked for."""
@@ -57,8 +67,6 @@ class ModelDrafter:
             # The last of all from now on: those before it make room first.
             reader = self._readers[sequence] = self._readers.pop(sequence)
             reader.catch_up(sequence.ids, self.engine)
-            if reader.pending > 2 + self.most:
-                self.read_tokens += reader.pending
             # It writes no row for the last token that it guesses.
             most = self.engine.context_length - len(sequence.ids)
             wanted[reader] = min(count, self.most, most)
@@ -76,7 +84,7 @@ class ModelDrafter:
 
     def _guess(self, sequence: Sequence) -> Guess:
         tokens = self._readers[sequence].guessed
-        return Guess(tokens, self.kinds_of(len(tokens))) if tokens else NOTHING
+        return Guess(tokens, _KINDS * len(tokens)) if tokens else NOTHING
 
     def _turn(self, readers: list[_Reader]) -> list[_Reader]:
         """Runs what they have not run; those that are at the end guess a token, and go on."""
@@ -88,6 +96,8 @@ class ModelDrafter:
             if count and self._make_room(reader, count, readers):
                 spans.append(Span(reader, count, rows=int(count == reader.pending)))
                 budget -= count
+                if count > 2 + self.most:  # what guesses leave behind is less
+                    self.read_tokens += count
         if not spans:
             return []
         logits: F32 = self.engine.forward(spans)
@@ -114,10 +124,13 @@ class ModelDrafter:
 class _Reader(BlockTable):
     """A sequence as the second model knows it: real tokens, then those that it has guessed.
 
-    real: how many of `ids` are known to be real.
+    real: how many of `ids` are known to be real. known: how many tokens of the sequence it has
+    looked at; lost: one of them is none of its own.
     """
 
     real: int = 0
+    known: int = 0
+    lost: bool = False
 
     @property
     def guessed(self) -> list[int]:

@@ -19,7 +19,7 @@ from time import perf_counter
 
 import numpy as np
 
-from deepmnn.backends.base import F32, Backend, Batch, Cache
+from deepmnn.backends.base import F32, I32, Backend, Batch, Cache
 from deepmnn.engine.batch import Part, batch_of
 from deepmnn.engine.kv_cache import BlockTable
 from deepmnn.engine.scheduler import Span
@@ -52,8 +52,9 @@ class MtpDrafter:
     def __init__(self, backend: Backend, cache: Cache, most: int) -> None:
         self.most = most
         self.kinds: Mapping[str, float] = {
-            kind: _FURTHER if place else _FIRST for place, kind in enumerate(self.kinds_of(most))
+            f"mtp-{place}": _FIRST if place == 1 else _FURTHER for place in range(1, most + 1)
         }
+        self._kinds = list(self.kinds)
         self.read_tokens = self.prompt_tokens = 0
         self.seconds = self.prompt_seconds = 0.0
         self._backend, self._cache = backend, cache
@@ -65,9 +66,9 @@ class MtpDrafter:
         """See `Reader`."""
         return bool(self._waiting)
 
-    def kinds_of(self, most: int) -> List[str]:
+    def offer(self, sequence: Sequence, most: int) -> List[str]:
         """See `Reader`."""
-        return [f"mtp-{place}" for place in range(1, most + 1)]
+        return self._kinds[:most] if self._waiting[sequence].seen(sequence.ids) else ()
 
     def follow(self, sequence: Sequence) -> None:
         """Keeps the states of its tokens from now on."""
@@ -79,8 +80,8 @@ class MtpDrafter:
         late, self.read_tokens = [], 0
         for sequence, count in asked:
             waiting = self._waiting[sequence]
-            if waiting.end != len(sequence.ids) - 1:
-                continue  # its last step was not seen
+            if not waiting.seen(sequence.ids):
+                continue
             wanted[sequence] = min(count, self.most)
             ready = waiting.ready(sequence.ids)
             if ready:
@@ -101,8 +102,9 @@ class MtpDrafter:
                 made[sequence].append(token)
                 states[sequence] = state
             turn += 1
-        kinds = list(self.kinds)
-        return [Guess(made[s], kinds[: len(made[s])]) if s in made else NOTHING for s, _ in asked]
+        return [
+            Guess(made[s], self._kinds[: len(made[s])]) if s in made else NOTHING for s, _ in asked
+        ]
 
     def forget(self, sequence: Sequence) -> None:
         """Drops the states that wait."""
@@ -111,20 +113,22 @@ class MtpDrafter:
     def step(self, batch: Batch, spans: List[Span[BlockTable]]) -> F32:
         """A step of the main part; keeps the states of its tokens. Logits [rows, vocab_size]."""
         began = perf_counter()
-        wanted = batch.logit_rows
-        every = len(wanted) == len(batch.ids)
-        if not every:
-            batch = replace(batch, logit_rows=np.arange(len(batch.ids), dtype=np.int32))
+        found = [self._waiting.get(span.table) for span in spans]  # type: ignore[call-overload]
+        pairs = list(zip(spans, found, strict=True))
+        counts = [span.rows if waiting is None else span.count for span, waiting in pairs]
+        more = sum(counts) > len(batch.logit_rows)  # than the step needs: of prompts
+        if more:
+            batch = replace(batch, logit_rows=_last_rows(spans, counts))
         begun = perf_counter()
         given = self._backend.run(self._cache, batch)
         ended = perf_counter()
-        states, end = given[self._state], 0
-        for span in spans:
-            begin, end = end, end + span.count
-            waiting = self._waiting.get(span.table)  # type: ignore[call-overload]
+        states, logits, end = given[self._state], given["logits"], 0
+        for (span, waiting), count in zip(pairs, counts, strict=True):
+            begin, end = end, end + count
             if waiting is not None:
                 waiting.add(span.table.length, states[begin:end])
-        logits = given["logits"] if every else given["logits"][wanted]
+        if more:
+            logits = logits[_kept_rows(spans, counts)]
         self.seconds += begun - began + perf_counter() - ended
         return logits
 
@@ -179,6 +183,26 @@ class MtpDrafter:
         return [(token, after[row : row + 1]) for row, token in enumerate(tokens)]
 
 
+def _last_rows(spans: List[Span[BlockTable]], counts: List[int]) -> I32:
+    """Of each span's tokens so many, the last ones: their places in the step."""
+    rows: list[int] = []
+    end = 0
+    for span, count in zip(spans, counts, strict=True):
+        end += span.count
+        rows += range(end - count, end)
+    return np.array(rows, np.int32)
+
+
+def _kept_rows(spans: List[Span[BlockTable]], counts: List[int]) -> list[int]:
+    """Of so many rows for each span those that the step asks for: the last ones."""
+    rows: list[int] = []
+    end = 0
+    for span, count in zip(spans, counts, strict=True):
+        end += count
+        rows += range(end - span.rows, end)
+    return rows
+
+
 @dataclass(slots=True)
 class _Waiting:
     """States of a sequence's tokens whose pairs are not run yet.
@@ -191,6 +215,12 @@ class _Waiting:
     end: int = 0
     states: list[F32] = field(default_factory=list)
     guess: tuple[int, F32] = (0, np.zeros((1, 0), np.float32))
+
+    def seen(self, ids: List[int]) -> bool:
+        """Whether the last step was seen: the next guess begins with its state. Behind that there
+        may be states of guesses that were wrong.
+        """
+        return self.end >= len(ids) - 1
 
     def ready(self, ids: List[int]) -> int:
         """How many pairs can be run: their next token is known."""

@@ -40,6 +40,9 @@ _OFTEN = 3.0
 _GLANCE = 4
 """Where nothing is looked for, one step in so many sees whether a long piece repeats: it lasts."""
 
+_HORIZON = 2000
+"""Steps that what was not looked for is saved up over: text changes."""
+
 _PATIENCE = 8
 """Steps in a row that are looked at nevertheless, after guesses that seemed to pay."""
 
@@ -85,10 +88,12 @@ class Speculation:
         """
         self._looked, self._turns, self._proposing, self.drafting = False, 0, 0.0, 0.0
         self._steps += 1
-        resting = self._patience <= 0 and self._idle > _IDLE * self._elapsed
+        resting = (
+            self._patience <= 0 and self._idle > _IDLE * self._elapsed and not self.depth.eager
+        )
         if resting and self._steps % _GLANCE and spans[-1].count == 1:  # prompts come last
             return
-        began = perf_counter()
+        began, promising = perf_counter(), False
         try:
             for span in spans:
                 if span.table not in self._records:
@@ -99,13 +104,13 @@ class Speculation:
                 return
             if all(span.count == 1 and span.rows for span in spans):
                 self._looked = True
-                self._guess(spans)
+                promising = self._guess(spans)
         except Exception:
             self._give_up()
             for span in spans:
                 drop_guesses(span, self._manager)
         self.drafting = perf_counter() - began
-        if self.depth.promising:
+        if promising:
             self._patience = _PATIENCE
         elif self._looked:
             self._patience -= 1
@@ -121,6 +126,9 @@ class Speculation:
     def learn(self, spans: List[Span[Sequence]], seconds: float) -> None:
         """What has become of a step's guesses; seconds: that it took, without guessing."""
         self._elapsed += seconds
+        if self._elapsed > _HORIZON * seconds:
+            self._elapsed /= 2
+            self._idle /= 2
         if self._looked:
             for span in spans:
                 record = self._records.get(span.table)
@@ -138,13 +146,13 @@ class Speculation:
                 try:
                     self._read(self.model, spans, seconds)
                 except Exception:
-                    self._give_up()
+                    self._drop(self.model)
 
     def forget(self, sequence: Sequence) -> None:
         """The sequence has ended."""
-        if self.depth.economy is not None and sequence.completion_tokens:
+        known = self._records.pop(sequence, None)
+        if known and self.depth.economy is not None:
             self.depth.economy.ended(sequence.completion_tokens)
-        self._records.pop(sequence, None)
         for drafter in (self.lookup, self.model):
             if drafter is not None:
                 drafter.forget(sequence)
@@ -168,11 +176,11 @@ class Speculation:
             spent += self.drafting
         answers, costs = len(spans), self.depth.costs
         plain = costs.of(answers) if costs.largest else seconds
-        tokens, saved = sum([bool(span.rows) for span in spans]), -spent
+        tokens, saved = sum([bool(span.rows) and self._reads(span.table) for span in spans]), -spent
         guesses, gained = self._gained(spans)
         if guesses:
             saved += gained * plain / answers + plain - costs.of(answers + guesses)
-        economy.book(saved, tokens + gained, plain)
+        economy.book(saved, tokens + gained, plain, answers)
         if not economy.pays:
             self._stop(model)
 
@@ -187,12 +195,21 @@ class Speculation:
                     gained += len(span.table.ids) - record.start - 1
         return guesses, gained
 
+    def _reads(self, sequence: Sequence) -> bool:
+        """Whether the model reads it."""
+        record = self._records.get(sequence)
+        return record is not None and record.followed
+
     def _stop(self, model: Reader) -> None:
-        """The model reads no answer any more, until one comes that seems worth it."""
+        """The model reads no answer any more, until one comes that seems worth it: then its guesses
+        are as good as any that nothing is known of.
+        """
         for sequence, record in self._records.items():
             if record.followed:
                 record.followed = False
                 model.forget(sequence)
+        for kind in model.kinds:
+            self._rates.pop(kind, None)
 
     def _follow(self, sequence: Sequence) -> None:
         """A new sequence, or one that was preempted before it ran."""
@@ -201,8 +218,11 @@ class Speculation:
             self.lookup.follow(sequence)
         economy = self.depth.economy
         if self.model is not None and (economy is None or economy.follows(sequence.pending)):
-            self.model.follow(sequence)
-            record.followed = True
+            try:
+                self.model.follow(sequence)
+                record.followed = True
+            except Exception:
+                self._drop(self.model)
 
     def _likely(self, spans: List[Span[Sequence]]) -> bool:
         """Whether one of the answers, another one each time, repeats a long piece: that is seen at
@@ -212,7 +232,8 @@ class Speculation:
             return False
         return self.lookup.repeats(spans[self._steps // _GLANCE % len(spans)].table)
 
-    def _guess(self, spans: List[Span[Sequence]]) -> None:
+    def _guess(self, spans: List[Span[Sequence]]) -> bool:
+        """Guesses for all; whether that seems to pay."""
         sequences = [span.table for span in spans]
         rooms = [self._room(sequence) for sequence in sequences]
         found = [NOTHING] * len(spans)
@@ -229,14 +250,15 @@ class Speculation:
                 record.guesses.append(guess)
                 if self._rate(record, guess.kinds[0]) < floor:
                     guess = NOTHING
-            offers.append(self._offer(record, guess, room, len(spans)))
+            offers.append(self._offer(sequence, guess, room, len(spans)))
         if not any(offer.gains for offer in offers):
-            return
+            return False
         depths = self.depth.choose(offers, self._most_rows)
         for index, span in enumerate(spans):
             if depths[index]:
                 depths[index] = self._reserve(span.table, depths[index])
         self._propose(spans, found, offers, depths)
+        return self.depth.promising
 
     def _propose(
         self,
@@ -249,26 +271,40 @@ class Speculation:
         dear = [i for i, offer in enumerate(offers) if offer.dear and depths[i]]
         if dear and self.model is not None:
             self._turns = max([depths[i] for i in dear])
-            began = perf_counter()
-            made = self.model.propose([(spans[i].table, depths[i]) for i in dear])
-            self._proposing = perf_counter() - began
+            made = self._ask(self.model, [(spans[i].table, depths[i]) for i in dear])
             for index, guess in zip(dear, made, strict=True):
-                found[index] = guess
-                record = self._records[spans[index].table]
-                record.dear = True
                 if guess.tokens:
+                    found[index] = guess
+                    record = self._records[spans[index].table]
+                    record.dear = True
                     record.guesses.append(guess)
         for span, guess, depth in zip(spans, found, depths, strict=True):
             if depth and guess.tokens:
                 span.guesses = list(guess.tokens[:depth])
                 span.count = span.rows = 1 + len(span.guesses)
+            elif depth:
+                drop_guesses(span, self._manager)
 
-    def _offer(self, record: _Record, guess: Guess, room: int, answers: int) -> Offer:
+    def _ask(self, model: Reader, asked: list[tuple[Sequence, int]]) -> list[Guess]:
+        """What the model guesses."""
+        began = perf_counter()
+        try:
+            made = model.propose(asked)
+        except Exception:
+            self._drop(model)
+            made = [NOTHING] * len(asked)
+        self._proposing = perf_counter() - began
+        return made
+
+    def _offer(self, sequence: Sequence, guess: Guess, room: int, answers: int) -> Offer:
         """The better one of what was looked up and what the model may guess."""
+        record = self._records[sequence]
         free = Offer(self._gains(record, guess.kinds)) if guess.tokens else _NONE
         if self.model is None or not record.followed or room < 1:
             return free
-        kinds = self.model.kinds_of(min(self.model.most, room))
+        kinds = self.model.offer(sequence, min(self.model.most, room))
+        if not kinds:
+            return free
         dear = Offer(self._gains(record, kinds), dear=True)
         if not free.gains or self.depth.value(dear, answers) > self.depth.value(free, answers):
             return dear
@@ -326,8 +362,17 @@ class Speculation:
             self._manager.append(sequence, 1 + guesses)
         return max(0, guesses)
 
+    def _drop(self, model: Reader) -> None:
+        """An exception of the model is no answer's fault; look-ups go on."""
+        log.warning("the drafter has failed, and is off from now on", exc_info=True)
+        self.model, self._turns = None, 0
+        for sequence, record in self._records.items():
+            if record.followed:
+                record.followed = False
+                model.forget(sequence)
+
     def _give_up(self) -> None:
-        """An exception of a drafter is no answer's fault."""
+        """Nor is any other one."""
         log.warning("guessing ahead has failed, and is off from now on", exc_info=True)
         self.lookup = self.model = None
         self._turns = 0
