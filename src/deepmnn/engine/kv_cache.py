@@ -248,7 +248,8 @@ class BlockManager:
         for name in names:
             self._let_go(name)
         if len(table.blocks) < len(names):
-            table.length = len(table.blocks) * self.block_size
+            # What was lost may be rows reserved ahead, and all that were run are there.
+            table.length = min(table.length, len(table.blocks) * self.block_size)
             del table.keys[len(table.blocks) :]
 
     def _hold(self, block: int) -> bytes | None:
