@@ -103,8 +103,13 @@ class RecentRows:
         return range(start, len(blocks))
 
     def _least(self, length: int) -> int:
-        """The first block whose recent rows a sequence of this length should need."""
-        return self.first(max(0, length - SLACK))
+        """The first block whose recent rows a sequence of this length should need.
+
+        So it can be cut by a few tokens, and a draft part can run those of the block that is not
+        whole, which wait until then (speculation/mtp.py).
+        """
+        size = self._cache.block_size
+        return self.first(min(max(0, length - SLACK), length // size * size))
 
     def need(self, block: int) -> None:
         """A sequence needs the block's recent rows: it has a place until `let_go`."""
