@@ -53,6 +53,28 @@ class FakeCache:
         self.tokens[block], self.positions[block] = both
 
 
+class RecentCache(FakeCache):
+    """Remembers the tokens of recent rows, too."""
+
+    def __init__(self, blocks: int, block_size: int, recent_blocks: int) -> None:
+        super().__init__(blocks, block_size)
+        self.recent_blocks = recent_blocks
+        self.recents = np.full(blocks, -1)
+        self.recent_tokens = np.full((recent_blocks, block_size), -1)
+
+    def place_recent(self, block: int, place: int) -> None:
+        assert -1 <= place < self.recent_blocks
+        if place >= 0:
+            self.recents[self.recents == place] = -1
+        self.recents[block] = place
+
+    def copy_block(self, source: int, target: int) -> None:
+        super().copy_block(source, target)
+        if self.recents[source] >= 0 and self.recents[target] >= 0:
+            rows = self.recent_tokens[self.recents[source]]
+            self.recent_tokens[self.recents[target]] = rows
+
+
 class FakeBackend:
     """raising: tokens that a step with them raises for. spoilt: tokens after which all is NaN."""
 

@@ -282,6 +282,29 @@ def test_a_parked_tail_that_others_hold_comes_back_as_it_was(tmp_path: Path) -> 
     check(manager, [parent, child, other])
 
 
+@pytest.mark.parametrize("lost", range(5))
+def test_rows_reserved_ahead_are_no_tokens(tmp_path: Path, lost: int) -> None:
+    """A table with blocks for guesses that nobody made comes back without one of its blocks."""
+    manager = make_manager(tmp_path, blocks=6, block_size=4, capacity=50)
+    table = BlockTable(list(range(11)))
+    write(manager, table, 10)
+    manager.append(table, 7)
+    keys = list(table.keys)
+    assert len(table.blocks) == 5
+    assert manager.park(table)
+    assert table.parked is not None
+    name = table.parked[lost]
+    filler = BlockTable([50] * 24)
+    write(manager, filler, 24)
+    manager.free(filler)
+    disk_of(manager)._remove(name)
+    manager.unpark(table)
+    assert table.length == min(10, 4 * lost)
+    assert table.keys == keys[: table.length // 4]
+    write(manager, table, table.pending)
+    check(manager, [table])
+
+
 def test_what_differs_in_the_last_bits_is_not_taken_for_the_same(tmp_path: Path) -> None:
     """Two sequences of the same tokens that were computed apart get their own rows back."""
     manager = make_manager(tmp_path, blocks=4, block_size=2, capacity=50)

@@ -7,6 +7,8 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
+from collections.abc import Sequence as List
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,9 @@ import deepmnn
 from deepmnn import LLM, SamplingParams
 from deepmnn.backends.base import F32
 from deepmnn.engine import recent_rows
-from tiny_models import tiny_checkpoint
+from deepmnn.engine.speculation.depth import Fixed, Offer
+from deepmnn.models.v4_config import HEAVILY, SPARSE
+from tiny_models import CONFIGS, checkpoint_of, tiny_checkpoint
 
 CONTEXT = 3000
 KINDS = [0, 1, 3]
@@ -131,6 +135,44 @@ def test_guesses_change_nothing(models: dict[int, Path], few_places: None, index
     for kind in ("ngram", "mtp"):
         model = load(models[index], speculate=kind)
         assert [each.ids for each in model.generate(prompts, params)] == plain
+
+
+class Now(Fixed):
+    """Guesses only where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self.now = False
+
+    def choose(self, offers: List[Offer], most_rows: int) -> list[int]:
+        return super().choose(offers, most_rows) if self.now else [0] * len(offers)
+
+
+def test_pairs_that_wait_for_a_block_have_their_rows(
+    tmp_path: Path, few_places: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Blocks of 63 tokens, more than a window of 18 and what a session can be cut by."""
+    fields = CONFIGS["deepseek_v4"][0] | {"compress_ratios": None, "num_hidden_layers": 2}
+    fields |= {"compress_rates": {SPARSE: 9, HEAVILY: 7}, "layer_types": [SPARSE, HEAVILY]}
+    checkpoint_of("deepseek_v4", fields | {"max_position_embeddings": 600}, tmp_path / "hf")
+    deepmnn.convert(tmp_path / "hf", tmp_path / "model", "fp32")
+    model = load(tmp_path / "model", cache_tokens=6000, speculate="mtp")
+    engine, depth = model.engine, Now()
+    assert engine.manager.block_size == 63
+    assert engine.speculation is not None
+    engine.speculation.depth = depth
+    params = SamplingParams(max_tokens=260, temperature=0, ignore_eos=True)
+    sequence = engine.submit(prompt(20), params)
+    for number in range(10_000):
+        if sequence.finish_reason:
+            break
+        depth.now = number % 7 == 3 and sequence.length % 63 > 45
+        if len(engine.scheduler.running) + len(engine.scheduler.waiting) < 2:
+            engine.submit(prompt(200, number), replace(params, max_tokens=2))
+        engine.step()
+    assert sequence.drafted_tokens > 0
+    assert sequence.error is None
+    assert "guessing ahead has failed" not in caplog.text
 
 
 def test_rows_on_disk_are_warned_of(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 
-import numpy as np
 import pytest
 
 from deepmnn.engine.kv_cache import BlockManager, BlockTable
@@ -18,7 +17,7 @@ from deepmnn.graph.caches import (
     kept_width,
     window,
 )
-from fake_backend import FakeCache
+from fake_backend import FakeCache, RecentCache
 
 V4 = {
     "window": CacheEntry(512, window=128),
@@ -26,28 +25,6 @@ V4 = {
     "heavy": CacheEntry(512, ratio=128),
     "inputs": CacheEntry(2048, window=8, exact=True),
 }
-
-
-class RecentCache(FakeCache):
-    """Remembers the tokens of recent rows, too."""
-
-    def __init__(self, blocks: int, block_size: int, recent_blocks: int) -> None:
-        super().__init__(blocks, block_size)
-        self.recent_blocks = recent_blocks
-        self.recents = np.full(blocks, -1)
-        self.recent_tokens = np.full((recent_blocks, block_size), -1)
-
-    def place_recent(self, block: int, place: int) -> None:
-        assert -1 <= place < self.recent_blocks
-        if place >= 0:
-            self.recents[self.recents == place] = -1
-        self.recents[block] = place
-
-    def copy_block(self, source: int, target: int) -> None:
-        super().copy_block(source, target)
-        if self.recents[source] >= 0 and self.recents[target] >= 0:
-            rows = self.recent_tokens[self.recents[source]]
-            self.recent_tokens[self.recents[target]] = rows
 
 
 def write(manager: BlockManager, table: BlockTable, count: int, reach: int) -> None:

@@ -13,6 +13,7 @@ from deepmnn import convert, load
 from deepmnn.errors import ConfigError
 from deepmnn.models import build, read_config
 from deepmnn.models.config import MAX_LAYERS, ModelConfig
+from deepmnn.models.v4_config import DeepseekV4Config
 from tiny_models import ALL, CONFIGS, checkpoint_of
 
 HUB = {"moe_layer_freq", "scoring_func", "topk_method", "num_nextn_predict_layers", "head_dim"}
@@ -76,6 +77,24 @@ def test_defaults_are_those_of_transformers(model_type: str) -> None:
     same = ours.keys() & theirs.keys()
     heads = {"num_key_value_heads"} if model_type in LATENT else set()  # latent: not read
     assert {n: ours[n] for n in same - heads} == {n: theirs[n] for n in same - heads}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        {"head_dim": 128},
+        {"head_dim": 144},
+        {"head_dim": 128, "qk_rope_head_dim": None, "partial_rotary_factor": None},
+        {"head_dim": 128, "qk_rope_head_dim": 32},
+        {"head_dim": 128, "partial_rotary_factor": 0.5},
+        {"head_dim": 128, "qk_rope_head_dim": 32, "partial_rotary_factor": 0.5},
+        {"qk_rope_head_dim": 32},
+    ],
+)
+def test_as_much_of_a_head_is_rotated_as_by_transformers(said: dict[str, Any]) -> None:
+    ours = DeepseekV4Config.from_dict({"model_type": "deepseek_v4"} | said).qk_rope_head_dim
+    assert ours == transformers.AutoConfig.for_model("deepseek_v4", **said).qk_rope_head_dim
 
 
 @pytest.mark.parametrize("model_type", CONFIGS)

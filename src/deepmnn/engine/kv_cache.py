@@ -34,14 +34,24 @@ CACHE_IS_SHORT = Words(
     "Set a larger --cache-tokens.",
 )
 
+_PLACES_ARE_SHORT = Words(
+    "Close sessions, or send fewer requests at a time.",
+    "Send fewer requests at a time.",
+)
+"""Their number hardly depends on the cache's size (recent_rows.py)."""
 
-def cache_is_full(manager: BlockManager) -> ContextLengthError:
-    """The error for what wants blocks while others hold them all."""
-    return ContextLengthError(
-        f"the KV cache has {manager.free_blocks} free blocks, the rest is in use",
-        "room for the next tokens",
-        CACHE_IS_SHORT,
-    )
+
+def cache_is_full(
+    manager: BlockManager, expected: str = "room for the next tokens"
+) -> ContextLengthError:
+    """The error for what wants blocks, or places for recent rows, while others hold them all."""
+    recent, blocks = manager.recent, manager.free_blocks
+    if recent is not None and recent.free < blocks:
+        found = f"the KV cache has {recent.free} free places for the rows of recent tokens"
+        hint = _PLACES_ARE_SHORT
+    else:
+        found, hint = f"the KV cache has {blocks} free blocks", CACHE_IS_SHORT
+    return ContextLengthError(f"{found}, the rest is in use", expected, hint)
 
 
 @dataclass(eq=False)
@@ -150,11 +160,8 @@ class BlockManager:
         shared = self._shares_tail(table)
         missing = self._missing(table, count, shared)
         if missing > self._spare():
-            raise ContextLengthError(
-                f"the KV cache has {self._spare()} free blocks of {self.block_size} tokens",
-                f"{missing} for {count} more tokens",
-                CACHE_IS_SHORT,
-            )
+            expected = f"{missing}, each for {self.block_size} tokens, for {count} more"
+            raise cache_is_full(self, expected)
         tail = table.length // self.block_size
         if shared:
             self._copy_tail(table, tail)
@@ -248,7 +255,8 @@ class BlockManager:
         for name in names:
             self._let_go(name)
         if len(table.blocks) < len(names):
-            table.length = len(table.blocks) * self.block_size
+            # What was lost may be rows reserved ahead, and all that were run are there.
+            table.length = min(table.length, len(table.blocks) * self.block_size)
             del table.keys[len(table.blocks) :]
 
     def _hold(self, block: int) -> bytes | None:

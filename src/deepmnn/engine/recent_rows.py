@@ -39,11 +39,18 @@ def places(
     if not reach:
         return 0
     size = block_size(caches)
-    each = math.ceil((reach + SLACK) / size) + 1
+    each = _most(reach, size)
     step = each + math.ceil(max_batch_tokens / size)
     affordable = _MOST_NBYTES // block_nbytes(caches, size, dtype)[1]
     wanted = step + each * (max_sequences + _IDLE)
     return min(blocks, max(step, min(wanted, affordable)))
+
+
+def _most(reach: int, size: int) -> int:
+    """Places that a sequence needs at a time, unless it runs many tokens: those of its last rows,
+    and of the block that the next token begins.
+    """
+    return math.ceil((reach + SLACK) / size) + 1
 
 
 class RecentRows:
@@ -68,6 +75,11 @@ class RecentRows:
         """Places that no sequence needs."""
         return len(self._free) + len(self._idle)
 
+    def most(self, length: int, end: int) -> int:
+        """Places that a sequence needs at a time from this length to another, token by token."""
+        size = self._cache.block_size
+        return min(_most(self._reach, size), -(-end // size) - self._least(length))
+
     def first(self, length: int) -> int:
         """The first block of a sequence of this length whose recent rows its next token reads."""
         return max(0, length + 1 - self._reach) // self._cache.block_size
@@ -84,11 +96,20 @@ class RecentRows:
 
     def kept(self, blocks: Sequence[int], length: int) -> range:
         """Which of its blocks a sequence of this length should need: all from some block on."""
-        least = self.first(max(0, length - SLACK))
+        least = self._least(length)
         start = len(blocks)
         while start > least and blocks[start - 1] in self._place_of:
             start -= 1
         return range(start, len(blocks))
+
+    def _least(self, length: int) -> int:
+        """The first block whose recent rows a sequence of this length should need.
+
+        So it can be cut by a few tokens, and a draft part can run those of the block that is not
+        whole, which wait until then (speculation/mtp.py).
+        """
+        size = self._cache.block_size
+        return self.first(min(max(0, length - SLACK), length // size * size))
 
     def need(self, block: int) -> None:
         """A sequence needs the block's recent rows: it has a place until `let_go`."""

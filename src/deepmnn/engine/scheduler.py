@@ -172,15 +172,31 @@ class Scheduler:
     def _admits(self, joining: Sequence) -> bool:
         """Whether a sequence may join the running ones.
 
-        Each of them keeps a block to grow into, or one would be preempted at once. What was parked
-        comes back whole.
+        Each of them keeps a block to grow into, or one would be preempted at once, and has places
+        for its recent rows until it ends. What was parked comes back whole.
         """
         others = len(self.running)
+        if others and not self._have_places([*self.running, joining]):
+            return False
         needed = self.manager.missing(joining) + (others + 1 if others else 0)
         while self.manager.free_blocks < needed:
             if not self._park():
                 return False
         return True
+
+    def _have_places(self, sequences: List[Sequence]) -> bool:
+        """Whether there are places for the recent rows of all of them, wherever each one is.
+
+        What a prompt needs beyond that is nobody's: it takes what is left in a step, and gives it
+        back at the end.
+        """
+        recent = self.manager.recent
+        if recent is None:
+            return True
+        needed = {s.blocks[index] for s in sequences for index in s.recent}
+        ends = [max(len(s.ids), s.limit - 1) for s in sequences]
+        most = [recent.most(s.length, end) for s, end in zip(sequences, ends, strict=True)]
+        return sum(most) <= recent.free + len(needed)
 
     def _fitting(self, sequence: Sequence, most: int) -> int:
         """How many of its pending tokens can run now, at most `most`; tables at rest make room."""

@@ -28,6 +28,9 @@ HASHED, ROUTED = "hash_moe", "moe"
 
 _RATES = {SPARSE: "compress_rate_csa", HEAVILY: "compress_rate_hca"}
 _PARTIAL = "partial_rotary_factor"
+_ROTARY_PART = 64 / 512
+"""Of a head, where a config does not say how much of it is rotated."""
+
 _THETA = 160000.0
 _HASH_LAYERS = 3
 """Whose experts the id chooses, where a config does not say."""
@@ -194,7 +197,9 @@ def _layers(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rope_dim(config: Mapping[str, Any]) -> dict[str, Any]:
-    """qk_rope_head_dim, out of partial_rotary_factor where there is one."""
+    """qk_rope_head_dim, out of partial_rotary_factor where there is one; else as it is given, or
+    as large a part of a head as transformers takes.
+    """
     factors = {_PARTIAL: config.get(_PARTIAL)}
     nested = config.get("rope_parameters")
     if isinstance(nested, Mapping):
@@ -210,6 +215,8 @@ def _rope_dim(config: Mapping[str, Any]) -> dict[str, Any]:
     }
     if len(found) > 1:
         raise UnsupportedModelError(f"the rotated parts of a head are {sorted(found)}", "equal")
+    if not found and config.get("qk_rope_head_dim") is None:
+        found.add(int(head_dim * _ROTARY_PART))
     return {"qk_rope_head_dim": found.pop()} if found else {}
 
 

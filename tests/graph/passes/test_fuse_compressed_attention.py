@@ -38,12 +38,26 @@ def test_what_the_cache_keeps() -> None:
     fuse_compressed_attention.run(graph)
     assert {n: e for n, e in graph.caches.items() if n.startswith("layers.1.")} == {
         "layers.1.window": CacheEntry(20, window=5),
-        "layers.1.compressor.rows": CacheEntry(80, window=8, exact=True),
-        "layers.1.compressor.entries": CacheEntry(20, ratio=4),
-        "layers.1.indexer.rows": CacheEntry(48, window=8, exact=True),
-        "layers.1.indexer.entries": CacheEntry(12, ratio=4),
+        "layers.1.compressor.kv.rows": CacheEntry(80, window=8, exact=True),
+        "layers.1.compressor.kv.entries": CacheEntry(20, ratio=4),
+        "layers.1.indexer.kv.rows": CacheEntry(48, window=8, exact=True),
+        "layers.1.indexer.kv.entries": CacheEntry(12, ratio=4),
     }
-    assert graph.caches["layers.2.compressor.rows"] == CacheEntry(40, window=128, exact=True)
+    assert graph.caches["layers.2.compressor.kv.rows"] == CacheEntry(40, window=128, exact=True)
+
+
+def test_entries_of_any_name_stay_apart() -> None:
+    graph, other = model(), model()
+    names = {name: f"c{number}" for number, name in enumerate(graph.caches)}
+    graph.caches = {names[name]: entry for name, entry in graph.caches.items()}
+    for node in graph.nodes:
+        if node.op == "cache":
+            node.attrs["cache"] = names[str(node.attrs["cache"])]
+    for each in (graph, other):
+        fuse_compressed_attention.run(each)
+        verify(each)
+    kept = [sorted(map(repr, each.caches.values())) for each in (graph, other)]
+    assert kept[0] == kept[1]
 
 
 def change(op: str, index: int, **attrs: object) -> Callable[[Graph], None]:

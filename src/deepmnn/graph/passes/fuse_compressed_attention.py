@@ -36,7 +36,10 @@ class _Found:
 
 @dataclass(frozen=True)
 class _Entries:
-    """A compressor: what it reads, its weights, and how wide its entries are."""
+    """A compressor: what it reads, its weights, and how wide its entries are.
+
+    cache: the entry that kept the first of its inputs, which the fused op's are named after.
+    """
 
     inputs: tuple[str, str]
     weights: tuple[str, str]
@@ -174,7 +177,7 @@ def _entries(graph: Graph, view: View, found: _Found, value: str) -> _Entries | 
         (kept[0].inputs[0], kept[1].inputs[0]),
         (*compress.weights, *norm.weights),  # type: ignore[arg-type]
         compress,
-        str(kept[0].attrs["cache"]).rpartition(".")[0],
+        str(kept[0].attrs["cache"]),
         graph.values[compress.outputs[0]].width,
     )
 
