@@ -256,7 +256,9 @@ def stop_after(steps: int) -> Callable[[int, int, str], None]:
     return progress
 
 
-@pytest.mark.parametrize("steps", [0, 1, 4, 7, 13, 22])
+@pytest.mark.parametrize(
+    "steps", [0, 7, 22, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, 13))]
+)
 def test_a_calibration_that_was_stopped_goes_on(
     checkpoint: Path, tmp_path: Path, steps: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -397,6 +397,7 @@ def convert_and_die(source: Path, out: Path, calls: int, overwrite: bool = False
     return min(left, 98)
 
 
+@pytest.mark.slow
 def test_killed_at_every_moment(tmp_path: Path) -> None:
     """Before each call that changes the disk: nothing that loads is left, unless all is there."""
     tiny = tiny_checkpoint("llama", 0, tmp_path / "hf")

@@ -28,6 +28,8 @@ OPTIONS = {
 }
 TOKENS, CHUNK = 11, 7
 
+pytestmark = pytest.mark.slow  # it builds the core
+
 
 @pytest.fixture(scope="module")
 def build() -> Path:
