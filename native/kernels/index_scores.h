@@ -40,6 +40,9 @@ void transpose_keys(const IndexTask& task, const uint8_t* const (&rows)[16], flo
   }
 }
 
+// max(0, x); this order keeps NaN, which is chosen last.
+DEEPMNN_INLINE F32x16 positive(F32x16 x) { return max(splat(0.0f), x); }
+
 // score + what kHeads heads of a token add to it.
 template <int kHeads>
 DEEPMNN_INLINE F32x16 add_heads(const float* q, const float* weights, int64_t dim, const float* keys, F32x16 score) {
@@ -52,7 +55,7 @@ DEEPMNN_INLINE F32x16 add_heads(const float* q, const float* weights, int64_t di
     for (int h = 0; h < kHeads; ++h) acc[h] = fma(splat(q[h * dim + d]), key, acc[h]);
   }
   DEEPMNN_UNROLL
-  for (int h = 0; h < kHeads; ++h) score = fma(splat(weights[h]), max(acc[h], splat(0.0f)), score);
+  for (int h = 0; h < kHeads; ++h) score = fma(splat(weights[h]), positive(acc[h]), score);
   return score;
 }
 
@@ -142,7 +145,7 @@ DEEPMNN_INLINE F32x16 add_int8_heads(const int8_t* q, const float* q_scales, con
     }
   }
   DEEPMNN_UNROLL
-  for (int h = 0; h < kHeads; ++h) score = fma(splat(weights[h]), max(total[h], splat(0.0f)), score);
+  for (int h = 0; h < kHeads; ++h) score = fma(splat(weights[h]), positive(total[h]), score);
   return score;
 }
 

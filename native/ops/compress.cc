@@ -59,6 +59,7 @@ class Compress : public Op {
     const int64_t d = shape_.width, rows = shape_.rows();
     std::fill_n(step.f32(entries_), step.n(entries_) * d, 0.0f);
     std::fill_n(step.i32(positions_), step.n(positions_), 0);
+    if (step.batch.longest() < shape_.ratio) return;  // no window is complete: room for one grows with the ratio
     float* rooms = step.scratch.take<float>(step.pool.size() * 2 * d);
     const float** pointers = step.scratch.take<const float*>(step.pool.size() * 2 * rows);
     for (int64_t s = 0; s < step.batch.sequences; ++s) {

@@ -11,6 +11,12 @@
 namespace deepmnn {
 namespace {
 
+// [tokens, most] as select_keys gives them; none of a kind that does not choose.
+struct ChosenKeys {
+  const int32_t* rows = nullptr;
+  int64_t most = 0;
+};
+
 // What turns the rows of new tokens into entries, and keeps both.
 class Compressor {
  public:
@@ -37,6 +43,7 @@ class Compressor {
       std::copy_n(step.f32(gate_) + token * width, width, row + width);
     });
     const float *bias = step.pin_vector(bias_), *norm = step.pin_vector(norm_);
+    if (step.batch.longest() < shape_.ratio) return;  // no window is complete: room for one grows with the ratio
     const int64_t d = shape_.width, rows = shape_.rows(), room = 4 * d;
     float* rooms = step.scratch.take<float>(step.pool.size() * room);
     const float** pointers = step.scratch.take<const float*>(step.pool.size() * 2 * rows);
@@ -87,12 +94,13 @@ class Indexer {
   }
 
   int64_t dim() const { return shape_.dim; }
-  int64_t top_k() const { return shape_.top_k; }
 
-  // The last token that each entry is made of, [tokens, top_k] as select_keys gives it.
-  const int32_t* run(Step& step, const TokenPlace* places, const Rope& rope, int64_t turned, float eps) const {
+  // The last token that each entry is made of. No row is longer than the step's entries are many, whatever top_k is.
+  ChosenKeys run(Step& step, const TokenPlace* places, const Rope& rope, int64_t turned, float eps) const {
     compressor_.run(step, places, rope, turned, eps);
-    int32_t* chosen = step.scratch.take<int32_t>(step.batch.tokens * shape_.top_k);
+    IndexShape shape = shape_;
+    shape.top_k = std::max<int64_t>(1, std::min(shape_.top_k, shape_.keys(step.batch.longest())));
+    int32_t* chosen = step.scratch.take<int32_t>(step.batch.tokens * shape.top_k);
     float* q = step.scratch.take<float>(step.batch.tokens * q_.width);
     for_rows(step, step.batch.tokens, 2 * q_.width, [&](int64_t token, int) {
       float* to = q + token * q_.width;
@@ -113,10 +121,10 @@ class Indexer {
       job.weights = step.f32(weights_) + token * weights_.width;
       job.tokens = step.batch.tokens_of(s);
       job.history = step.batch.history(s);
-      job.rows = chosen + token * shape_.top_k;
-      select_keys(step, shape_, job);
+      job.rows = chosen + token * shape.top_k;
+      select_keys(step, shape, job);
     }
-    return chosen;
+    return {chosen, shape.top_k};
   }
 
  private:
@@ -160,7 +168,7 @@ class CompressedAttention : public Op {
   void run(Step& step) override {
     const TokenPlace* places = token_places(step);
     keep_rows(step, places);
-    const int32_t* chosen = nullptr;
+    ChosenKeys chosen;
     if (kind_ != Kind::sliding) compressor_.run(step, places, rope_, turned_, eps_);
     if (kind_ == Kind::sparse) chosen = indexer_.run(step, places, rope_, turned_, eps_);
     const float* q = queries(step);
@@ -212,16 +220,16 @@ class CompressedAttention : public Op {
 
   int64_t windowed(const TokenPlace& at) const { return std::min<int64_t>(window_, at.position + 1); }
 
-  int64_t seen(const TokenPlace& at, const int32_t* chosen) const {
+  int64_t seen(const TokenPlace& at, const ChosenKeys& chosen) const {
     if (kind_ == Kind::sliding) return windowed(at);
     const int64_t entries = (at.position + 1) / ratio_;
-    return windowed(at) + (chosen ? std::min(entries, indexer_.top_k()) : entries);
+    return windowed(at) + (chosen.rows ? std::min(entries, chosen.most) : entries);
   }
 
-  const uint8_t* row(const Step& step, const TokenPlace& at, int64_t token, int64_t i, const int32_t* chosen) const {
+  const uint8_t* row(const Step& step, const TokenPlace& at, int64_t token, int64_t i, const ChosenKeys& chosen) const {
     const int64_t n = windowed(at);
     if (i < n) return cache_row(step, rows_, step.entry_row(rows_, at.sequence, at.position + 1 - n + i));
-    const int64_t entry = chosen ? chosen[token * indexer_.top_k() + i - n] / ratio_ : i - n;
+    const int64_t entry = chosen.rows ? chosen.rows[token * chosen.most + i - n] / ratio_ : i - n;
     return cache_row(step, compressor_.entries(), step.entry_row(compressor_.entries(), at.sequence, entry));
   }
 

@@ -12,10 +12,11 @@ constexpr int64_t kKeysAtOnce = 256;        // a piece of work, for all tokens t
 constexpr int64_t kQueryFloats = 32 << 10;  // scored against a piece before the next ones: 128 KiB of L2
 constexpr int64_t kBuckets = 1 << 11;
 
-// Floats in an order of unsigned integers.
+// Floats in an order of unsigned integers, what is no number before all others.
 uint32_t ordered(float x) {
   uint32_t bits;
   std::memcpy(&bits, &x, sizeof(bits));
+  if ((bits & 0x7fffffff) > 0x7f800000) return 0;
   return bits ^ (bits >> 31 ? 0xffffffffu : 0x80000000u);
 }
 

@@ -1,6 +1,7 @@
 // The new tokens of one step, all sequences concatenated, and where their history lies (backends/base.py).
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <vector>
 
@@ -24,6 +25,8 @@ struct Batch {
   int64_t tokens_of(int64_t s) const { return sequence_starts[s + 1] - sequence_starts[s]; }
   int64_t history(int64_t s) const { return context_lengths[s] - tokens_of(s); }
   const int32_t* table(int64_t s) const { return block_tables + s * table_width; }
+  // Rows of the sequence that has the most, new tokens included.
+  int64_t longest() const { return *std::max_element(context_lengths, context_lengths + sequences); }
 };
 
 // Throws Error("request") unless a step over this batch stays inside the vocabulary and the cache and no sequence

@@ -20,14 +20,11 @@ uint32_t add_buffer(Program& program, const BufferInfo& like, Dim dim) {
   return static_cast<uint32_t>(program.buffers.size() - 1);
 }
 
-uint32_t indices_of(const Program& program, const Instruction& reader) {
-  return *std::find_if(reader.inputs.begin(), reader.inputs.end(),
-                       [&](uint32_t id) { return program.buffers[id].is_int; });
-}
-
-Buffer int_buffer(const Program& program, uint32_t id) {
-  const BufferInfo& info = program.buffers[id];
-  return {id, info.dim, info.width, info.offset, 0};
+// Which of its inputs are the indices of an instruction with routed weights.
+size_t indices_input(const Program& program, const Instruction& reader) {
+  const auto found =
+      std::find_if(reader.inputs.begin(), reader.inputs.end(), [&](uint32_t id) { return program.buffers[id].is_int; });
+  return static_cast<size_t>(found - reader.inputs.begin());
 }
 
 }  // namespace
@@ -39,7 +36,8 @@ Prefetch::Prefetch(Program& program, const std::vector<std::unique_ptr<Op>>& ops
     Choice choice;
     choice.weights = ops[slices[i].reader]->routed();
     if (choice.weights.experts == 0) continue;
-    choice.indices = int_buffer(program, indices_of(program, program.instructions[slices[i].reader]));
+    const Instruction& reader = program.instructions[slices[i].reader];
+    choice.indices = OpSpec(program, reader, ropes).int_input(indices_input(program, reader));
     // Plain graphs have several instructions that read what one decides: the last of them looks ahead.
     const bool last = i + 1 < slices.size() && slices[i + 1].decider != slices[i].decider;
     if (last) {
@@ -71,7 +69,9 @@ Prefetch::Guess Prefetch::make_guess(Program& program, const RoutingSlice& here,
     guess.ops.push_back(make_op(OpSpec(program, *copy, ropes), copy->op));
     instructions_.push_back(std::move(copy));
   }
-  guess.indices = int_buffer(program, copies.at(indices_of(program, reader)));
+  Instruction guessed = reader;
+  guessed.inputs = {copies.at(reader.inputs[indices_input(program, reader)])};
+  guess.indices = OpSpec(program, guessed, ropes).int_input(0);
   return guess;
 }
 

@@ -167,6 +167,7 @@ std::vector<float> run(const Program& program, std::unique_ptr<Residency> reside
               {arena.reserve(program.arena_nbytes[0], "values"), nullptr, nullptr},
               nullptr,
               nullptr,
+              nullptr,
               0,
               0,
               &target};

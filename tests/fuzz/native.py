@@ -79,13 +79,15 @@ def _programs(folder: Path) -> Iterator[tuple[bytes, bytes]]:
     from one_op import one_op
     from program_dir import SHARD as WEIGHTS
     from program_dir import random_weights, write_program
-    from test_fused_ops import gqa, mla, moe
+    from test_fused_ops import gqa, mla, moe, sparse_mla
     from test_malformed import everything
+    from test_malformed_compressed import fused, plain
 
     builds = {name: lambda b, x: b.linear(x, "l", 6) for name in NAMES}
     more = [gqa(2, 1, 4, 4, True), mla(2, 5, 3, 2, 4), moe(3, 1, 4, 2), everything]
+    more += [sparse_mla(3, 7, 5, 4, 6, 5, 9, 3), plain, fused]
     for build, format in [*((b, f) for f, b in builds.items()), *((b, "w4") for b in more)]:
-        graph = one_op(build, 12, format)
+        graph = one_op(build, 24 if build in (plain, fused) else 12, format)
         write_program(graph, random_weights(graph).__getitem__, folder / "program")
         yield tuple((folder / "program" / name).read_bytes() for name in ("program.bin", WEIGHTS))
 

@@ -24,6 +24,18 @@ def test_scores(isa, rng, dim, heads, rows, ratio):
     assert np.abs(found - want).max() <= 1e-6 * bound
 
 
+@pytest.mark.parametrize("heads", [1, 5, 13])
+def test_what_is_no_number_stays_none(isa, rng, heads):
+    """Not zero: it would be chosen before negative scores."""
+    q = rng.standard_normal((2, heads * 20)).astype(np.float32)
+    weights = rng.standard_normal((2, heads)).astype(np.float32)
+    k = rng.standard_normal((33, 20)).astype(np.float32)
+    k[[3, 32], 7] = np.nan
+    found = kernels.index_scores(q, weights, k, np.full(2, 33, np.int32), 1, isa)[:, :33]
+    assert (np.flatnonzero(np.isnan(found[1])) == [3, 32]).all()
+    assert np.isnan(found[0, [3, 32]]).all()
+
+
 def test_a_score_does_not_depend_on_what_is_beside_it(isa, rng):
     q = rng.standard_normal((4, 13 * 20)).astype(np.float32)
     weights = rng.standard_normal((4, 13)).astype(np.float32)

@@ -1,5 +1,6 @@
 """The fused attentions over a window and entries, and hyper-connections, on the engine."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -72,6 +73,18 @@ def test_small_caches(kind: str, schedule: str, dtype: str) -> None:
     graph = one_op(attention(kind, 4, 3, 100), 33)
     tolerance = INT8_CACHE if dtype == "int8" else None
     check(graph, schedule, dtype, threads=2, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["f32", "int8"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dim", "index_dim"), [(64, 64), (130, 134)])
+def test_sizes_whose_cached_rows_are_rotated(
+    kind: str, dim: int, index_dim: int, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups of columns are mixed before they are rounded to int8; every entry is chosen."""
+    monkeypatch.setattr(sys.modules[__name__], "DIM", dim)
+    graph = one_op(attention(kind, 4, 3, 100, (3, index_dim)), 33)
+    check(graph, "ragged", dtype, threads=2, tolerance=INT8_CACHE if dtype == "int8" else None)
 
 
 @pytest.mark.parametrize("kind", KINDS)

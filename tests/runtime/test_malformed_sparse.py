@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 from one_op import VOCAB, one_op
-from program_dir import random_weights, write_program
+from program_dir import cpu_of, random_weights, write_program
 from test_fused_ops import sparse_mla
 
 from deepmnn.backends.cpu.backend import CpuBackend
 from deepmnn.backends.cpu.program import encode, read_program
+from deepmnn.backends.reference import ReferenceBackend
 from deepmnn.errors import ArtifactError
-from parity import prompts_for, run_schedule
+from parity import prompts_for, relative_error, run_schedule
 
 
 def plain(b, x):
@@ -68,6 +69,31 @@ def test_the_choice(tmp_path, attrs):
 def test_attention(tmp_path, attrs):
     with pytest.raises(ArtifactError):
         load(tmp_path, plain, "sparse_attention", **attrs)
+
+
+def test_what_is_no_number_is_chosen_last():
+    """A key whose scores are no numbers, as the reference has it, not as if they were zero."""
+
+    def build(b, x):
+        keys = b.cache(b.linear(x, "index_k", 6), "index")
+        queries, weights = b.linear(x, "index_q", 12), b.linear(x, "index_w", 2)
+        rows = b.select_keys(queries, weights, keys, "rows", 2, 5, 1.0)
+        k = b.cache(b.linear(x, "k", 10), "keys")
+        return b.sparse_attention(b.linear(x, "q", 10), k, k, rows, "y", 2, 2, 0.4)
+
+    graph = one_op(build, 20)
+    weights = dict(random_weights(graph))
+    for name in weights:  # token 7 alone uses column 0, of the indexer's keys alone
+        if name.endswith("weight") and name != "head.weight":
+            weights[name][:, 0] = 0
+    weights["embed.weight"][7, 0] = weights["index_k.weight"][:, 0] = 1e30
+    prompt = [[8 if i == 7 else i for i in range(40)]]
+    prompt[0][3] = 7
+    oracle = ReferenceBackend(graph, weights.__getitem__, "expanded")
+    with np.errstate(all="ignore"):
+        (want,) = run_schedule(oracle, prompt, [(40,)])
+    (found,) = run_schedule(cpu_of(graph, weights.__getitem__, threads=1), prompt, [(40,)])
+    assert relative_error(found, want) < 1e-4
 
 
 def test_rows_from_anywhere_end_at_the_first_that_is_none(tmp_path):

@@ -42,7 +42,8 @@ def build(config: Mapping[str, Any], outputs: Sequence[str] = ("logits",)) -> Gr
     """The level-0 graph of a parsed config.json: the model as its paper writes it.
 
     outputs: what a step gives, by name: "logits" [rows, vocab_size], "hidden" [rows, hidden_size],
-    which is what the head reads: Hugging Face's last hidden state, after the final norm.
+    which is what the head reads: Hugging Face's last hidden state, after the final norm; of
+    DeepSeek-V4 also "streams" [rows, hc_mult · hidden_size], the residual after the last layer.
 
     Raises:
         RequestError: outputs are none, or not ones that the model has.
@@ -54,7 +55,7 @@ def build(config: Mapping[str, Any], outputs: Sequence[str] = ("logits",)) -> Gr
 
 def build_draft(config: Mapping[str, Any]) -> Graph | None:
     """The level-0 graph of a model's draft part (graph/draft.py), which reads what `build` gives as
-    "hidden"; None for a model that has none.
+    "hidden", or "streams" (DeepSeek-V4); None for a model that has none.
 
     Raises ConfigError as `build`.
     """
