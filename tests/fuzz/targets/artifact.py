@@ -34,6 +34,7 @@ from deepmnn.conversion.convert import convert
 from deepmnn.errors import ArtifactError, DeepmnnError
 from deepmnn.exporters.gguf.export import export_gguf
 from deepmnn.exporters.hf.export import export_hf
+from deepmnn.graph.caches import CacheEntry
 from deepmnn.quant.store import stored_values
 from fuzz.mutations import mutate_bytes, mutate_json, with_header
 from fuzz.parts import BASE, SHARD, FolderTarget, files_of
@@ -44,6 +45,27 @@ Json = dict[str, Any]
 PROGRAM = "program.bin"
 
 INDEXED = LATENT | {"index_n_heads": 3, "index_head_dim": 40, "index_topk": 4}
+COMPRESSED = EXPERTS | {
+    "num_hidden_layers": 3,
+    "head_dim": 32,
+    "qk_rope_head_dim": 8,
+    "q_lora_rank": 32,
+    "o_groups": 2,
+    "o_lora_rank": 32,
+    "num_hash_layers": 1,
+    "layer_types": [
+        "sliding_attention",
+        "compressed_sparse_attention",
+        "heavily_compressed_attention",
+    ],
+    "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 8},
+    "sliding_window": 4,
+    "index_n_heads": 3,
+    "index_head_dim": 32,
+    "index_topk": 2,
+    "hc_mult": 2,
+    "num_nextn_predict_layers": 1,
+}
 
 MODELS: tuple[tuple[Json, str, int], ...] = (
     (SMALL | {"model_type": "llama", "vocab_size": 271}, "w4", 3),
@@ -53,6 +75,7 @@ MODELS: tuple[tuple[Json, str, int], ...] = (
     ),
     (LATENT | {"model_type": "deepseek_v2", "topk_group": 1}, "w8", 2),
     (INDEXED | {"model_type": "deepseek_v32", "topk_group": 1}, "w4", 3),
+    (COMPRESSED | {"model_type": "deepseek_v4"}, "w4", 3),
     (EXPERTS | {"model_type": "deepseek", "hidden_size": 40}, "fp32", 0),
     (SMALL | {"model_type": "qwen3", "tie_word_embeddings": True}, "bf16", 3),
 )
@@ -238,7 +261,7 @@ def rebuild(fields: dict[str, Any]) -> Program:
         fields["name"],
         tuple(fields["shards"]),
         tuple(map(rebuilt_weight, fields["weights"])),
-        fields["caches"],
+        {name: CacheEntry(**entry) for name, entry in fields["caches"].items()},
         tuple(ProgramBuffer(**buffer) for buffer in fields["buffers"]),
         tuple(fields["arenas"]),
         tuple(fields["inputs"]),
