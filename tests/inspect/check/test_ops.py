@@ -11,9 +11,12 @@ from faulty import artifact, exported, wrong
 
 import planted
 from deepmnn.artifact.manifest import MANIFEST
+from deepmnn.artifact.reader import Artifact
 from deepmnn.conversion.convert import convert
 from deepmnn.exporters.mnn.export import export
 from deepmnn.inspect.check.checks import check
+from deepmnn.inspect.check.router import check_routers
+from deepmnn.inspect.check.subject import Converted
 from exporters.folders import change_json, reseal
 from planted import Plant
 from tiny_models import ALL, DENSE, tiny_checkpoint
@@ -149,18 +152,41 @@ def test_a_tensor_that_config_json_forgets_is_found(tmp_path: Path) -> None:
     assert "bias" in found["tensors that nothing reads"].found
 
 
-SOUND = [("qwen3", 3), ("deepseek_v2", 3), ("deepseek_v3", 0)]
+SOUND = [
+    *[("qwen3", 1), ("deepseek_v2", 1), ("deepseek_v3", 0)],
+    *[("deepseek_v32", 0), ("deepseek_v4", 0), ("deepseek_v4", 1)],
+]
 
 
 @pytest.mark.parametrize(("model_type", "index"), SOUND)
 def test_sound_models_are_not_accused(tmp_path: Path, model_type: str, index: int) -> None:
     tiny_checkpoint(model_type, index, tmp_path / "checkpoint")
     convert(tmp_path / "checkpoint", tmp_path / "model", quant="w8")
-    export(tmp_path / "model", tmp_path / "mnn")
-    for form in ("checkpoint", "model", "mnn"):
+    forms = ["checkpoint", "model"]
+    if (model_type, index) in DENSE:
+        export(tmp_path / "model", tmp_path / "mnn")
+        forms.append("mnn")
+    for form in forms:
         lines = list(check(tmp_path / form))
         assert not [line for line in lines if line.verdict == "wrong"], form
         assert sum(line.verdict == "ok" for line in lines) >= 3, form
+
+
+def test_a_router_of_v4_that_is_wrong_is_named(tmp_path: Path) -> None:
+    """The model is the checkpoint's; its config.json says something else afterwards."""
+    tiny_checkpoint("deepseek_v4", 0, tmp_path / "checkpoint")
+    convert(tmp_path / "checkpoint", tmp_path / "model", quant="fp32")
+    path = tmp_path / "model" / "config.json"
+    subject = Converted(Artifact.open(tmp_path / "model"))
+    for changed, said in (
+        ({"scoring_func": "sigmoid"}, "scores are sqrtsoftplus"),
+        ({"routed_scaling_factor": 3.0}, "0 of 512 rows choose others"),
+        ({"num_experts_per_tok": 2}, "512 of 512 rows choose others"),
+    ):
+        subject.config = json.loads(path.read_text()) | changed
+        lines = check_routers(subject)
+        assert [line.verdict for line in lines if "layers 0" not in line.name].count("ok") == 0
+        assert any(said in line.found for line in lines), [line.found for line in lines]
 
 
 @pytest.mark.slow

@@ -47,9 +47,9 @@ def check_norms(subject: Subject) -> list[Line]:
     wrong = [
         (node, weight)
         for node, weight in found
-        if not _close(node.float_attr("eps"), expected_eps(config, weight), 1e-6)
+        if not _close(_eps(node), expected_eps(config, weight), 1e-6)
     ]
-    tried = {(node.op, node.attrs["eps"]): (node, weight) for node, weight in reversed(found)}
+    tried = {(node.op, _eps(node)): (node, weight) for node, weight in reversed(found)}
     measured = [
         (node, weight, eps)
         for node, weight in reversed(tried.values())
@@ -62,7 +62,7 @@ def check_norms(subject: Subject) -> list[Line]:
     ]
     if wrong:
         node, weight = wrong[0]
-        told = (_owner(weight), node.float_attr("eps"), expected_eps(config, weight))
+        told = (_owner(weight), _eps(node), expected_eps(config, weight))
         return [judge_eps(told, len(found), len(wrong), _AGAIN)]
     _, weight, eps = (off or measured)[0]
     told = (_owner(weight), eps, expected_eps(config, weight))
@@ -79,6 +79,11 @@ def judge_eps(told: tuple[str, float, float], count: int, wrong: int, again: str
     said += f", one of {count} that are right" if not wrong else ""
     advice = f"The norm's eps is not the one of its definition. {again}"
     return judged(NAME, not wrong, said, f"{expected:g}", advice, eps)
+
+
+def _eps(node: Node) -> float:
+    """Of the norm in it, where a fused op has another one, too."""
+    return node.float_attr("norm_eps" if "norm_eps" in node.attrs else "eps")
 
 
 def _owner(weight: str) -> str:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from deepmnn.errors import ArtifactError
 from deepmnn.formats import F32
 from deepmnn.graph.ir import Graph
-from deepmnn.inspect.check.line import Line, judged
+from deepmnn.inspect.check.line import Line, judged, skipped
 from deepmnn.inspect.check.piece import Piece
 from deepmnn.inspect.check.subject import Subject
 
@@ -53,8 +53,13 @@ class Routing:
 
     @staticmethod
     def of(config: Mapping[str, Any]) -> Routing:
-        """Of DeepSeek-MoE, V2 and V3 (and R1)."""
+        """Of DeepSeek-MoE, V2, V3 (and R1) and V4."""
         kind, top_k = config["model_type"], int(config.get("num_experts_per_tok") or 8)
+        if kind == "deepseek_v4":
+            top_k = int(config.get("num_experts_per_tok", 6))
+            scoring = str(config.get("scoring_func", "sqrtsoftplus"))
+            factor = float(config.get("routed_scaling_factor", 1.5))
+            return Routing(scoring, top_k, 1, 1, False, True, factor, has_bias=True)
         is_v3, is_v2 = kind in ("deepseek_v3", "deepseek_v32"), kind == "deepseek_v2"
         normalize = bool(config.get("norm_topk_prob", is_v3)) and top_k > 1
         scale = float(config.get("routed_scaling_factor", 2.5 if is_v3 else 1.0))
@@ -75,6 +80,8 @@ class Routing:
         """What is chosen, and how close the closest call was [rows]."""
         if self.scoring == "sigmoid":
             scores = 1 / (1 + np.exp(-logits))
+        elif self.scoring == "sqrtsoftplus":
+            scores = np.sqrt(np.logaddexp(0, logits))
         else:
             scores = np.exp(logits - logits.max(axis=1, keepdims=True))
             scores /= scores.sum(axis=1, keepdims=True)
@@ -117,8 +124,9 @@ class Routing:
             yield "groups are left out", replace(self, n_group=1)
         if self.factor != 1:
             yield "routed_scaling_factor is left out", replace(self, factor=1.0)
-        other = "softmax" if self.scoring == "sigmoid" else "sigmoid"
-        yield f"scores are {other}", replace(self, scoring=other)
+        for other in ("softmax", "sigmoid", "sqrtsoftplus"):
+            if other != self.scoring:
+                yield f"scores are {other}", replace(self, scoring=other)
         if self.top_k > 1:
             said = "are not normalised" if self.normalize else "are normalised"
             yield f"the weights {said}", replace(self, normalize=not self.normalize)
@@ -132,9 +140,12 @@ def routers(graph: Graph) -> list[tuple[int, str]]:
 
 def check_routers(subject: Subject) -> list[Line]:
     """Every layer's router on random logits, and on what its own matrix makes of random rows."""
-    routing, lines = Routing.of(subject.config), []
+    routing, lines, hashed = Routing.of(subject.config), [], []
     rng = np.random.default_rng(3)
     for layer, gate in routers(subject.graph):
+        if f"{gate}.tid2eid" in subject.graph.weights:
+            hashed.append(str(layer))
+            continue
         experts = subject.graph.values[gate].width
         logits = rng.standard_normal((ROWS, experts)).astype(np.float32) * 2
         matrix = _matrix(subject, gate)
@@ -143,7 +154,10 @@ def check_routers(subject: Subject) -> list[Line]:
         found, bias = _routed(subject, gate, logits)
         name = f"router, layer {layer}"
         lines.append(judge_router(name, routing, logits.astype(np.float64), bias, found))
-    return together(lines)
+    told = together(lines)
+    if hashed:
+        told.append(skipped(f"router, layers {', '.join(hashed)}", "the token's id chooses there"))
+    return told
 
 
 def _routed(subject: Subject, gate: str, logits: F32) -> tuple[Chosen, F64]:
@@ -193,6 +207,8 @@ def _distance(routing: Routing, logits: F64, bias: F64, found: Chosen) -> tuple[
     of the others' weights.
     """
     (indices, weights), margin = routing.choose(logits, bias)
+    if indices.shape != found[0].shape:
+        return len(logits), float("inf")
     same = (indices == found[0]).all(axis=1)
     moved = int((~same & (margin > CLOSE)).sum())
     if not same.any():
