@@ -15,7 +15,7 @@ from deepmnn.conversion.convert import convert
 from deepmnn.engine.completion import Completion
 from deepmnn.engine.engine import Engine
 from deepmnn.engine.speculation.depth import Fixed
-from deepmnn.errors import RequestError
+from deepmnn.errors import DeepmnnError, RequestError
 from tiny_artifact import write_config
 from tiny_llm import IDS, load
 
@@ -138,6 +138,15 @@ def test_a_model_without_a_draft_part(artifact: Path) -> None:
         RequestError, match="no draft part that is loaded; expected speculate 'auto'"
     ):
         deepmnn.load(artifact, speculate="mtp")
+
+
+def test_a_word_that_is_mistyped(artifact: Path) -> None:
+    with pytest.raises(DeepmnnError) as told:
+        deepmnn.load(artifact, speculate="ngrams")
+    assert str(told.value).startswith("speculate: ngrams is missing")
+    assert "expected 'auto', 'mtp', 'ngram', 'off' or a model: " in str(told.value)
+    assert told.value.shell.startswith("--speculate: ngrams is missing")
+    assert "expected auto, mtp, ngram, off or a model: " in told.value.shell
 
 
 def test_a_model_of_another_vocabulary(artifact: Path, tmp_path: Path) -> None:

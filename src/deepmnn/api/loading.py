@@ -15,7 +15,7 @@ from deepmnn.api.options import DEFAULT_KV_DTYPE, LoadOptions
 from deepmnn.api.speculation import check_speculation
 from deepmnn.backends.base import F32
 from deepmnn.engine.kv_disk import check_directory, check_room
-from deepmnn.errors import RequestError, StorageError, Words, argument
+from deepmnn.errors import DeepmnnError, RequestError, StorageError, Words, argument, in_shell
 from deepmnn.graph.caches import block_size
 from deepmnn.text.needs import Needs, check_needs
 from deepmnn.text.text_files import SourceFiles
@@ -137,9 +137,21 @@ def load(
     if chosen.draft_model is not None:
         guessing = replace(chosen, speculate="off", speculate_tokens=None, kv_disk=0, quant=None)
         guessing = replace(guessing, cache_tokens=None, kv_directory=None)
-        model.draft = load(chosen.draft_model, options=guessing, progress=progress)
+        try:
+            model.draft = load(chosen.draft_model, options=guessing, progress=progress)
+        except DeepmnnError as fault:
+            raise _of_draft(fault) from None
     check_speculation(model)
     return model
+
+
+def _of_draft(fault: DeepmnnError) -> DeepmnnError:
+    """The fault of loading a drafter: it may be a word that was mistyped."""
+    told = Words(f"speculate: {fault.found}", f"--speculate: {in_shell(fault.found)}")
+    words, shell = "'auto', 'mtp', 'ngram', 'off' or a model", "auto, mtp, ngram, off or a model"
+    if fault.expected:
+        words, shell = f"{words}: {fault.expected}", f"{shell}: {in_shell(fault.expected)}"
+    return type(fault)(told, Words(words, shell), fault.hint)
 
 
 _MNN = Words("backend 'mnn'", "--backend mnn")
