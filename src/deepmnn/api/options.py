@@ -211,7 +211,7 @@ class LoadOptions:
     speculate_tokens: int | None = field(
         default=None,
         metadata={
-            "help": "Tokens guessed at a time, at most: 1 to 15; default: ngram 8, mtp 3, a model 5.",
+            "help": "Tokens guessed at a time, 1 to 15; default: ngram 8, mtp 3, a model 5.",
             "range": (1, MAX_GUESSES),
             "backends": ("cpu", "reference"),
         },
