@@ -43,8 +43,8 @@ def test_what_pays_is_kept() -> None:
 @pytest.mark.parametrize("saved", [-0.02, -0.1, -0.5, -3.0])
 def test_what_does_not_pay_is_given_up(saved: float) -> None:
     lost, followed = simulate(Economy(), 200, 20, 100, read=0.002, saved=saved)
-    assert lost < 0.02
-    assert 1 <= followed < 50, "and tried again now and then"
+    assert lost < 0.015
+    assert 1 <= followed < 100, "and tried again now and then"
 
 
 @pytest.mark.parametrize("prompt", [1000, 20_000])
@@ -65,5 +65,5 @@ def test_what_has_become_good_is_found_out() -> None:
 
 
 def test_a_small_loss_is_borne_to_the_end_of_an_answer() -> None:
-    lost, _ = simulate(Economy(), 1, 0, 5000, read=0.0, saved=-0.004)
-    assert lost == pytest.approx(0.004)
+    lost, _ = simulate(Economy(), 1, 0, 5000, read=0.0, saved=-0.002)
+    assert lost == pytest.approx(0.002)

@@ -309,7 +309,7 @@ class Judging(Economy):
         if self.wait < 0:
             self.left = self.steps
 
-    def book(self, saved: float, tokens: int, step: float, answers: int = 1) -> None:
+    def book(self, saved: float, tokens: int, step: float) -> None:
         self.left -= 1
         self.pays = self.left > 0
 
@@ -389,3 +389,32 @@ def test_ngrams_beside_a_model() -> None:
     run(engine)
     assert made.answer == [n % 7 for n in range(60)]
     assert len(backend.steps) <= 9
+
+
+def test_a_new_sequence_wakes_who_looks_seldom() -> None:
+    """Even one whose prompt is a single token; one that runs does not."""
+    engine, _ = make_engine()
+    made = guess_ahead(engine, depth=Depth())  # nobody guesses: it sleeps as long as it may
+    params = SamplingParams(max_tokens=30, ignore_eos=True)
+    engine.submit([1], params)
+    for _ in range(10):
+        engine.step()
+    assert made._slept == 9
+    second = engine.submit([2], params)
+    engine.step()
+    assert made._slept == 0
+    assert second in made._records
+    run(engine)
+    assert not made._records
+
+
+def test_what_a_model_reads_is_guessed_for_where_nothing_is_looked_up() -> None:
+    """It takes time beside its guesses, and must bring them, whatever look-ups found before."""
+    engine, _ = make_engine()
+    drafter = ScriptedDrafter(Truth().answer, 1.0, VOCAB)
+    made = guess_ahead(engine, NgramDrafter(3), drafter, depth=Depth())
+    made._idle, made._patience = 1e9, 0  # looking has found nothing in a long time
+    answer = engine.submit([1, 2, 3], SamplingParams(max_tokens=50, ignore_eos=True))
+    run(engine)
+    assert answer.answer == expected_answer([1, 2, 3], 50, VOCAB)
+    assert drafter.asked > 0

@@ -144,6 +144,8 @@ CONTRADICTIONS = [
     ("deepseek_v4", {"o_groups": 3}, "o_groups"),
     ("deepseek_v4", {"qk_rope_head_dim": 14}, "qk_rope_head_dim"),
     ("deepseek_v4", {"compress_rates": {"x": 4}}, "compress_rates"),
+    ("deepseek_v4", {"rope_parameters": {"main": {}, "compress": 7}}, "rope_parameters.compress"),
+    ("deepseek_v4", {"rope_parameters": {"compress": {}}}, "rope_parameters.main"),
     ("llama", {"num_hidden_layers": 512, "head_dim": 4096}, "1050624 constants"),
     ("deepseek_v3", {"num_hidden_layers": 500, "n_routed_experts": 1200}, " weights or more"),
 ]

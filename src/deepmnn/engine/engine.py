@@ -171,11 +171,10 @@ class Engine:
         answers = sum([span.count == 1 for span in spans])
         tokens = sum([span.count for span in spans]) - answers
         speculation = self.speculation
-        if speculation is not None:
-            speculation.guess(spans)
+        learns = speculation is not None and speculation.guess(spans)
         guessed = time.perf_counter()
         self._draw(self._forward(spans))
-        if speculation is not None:
+        if speculation is not None and learns:
             speculation.learn(spans, time.perf_counter() - guessed)
         guesses = self._settle(spans)
         step = Step(time.perf_counter() - began, tokens, answers, *guesses)

@@ -156,6 +156,9 @@ class DeepseekV4Config(ModelConfig):
         )
 
 
+_ROPES = ("main", "compress")
+"""The parts of rope_parameters: that of sliding layers, that of the others."""
+
 _ROPE_FIELDS = ("rope_parameters", "rope_scaling", "rope_theta", "compress_rope_theta", _PARTIAL)
 
 
@@ -203,7 +206,7 @@ def _rope_dim(config: Mapping[str, Any]) -> dict[str, Any]:
     factors = {_PARTIAL: config.get(_PARTIAL)}
     nested = config.get("rope_parameters")
     if isinstance(nested, Mapping):
-        for kind in ("main", "compress"):
+        for kind in _ROPES:
             if isinstance(part := nested.get(kind), Mapping):
                 factors[f"rope_parameters.{kind}.{_PARTIAL}"] = part.get(_PARTIAL)
     size = config.get("head_dim")
@@ -226,10 +229,15 @@ def _ropes(config: Mapping[str, Any]) -> dict[str, Any]:
     YaRN multiplies no cos and sin unless a config that has both parts says so.
     """
     nested = config.get("rope_parameters")
-    if isinstance(nested, Mapping) and all(
-        isinstance(nested.get(kind), Mapping) for kind in ("main", "compress")
-    ):
-        main, compress = (_without_factor(nested[kind]) for kind in ("main", "compress"))
+    if isinstance(nested, Mapping) and any(kind in nested for kind in _ROPES):
+        for kind in _ROPES:
+            if not isinstance(nested.get(kind), Mapping):
+                raise ConfigError(
+                    f"rope_parameters.{kind} is {shown(nested.get(kind))}",
+                    "an object, beside that of the other layers",
+                    "Check config.json.",
+                )
+        main, compress = (_without_factor(nested[kind]) for kind in _ROPES)
         supported("rope_parameters.main.rope_type", main.get("rope_type", "default"), "default")
         return {"rope_theta": main.get("rope_theta"), "rope_parameters": compress}
     key = "rope_parameters" if config.get("rope_scaling") in (None, {}) else "rope_scaling"
@@ -246,5 +254,5 @@ def _ropes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _without_factor(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {
-        name: value for name, value in fields.items() if name not in (_PARTIAL, "main", "compress")
+        name: value for name, value in fields.items() if name != _PARTIAL
     }

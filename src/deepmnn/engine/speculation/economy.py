@@ -28,7 +28,7 @@ class Economy:
         pays: False after it was given up, until something is followed again.
     """
 
-    def __init__(self, part: float = 0.005) -> None:
+    def __init__(self, part: float = 0.003) -> None:
         self.pays = True
         self._part = part
         self._balance = self._budget = self._step = 0.0
@@ -38,12 +38,12 @@ class Economy:
 
     def follows(self, prompt_tokens: int) -> bool:
         """Whether a new sequence shall be read, so many tokens of which are to be run."""
-        price = prompt_tokens * self._read_seconds / max(1.0, self._read_tokens)
+        reading = prompt_tokens * self._read_seconds / max(1.0, self._read_tokens)
         if self._tokens >= _KNOWN:
-            gain = self._answer * self._saved / self._tokens
-            if not self.pays or gain <= 0 or gain < price:
-                price += _CREDIT * self._step
-                self._budget = min(self._budget, 2 * price)
+            gain, trial = self._answer * self._saved / self._tokens, _CREDIT * self._step
+            if not self.pays or gain <= 0 or gain < reading:
+                self._budget = min(self._budget, 2 * (reading + trial))
+                price = reading if self.pays else reading + trial
                 if self._budget < price:
                     return False
                 self._budget -= price
@@ -62,18 +62,17 @@ class Economy:
             self._read_tokens /= 2
             self._read_seconds /= 2
 
-    def book(self, saved: float, tokens: int, step: float, answers: int = 1) -> None:
+    def book(self, saved: float, tokens: int, step: float) -> None:
         """What a step with what is followed has saved, in seconds, less what the drafter took.
 
-        tokens: that came, of answers that are followed. step: seconds of a step of so many answers
-        without guesses.
+        tokens: that came, of answers that are followed. step: seconds of one without guesses.
         """
         self._saved += saved
         self._tokens += tokens
         if self._tokens > _MEMORY:
             self._saved /= 2
             self._tokens /= 2
-        self._step = step / answers
+        self._step = step
         limit = _CREDIT * step
         self._balance = min(self._balance + saved + self._part * step, limit)
         if self._balance < -limit:

@@ -30,15 +30,22 @@ from deepmnn.engine.speculation.mtp import MtpDrafter
 
 log = logging.getLogger("deepmnn")
 
-_IDLE = 0.004
+_IDLE = 0.0015
 """Part of the time that may go into looking for guesses that do not pay: where steps are short, not
 each of them is looked at."""
 
 _OFTEN = 3.0
 """So many times as much where it seems likely that they do."""
 
+_GLANCES = 0.001
+"""Where nothing is looked for, the part of the time that goes into seeing whether a long piece
+repeats: it lasts, and so do the steps in between, in which nothing is done at all."""
+
 _GLANCE = 4
-"""Where nothing is looked for, one step in so many sees whether a long piece repeats: it lasts."""
+"""At most one step in so many."""
+
+_ASLEEP = 64
+"""Such steps in a row, at most."""
 
 _HORIZON = 2000
 """Steps that what was not looked for is saved up over: text changes."""
@@ -76,35 +83,40 @@ class Speculation:
         self._looked = False
         self._turns, self._proposing = 0, 0.0
         self._idle = self._elapsed = 0.0
-        self._patience = self._steps = 0
+        self._patience = self._turn = 0
+        self._dozing, self._sleep, self._slept, self._last = False, 0, 0, 0.0
         self._rates: dict[str, Acceptance] = {}
         self._records: dict[Sequence, _Record] = {}
 
-    def guess(self, spans: List[Span[Sequence]]) -> None:
+    def guess(self, spans: List[Span[Sequence]]) -> bool:
         """Adds guesses to the spans of a step, and reserves their rows.
 
         None beside prompts: what a step of theirs takes says nothing about rows. A drafter that
         fails is not asked again; the answers go on without.
+
+        Returns whether there is something to `learn` from the step.
         """
+        newest = spans[-1]  # prompts come last
+        if self._sleep and newest.count == 1 and newest.table in self._records:
+            self._sleep -= 1
+            self._slept += 1
+            return False
         self._looked, self._turns, self._proposing, self.drafting = False, 0, 0.0, 0.0
-        self._steps += 1
         resting = (
             self._patience <= 0 and self._idle > _IDLE * self._elapsed and not self.depth.eager
         )
-        if resting and self._steps % _GLANCE and spans[-1].count == 1:  # prompts come last
-            return
         began, promising = perf_counter(), False
+        awake = reading = False
         try:
             for span in spans:
                 if span.table not in self._records:
                     self._follow(span.table)
-            if resting and not self._likely(spans):
-                return
-            if self.lookup is None and (self.model is None or not self.model.following):
-                return
-            if all(span.count == 1 and span.rows for span in spans):
+            reading = self.model is not None and self.model.following
+            looking = self._likely(spans) if resting else self.lookup is not None
+            awake = looking or reading
+            if awake and all(span.count == 1 and span.rows for span in spans):
                 self._looked = True
-                promising = self._guess(spans)
+                promising = self._guess(spans, looking)
         except Exception:
             self._give_up()
             for span in spans:
@@ -112,9 +124,11 @@ class Speculation:
         self.drafting = perf_counter() - began
         if promising:
             self._patience = _PATIENCE
-        elif self._looked:
+        elif self._looked and not reading:
             self._patience -= 1
             self._idle += self.drafting
+        self._dozing = not awake and not reading
+        return True
 
     def step(self, batch: Batch, spans: List[Span[BlockTable]]) -> F32 | None:
         """Runs a step in place of the backend, where the drafter wants more of it than logits."""
@@ -125,7 +139,14 @@ class Speculation:
 
     def learn(self, spans: List[Span[Sequence]], seconds: float) -> None:
         """What has become of a step's guesses; seconds: that it took, without guessing."""
-        self._elapsed += seconds
+        passed = seconds + self._slept * self._last
+        self._last, self._slept, self._sleep = seconds, 0, 0
+        if self._dozing and self.lookup is None:
+            self._sleep = _ASLEEP
+        elif self._dozing:
+            steps = self.drafting / (_GLANCES * seconds)
+            self._sleep = min(max(int(steps), _GLANCE - 1), _ASLEEP)
+        self._elapsed += passed
         if self._elapsed > _HORIZON * seconds:
             self._elapsed /= 2
             self._idle /= 2
@@ -141,7 +162,7 @@ class Speculation:
             self.depth.learn(rows, seconds - kept, asking, self._proposing, turns)
         if self.model is not None:
             if self.depth.economy is not None:
-                self.depth.economy.elapse(seconds + self.drafting)
+                self.depth.economy.elapse(passed + self.drafting)
             if self.model.following:
                 try:
                     self._read(self.model, spans, seconds)
@@ -159,28 +180,26 @@ class Speculation:
 
     def _read(self, model: Reader, spans: List[Span[Sequence]], seconds: float) -> None:
         """Has a step's tokens read, and asks whether that pays."""
-        economy, spent = self.depth.economy, 0.0
+        economy, spent = self.depth.economy, self.drafting
         if isinstance(model, MtpDrafter):
             model.ran([span.table for span in spans])
             if economy is not None:
                 economy.read(model.prompt_tokens, model.prompt_seconds)
-            spent = model.seconds
+            spent += model.seconds
             model.seconds = model.prompt_seconds = 0.0
             model.prompt_tokens = 0
         if economy is None:
             return
         if self._turns and model.read_tokens:
             economy.read(model.read_tokens, self._proposing)
-            spent += self.drafting - self._proposing
-        elif self._turns:
-            spent += self.drafting
+            spent -= self._proposing
         answers, costs = len(spans), self.depth.costs
         plain = costs.of(answers) if costs.largest else seconds
         tokens, saved = sum([bool(span.rows) and self._reads(span.table) for span in spans]), -spent
         guesses, gained = self._gained(spans)
         if guesses:
             saved += gained * plain / answers + plain - costs.of(answers + guesses)
-        economy.book(saved, tokens + gained, plain, answers)
+        economy.book(saved, tokens + gained, plain)
         if not economy.pays:
             self._stop(model)
 
@@ -230,14 +249,15 @@ class Speculation:
         """
         if self.lookup is None or self._idle > _OFTEN * _IDLE * self._elapsed:
             return False
-        return self.lookup.repeats(spans[self._steps // _GLANCE % len(spans)].table)
+        self._turn += 1
+        return self.lookup.repeats(spans[self._turn % len(spans)].table)
 
-    def _guess(self, spans: List[Span[Sequence]]) -> bool:
-        """Guesses for all; whether that seems to pay."""
+    def _guess(self, spans: List[Span[Sequence]], looking: bool) -> bool:
+        """Guesses for all; looking: also what was said before. Returns whether that seems to pay."""
         sequences = [span.table for span in spans]
         rooms = [self._room(sequence) for sequence in sequences]
         found = [NOTHING] * len(spans)
-        if self.lookup is not None:
+        if self.lookup is not None and looking:
             most = self.lookup.most
             found = self.lookup.propose(
                 [(s, min(most, r)) for s, r in zip(sequences, rooms, strict=True)]
