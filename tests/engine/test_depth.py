@@ -171,3 +171,17 @@ def test_acceptance_follows_what_happens() -> None:
     for _ in range(300):
         made.add(False)
     assert made.rate(0.6) < 0.11
+
+
+def test_what_plain_steps_take_is_measured_again() -> None:
+    """They were slow when guesses began to pay; since all steps are fast, guesses lose."""
+    depth = Depth()
+    for rows in [1, 2] * 9:
+        depth.learn(rows, 3.0, 0.0, 0.3 * (rows - 1), rows - 1)
+    assert depth.choose([alike(0.95, 1, dear=True)], 8) == [1]
+    for _ in range(3000):
+        depths = depth.choose([alike(0.95, 1, dear=True)], 8)
+        rows = 1 + depths[0]
+        depth.learn(rows, 0.4 + 0.6 * rows, 0.0, 0.6 * depths[0], depths[0])
+    tried = [depth.choose([alike(0.95, 1, dear=True)], 8)[0] for _ in range(20)]
+    assert sum(tried) <= 2

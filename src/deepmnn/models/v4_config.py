@@ -253,6 +253,4 @@ def _ropes(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _without_factor(fields: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        name: value for name, value in fields.items() if name != _PARTIAL
-    }
+    return {name: value for name, value in fields.items() if name != _PARTIAL}

@@ -33,6 +33,9 @@ _SAMPLES = 9
 _SURE = 3
 """Fewer samples are not believed where they say that rows are dear."""
 
+_STALE = 100
+"""Steps after which of old samples only two are kept: two new ones are the median then."""
+
 _ALIKE = 0.02
 """A median that has changed by less is the same: most steps change nothing of what is known."""
 
@@ -92,6 +95,8 @@ class Costs:
     """
 
     version: int = 0
+    _steps: int = 0
+    _last: dict[int, int] = field(default_factory=dict)
     _samples: dict[int, deque[float]] = field(default_factory=dict)
     _known: list[int] = field(default_factory=list)
     _seconds: dict[int, float] = field(default_factory=dict)
@@ -108,6 +113,11 @@ class Costs:
         if samples is None:
             samples = self._samples[rows] = deque(maxlen=_SAMPLES)
             self._known.insert(bisect_left(self._known, rows), rows)
+        self._steps += 1
+        if self._steps - self._last.get(rows, self._steps) > _STALE:
+            while len(samples) >= _SURE:
+                samples.popleft()
+        self._last[rows] = self._steps
         samples.append(seconds)
         known, found = self._seconds.get(rows), median(samples)
         if known is None or len(samples) <= _SURE or abs(found - known) > _ALIKE * known:
@@ -216,7 +226,7 @@ class Depth:
             plan.tokens(taken) > plain * (seconds[taken] + turns * each + self._asking)
         )
         probe = self._probe(plan, taken, each, best)
-        return plan.depths(probe, None) if probe else plan.depths(taken, turns)
+        return plan.depths(taken, turns) if probe is None else plan.depths(probe, None)
 
     def floor(self, answers: int) -> float:
         """The least chance of being right with which a guess that takes no time may pay, for one of
@@ -240,8 +250,8 @@ class Depth:
             self._floor = (answers, costs.version), percent / 100
         return self._floor[1]
 
-    def _probe(self, plan: _Plan, taken: int, each: float, best: float) -> int:
-        """A number of guesses to be tried; 0 where it is too early for that.
+    def _probe(self, plan: _Plan, taken: int, each: float, best: float) -> int | None:
+        """A number of guesses to be tried; None where it is too early for that.
 
         taken: the number that seems best, of as many tokens a second. each: of the drafter's turns.
         """
@@ -257,7 +267,7 @@ class Depth:
             if spent <= allowed:
                 self._spent[count] = spent
                 return count
-        return 0
+        return None
 
     def value(self, offer: Offer, answers: int) -> float:
         """Tokens a second at most, where one of so many answers gets guesses."""
@@ -338,8 +348,8 @@ class _Plan:
 
 @cache
 def _trials(most: int) -> tuple[int, ...]:
-    """Numbers of guesses that are tried: the most, ..., 4, 2, 1: the dear ones are due seldom."""
-    numbers = {most, *(1 << power for power in range(most.bit_length()))}
+    """Numbers of guesses that are tried: the most, ..., 4, 2, 1, 0; dear ones are due seldom."""
+    numbers = {most, 0, *(1 << power for power in range(most.bit_length()))}
     return tuple(sorted(numbers, reverse=True))
 
 

@@ -253,7 +253,7 @@ class Speculation:
         return self.lookup.repeats(spans[self._turn % len(spans)].table)
 
     def _guess(self, spans: List[Span[Sequence]], looking: bool) -> bool:
-        """Guesses for all; looking: also what was said before. Returns whether that seems to pay."""
+        """Guesses for all; looking: also what was said before. Whether that seems to pay."""
         sequences = [span.table for span in spans]
         rooms = [self._room(sequence) for sequence in sequences]
         found = [NOTHING] * len(spans)
