@@ -171,10 +171,11 @@ class Engine:
         answers = sum([span.count == 1 for span in spans])
         tokens = sum([span.count for span in spans]) - answers
         speculation = self.speculation
-        learns = speculation is not None and speculation.guess(spans)
+        if speculation is not None and not speculation.guess(spans):
+            speculation = None  # learns nothing from this step
         guessed = time.perf_counter()
         self._draw(self._forward(spans))
-        if speculation is not None and learns:
+        if speculation is not None:
             speculation.learn(spans, time.perf_counter() - guessed)
         guesses = self._settle(spans)
         step = Step(time.perf_counter() - began, tokens, answers, *guesses)

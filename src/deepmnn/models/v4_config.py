@@ -204,11 +204,8 @@ def _rope_dim(config: Mapping[str, Any]) -> dict[str, Any]:
     as large a part of a head as transformers takes.
     """
     factors = {_PARTIAL: config.get(_PARTIAL)}
-    nested = config.get("rope_parameters")
-    if isinstance(nested, Mapping):
-        for kind in _ROPES:
-            if isinstance(part := nested.get(kind), Mapping):
-                factors[f"rope_parameters.{kind}.{_PARTIAL}"] = part.get(_PARTIAL)
+    for kind, part in _nested(config).items():
+        factors[f"rope_parameters.{kind}.{_PARTIAL}"] = part.get(_PARTIAL)
     size = config.get("head_dim")
     head_dim = DeepseekV4Config.head_dim if size is None else whole("head_dim", size)
     found = {
@@ -223,20 +220,27 @@ def _rope_dim(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"qk_rope_head_dim": found.pop()} if found else {}
 
 
+def _nested(config: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """rope_parameters by _ROPES, where it has such parts: it must have both, then."""
+    found = config.get("rope_parameters")
+    if not isinstance(found, Mapping) or not any(kind in found for kind in _ROPES):
+        return {}
+    for kind in _ROPES:
+        if not isinstance(found.get(kind), Mapping):
+            raise ConfigError(
+                f"rope_parameters.{kind} is {shown(found.get(kind))}",
+                "an object, beside that of the other layers",
+                "Check config.json.",
+            )
+    return {kind: found[kind] for kind in _ROPES}
+
+
 def _ropes(config: Mapping[str, Any]) -> dict[str, Any]:
     """rope_theta of sliding layers, and rope_parameters of the others.
 
     YaRN multiplies no cos and sin unless a config that has both parts says so.
     """
-    nested = config.get("rope_parameters")
-    if isinstance(nested, Mapping) and any(kind in nested for kind in _ROPES):
-        for kind in _ROPES:
-            if not isinstance(nested.get(kind), Mapping):
-                raise ConfigError(
-                    f"rope_parameters.{kind} is {shown(nested.get(kind))}",
-                    "an object, beside that of the other layers",
-                    "Check config.json.",
-                )
+    if nested := _nested(config):
         main, compress = (_without_factor(nested[kind]) for kind in _ROPES)
         supported("rope_parameters.main.rope_type", main.get("rope_type", "default"), "default")
         return {"rope_theta": main.get("rope_theta"), "rope_parameters": compress}

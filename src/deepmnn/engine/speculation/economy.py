@@ -43,7 +43,7 @@ class Economy:
             gain, trial = self._answer * self._saved / self._tokens, _CREDIT * self._step
             if not self.pays or gain <= 0 or gain < reading:
                 self._budget = min(self._budget, 2 * (reading + trial))
-                price = reading if self.pays else reading + trial
+                price = reading if self.pays else reading + trial  # one that runs is paid for
                 if self._budget < price:
                     return False
                 self._budget -= price

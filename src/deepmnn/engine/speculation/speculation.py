@@ -38,14 +38,14 @@ _OFTEN = 3.0
 """So many times as much where it seems likely that they do."""
 
 _GLANCES = 0.001
-"""Where nothing is looked for, the part of the time that goes into seeing whether a long piece
-repeats: it lasts, and so do the steps in between, in which nothing is done at all."""
+"""Where nothing is looked for, the part of the time that goes into glances: whether a long piece
+repeats. That lasts, so between two glances steps do nothing at all."""
 
 _GLANCE = 4
-"""At most one step in so many."""
+"""There is one in so many steps, at most."""
 
 _ASLEEP = 64
-"""Such steps in a row, at most."""
+"""Steps in a row that do nothing, at most."""
 
 _HORIZON = 2000
 """Steps that what was not looked for is saved up over: text changes."""
@@ -106,15 +106,14 @@ class Speculation:
             self._patience <= 0 and self._idle > _IDLE * self._elapsed and not self.depth.eager
         )
         began, promising = perf_counter(), False
-        awake = reading = False
+        looking = reading = False
         try:
             for span in spans:
                 if span.table not in self._records:
                     self._follow(span.table)
             reading = self.model is not None and self.model.following
             looking = self._likely(spans) if resting else self.lookup is not None
-            awake = looking or reading
-            if awake and all(span.count == 1 and span.rows for span in spans):
+            if (looking or reading) and all(span.count == 1 and span.rows for span in spans):
                 self._looked = True
                 promising = self._guess(spans, looking)
         except Exception:
@@ -127,7 +126,7 @@ class Speculation:
         elif self._looked and not reading:
             self._patience -= 1
             self._idle += self.drafting
-        self._dozing = not awake and not reading
+        self._dozing = not (looking or reading)
         return True
 
     def step(self, batch: Batch, spans: List[Span[BlockTable]]) -> F32 | None:
@@ -141,11 +140,9 @@ class Speculation:
         """What has become of a step's guesses; seconds: that it took, without guessing."""
         passed = seconds + self._slept * self._last
         self._last, self._slept, self._sleep = seconds, 0, 0
-        if self._dozing and self.lookup is None:
-            self._sleep = _ASLEEP
-        elif self._dozing:
-            steps = self.drafting / (_GLANCES * seconds)
-            self._sleep = min(max(int(steps), _GLANCE - 1), _ASLEEP)
+        if self._dozing:
+            steps = _ASLEEP if self.lookup is None else int(self.drafting / (_GLANCES * seconds))
+            self._sleep = min(max(steps, _GLANCE - 1), _ASLEEP)
         self._elapsed += passed
         if self._elapsed > _HORIZON * seconds:
             self._elapsed /= 2
